@@ -1,0 +1,168 @@
+"""Every exception that Papyra raises. `PapyraError` is the root of all of them."""
+
+from __future__ import annotations
+
+__all__ = (
+    "ActorInitializationError",
+    "ActorStopped",
+    "AskTimeout",
+    "BackendBusy",
+    "BackendClosed",
+    "BackendInUse",
+    "DuplicateActorName",
+    "EscalatedFailure",
+    "InvalidActor",
+    "InvalidActorName",
+    "InvalidEnvironment",
+    "InvalidPolicy",
+    "InvalidRecord",
+    "InvalidRequest",
+    "InvalidSetting",
+    "MailboxClosed",
+    "MailboxFull",
+    "PapyraError",
+    "PersistenceError",
+    "SettingsError",
+    "StoreError",
+    "SystemAlreadyStarted",
+    "SystemNotRunning",
+    "UnencodablePayload",
+    "UnknownSetting",
+    "WouldDeadlock",
+    "WrongTask",
+)
+
+
+class PapyraError(Exception):
+    """The root of every exception that Papyra raises."""
+
+
+# The runtime
+
+
+class ActorInitializationError(PapyraError):
+    """An actor's ``__init__`` raised: the actor was never started. `__cause__` says why."""
+
+
+class ActorStopped(PapyraError):
+    """The actor that was asked has stopped, or stopped before it could reply."""
+
+
+class AskTimeout(PapyraError, TimeoutError):
+    """No reply came within the timeout. The message may still be handled later."""
+
+
+class DuplicateActorName(PapyraError, ValueError):
+    """A living actor has this name under the same parent already."""
+
+
+class EscalatedFailure(PapyraError):
+    """A failure was escalated past the top-level actor, so the system stopped.
+
+    `__cause__` is the actor's own error.
+    """
+
+
+class InvalidActor(PapyraError, TypeError):
+    """A class that can't be spawned, or a hook that is no coroutine function."""
+
+
+class InvalidActorName(PapyraError, ValueError):
+    """The name of an actor, or the id of a system, must be a printable string without ``/``."""
+
+    def __init__(self, name: object) -> None:
+        super().__init__(
+            f"{name!r} can't be part of an address: use a printable string without '/'"
+        )
+
+
+class MailboxClosed(PapyraError):
+    """The mailbox takes no more messages, because its actor is stopping or has stopped."""
+
+
+class MailboxFull(PapyraError):
+    """The mailbox has no room, and the caller did not want to wait."""
+
+
+class SystemAlreadyStarted(PapyraError):
+    """An actor system lives once: make a new one for another run."""
+
+
+class SystemNotRunning(PapyraError):
+    """The actor system has not been started, is stopping, or has stopped."""
+
+
+class WouldDeadlock(PapyraError, RuntimeError):
+    """An actor was about to wait for itself."""
+
+
+class WrongTask(PapyraError, RuntimeError):
+    """A system must be stopped by the task that started it."""
+
+
+# Settings, policies
+
+
+class InvalidPolicy(PapyraError, ValueError):
+    """A policy, a capacity or a time limit that makes no sense."""
+
+
+class SettingsError(PapyraError):
+    """The root of what wrong settings raise."""
+
+
+class UnknownSetting(SettingsError, AttributeError):
+    """There is no setting of this name."""
+
+
+class InvalidSetting(SettingsError, TypeError):
+    """A setting was given a value of the wrong type."""
+
+
+class InvalidEnvironment(SettingsError, ValueError):
+    """An environment variable says something that Papyra can't follow."""
+
+
+# Persistence
+
+
+class PersistenceError(PapyraError):
+    """The root of what a persistence backend raises."""
+
+
+class BackendBusy(PersistenceError):
+    """Two tasks used one backend at the same time while no persistence actor hosted it."""
+
+
+class BackendClosed(PersistenceError):
+    """The backend has been closed. Host it again, or enter it with ``async with``, to go on."""
+
+
+class BackendInUse(PersistenceError):
+    """A persistence actor hosts this backend already; `owner` names it."""
+
+    def __init__(self, message: str, *, owner: str) -> None:
+        super().__init__(message)
+        #: the address of the actor that hosts the backend
+        self.owner = owner
+
+
+class InvalidRecord(PersistenceError, TypeError):
+    """A record, or a field of one, is of the wrong type. Nothing of its request was stored."""
+
+
+class InvalidRequest(PersistenceError, ValueError):
+    """A request that makes no sense, or that the persistence actor does not know."""
+
+
+class StoreError(PersistenceError):
+    """The store below a backend failed. `__cause__` is its own error."""
+
+
+class UnencodablePayload(InvalidRecord):
+    """A payload holds a value that JSON cannot. Nothing of its request was stored."""
+
+    def __init__(self, message: str, *, path: str) -> None:
+        super().__init__(message)
+        #: where the value is, as in ``payload["items"][2].price``
+        self.path = path
