@@ -1,0 +1,164 @@
+"""The protocol of a persistence actor: its requests, and what it replies.
+
+Each request names the type of its reply: an ``Append`` is a ``Request[Appended]``. All of them are
+frozen structs, tagged with their names, so they can be encoded and decoded as a union.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Generic, TypeAlias, TypeVar
+
+import msgspec
+
+from papyra.exceptions import InvalidRequest
+from papyra.persistence.metrics import MetricsSnapshot
+from papyra.persistence.records import KINDS, Kind, Record
+from papyra.persistence.reports import (
+    CompactionReport,
+    PersistenceRecoveryConfig,
+    PersistenceRecoveryReport,
+    PersistenceScanReport,
+)
+
+__all__ = (
+    "AnyRequest",
+    "Append",
+    "AppendMany",
+    "Appended",
+    "Compact",
+    "Flush",
+    "Flushed",
+    "GetMetrics",
+    "Page",
+    "Read",
+    "Recover",
+    "Request",
+    "ResetMetrics",
+    "Scan",
+)
+
+ReplyT = TypeVar("ReplyT")
+
+
+class Appended(msgspec.Struct, frozen=True, tag=True):
+    """Where the records were stored: positions `first_seq` to `last_seq`, both included.
+
+    For an `AppendMany` of nothing, `last_seq` is the store's last and `first_seq` the one after.
+    """
+
+    first_seq: int
+    last_seq: int
+
+
+class Page(msgspec.Struct, frozen=True, tag=True):
+    """A bounded run of records, oldest first."""
+
+    records: tuple[Record, ...]
+    #: give it as `after` to read on towards the newest
+    next_after: int
+    #: whether there may be more matching records in the direction of the read. Pages are bounded
+    #: by what they examine too, so a filtered page may be short, even empty, and not the last one.
+    more: bool
+    #: give it as `before` to read on towards the oldest
+    next_before: int
+
+
+class Flushed(msgspec.Struct, frozen=True, tag=True):
+    """Every record up to `last_seq` is as durable as the backend makes it."""
+
+    last_seq: int
+
+
+class Request(msgspec.Struct, Generic[ReplyT], frozen=True, tag=True):
+    """What a persistence actor understands; `ReplyT` is what it replies."""
+
+
+class Append(Request[Appended], frozen=True, gc=False):
+    """Store one record."""
+
+    record: Record
+
+
+class AppendMany(Request[Appended], frozen=True):
+    """Store these records next to each other: all of them or, if any is bad, none."""
+
+    records: tuple[Record, ...]
+
+
+class Read(Request[Page], frozen=True):
+    """Read a page of one kind's records, oldest first.
+
+    Raises `InvalidRequest` when an argument is of the wrong type or range.
+    """
+
+    kind: Kind
+    #: only records with a greater `seq`
+    after: int = 0
+    #: only records at this Unix time or newer
+    since: float | None = None
+    #: only records at this Unix time or older
+    until: float | None = None
+    #: at most this many; pages are bounded, so there may be more of them all the same
+    limit: int | None = None
+    #: only events of this type
+    event_type: str | None = None
+    #: only what concerns this actor: the address of an event, the target of a dead letter
+    actor: str | None = None
+    #: start from the newest match, not the oldest; the page itself is oldest first all the same
+    newest: bool = False
+    #: only records with a smaller `seq`
+    before: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.kind not in KINDS:
+            raise InvalidRequest(f"kind is one of {', '.join(KINDS)}, not {self.kind!r}")
+        for name in ("after", "limit", "before"):
+            value = getattr(self, name)
+            if value is None and name != "after":
+                continue
+            if type(value) is not int or value < 0:
+                raise InvalidRequest(f"{name} is a whole number, 0 or greater, not {value!r}")
+        for name in ("since", "until"):
+            value = getattr(self, name)
+            if value is not None and (type(value) not in (float, int) or math.isnan(value)):
+                raise InvalidRequest(f"{name} is Unix time in seconds, not {value!r}")
+        for name in ("event_type", "actor"):
+            value = getattr(self, name)
+            if value is not None and not isinstance(value, str):
+                raise InvalidRequest(f"{name} is a string, not {value!r}")
+        if self.event_type is not None and self.kind != "event":
+            raise InvalidRequest(f"event_type selects events, not records of kind {self.kind!r}")
+        if self.actor is not None and self.kind == "audit":
+            raise InvalidRequest("actor selects events or dead letters: an audit is of a system")
+
+
+class GetMetrics(Request[MetricsSnapshot], frozen=True):
+    """Return the counters as they are."""
+
+
+class ResetMetrics(Request[MetricsSnapshot], frozen=True):
+    """Set every counter to zero; the reply holds what they had counted until then."""
+
+
+class Scan(Request[PersistenceScanReport], frozen=True):
+    """Check every stored record. Changes nothing."""
+
+
+class Recover(Request[PersistenceRecoveryReport], frozen=True):
+    """Repair what a scan finds, and scan again. `None` stands for the default config."""
+
+    config: PersistenceRecoveryConfig | None = None
+
+
+class Compact(Request[CompactionReport], frozen=True):
+    """Remove what retention hides, where the backend can."""
+
+
+class Flush(Request[Flushed], frozen=True):
+    """Make everything appended so far as durable as the backend can."""
+
+
+AnyRequest: TypeAlias = (
+    Append | AppendMany | Read | GetMetrics | ResetMetrics | Scan | Recover | Compact | Flush
+)

@@ -1,0 +1,112 @@
+"""Counters of what a backend did since it was made, or since they were reset."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import msgspec
+
+__all__ = ("MetricsSnapshot", "PersistenceMetrics", "PersistenceMetricsMixin")
+
+
+class MetricsSnapshot(msgspec.Struct, frozen=True, tag=True):
+    """The counters at one moment. Reads as a mapping too: ``dict(snapshot)``."""
+
+    records_written: int = 0
+    #: encoded bytes
+    bytes_written: int = 0
+    #: runs of appends that were written as one; group commit makes them fewer than the appends
+    commits: int = 0
+    #: pages read
+    reads: int = 0
+    scans: int = 0
+    anomalies_detected: int = 0
+    recoveries: int = 0
+    compactions: int = 0
+    #: append requests that failed, those refused for a bad record included
+    write_errors: int = 0
+    read_errors: int = 0
+    scan_errors: int = 0
+    recovery_errors: int = 0
+    compaction_errors: int = 0
+
+    def __getitem__(self, name: str) -> int:
+        if name not in self.__struct_fields__:
+            raise KeyError(name)
+        value: int = getattr(self, name)
+        return value
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.__struct_fields__)
+
+    def __len__(self) -> int:
+        return len(self.__struct_fields__)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self.__struct_fields__
+
+    def keys(self) -> tuple[str, ...]:
+        """Return the counters' names."""
+        return self.__struct_fields__
+
+    def values(self) -> tuple[int, ...]:
+        """Return the counts, in the order of `keys()`."""
+        return msgspec.structs.astuple(self)
+
+    def items(self) -> tuple[tuple[str, int], ...]:
+        """Return pairs of name and count."""
+        return tuple(zip(self.keys(), self.values(), strict=True))
+
+    def get(self, name: str, default: Any = None) -> Any:
+        """Return the count called `name`, or `default` if there is none."""
+        return getattr(self, name) if name in self else default
+
+
+# Not a base class: structs and abstract classes have different metaclasses.
+Mapping.register(MetricsSnapshot)
+
+
+class PersistenceMetrics:
+    """The living counters. `snapshot()` is how to read them."""
+
+    __slots__ = MetricsSnapshot.__struct_fields__
+
+    records_written: int
+    bytes_written: int
+    commits: int
+    reads: int
+    scans: int
+    anomalies_detected: int
+    recoveries: int
+    compactions: int
+    write_errors: int
+    read_errors: int
+    scan_errors: int
+    recovery_errors: int
+    compaction_errors: int
+
+    def __init__(self) -> None:
+        self.reset()
+
+    def snapshot(self) -> MetricsSnapshot:
+        """Return the counters as they are now."""
+        return MetricsSnapshot(*(getattr(self, name) for name in self.__slots__))
+
+    def reset(self) -> None:
+        """Set every counter to zero."""
+        for name in self.__slots__:
+            setattr(self, name, 0)
+
+
+class PersistenceMetricsMixin:
+    """Gives a class `metrics`, made on first use, so that no subclass has to set it up."""
+
+    _metrics: PersistenceMetrics | None = None
+
+    @property
+    def metrics(self) -> PersistenceMetrics:
+        """The counters of this object."""
+        if self._metrics is None:
+            self._metrics = PersistenceMetrics()
+        return self._metrics

@@ -1,0 +1,78 @@
+"""What is stored: the facts. A fact is appended once and never changes."""
+
+from __future__ import annotations
+
+from typing import Any, Literal, TypeAlias, get_args
+
+import msgspec
+
+__all__ = (
+    "KINDS",
+    "Kind",
+    "PersistedAudit",
+    "PersistedDeadLetter",
+    "PersistedEvent",
+    "Record",
+)
+
+Kind: TypeAlias = Literal["event", "audit", "dead_letter"]
+
+KINDS: tuple[Kind, ...] = get_args(Kind)
+
+
+# gc=False: records are made by the million, hold plain data only and live in no cycles, so the
+# collector need not visit them. omit_defaults keeps `seq` out of what is encoded.
+
+
+class PersistedEvent(
+    msgspec.Struct, frozen=True, tag_field="kind", tag="event", omit_defaults=True, gc=False
+):
+    """Something that happened to an actor: a domain event, or a step of its life."""
+
+    system_id: str
+    #: ``str()`` of the actor's address
+    actor_address: str
+    event_type: str
+    #: anything msgspec can write as JSON; read back as plain dicts, lists, strings and numbers
+    payload: Any
+    #: Unix time in seconds
+    timestamp: float
+    #: the record's position in its store; set on what is read back, ignored on what is appended
+    seq: int | None = None
+
+
+class PersistedAudit(
+    msgspec.Struct, frozen=True, tag_field="kind", tag="audit", omit_defaults=True, gc=False
+):
+    """A snapshot of a system's health. The runtime's own have an `AuditReport` as payload."""
+
+    system_id: str
+    #: anything msgspec can write as JSON; read back as plain data
+    payload: Any
+    #: Unix time in seconds
+    timestamp: float
+    #: as in `PersistedEvent`
+    seq: int | None = None
+
+
+class PersistedDeadLetter(
+    msgspec.Struct, frozen=True, tag_field="kind", tag="dead_letter", omit_defaults=True, gc=False
+):
+    """A message that could not be delivered, or that its actor left unhandled."""
+
+    system_id: str
+    #: ``str()`` of the address of the actor it was meant for
+    target: str
+    #: the name of the message's type
+    message_type: str
+    #: the message, or ``{"repr": ...}`` if JSON has no form for it
+    payload: Any
+    #: whether the sender waited for a reply; it got `ActorStopped`
+    expects_reply: bool
+    #: Unix time in seconds
+    timestamp: float
+    #: as in `PersistedEvent`
+    seq: int | None = None
+
+
+Record: TypeAlias = PersistedEvent | PersistedAudit | PersistedDeadLetter

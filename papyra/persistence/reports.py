@@ -1,0 +1,88 @@
+"""What scans, recoveries and compactions report."""
+
+from __future__ import annotations
+
+from typing import Literal, TypeAlias
+
+import msgspec
+
+__all__ = (
+    "AnomalyKind",
+    "CompactionReport",
+    "PersistenceAnomaly",
+    "PersistenceRecoveryConfig",
+    "PersistenceRecoveryReport",
+    "PersistenceScanReport",
+)
+
+AnomalyKind: TypeAlias = Literal[
+    "torn", "corrupt", "checksum", "unknown_kind", "gap", "duplicate", "foreign_file", "missing"
+]
+
+
+class PersistenceAnomaly(msgspec.Struct, frozen=True):
+    """One thing that is wrong with a store."""
+
+    kind: AnomalyKind
+    #: what was found, in words
+    detail: str
+    #: where: a file's path, or a stream's key
+    location: str | None = None
+    #: bytes from the start of the file
+    offset: int | None = None
+    #: line in the file, from 1
+    line: int | None = None
+    #: position in the store
+    seq: int | None = None
+
+
+class PersistenceScanReport(msgspec.Struct, frozen=True, tag=True):
+    """What a scan read and found. A scan changes nothing."""
+
+    backend: str
+    records_scanned: int
+    #: encoded bytes
+    bytes_scanned: int
+    anomalies: tuple[PersistenceAnomaly, ...] = ()
+
+    @property
+    def is_clean(self) -> bool:
+        """Whether nothing is wrong."""
+        return not self.anomalies
+
+
+class PersistenceRecoveryConfig(msgspec.Struct, frozen=True):
+    """How to recover.
+
+    ``repair`` keeps every record that can still be read, in place. ``quarantine`` first moves what
+    is damaged to `quarantine_dir`, from where it can be put back.
+    """
+
+    mode: Literal["repair", "quarantine"] = "repair"
+    quarantine_dir: str | None = None
+
+
+class PersistenceRecoveryReport(msgspec.Struct, frozen=True, tag=True):
+    """What a recovery did, and the scan that followed it."""
+
+    backend: str
+    #: False where the backend has nothing to recover from, and so did nothing
+    supported: bool
+    scan: PersistenceScanReport
+    records_kept: int = 0
+    records_removed: int = 0
+    #: where the removed originals are
+    quarantined: tuple[str, ...] = ()
+
+
+class CompactionReport(msgspec.Struct, frozen=True, tag=True):
+    """What a compaction removed."""
+
+    backend: str
+    #: False where the backend can't compact, and so did nothing
+    supported: bool
+    records_before: int
+    records_after: int
+    #: encoded bytes
+    bytes_before: int
+    bytes_after: int
