@@ -1,0 +1,1 @@
+"""The stores that a persistence actor can host."""

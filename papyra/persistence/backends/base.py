@@ -1,0 +1,356 @@
+"""The contract of a backend: what its author writes, and what may be relied on."""
+
+from __future__ import annotations
+
+import abc
+import contextlib
+import time
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from types import TracebackType
+from typing import ClassVar, Literal, ParamSpec, Protocol, Self, TypeVar, assert_never, cast
+
+import anyio
+import msgspec
+
+from papyra.exceptions import (
+    BackendBusy,
+    BackendClosed,
+    BackendInUse,
+    InvalidPolicy,
+    InvalidRequest,
+    PersistenceError,
+    StoreError,
+)
+from papyra.persistence.backends.commit import commit
+from papyra.persistence.backends.retention import RetentionPolicy
+from papyra.persistence.backends.verbs import PersistenceVerbs
+from papyra.persistence.messages import (
+    AnyRequest,
+    Append,
+    Appended,
+    AppendMany,
+    Compact,
+    Flush,
+    Flushed,
+    GetMetrics,
+    Page,
+    Read,
+    Recover,
+    Request,
+    ResetMetrics,
+    Scan,
+)
+from papyra.persistence.metrics import PersistenceMetricsMixin
+from papyra.persistence.records import Record
+from papyra.persistence.reports import (
+    CompactionReport,
+    PersistenceRecoveryConfig,
+    PersistenceRecoveryReport,
+    PersistenceScanReport,
+)
+
+__all__ = (
+    "MAX_PAGE_BYTES",
+    "MAX_PAGE_RECORDS",
+    "Batch",
+    "Capabilities",
+    "Host",
+    "PersistenceBackend",
+)
+
+#: A page examines at most this many records, so that no read holds the mailbox for long.
+MAX_PAGE_RECORDS = 5_000
+#: A page ends with the record that takes it to this many encoded bytes.
+MAX_PAGE_BYTES = 8 * 1024 * 1024
+
+ReplyT = TypeVar("ReplyT")
+ResultT = TypeVar("ResultT")
+Parameters = ParamSpec("Parameters")
+
+
+class Capabilities(msgspec.Struct, frozen=True, kw_only=True):
+    """What a backend can do. A verb that it can't do succeeds and does nothing."""
+
+    #: records outlive the process
+    durable: bool
+    #: a scan can find something, and `recover` can mend it
+    recovery: bool
+    #: `compact` frees what retention hides
+    compaction: bool
+    #: what was recorded can be read after `aclose`
+    readable_when_closed: bool
+
+
+class Batch(msgspec.Struct, frozen=True):
+    """What `_append` stores: records numbered from `first_seq`, and each of them encoded."""
+
+    first_seq: int
+    records: Sequence[Record]
+    encoded: Sequence[bytes]
+
+
+class Host(Protocol):
+    """Who carries out a hosted backend's requests, one at a time."""
+
+    @property
+    def owner(self) -> str:
+        """The host's address."""
+        ...
+
+    def ask(self, request: Request[ReplyT]) -> Awaitable[ReplyT]:
+        """Send `request` through the host's mailbox and return the reply."""
+        ...
+
+
+class PersistenceBackend(PersistenceVerbs, PersistenceMetricsMixin, abc.ABC):
+    """An append-only store of facts.
+
+    The verbs (`append`, `read`, `scan`, ...) work the same whether a persistence actor hosts the
+    backend or not. Hosted, they go through that actor's mailbox. On its own, the backend carries
+    them out on the spot, for one task at a time: it raises `BackendBusy` when two tasks meet. It
+    opens itself on first use.
+
+    Its author writes the underscored methods at the end. They are never called concurrently, never
+    before `_open`, and never after `_close`, but for `_read` and `_scan` where `capabilities` says
+    `readable_when_closed`. What they raise that is no `PersistenceError` reaches the caller as the
+    cause of a `StoreError`. Records arrive checked and encoded, and everything is counted here.
+    """
+
+    capabilities: ClassVar[Capabilities]
+
+    def __init__(
+        self,
+        *,
+        retention_policy: RetentionPolicy | None = None,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        if retention_policy is not None and not isinstance(retention_policy, RetentionPolicy):
+            raise InvalidPolicy(f"retention_policy is a RetentionPolicy, not {retention_policy!r}")
+        self._retention = retention_policy or RetentionPolicy()
+        #: Unix time in seconds, to judge the age of records by
+        self._clock = clock
+        self._last_seq = 0
+        self._state: Literal["new", "open", "closed"] = "new"
+        self._host: Host | None = None
+        self._guard = anyio.ResourceGuard("using")
+
+    @property
+    def retention(self) -> RetentionPolicy:
+        """The limits that reads apply; all of them `None` if no policy was given."""
+        return self._retention
+
+    async def perform(self, request: Request[ReplyT]) -> ReplyT:
+        """Have `request` carried out, by the host if there is one, and return the reply."""
+        if self._host is not None:
+            return await self._host.ask(request)
+        try:
+            with self._guard:
+                return await self.carry_out(request)
+        except anyio.BusyResourceError:
+            raise BackendBusy(
+                f"another task is using this {type(self).__name__}: "
+                "host it in a PersistenceActor to share it"
+            ) from None
+
+    async def carry_out(self, request: Request[ReplyT]) -> ReplyT:
+        """Carry out `request` on the spot. For the host; everybody else calls `perform`."""
+        if not isinstance(request, AnyRequest):
+            raise InvalidRequest(f"{request!r} is no request to a persistence backend")
+        return cast("ReplyT", await self._carry_out(request))
+
+    async def commit(
+        self, requests: Sequence[Append | AppendMany]
+    ) -> Sequence[Appended | PersistenceError]:
+        """Store what `requests` hold, in order, and return a reply or an error for each.
+
+        For the host; everybody else calls `append`. Adjacent requests share a write.
+        """
+        replies = await commit(requests, self._write)
+        if isinstance(replies, list):
+            failed = sum(isinstance(reply, PersistenceError) for reply in replies)
+            self.metrics.write_errors += failed
+        return replies
+
+    def attach(self, host: Host) -> None:
+        """Let `host` carry out every request from now on, reopening the backend if it was closed.
+
+        Raises `BackendInUse`, naming the owner, if there is a host already.
+        """
+        if self._host is not None:
+            raise BackendInUse(
+                f"this {type(self).__name__} is hosted by {self._host.owner} already: "
+                "stop that actor first, or give each system a backend of its own",
+                owner=self._host.owner,
+            )
+        self._host = host
+        if self._state == "closed":
+            self._state = "new"
+
+    async def detach(self) -> None:
+        """Close the backend and let go of its host."""
+        try:
+            await self._shut()
+        finally:
+            self._host = None
+
+    async def aclose(self) -> None:
+        """Flush and close. Closing twice is allowed.
+
+        Raises `BackendInUse` while an actor hosts the backend: stopping that actor closes it.
+        """
+        if self._host is not None:
+            raise BackendInUse(
+                f"this {type(self).__name__} is hosted by {self._host.owner}, "
+                "which closes it when it stops",
+                owner=self._host.owner,
+            )
+        await self._shut()
+
+    async def __aenter__(self) -> Self:
+        if self._state == "closed":
+            self._state = "new"
+        await self.flush()
+        return self
+
+    async def __aexit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        await self.aclose()
+
+    async def _carry_out(self, request: AnyRequest) -> object:
+        metrics = self.metrics
+        match request:
+            case Append() | AppendMany():
+                (reply,) = await self.commit([request])
+                if isinstance(reply, PersistenceError):
+                    raise reply
+                return reply
+            case Read():
+                page = await self._attempt("read", self._read, request)
+                metrics.reads += 1
+                return page
+            case GetMetrics():
+                return metrics.snapshot()
+            case ResetMetrics():
+                snapshot = metrics.snapshot()
+                metrics.reset()
+                return snapshot
+            case Scan():
+                report = await self._attempt("scan", self._scan)
+                metrics.scans += 1
+                metrics.anomalies_detected += len(report.anomalies)
+                return report
+            case Recover(config):
+                config = config or PersistenceRecoveryConfig()
+                recovery = await self._attempt("recovery", self._recover, config)
+                metrics.recoveries += recovery.supported
+                return recovery
+            case Compact():
+                compaction = await self._attempt("compaction", self._compact)
+                metrics.compactions += compaction.supported
+                return compaction
+            case Flush():
+                await self._attempt("write", self._flush)
+                return Flushed(self._last_seq)
+            case _:
+                assert_never(request)
+
+    async def _write(self, records: Sequence[Record], encoded: Sequence[bytes]) -> int:
+        await self._make_ready("write")
+        first_seq = self._last_seq + 1
+        if records:
+            with _store_errors("write"):
+                await self._append(Batch(first_seq, records, encoded))
+            self._last_seq += len(records)
+            self.metrics.commits += 1
+            self.metrics.records_written += len(records)
+            self.metrics.bytes_written += sum(map(len, encoded))
+        return first_seq
+
+    async def _attempt(
+        self,
+        operation: Literal["write", "read", "scan", "recovery", "compaction"],
+        method: Callable[Parameters, Awaitable[ResultT]],
+        *args: Parameters.args,
+        **kwargs: Parameters.kwargs,
+    ) -> ResultT:
+        try:
+            await self._make_ready(operation)
+            with _store_errors(operation):
+                return await method(*args, **kwargs)
+        except PersistenceError:
+            counter = f"{operation}_errors"
+            setattr(self.metrics, counter, getattr(self.metrics, counter) + 1)
+            raise
+
+    async def _make_ready(self, operation: str) -> None:
+        if self._state == "new":
+            with _store_errors("open"):
+                self._last_seq = await self._open()
+            self._state = "open"
+        elif self._state == "closed" and (
+            operation == "write" or not self.capabilities.readable_when_closed
+        ):
+            raise BackendClosed(
+                f"this {type(self).__name__} is closed: "
+                "host it again, or enter it with 'async with', to go on"
+            )
+
+    async def _shut(self) -> None:
+        was_open = self._state == "open"
+        self._state = "closed"
+        if was_open:
+            try:
+                with _store_errors("flush"):
+                    await self._flush()
+            finally:
+                with _store_errors("close"):
+                    await self._close()
+
+    # What authors write
+
+    @abc.abstractmethod
+    async def _open(self) -> int:
+        """Make the store ready, and return the greatest seq it ever gave, or 0."""
+
+    @abc.abstractmethod
+    async def _close(self) -> None:
+        """Let go of what `_open` took. The backend may be opened again."""
+
+    @abc.abstractmethod
+    async def _append(self, batch: Batch) -> None:
+        """Store the whole batch or, raising, none of it."""
+
+    @abc.abstractmethod
+    async def _flush(self) -> None:
+        """Make what was appended as durable as the store can."""
+
+    @abc.abstractmethod
+    async def _read(self, request: Read) -> Page:
+        """Return a page that keeps within `MAX_PAGE_RECORDS` and `MAX_PAGE_BYTES`."""
+
+    @abc.abstractmethod
+    async def _scan(self) -> PersistenceScanReport:
+        """Check every record; change nothing."""
+
+    @abc.abstractmethod
+    async def _recover(self, config: PersistenceRecoveryConfig) -> PersistenceRecoveryReport:
+        """Mend what a scan finds. Where there is nothing to mend, say ``supported=False``."""
+
+    @abc.abstractmethod
+    async def _compact(self) -> CompactionReport:
+        """Free what retention hides. Where that can't be, say ``supported=False``."""
+
+
+@contextlib.contextmanager
+def _store_errors(operation: str) -> Iterator[None]:
+    """Turn what a store raises into a `StoreError` that says during which operation."""
+    try:
+        yield
+    except PersistenceError:
+        raise
+    except Exception as error:
+        raise StoreError(f"{operation} failed: {type(error).__name__}: {error}") from error

@@ -1,0 +1,287 @@
+"""Records in the memory of the process. The smallest complete backend: read it first."""
+
+from __future__ import annotations
+
+import time
+from array import array
+from bisect import bisect_left, bisect_right
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import accumulate, groupby
+from typing import assert_never, cast
+
+from papyra.persistence import codec
+from papyra.persistence.backends.base import (
+    MAX_PAGE_BYTES,
+    MAX_PAGE_RECORDS,
+    Batch,
+    Capabilities,
+    PersistenceBackend,
+)
+from papyra.persistence.backends.retention import RetentionPolicy
+from papyra.persistence.messages import Page, Read
+from papyra.persistence.records import (
+    KINDS,
+    Kind,
+    PersistedAudit,
+    PersistedDeadLetter,
+    PersistedEvent,
+    Record,
+)
+from papyra.persistence.reports import (
+    CompactionReport,
+    PersistenceRecoveryConfig,
+    PersistenceRecoveryReport,
+    PersistenceScanReport,
+)
+
+__all__ = ("InMemoryPersistence",)
+
+_KIND_OF: dict[type[Record], Kind] = {
+    PersistedEvent: "event",
+    PersistedAudit: "audit",
+    PersistedDeadLetter: "dead_letter",
+}
+
+#: How many records share one entry in the index that unordered timestamps need.
+_BLOCK = 1024
+
+_FOREVER = float("inf")
+
+
+class InMemoryPersistence(PersistenceBackend):
+    """Keep facts as long as the process lives: for tests, and for systems without a past.
+
+    Nothing is written to disk, so nothing can be damaged: a scan is always clean, and `recover`
+    and `compact` succeed without doing anything. Retention hides records from reads and frees no
+    memory. A million records take about their own encoded bytes, and 24 more each.
+
+    Reads cost O(log n + records examined). Where timestamps came out of order, `since`, `until`
+    and retention by age cost O(n / 1024) more.
+    """
+
+    capabilities = Capabilities(
+        durable=False, recovery=False, compaction=False, readable_when_closed=True
+    )
+
+    def __init__(
+        self,
+        *,
+        retention_policy: RetentionPolicy | None = None,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        super().__init__(retention_policy=retention_policy, clock=clock)
+        self._collections = {kind: _Collection() for kind in KINDS}
+
+    @property
+    def events(self) -> Sequence[PersistedEvent]:
+        """Every event held, oldest first, those that retention hides from reads included."""
+        return cast("Sequence[PersistedEvent]", self._collections["event"].all())
+
+    @property
+    def audits(self) -> Sequence[PersistedAudit]:
+        """Every audit held; as `events`."""
+        return cast("Sequence[PersistedAudit]", self._collections["audit"].all())
+
+    @property
+    def dead_letters(self) -> Sequence[PersistedDeadLetter]:
+        """Every dead letter held; as `events`."""
+        return cast("Sequence[PersistedDeadLetter]", self._collections["dead_letter"].all())
+
+    def clear(self) -> None:
+        """Forget every record, and free the memory. Positions go on counting."""
+        self._collections = {kind: _Collection() for kind in KINDS}
+
+    async def _open(self) -> int:
+        return self._last_seq
+
+    async def _close(self) -> None:
+        """Keep everything: it stays readable, and can be hosted again."""
+
+    async def _append(self, batch: Batch) -> None:
+        lengths = {kind: len(collection) for kind, collection in self._collections.items()}
+        start = 0
+        try:
+            for record_type, run in groupby(map(type, batch.records)):
+                stop = start + len(list(run))
+                self._collections[_KIND_OF[record_type]].extend(
+                    range(batch.first_seq + start, batch.first_seq + stop),
+                    batch.records[start:stop],
+                    batch.encoded[start:stop],
+                )
+                start = stop
+        except BaseException:
+            # Out of memory, most likely. All or nothing it is, even so.
+            for kind, length in lengths.items():
+                self._collections[kind].truncate(length)
+            raise
+
+    async def _flush(self) -> None:
+        """Nothing is more durable than it is already."""
+
+    async def _read(self, request: Read) -> Page:
+        collection = self._collections[request.kind]
+        start, since = self._visible(collection)
+        start = max(start, collection.first_after(request.after))
+        stop = len(collection)
+        if request.before is not None:
+            stop = collection.first_after(request.before - 1)
+        if request.since is not None:
+            since = max(since, request.since)
+        until = _FOREVER if request.until is None else request.until
+        wanted = MAX_PAGE_RECORDS if request.limit is None else request.limit
+
+        records: list[Record] = []
+        examined: list[int] = []
+        size = 0
+        more = False
+        for position in collection.between(start, stop, since, until, request.newest):
+            more = (
+                len(records) >= wanted
+                or len(examined) >= MAX_PAGE_RECORDS
+                or size >= MAX_PAGE_BYTES
+            )
+            if more:
+                break
+            record, length = collection.record(position)
+            size += length
+            examined.append(cast("int", record.seq))
+            if _matches(record, request):
+                records.append(record)
+        if request.newest:
+            records.reverse()
+        return Page(
+            records=tuple(records),
+            next_after=max(examined, default=request.after),
+            more=more,
+            next_before=min(examined, default=request.before or 0),
+        )
+
+    async def _scan(self) -> PersistenceScanReport:
+        return PersistenceScanReport("memory", self._held(), self._held_bytes())
+
+    async def _recover(self, config: PersistenceRecoveryConfig) -> PersistenceRecoveryReport:  # noqa: ARG002
+        return PersistenceRecoveryReport(
+            "memory", supported=False, scan=await self._scan(), records_kept=self._held()
+        )
+
+    async def _compact(self) -> CompactionReport:
+        records, size = self._held(), self._held_bytes()
+        return CompactionReport("memory", False, records, records, size, size)
+
+    def _held(self) -> int:
+        return sum(len(collection) for collection in self._collections.values())
+
+    def _held_bytes(self) -> int:
+        return sum(collection.size for collection in self._collections.values())
+
+    def _visible(self, collection: _Collection) -> tuple[int, float]:
+        """Return the first position, and the oldest time, that retention lets reads see."""
+        policy = self._retention
+        start = 0
+        if policy.max_records is not None:
+            start = max(start, len(collection) - policy.max_records)
+        if policy.max_total_bytes is not None:
+            start = max(start, collection.first_within(policy.max_total_bytes))
+        oldest = policy.oldest_time(self._clock())
+        return start, -_FOREVER if oldest is None else oldest
+
+
+class _Collection:
+    """The records of one kind in append order: one buffer, and columns of numbers beside it."""
+
+    def __init__(self) -> None:
+        self._data = bytearray()
+        self._ends = array("Q")
+        self._seqs = array("Q")
+        self._times = array("d")
+        self._in_order = True
+        #: the oldest and newest time in each full block; kept once timestamps are out of order
+        self._spans: list[tuple[float, float]] = []
+
+    def __len__(self) -> int:
+        return len(self._seqs)
+
+    @property
+    def size(self) -> int:
+        """Encoded bytes."""
+        return len(self._data)
+
+    def extend(
+        self, seqs: Sequence[int], records: Sequence[Record], encoded: Sequence[bytes]
+    ) -> None:
+        times = [record.timestamp for record in records]
+        newest = self._times[-1] if self._times else -_FOREVER
+        self._in_order = self._in_order and newest <= times[0] and times == sorted(times)
+        ends = accumulate(map(len, encoded), initial=len(self._data))
+        next(ends)
+        self._data += b"".join(encoded)
+        self._ends.extend(ends)
+        self._times.extend(times)
+        self._seqs.extend(seqs)
+
+    def truncate(self, length: int) -> None:
+        del self._seqs[length:], self._times[length:], self._ends[length:]
+        del self._data[self._ends[-1] if self._ends else 0 :]
+
+    def record(self, position: int) -> tuple[Record, int]:
+        """Return a record, and how many bytes it takes."""
+        start = self._ends[position - 1] if position else 0
+        encoded = bytes(self._data[start : self._ends[position]])
+        return codec.decode(encoded, self._seqs[position]), len(encoded)
+
+    def all(self) -> tuple[Record, ...]:
+        return tuple(self.record(position)[0] for position in range(len(self)))
+
+    def first_after(self, seq: int) -> int:
+        """Return the first position whose record has a greater seq."""
+        return bisect_right(self._seqs, seq)
+
+    def first_within(self, max_bytes: int) -> int:
+        """Return the first position from which on all records fit into `max_bytes`."""
+        surplus = self.size - max_bytes
+        return bisect_left(self._ends, surplus) + 1 if surplus > 0 else 0
+
+    def between(
+        self, start: int, stop: int, since: float, until: float, newest_first: bool
+    ) -> Iterable[int]:
+        """Return the positions in a range whose times are in a range, both ends of it included."""
+        if self._in_order:
+            start = bisect_left(self._times, since, start, max(start, stop))
+            stop = bisect_right(self._times, until, start, max(start, stop))
+        elif (since, until) != (-_FOREVER, _FOREVER):
+            return self._search(start, stop, since, until, newest_first)
+        positions = range(start, stop)
+        return reversed(positions) if newest_first else positions
+
+    def _search(
+        self, start: int, stop: int, since: float, until: float, newest_first: bool
+    ) -> Iterator[int]:
+        times = self._times
+        for block in range(len(self._spans), len(times) // _BLOCK):
+            part = times[block * _BLOCK : (block + 1) * _BLOCK]
+            self._spans.append((min(part), max(part)))
+        blocks = range(start // _BLOCK, -(-stop // _BLOCK))
+        for block in reversed(blocks) if newest_first else blocks:
+            if block < len(self._spans):
+                oldest, newest = self._spans[block]
+                if newest < since or oldest > until:
+                    continue
+            inside = range(max(start, block * _BLOCK), min(stop, (block + 1) * _BLOCK))
+            for position in reversed(inside) if newest_first else inside:
+                if since <= times[position] <= until:
+                    yield position
+
+
+def _matches(record: Record, request: Read) -> bool:
+    match record:
+        case PersistedEvent():
+            return request.event_type in (None, record.event_type) and request.actor in (
+                None,
+                record.actor_address,
+            )
+        case PersistedDeadLetter():
+            return request.actor in (None, record.target)
+        case PersistedAudit():
+            return True
+        case _:
+            assert_never(record)

@@ -1,0 +1,173 @@
+"""The verbs that every backend gives its users."""
+
+from __future__ import annotations
+
+import abc
+from collections.abc import AsyncIterator
+from typing import TypeVar, cast
+
+import msgspec
+
+from papyra.exceptions import InvalidRecord
+from papyra.persistence.messages import (
+    Append,
+    Appended,
+    AppendMany,
+    Compact,
+    Flush,
+    Flushed,
+    Page,
+    Read,
+    Recover,
+    Request,
+    Scan,
+)
+from papyra.persistence.records import (
+    Kind,
+    PersistedAudit,
+    PersistedDeadLetter,
+    PersistedEvent,
+    Record,
+)
+from papyra.persistence.reports import (
+    CompactionReport,
+    PersistenceRecoveryConfig,
+    PersistenceRecoveryReport,
+    PersistenceScanReport,
+)
+
+__all__ = ("PersistenceVerbs",)
+
+ReplyT = TypeVar("ReplyT")
+
+
+class PersistenceVerbs(abc.ABC):
+    """Each verb builds a request and performs it. How, `perform` decides."""
+
+    @abc.abstractmethod
+    async def perform(self, request: Request[ReplyT]) -> ReplyT:
+        """Have `request` carried out and return the reply."""
+
+    async def append(self, *records: Record) -> Appended:
+        """Store `records` next to each other, all or none, and return where.
+
+        On return they are as durable as the backend promises. Raises `InvalidRecord`,
+        `UnencodablePayload`, `BackendClosed` or `StoreError`; then none of them is stored.
+        """
+        if len(records) == 1:
+            return await self.perform(Append(records[0]))
+        return await self.perform(AppendMany(records))
+
+    async def record_event(self, record: PersistedEvent) -> Appended:
+        """Store one event; as `append`."""
+        _expect(record, PersistedEvent)
+        return await self.append(record)
+
+    async def record_audit(self, record: PersistedAudit) -> Appended:
+        """Store one audit; as `append`."""
+        _expect(record, PersistedAudit)
+        return await self.append(record)
+
+    async def record_dead_letter(self, record: PersistedDeadLetter) -> Appended:
+        """Store one dead letter; as `append`."""
+        _expect(record, PersistedDeadLetter)
+        return await self.append(record)
+
+    async def read(
+        self,
+        kind: Kind,
+        *,
+        after: int = 0,
+        since: float | None = None,
+        until: float | None = None,
+        limit: int | None = None,
+        event_type: str | None = None,
+        actor: str | None = None,
+        newest: bool = False,
+        before: int | None = None,
+    ) -> Page:
+        """Return one page of records; the arguments are those of `Read`."""
+        return await self.perform(
+            Read(kind, after, since, until, limit, event_type, actor, newest, before)
+        )
+
+    async def list_events(
+        self, limit: int | None = None, since: float | None = None
+    ) -> list[PersistedEvent]:
+        """Return events, oldest first: the newest `limit` of those at Unix time `since` or newer.
+
+        It walks pages back from the newest event there is when it is called; what is appended
+        meanwhile is not in it.
+        """
+        return cast("list[PersistedEvent]", await self._list("event", limit, since))
+
+    async def list_audits(
+        self, limit: int | None = None, since: float | None = None
+    ) -> list[PersistedAudit]:
+        """Return audits; as `list_events`."""
+        return cast("list[PersistedAudit]", await self._list("audit", limit, since))
+
+    async def list_dead_letters(
+        self, limit: int | None = None, since: float | None = None
+    ) -> list[PersistedDeadLetter]:
+        """Return dead letters; as `list_events`."""
+        return cast("list[PersistedDeadLetter]", await self._list("dead_letter", limit, since))
+
+    async def stream(
+        self,
+        kind: Kind,
+        *,
+        after: int = 0,
+        since: float | None = None,
+        until: float | None = None,
+        event_type: str | None = None,
+        actor: str | None = None,
+    ) -> AsyncIterator[Record]:
+        """Yield records, oldest first, page by page, until there are no more.
+
+        Others may use the backend between two pages; what they append is yielded too.
+        """
+        request = Read(kind, after, since, until, None, event_type, actor)
+        while True:
+            page = await self.perform(request)
+            for record in page.records:
+                yield record
+            if not page.more:
+                return
+            request = msgspec.structs.replace(request, after=page.next_after)
+
+    async def scan(self) -> PersistenceScanReport:
+        """Check every stored record and report what is wrong. Changes nothing."""
+        return await self.perform(Scan())
+
+    async def recover(
+        self, config: PersistenceRecoveryConfig | None = None
+    ) -> PersistenceRecoveryReport:
+        """Repair what a scan finds, and scan again. Keeps every record that can be read."""
+        return await self.perform(Recover(config))
+
+    async def compact(self) -> CompactionReport:
+        """Remove what retention hides, where the backend can."""
+        return await self.perform(Compact())
+
+    async def flush(self) -> Flushed:
+        """Return once everything appended so far is as durable as the backend makes it."""
+        return await self.perform(Flush())
+
+    async def _list(self, kind: Kind, limit: int | None, since: float | None) -> list[Record]:
+        pages: list[tuple[Record, ...]] = []
+        request = Read(kind, since=since, limit=limit, newest=True)
+        wanted = limit
+        while True:
+            page = await self.perform(request)
+            pages.append(page.records)
+            if wanted is not None:
+                wanted -= len(page.records)
+            if not page.more or wanted == 0:
+                return [record for records in reversed(pages) for record in records]
+            request = msgspec.structs.replace(request, before=page.next_before, limit=wanted)
+
+
+def _expect(record: object, record_type: type) -> None:
+    if type(record) is not record_type:
+        raise InvalidRecord(f"the record must be a {record_type.__name__}, not {record!r}")
