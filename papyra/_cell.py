@@ -1,0 +1,539 @@
+"""The loop that runs one actor, and what happens when the actor fails."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections import deque
+from collections.abc import Mapping, Sequence
+from contextvars import ContextVar
+from typing import TYPE_CHECKING, Any, Literal, Protocol
+
+import anyio
+from anyio.lowlevel import checkpoint
+
+from papyra._children import Children
+from papyra._facts import Facts, printable
+from papyra.actor import Actor, Failure
+from papyra.address import ActorAddress
+from papyra.clock import Clock
+from papyra.context import ActorContext
+from papyra.events import ActorCrashed, ActorRestarted, ActorStarted
+from papyra.events import ActorStopped as ActorStoppedEvent
+from papyra.exceptions import (
+    ActorInitializationError,
+    ActorStopped,
+    InvalidActor,
+    MailboxClosed,
+    PapyraError,
+    WouldDeadlock,
+)
+from papyra.mailbox import Mailbox
+from papyra.ref import ActorRef, Ask, Terminated
+from papyra.supervision import Decision, OneForAll, SupervisionPolicy
+
+if TYPE_CHECKING:
+    from papyra.system import ActorSystem
+
+__all__ = ("Cell", "Runtime", "Supervisor", "spawn")
+
+logger = logging.getLogger("papyra")
+
+#: A busy actor lets the others run after this many messages.
+FAIRNESS = 100
+
+_current: ContextVar[Cell | None] = ContextVar("papyra_current_cell", default=None)
+
+
+class Runtime(Protocol):
+    """What a cell needs of the system."""
+
+    @property
+    def clock(self) -> Clock: ...
+
+    @property
+    def mailbox_capacity(self) -> int: ...
+
+    @property
+    def system(self) -> ActorSystem: ...
+
+    def launch(self, cell: Cell) -> None:
+        """Run `cell` in a task of its own."""
+        ...
+
+
+class Supervisor(Protocol):
+    """The parent of a cell: another cell, or the guardian of the top-level actors."""
+
+    @property
+    def ref(self) -> ActorRef | None: ...
+
+    @property
+    def policy(self) -> SupervisionPolicy: ...
+
+    @property
+    def children(self) -> Children: ...
+
+    async def decide(self, child: ActorRef, error: Exception) -> Decision:
+        """Decide about a child's failure."""
+        ...
+
+    async def fail(self, error: Exception) -> Decision:
+        """Fail as a child did that was told to escalate; return what happens to the supervisor."""
+        ...
+
+
+def spawn(
+    parent: Supervisor,
+    runtime: Runtime,
+    address: ActorAddress,
+    actor_class: type[Actor],
+    args: Sequence[Any],
+    kwargs: Mapping[str, Any],
+    *,
+    capacity: int | None,
+    facts: Facts,
+) -> ActorRef:
+    """Make an actor, give it to `parent`, start it, and return its ref."""
+    cell = Cell(parent, runtime, address, actor_class, args, kwargs, capacity, facts)
+    parent.children.add(cell)
+    runtime.launch(cell)
+    return cell.ref
+
+
+class Cell:
+    """One actor across all its incarnations: its mailbox, its loop, its place in the tree.
+
+    The loop is in `_live`. Whatever ends it, `_end` sees to it that nobody waits in vain.
+    """
+
+    def __init__(
+        self,
+        parent: Supervisor,
+        runtime: Runtime,
+        address: ActorAddress,
+        actor_class: type[Actor],
+        args: Sequence[Any],
+        kwargs: Mapping[str, Any],
+        capacity: int | None,
+        facts: Facts,
+    ) -> None:
+        if not (isinstance(actor_class, type) and issubclass(actor_class, Actor)):
+            raise InvalidActor(f"only subclasses of Actor can be spawned, not {actor_class!r}")
+        self.address = address
+        self.clock = runtime.clock
+        self.mailbox: Mailbox[object] = Mailbox(
+            runtime.mailbox_capacity if capacity is None else capacity
+        )
+        self.ref = ActorRef(self)
+        self.children = Children()
+        #: set when the actor has stopped, and all that follows from it is done
+        self.stopped = anyio.Event()
+
+        self._parent = parent
+        self._runtime = runtime
+        self._facts = facts
+        self._factory = (actor_class, args, kwargs)
+        self._batchable = frozenset(actor_class.batch_types)
+        self._context = ActorContext(self, runtime.system)
+        # Shielded: a cancelled caller of the system must not tear actors down out of order.
+        self._scope = anyio.CancelScope(shield=True)
+        #: what somebody else decided, to be obeyed before the next message
+        self._order: Literal[Decision.RESTART, Decision.STOP] | None = None
+        self._reason: Literal["stopped", "failed", "cancelled"] = "stopped"
+        self._started = False  # whether on_stop is owed
+        self._ending = False
+        self._restarts = 0
+        self._restart_times: deque[float] = deque()
+        self._watchers: dict[Cell, None] = {}
+        self._watched: dict[Cell, None] = {}
+        self._waits_for: Cell | None = None
+        self._task_id: int | None = None
+
+        try:
+            self._actor = self._construct()
+        except PapyraError:
+            raise  # it says what is wrong already
+        except Exception as error:
+            raise ActorInitializationError(
+                f"{actor_class.__name__}.__init__ raised {type(error).__name__}: {error}"
+            ) from error
+
+    # As a supervisor
+
+    @property
+    def policy(self) -> SupervisionPolicy:
+        return self._actor.supervision
+
+    async def decide(self, child: ActorRef, error: Exception) -> Decision:
+        decision = await self._actor.on_child_failure(child, error)
+        if not isinstance(decision, Decision):
+            raise TypeError(f"on_child_failure returned {decision!r}, which is no Decision")
+        return decision
+
+    async def fail(self, error: Exception) -> Decision:
+        decision = await self._judge(error, "a child")
+        if decision is not Decision.RESUME:
+            self.obey(decision)
+        return decision
+
+    # What refs and contexts ask for
+
+    @property
+    def parent_ref(self) -> ActorRef | None:
+        return self._parent.ref
+
+    def spawn(
+        self,
+        actor_class: type[Actor],
+        args: Sequence[Any],
+        kwargs: Mapping[str, Any],
+        name: str | None,
+        capacity: int | None,
+    ) -> ActorRef:
+        if self._ending:
+            raise ActorStopped(f"{self.address} is stopping and can't have children any more")
+        address = self.address.child(self.children.free_name(actor_class, name))
+        return spawn(
+            self,
+            self._runtime,
+            address,
+            actor_class,
+            args,
+            kwargs,
+            capacity=capacity,
+            facts=self._facts,
+        )
+
+    def watch(self, other: Cell) -> None:
+        if other.stopped.is_set():
+            self._notify(other)
+        else:
+            other._watchers[self] = None
+            self._watched[other] = None
+
+    def unwatch(self, other: Cell) -> None:
+        other._watchers.pop(self, None)
+        self._watched.pop(other, None)
+
+    def refuse_nowait(self, message: object, *, expects_reply: bool) -> None:
+        self._facts.dead_letter_nowait(self.address, message, expects_reply)
+
+    async def refuse(self, message: object, *, expects_reply: bool) -> None:
+        await self._facts.dead_letter(self.address, message, expects_reply)
+
+    def refuse_to_wait_for_itself(self) -> None:
+        if _current.get() is self and anyio.get_current_task().id == self._task_id:
+            raise WouldDeadlock(
+                f"{self.address} can't ask itself: it would wait for a message that it handles next"
+            )
+
+    def obey(self, order: Literal[Decision.RESTART, Decision.STOP]) -> None:
+        """Restart or stop after the message at hand."""
+        if order is Decision.STOP:
+            self._reason = "failed"
+            self.stop_now()
+        elif self._order is None:
+            self._order = order
+            self.mailbox.wake()
+
+    def stop_now(self) -> None:
+        """Stop after the message at hand."""
+        self._order = Decision.STOP
+        self.mailbox.close()
+
+    async def stop(self) -> None:
+        """Stop after what is in the mailbox, and wait for that unless it would be in vain."""
+        self.mailbox.close()
+        caller = _current.get()
+        if caller is None:
+            await self.stopped.wait()
+        elif not self._can_stop_only_after(caller):
+            caller._waits_for = self
+            try:
+                await self.stopped.wait()
+            finally:
+                caller._waits_for = None
+
+    def cancel(self) -> None:
+        """Cancel what this actor and its descendants are doing."""
+        self._reason = "cancelled"
+        self.stop_now()
+        self._scope.cancel()
+        self.children.cancel()
+
+    # The life
+
+    async def run(self) -> None:
+        _current.set(self)
+        self._task_id = anyio.get_current_task().id
+        with self._scope:
+            try:
+                await self._live()
+            finally:
+                await self._end()
+
+    async def _live(self) -> None:
+        if not await self._begin():
+            return
+        handled = 0
+        while True:
+            if self._order is not None and not await self._carry_out_order():
+                return
+            if not self.mailbox:
+                if self.mailbox.closed:
+                    return
+                await self.mailbox.wait()
+                handled = 0
+                continue
+            if handled >= FAIRNESS:
+                await checkpoint()
+                handled = 0
+            handled += await self._handle_next()
+
+    async def _handle_next(self) -> int:
+        """Handle one message, or one run of them; return how many there were."""
+        if self._batchable:
+            run = self.mailbox.pop_while(self._is_batchable, self._actor.batch_limit)
+            if run:
+                await self._handle_run(run)
+                return len(run)
+        item = self.mailbox.pop()
+        ask = item if type(item) is Ask else None
+        message = item if ask is None else ask.message
+        try:
+            reply = await self._actor.receive(message)
+        except BaseException as caught:  # noqa: BLE001 - raised again unless supervision takes it
+            await self._handle_failure(caught, "receive", message, [ask] if ask else [])
+        else:
+            if ask is not None:
+                _answer(ask, reply)
+        return 1
+
+    async def _handle_run(self, run: list[object]) -> None:
+        messages = [item.message if type(item) is Ask else item for item in run]
+        asks = [(position, item) for position, item in enumerate(run) if type(item) is Ask]
+        try:
+            replies = await self._actor.receive_batch(messages)
+            if len(replies) != len(messages):
+                raise TypeError(
+                    f"receive_batch returned {len(replies)} replies to {len(messages)} messages"
+                )
+        except BaseException as caught:  # noqa: BLE001 - raised again unless supervision takes it
+            await self._handle_failure(
+                caught, "receive_batch", messages[0], [ask for _, ask in asks]
+            )
+        else:
+            for position, ask in asks:
+                _answer(ask, replies[position])
+
+    async def _handle_failure(
+        self, caught: BaseException, where: str, message: object, asks: Sequence[Ask]
+    ) -> None:
+        error = self._own_failure(caught)
+        for ask in asks:
+            ask.fail(error or ActorStopped(f"{self.address} was cancelled before it could reply"))
+        if error is None:
+            raise caught
+        decision = await self._judge(error, where, type(message).__name__)
+        if decision is not Decision.RESUME:
+            self.obey(decision)
+
+    async def _begin(self, *, anew: bool = False) -> bool:
+        """Run ``on_start``, on new instances as long as supervision allows it.
+
+        Return whether the actor is ready for messages.
+        """
+        while True:
+            where = "__init__"
+            try:
+                if anew:
+                    self._restarts += 1
+                    self._actor = self._construct()
+                where = "on_start"
+                await self._actor.on_start()
+            except BaseException as caught:
+                error = self._own_failure(caught)
+                if error is None:
+                    raise
+                decision = await self._judge(error, where)
+                await self._stop_children(drain=False)
+                if decision is not Decision.RESTART or self._order is Decision.STOP:
+                    # An instance that could not start has nothing to resume either.
+                    self._reason = "failed"
+                    return False
+                anew = True
+            else:
+                self._started = True
+                self._facts.lifecycle(
+                    self.address,
+                    ActorRestarted(self._restarts)
+                    if anew
+                    else ActorStarted(self._factory[0].__name__),
+                )
+                return True
+
+    async def _carry_out_order(self) -> bool:
+        """Do what was decided, and return whether the actor goes on."""
+        order, self._order = self._order, None
+        if order is Decision.STOP:
+            return False
+        await self._stop_children(drain=False)
+        await self._dismiss()
+        return await self._begin(anew=True)
+
+    async def _judge(
+        self, error: Exception, where: str, message_type: str | None = None
+    ) -> Literal[Decision.RESUME, Decision.RESTART, Decision.STOP]:
+        """Have the parent decide about `error`, record it, and return what is left to do here."""
+        try:
+            decision = await self._parent.decide(self.ref, error)
+        except Exception:
+            logger.exception("nobody could decide about %s, which is stopped now", self.address)
+            decision = Decision.STOP
+        if decision is Decision.RESTART and not self._may_restart():
+            logger.error(
+                "%s failed more than %d times in %g seconds and is stopped",
+                self.address,
+                self._parent.policy.max_restarts,
+                self._parent.policy.within,
+            )
+            decision = Decision.STOP
+        self._record_crash(error, where, decision, message_type)
+        if decision is Decision.ESCALATE:
+            fate = await self._parent.fail(error)
+            return Decision.RESUME if fate is Decision.RESUME else Decision.STOP
+        if decision is not Decision.RESUME and isinstance(self._parent.policy, OneForAll):
+            for sibling in self._parent.children:
+                if sibling is not self:
+                    sibling.obey(decision)
+        return decision
+
+    def _may_restart(self) -> bool:
+        policy, now = self._parent.policy, self.clock.monotonic()
+        while self._restart_times and now - self._restart_times[0] > policy.within:
+            self._restart_times.popleft()
+        if len(self._restart_times) >= policy.max_restarts:
+            return False
+        self._restart_times.append(now)
+        return True
+
+    def _record_crash(
+        self, error: Exception, where: str, decision: Decision | None, message_type: str | None
+    ) -> None:
+        logger.error("%s raised in %s", self.address, where, exc_info=error)
+        self._facts.lifecycle(
+            self.address,
+            ActorCrashed(
+                type(error).__name__,
+                printable(_text_of(error)),
+                where,
+                None if decision is None else decision.value,
+                message_type,
+            ),
+        )
+
+    def _own_failure(self, caught: BaseException) -> Exception | None:
+        """Return the error that supervision has to deal with, or `None` to let `caught` pass."""
+        if isinstance(caught, Exception):
+            return caught
+        if isinstance(caught, anyio.get_cancelled_exc_class()) and not self._scope.cancel_called:
+            # asyncio raises this also in those who wait for a future that somebody cancelled.
+            # Nobody cancelled this actor, so it has failed like any other.
+            error = PapyraError(f"something that {self.address} waited for was cancelled")
+            error.__cause__ = caught
+            return error
+        return None
+
+    async def _end(self) -> None:
+        self._ending = True
+        self.mailbox.close()
+        unhandled = self._refuse_the_rest()
+        try:
+            await self._stop_children(drain=self._reason == "stopped")
+            await self._dismiss()
+        finally:
+            self._facts.lifecycle(self.address, ActorStoppedEvent(self._reason, unhandled))
+            for watched in self._watched:
+                watched._watchers.pop(self, None)
+            self._parent.children.remove(self)
+            self.stopped.set()
+            for watcher in self._watchers:
+                watcher._notify(self)
+
+    def _refuse_the_rest(self) -> int:
+        unhandled = 0
+        while self.mailbox:
+            item = self.mailbox.pop()
+            match item:
+                case Terminated():
+                    continue  # the runtime's own, and nobody misses it
+                case Ask(message=message):
+                    item.fail(ActorStopped(f"{self.address} stopped before it could reply"))
+                    self.refuse_nowait(message, expects_reply=True)
+                case message:
+                    self.refuse_nowait(message, expects_reply=False)
+            unhandled += 1
+        return unhandled
+
+    async def _stop_children(self, *, drain: bool) -> None:
+        # When this actor is cancelled its descendants are too, so this does not take long.
+        with anyio.CancelScope(shield=True):
+            await self.children.stop(drain=drain)
+
+    async def _dismiss(self) -> None:
+        """Run ``on_stop`` if it is owed."""
+        if self._started:
+            self._started = False
+            try:
+                await self._actor.on_stop()
+            except BaseException as caught:
+                error = self._own_failure(caught)
+                if error is None:
+                    raise
+                self._record_crash(error, "on_stop", None, None)
+
+    def _construct(self) -> Actor:
+        actor_class, args, kwargs = self._factory
+        # In two steps, so that __init__ can use the context already.
+        actor = actor_class.__new__(actor_class)
+        actor.context = self._context
+        actor.__init__(*args, **kwargs)  # type: ignore[misc]
+        return actor
+
+    def _is_batchable(self, item: object) -> bool:
+        return type(item.message if type(item) is Ask else item) in self._batchable
+
+    def _notify(self, stopped: Cell) -> None:
+        self._watched.pop(stopped, None)
+        with contextlib.suppress(MailboxClosed):
+            self.mailbox.push(Terminated(stopped.ref))
+
+    def _can_stop_only_after(self, other: Cell) -> bool:
+        """Return whether this cell, or one that it must wait for, is `other`."""
+        seen: set[Cell] = set()
+        ahead = [self]
+        while ahead:
+            cell = ahead.pop()
+            if cell is other:
+                return True
+            if cell not in seen:
+                seen.add(cell)
+                ahead += cell.children
+                if cell._waits_for is not None:
+                    ahead.append(cell._waits_for)
+        return False
+
+
+def _answer(ask: Ask, reply: object) -> None:
+    if type(reply) is Failure:
+        ask.fail(reply.error)
+    else:
+        ask.resolve(reply)
+
+
+def _text_of(error: Exception) -> str:
+    try:
+        return str(error)
+    except Exception as another:  # noqa: BLE001 - users' code, and nothing to handle
+        return f"(its text can't be had: __str__ raised {type(another).__name__})"

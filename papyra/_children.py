@@ -1,0 +1,77 @@
+"""The actors under one parent, or at the top: their names, and the order in which they stop."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from papyra.exceptions import DuplicateActorName
+
+if TYPE_CHECKING:
+    from papyra._cell import Cell
+
+__all__ = ("Children",)
+
+
+class Children:
+    """Living cells by name, in the order they were spawned."""
+
+    def __init__(self) -> None:
+        self._cells: dict[str, Cell] = {}
+        self._spawned = 0
+
+    def __iter__(self) -> Iterator[Cell]:
+        return iter(tuple(self._cells.values()))
+
+    def __len__(self) -> int:
+        return len(self._cells)
+
+    def get(self, name: str) -> Cell | None:
+        """Return the child called `name`."""
+        return self._cells.get(name)
+
+    def free_name(self, actor_class: type, name: str | None) -> str:
+        """Return `name` if it is free, or make one from the class if it is `None`.
+
+        Raises `DuplicateActorName`.
+        """
+        if name is not None:
+            if name in self._cells:
+                raise DuplicateActorName(
+                    f"there is an actor at {self._cells[name].address} already: "
+                    "choose another name, or stop that one first"
+                )
+            return name
+        while True:
+            self._spawned += 1
+            name = f"{actor_class.__name__}-{self._spawned}"
+            if name not in self._cells:
+                return name
+
+    def add(self, cell: Cell) -> None:
+        """Take `cell` in under its name."""
+        self._cells[cell.address.name] = cell
+
+    def remove(self, cell: Cell) -> None:
+        """Forget `cell`; its name is free."""
+        self._cells.pop(cell.address.name, None)
+
+    async def stop(self, *, drain: bool) -> None:
+        """Stop all, the last spawned first, as Erlang's supervisors do.
+
+        Later actors are given refs to earlier ones more often than the other way round; so what a
+        later one still sends while it stops finds the earlier ones alive. With `drain`, each
+        handles what is in its mailbox first.
+        """
+        if not drain:
+            for cell in self:
+                cell.stop_now()
+        while self._cells:
+            cell = next(reversed(self._cells.values()))
+            cell.mailbox.close()
+            await cell.stopped.wait()
+
+    def cancel(self) -> None:
+        """Cancel whatever any of them, or of their descendants, is doing."""
+        for cell in self:
+            cell.cancel()

@@ -1,0 +1,131 @@
+"""What the runtime records of itself: the steps of its actors' lives, and dead letters."""
+
+from __future__ import annotations
+
+import logging
+import reprlib
+from typing import Protocol
+
+from papyra.address import ActorAddress
+from papyra.audit import AuditReport
+from papyra.clock import Clock
+from papyra.events import (
+    ActorCrashed,
+    ActorRestarted,
+    ActorStarted,
+    ActorStopped,
+    LifecycleEvent,
+)
+from papyra.exceptions import MailboxClosed
+from papyra.mailbox import Mailbox
+from papyra.persistence.codec import encodable
+from papyra.persistence.messages import Append
+from papyra.persistence.records import PersistedAudit, PersistedDeadLetter, PersistedEvent, Record
+
+__all__ = ("Facts", "NoFacts", "StoredFacts", "printable")
+
+logger = logging.getLogger("papyra")
+
+#: Shortens, and survives a ``__repr__`` that raises.
+_repr = reprlib.Repr()
+_repr.maxother = _repr.maxstring = 200
+
+
+class Facts(Protocol):
+    """Where a cell reports what happened."""
+
+    def lifecycle(self, address: ActorAddress, event: LifecycleEvent) -> None:
+        """Record a step of an actor's life. Does not wait: a life goes on."""
+        ...
+
+    def dead_letter_nowait(self, target: ActorAddress, message: object, asked: bool) -> None:
+        """Record a message that was not handled."""
+        ...
+
+    async def dead_letter(self, target: ActorAddress, message: object, asked: bool) -> None:
+        """Record a message that was not handled; wait if the store is behind."""
+        ...
+
+
+class StoredFacts:
+    """Facts that go to the system's persistence actor, counted on the way for audits."""
+
+    def __init__(self, system_id: str, clock: Clock, store: Mailbox[object]) -> None:
+        self._system_id = system_id
+        self._clock = clock
+        self._store = store
+        self.counts: dict[type[LifecycleEvent], int] = dict.fromkeys(
+            (ActorStarted, ActorStopped, ActorCrashed, ActorRestarted), 0
+        )
+        self.dead_letters = 0
+
+    def lifecycle(self, address: ActorAddress, event: LifecycleEvent) -> None:
+        self.counts[type(event)] += 1
+        self._push(
+            PersistedEvent(
+                self._system_id, str(address), type(event).__name__, event, self._clock.time()
+            )
+        )
+
+    def audit(self, report: AuditReport) -> None:
+        """Record the system's health."""
+        self._push(PersistedAudit(self._system_id, report, self._clock.time()))
+
+    def dead_letter_nowait(self, target: ActorAddress, message: object, asked: bool) -> None:
+        self._push(self._dead_letter(target, message, asked))
+
+    async def dead_letter(self, target: ActorAddress, message: object, asked: bool) -> None:
+        record = self._dead_letter(target, message, asked)
+        try:
+            await self._store.put(Append(record))
+        except MailboxClosed:
+            _log_unrecorded(record)
+
+    def _dead_letter(
+        self, target: ActorAddress, message: object, asked: bool
+    ) -> PersistedDeadLetter:
+        self.dead_letters += 1
+        return PersistedDeadLetter(
+            self._system_id,
+            str(target),
+            type(message).__name__,
+            # A message may hold anything; that it could not be stored is no reason to lose it.
+            message if encodable(message) else {"repr": printable(_repr.repr(message))},
+            asked,
+            self._clock.time(),
+        )
+
+    def _push(self, record: Record) -> None:
+        try:
+            # Beyond the capacity if need be: these are few, and nobody is there to wait.
+            self._store.push(Append(record))
+        except MailboxClosed:
+            _log_unrecorded(record)
+
+
+class NoFacts:
+    """For the persistence actor itself, which records no facts about itself."""
+
+    def lifecycle(self, address: ActorAddress, event: LifecycleEvent) -> None:
+        if isinstance(event, ActorStopped) and event.unhandled:
+            logger.error("%s stopped with %d requests not carried out", address, event.unhandled)
+
+    def dead_letter_nowait(self, target: ActorAddress, message: object, asked: bool) -> None:
+        logger.warning(
+            "%s has stopped and can't %s %s",
+            target,
+            "reply to" if asked else "handle",
+            type(message).__name__,
+        )
+
+    async def dead_letter(self, target: ActorAddress, message: object, asked: bool) -> None:
+        self.dead_letter_nowait(target, message, asked)
+
+
+def _log_unrecorded(record: Record) -> None:
+    logger.warning("not recorded, as the system's persistence actor has stopped: %r", record)
+
+
+def printable(text: str) -> str:
+    """Return `text` so that it can be stored: half surrogates, as in odd file names, escaped."""
+    return text.encode("utf-8", "backslashreplace").decode("utf-8")

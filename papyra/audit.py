@@ -1,0 +1,27 @@
+"""What a system looks like from outside, at one moment."""
+
+from __future__ import annotations
+
+import msgspec
+
+__all__ = ("AuditReport",)
+
+
+class AuditReport(msgspec.Struct, frozen=True):
+    """The health of a system. The runtime records one as the payload of a `PersistedAudit`."""
+
+    #: actors alive now, the system's own persistence actor not counted
+    actors: int
+    #: messages waiting in their mailboxes
+    messages_waiting: int
+    #: messages in the fullest mailbox, and the address of its actor
+    deepest_mailbox: int
+    deepest_actor: str | None
+    #: messages waiting for the system's persistence actor
+    persistence_waiting: int
+    #: since the system started
+    started: int
+    stopped: int
+    crashed: int
+    restarted: int
+    dead_letters: int

@@ -1,0 +1,122 @@
+"""What an actor sees of the system it lives in."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from papyra.actor import Actor
+from papyra.exceptions import InvalidRecord
+from papyra.persistence.messages import Append, Appended
+from papyra.persistence.records import PersistedEvent
+from papyra.ref import ActorRef
+
+if TYPE_CHECKING:
+    from papyra._cell import Cell
+    from papyra.system import ActorSystem
+
+__all__ = ("ActorContext",)
+
+
+class ActorContext:
+    """An actor's own view of the system, as ``self.context``. The same one across restarts."""
+
+    __slots__ = ("_actor_address", "_cell", "_system")
+
+    def __init__(self, cell: Cell, system: ActorSystem) -> None:
+        self._cell = cell
+        self._system = system
+        self._actor_address = str(cell.address)
+
+    @property
+    def self_ref(self) -> ActorRef:
+        """The actor's own ref, for others to keep."""
+        return self._cell.ref
+
+    @property
+    def parent(self) -> ActorRef | None:
+        """The parent, or `None` for a top-level actor."""
+        return self._cell.parent_ref
+
+    @property
+    def children(self) -> tuple[ActorRef, ...]:
+        """The living children, in the order they were spawned."""
+        return tuple(cell.ref for cell in self._cell.children)
+
+    @property
+    def system(self) -> ActorSystem:
+        """The system."""
+        return self._system
+
+    @property
+    def persistence(self) -> ActorRef:
+        """The system's persistence actor."""
+        return self._system.persistence
+
+    def spawn(
+        self,
+        actor_class: type[Actor],
+        *args: Any,
+        name: str | None = None,
+        mailbox_capacity: int | None = None,
+        **kwargs: Any,
+    ) -> ActorRef:
+        """Start a child; as `ActorSystem.spawn`. Raises `ActorStopped` if this actor is stopping.
+
+        When this actor restarts, its children are stopped.
+        """
+        return self._cell.spawn(actor_class, args, kwargs, name, mailbox_capacity)
+
+    def watch(self, ref: ActorRef) -> None:
+        """Have a `Terminated` sent to this actor when `ref` has stopped; at once if it has."""
+        self._cell.watch(ref._cell)
+
+    def unwatch(self, ref: ActorRef) -> None:
+        """Take `watch` back. A `Terminated` that is in the mailbox already stays there."""
+        self._cell.unwatch(ref._cell)
+
+    def stop(self) -> None:
+        """Stop this actor after the message it is handling.
+
+        What else is in its mailbox becomes dead letters. To have that handled first, use
+        ``self_ref.stop()``.
+        """
+        self._cell.stop_now()
+
+    def event(self, event: object) -> PersistedEvent:
+        """Return `event` as a record of this actor's, with the time now.
+
+        `event` is a msgspec Struct or a dataclass, whose class gives the event type, or a pair of
+        type name and mapping. Raises `InvalidRecord` for anything else.
+        """
+        payload: object
+        match event:
+            case (str(event_type), Mapping() as payload):
+                pass
+            case _ if isinstance(event, msgspec.Struct) or (
+                dataclasses.is_dataclass(event) and not isinstance(event, type)
+            ):
+                event_type, payload = type(event).__name__, event
+            case _:
+                raise InvalidRecord(
+                    "an event is a msgspec Struct, a dataclass, or a pair of type name and "
+                    f"mapping, not {event!r}"
+                )
+        return PersistedEvent(
+            self._system.system_id,
+            self._actor_address,
+            event_type,
+            payload,
+            self._cell.clock.time(),
+        )
+
+    async def persist(self, event: object) -> int:
+        """Store `event`, as `event()` takes it, and return its `seq`.
+
+        On return it is as durable as the backend promises. Raises what the append raises.
+        """
+        appended: Appended = await self.persistence.ask(Append(self.event(event)))
+        return appended.first_seq

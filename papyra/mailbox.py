@@ -1,0 +1,143 @@
+"""A bounded queue with one consumer and many senders."""
+
+from __future__ import annotations
+
+from collections import OrderedDict, deque
+from collections.abc import Callable
+from itertools import islice, takewhile
+from typing import Generic, NamedTuple, TypeVar
+
+import anyio
+
+from papyra.exceptions import InvalidPolicy, MailboxClosed, MailboxFull
+
+__all__ = ("Mailbox", "MailboxStatistics")
+
+T = TypeVar("T")
+
+
+class MailboxStatistics(NamedTuple):
+    """How full a mailbox is."""
+
+    messages: int  #: messages waiting to be handled
+    capacity: int  #: messages it takes before senders wait
+    tasks_waiting_put: int  #: senders waiting for room
+    closed: bool  #: whether it takes no more messages
+
+
+class Mailbox(Generic[T]):
+    """Messages in the order they were put, for one consumer.
+
+    Not for use from several threads. The senders' queue and how it gives way to cancellation
+    follow `anyio.streams.memory`, but for this: waiting senders are let in only when the mailbox
+    has drained to half, so that one task switch serves many messages.
+    """
+
+    __slots__ = ("_capacity", "_closed", "_items", "_low_water", "_senders", "_wakeup")
+
+    def __init__(self, capacity: int) -> None:
+        if type(capacity) is not int or capacity < 1:
+            raise InvalidPolicy(
+                f"a mailbox's capacity is a whole number greater than 0, not {capacity!r}"
+            )
+        self._capacity = capacity
+        self._low_water = capacity // 2
+        self._items: deque[T] = deque()
+        self._closed = False
+        self._senders: OrderedDict[anyio.Event, T] = OrderedDict()
+        self._wakeup: anyio.Event | None = None
+
+    def __len__(self) -> int:
+        return len(self._items)
+
+    @property
+    def closed(self) -> bool:
+        """Whether it takes no more messages."""
+        return self._closed
+
+    def statistics(self) -> MailboxStatistics:
+        """Return how full it is."""
+        return MailboxStatistics(len(self._items), self._capacity, len(self._senders), self._closed)
+
+    def put_nowait(self, item: T) -> None:
+        """Add `item` at the end.
+
+        Raises `MailboxFull` if there is no room or others wait for it, and `MailboxClosed`.
+        """
+        # Nobody may pass the senders that wait, even if there is room again.
+        if len(self._items) >= self._capacity or self._senders:
+            if self._closed:
+                raise MailboxClosed
+            raise MailboxFull
+        self.push(item)
+
+    async def put(self, item: T) -> None:
+        """Add `item` at the end, as soon as there is room; without a task switch if there is.
+
+        Raises `MailboxClosed` if it is closed already; who waits when it closes still gets in. A
+        caller that is cancelled while it waits has not put anything.
+        """
+        if len(self._items) < self._capacity and not self._senders:
+            self.push(item)
+            return
+        if self._closed:
+            raise MailboxClosed
+        admitted = anyio.Event()
+        self._senders[admitted] = item
+        try:
+            await admitted.wait()
+        except BaseException:
+            # Cancelled. If the item was let in at the same moment, it stays where it is.
+            self._senders.pop(admitted, None)
+            raise
+
+    def push(self, item: T) -> None:
+        """Add `item` at the end, whether there is room or not; raises `MailboxClosed`."""
+        if self._closed:
+            raise MailboxClosed
+        self._items.append(item)
+        if self._wakeup is not None:
+            self._wakeup.set()
+
+    def pop(self) -> T:
+        """Take the oldest message; raises `IndexError` if there is none."""
+        item = self._items.popleft()
+        if self._senders and len(self._items) <= self._low_water:
+            self._admit()
+        return item
+
+    def pop_while(self, accept: Callable[[T], bool], limit: int) -> list[T]:
+        """Take the oldest messages, at most `limit`, up to the first that is not accepted."""
+        run = list(takewhile(accept, islice(self._items, limit)))
+        for _ in run:
+            self._items.popleft()
+        if self._senders and len(self._items) <= self._low_water:
+            self._admit()
+        return run
+
+    async def wait(self) -> None:
+        """Return when there may be something to do: a message, `close()` or `wake()`."""
+        if self._items or self._closed:
+            return
+        self._wakeup = anyio.Event()
+        try:
+            await self._wakeup.wait()
+        finally:
+            self._wakeup = None
+
+    def wake(self) -> None:
+        """Make `wait` return."""
+        if self._wakeup is not None:
+            self._wakeup.set()
+
+    def close(self) -> None:
+        """Take no more messages. What it holds can still be taken, waiting senders' included."""
+        self._admit(everybody=True)
+        self._closed = True
+        self.wake()
+
+    def _admit(self, everybody: bool = False) -> None:
+        while self._senders and (everybody or len(self._items) < self._capacity):
+            admitted, item = self._senders.popitem(last=False)
+            self._items.append(item)
+            admitted.set()

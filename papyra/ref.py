@@ -1,0 +1,150 @@
+"""How the world outside an actor reaches it."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import TYPE_CHECKING, Any
+
+import anyio
+
+from papyra.address import ActorAddress
+from papyra.exceptions import ActorStopped, AskTimeout, MailboxClosed, MailboxFull
+
+if TYPE_CHECKING:
+    from papyra._cell import Cell
+
+__all__ = ("ActorRef", "Ask", "Terminated")
+
+
+class Ask:
+    """A message in a mailbox whose sender waits for the reply. Only the runtime sees these."""
+
+    __slots__ = ("_done", "_error", "_reply", "message")
+
+    def __init__(self, message: object) -> None:
+        self.message = message
+        self._done = anyio.Event()
+        self._reply: object = None
+        self._error: Exception | None = None
+
+    @property
+    def done(self) -> bool:
+        """Whether there is a reply or an error."""
+        return self._done.is_set()
+
+    def resolve(self, reply: object) -> None:
+        """Give the sender its reply."""
+        self._reply = reply
+        self._done.set()
+
+    def fail(self, error: Exception) -> None:
+        """Have the sender raise `error`."""
+        self._error = error
+        self._done.set()
+
+    async def wait(self) -> None:
+        """Return when there is a reply or an error."""
+        await self._done.wait()
+
+    def result(self) -> Any:
+        """Return the reply, or raise the error."""
+        if self._error is not None:
+            raise self._error
+        return self._reply
+
+
+class ActorRef:
+    """A handle to an actor. It stays valid across restarts, and after the actor has stopped."""
+
+    __slots__ = ("__weakref__", "_cell", "_mailbox")
+
+    def __init__(self, cell: Cell) -> None:
+        self._cell = cell
+        self._mailbox = cell.mailbox
+
+    @property
+    def address(self) -> ActorAddress:
+        """Where the actor is."""
+        return self._cell.address
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether it takes messages: false from the moment it was told to stop."""
+        return not self._mailbox.closed
+
+    async def tell(self, message: object) -> None:
+        """Put `message` into the mailbox, and wait for room if there is none (backpressure).
+
+        It returns once the message is in the mailbox, at once and without a task switch if there is
+        room. Messages of one sender are handled in the order they were told. A message to an actor
+        that has stopped becomes a dead letter; that is no error.
+        """
+        try:
+            try:
+                self._mailbox.put_nowait(message)
+            except MailboxFull:
+                await self._mailbox.put(message)
+        except MailboxClosed:
+            await self._cell.refuse(message, expects_reply=False)
+
+    def tell_nowait(self, message: object) -> None:
+        """Put `message` into the mailbox; raise `MailboxFull` if there is no room."""
+        try:
+            self._mailbox.put_nowait(message)
+        except MailboxFull:
+            raise MailboxFull(
+                f"the mailbox of {self.address} holds {len(self._mailbox)} messages: "
+                "wait for room with 'await ref.tell(...)'"
+            ) from None
+        except MailboxClosed:
+            self._cell.refuse_nowait(message, expects_reply=False)
+
+    async def ask(self, message: object, timeout: float | None = None) -> Any:
+        """Send `message`, wait, and return what the actor's ``receive`` returned for it.
+
+        What ``receive`` raised is raised here too. Other errors: `ActorStopped` if the actor has
+        stopped, or stops before it replies; `AskTimeout` after `timeout` seconds, `None` for no
+        limit; `WouldDeadlock` in the actor itself. A sender that gives up while the message is in
+        the mailbox does not take it back.
+        """
+        self._cell.refuse_to_wait_for_itself()
+        ask = Ask(message)
+        if timeout is None:
+            await self._ask(ask)
+        else:
+            with self._cell.clock.move_on_after(timeout):
+                await self._ask(ask)
+            if not ask.done:
+                raise AskTimeout(
+                    f"{self.address} did not reply to {type(message).__name__} "
+                    f"within {timeout} seconds"
+                )
+        return ask.result()
+
+    async def stop(self) -> None:
+        """Have the actor handle what is in its mailbox, stop, and return when it has stopped.
+
+        From now on it takes no more messages. Its children stop before it. Inside an actor that
+        must itself stop first (the actor itself, one of its descendants, or one that the actor
+        waits for in turn) it returns at once, and the actor stops when it can.
+        """
+        await self._cell.stop()
+
+    async def _ask(self, ask: Ask) -> None:
+        try:
+            await self._mailbox.put(ask)
+        except MailboxClosed:
+            await self._cell.refuse(ask.message, expects_reply=True)
+            ask.fail(ActorStopped(f"{self.address} has stopped"))
+        else:
+            await ask.wait()
+
+    def __repr__(self) -> str:
+        return f"<ActorRef {self.address}>"
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Terminated:
+    """What an actor receives when one that it watches has stopped."""
+
+    ref: ActorRef

@@ -1,0 +1,72 @@
+"""What happens to an actor that fails: its parent decides, by a policy."""
+
+from __future__ import annotations
+
+import enum
+import math
+from collections.abc import Mapping
+
+import msgspec
+
+from papyra.exceptions import InvalidPolicy
+
+__all__ = ("Decision", "OneForAll", "OneForOne", "SupervisionPolicy")
+
+
+class Decision(enum.Enum):
+    """What to do with an actor that failed."""
+
+    #: go on with the next message, state as it is
+    RESUME = "resume"
+    #: start over with a new instance; address, name and mailbox stay
+    RESTART = "restart"
+    #: stop it; its children stop with it
+    STOP = "stop"
+    #: treat it as a failure of the parent, on which the parent's own parent decides
+    ESCALATE = "escalate"
+
+
+class SupervisionPolicy(msgspec.Struct, frozen=True, kw_only=True, tag=True):
+    """How an actor supervises its children. Use `OneForOne` or `OneForAll`.
+
+    Raises `InvalidPolicy` when a limit makes no sense.
+    """
+
+    #: what to do about an error whose type is not in `on`
+    default: Decision = Decision.RESTART
+    #: what to do about errors of these types; the most specific type decides
+    on: Mapping[type[Exception], Decision] = {}
+    #: how often one child may restart within `within` seconds; once more, and it is stopped
+    max_restarts: int = 10
+    #: seconds; infinity counts the restarts of a whole life
+    within: float = 60.0
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.default, Decision):
+            raise InvalidPolicy(f"default is a Decision, not {self.default!r}")
+        for error_type, decision in self.on.items():
+            if not (isinstance(error_type, type) and issubclass(error_type, Exception)):
+                raise InvalidPolicy(f"on maps types of exceptions to decisions, not {error_type!r}")
+            if not isinstance(decision, Decision):
+                raise InvalidPolicy(f"on maps to decisions, not to {decision!r}")
+        if type(self.max_restarts) is not int or self.max_restarts < 0:
+            raise InvalidPolicy(
+                f"max_restarts is a whole number, 0 or greater, not {self.max_restarts!r}"
+            )
+        if type(self.within) not in (float, int) or math.isnan(self.within) or self.within <= 0:
+            raise InvalidPolicy(f"within is seconds, greater than 0, not {self.within!r}")
+
+    def decide(self, error: Exception) -> Decision:
+        """Return the decision about `error`."""
+        for error_type in type(error).__mro__:
+            if error_type in self.on:
+                return self.on[error_type]
+        return self.default
+
+
+class OneForOne(SupervisionPolicy, frozen=True, kw_only=True):
+    """Restart or stop the child that failed, and leave its siblings alone."""
+
+
+class OneForAll(SupervisionPolicy, frozen=True, kw_only=True):
+    """Restart or stop all children when one of them fails: for those that share their state."""
