@@ -1,0 +1,86 @@
+"""The settings of a process."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator
+from typing import Any
+
+from papyra.conf._environment import (
+    PERSISTENCE_VARIABLE,
+    SETTINGS_MODULE_VARIABLE,
+    backend_from_url,
+    load_module,
+)
+from papyra.exceptions import InvalidSetting, UnknownSetting
+from papyra.persistence.backends.base import PersistenceBackend
+from papyra.persistence.backends.memory import InMemoryPersistence
+
+__all__ = ("Settings", "settings")
+
+
+class Settings:
+    """What systems use that were not given it explicitly. The only global state there is.
+
+    Assigning a wrong name raises `UnknownSetting`, a value of the wrong type `InvalidSetting`.
+    """
+
+    #: the backend of the next system that starts; `None` to look at the environment
+    persistence: PersistenceBackend | None
+
+    def __init__(self) -> None:
+        self.persistence = None
+
+    def __setattr__(self, name: str, value: object) -> None:
+        self._check(name, value)
+        super().__setattr__(name, value)
+
+    def __delattr__(self, name: str) -> None:
+        setattr(self, name, None)
+
+    @contextlib.contextmanager
+    def override(self, **values: Any) -> Iterator[Settings]:
+        """Set `values` until the ``with`` block is left. For tests."""
+        for name, value in values.items():
+            self._check(name, value)
+        before = {name: getattr(self, name) for name in values}
+        try:
+            for name, value in values.items():
+                setattr(self, name, value)
+            yield self
+        finally:
+            for name, value in before.items():
+                setattr(self, name, value)
+
+    def resolve_persistence(self) -> PersistenceBackend:
+        """Return the backend for a system that was given none.
+
+        That is, in this order: `persistence`; what ``PAPYRA_PERSISTENCE`` says; the attribute
+        ``persistence`` of the module that ``PAPYRA_SETTINGS_MODULE`` names; a new
+        `InMemoryPersistence`. Raises `InvalidEnvironment` for variables that can't be followed.
+        """
+        if self.persistence is not None:
+            return self.persistence
+        if url := os.environ.get(PERSISTENCE_VARIABLE):
+            return backend_from_url(url)
+        if module := os.environ.get(SETTINGS_MODULE_VARIABLE):
+            backend = getattr(load_module(module), "persistence", None)
+            self._check("persistence", backend)
+            if backend is not None:
+                return backend  # type: ignore[no-any-return]
+        return InMemoryPersistence()
+
+    def _check(self, name: str, value: object) -> None:
+        match name:
+            case "persistence":
+                if value is not None and not isinstance(value, PersistenceBackend):
+                    raise InvalidSetting(
+                        f"settings.persistence is a PersistenceBackend or None, not {value!r}"
+                    )
+            case _:
+                raise UnknownSetting(f"there is no setting {name!r}; there is: persistence")
+
+
+#: The settings of this process.
+settings = Settings()

@@ -1,0 +1,359 @@
+"""The actor system: where the runtime and persistence come together."""
+
+from __future__ import annotations
+
+import functools
+import logging
+import math
+from collections.abc import Callable, Iterator
+from types import TracebackType
+from typing import Any, Self
+
+import anyio
+from anyio.abc import TaskGroup
+
+from papyra._cell import Cell, spawn
+from papyra._children import Children
+from papyra._facts import NoFacts, StoredFacts
+from papyra.actor import Actor
+from papyra.address import ActorAddress, check_name
+from papyra.audit import AuditReport
+from papyra.clock import Clock, SystemClock
+from papyra.conf import settings
+from papyra.events import ActorCrashed, ActorRestarted, ActorStarted, ActorStopped
+from papyra.exceptions import (
+    EscalatedFailure,
+    InvalidPolicy,
+    InvalidSetting,
+    SystemAlreadyStarted,
+    SystemNotRunning,
+    WrongTask,
+)
+from papyra.persistence.actor import PersistenceActor
+from papyra.persistence.backends.base import PersistenceBackend
+from papyra.persistence.messages import Flush
+from papyra.ref import ActorRef
+from papyra.supervision import Decision, OneForOne, SupervisionPolicy
+
+__all__ = ("ActorSystem",)
+
+logger = logging.getLogger("papyra")
+
+
+class ActorSystem:
+    """Runs actors, and keeps their facts.
+
+    ``async with ActorSystem("shop") as system:`` starts it, and stops it when the block is left.
+    The system's own persistence actor starts before every other actor and stops after the last.
+    Each actor's life, dead letters and audits are recorded through it.
+
+    Leaving the block lets each actor handle what is in its mailbox, the last spawned first and
+    children before parents, for `shutdown_timeout` seconds in all. Leaving it with an exception
+    lets each finish the message at hand only. Either way, what then still runs is cancelled, and
+    what was not handled becomes dead letters. Last the store gets as long to write what is queued.
+    """
+
+    def __init__(
+        self,
+        system_id: str = "papyra",
+        *,
+        persistence: PersistenceBackend | None = None,
+        supervision: SupervisionPolicy | None = None,
+        mailbox_capacity: int = 1_000,
+        shutdown_timeout: float = 10.0,
+        audit_interval: float | None = 60.0,
+        clock: Clock | None = None,
+    ) -> None:
+        """Make a system that is to be started.
+
+        `system_id` names it in addresses and records. Without `persistence`,
+        `Settings.resolve_persistence` finds a backend. `supervision` is for top-level actors that
+        fail. `mailbox_capacity` is how many messages a mailbox takes before senders wait. Between
+        two audits are `audit_interval` seconds; `None` leaves only the one at the end.
+
+        Raises `InvalidActorName`, `InvalidPolicy` or `InvalidSetting` for what makes no sense.
+        """
+        check_name(system_id)
+        _check_limits(mailbox_capacity, shutdown_timeout, audit_interval)
+        if persistence is not None and not isinstance(persistence, PersistenceBackend):
+            raise InvalidSetting(f"persistence is a PersistenceBackend, not {persistence!r}")
+        self._system_id = system_id
+        self._backend = persistence
+        self._shutdown_timeout = shutdown_timeout
+        self._audit_interval = audit_interval
+        self._runtime = _Runtime(self, clock or SystemClock(), mailbox_capacity)
+        self._guardian = _Guardian(supervision or OneForOne(), self._fail)
+        # The persistence actor answers for its own errors. One that it does not is a bug, and no
+        # reason to drop what it holds.
+        self._own = _Guardian(OneForOne(default=Decision.RESUME), self._fail)
+        self._persistence: ActorRef | None = None
+        self._facts: StoredFacts | None = None
+        self._host_task: int | None = None
+        self._stopping = anyio.Event()
+        self._failure: Exception | None = None
+
+    @property
+    def system_id(self) -> str:
+        """The system's name."""
+        return self._system_id
+
+    @property
+    def clock(self) -> Clock:
+        """What time it is here."""
+        return self._runtime.clock
+
+    @property
+    def persistence(self) -> ActorRef:
+        """The system's persistence actor. Raises `SystemNotRunning` before the start."""
+        if self._persistence is None:
+            raise SystemNotRunning(f"the system {self._system_id!r} has not been started")
+        return self._persistence
+
+    @property
+    def backend(self) -> PersistenceBackend:
+        """What the persistence actor hosts. Its verbs go through that actor."""
+        if self._backend is None:
+            raise SystemNotRunning(f"the system {self._system_id!r} has not been started")
+        return self._backend
+
+    @property
+    def is_running(self) -> bool:
+        """Whether actors can be spawned."""
+        return self._persistence is not None and not self._stopping.is_set()
+
+    def spawn(
+        self,
+        actor_class: type[Actor],
+        *args: Any,
+        name: str | None = None,
+        mailbox_capacity: int | None = None,
+        **kwargs: Any,
+    ) -> ActorRef:
+        """Make ``actor_class(*args, **kwargs)``, start it, and return its ref.
+
+        The instance is made here and now; ``on_start`` runs in the actor's own task, and messages
+        sent meanwhile wait. Without a `name`, one is made from the class.
+
+        Raises `ActorInitializationError` from what ``__init__`` raised (if that is a `PapyraError`,
+        just that), `DuplicateActorName`, `InvalidActorName`, `InvalidActor` or `SystemNotRunning`.
+        """
+        if self._facts is None or not self.is_running:
+            raise SystemNotRunning(
+                f"the system {self._system_id!r} is not running: "
+                "spawn inside 'async with ActorSystem(...) as system:'"
+            )
+        children = self._guardian.children
+        address = self._address.child(children.free_name(actor_class, name))
+        return spawn(
+            self._guardian,
+            self._runtime,
+            address,
+            actor_class,
+            args,
+            kwargs,
+            capacity=mailbox_capacity,
+            facts=self._facts,
+        )
+
+    def find(self, address: ActorAddress | str) -> ActorRef | None:
+        """Return the living actor at `address`, given whole (``"shop/cart/line-1"``), or `None`."""
+        system_id, *names = str(address).split("/")
+        if system_id != self._system_id:
+            return None
+        children, found = self._guardian.children, None
+        for name in names:
+            found = children.get(name)
+            if found is None:
+                return None
+            children = found.children
+        return found.ref if found else None
+
+    def audit(self) -> AuditReport:
+        """Return what the system looks like now. Records nothing."""
+        cells = list(_descendants(self._guardian.children))
+        deepest = max(cells, key=lambda cell: len(cell.mailbox), default=None)
+        facts = self._facts
+        counts = facts.counts if facts else {}
+        return AuditReport(
+            actors=len(cells),
+            messages_waiting=sum(len(cell.mailbox) for cell in cells),
+            deepest_mailbox=len(deepest.mailbox) if deepest else 0,
+            deepest_actor=str(deepest.address) if deepest else None,
+            persistence_waiting=sum(len(cell.mailbox) for cell in self._own.children),
+            started=counts.get(ActorStarted, 0),
+            stopped=counts.get(ActorStopped, 0),
+            crashed=counts.get(ActorCrashed, 0),
+            restarted=counts.get(ActorRestarted, 0),
+            dead_letters=facts.dead_letters if facts else 0,
+        )
+
+    async def start(self) -> None:
+        """Start the persistence actor, and open its backend. ``async with`` does this.
+
+        Raises `BackendInUse` if the backend is hosted, `StoreError` if it can't be opened,
+        `InvalidEnvironment`, and `SystemAlreadyStarted` the second time.
+        """
+        if self._host_task is not None:
+            raise SystemAlreadyStarted(
+                f"the system {self._system_id!r} was started before: make a new ActorSystem"
+            )
+        if self._backend is None:
+            self._backend = settings.resolve_persistence()
+        self._host_task = anyio.get_current_task().id
+        await self._runtime.task_group.__aenter__()
+        try:
+            self._persistence = spawn(
+                self._own,
+                self._runtime,
+                self._address.child("$persistence"),
+                PersistenceActor,
+                (self._backend,),
+                {},
+                capacity=None,
+                facts=NoFacts(),
+            )
+            await self._persistence.ask(Flush())
+        except BaseException as error:
+            await self._shut_down(error)
+            raise
+        (cell,) = self._own.children
+        self._facts = StoredFacts(self._system_id, self.clock, cell.mailbox)
+        if self._audit_interval is not None:
+            self._runtime.task_group.start_soon(self._audit_every, self._audit_interval)
+
+    async def stop(self) -> None:
+        """Stop every actor as on leaving ``async with``. Stopping twice is allowed.
+
+        It must be called by the task that called `start`: that is the one the system's task group
+        belongs to. Raises `WrongTask` elsewhere, so inside actors, and `EscalatedFailure` if that
+        is why the system stops.
+        """
+        if self._host_task is None or self._stopping.is_set():
+            return
+        if anyio.get_current_task().id != self._host_task:
+            raise WrongTask("a system is stopped by the task that started it")
+        await self._shut_down(None)
+
+    async def __aenter__(self) -> Self:
+        await self.start()
+        return self
+
+    async def __aexit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> bool:
+        if self._stopping.is_set():
+            return False
+        return await self._shut_down(exc)
+
+    @property
+    def _address(self) -> ActorAddress:
+        return ActorAddress(self._system_id, "")
+
+    async def _shut_down(self, exc: BaseException | None) -> bool:
+        """Stop everything; return whether `exc` was the system's own way to leave the block."""
+        self._stopping.set()
+        await self._stop_all(self._guardian.children, drain=exc is None)
+        if self._facts is not None:
+            self._facts.audit(self.audit())
+        await self._stop_all(self._own.children, drain=True)
+        # An ordinary exception stays what it is: the task group would wrap it in an
+        # ExceptionGroup. A cancellation may be the group's own, so the group has to see it.
+        cancelled = exc if not isinstance(exc, Exception) else None
+        handled = await self._runtime.task_group.__aexit__(
+            type(cancelled) if cancelled else None,
+            cancelled,
+            cancelled.__traceback__ if cancelled else None,
+        )
+        if self._failure is not None:
+            raise EscalatedFailure(
+                f"a failure was escalated past the top-level actors of {self._system_id!r}: "
+                f"{type(self._failure).__name__}: {self._failure}"
+            ) from self._failure
+        return bool(handled)
+
+    async def _stop_all(self, children: Children, *, drain: bool) -> None:
+        with anyio.move_on_after(self._shutdown_timeout, shield=True) as scope:
+            await children.stop(drain=drain)
+        if scope.cancelled_caught:
+            logger.warning(
+                "cancelled, as they had not stopped after %g seconds: %s",
+                self._shutdown_timeout,
+                ", ".join(str(cell.address) for cell in _descendants(children)),
+            )
+            children.cancel()
+            with anyio.CancelScope(shield=True):
+                await children.stop(drain=False)
+
+    async def _audit_every(self, interval: float) -> None:
+        while not self._stopping.is_set():
+            with self.clock.move_on_after(interval):
+                await self._stopping.wait()
+            if self._facts is not None and not self._stopping.is_set():
+                self._facts.audit(self.audit())
+
+    def _fail(self, error: Exception) -> None:
+        if self._failure is None:
+            self._failure = error
+            self._runtime.task_group.cancel_scope.cancel()
+
+
+class _Runtime:
+    """What cells need of the system."""
+
+    def __init__(self, system: ActorSystem, clock: Clock, mailbox_capacity: int) -> None:
+        self.system = system
+        self.clock = clock
+        self.mailbox_capacity = mailbox_capacity
+
+    @functools.cached_property
+    def task_group(self) -> TaskGroup:
+        """All actors live in it."""
+        return anyio.create_task_group()
+
+    def launch(self, cell: Cell) -> None:
+        self.task_group.start_soon(cell.run, name=str(cell.address))
+
+
+class _Guardian:
+    """The parent of top-level actors."""
+
+    ref: None = None
+
+    def __init__(self, policy: SupervisionPolicy, escalate: Callable[[Exception], None]) -> None:
+        self.policy = policy
+        self.children = Children()
+        self._escalate = escalate
+
+    async def decide(self, child: ActorRef, error: Exception) -> Decision:
+        del child
+        return self.policy.decide(error)
+
+    async def fail(self, error: Exception) -> Decision:
+        self._escalate(error)
+        return Decision.STOP
+
+
+def _descendants(children: Children) -> Iterator[Cell]:
+    for cell in children:
+        yield cell
+        yield from _descendants(cell.children)
+
+
+def _check_limits(
+    mailbox_capacity: int, shutdown_timeout: float, audit_interval: float | None
+) -> None:
+    if type(mailbox_capacity) is not int or mailbox_capacity < 1:
+        raise InvalidPolicy(
+            f"mailbox_capacity is a whole number greater than 0, not {mailbox_capacity!r}"
+        )
+    if not _is_number(shutdown_timeout) or shutdown_timeout < 0:
+        raise InvalidPolicy(f"shutdown_timeout is seconds, 0 or more, not {shutdown_timeout!r}")
+    if audit_interval is not None and (not _is_number(audit_interval) or audit_interval <= 0):
+        raise InvalidPolicy(f"audit_interval is seconds, more than 0, not {audit_interval!r}")
+
+
+def _is_number(value: object) -> bool:
+    return type(value) in (int, float) and not math.isnan(value)  # type: ignore[arg-type]
