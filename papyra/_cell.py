@@ -14,6 +14,7 @@ from anyio.lowlevel import checkpoint
 
 from papyra._children import Children
 from papyra._facts import Facts, printable
+from papyra._signal import NewSignal
 from papyra.actor import Actor, Failure
 from papyra.address import ActorAddress
 from papyra.clock import Clock
@@ -23,7 +24,6 @@ from papyra.events import ActorStopped as ActorStoppedEvent
 from papyra.exceptions import (
     ActorInitializationError,
     ActorStopped,
-    InvalidActor,
     MailboxClosed,
     PapyraError,
     WouldDeadlock,
@@ -42,6 +42,9 @@ logger = logging.getLogger("papyra")
 #: A busy actor lets the others run after this many messages.
 FAIRNESS = 100
 
+#: What an empty mailbox gives; `None` is a message like any other.
+_NOTHING = object()
+
 _current: ContextVar[Cell | None] = ContextVar("papyra_current_cell", default=None)
 
 
@@ -53,6 +56,9 @@ class Runtime(Protocol):
 
     @property
     def mailbox_capacity(self) -> int: ...
+
+    @property
+    def new_signal(self) -> NewSignal: ...
 
     @property
     def system(self) -> ActorSystem: ...
@@ -118,13 +124,14 @@ class Cell:
         capacity: int | None,
         facts: Facts,
     ) -> None:
-        if not (isinstance(actor_class, type) and issubclass(actor_class, Actor)):
-            raise InvalidActor(f"only subclasses of Actor can be spawned, not {actor_class!r}")
         self.address = address
         self.clock = runtime.clock
-        self.mailbox: Mailbox[object] = Mailbox(
-            runtime.mailbox_capacity if capacity is None else capacity
-        )
+        if capacity is None:
+            capacity = actor_class.mailbox_capacity
+        if capacity is None:
+            capacity = runtime.mailbox_capacity
+        self.new_signal = runtime.new_signal
+        self.mailbox: Mailbox[object] = Mailbox(capacity, self.new_signal)
         self.ref = ActorRef(self)
         self.children = Children()
         #: set when the actor has stopped, and all that follows from it is done
@@ -134,7 +141,9 @@ class Cell:
         self._runtime = runtime
         self._facts = facts
         self._factory = (actor_class, args, kwargs)
-        self._batchable = frozenset(actor_class.batch_types)
+        self._batch_types = frozenset(actor_class.batch_types)
+        # What the mailbox may hold of a run: messages told, and messages asked, to be looked into.
+        self._run_types = self._batch_types | {Ask}
         self._context = ActorContext(self, runtime.system)
         # Shielded: a cancelled caller of the system must not tear actors down out of order.
         self._scope = anyio.CancelScope(shield=True)
@@ -280,39 +289,41 @@ class Cell:
         while True:
             if self._order is not None and not await self._carry_out_order():
                 return
-            if not self.mailbox:
-                if self.mailbox.closed:
-                    return
-                await self.mailbox.wait()
-                handled = 0
-                continue
             if handled >= FAIRNESS:
                 await checkpoint()
                 handled = 0
-            handled += await self._handle_next()
+            item = self.mailbox.pop(_NOTHING)
+            if item is not _NOTHING:
+                handled += await self._handle(item)
+            elif self.mailbox.closed:
+                return
+            else:
+                await self.mailbox.wait()
+                handled = 0
 
-    async def _handle_next(self) -> int:
-        """Handle one message, or one run of them; return how many there were."""
-        if self._batchable:
-            run = self.mailbox.pop_while(self._is_batchable, self._actor.batch_limit)
-            if run:
-                await self._handle_run(run)
-                return len(run)
-        item = self.mailbox.pop()
+    async def _handle(self, item: object) -> int:
+        """Handle one message, or the run of them that it starts; return how many there were."""
         ask = item if type(item) is Ask else None
         message = item if ask is None else ask.message
+        if type(message) in self._batch_types:
+            return await self._handle_run(item, message)
         try:
             reply = await self._actor.receive(message)
         except BaseException as caught:  # noqa: BLE001 - raised again unless supervision takes it
-            await self._handle_failure(caught, "receive", message, [ask] if ask else [])
+            await self._handle_failure(caught, "receive", message, [item])
         else:
             if ask is not None:
                 _answer(ask, reply)
         return 1
 
-    async def _handle_run(self, run: list[object]) -> None:
-        messages = [item.message if type(item) is Ask else item for item in run]
-        asks = [(position, item) for position, item in enumerate(run) if type(item) is Ask]
+    async def _handle_run(self, first: object, message: object) -> int:
+        """Handle the run of adjacent messages of batch types that starts with `first`."""
+        run, messages = [first], [message]
+        if self.mailbox:
+            run += self.mailbox.pop_run(self._run_length())
+            messages = run
+            if Ask in map(type, run):
+                messages = [item.message if type(item) is Ask else item for item in run]
         try:
             replies = await self._actor.receive_batch(messages)
             if len(replies) != len(messages):
@@ -320,19 +331,32 @@ class Cell:
                     f"receive_batch returned {len(replies)} replies to {len(messages)} messages"
                 )
         except BaseException as caught:  # noqa: BLE001 - raised again unless supervision takes it
-            await self._handle_failure(
-                caught, "receive_batch", messages[0], [ask for _, ask in asks]
-            )
+            await self._handle_failure(caught, "receive_batch", message, run)
         else:
-            for position, ask in asks:
-                _answer(ask, replies[position])
+            if messages is not run:
+                for position, item in enumerate(run):
+                    if type(item) is Ask:
+                        _answer(item, replies[position])
+        return len(run)
+
+    def _run_length(self) -> int:
+        """Return how many more messages, from the oldest on, can be part of a run."""
+        types = self.mailbox.types(self._run_types, self._actor.batch_limit - 1)
+        if Ask in types:
+            for position, item in enumerate(self.mailbox.peek(len(types))):
+                if type(item) is Ask and type(item.message) not in self._batch_types:
+                    return position
+        return len(types)
 
     async def _handle_failure(
-        self, caught: BaseException, where: str, message: object, asks: Sequence[Ask]
+        self, caught: BaseException, where: str, message: object, items: Sequence[object]
     ) -> None:
         error = self._own_failure(caught)
-        for ask in asks:
-            ask.fail(error or ActorStopped(f"{self.address} was cancelled before it could reply"))
+        for item in items:
+            if type(item) is Ask:
+                item.fail(
+                    error or ActorStopped(f"{self.address} was cancelled before it could reply")
+                )
         if error is None:
             raise caught
         decision = await self._judge(error, where, type(message).__name__)
@@ -463,8 +487,7 @@ class Cell:
 
     def _refuse_the_rest(self) -> int:
         unhandled = 0
-        while self.mailbox:
-            item = self.mailbox.pop()
+        while (item := self.mailbox.pop(_NOTHING)) is not _NOTHING:
             match item:
                 case Terminated():
                     continue  # the runtime's own, and nobody misses it
@@ -500,9 +523,6 @@ class Cell:
         actor.context = self._context
         actor.__init__(*args, **kwargs)  # type: ignore[misc]
         return actor
-
-    def _is_batchable(self, item: object) -> bool:
-        return type(item.message if type(item) is Ask else item) in self._batchable
 
     def _notify(self, stopped: Cell) -> None:
         self._watched.pop(stopped, None)

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from papyra.exceptions import DuplicateActorName
+from papyra.actor import Actor
+from papyra.exceptions import DuplicateActorName, InvalidActor
 
 if TYPE_CHECKING:
     from papyra._cell import Cell
@@ -33,8 +34,10 @@ class Children:
     def free_name(self, actor_class: type, name: str | None) -> str:
         """Return `name` if it is free, or make one from the class if it is `None`.
 
-        Raises `DuplicateActorName`.
+        Raises `DuplicateActorName`, and `InvalidActor` for what is no class of actors.
         """
+        if not (isinstance(actor_class, type) and issubclass(actor_class, Actor)):
+            raise InvalidActor(f"only subclasses of Actor can be spawned, not {actor_class!r}")
         if name is not None:
             if name in self._cells:
                 raise DuplicateActorName(

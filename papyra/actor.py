@@ -43,6 +43,8 @@ class Actor(abc.ABC):
 
     #: how this actor supervises its children
     supervision: ClassVar[SupervisionPolicy] = OneForOne()
+    #: messages the mailbox takes before senders wait; `None` for the system's own figure
+    mailbox_capacity: ClassVar[int | None] = None
     #: messages of exactly these types are handed to `receive_batch`, a run of them at a time
     batch_types: ClassVar[tuple[type, ...]] = ()
     #: the longest run that `receive_batch` gets
@@ -54,6 +56,10 @@ class Actor(abc.ABC):
             hook = vars(cls).get(name)
             if isinstance(hook, FunctionType) and not inspect.iscoroutinefunction(hook):
                 raise InvalidActor(f"{cls.__name__}.{name} must be 'async def'")
+        if not isinstance(cls.supervision, SupervisionPolicy):
+            raise InvalidActor(
+                f"{cls.__name__}.supervision is OneForOne or OneForAll, not {cls.supervision!r}"
+            )
 
     async def on_start(self) -> None:
         """Prepare for the first message. If this raises, the actor has failed, not started."""

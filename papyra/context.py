@@ -24,11 +24,12 @@ __all__ = ("ActorContext",)
 class ActorContext:
     """An actor's own view of the system, as ``self.context``. The same one across restarts."""
 
-    __slots__ = ("_actor_address", "_cell", "_system")
+    __slots__ = ("_actor_address", "_cell", "_system", "_system_id")
 
     def __init__(self, cell: Cell, system: ActorSystem) -> None:
         self._cell = cell
         self._system = system
+        self._system_id = system.system_id
         self._actor_address = str(cell.address)
 
     @property
@@ -92,25 +93,22 @@ class ActorContext:
         `event` is a msgspec Struct or a dataclass, whose class gives the event type, or a pair of
         type name and mapping. Raises `InvalidRecord` for anything else.
         """
-        payload: object
-        match event:
-            case (str(event_type), Mapping() as payload):
-                pass
-            case _ if isinstance(event, msgspec.Struct) or (
-                dataclasses.is_dataclass(event) and not isinstance(event, type)
-            ):
-                event_type, payload = type(event).__name__, event
-            case _:
-                raise InvalidRecord(
-                    "an event is a msgspec Struct, a dataclass, or a pair of type name and "
-                    f"mapping, not {event!r}"
-                )
+        payload: object = event
+        if isinstance(event, msgspec.Struct) or (
+            dataclasses.is_dataclass(event) and not isinstance(event, type)
+        ):
+            event_type = type(event).__name__
+        else:
+            match event:
+                case (str(event_type), Mapping() as payload):
+                    pass
+                case _:
+                    raise InvalidRecord(
+                        "an event is a msgspec Struct, a dataclass, or a pair of type name and "
+                        f"mapping, not {event!r}"
+                    )
         return PersistedEvent(
-            self._system.system_id,
-            self._actor_address,
-            event_type,
-            payload,
-            self._cell.clock.time(),
+            self._system_id, self._actor_address, event_type, payload, self._cell.clock.time()
         )
 
     async def persist(self, event: object) -> int:

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from collections import OrderedDict, deque
-from collections.abc import Callable
+from collections.abc import Container, Iterator
 from itertools import islice, takewhile
 from typing import Generic, NamedTuple, TypeVar
 
 import anyio
 
+from papyra._signal import NewSignal, Signal
 from papyra.exceptions import InvalidPolicy, MailboxClosed, MailboxFull
 
 __all__ = ("Mailbox", "MailboxStatistics")
 
 T = TypeVar("T")
+D = TypeVar("D")
 
 
 class MailboxStatistics(NamedTuple):
@@ -33,9 +35,17 @@ class Mailbox(Generic[T]):
     has drained to half, so that one task switch serves many messages.
     """
 
-    __slots__ = ("_capacity", "_closed", "_items", "_low_water", "_senders", "_wakeup")
+    __slots__ = (
+        "_capacity",
+        "_closed",
+        "_items",
+        "_low_water",
+        "_new_signal",
+        "_senders",
+        "_wakeup",
+    )
 
-    def __init__(self, capacity: int) -> None:
+    def __init__(self, capacity: int, new_signal: NewSignal = anyio.Event) -> None:
         if type(capacity) is not int or capacity < 1:
             raise InvalidPolicy(
                 f"a mailbox's capacity is a whole number greater than 0, not {capacity!r}"
@@ -44,8 +54,9 @@ class Mailbox(Generic[T]):
         self._low_water = capacity // 2
         self._items: deque[T] = deque()
         self._closed = False
-        self._senders: OrderedDict[anyio.Event, T] = OrderedDict()
-        self._wakeup: anyio.Event | None = None
+        self._new_signal = new_signal
+        self._senders: OrderedDict[Signal, T] = OrderedDict()
+        self._wakeup: Signal | None = None
 
     def __len__(self) -> int:
         return len(self._items)
@@ -64,12 +75,14 @@ class Mailbox(Generic[T]):
 
         Raises `MailboxFull` if there is no room or others wait for it, and `MailboxClosed`.
         """
+        if self._closed:
+            raise MailboxClosed
         # Nobody may pass the senders that wait, even if there is room again.
         if len(self._items) >= self._capacity or self._senders:
-            if self._closed:
-                raise MailboxClosed
             raise MailboxFull
-        self.push(item)
+        self._items.append(item)
+        if self._wakeup is not None:
+            self._wakeup.set()
 
     async def put(self, item: T) -> None:
         """Add `item` at the end, as soon as there is room; without a task switch if there is.
@@ -77,12 +90,14 @@ class Mailbox(Generic[T]):
         Raises `MailboxClosed` if it is closed already; who waits when it closes still gets in. A
         caller that is cancelled while it waits has not put anything.
         """
-        if len(self._items) < self._capacity and not self._senders:
-            self.push(item)
-            return
-        if self._closed:
-            raise MailboxClosed
-        admitted = anyio.Event()
+        try:
+            self.put_nowait(item)
+        except MailboxFull:
+            await self.queue_up(item)
+
+    async def queue_up(self, item: T) -> None:
+        """Add `item` once there is room, after `put_nowait` has said that there is none."""
+        admitted = self._new_signal()
         self._senders[admitted] = item
         try:
             await admitted.wait()
@@ -99,18 +114,26 @@ class Mailbox(Generic[T]):
         if self._wakeup is not None:
             self._wakeup.set()
 
-    def pop(self) -> T:
-        """Take the oldest message; raises `IndexError` if there is none."""
+    def pop(self, default: D) -> T | D:
+        """Take the oldest message, or return `default` if there is none."""
+        if not self._items:
+            return default
         item = self._items.popleft()
         if self._senders and len(self._items) <= self._low_water:
             self._admit()
         return item
 
-    def pop_while(self, accept: Callable[[T], bool], limit: int) -> list[T]:
-        """Take the oldest messages, at most `limit`, up to the first that is not accepted."""
-        run = list(takewhile(accept, islice(self._items, limit)))
-        for _ in run:
-            self._items.popleft()
+    def types(self, accepted: Container[type], limit: int) -> list[type]:
+        """Return the types of the oldest messages, at most `limit`, while they are accepted."""
+        return list(takewhile(accepted.__contains__, map(type, islice(self._items, limit))))
+
+    def peek(self, count: int) -> Iterator[T]:
+        """Iterate over the oldest messages, at most `count`, and leave them where they are."""
+        return islice(self._items, count)
+
+    def pop_run(self, count: int) -> list[T]:
+        """Take the `count` oldest messages; raises `IndexError` if there are fewer."""
+        run = [self._items.popleft() for _ in range(count)]
         if self._senders and len(self._items) <= self._low_water:
             self._admit()
         return run
@@ -119,7 +142,7 @@ class Mailbox(Generic[T]):
         """Return when there may be something to do: a message, `close()` or `wake()`."""
         if self._items or self._closed:
             return
-        self._wakeup = anyio.Event()
+        self._wakeup = self._new_signal()
         try:
             await self._wakeup.wait()
         finally:

@@ -5,8 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import TYPE_CHECKING, Any
 
-import anyio
-
+from papyra._signal import Signal
 from papyra.address import ActorAddress
 from papyra.exceptions import ActorStopped, AskTimeout, MailboxClosed, MailboxFull
 
@@ -19,38 +18,24 @@ __all__ = ("ActorRef", "Ask", "Terminated")
 class Ask:
     """A message in a mailbox whose sender waits for the reply. Only the runtime sees these."""
 
-    __slots__ = ("_done", "_error", "_reply", "message")
+    __slots__ = ("done", "error", "message", "reply")
 
-    def __init__(self, message: object) -> None:
+    def __init__(self, message: object, done: Signal) -> None:
         self.message = message
-        self._done = anyio.Event()
-        self._reply: object = None
-        self._error: Exception | None = None
-
-    @property
-    def done(self) -> bool:
-        """Whether there is a reply or an error."""
-        return self._done.is_set()
+        #: set once there is a reply or an error
+        self.done = done
+        self.reply: object = None
+        self.error: Exception | None = None
 
     def resolve(self, reply: object) -> None:
         """Give the sender its reply."""
-        self._reply = reply
-        self._done.set()
+        self.reply = reply
+        self.done.set()
 
     def fail(self, error: Exception) -> None:
         """Have the sender raise `error`."""
-        self._error = error
-        self._done.set()
-
-    async def wait(self) -> None:
-        """Return when there is a reply or an error."""
-        await self._done.wait()
-
-    def result(self) -> Any:
-        """Return the reply, or raise the error."""
-        if self._error is not None:
-            raise self._error
-        return self._reply
+        self.error = error
+        self.done.set()
 
 
 class ActorRef:
@@ -80,10 +65,9 @@ class ActorRef:
         that has stopped becomes a dead letter; that is no error.
         """
         try:
-            try:
-                self._mailbox.put_nowait(message)
-            except MailboxFull:
-                await self._mailbox.put(message)
+            self._mailbox.put_nowait(message)
+        except MailboxFull:
+            await self._mailbox.queue_up(message)
         except MailboxClosed:
             await self._cell.refuse(message, expects_reply=False)
 
@@ -108,18 +92,20 @@ class ActorRef:
         the mailbox does not take it back.
         """
         self._cell.refuse_to_wait_for_itself()
-        ask = Ask(message)
+        ask = Ask(message, self._cell.new_signal())
         if timeout is None:
-            await self._ask(ask)
+            await self._send(ask)
         else:
             with self._cell.clock.move_on_after(timeout):
-                await self._ask(ask)
-            if not ask.done:
+                await self._send(ask)
+            if not ask.done.is_set():
                 raise AskTimeout(
                     f"{self.address} did not reply to {type(message).__name__} "
                     f"within {timeout} seconds"
                 )
-        return ask.result()
+        if ask.error is not None:
+            raise ask.error
+        return ask.reply
 
     async def stop(self) -> None:
         """Have the actor handle what is in its mailbox, stop, and return when it has stopped.
@@ -130,14 +116,16 @@ class ActorRef:
         """
         await self._cell.stop()
 
-    async def _ask(self, ask: Ask) -> None:
+    async def _send(self, ask: Ask) -> None:
+        """Put `ask` into the mailbox and wait until it has been answered."""
         try:
-            await self._mailbox.put(ask)
+            self._mailbox.put_nowait(ask)
+        except MailboxFull:
+            await self._mailbox.queue_up(ask)
         except MailboxClosed:
             await self._cell.refuse(ask.message, expects_reply=True)
             ask.fail(ActorStopped(f"{self.address} has stopped"))
-        else:
-            await ask.wait()
+        await ask.done.wait()
 
     def __repr__(self) -> str:
         return f"<ActorRef {self.address}>"

@@ -15,6 +15,7 @@ from anyio.abc import TaskGroup
 from papyra._cell import Cell, spawn
 from papyra._children import Children
 from papyra._facts import NoFacts, StoredFacts
+from papyra._signal import NewSignal, signals_of_this_loop
 from papyra.actor import Actor
 from papyra.address import ActorAddress, check_name
 from papyra.audit import AuditReport
@@ -75,6 +76,8 @@ class ActorSystem:
         """
         check_name(system_id)
         _check_limits(mailbox_capacity, shutdown_timeout, audit_interval)
+        if supervision is not None and not isinstance(supervision, SupervisionPolicy):
+            raise InvalidPolicy(f"supervision is OneForOne or OneForAll, not {supervision!r}")
         if persistence is not None and not isinstance(persistence, PersistenceBackend):
             raise InvalidSetting(f"persistence is a PersistenceBackend, not {persistence!r}")
         self._system_id = system_id
@@ -243,26 +246,26 @@ class ActorSystem:
         exc_type: type[BaseException] | None,
         exc: BaseException | None,
         traceback: TracebackType | None,
-    ) -> bool:
-        if self._stopping.is_set():
-            return False
-        return await self._shut_down(exc)
+    ) -> None:
+        if not self._stopping.is_set():
+            await self._shut_down(exc)
 
     @property
     def _address(self) -> ActorAddress:
         return ActorAddress(self._system_id, "")
 
-    async def _shut_down(self, exc: BaseException | None) -> bool:
-        """Stop everything; return whether `exc` was the system's own way to leave the block."""
+    async def _shut_down(self, exc: BaseException | None) -> None:
+        """Stop everything; raise what is to come out of the block in place of `exc`."""
         self._stopping.set()
         await self._stop_all(self._guardian.children, drain=exc is None)
         if self._facts is not None:
             self._facts.audit(self.audit())
         await self._stop_all(self._own.children, drain=True)
         # An ordinary exception stays what it is: the task group would wrap it in an
-        # ExceptionGroup. A cancellation may be the group's own, so the group has to see it.
+        # ExceptionGroup. A cancellation may be the group's own, so the group has to see it. If so,
+        # the group raises what it was cancelled for, or `_failure` says it.
         cancelled = exc if not isinstance(exc, Exception) else None
-        handled = await self._runtime.task_group.__aexit__(
+        await self._runtime.task_group.__aexit__(
             type(cancelled) if cancelled else None,
             cancelled,
             cancelled.__traceback__ if cancelled else None,
@@ -272,7 +275,6 @@ class ActorSystem:
                 f"a failure was escalated past the top-level actors of {self._system_id!r}: "
                 f"{type(self._failure).__name__}: {self._failure}"
             ) from self._failure
-        return bool(handled)
 
     async def _stop_all(self, children: Children, *, drain: bool) -> None:
         with anyio.move_on_after(self._shutdown_timeout, shield=True) as scope:
@@ -312,6 +314,11 @@ class _Runtime:
     def task_group(self) -> TaskGroup:
         """All actors live in it."""
         return anyio.create_task_group()
+
+    @functools.cached_property
+    def new_signal(self) -> NewSignal:
+        """What tasks of the system's event loop wait for."""
+        return signals_of_this_loop()
 
     def launch(self, cell: Cell) -> None:
         self.task_group.start_soon(cell.run, name=str(cell.address))

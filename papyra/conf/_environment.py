@@ -34,8 +34,8 @@ def backend_from_url(url: str) -> PersistenceBackend:
     if make is None:
         known = ", ".join(f"{name}:" for name in sorted(_SCHEMES))
         # The scheme only: the rest of a URL may hold a password.
-        found = f"scheme {scheme + ':'!r}" if colon else "value without a scheme"
-        raise InvalidEnvironment(f"{PERSISTENCE_VARIABLE} has an unknown {found}; known: {known}")
+        wrong = f"an unknown scheme {scheme + ':'!r}" if colon else "a value without a scheme"
+        raise InvalidEnvironment(f"{PERSISTENCE_VARIABLE} has {wrong}; known: {known}")
     return make(rest)
 
 

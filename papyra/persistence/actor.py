@@ -10,7 +10,8 @@ from typing import Any, ClassVar, TypeVar
 from papyra.actor import Actor, Failure
 from papyra.exceptions import InvalidActor, PersistenceError
 from papyra.persistence.backends.base import PersistenceBackend
-from papyra.persistence.messages import Append, Appended, AppendMany, Request
+from papyra.persistence.backends.commit import MAX_COMMIT_RECORDS
+from papyra.persistence.messages import Append, AppendMany, Request
 
 __all__ = ("PersistenceActor",)
 
@@ -33,7 +34,10 @@ class PersistenceActor(Actor):
     `BackendInUse` if another actor hosts the backend.
     """
 
+    # Every actor of a system sends to this one. Its mailbox holds a commit's worth.
+    mailbox_capacity: ClassVar[int | None] = MAX_COMMIT_RECORDS
     batch_types: ClassVar[tuple[type, ...]] = (Append, AppendMany)
+    batch_limit: ClassVar[int] = MAX_COMMIT_RECORDS
 
     def __init__(self, backend: PersistenceBackend) -> None:
         if not isinstance(backend, PersistenceBackend):
@@ -60,17 +64,13 @@ class PersistenceActor(Actor):
             self._log(error)
             return Failure(error)
 
-    async def receive_batch(
-        self, messages: Sequence[Append | AppendMany]
-    ) -> Sequence[Appended | PersistenceError | Failure]:
+    async def receive_batch(self, messages: Sequence[Append | AppendMany]) -> Sequence[object]:
         """Carry out a run of appends."""
-        replies = await self._backend.commit(messages)
-        if not isinstance(replies, list):
-            return replies  # all is well, and what nobody asked for need not be made
-        self._log(*(reply for reply in replies if isinstance(reply, PersistenceError)))
-        return [
-            Failure(reply) if isinstance(reply, PersistenceError) else reply for reply in replies
-        ]
+        replies, errors = await self._backend.commit(messages)
+        if errors:
+            self._log(*errors)
+            return [Failure(r) if isinstance(r, PersistenceError) else r for r in replies]
+        return replies
 
     async def on_stop(self) -> None:
         """Flush and close the backend, and let go of it."""

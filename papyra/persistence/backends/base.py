@@ -21,13 +21,12 @@ from papyra.exceptions import (
     PersistenceError,
     StoreError,
 )
-from papyra.persistence.backends.commit import commit
+from papyra.persistence.backends.commit import Committed, commit
 from papyra.persistence.backends.retention import RetentionPolicy
 from papyra.persistence.backends.verbs import PersistenceVerbs
 from papyra.persistence.messages import (
     AnyRequest,
     Append,
-    Appended,
     AppendMany,
     Compact,
     Flush,
@@ -158,18 +157,15 @@ class PersistenceBackend(PersistenceVerbs, PersistenceMetricsMixin, abc.ABC):
             raise InvalidRequest(f"{request!r} is no request to a persistence backend")
         return cast("ReplyT", await self._carry_out(request))
 
-    async def commit(
-        self, requests: Sequence[Append | AppendMany]
-    ) -> Sequence[Appended | PersistenceError]:
-        """Store what `requests` hold, in order, and return a reply or an error for each.
+    async def commit(self, requests: Sequence[Append | AppendMany]) -> Committed:
+        """Store what `requests` hold, in order. Adjacent requests share a write.
 
-        For the host; everybody else calls `append`. Adjacent requests share a write.
+        For the host; everybody else calls `append`.
         """
-        replies = await commit(requests, self._write)
-        if isinstance(replies, list):
-            failed = sum(isinstance(reply, PersistenceError) for reply in replies)
-            self.metrics.write_errors += failed
-        return replies
+        committed = await commit(requests, self._write)
+        if committed.errors:
+            self.metrics.write_errors += len(committed.errors)
+        return committed
 
     def attach(self, host: Host) -> None:
         """Let `host` carry out every request from now on, reopening the backend if it was closed.
@@ -224,10 +220,10 @@ class PersistenceBackend(PersistenceVerbs, PersistenceMetricsMixin, abc.ABC):
         metrics = self.metrics
         match request:
             case Append() | AppendMany():
-                (reply,) = await self.commit([request])
-                if isinstance(reply, PersistenceError):
-                    raise reply
-                return reply
+                committed = await self.commit([request])
+                for error in committed.errors:
+                    raise error
+                return committed.replies[0]
             case Read():
                 page = await self._attempt("read", self._read, request)
                 metrics.reads += 1
@@ -258,16 +254,22 @@ class PersistenceBackend(PersistenceVerbs, PersistenceMetricsMixin, abc.ABC):
             case _:
                 assert_never(request)
 
-    async def _write(self, records: Sequence[Record], encoded: Sequence[bytes]) -> int:
-        await self._make_ready("write")
+    async def _write(self, records: Sequence[Record], encoded: Sequence[bytes], size: int) -> int:
+        if self._state != "open":
+            await self._make_ready("write")
         first_seq = self._last_seq + 1
         if records:
-            with _store_errors("write"):
+            try:
                 await self._append(Batch(first_seq, records, encoded))
+            except PersistenceError:
+                raise
+            except Exception as error:
+                raise _store_error("write", error) from error
             self._last_seq += len(records)
-            self.metrics.commits += 1
-            self.metrics.records_written += len(records)
-            self.metrics.bytes_written += sum(map(len, encoded))
+            metrics = self.metrics
+            metrics.commits += 1
+            metrics.records_written += len(records)
+            metrics.bytes_written += size
         return first_seq
 
     async def _attempt(
@@ -353,4 +355,8 @@ def _store_errors(operation: str) -> Iterator[None]:
     except PersistenceError:
         raise
     except Exception as error:
-        raise StoreError(f"{operation} failed: {type(error).__name__}: {error}") from error
+        raise _store_error(operation, error) from error
+
+
+def _store_error(operation: str, error: Exception) -> StoreError:
+    return StoreError(f"{operation} failed: {type(error).__name__}: {error}")

@@ -2,113 +2,138 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Awaitable, Callable, Sequence
-from typing import TypeAlias, overload
+from operator import attrgetter
+from typing import NamedTuple, TypeAlias, overload
 
 from papyra.exceptions import InvalidRecord, PersistenceError
 from papyra.persistence import codec
 from papyra.persistence.messages import Append, Appended, AppendMany
 from papyra.persistence.records import Record
 
-__all__ = ("MAX_COMMIT_BYTES", "MAX_COMMIT_RECORDS", "Write", "commit")
+__all__ = ("MAX_COMMIT_BYTES", "MAX_COMMIT_RECORDS", "Committed", "Write", "commit")
 
 #: A commit ends with the request that takes it to this many records.
 MAX_COMMIT_RECORDS = 10_000
 #: A commit ends with the request that takes it to this many encoded bytes.
 MAX_COMMIT_BYTES = 8 * 1024 * 1024
 
-#: Stores encoded records, all or none, and returns the first one's seq.
-Write: TypeAlias = Callable[[Sequence[Record], Sequence[bytes]], Awaitable[int]]
+#: Stores encoded records, of so many bytes in all; all or none. Returns the first one's seq.
+Write: TypeAlias = Callable[[Sequence[Record], Sequence[bytes], int], Awaitable[int]]
+
+_APPENDS = {Append}
+_record = attrgetter("record")
 
 
-async def commit(
-    requests: Sequence[Append | AppendMany], write: Write
-) -> Sequence[Appended | PersistenceError]:
-    """Write the records of `requests` in order and return one reply for each request.
+class Committed(NamedTuple):
+    """What became of a run of append requests."""
+
+    replies: Sequence[Appended | PersistenceError]  #: one for each request, in order
+    errors: Sequence[PersistenceError]  #: those of them that are errors
+
+
+async def commit(requests: Sequence[Append | AppendMany], write: Write) -> Committed:
+    """Write the records of `requests` in order.
 
     A request is stored whole or not at all. A bad record fails its own request only; a failed
     write fails every request whose records were in it.
     """
-    records, ends = _flatten(requests)
     try:
+        records, ends = _flatten(requests)
         encoded = codec.encode(records)
     except InvalidRecord:
         return await _commit_one_by_one(requests, write)
-    if len(records) > MAX_COMMIT_RECORDS or sum(map(len, encoded)) > MAX_COMMIT_BYTES:
+    size = sum(map(len, encoded))
+    if len(records) > MAX_COMMIT_RECORDS or size > MAX_COMMIT_BYTES:
         return await _commit_one_by_one(requests, write)
     try:
-        return _Replies(await write(records, encoded), ends)
+        first_seq = await write(records, encoded, size)
     except PersistenceError as error:
-        return [_copy(error) for _ in requests]
+        errors = [_copy(error) for _ in requests]
+        return Committed(errors, errors)
+    if len(requests) == 1:
+        return Committed((Appended(first_seq, first_seq + len(records) - 1),), ())
+    return Committed(_Replies(first_seq, ends), ())
 
 
-async def _commit_one_by_one(
-    requests: Sequence[Append | AppendMany], write: Write
-) -> list[Appended | PersistenceError]:
+async def _commit_one_by_one(requests: Sequence[Append | AppendMany], write: Write) -> Committed:
     """Commit with each request encoded by itself, in as many writes as the limits ask for."""
     replies: dict[int, Appended | PersistenceError] = {}
-    waiting: dict[int, int] = {}  # which requests the next write is for, and how many records each
-    records: list[Record] = []
-    encoded: list[bytes] = []
-    size = 0
-
-    async def write_waiting() -> None:
-        nonlocal size
-        if waiting:
-            try:
-                seq = await write(tuple(records), tuple(encoded))
-            except PersistenceError as error:
-                replies.update((position, _copy(error)) for position in waiting)
-            else:
-                for position, count in waiting.items():
-                    replies[position] = Appended(seq, seq + count - 1)
-                    seq += count
-        waiting.clear()
-        records.clear()
-        encoded.clear()
-        size = 0
-
+    part = _Part()
     for position, request in enumerate(requests):
         try:
-            own, _ = _flatten([request])
-            own_encoded = codec.encode(own)
+            records, _ = _flatten([request])
+            part.add(position, records, codec.encode(records))
         except InvalidRecord as error:
             replies[position] = error
-            continue
-        waiting[position] = len(own)
-        records += own
-        encoded += own_encoded
-        size += sum(map(len, own_encoded))
-        if len(records) >= MAX_COMMIT_RECORDS or size >= MAX_COMMIT_BYTES:
-            await write_waiting()
-    await write_waiting()
-    return [replies[position] for position in range(len(requests))]
+        if len(part.records) >= MAX_COMMIT_RECORDS or part.size >= MAX_COMMIT_BYTES:
+            replies |= await part.write(write)
+            part = _Part()
+    replies |= await part.write(write)
+    in_order = [replies[position] for position in range(len(requests))]
+    return Committed(in_order, [r for r in in_order if isinstance(r, PersistenceError)])
+
+
+class _Part:
+    """Requests that share a write."""
+
+    def __init__(self) -> None:
+        self.records: list[Record] = []
+        self.size = 0
+        self._encoded: list[bytes] = []
+        self._counts: dict[int, int] = {}  # records of each request, by its position in the run
+
+    def add(self, position: int, records: Sequence[Record], encoded: Sequence[bytes]) -> None:
+        self._counts[position] = len(records)
+        self.records += records
+        self._encoded += encoded
+        self.size += sum(map(len, encoded))
+
+    async def write(self, write: Write) -> dict[int, Appended | PersistenceError]:
+        """Write it, and return the replies by the requests' positions."""
+        if not self._counts:
+            return {}
+        try:
+            seq = await write(self.records, self._encoded, self.size)
+        except PersistenceError as error:
+            return {position: _copy(error) for position in self._counts}
+        replies: dict[int, Appended | PersistenceError] = {}
+        for position, count in self._counts.items():
+            replies[position] = Appended(seq, seq + count - 1)
+            seq += count
+        return replies
 
 
 def _flatten(requests: Sequence[Append | AppendMany]) -> tuple[list[Record], Sequence[int]]:
-    """Return all the records, and for each request how many there are up to its last one."""
-    if all(type(request) is Append for request in requests):
-        return [request.record for request in requests], range(1, len(requests) + 1)  # type: ignore[union-attr]
+    """Return all the records, and for each request how many there are up to its last one.
+
+    Raises `InvalidRecord` for an `AppendMany` of something else.
+    """
+    if set(map(type, requests)) == _APPENDS:
+        return list(map(_record, requests)), range(1, len(requests) + 1)
     records: list[Record] = []
     ends: list[int] = []
     for request in requests:
         if isinstance(request, Append):
             records.append(request.record)
-        else:
+        elif isinstance(request.records, (tuple, list)):
             records.extend(request.records)
+        else:
+            raise InvalidRecord(f"AppendMany takes a tuple of records, not {request.records!r}")
         ends.append(len(records))
     return records, ends
 
 
 def _copy(error: PersistenceError) -> PersistenceError:
     """Return an error that one caller can raise without adding to another's traceback."""
-    copy = type(error)(*error.args)
-    copy.__cause__ = error.__cause__
-    return copy
+    copied = copy.copy(error)
+    copied.__cause__ = error.__cause__
+    return copied
 
 
-class _Replies(Sequence[Appended | PersistenceError]):
-    """The replies to a commit that was one write, each made when it is asked for.
+class _Replies(Sequence[Appended]):
+    """The replies to requests that shared one write, each made when it is asked for.
 
     Most appends are told: nobody reads their replies, and a million need not be made.
     """
@@ -123,12 +148,11 @@ class _Replies(Sequence[Appended | PersistenceError]):
     @overload
     def __getitem__(self, position: int) -> Appended: ...
     @overload
-    def __getitem__(self, position: slice) -> Sequence[Appended]: ...
-    def __getitem__(self, position: int | slice) -> Appended | Sequence[Appended]:
+    def __getitem__(self, position: slice) -> list[Appended]: ...
+    def __getitem__(self, position: int | slice) -> Appended | list[Appended]:
         if isinstance(position, slice):
             return [self[i] for i in range(*position.indices(len(self)))]
-        if not -len(self) <= position < len(self):
-            raise IndexError(position)
-        position %= len(self)
-        start = self._ends[position - 1] if position else 0
-        return Appended(self._first_seq + start, self._first_seq + self._ends[position] - 1)
+        last = self._ends[position]
+        position %= len(self._ends)
+        before = self._ends[position - 1] if position else 0
+        return Appended(self._first_seq + before, self._first_seq + last - 1)

@@ -6,7 +6,6 @@ import time
 from array import array
 from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from itertools import accumulate, groupby
 from typing import assert_never, cast
 
 from papyra.persistence import codec
@@ -98,21 +97,15 @@ class InMemoryPersistence(PersistenceBackend):
         """Keep everything: it stays readable, and can be hosted again."""
 
     async def _append(self, batch: Batch) -> None:
-        lengths = {kind: len(collection) for kind, collection in self._collections.items()}
-        start = 0
+        seq = batch.first_seq
         try:
-            for record_type, run in groupby(map(type, batch.records)):
-                stop = start + len(list(run))
-                self._collections[_KIND_OF[record_type]].extend(
-                    range(batch.first_seq + start, batch.first_seq + stop),
-                    batch.records[start:stop],
-                    batch.encoded[start:stop],
-                )
-                start = stop
+            for record, encoded in zip(batch.records, batch.encoded, strict=True):
+                self._collections[_KIND_OF[type(record)]].add(seq, record.timestamp, encoded)
+                seq += 1
         except BaseException:
             # Out of memory, most likely. All or nothing it is, even so.
-            for kind, length in lengths.items():
-                self._collections[kind].truncate(length)
+            for collection in self._collections.values():
+                collection.truncate(collection.first_after(batch.first_seq - 1))
             raise
 
     async def _flush(self) -> None:
@@ -206,18 +199,13 @@ class _Collection:
         """Encoded bytes."""
         return len(self._data)
 
-    def extend(
-        self, seqs: Sequence[int], records: Sequence[Record], encoded: Sequence[bytes]
-    ) -> None:
-        times = [record.timestamp for record in records]
-        newest = self._times[-1] if self._times else -_FOREVER
-        self._in_order = self._in_order and newest <= times[0] and times == sorted(times)
-        ends = accumulate(map(len, encoded), initial=len(self._data))
-        next(ends)
-        self._data += b"".join(encoded)
-        self._ends.extend(ends)
-        self._times.extend(times)
-        self._seqs.extend(seqs)
+    def add(self, seq: int, time: float, encoded: bytes) -> None:
+        if self._in_order and self._times and time < self._times[-1]:
+            self._in_order = False
+        self._data += encoded
+        self._ends.append(len(self._data))
+        self._times.append(time)
+        self._seqs.append(seq)
 
     def truncate(self, length: int) -> None:
         del self._seqs[length:], self._times[length:], self._ends[length:]
