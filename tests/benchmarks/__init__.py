@@ -1,0 +1,1 @@
+"""What Papyra costs, as ratios to references measured in the same run."""

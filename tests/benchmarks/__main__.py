@@ -1,0 +1,55 @@
+"""Print the table: ``python -m tests.benchmarks``.
+
+Needs the extra ``bench``. Ratios compare a subject with a reference measured in the same run, the
+two taking turns; the table shows the median of the repetitions, so it means the same on a slow or
+a noisy machine. The bars are for asyncio.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+from pathlib import Path
+
+from examples.flights import FIRST_DAY
+from tests.benchmarks.rows import ROWS, Loop, Options
+
+LOOPS = [
+    Loop("asyncio", "asyncio", {}),
+    Loop("uvloop", "asyncio", {"use_uvloop": True}),
+    Loop("trio", "trio", {}),
+]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m tests.benchmarks", description=__doc__)
+    parser.add_argument("--repeat", type=int, default=5, help="repetitions of each row")
+    parser.add_argument("--scale", type=float, default=1.0, help="share of the full counts")
+    parser.add_argument("--only", default="", help="rows whose name contains this")
+    parser.add_argument("--loops", default="asyncio,uvloop,trio", help="columns")
+    parser.add_argument(
+        "--flights",
+        type=Path,
+        default=Path(os.environ.get("PAPYRA_FLIGHTS", FIRST_DAY)),
+        help="flights.csv or flights.csv.zip; the first day without it",
+    )
+    arguments = parser.parse_args()
+    options = Options(arguments.repeat, arguments.scale, arguments.flights)
+    loops = [loop for loop in LOOPS if loop.name in arguments.loops.split(",")]
+
+    head = "".join(f"{loop.name:>9}{'':12}" for loop in loops)
+    print(f"{'row':36} {'reference':22} {'bar':>7} {head}")
+    for row in ROWS:
+        if arguments.only not in row.name:
+            continue
+        bar = f"{'≤' if row.at_most else '≥'} {row.bar:g}"
+        print(f"{row.name:36} {row.reference:22} {bar:>7} ", end="", flush=True)
+        for loop in loops:
+            result = row.measure(loop, options)
+            mark = " " if row.meets_bar(result) else "!"
+            print(f"{result.ratio:8.2f}{mark} {result.subject:>10} ", end="", flush=True)
+        print()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,352 @@
+"""The rows of the table: each measures a subject and its reference, and knows its bar."""
+
+from __future__ import annotations
+
+import statistics
+import subprocess
+import sys
+import time
+import uuid
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import anyio
+import msgspec
+import pykka
+from eventsourcing.persistence import StoredEvent
+from eventsourcing.popo import POPOAggregateRecorder
+
+from examples.flights import Flight, Progress, events_of, fly, read_flights
+from papyra import Actor, ActorSystem
+from papyra.persistence import Append, PersistedEvent, PersistenceActor
+from papyra.persistence.backends.memory import InMemoryPersistence
+from tests.benchmarks.workload import (
+    START,
+    bare_append_loop,
+    build,
+    encoded_size,
+    fill,
+    timed_tells,
+)
+
+__all__ = ("ROWS", "Loop", "Result", "Row")
+
+
+@dataclass(frozen=True)
+class Loop:
+    """An event loop to run on."""
+
+    name: str
+    backend: str
+    options: dict[str, Any]
+
+    def run(self, function: Callable[..., Awaitable[float]], *args: object) -> float:
+        """Return what `function` returns, on this loop."""
+        return anyio.run(function, *args, backend=self.backend, backend_options=self.options)
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a row came to: one ratio for each repetition, and the figure behind the median."""
+
+    ratios: list[float]
+    subject: str
+
+    @property
+    def ratio(self) -> float:
+        """The median."""
+        return statistics.median(self.ratios)
+
+
+@dataclass(frozen=True)
+class Row:
+    """A subject, its reference, and the ratio that counts as done."""
+
+    name: str
+    reference: str
+    bar: float
+    at_most: bool
+    measure: Callable[[Loop, Options], Result]
+
+    def meets_bar(self, result: Result) -> bool:
+        """Say whether the median is good enough."""
+        return result.ratio <= self.bar if self.at_most else result.ratio >= self.bar
+
+
+@dataclass(frozen=True)
+class Options:
+    """How much to measure."""
+
+    repeat: int
+    scale: float
+    flights: Path
+
+    def count(self, full: int) -> int:
+        """Return `full` scaled."""
+        return max(100, round(full * self.scale))
+
+
+def compare(
+    options: Options, count: int, reference: Callable[[], float], subject: Callable[[], float]
+) -> Result:
+    """Take turns, so that a noisy moment hits both; a ratio is speed over reference speed."""
+    ratios, subjects = [], []
+    for _ in range(options.repeat):
+        reference_seconds = reference()
+        seconds = subject()
+        ratios.append(reference_seconds / seconds)
+        subjects.append(seconds)
+    per_item = statistics.median(subjects) / count
+    return Result(ratios, f"{per_item * 1e6:.2f} µs")
+
+
+# The hosted backend
+
+
+def hosted_tell(loop: Loop, options: Options) -> Result:
+    count = options.count(200_000)
+    return compare(
+        options,
+        count,
+        lambda: bare_append_loop(count),
+        lambda: loop.run(timed_tells, build, count),
+    )
+
+
+async def ping_pong(count: int) -> float:
+    """Two tasks take turns through events."""
+    ping, pong = anyio.Event(), anyio.Event()
+
+    async def answer() -> None:
+        nonlocal ping
+        for _ in range(count):
+            await ping.wait()
+            ping = anyio.Event()
+            pong.set()
+
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(answer)
+        await anyio.lowlevel.checkpoint()
+        started = time.perf_counter()
+        for _ in range(count):
+            pong = anyio.Event()
+            ping.set()
+            await pong.wait()
+        seconds = time.perf_counter() - started
+    return seconds
+
+
+async def timed_asks(count: int, tasks: int) -> float:
+    """Ask a persistence actor to append, from several tasks at once."""
+    backend = InMemoryPersistence()
+    async with ActorSystem(audit_interval=None) as system:
+        ref = system.spawn(PersistenceActor, backend)
+        await backend.flush()
+
+        async def ask(numbers: range) -> None:
+            for number in numbers:
+                await ref.ask(Append(build(number)))
+
+        started = time.perf_counter()
+        if tasks == 1:
+            await ask(range(count))
+        else:
+            async with anyio.create_task_group() as group:
+                for task in range(tasks):
+                    group.start_soon(ask, range(task, count, tasks))
+        seconds = time.perf_counter() - started
+        assert backend.metrics.records_written == count
+    return seconds
+
+
+def hosted_ask(loop: Loop, options: Options) -> Result:
+    count = options.count(20_000)
+    return compare(
+        options, count, lambda: loop.run(ping_pong, count), lambda: loop.run(timed_asks, count, 1)
+    )
+
+
+def hosted_ask_100(loop: Loop, options: Options) -> Result:
+    count = options.count(20_000)
+    return compare(
+        options,
+        count,
+        lambda: loop.run(timed_asks, count, 1),
+        lambda: loop.run(timed_asks, count, 100),
+    )
+
+
+# Peers
+
+
+class Counter(Actor):
+    def __init__(self) -> None:
+        self.count = 0
+
+    async def receive(self, message: object) -> int:
+        self.count += 1
+        return self.count
+
+
+class PykkaCounter(pykka.ThreadingActor):
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+
+    def on_receive(self, message: object) -> int:
+        self.count += 1
+        return self.count
+
+
+def pykka_tell(count: int) -> float:
+    ref = PykkaCounter.start()
+    started = time.perf_counter()
+    for number in range(count):
+        ref.tell(number)
+    assert ref.ask(None) == count + 1
+    seconds = time.perf_counter() - started
+    ref.stop()
+    return seconds
+
+
+async def papyra_tell(count: int) -> float:
+    async with ActorSystem(audit_interval=None) as system:
+        ref = system.spawn(Counter)
+        started = time.perf_counter()
+        for number in range(count):
+            await ref.tell(number)
+        assert await ref.ask(None) == count + 1
+        return time.perf_counter() - started
+
+
+def plain_tell(loop: Loop, options: Options) -> Result:
+    count = options.count(100_000)
+    return compare(options, count, lambda: pykka_tell(count), lambda: loop.run(papyra_tell, count))
+
+
+def popo_insert(count: int) -> float:
+    originator = uuid.uuid4()
+    encode = msgspec.json.Encoder().encode
+    events = [
+        StoredEvent(
+            originator_id=originator,
+            originator_version=number,
+            topic="shop:OrderPlaced",
+            state=encode(build(number).payload),
+        )
+        for number in range(count)
+    ]
+    recorder = POPOAggregateRecorder()
+    started = time.perf_counter()
+    for event in events:
+        recorder.insert_events([event])
+    return time.perf_counter() - started
+
+
+def against_popo(loop: Loop, options: Options) -> Result:
+    count = options.count(100_000)
+    # Both get what they are to store ready made; ours encodes it, the recorder is given bytes.
+    records = [build(number) for number in range(count)]
+    return compare(
+        options,
+        count,
+        lambda: popo_insert(count),
+        lambda: loop.run(timed_tells, records.__getitem__, count),
+    )
+
+
+# Reads
+
+
+async def timed_reads(backend: InMemoryPersistence, since: float | None, times: int) -> float:
+    limit = None if since is not None else 10
+    started = time.perf_counter()
+    for _ in range(times):
+        assert len(await backend.list_events(limit=limit, since=since)) == 10
+    return time.perf_counter() - started
+
+
+def reads(by_time: bool) -> Callable[[Loop, Options], Result]:
+    def measure(loop: Loop, options: Options) -> Result:
+        stores = []
+        for count in (1_000, options.count(1_000_000)):
+            backend = InMemoryPersistence()
+            loop.run(_filled, backend, count)
+            stores.append((backend, START + count - 10 if by_time else None))
+        (small, small_since), (large, large_since) = stores
+        times = 2_000
+        ratios, seconds = [], []
+        for _ in range(options.repeat):
+            reference = loop.run(timed_reads, small, small_since, times)
+            seconds.append(loop.run(timed_reads, large, large_since, times))
+            ratios.append(seconds[-1] / reference)
+        return Result(ratios, f"{statistics.median(seconds) / times * 1e6:.1f} µs")
+
+    return measure
+
+
+async def _filled(backend: InMemoryPersistence, count: int) -> float:
+    await fill(backend, count)
+    return 0.0
+
+
+# Memory
+
+
+def resident(loop: Loop, options: Options) -> Result:
+    del loop
+    count = options.count(1_000_000)
+    # In a process of its own, so that nothing else has grown the heap.
+    output = subprocess.run(
+        [sys.executable, "-m", "tests.benchmarks.resident", str(count)],
+        check=True,
+        capture_output=True,
+        text=True,
+    ).stdout
+    per_record = float(output)
+    return Result([(per_record - 32) / encoded_size()], f"{per_record:.0f} bytes")
+
+
+# The main job
+
+
+async def timed_flights(flights: list[Flight]) -> float:
+    backend = InMemoryPersistence()
+    async with ActorSystem("flights", persistence=backend, audit_interval=None) as system:
+        started = time.perf_counter()
+        await fly(system, iter(flights), Progress())
+        await backend.flush()
+        return time.perf_counter() - started
+
+
+def all_flights(loop: Loop, options: Options) -> Result:
+    flights = list(read_flights(options.flights))
+    steps = [
+        (f"flights/{flight.aircraft}", event) for flight in flights for event in events_of(flight)
+    ]
+
+    def make(number: int) -> PersistedEvent:
+        address, event = steps[number]
+        return PersistedEvent("flights", address, type(event).__name__, event, START + number)
+
+    return compare(
+        options,
+        len(steps),
+        lambda: bare_append_loop(len(steps), make),
+        lambda: loop.run(timed_flights, flights),
+    )
+
+
+ROWS = [
+    Row("hosted append, tell, one sender", "a bare append loop", 0.5, False, hosted_tell),
+    Row("hosted append, ask, one task", "ping-pong over events", 0.6, False, hosted_ask),
+    Row("hosted append, ask, 100 tasks", "ask, one task", 1.5, False, hosted_ask_100),
+    Row("tell to a plain actor until handled", "pykka's tell", 4, False, plain_tell),
+    Row("in-memory append through the actor", "POPO insert_events", 2, False, against_popo),
+    Row("list_events(limit=10) at 1,000,000", "the same at 1,000", 1.5, True, reads(False)),
+    Row("list_events(since) at 1,000,000", "the same at 1,000", 2, True, reads(True)),
+    Row("resident bytes a record, less 32", "encoded bytes", 1.25, True, resident),
+    Row("all flights, one actor per aircraft", "a bare append loop", 0.15, False, all_flights),
+]
