@@ -1,0 +1,182 @@
+"""The in-memory backend against the plainest model of it: a list."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+from unittest import mock
+
+import anyio
+import msgspec
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from papyra import ActorSystem
+from papyra.exceptions import InvalidRecord
+from papyra.persistence import (
+    PersistedAudit,
+    PersistedDeadLetter,
+    PersistedEvent,
+    PersistenceActor,
+    Record,
+)
+from papyra.persistence.backends import commit, memory
+from papyra.persistence.backends.memory import InMemoryPersistence
+from papyra.persistence.backends.retention import RetentionPolicy
+
+NOW = 50.0
+times = st.integers(0, 60).map(float)
+names = st.sampled_from("AB")
+
+records = st.one_of(
+    st.builds(PersistedEvent, st.just("s"), names, names, st.text("xy", max_size=9), times),
+    st.builds(PersistedAudit, st.just("s"), st.integers(), times),
+    st.builds(PersistedDeadLetter, st.just("s"), names, names, st.none(), st.booleans(), times),
+)
+bad = st.just(PersistedEvent("s", "A", "A", object(), 1.0))
+batches = st.lists(st.one_of(records, records, records, bad), max_size=5)
+policies = st.builds(
+    RetentionPolicy,
+    max_records=st.none() | st.integers(1, 12),
+    max_age_seconds=st.none() | st.integers(1, 50),
+    max_total_bytes=st.none() | st.integers(1, 1500),
+)
+
+
+def meaningful(query: dict[str, Any]) -> dict[str, Any]:
+    """Drop the filters that a kind of record does not have."""
+    filters = {"event": set(), "audit": {"event_type", "actor"}, "dead_letter": {"event_type"}}
+    return {name: q for name, q in query.items() if name not in filters[query["kind"]]}
+
+
+reads = st.fixed_dictionaries(
+    {"kind": st.sampled_from(["event", "audit", "dead_letter"])},
+    optional={
+        "after": st.integers(0, 40),
+        "before": st.integers(0, 40),
+        "since": times,
+        "until": times,
+        "limit": st.integers(0, 12),
+        "newest": st.booleans(),
+        "event_type": names,
+        "actor": names,
+    },
+).map(meaningful)
+
+
+@dataclasses.dataclass
+class Model:
+    """What is stored, as pairs of record and encoded size."""
+
+    policy: RetentionPolicy
+    stored: list[tuple[Record, int]] = dataclasses.field(default_factory=list)
+
+    def visible(self, kind: str) -> list[Record]:
+        kept = [(r, size) for r, size in self.stored if r.__struct_config__.tag == kind]
+        policy, shown, total = self.policy, [], 0
+        for newer, (record, size) in enumerate(reversed(kept)):
+            total += size
+            if policy.max_records is not None and newer >= policy.max_records:
+                break
+            if policy.max_total_bytes is not None and total > policy.max_total_bytes:
+                break
+            if policy.max_age_seconds is None or record.timestamp >= NOW - policy.max_age_seconds:
+                shown.append(record)
+        return shown[::-1]
+
+    def read(self, kind: str, **q: Any) -> list[Record]:
+        found = []
+        for record in self.visible(kind):
+            assert record.seq is not None
+            if record.seq <= q.get("after", 0):
+                continue
+            if "before" in q and record.seq >= q["before"]:
+                continue
+            if "since" in q and record.timestamp < q["since"]:
+                continue
+            if "until" in q and record.timestamp > q["until"]:
+                continue
+            if "event_type" in q and getattr(record, "event_type", None) != q["event_type"]:
+                continue
+            if "actor" in q and q["actor"] != getattr(
+                record, "actor_address", getattr(record, "target", None)
+            ):
+                continue
+            found.append(record)
+        if "limit" in q:
+            found = (
+                found[max(0, len(found) - q["limit"]) :] if q.get("newest") else found[: q["limit"]]
+            )
+        return found
+
+
+async def read_all(backend: InMemoryPersistence, **query: Any) -> list[Record]:
+    """Follow the pages of a read to its end."""
+    query, left, pages = dict(query), query.get("limit"), []
+    for _ in range(100):
+        page = await backend.read(**query)
+        pages.append(page.records)
+        if left is not None:
+            left -= len(page.records)
+            query["limit"] = left
+        if not page.more or left == 0:
+            break
+        query |= {"before": page.next_before} if query.get("newest") else {"after": page.next_after}
+    else:
+        pytest.fail("the pages do not end")
+    if query.get("newest"):
+        pages.reverse()
+    return [record for page in pages for record in page]
+
+
+@pytest.mark.parametrize("hosted", [False, True], ids=["alone", "hosted"])
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(policy=policies, appends=st.lists(batches, max_size=12), queries=st.lists(reads, max_size=8))
+def test_it_holds_what_a_list_would_hold(
+    hosted: bool, policy: RetentionPolicy, appends: list[list[Any]], queries: list[dict[str, Any]]
+) -> None:
+    backend = InMemoryPersistence(retention_policy=policy, clock=lambda: NOW)
+    model = Model(policy)
+
+    async def run() -> None:
+        for batch in appends:
+            before = backend.metrics.snapshot()
+            try:
+                appended = await backend.append(*batch)
+            except InvalidRecord:
+                assert any(type(record.payload) is object for record in batch)
+                after = backend.metrics.snapshot()
+                assert after.records_written == before.records_written
+                assert after.write_errors == before.write_errors + 1
+                continue
+            assert appended.first_seq == len(model.stored) + 1
+            assert appended.last_seq == len(model.stored) + len(batch)
+            for record in batch:
+                numbered = msgspec.structs.replace(record, seq=len(model.stored) + 1)
+                model.stored.append((numbered, len(msgspec.json.encode(record))))
+        for query in queries:
+            assert await read_all(backend, **query) == model.read(**query)
+        for kind, listed in (
+            ("event", await backend.list_events()),
+            ("audit", await backend.list_audits()),
+            ("dead_letter", await backend.list_dead_letters()),
+        ):
+            assert listed == model.visible(kind)
+        held: list[Record] = [*backend.events, *backend.audits, *backend.dead_letters]
+        everything = sorted(held, key=lambda record: record.seq or 0)
+        assert everything == [record for record, _ in model.stored]
+        assert backend.metrics.snapshot().bytes_written == sum(size for _, size in model.stored)
+
+    async def run_hosted() -> None:
+        async with ActorSystem() as system:
+            system.spawn(PersistenceActor, backend)
+            await run()
+
+    with (
+        mock.patch.object(memory, "MAX_PAGE_RECORDS", 3),
+        mock.patch.object(memory, "MAX_PAGE_BYTES", 300),
+        mock.patch.object(memory, "_BLOCK", 2),
+        mock.patch.object(commit, "MAX_COMMIT_RECORDS", 3),
+    ):
+        anyio.run(run_hosted if hosted else run)

@@ -1,0 +1,126 @@
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import msgspec
+import pytest
+
+from papyra.exceptions import InvalidRequest
+from papyra.persistence import (
+    Append,
+    Appended,
+    AppendMany,
+    Compact,
+    CompactionReport,
+    Flush,
+    Flushed,
+    GetMetrics,
+    MetricsSnapshot,
+    Page,
+    PersistenceAnomaly,
+    PersistenceRecoveryConfig,
+    PersistenceRecoveryReport,
+    PersistenceScanReport,
+    Read,
+    Recover,
+    ResetMetrics,
+    Scan,
+)
+from papyra.persistence.messages import AnyRequest
+from tests.actors import event
+
+AnyReply = (
+    Appended
+    | Page
+    | MetricsSnapshot
+    | PersistenceScanReport
+    | PersistenceRecoveryReport
+    | CompactionReport
+    | Flushed
+)
+
+scan = PersistenceScanReport("memory", 1, 2, (PersistenceAnomaly("torn", "half a line", line=3),))
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        Append(event()),
+        AppendMany((event(1), event(2))),
+        Read("event", 1, 2.0, 3.0, 4, "OrderPlaced", "shop/a", True, 9),
+        GetMetrics(),
+        ResetMetrics(),
+        Scan(),
+        Recover(PersistenceRecoveryConfig("quarantine", "bad")),
+        Recover(),
+        Compact(),
+        Flush(),
+    ],
+)
+def test_requests_can_be_sent_anywhere(message: Any) -> None:
+    assert msgspec.json.decode(msgspec.json.encode(message), type=AnyRequest) == message
+
+
+@pytest.mark.parametrize(
+    "reply",
+    [
+        Appended(1, 2),
+        Page((event(seq=1),), 1, False, 1),
+        MetricsSnapshot(records_written=3),
+        scan,
+        PersistenceRecoveryReport("memory", True, scan, 1, 2, ("x",)),
+        CompactionReport("memory", True, 2, 1, 20, 10),
+        Flushed(7),
+    ],
+)
+def test_replies_can_be_sent_anywhere(reply: Any) -> None:
+    assert msgspec.json.decode(msgspec.json.encode(reply), type=AnyReply) == reply
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {"kind": "events"},
+        {"kind": None},
+        {"limit": -1},
+        {"limit": 1.5},
+        {"limit": True},
+        {"limit": "10"},
+        {"after": -1},
+        {"after": None},
+        {"before": -1},
+        {"since": "yesterday"},
+        {"since": math.nan},
+        {"since": True},
+        {"until": math.nan},
+        {"event_type": 5},
+        {"actor": b"shop"},
+        {"kind": "audit", "event_type": "A"},
+        {"kind": "dead_letter", "event_type": "A"},
+        {"kind": "audit", "actor": "shop/a"},
+    ],
+)
+def test_a_read_that_makes_no_sense_is_refused(arguments: dict[str, Any]) -> None:
+    with pytest.raises(InvalidRequest):
+        Read(**({"kind": "event"} | arguments))
+
+
+def test_a_snapshot_reads_as_a_mapping() -> None:
+    snapshot = MetricsSnapshot(records_written=3, bytes_written=300)
+    anything: object = snapshot
+    assert isinstance(anything, Mapping)
+    assert snapshot["records_written"] == snapshot.records_written == 3
+    assert dict(snapshot) == {name: snapshot[name] for name in snapshot} == dict(snapshot.items())
+    assert len(snapshot) == len(snapshot.keys()) == len(snapshot.values())
+    assert "bytes_written" in snapshot
+    assert "keys" not in snapshot
+    assert snapshot.get("keys", 7) == 7
+    with pytest.raises(KeyError):
+        snapshot["keys"]
+
+
+def test_a_clean_scan_says_so() -> None:
+    assert not scan.is_clean
+    assert PersistenceScanReport("memory", 1, 2).is_clean

@@ -1,0 +1,122 @@
+"""Imports go down only."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import papyra
+
+ROOT = Path(papyra.__file__).parent
+
+#: The house, from the ground up. A module may import what stands below it, or in its own row.
+LAYERS: list[set[str]] = [
+    {"exceptions"},
+    {"address", "clock", "_signal"},
+    {"persistence.records", "persistence.reports", "persistence.metrics"},
+    {"persistence.messages", "persistence.codec"},
+    {"persistence.backends.retention", "persistence.backends.commit"},
+    {"persistence.backends.verbs"},
+    {"persistence.backends.base"},
+    {"persistence.backends.memory", "persistence.backends"},
+    {"mailbox", "supervision", "events", "audit"},
+    {"ref"},
+    {"actor", "context", "_facts", "_children"},
+    {"_cell", "persistence.actor", "persistence"},
+    {"conf._environment", "conf._settings", "conf"},
+    {"system"},
+    {""},
+]
+HEIGHT = {module: height for height, layer in enumerate(LAYERS) for module in layer}
+
+#: A backend knows nothing of actors, the runtime nothing of backends.
+RUNTIME = {"mailbox", "supervision", "events", "audit", "ref", "actor", "context"}
+RUNTIME |= {"_facts", "_children", "_cell", "_signal", "clock"}
+
+
+def modules() -> Iterator[tuple[str, Path]]:
+    for path in sorted(ROOT.rglob("*.py")):
+        parts = path.relative_to(ROOT).with_suffix("").parts
+        yield ".".join(part for part in parts if part != "__init__"), path
+
+
+def imports_of(path: Path) -> Iterator[str]:
+    """Yield the modules of Papyra that are imported when a module runs.
+
+    What is imported for type checkers only does not run, and may look up.
+    """
+
+    class Visitor(ast.NodeVisitor):
+        def __init__(self) -> None:
+            self.found: list[str] = []
+
+        def visit_If(self, node: ast.If) -> None:
+            if isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING":
+                return
+            self.generic_visit(node)
+
+        def visit_Import(self, node: ast.Import) -> None:
+            self.found += [alias.name for alias in node.names]
+
+        def visit_ImportFrom(self, node: ast.ImportFrom) -> None:
+            assert node.level == 0, f"a relative import in {path}"
+            for alias in node.names:
+                inner = f"{node.module}.{alias.name}"
+                self.found.append(inner if inner in KNOWN else node.module or "")
+
+    visitor = Visitor()
+    visitor.visit(ast.parse(path.read_text(encoding="utf-8")))
+    for name in visitor.found:
+        if name == "papyra" or name.startswith("papyra."):
+            yield name.removeprefix("papyra").removeprefix(".")
+
+
+KNOWN = {f"papyra.{name}".rstrip(".") for name, _ in modules()}
+
+
+def test_every_module_has_its_place() -> None:
+    assert {name for name, _ in modules()} == set(HEIGHT)
+
+
+@pytest.mark.parametrize(("name", "path"), list(modules()), ids=[name for name, _ in modules()])
+def test_imports_go_down_only(name: str, path: Path) -> None:
+    for imported in imports_of(path):
+        assert HEIGHT[imported] <= HEIGHT[name], f"papyra.{name} imports papyra.{imported}"
+        if name.startswith("persistence.backends"):
+            assert imported not in RUNTIME, f"papyra.{name} knows the runtime"
+        if name in RUNTIME:
+            assert not imported.startswith("persistence.backends"), f"papyra.{name} knows backends"
+
+
+@pytest.mark.parametrize("name", sorted(KNOWN))
+def test_every_module_can_be_the_first_to_be_imported(name: str) -> None:
+    subprocess.run([sys.executable, "-c", f"import {name}"], check=True)
+
+
+def test_papyra_stands_on_anyio_and_msgspec_alone() -> None:
+    code = """
+import sys, anyio, msgspec
+import asyncio  # what anyio's own backend will import
+before = {name.partition(".")[0] for name in sys.modules}
+import papyra, papyra.persistence
+after = {name.partition(".")[0] for name in sys.modules}
+# sniffio is anyio's own, where it is there at all
+print(*sorted(after - before - set(sys.stdlib_module_names) - {"papyra", "sniffio"}))
+"""
+    output = subprocess.run(
+        [sys.executable, "-c", code], check=True, capture_output=True, text=True
+    ).stdout
+    assert output.split() == []
+
+
+def test_nothing_is_swallowed() -> None:
+    for _, path in modules():
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ExceptHandler) and isinstance(node.body[0], ast.Pass):
+                caught = ast.unparse(node.type) if node.type else "everything"
+                assert "Exception" not in caught, f"{path}:{node.lineno} swallows {caught}"

@@ -1,0 +1,118 @@
+from __future__ import annotations
+
+import anyio
+import pytest
+from anyio import wait_all_tasks_blocked
+from anyio.lowlevel import checkpoint
+
+from papyra.exceptions import InvalidPolicy, MailboxClosed, MailboxFull
+from papyra.mailbox import Mailbox, MailboxStatistics
+
+
+def drain(mailbox: Mailbox[int]) -> list[int]:
+    items = []
+    while (item := mailbox.pop(None)) is not None:
+        items.append(item)
+    return items
+
+
+@pytest.mark.parametrize("capacity", [0, -1, 1.5, True, None, "10"])
+def test_a_capacity_is_a_whole_number_greater_than_zero(capacity: object) -> None:
+    with pytest.raises(InvalidPolicy, match="capacity"):
+        Mailbox(capacity)  # type: ignore[arg-type]
+
+
+def test_messages_come_out_in_the_order_they_went_in() -> None:
+    mailbox: Mailbox[int] = Mailbox(10)
+    for number in range(5):
+        mailbox.put_nowait(number)
+    assert drain(mailbox) == [0, 1, 2, 3, 4]
+
+
+def test_a_full_mailbox_refuses_a_sender_that_will_not_wait() -> None:
+    mailbox: Mailbox[int] = Mailbox(1)
+    mailbox.put_nowait(1)
+    with pytest.raises(MailboxFull):
+        mailbox.put_nowait(2)
+    mailbox.push(2)
+    assert drain(mailbox) == [1, 2]
+
+
+async def test_put_waits_for_room_and_waiting_senders_keep_their_order() -> None:
+    mailbox: Mailbox[int] = Mailbox(2)
+    async with anyio.create_task_group() as tasks:
+        for number in range(6):
+            tasks.start_soon(mailbox.put, number)
+            await wait_all_tasks_blocked()
+        assert mailbox.statistics() == MailboxStatistics(2, 2, 4, False)
+        with pytest.raises(MailboxFull):
+            mailbox.put_nowait(99)
+        assert drain(mailbox) == [0, 1, 2, 3, 4, 5]
+
+
+async def test_nobody_passes_a_waiting_sender_even_when_there_is_room_again() -> None:
+    mailbox: Mailbox[int] = Mailbox(4)
+    for number in range(4):
+        mailbox.put_nowait(number)
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(mailbox.put, 4)
+        await wait_all_tasks_blocked()
+        assert mailbox.pop(None) == 0
+        with pytest.raises(MailboxFull):
+            mailbox.put_nowait(5)
+        assert drain(mailbox) == [1, 2, 3, 4]
+
+
+async def test_a_sender_that_is_cancelled_while_it_waits_has_put_nothing() -> None:
+    mailbox: Mailbox[int] = Mailbox(1)
+    mailbox.put_nowait(1)
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(mailbox.put, 2)
+        await wait_all_tasks_blocked()
+        tasks.cancel_scope.cancel()
+    assert mailbox.statistics().tasks_waiting_put == 0
+    assert drain(mailbox) == [1]
+
+
+async def test_wait_returns_when_a_message_comes() -> None:
+    mailbox: Mailbox[int] = Mailbox(1)
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(mailbox.wait)
+        await wait_all_tasks_blocked()
+        mailbox.put_nowait(1)
+    assert drain(mailbox) == [1]
+
+
+async def test_wait_returns_at_once_when_there_is_something() -> None:
+    mailbox: Mailbox[int] = Mailbox(1)
+    mailbox.put_nowait(1)
+    await mailbox.wait()
+    mailbox.close()
+    assert drain(mailbox) == [1]
+    await mailbox.wait()
+
+
+async def test_closing_lets_waiting_senders_in_and_nobody_after_them() -> None:
+    mailbox: Mailbox[int] = Mailbox(1)
+    mailbox.put_nowait(1)
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(mailbox.put, 2)
+        await wait_all_tasks_blocked()
+        mailbox.close()
+        await checkpoint()
+        for put in (mailbox.put_nowait, mailbox.push):
+            with pytest.raises(MailboxClosed):
+                put(3)
+        with pytest.raises(MailboxClosed):
+            await mailbox.put(3)
+    assert drain(mailbox) == [1, 2]
+
+
+def test_a_run_ends_with_the_first_message_of_another_type() -> None:
+    mailbox: Mailbox[object] = Mailbox(10)
+    for message in (1, 2, "three", 4):
+        mailbox.put_nowait(message)
+    assert mailbox.types(frozenset({int}), 10) == [int, int]
+    assert mailbox.types(frozenset({int}), 1) == [int]
+    assert mailbox.pop_run(2) == [1, 2]
+    assert mailbox.pop(None) == "three"

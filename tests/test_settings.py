@@ -1,0 +1,149 @@
+from __future__ import annotations
+
+import sys
+import types
+
+import pytest
+
+from papyra import ActorSystem
+from papyra.conf import Settings, settings
+from papyra.exceptions import InvalidEnvironment, InvalidSetting, SettingsError, UnknownSetting
+from papyra.persistence.backends.memory import InMemoryPersistence
+from tests.actors import Echo, story
+
+
+@pytest.fixture(autouse=True)
+def _clean(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("PAPYRA_PERSISTENCE", raising=False)
+    monkeypatch.delenv("PAPYRA_SETTINGS_MODULE", raising=False)
+    monkeypatch.setattr(settings, "persistence", None)
+
+
+async def life_is_recorded_in(backend: InMemoryPersistence, **options: InMemoryPersistence) -> bool:
+    async with ActorSystem(**options) as system:  # type: ignore[arg-type]
+        system.spawn(Echo)
+    return story(backend) == ["ActorStarted", "ActorStopped"]
+
+
+async def test_once_configured_all_actors_persist_through_the_backend(
+    backend: InMemoryPersistence,
+) -> None:
+    settings.persistence = backend
+    assert await life_is_recorded_in(backend)
+
+
+async def test_an_explicit_backend_comes_before_the_settings(backend: InMemoryPersistence) -> None:
+    settings.persistence = InMemoryPersistence()
+    assert await life_is_recorded_in(backend, persistence=backend)
+
+
+async def test_settings_come_before_the_environment(
+    backend: InMemoryPersistence, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PAPYRA_PERSISTENCE", "nonsense:")
+    settings.persistence = backend
+    assert await life_is_recorded_in(backend)
+
+
+async def test_the_url_comes_before_the_settings_module(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PAPYRA_PERSISTENCE", "memory:")
+    monkeypatch.setenv("PAPYRA_SETTINGS_MODULE", "there_is_no_such_module")
+    async with ActorSystem() as system:
+        assert isinstance(system.backend, InMemoryPersistence)
+
+
+async def test_the_settings_module_names_a_backend(
+    backend: InMemoryPersistence, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module = types.ModuleType("shop_settings")
+    module.persistence = backend  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "shop_settings", module)
+    monkeypatch.setenv("PAPYRA_SETTINGS_MODULE", "shop_settings")
+    assert await life_is_recorded_in(backend)
+
+
+async def test_a_settings_module_that_names_none_leaves_the_default(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setitem(sys.modules, "shop_settings", types.ModuleType("shop_settings"))
+    monkeypatch.setenv("PAPYRA_SETTINGS_MODULE", "shop_settings")
+    assert isinstance(settings.resolve_persistence(), InMemoryPersistence)
+
+
+async def test_each_system_gets_a_fresh_store_if_nothing_is_configured() -> None:
+    async with ActorSystem() as one, ActorSystem() as two:
+        assert one.backend is not two.backend
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "complaint"),
+    [
+        ("PAPYRA_PERSISTENCE", "carrier-pigeon://loft", "unknown scheme 'carrier-pigeon:'"),
+        ("PAPYRA_PERSISTENCE", "memory", "a value without a scheme"),
+        ("PAPYRA_PERSISTENCE", "memory:/var/lib", "takes nothing after the colon"),
+        ("PAPYRA_SETTINGS_MODULE", "there_is_no_such_module", "can't be imported"),
+    ],
+)
+async def test_an_environment_that_can_not_be_followed_is_an_error(
+    monkeypatch: pytest.MonkeyPatch, variable: str, value: str, complaint: str
+) -> None:
+    monkeypatch.setenv(variable, value)
+    with pytest.raises(InvalidEnvironment, match=complaint):
+        async with ActorSystem():
+            pytest.fail("it started")
+
+
+def test_a_password_in_a_url_is_not_repeated(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PAPYRA_PERSISTENCE", "mystery://user:secret@host")
+    with pytest.raises(InvalidEnvironment) as caught:
+        settings.resolve_persistence()
+    assert "secret" not in str(caught.value)
+
+
+def test_a_wrong_name_is_an_error_at_assignment() -> None:
+    with pytest.raises(UnknownSetting, match="there is no setting 'persistance'"):
+        settings.persistance = InMemoryPersistence()  # type: ignore[attr-defined]
+    with pytest.raises(AttributeError):
+        _ = settings.persistance
+
+
+@pytest.mark.parametrize("value", ["memory:", InMemoryPersistence, 7])
+def test_a_wrong_type_is_an_error_at_assignment(value: object) -> None:
+    with pytest.raises(InvalidSetting, match=r"settings.persistence is a PersistenceBackend"):
+        settings.persistence = value  # type: ignore[assignment]
+    assert settings.persistence is None
+
+
+def test_a_wrong_type_in_the_settings_module_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    module = types.ModuleType("shop_settings")
+    module.persistence = "memory:"  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "shop_settings", module)
+    monkeypatch.setenv("PAPYRA_SETTINGS_MODULE", "shop_settings")
+    with pytest.raises(InvalidSetting):
+        settings.resolve_persistence()
+
+
+def test_override_puts_everything_back() -> None:
+    outer, inner = InMemoryPersistence(), InMemoryPersistence()
+    with settings.override(persistence=outer) as overridden:
+        assert overridden is settings
+        with pytest.raises(ZeroDivisionError), settings.override(persistence=inner):
+            assert settings.persistence is inner
+            raise ZeroDivisionError
+        assert settings.persistence is outer
+    assert settings.persistence is None
+
+
+def test_override_checks_before_it_changes_anything() -> None:
+    backend = InMemoryPersistence()
+    with pytest.raises(SettingsError), settings.override(persistence=backend, colour="red"):
+        pytest.fail("it went in")
+    assert settings.persistence is None
+
+
+def test_settings_can_be_made_for_a_test() -> None:
+    mine = Settings()
+    mine.persistence = InMemoryPersistence()
+    assert settings.persistence is None
+    del mine.persistence
+    assert mine.persistence is None

@@ -1,0 +1,309 @@
+from __future__ import annotations
+
+from typing import Any
+
+import anyio
+import pytest
+from anyio import wait_all_tasks_blocked
+
+from papyra import Actor, ActorRef, ActorSystem, Decision, OneForAll, OneForOne
+from papyra.clock import SystemClock
+from papyra.exceptions import ActorStopped, EscalatedFailure, InvalidPolicy
+from papyra.persistence.backends.memory import InMemoryPersistence
+from tests.actors import Echo, Gate, Log, Parent, letters, spawn_child, story
+
+
+class Counter(Actor):
+    """Counts its messages; the count is the state that a restart loses."""
+
+    def __init__(self) -> None:
+        self.count = 0
+
+    async def receive(self, message: Any) -> int:
+        self.count += 1
+        if isinstance(message, BaseException):
+            raise message
+        return self.count
+
+
+async def crash(ref: ActorRef, error: Exception | None = None) -> None:
+    with pytest.raises(Exception, match="boom"):
+        await ref.ask(error or ValueError("boom"))
+
+
+def test_the_most_specific_type_of_error_decides() -> None:
+    policy = OneForOne(
+        on={LookupError: Decision.STOP, KeyError: Decision.RESUME}, default=Decision.ESCALATE
+    )
+    assert policy.decide(KeyError()) is Decision.RESUME
+    assert policy.decide(IndexError()) is Decision.STOP
+    assert policy.decide(ValueError()) is Decision.ESCALATE
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"default": "restart"},
+        {"on": {ValueError: "stop"}},
+        {"on": {"ValueError": Decision.STOP}},
+        {"on": {KeyboardInterrupt: Decision.STOP}},
+        {"max_restarts": -1},
+        {"max_restarts": 1.5},
+        {"max_restarts": True},
+        {"within": 0},
+        {"within": float("nan")},
+        {"within": "a minute"},
+    ],
+)
+def test_a_policy_that_makes_no_sense_is_refused(changes: dict[str, Any]) -> None:
+    with pytest.raises(InvalidPolicy):
+        OneForOne(**changes)
+
+
+async def test_resume_keeps_the_state() -> None:
+    async with ActorSystem(supervision=OneForOne(default=Decision.RESUME)) as system:
+        ref = system.spawn(Counter)
+        await crash(ref)
+        assert await ref.ask(None) == 2
+
+
+async def test_restart_loses_the_state_and_keeps_address_and_mailbox(
+    backend: InMemoryPersistence,
+) -> None:
+    log: list[Any] = []
+    async with ActorSystem("shop", persistence=backend) as system:
+        ref = system.spawn(Log, log, name="log")
+        for message in (1, ValueError("boom"), 2):
+            await ref.tell(message)
+        assert await ref.ask(3) == 6
+        assert str(ref.address) == "shop/log"
+        assert ref.is_alive
+    assert log == ["start", 1, "stop", "start", 2, 3, "stop"]
+    assert story(backend) == ["ActorStarted", "ActorCrashed", "ActorRestarted", "ActorStopped"]
+    assert backend.events[1].payload == {
+        "error_type": "ValueError",
+        "error": "boom",
+        "where": "receive",
+        "decision": "restart",
+        "message_type": "ValueError",
+    }
+    assert backend.events[2].payload == {"restarts": 1}
+
+
+async def test_stop_stops_and_what_was_waiting_becomes_dead_letters(
+    backend: InMemoryPersistence,
+) -> None:
+    entered, release = anyio.Event(), anyio.Event()
+
+    class Fails(Gate):
+        async def receive(self, message: Any) -> Any:
+            await super().receive(message)
+            raise ValueError("boom")
+
+    policy = OneForOne(default=Decision.STOP)
+    async with ActorSystem(persistence=backend, supervision=policy) as system:
+        ref = system.spawn(Fails)
+        await ref.tell((entered, release))
+        await entered.wait()
+        await ref.tell("waiting")
+        release.set()
+        with pytest.raises(ActorStopped):
+            await ref.ask("too late")
+        assert not ref.is_alive
+    assert sorted(letters(backend)) == ["too late", "waiting"]
+    assert backend.events[-1].payload["reason"] == "failed"
+
+
+async def test_an_actor_that_restarts_too_often_is_stopped(backend: InMemoryPersistence) -> None:
+    policy = OneForOne(max_restarts=2, within=float("inf"))
+    async with ActorSystem(persistence=backend, supervision=policy) as system:
+        ref = system.spawn(Counter)
+        for _ in range(3):
+            await crash(ref)
+        with pytest.raises(ActorStopped):
+            await ref.ask(None)
+    assert [
+        e.payload.get("decision") for e in backend.events if e.event_type == "ActorCrashed"
+    ] == [
+        "restart",
+        "restart",
+        "stop",
+    ]
+
+
+async def test_restarts_out_of_the_window_do_not_count() -> None:
+    class Clock(SystemClock):
+        now = 0.0
+
+        def monotonic(self) -> float:
+            return self.now
+
+    clock = Clock()
+    policy = OneForOne(max_restarts=1, within=10)
+    async with ActorSystem(supervision=policy, clock=clock) as system:
+        ref = system.spawn(Counter)
+        for _ in range(5):
+            await crash(ref)
+            clock.now += 10.1
+        assert await ref.ask(None) == 1
+        await crash(ref)
+        await crash(ref)
+        assert not ref.is_alive
+
+
+async def test_an_actor_that_may_not_restart_at_all_is_stopped_at_once() -> None:
+    async with ActorSystem(supervision=OneForOne(max_restarts=0)) as system:
+        ref = system.spawn(Counter)
+        await crash(ref)
+        assert not ref.is_alive
+
+
+async def test_the_parent_decides_about_its_child() -> None:
+    class Lenient(Parent):
+        supervision = OneForOne(on={KeyError: Decision.RESUME}, default=Decision.STOP)
+
+    async with ActorSystem() as system:
+        parent = system.spawn(Lenient)
+        child = await spawn_child(parent, Counter)
+        await crash(child, KeyError("boom"))
+        assert await child.ask(None) == 2
+        await crash(child)
+        assert not child.is_alive
+        assert parent.is_alive
+
+
+async def test_on_child_failure_overrides_the_policy() -> None:
+    async with ActorSystem() as system:
+        parent = system.spawn(Parent, Decision.RESUME)
+        child = await spawn_child(parent, Counter)
+        await crash(child)
+        assert await child.ask(None) == 2
+
+
+async def test_a_parent_that_waits_for_its_failing_child_does_not_hang() -> None:
+    class Asks(Parent):
+        async def receive(self, message: Any) -> Any:
+            if message != "ask":
+                return await super().receive(message)
+            (child,) = self.context.children
+            with pytest.raises(ValueError, match="boom"):
+                await child.ask(ValueError("boom"))
+            return await child.ask(None)
+
+    async with ActorSystem() as system:
+        parent = system.spawn(Asks, Decision.RESTART)
+        await spawn_child(parent, Counter)
+        assert await parent.ask("ask") == 1
+
+
+@pytest.mark.parametrize("answer", [None, "restart"])
+async def test_a_parent_whose_answer_is_no_decision_loses_the_child_only(answer: Any) -> None:
+    class Undecided(Parent):
+        async def on_child_failure(self, child: ActorRef, error: Exception) -> Decision:
+            return answer  # type: ignore[no-any-return]
+
+    async with ActorSystem() as system:
+        parent = system.spawn(Undecided)
+        child = await spawn_child(parent, Counter)
+        await crash(child)
+        assert not child.is_alive
+        assert parent.is_alive
+
+
+async def test_a_parent_that_raises_while_it_decides_loses_the_child_only() -> None:
+    class Panics(Parent):
+        async def on_child_failure(self, child: ActorRef, error: Exception) -> Decision:
+            raise RuntimeError("panic")
+
+    async with ActorSystem() as system:
+        parent = system.spawn(Panics)
+        child = await spawn_child(parent, Counter)
+        await crash(child)
+        assert not child.is_alive
+        assert parent.is_alive
+
+
+async def test_a_restart_stops_the_children_first(backend: InMemoryPersistence) -> None:
+    async with ActorSystem("shop", persistence=backend) as system:
+        parent = system.spawn(Parent, name="parent")
+        child = await spawn_child(parent, Echo, name="child")
+        await crash(parent)
+        assert await parent.ask(("children",)) == ()
+        assert not child.is_alive
+        again = await spawn_child(parent, Echo, name="child")
+        assert again.address == child.address
+    assert [f"{e.actor_address} {e.event_type}" for e in backend.events][2:5] == [
+        "shop/parent ActorCrashed",
+        "shop/parent/child ActorStopped",
+        "shop/parent ActorRestarted",
+    ]
+
+
+async def test_escalate_makes_it_the_parents_failure(backend: InMemoryPersistence) -> None:
+    async with ActorSystem("shop", persistence=backend) as system:
+        top = system.spawn(Parent, Decision.RESTART, name="top")
+        middle = await spawn_child(top, Parent, Decision.ESCALATE, name="middle")
+        child = await spawn_child(middle, Counter, name="child")
+        await crash(child)
+        await middle.ask(("children",))
+        assert not child.is_alive
+        assert middle.is_alive
+    assert story(backend, "shop/top/middle") == [
+        "ActorStarted",
+        "ActorCrashed",
+        "ActorRestarted",
+        "ActorStopped",
+    ]
+    assert story(backend, "shop/top/middle/child")[1:] == ["ActorCrashed", "ActorStopped"]
+    assert story(backend, "shop/top") == ["ActorStarted", "ActorStopped"]
+
+
+async def test_an_escalated_failure_that_is_resumed_resumes_the_child_too() -> None:
+    async with ActorSystem() as system:
+        top = system.spawn(Parent, Decision.RESUME)
+        middle = await spawn_child(top, Parent, Decision.ESCALATE)
+        child = await spawn_child(middle, Counter)
+        await crash(child)
+        assert await child.ask(None) == 2
+
+
+async def test_a_failure_escalated_past_the_top_ends_the_system(
+    backend: InMemoryPersistence,
+) -> None:
+    policy = OneForOne(default=Decision.ESCALATE)
+    with pytest.raises(EscalatedFailure, match="ValueError: boom") as caught:
+        async with ActorSystem(persistence=backend, supervision=policy) as system:
+            other = system.spawn(Echo)
+            await system.spawn(Echo).tell(ValueError("boom"))
+            await anyio.sleep_forever()
+    assert isinstance(caught.value.__cause__, ValueError)
+    assert not other.is_alive
+    assert story(backend).count("ActorStopped") == 2
+
+
+async def test_one_for_all_restarts_the_siblings_too(backend: InMemoryPersistence) -> None:
+    async with ActorSystem(persistence=backend, supervision=OneForAll()) as system:
+        one, two = system.spawn(Counter), system.spawn(Counter)
+        assert await two.ask(None) == 1
+        await crash(one)
+        await wait_all_tasks_blocked()
+        assert await one.ask(None) == 1
+        assert await two.ask(None) == 1
+    assert story(backend).count("ActorRestarted") == 2
+    assert story(backend).count("ActorCrashed") == 1
+
+
+async def test_one_for_all_stops_the_siblings_too() -> None:
+    async with ActorSystem(supervision=OneForAll(default=Decision.STOP)) as system:
+        one, two = system.spawn(Counter), system.spawn(Counter)
+        await crash(one)
+        await wait_all_tasks_blocked()
+        assert not two.is_alive
+
+
+async def test_one_for_one_leaves_the_siblings_alone() -> None:
+    async with ActorSystem() as system:
+        one, two = system.spawn(Counter), system.spawn(Counter)
+        assert await two.ask(None) == 1
+        await crash(one)
+        assert await two.ask(None) == 2

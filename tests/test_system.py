@@ -1,0 +1,403 @@
+"""How a system starts, stops, and what it says of itself."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import anyio
+import pytest
+from anyio import wait_all_tasks_blocked
+
+from papyra import Actor, ActorRef, ActorSystem
+from papyra.clock import SystemClock
+from papyra.exceptions import (
+    ActorStopped,
+    BackendInUse,
+    InvalidActorName,
+    InvalidPolicy,
+    InvalidSetting,
+    StoreError,
+    SystemAlreadyStarted,
+    SystemNotRunning,
+    WrongTask,
+)
+from papyra.persistence import Append, GetMetrics
+from papyra.persistence.backends.memory import InMemoryPersistence
+from tests.actors import Echo, Gate, Log, Parent, event, letters, spawn_child, story
+
+
+async def test_leaving_the_block_lets_each_actor_handle_what_it_was_told() -> None:
+    log: list[Any] = []
+    async with ActorSystem() as system:
+        ref = system.spawn(Log, log)
+        for number in range(3):
+            await ref.tell(number)
+    assert log == ["start", 0, 1, 2, "stop"]
+
+
+async def test_the_last_spawned_stops_first_so_that_what_it_sends_arrives() -> None:
+    log: list[Any] = []
+
+    class Forward(Actor):
+        def __init__(self, to: ActorRef) -> None:
+            self.to = to
+
+        async def receive(self, message: Any) -> None:
+            await self.to.tell(message)
+
+        async def on_stop(self) -> None:
+            await self.to.tell("last words")
+
+    async with ActorSystem() as system:
+        sink = system.spawn(Log, log)
+        source = system.spawn(Forward, sink)
+        for number in range(10):
+            await source.tell(number)
+    assert log == ["start", *range(10), "last words", "stop"]
+
+
+async def test_an_exception_in_the_block_comes_out_as_it_is(backend: InMemoryPersistence) -> None:
+    entered, release = anyio.Event(), anyio.Event()
+    error = ValueError("mine")
+    with pytest.raises(ValueError, match="mine") as caught:
+        async with ActorSystem(persistence=backend) as system:
+            ref = system.spawn(Gate)
+            await ref.tell((entered, release))
+            await entered.wait()
+            await ref.tell("not handled any more")
+            release.set()
+            raise error
+    assert caught.value is error
+    assert letters(backend) == ["not handled any more"]
+    assert story(backend) == ["ActorStarted", "ActorStopped"]
+
+
+async def test_shutdown_is_bounded_and_what_still_runs_is_cancelled(
+    backend: InMemoryPersistence,
+) -> None:
+    cancelled: list[str] = []
+
+    class Stuck(Gate):
+        async def receive(self, message: Any) -> Any:
+            try:
+                await super().receive(message)
+            except anyio.get_cancelled_exc_class():
+                cancelled.append("receive")
+                raise
+
+        async def on_stop(self) -> None:
+            cancelled.append("on_stop")
+
+    entered = anyio.Event()
+    errors: list[Exception] = []
+
+    async def ask(ref: ActorRef) -> None:
+        try:
+            await ref.ask((entered, anyio.Event()))
+        except ActorStopped as error:
+            errors.append(error)
+
+    async with (
+        anyio.create_task_group() as tasks,
+        ActorSystem("shop", persistence=backend, shutdown_timeout=0.01) as system,
+    ):
+        parent = system.spawn(Parent, name="parent")
+        ref = await spawn_child(parent, Stuck, name="stuck")
+        tasks.start_soon(ask, ref)
+        await entered.wait()
+        await ref.tell("left over")
+    assert cancelled == ["receive", "on_stop"]
+    assert "was cancelled before it could reply" in str(errors[0])
+    assert letters(backend) == ["left over"]
+    assert [
+        (e.actor_address, e.payload) for e in backend.events if e.event_type == "ActorStopped"
+    ] == [
+        ("shop/parent/stuck", {"reason": "cancelled", "unhandled": 1}),
+        ("shop/parent", {"reason": "cancelled", "unhandled": 0}),
+    ]
+
+
+@pytest.mark.parametrize("hook", ["on_start", "on_stop"])
+async def test_shutdown_does_not_wait_for_a_hook_that_never_ends(
+    backend: InMemoryPersistence, hook: str
+) -> None:
+    async def forever(self: Any) -> None:
+        await anyio.sleep_forever()
+
+    stuck = type("Stuck", (Echo,), {hook: forever})
+    async with ActorSystem(persistence=backend, shutdown_timeout=0.01) as system:
+        ref = system.spawn(stuck)
+        if hook == "on_stop":
+            assert await ref.ask("started") == "started"
+    assert backend.events[-1].event_type == "ActorStopped"
+
+
+async def test_a_cancelled_caller_stops_the_system_in_order(backend: InMemoryPersistence) -> None:
+    with anyio.CancelScope() as scope:
+        async with ActorSystem("shop", persistence=backend) as system:
+            parent = system.spawn(Parent, name="parent")
+            await spawn_child(parent, Echo, name="child")
+            scope.cancel()
+            await anyio.sleep_forever()
+    assert scope.cancelled_caught
+    assert [e.actor_address for e in backend.events if e.event_type == "ActorStopped"] == [
+        "shop/parent/child",
+        "shop/parent",
+    ]
+
+
+async def test_a_task_group_around_a_system_may_cancel_it(backend: InMemoryPersistence) -> None:
+    running = anyio.Event()
+
+    async def run() -> None:
+        async with ActorSystem(persistence=backend) as system:
+            system.spawn(Echo)
+            running.set()
+            await anyio.sleep_forever()
+
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(run)
+        await running.wait()
+        tasks.cancel_scope.cancel()
+    assert story(backend) == ["ActorStarted", "ActorStopped"]
+
+
+async def test_nothing_can_be_spawned_before_the_start_or_after_the_end() -> None:
+    system = ActorSystem("shop")
+    with pytest.raises(SystemNotRunning, match="'shop' is not running"):
+        system.spawn(Echo)
+    with pytest.raises(SystemNotRunning):
+        _ = system.persistence
+    with pytest.raises(SystemNotRunning):
+        _ = system.backend
+    async with system:
+        ref = system.spawn(Echo)
+    with pytest.raises(SystemNotRunning):
+        system.spawn(Echo)
+    with pytest.raises(ActorStopped):
+        await ref.ask("anybody?")
+    await ref.tell("anybody?")
+
+
+async def test_nothing_can_be_spawned_while_it_stops() -> None:
+    errors: list[Exception] = []
+
+    class Late(Echo):
+        async def on_stop(self) -> None:
+            try:
+                self.context.system.spawn(Echo)
+            except SystemNotRunning as error:
+                errors.append(error)
+
+    async with ActorSystem() as system:
+        system.spawn(Late)
+    assert len(errors) == 1
+
+
+async def test_start_and_stop_can_be_called_by_hand(backend: InMemoryPersistence) -> None:
+    system = ActorSystem(persistence=backend)
+    running = []
+    await system.stop()
+    await system.start()
+    running.append(system.is_running)
+    assert await system.spawn(Echo).ask(1) == 1
+    await system.stop()
+    await system.stop()
+    running.append(system.is_running)
+    assert running == [True, False]
+    assert story(backend) == ["ActorStarted", "ActorStopped"]
+
+
+async def test_a_system_lives_once() -> None:
+    async with ActorSystem() as system:
+        with pytest.raises(SystemAlreadyStarted):
+            await system.start()
+    with pytest.raises(SystemAlreadyStarted):
+        await system.start()
+
+
+async def test_a_system_is_not_stopped_from_inside() -> None:
+    class Saboteur(Actor):
+        async def receive(self, message: Any) -> None:
+            await self.context.system.stop()
+
+    async with ActorSystem() as system:
+        with pytest.raises(WrongTask):
+            await system.spawn(Saboteur).ask("stop it")
+        assert system.is_running is True
+
+
+@pytest.mark.parametrize(
+    ("options", "error"),
+    [
+        ({"system_id": ""}, InvalidActorName),
+        ({"system_id": 7}, InvalidActorName),
+        ({"persistence": "memory:"}, InvalidSetting),
+        ({"mailbox_capacity": 0}, InvalidPolicy),
+        ({"mailbox_capacity": 1.5}, InvalidPolicy),
+        ({"shutdown_timeout": -1}, InvalidPolicy),
+        ({"shutdown_timeout": float("nan")}, InvalidPolicy),
+        ({"shutdown_timeout": "soon"}, InvalidPolicy),
+        ({"audit_interval": 0}, InvalidPolicy),
+        ({"supervision": "restart"}, InvalidPolicy),
+    ],
+)
+def test_options_that_make_no_sense_are_refused(
+    options: dict[str, Any], error: type[Exception]
+) -> None:
+    with pytest.raises(error):
+        ActorSystem(**options)
+
+
+async def test_a_backend_that_can_not_be_opened_is_an_error_at_the_start() -> None:
+    class Missing(InMemoryPersistence):
+        async def _open(self) -> int:
+            raise FileNotFoundError("no such disk")
+
+    with pytest.raises(StoreError, match="open failed: FileNotFoundError: no such disk"):
+        async with ActorSystem(persistence=Missing()):
+            pytest.fail("it started")
+
+
+async def test_two_systems_can_not_share_a_backend(backend: InMemoryPersistence) -> None:
+    async with ActorSystem("one", persistence=backend):
+        with pytest.raises(BackendInUse, match=r"hosted by one/\$persistence already") as caught:
+            async with ActorSystem("two", persistence=backend):
+                pytest.fail("it started")
+        assert caught.value.owner == "one/$persistence"
+    async with ActorSystem("two", persistence=backend) as system:
+        assert await system.spawn(Echo).ask(1) == 1
+
+
+async def test_the_store_is_there_before_the_first_actor_and_after_the_last(
+    backend: InMemoryPersistence,
+) -> None:
+    class Chatty(Echo):
+        async def on_start(self) -> None:
+            await self.context.persist(("Hello", {}))
+
+        async def on_stop(self) -> None:
+            await self.context.persist(("Goodbye", {}))
+
+    async with ActorSystem(persistence=backend) as system:
+        system.spawn(Chatty)
+    assert story(backend) == ["Hello", "ActorStarted", "Goodbye", "ActorStopped"]
+
+
+async def test_the_persistence_actor_records_no_facts_about_itself(
+    backend: InMemoryPersistence,
+) -> None:
+    async with ActorSystem(persistence=backend) as system:
+        await system.persistence.ask(GetMetrics())
+        await system.persistence.stop()
+        await system.persistence.tell(Append(event()))
+    assert backend.events == ()
+    assert backend.dead_letters == ()
+
+
+async def test_a_message_that_can_not_be_stored_is_a_dead_letter_by_its_repr(
+    backend: InMemoryPersistence,
+) -> None:
+    class Odd:
+        def __repr__(self) -> str:
+            return "<odd \udcff>"
+
+    class Worse:
+        def __repr__(self) -> str:
+            raise RuntimeError("no words")
+
+    async with ActorSystem(persistence=backend) as system:
+        ref = system.spawn(Echo)
+        await ref.stop()
+        for message in (Odd(), Worse(), {"nan": float("nan")}):
+            await ref.tell(message)
+    odd, worse, nan = letters(backend)
+    assert odd == {"repr": "<odd \\udcff>"}
+    assert worse["repr"].startswith("<Worse instance at ")
+    assert nan == {"repr": "{'nan': nan}"}
+
+
+async def test_dead_letters_wait_when_the_store_is_behind() -> None:
+    release = anyio.Event()
+
+    class Slow(InMemoryPersistence):
+        async def _append(self, batch: Any) -> None:
+            await release.wait()
+            await super()._append(batch)
+
+    sent: list[int] = []
+
+    async def tell(ref: ActorRef) -> None:
+        for number in range(20_000):
+            await ref.tell(number)
+            sent.append(number)
+
+    backend = Slow()
+    async with ActorSystem(persistence=backend) as system:
+        ref = system.spawn(Echo)
+        await ref.stop()
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(tell, ref)
+            await wait_all_tasks_blocked()
+            assert len(sent) < 20_000
+            release.set()
+    assert letters(backend) == list(range(20_000))
+
+
+async def test_an_audit_says_how_the_system_is(backend: InMemoryPersistence) -> None:
+    entered, release = anyio.Event(), anyio.Event()
+    async with ActorSystem("shop", persistence=backend) as system:
+        gate = system.spawn(Gate, name="gate")
+        parent = system.spawn(Parent)
+        await spawn_child(parent, Echo)
+        await gate.tell((entered, release))
+        await entered.wait()
+        for number in range(3):
+            await gate.tell(number)
+        report = system.audit()
+        assert (report.actors, report.messages_waiting, report.started) == (3, 3, 3)
+        assert (report.deepest_mailbox, report.deepest_actor) == (3, "shop/gate")
+        release.set()
+    (audit,) = backend.audits
+    assert audit.system_id == "shop"
+    assert (audit.payload["actors"], audit.payload["stopped"]) == (0, 3)
+
+
+async def test_audits_are_taken_at_intervals(backend: InMemoryPersistence) -> None:
+    taken = anyio.Event()
+
+    class Clock(SystemClock):
+        def move_on_after(self, seconds: float) -> Any:
+            assert seconds == 3600
+            if len(backend.audits) >= 3:
+                taken.set()
+            return anyio.move_on_after(0 if not taken.is_set() else float("inf"))
+
+    async with ActorSystem(persistence=backend, audit_interval=3600, clock=Clock()):
+        await taken.wait()
+    assert len(backend.audits) >= 4
+
+
+async def test_records_carry_the_time_of_the_systems_clock(backend: InMemoryPersistence) -> None:
+    class Clock(SystemClock):
+        def time(self) -> float:
+            return 42.5
+
+    async with ActorSystem(persistence=backend, clock=Clock()) as system:
+        await system.spawn(Echo).stop()
+        await system.spawn(Echo).tell("x")
+    assert {event.timestamp for event in backend.events} == {42.5}
+    assert {audit.timestamp for audit in backend.audits} == {42.5}
+
+
+async def test_thousands_of_actors_come_and_go(backend: InMemoryPersistence) -> None:
+    async with ActorSystem(persistence=backend) as system:
+        parent = system.spawn(Parent)
+        for _ in range(20):
+            refs = [await spawn_child(parent, Echo) for _ in range(50)]
+            for ref in refs:
+                await ref.tell("x")
+            for ref in refs:
+                await ref.stop()
+        assert system.audit().actors == 1
+    assert story(backend).count("ActorStarted") == story(backend).count("ActorStopped") == 1001
