@@ -102,9 +102,9 @@ def test_a_password_in_a_url_is_not_repeated(monkeypatch: pytest.MonkeyPatch) ->
 
 def test_a_wrong_name_is_an_error_at_assignment() -> None:
     with pytest.raises(UnknownSetting, match="there is no setting 'persistance'"):
-        settings.persistance = InMemoryPersistence()  # type: ignore[attr-defined]
+        settings.persistance = InMemoryPersistence()
     with pytest.raises(AttributeError):
-        _ = settings.persistance
+        _ = settings.persistance  # type: ignore[attr-defined]
 
 
 @pytest.mark.parametrize("value", ["memory:", InMemoryPersistence, 7])
