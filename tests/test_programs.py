@@ -1,0 +1,207 @@
+"""Random programs of actors: nothing hangs, no reply and no message is lost, order is kept.
+
+More of them: ``PAPYRA_PROGRAMS=1000 python -m pytest tests/test_programs.py``.
+"""
+
+from __future__ import annotations
+
+import collections
+import itertools
+import os
+import random
+from typing import Any
+
+import anyio
+import pytest
+from anyio.lowlevel import checkpoint
+
+from papyra import Actor, ActorRef, ActorSystem, Decision, OneForAll, OneForOne, Terminated
+from papyra.exceptions import ActorStopped, AskTimeout, MailboxFull, WouldDeadlock
+from papyra.persistence import Record
+from papyra.persistence.backends.memory import InMemoryPersistence
+from papyra.supervision import SupervisionPolicy
+
+SEEDS = range(int(os.environ.get("PAPYRA_PROGRAMS", "25")))
+
+
+class Crash(Exception):
+    pass
+
+
+class World:
+    """What a program does, and what became of it."""
+
+    def __init__(self, seed: int) -> None:
+        self.random = random.Random(seed)
+        self.refs: list[ActorRef] = []
+        self.numbers = itertools.count(1)
+        #: (target, sender, number) in the order of handling
+        self.handled: list[tuple[str, int, int]] = []
+        #: numbers of messages that are in a mailbox for sure, and of those that may be
+        self.sent: set[int] = set()
+        self.perhaps_sent: set[int] = set()
+        self.asks = collections.Counter[str]()
+        self.watched = 0
+
+    def policy(self, *, top: bool = False) -> SupervisionPolicy:
+        decisions = [Decision.RESUME, Decision.RESTART, Decision.STOP]
+        if not top:
+            decisions.append(Decision.ESCALATE)
+        kind = self.random.choice([OneForOne, OneForOne, OneForAll])
+        return kind(default=self.random.choice(decisions), max_restarts=self.random.randint(0, 4))
+
+
+class Node(Actor):
+    def __init__(self, world: World, depth: int) -> None:
+        self.world = world
+        self.depth = depth
+        self.policy = world.policy()
+
+    async def on_start(self) -> None:
+        random = self.world.random
+        if random.random() < 0.1:
+            raise Crash("on_start")
+        if self.depth < 3:
+            for _ in range(random.randint(0, 2)):
+                self.world.refs.append(
+                    self.context.spawn(
+                        Node, self.world, self.depth + 1, mailbox_capacity=random.randint(1, 8)
+                    )
+                )
+
+    async def receive(self, message: Any) -> Any:
+        if isinstance(message, Terminated):
+            return None
+        sender, number, action = message
+        world = self.world
+        world.handled.append((str(self.context.self_ref.address), sender, number))
+        other = world.random.choice(world.refs)
+        match action:
+            case "crash":
+                raise Crash(str(number))
+            case "stop":
+                self.context.stop()
+            case "wait":
+                for _ in range(world.random.randint(1, 3)):
+                    await checkpoint()
+            case "watch":
+                self.context.watch(other)
+            case "unwatch":
+                self.context.unwatch(other)
+            case "stop other":
+                with anyio.move_on_after(0.01):
+                    await other.stop()
+            case "ask other":
+                mine = next(world.numbers)
+                world.perhaps_sent.add(mine)
+                try:
+                    await other.ask((-number, mine, "note"), timeout=0.01)
+                except (AskTimeout, ActorStopped, WouldDeadlock, Crash) as error:
+                    return type(error).__name__
+        return number
+
+    async def on_stop(self) -> None:
+        if self.world.random.random() < 0.1:
+            raise Crash("on_stop")
+
+    async def on_child_failure(self, child: ActorRef, error: Exception) -> Decision:
+        if self.world.random.random() < 0.05:
+            raise Crash("on_child_failure")
+        return self.policy.decide(error)
+
+
+ACTIONS = ["note"] * 12 + ["wait"] * 4 + ["crash"] * 2
+ACTIONS += ["watch", "unwatch", "ask other", "ask other", "stop", "stop other"]
+
+
+async def sender(world: World, name: int) -> None:
+    """Tell and ask actors at random; give up at random moments."""
+    random = world.random
+    for _ in range(40):
+        ref = random.choice(world.refs)
+        number = next(world.numbers)
+        message = (name, number, random.choice(ACTIONS))
+        match random.choice(["tell", "tell", "tell_nowait", "ask", "ask", "give up"]):
+            case "tell":
+                await ref.tell(message)
+                world.sent.add(number)
+            case "tell_nowait":
+                try:
+                    ref.tell_nowait(message)
+                    world.sent.add(number)
+                except MailboxFull:
+                    await checkpoint()
+            case "ask":
+                world.perhaps_sent.add(number)
+                try:
+                    await ref.ask(message)
+                    world.asks["reply"] += 1
+                except (Crash, ActorStopped) as error:
+                    world.asks[type(error).__name__] += 1
+                world.sent.add(number)
+            case "give up":
+                world.perhaps_sent.add(number)
+                with anyio.move_on_after(random.choice([0, 0, 0.001])):
+                    if random.random() < 0.5:
+                        await ref.tell(message)
+                    else:
+                        try:
+                            await ref.ask(message)
+                        except (Crash, ActorStopped):
+                            world.asks["given up too late"] += 1
+
+
+def check_messages(world: World, backend: InMemoryPersistence) -> None:
+    handled = [number for _, _, number in world.handled]
+    dead = [letter.payload[1] for letter in backend.dead_letters if letter.message_type == "tuple"]
+    fate = collections.Counter(handled + dead)
+    assert all(count == 1 for count in fate.values()), "a message was handled twice"
+    assert world.sent <= fate.keys(), "a message was lost"
+    assert fate.keys() <= world.sent | world.perhaps_sent
+
+    seen: dict[tuple[str, int], int] = {}
+    for target, name, number in world.handled:
+        if name > 0:
+            assert seen.get((target, name), 0) < number, "mailbox order was not kept"
+            seen[target, name] = number
+
+
+def check_lives(backend: InMemoryPersistence) -> None:
+    lives: dict[str, list[str]] = {}
+    stopped: list[str] = []
+    for event in backend.events:
+        lives.setdefault(event.actor_address, []).append(event.event_type)
+        if event.event_type == "ActorStopped":
+            alive = lives.keys() - set(stopped)
+            children = [other for other in alive if other.startswith(f"{event.actor_address}/")]
+            assert not children, f"{event.actor_address} stopped before {children}"
+            stopped.append(event.actor_address)
+    for address, life in lives.items():
+        assert life.count("ActorStopped") == 1, address
+        assert life[-1] == "ActorStopped", (address, life)
+        assert "ActorStarted" not in life[1:], (address, life)
+        assert life[0] in ("ActorStarted", "ActorCrashed", "ActorStopped"), (address, life)
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+async def test_no_program_hangs_or_loses_anything(seed: int, backend: InMemoryPersistence) -> None:
+    world = World(seed)
+    async with ActorSystem(
+        "world",
+        persistence=backend,
+        supervision=world.policy(top=True),
+        mailbox_capacity=world.random.choice([1, 2, 10, 1000]),
+        shutdown_timeout=5,
+    ) as system:
+        for _ in range(4):
+            world.refs.append(system.spawn(Node, world, 1))
+        async with anyio.create_task_group() as tasks:
+            for name in range(1, 6):
+                tasks.start_soon(sender, world, name)
+        running = list(world.refs)
+    assert not any(ref.is_alive for ref in running)
+    check_messages(world, backend)
+    check_lives(backend)
+    assert backend.metrics.snapshot().write_errors == 0
+    stored: list[Record] = [*backend.events, *backend.audits, *backend.dead_letters]
+    assert sorted(record.seq or 0 for record in stored) == list(range(1, len(stored) + 1))
