@@ -32,19 +32,19 @@ _ENCODING_ERRORS = (TypeError, ValueError, OverflowError, RecursionError)
 
 #: What the fields of each type of record must be: structs don't check that themselves, and a
 #: record that can be written but not read would be lost.
-_FIELDS: dict[type, dict[str, type]] = {
-    PersistedEvent: {"system_id": str, "actor_address": str, "event_type": str},
-    PersistedAudit: {"system_id": str},
-    PersistedDeadLetter: {
-        "system_id": str,
-        "target": str,
-        "message_type": str,
-        "expects_reply": bool,
-    },
+_FIELDS: dict[type, tuple[tuple[str, type], ...]] = {
+    PersistedEvent: (("system_id", str), ("actor_address", str), ("event_type", str)),
+    PersistedAudit: (("system_id", str),),
+    PersistedDeadLetter: (
+        ("system_id", str),
+        ("target", str),
+        ("message_type", str),
+        ("expects_reply", bool),
+    ),
 }
 _NUMBERS = frozenset({float, int})
 _EVENTS = {PersistedEvent}
-_event_texts = attrgetter(*_FIELDS[PersistedEvent])
+_event_texts = attrgetter(*(name for name, _ in _FIELDS[PersistedEvent]))
 _timestamp = attrgetter("timestamp")
 _seq = attrgetter("seq")
 
@@ -125,20 +125,20 @@ def _are_well_formed_events(records: Sequence[Record]) -> bool:
     )
 
 
-def _check(record: object) -> None:
+def _check(record: Record) -> None:
     fields = _FIELDS.get(type(record))
     if fields is None:
         raise InvalidRecord(
             "a record is a PersistedEvent, a PersistedAudit or a PersistedDeadLetter, "
             f"not {_shortened(record)}"
         )
-    for name, wanted in fields.items():
+    for name, wanted in fields:
         value = getattr(record, name)
         if type(value) is not wanted:
             raise InvalidRecord(
                 f"{type(record).__name__}.{name} is a {wanted.__name__}, not {_shortened(value)}"
             )
-    timestamp = _timestamp(record)
+    timestamp = record.timestamp
     if type(timestamp) not in _NUMBERS or not math.isfinite(timestamp):
         raise InvalidRecord(
             f"{type(record).__name__}.timestamp is Unix time in seconds, "

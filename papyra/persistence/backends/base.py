@@ -158,14 +158,14 @@ class PersistenceBackend(PersistenceVerbs, PersistenceMetricsMixin, abc.ABC):
         return cast("ReplyT", await self._carry_out(request))
 
     async def commit(self, requests: Sequence[Append | AppendMany]) -> Committed:
-        """Store what `requests` hold, in order. Adjacent requests share a write.
+        """Store what `requests` hold, in order; return the replies, and which of them are errors.
 
-        For the host; everybody else calls `append`.
+        Adjacent requests share a write. For the host; everybody else calls `append`.
         """
-        committed = await commit(requests, self._write)
-        if committed.errors:
-            self.metrics.write_errors += len(committed.errors)
-        return committed
+        replies, errors = await commit(requests, self._write)
+        if errors:
+            self.metrics.write_errors += len(errors)
+        return replies, errors
 
     def attach(self, host: Host) -> None:
         """Let `host` carry out every request from now on, reopening the backend if it was closed.
@@ -220,10 +220,10 @@ class PersistenceBackend(PersistenceVerbs, PersistenceMetricsMixin, abc.ABC):
         metrics = self.metrics
         match request:
             case Append() | AppendMany():
-                committed = await self.commit([request])
-                for error in committed.errors:
+                replies, errors = await self.commit([request])
+                for error in errors:
                     raise error
-                return committed.replies[0]
+                return replies[0]
             case Read():
                 page = await self._attempt("read", self._read, request)
                 metrics.reads += 1

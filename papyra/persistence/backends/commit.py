@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Awaitable, Callable, Sequence
 from operator import attrgetter
-from typing import NamedTuple, TypeAlias, overload
+from typing import TypeAlias, overload
 
 from papyra.exceptions import InvalidRecord, PersistenceError
 from papyra.persistence import codec
@@ -26,11 +26,9 @@ _APPENDS = {Append}
 _record = attrgetter("record")
 
 
-class Committed(NamedTuple):
-    """What became of a run of append requests."""
-
-    replies: Sequence[Appended | PersistenceError]  #: one for each request, in order
-    errors: Sequence[PersistenceError]  #: those of them that are errors
+#: What became of a run of append requests: a reply for each of them, in order; and those of the
+#: replies that are errors.
+Committed: TypeAlias = tuple[Sequence[Appended | PersistenceError], Sequence[PersistenceError]]
 
 
 async def commit(requests: Sequence[Append | AppendMany], write: Write) -> Committed:
@@ -51,10 +49,10 @@ async def commit(requests: Sequence[Append | AppendMany], write: Write) -> Commi
         first_seq = await write(records, encoded, size)
     except PersistenceError as error:
         errors = [_copy(error) for _ in requests]
-        return Committed(errors, errors)
+        return errors, errors
     if len(requests) == 1:
-        return Committed((Appended(first_seq, first_seq + len(records) - 1),), ())
-    return Committed(_Replies(first_seq, ends), ())
+        return (Appended(first_seq, first_seq + len(records) - 1),), ()
+    return _Replies(first_seq, ends), ()
 
 
 async def _commit_one_by_one(requests: Sequence[Append | AppendMany], write: Write) -> Committed:
@@ -72,7 +70,7 @@ async def _commit_one_by_one(requests: Sequence[Append | AppendMany], write: Wri
             part = _Part()
     replies |= await part.write(write)
     in_order = [replies[position] for position in range(len(requests))]
-    return Committed(in_order, [r for r in in_order if isinstance(r, PersistenceError)])
+    return in_order, [reply for reply in in_order if isinstance(reply, PersistenceError)]
 
 
 class _Part:

@@ -35,12 +35,6 @@ from papyra.persistence.reports import (
 
 __all__ = ("InMemoryPersistence",)
 
-_KIND_OF: dict[type[Record], Kind] = {
-    PersistedEvent: "event",
-    PersistedAudit: "audit",
-    PersistedDeadLetter: "dead_letter",
-}
-
 #: How many records share one entry in the index that unordered timestamps need.
 _BLOCK = 1024
 
@@ -69,7 +63,7 @@ class InMemoryPersistence(PersistenceBackend):
         clock: Callable[[], float] = time.time,
     ) -> None:
         super().__init__(retention_policy=retention_policy, clock=clock)
-        self._collections = {kind: _Collection() for kind in KINDS}
+        self.clear()
 
     @property
     def events(self) -> Sequence[PersistedEvent]:
@@ -88,7 +82,12 @@ class InMemoryPersistence(PersistenceBackend):
 
     def clear(self) -> None:
         """Forget every record, and free the memory. Positions go on counting."""
-        self._collections = {kind: _Collection() for kind in KINDS}
+        self._collections: dict[Kind, _Collection] = {kind: _Collection() for kind in KINDS}
+        self._collection_of = {
+            PersistedEvent: self._collections["event"],
+            PersistedAudit: self._collections["audit"],
+            PersistedDeadLetter: self._collections["dead_letter"],
+        }
 
     async def _open(self) -> int:
         return self._last_seq
@@ -97,15 +96,16 @@ class InMemoryPersistence(PersistenceBackend):
         """Keep everything: it stays readable, and can be hosted again."""
 
     async def _append(self, batch: Batch) -> None:
-        seq = batch.first_seq
+        first_seq, encoded = batch.first_seq, batch.encoded
         try:
-            for record, encoded in zip(batch.records, batch.encoded, strict=True):
-                self._collections[_KIND_OF[type(record)]].add(seq, record.timestamp, encoded)
-                seq += 1
+            for position, record in enumerate(batch.records):
+                self._collection_of[type(record)].add(
+                    first_seq + position, record.timestamp, encoded[position]
+                )
         except BaseException:
             # Out of memory, most likely. All or nothing it is, even so.
             for collection in self._collections.values():
-                collection.truncate(collection.first_after(batch.first_seq - 1))
+                collection.truncate(collection.first_after(first_seq - 1))
             raise
 
     async def _flush(self) -> None:
