@@ -319,7 +319,7 @@ class Cell:
     async def _handle_run(self, first: object, message: object) -> int:
         """Handle the run of adjacent messages of batch types that starts with `first`."""
         run, messages = [first], [message]
-        if self.mailbox:
+        if len(self.mailbox):
             run += self.mailbox.pop_run(self._run_length())
             messages = run
             if Ask in map(type, run):

@@ -157,15 +157,12 @@ class PersistenceBackend(PersistenceVerbs, PersistenceMetricsMixin, abc.ABC):
             raise InvalidRequest(f"{request!r} is no request to a persistence backend")
         return cast("ReplyT", await self._carry_out(request))
 
-    async def commit(self, requests: Sequence[Append | AppendMany]) -> Committed:
+    def commit(self, requests: Sequence[Append | AppendMany]) -> Awaitable[Committed]:
         """Store what `requests` hold, in order; return the replies, and which of them are errors.
 
         Adjacent requests share a write. For the host; everybody else calls `append`.
         """
-        replies, errors = await commit(requests, self._write)
-        if errors:
-            self.metrics.write_errors += len(errors)
-        return replies, errors
+        return commit(requests, self._write, self.metrics)
 
     def attach(self, host: Host) -> None:
         """Let `host` carry out every request from now on, reopening the backend if it was closed.

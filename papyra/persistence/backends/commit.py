@@ -10,6 +10,7 @@ from typing import TypeAlias, overload
 from papyra.exceptions import InvalidRecord, PersistenceError
 from papyra.persistence import codec
 from papyra.persistence.messages import Append, Appended, AppendMany
+from papyra.persistence.metrics import PersistenceMetrics
 from papyra.persistence.records import Record
 
 __all__ = ("MAX_COMMIT_BYTES", "MAX_COMMIT_RECORDS", "Committed", "Write", "commit")
@@ -31,8 +32,10 @@ _record = attrgetter("record")
 Committed: TypeAlias = tuple[Sequence[Appended | PersistenceError], Sequence[PersistenceError]]
 
 
-async def commit(requests: Sequence[Append | AppendMany], write: Write) -> Committed:
-    """Write the records of `requests` in order.
+async def commit(
+    requests: Sequence[Append | AppendMany], write: Write, metrics: PersistenceMetrics
+) -> Committed:
+    """Write the records of `requests` in order, and count the requests that fail.
 
     A request is stored whole or not at all. A bad record fails its own request only; a failed
     write fails every request whose records were in it.
@@ -41,21 +44,24 @@ async def commit(requests: Sequence[Append | AppendMany], write: Write) -> Commi
         records, ends = _flatten(requests)
         encoded = codec.encode(records)
     except InvalidRecord:
-        return await _commit_one_by_one(requests, write)
+        return await _commit_one_by_one(requests, write, metrics)
     size = sum(map(len, encoded))
     if len(records) > MAX_COMMIT_RECORDS or size > MAX_COMMIT_BYTES:
-        return await _commit_one_by_one(requests, write)
+        return await _commit_one_by_one(requests, write, metrics)
     try:
         first_seq = await write(records, encoded, size)
     except PersistenceError as error:
         errors = [_copy(error) for _ in requests]
+        metrics.write_errors += len(errors)
         return errors, errors
     if len(requests) == 1:
         return (Appended(first_seq, first_seq + len(records) - 1),), ()
     return _Replies(first_seq, ends), ()
 
 
-async def _commit_one_by_one(requests: Sequence[Append | AppendMany], write: Write) -> Committed:
+async def _commit_one_by_one(
+    requests: Sequence[Append | AppendMany], write: Write, metrics: PersistenceMetrics
+) -> Committed:
     """Commit with each request encoded by itself, in as many writes as the limits ask for."""
     replies: dict[int, Appended | PersistenceError] = {}
     part = _Part()
@@ -70,7 +76,9 @@ async def _commit_one_by_one(requests: Sequence[Append | AppendMany], write: Wri
             part = _Part()
     replies |= await part.write(write)
     in_order = [replies[position] for position in range(len(requests))]
-    return in_order, [reply for reply in in_order if isinstance(reply, PersistenceError)]
+    errors = [reply for reply in in_order if isinstance(reply, PersistenceError)]
+    metrics.write_errors += len(errors)
+    return in_order, errors
 
 
 class _Part:
@@ -108,6 +116,8 @@ def _flatten(requests: Sequence[Append | AppendMany]) -> tuple[list[Record], Seq
 
     Raises `InvalidRecord` for an `AppendMany` of something else.
     """
+    if len(requests) == 1 and type(request := requests[0]) is Append:
+        return [request.record], (1,)
     if set(map(type, requests)) == _APPENDS:
         return list(map(_record, requests)), range(1, len(requests) + 1)
     records: list[Record] = []
