@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import logging
-from collections import deque
 from collections.abc import Mapping, Sequence
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any, Literal, Protocol
@@ -13,31 +10,31 @@ import anyio
 from anyio.lowlevel import checkpoint
 
 from papyra._children import Children
-from papyra._facts import Facts, printable
+from papyra._facts import Facts
+from papyra._failures import Failures, Outcome, Supervisor
 from papyra._signal import NewSignal
+from papyra._watch import DeathWatch
 from papyra.actor import Actor, Failure
 from papyra.address import ActorAddress
 from papyra.clock import Clock
 from papyra.context import ActorContext
-from papyra.events import ActorCrashed, ActorRestarted, ActorStarted
+from papyra.events import ActorRestarted, ActorStarted
 from papyra.events import ActorStopped as ActorStoppedEvent
 from papyra.exceptions import (
     ActorInitializationError,
     ActorStopped,
-    MailboxClosed,
+    NoChildrenNow,
     PapyraError,
     WouldDeadlock,
 )
 from papyra.mailbox import Mailbox
 from papyra.ref import ActorRef, Ask, Terminated
-from papyra.supervision import Decision, OneForAll, SupervisionPolicy
+from papyra.supervision import Decision, SupervisionPolicy
 
 if TYPE_CHECKING:
     from papyra.system import ActorSystem
 
-__all__ = ("Cell", "Runtime", "Supervisor", "spawn")
-
-logger = logging.getLogger("papyra")
+__all__ = ("Cell", "Runtime", "spawn")
 
 #: A busy actor lets the others run after this many messages.
 FAIRNESS = 100
@@ -65,27 +62,6 @@ class Runtime(Protocol):
 
     def launch(self, cell: Cell) -> None:
         """Run `cell` in a task of its own."""
-        ...
-
-
-class Supervisor(Protocol):
-    """The parent of a cell: another cell, or the guardian of the top-level actors."""
-
-    @property
-    def ref(self) -> ActorRef | None: ...
-
-    @property
-    def policy(self) -> SupervisionPolicy: ...
-
-    @property
-    def children(self) -> Children: ...
-
-    async def decide(self, child: ActorRef, error: Exception) -> Decision:
-        """Decide about a child's failure."""
-        ...
-
-    async def fail(self, error: Exception) -> Decision:
-        """Fail as a child did that was told to escalate; return what happens to the supervisor."""
         ...
 
 
@@ -151,11 +127,10 @@ class Cell:
         self._order: Literal[Decision.RESTART, Decision.STOP] | None = None
         self._reason: Literal["stopped", "failed", "cancelled"] = "stopped"
         self._started = False  # whether on_stop is owed
-        self._ending = False
+        self._can_have_children = False
         self._restarts = 0
-        self._restart_times: deque[float] = deque()
-        self._watchers: dict[Cell, None] = {}
-        self._watched: dict[Cell, None] = {}
+        self._failures = Failures(self, parent, facts)
+        self._death_watch = DeathWatch(self.ref, self.mailbox)
         self._waits_for: Cell | None = None
         self._task_id: int | None = None
 
@@ -180,11 +155,11 @@ class Cell:
             raise TypeError(f"on_child_failure returned {decision!r}, which is no Decision")
         return decision
 
-    async def fail(self, error: Exception) -> Decision:
-        decision = await self._judge(error, "a child")
-        if decision is not Decision.RESUME:
-            self.obey(decision)
-        return decision
+    async def fail(self, error: Exception) -> Outcome:
+        outcome = await self._failures.judge(error, "a child")
+        if outcome is not Decision.RESUME:
+            self.obey(outcome)
+        return outcome
 
     # What refs and contexts ask for
 
@@ -200,8 +175,11 @@ class Cell:
         name: str | None,
         capacity: int | None,
     ) -> ActorRef:
-        if self._ending:
-            raise ActorStopped(f"{self.address} is stopping and can't have children any more")
+        if not self._can_have_children:
+            # In __init__ there is nobody yet to supervise them, should it fail.
+            raise NoChildrenNow(
+                f"{self.address} can have children from on_start on, until it stops"
+            )
         address = self.address.child(self.children.free_name(actor_class, name))
         return spawn(
             self,
@@ -215,15 +193,10 @@ class Cell:
         )
 
     def watch(self, other: Cell) -> None:
-        if other.stopped.is_set():
-            self._notify(other)
-        else:
-            other._watchers[self] = None
-            self._watched[other] = None
+        self._death_watch.add(other._death_watch)
 
     def unwatch(self, other: Cell) -> None:
-        other._watchers.pop(self, None)
-        self._watched.pop(other, None)
+        self._death_watch.remove(other._death_watch)
 
     def refuse_nowait(self, message: object, *, expects_reply: bool) -> None:
         self._facts.dead_letter_nowait(self.address, message, expects_reply)
@@ -266,10 +239,13 @@ class Cell:
 
     def cancel(self) -> None:
         """Cancel what this actor and its descendants are doing."""
-        self._reason = "cancelled"
-        self.stop_now()
-        self._scope.cancel()
-        self.children.cancel()
+        ahead = [self]
+        while ahead:
+            cell = ahead.pop()
+            cell._reason = "cancelled"
+            cell.stop_now()
+            cell._scope.cancel()
+            ahead += cell.children
 
     # The life
 
@@ -330,13 +306,16 @@ class Cell:
                 raise TypeError(
                     f"receive_batch returned {len(replies)} replies to {len(messages)} messages"
                 )
+            answers = [
+                (item, replies[position])
+                for position, item in enumerate(run if messages is not run else ())
+                if type(item) is Ask
+            ]
         except BaseException as caught:  # noqa: BLE001 - raised again unless supervision takes it
             await self._handle_failure(caught, "receive_batch", message, run)
         else:
-            if messages is not run:
-                for position, item in enumerate(run):
-                    if type(item) is Ask:
-                        _answer(item, replies[position])
+            for ask, reply in answers:
+                _answer(ask, reply)
         return len(run)
 
     def _run_length(self) -> int:
@@ -359,9 +338,9 @@ class Cell:
                 )
         if error is None:
             raise caught
-        decision = await self._judge(error, where, type(message).__name__)
-        if decision is not Decision.RESUME:
-            self.obey(decision)
+        outcome = await self._failures.judge(error, where, type(message).__name__)
+        if outcome is not Decision.RESUME:
+            self.obey(outcome)
 
     async def _begin(self, *, anew: bool = False) -> bool:
         """Run ``on_start``, on new instances as long as supervision allows it.
@@ -375,14 +354,15 @@ class Cell:
                     self._restarts += 1
                     self._actor = self._construct()
                 where = "on_start"
+                self._can_have_children = True
                 await self._actor.on_start()
             except BaseException as caught:
                 error = self._own_failure(caught)
                 if error is None:
                     raise
-                decision = await self._judge(error, where)
+                outcome = await self._failures.judge(error, where)
                 await self._stop_children(drain=False)
-                if decision is not Decision.RESTART or self._order is Decision.STOP:
+                if outcome is not Decision.RESTART or self._order is Decision.STOP:
                     # An instance that could not start has nothing to resume either.
                     self._reason = "failed"
                     return False
@@ -406,57 +386,6 @@ class Cell:
         await self._dismiss()
         return await self._begin(anew=True)
 
-    async def _judge(
-        self, error: Exception, where: str, message_type: str | None = None
-    ) -> Literal[Decision.RESUME, Decision.RESTART, Decision.STOP]:
-        """Have the parent decide about `error`, record it, and return what is left to do here."""
-        try:
-            decision = await self._parent.decide(self.ref, error)
-        except Exception:
-            logger.exception("nobody could decide about %s, which is stopped now", self.address)
-            decision = Decision.STOP
-        if decision is Decision.RESTART and not self._may_restart():
-            logger.error(
-                "%s failed more than %d times in %g seconds and is stopped",
-                self.address,
-                self._parent.policy.max_restarts,
-                self._parent.policy.within,
-            )
-            decision = Decision.STOP
-        self._record_crash(error, where, decision, message_type)
-        if decision is Decision.ESCALATE:
-            fate = await self._parent.fail(error)
-            return Decision.RESUME if fate is Decision.RESUME else Decision.STOP
-        if decision is not Decision.RESUME and isinstance(self._parent.policy, OneForAll):
-            for sibling in self._parent.children:
-                if sibling is not self:
-                    sibling.obey(decision)
-        return decision
-
-    def _may_restart(self) -> bool:
-        policy, now = self._parent.policy, self.clock.monotonic()
-        while self._restart_times and now - self._restart_times[0] > policy.within:
-            self._restart_times.popleft()
-        if len(self._restart_times) >= policy.max_restarts:
-            return False
-        self._restart_times.append(now)
-        return True
-
-    def _record_crash(
-        self, error: Exception, where: str, decision: Decision | None, message_type: str | None
-    ) -> None:
-        logger.error("%s raised in %s", self.address, where, exc_info=error)
-        self._facts.lifecycle(
-            self.address,
-            ActorCrashed(
-                type(error).__name__,
-                printable(_text_of(error)),
-                where,
-                None if decision is None else decision.value,
-                message_type,
-            ),
-        )
-
     def _own_failure(self, caught: BaseException) -> Exception | None:
         """Return the error that supervision has to deal with, or `None` to let `caught` pass."""
         if isinstance(caught, Exception):
@@ -470,7 +399,6 @@ class Cell:
         return None
 
     async def _end(self) -> None:
-        self._ending = True
         self.mailbox.close()
         unhandled = self._refuse_the_rest()
         try:
@@ -478,12 +406,9 @@ class Cell:
             await self._dismiss()
         finally:
             self._facts.lifecycle(self.address, ActorStoppedEvent(self._reason, unhandled))
-            for watched in self._watched:
-                watched._watchers.pop(self, None)
             self._parent.children.remove(self)
+            self._death_watch.end()
             self.stopped.set()
-            for watcher in self._watchers:
-                watcher._notify(self)
 
     def _refuse_the_rest(self) -> int:
         unhandled = 0
@@ -500,6 +425,7 @@ class Cell:
         return unhandled
 
     async def _stop_children(self, *, drain: bool) -> None:
+        self._can_have_children = False
         # When this actor is cancelled its descendants are too, so this does not take long.
         with anyio.CancelScope(shield=True):
             await self.children.stop(drain=drain)
@@ -514,7 +440,7 @@ class Cell:
                 error = self._own_failure(caught)
                 if error is None:
                     raise
-                self._record_crash(error, "on_stop", None, None)
+                self._failures.record(error, "on_stop")
 
     def _construct(self) -> Actor:
         actor_class, args, kwargs = self._factory
@@ -523,11 +449,6 @@ class Cell:
         actor.context = self._context
         actor.__init__(*args, **kwargs)  # type: ignore[misc]
         return actor
-
-    def _notify(self, stopped: Cell) -> None:
-        self._watched.pop(stopped, None)
-        with contextlib.suppress(MailboxClosed):
-            self.mailbox.push(Terminated(stopped.ref))
 
     def _can_stop_only_after(self, other: Cell) -> bool:
         """Return whether this cell, or one that it must wait for, is `other`."""
@@ -550,10 +471,3 @@ def _answer(ask: Ask, reply: object) -> None:
         ask.fail(reply.error)
     else:
         ask.resolve(reply)
-
-
-def _text_of(error: Exception) -> str:
-    try:
-        return str(error)
-    except Exception as another:  # noqa: BLE001 - users' code, and nothing to handle
-        return f"(its text can't be had: __str__ raised {type(another).__name__})"

@@ -65,9 +65,10 @@ class ActorContext:
         mailbox_capacity: int | None = None,
         **kwargs: Any,
     ) -> ActorRef:
-        """Start a child; as `ActorSystem.spawn`. Raises `ActorStopped` if this actor is stopping.
+        """Start a child; as `ActorSystem.spawn`.
 
-        When this actor restarts, its children are stopped.
+        Raises `NoChildrenNow` in ``__init__``, and once this actor is stopping. When this actor
+        restarts, its children are stopped.
         """
         return self._cell.spawn(actor_class, args, kwargs, name, mailbox_capacity)
 

@@ -20,6 +20,7 @@ __all__ = (
     "InvalidSetting",
     "MailboxClosed",
     "MailboxFull",
+    "NoChildrenNow",
     "PapyraError",
     "PersistenceError",
     "SettingsError",
@@ -82,6 +83,10 @@ class MailboxClosed(PapyraError):
 
 class MailboxFull(PapyraError):
     """The mailbox has no room, and the caller did not want to wait."""
+
+
+class NoChildrenNow(PapyraError):
+    """An actor can spawn children from ``on_start`` on, and until it stops."""
 
 
 class SystemAlreadyStarted(PapyraError):

@@ -15,6 +15,7 @@ from anyio.abc import TaskGroup
 from papyra._cell import Cell, spawn
 from papyra._children import Children
 from papyra._facts import NoFacts, StoredFacts
+from papyra._failures import Outcome
 from papyra._signal import NewSignal, signals_of_this_loop
 from papyra.actor import Actor
 from papyra.address import ActorAddress, check_name
@@ -338,15 +339,17 @@ class _Guardian:
         del child
         return self.policy.decide(error)
 
-    async def fail(self, error: Exception) -> Decision:
+    async def fail(self, error: Exception) -> Outcome:
         self._escalate(error)
         return Decision.STOP
 
 
 def _descendants(children: Children) -> Iterator[Cell]:
-    for cell in children:
+    ahead = list(children)
+    while ahead:
+        cell = ahead.pop()
         yield cell
-        yield from _descendants(cell.children)
+        ahead += cell.children
 
 
 def _check_limits(

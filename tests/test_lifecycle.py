@@ -19,6 +19,7 @@ from papyra.exceptions import (
     InvalidActor,
     InvalidActorName,
     InvalidPolicy,
+    NoChildrenNow,
 )
 from papyra.persistence.backends.memory import InMemoryPersistence
 from tests.actors import Batches, Echo, Log, Parent, letters, spawn_child, story
@@ -324,12 +325,37 @@ async def test_a_stopping_actor_has_no_more_children() -> None:
         async def on_stop(self) -> None:
             try:
                 self.context.spawn(Echo)
-            except ActorStopped as error:
+            except NoChildrenNow as error:
                 errors.append(error)
 
     async with ActorSystem("shop") as system:
         system.spawn(Late, name="late")
-    assert "shop/late is stopping" in str(errors[0])
+    assert "shop/late can have children from on_start on, until it stops" in str(errors[0])
+
+
+async def test_an_actor_has_no_children_before_it_is_one() -> None:
+    class Hasty(Echo):
+        def __init__(self) -> None:
+            self.child = self.context.spawn(Echo)
+
+    async with ActorSystem() as system:
+        with pytest.raises(NoChildrenNow):
+            system.spawn(Hasty)
+        assert system.audit().actors == 0
+
+
+async def test_a_reply_that_can_not_be_had_is_a_failure_of_the_actor() -> None:
+    class Empty(list[int]):
+        def __len__(self) -> int:
+            return 1
+
+    class Cheat(Batches):
+        async def receive_batch(self, messages: Any) -> Any:
+            return Empty()
+
+    async with ActorSystem() as system:
+        with pytest.raises(IndexError):
+            await system.spawn(Cheat).ask(1)
 
 
 async def test_a_watcher_is_told_when_the_other_has_stopped() -> None:

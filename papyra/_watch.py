@@ -1,0 +1,55 @@
+"""Who wants to know that an actor has stopped."""
+
+from __future__ import annotations
+
+import contextlib
+from typing import TYPE_CHECKING
+
+from papyra.exceptions import MailboxClosed
+from papyra.ref import Terminated
+
+if TYPE_CHECKING:
+    from papyra.mailbox import Mailbox
+    from papyra.ref import ActorRef
+
+__all__ = ("DeathWatch",)
+
+
+class DeathWatch:
+    """One actor's part in watching: whom it watches, and who watches it."""
+
+    def __init__(self, ref: ActorRef, mailbox: Mailbox[object]) -> None:
+        self._ref = ref
+        self._mailbox = mailbox
+        self._over = False
+        # Dictionaries, as they keep their order: watchers are told in the order they came.
+        self._watchers: dict[DeathWatch, None] = {}
+        self._watched: dict[DeathWatch, None] = {}
+
+    def add(self, other: DeathWatch) -> None:
+        """Have `other`'s end told to this actor; at once if it has ended."""
+        if other._over:
+            self._tell(other)
+        else:
+            other._watchers[self] = None
+            self._watched[other] = None
+
+    def remove(self, other: DeathWatch) -> None:
+        """Take `add` back."""
+        other._watchers.pop(self, None)
+        self._watched.pop(other, None)
+
+    def end(self) -> None:
+        """Tell the watchers, and watch nobody any more."""
+        self._over = True
+        for other in tuple(self._watched):
+            self.remove(other)
+        for watcher in tuple(self._watchers):
+            watcher.remove(self)
+            watcher._tell(self)
+
+    def _tell(self, other: DeathWatch) -> None:
+        # Beyond the capacity if need be, as nobody is there to wait. One that is stopping itself
+        # does not need to know any more.
+        with contextlib.suppress(MailboxClosed):
+            self._mailbox.push(Terminated(other._ref))
