@@ -37,7 +37,7 @@ FIRST_DAY = Path(__file__).with_name("flights-2013-01-01.csv")
 LATE = 15
 
 #: How many flights the aircraft are told of before they get to handle them.
-PACE = 10_000
+PACE = 5_000
 
 
 class Flight(msgspec.Struct, frozen=True):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import anyio
@@ -28,7 +27,7 @@ from papyra.exceptions import (
     WouldDeadlock,
 )
 from papyra.mailbox import Mailbox
-from papyra.ref import ActorRef, Ask, Terminated
+from papyra.ref import ActorRef, Ask, Terminated, current_cell
 from papyra.supervision import Decision, SupervisionPolicy
 
 if TYPE_CHECKING:
@@ -41,8 +40,6 @@ FAIRNESS = 100
 
 #: What an empty mailbox gives; `None` is a message like any other.
 _NOTHING = object()
-
-_current: ContextVar[Cell | None] = ContextVar("papyra_current_cell", default=None)
 
 
 class Runtime(Protocol):
@@ -205,7 +202,7 @@ class Cell:
         await self._facts.dead_letter(self.address, message, expects_reply)
 
     def refuse_to_wait_for_itself(self) -> None:
-        if _current.get() is self and anyio.get_current_task().id == self._task_id:
+        if anyio.get_current_task().id == self._task_id:
             raise WouldDeadlock(
                 f"{self.address} can't ask itself: it would wait for a message that it handles next"
             )
@@ -227,7 +224,7 @@ class Cell:
     async def stop(self) -> None:
         """Stop after what is in the mailbox, and wait for that unless it would be in vain."""
         self.mailbox.close()
-        caller = _current.get()
+        caller = current_cell.get()
         if caller is None:
             await self.stopped.wait()
         elif not self._can_stop_only_after(caller):
@@ -250,7 +247,7 @@ class Cell:
     # The life
 
     async def run(self) -> None:
-        _current.set(self)
+        current_cell.set(self)
         self._task_id = anyio.get_current_task().id
         with self._scope:
             try:

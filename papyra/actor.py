@@ -29,6 +29,10 @@ class Failure:
 
     error: Exception
 
+    def __post_init__(self) -> None:
+        if not isinstance(self.error, Exception):
+            raise TypeError(f"a Failure is made of an exception, not {self.error!r}")
+
 
 class Actor(abc.ABC):
     """Handles messages one at a time.

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import dataclasses
+from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any
 
 from papyra._signal import Signal
 from papyra.address import ActorAddress
-from papyra.exceptions import ActorStopped, AskTimeout, MailboxClosed, MailboxFull
+from papyra.exceptions import ActorStopped, AskTimeout, InvalidPolicy, MailboxClosed, MailboxFull
 
 if TYPE_CHECKING:
     from papyra._cell import Cell
 
-__all__ = ("ActorRef", "Ask", "Terminated")
+__all__ = ("ActorRef", "Ask", "Terminated", "current_cell")
+
+#: The actor in whose task, or in a task made there, the code runs.
+current_cell: ContextVar[Cell | None] = ContextVar("papyra_current_cell", default=None)
 
 
 class Ask:
@@ -88,13 +92,17 @@ class ActorRef:
 
         What ``receive`` raised is raised here too. Other errors: `ActorStopped` if the actor has
         stopped, or stops before it replies; `AskTimeout` after `timeout` seconds, `None` for no
-        limit; `WouldDeadlock` in the actor itself. A sender that gives up while the message is in
+        limit; `InvalidPolicy` for a timeout that makes no sense; `WouldDeadlock` in the actor
+        itself. A sender that gives up while the message is in
         the mailbox does not take it back.
         """
-        self._cell.refuse_to_wait_for_itself()
+        if current_cell.get() is self._cell:
+            self._cell.refuse_to_wait_for_itself()
         ask = Ask(message, self._cell.new_signal())
         if timeout is None:
             await self._send(ask)
+        elif type(timeout) not in (int, float) or not timeout >= 0:
+            raise InvalidPolicy(f"timeout is seconds, 0 or more, not {timeout!r}")
         else:
             with self._cell.clock.move_on_after(timeout):
                 await self._send(ask)

@@ -7,7 +7,13 @@ import pytest
 from anyio import wait_all_tasks_blocked
 
 from papyra import Actor, ActorRef, ActorSystem, Failure
-from papyra.exceptions import ActorStopped, AskTimeout, MailboxFull, WouldDeadlock
+from papyra.exceptions import (
+    ActorStopped,
+    AskTimeout,
+    InvalidPolicy,
+    MailboxFull,
+    WouldDeadlock,
+)
 from papyra.persistence.backends.memory import InMemoryPersistence
 from tests.actors import Echo, Gate, Log, letters
 
@@ -90,8 +96,20 @@ async def test_ask_times_out_and_the_message_is_handled_all_the_same() -> None:
         assert await ref.ask("handled", timeout=10) == ["late"]
 
 
-async def test_an_ask_that_times_out_is_a_timeout_error_too() -> None:
+def test_an_ask_that_times_out_is_a_timeout_error_too() -> None:
     assert issubclass(AskTimeout, TimeoutError)
+
+
+@pytest.mark.parametrize("timeout", [-1, float("nan"), "5", True])
+async def test_a_timeout_that_makes_no_sense_is_refused(timeout: Any) -> None:
+    async with ActorSystem() as system:
+        with pytest.raises(InvalidPolicy, match="timeout is seconds"):
+            await system.spawn(Echo).ask("x", timeout=timeout)
+
+
+def test_a_failure_is_made_of_an_exception() -> None:
+    with pytest.raises(TypeError, match="a Failure is made of an exception"):
+        Failure("no")  # type: ignore[arg-type]
 
 
 async def test_a_reply_that_is_there_counts_even_if_time_is_up() -> None:
