@@ -24,7 +24,7 @@ class MetricsSnapshot(msgspec.Struct, frozen=True, tag=True):
     anomalies_detected: int = 0
     recoveries: int = 0
     compactions: int = 0
-    #: append requests that failed, those refused for a bad record included
+    #: append requests that failed, those refused for a bad record included; flushes that failed
     write_errors: int = 0
     read_errors: int = 0
     scan_errors: int = 0

@@ -58,6 +58,11 @@ async def test_two_tasks_that_would_meet_get_an_error_that_says_what_to_do() -> 
         await wait_all_tasks_blocked()
         with pytest.raises(BackendBusy, match="host it in a PersistenceActor to share it"):
             await backend.append(event(2))
+        with pytest.raises(BackendBusy):
+            await backend.aclose()
+        async with ActorSystem() as system:
+            with pytest.raises(BackendBusy):
+                system.spawn(PersistenceActor, backend)
         backend.release.set()
     assert (await backend.append(event(3))).first_seq == 2
 

@@ -142,14 +142,8 @@ class PersistenceBackend(PersistenceVerbs, PersistenceMetricsMixin, abc.ABC):
         """Have `request` carried out, by the host if there is one, and return the reply."""
         if self._host is not None:
             return await self._host.ask(request)
-        try:
-            with self._guard:
-                return await self.carry_out(request)
-        except anyio.BusyResourceError:
-            raise BackendBusy(
-                f"another task is using this {type(self).__name__}: "
-                "host it in a PersistenceActor to share it"
-            ) from None
+        with self._alone():
+            return await self.carry_out(request)
 
     async def carry_out(self, request: Request[ReplyT]) -> ReplyT:
         """Carry out `request` on the spot. For the host; everybody else calls `perform`."""
@@ -167,7 +161,8 @@ class PersistenceBackend(PersistenceVerbs, PersistenceMetricsMixin, abc.ABC):
     def attach(self, host: Host) -> None:
         """Let `host` carry out every request from now on, reopening the backend if it was closed.
 
-        Raises `BackendInUse`, naming the owner, if there is a host already.
+        Raises `BackendInUse`, naming the owner, if there is a host already, and `BackendBusy` if
+        some task is using the backend without one.
         """
         if self._host is not None:
             raise BackendInUse(
@@ -175,7 +170,8 @@ class PersistenceBackend(PersistenceVerbs, PersistenceMetricsMixin, abc.ABC):
                 "stop that actor first, or give each system a backend of its own",
                 owner=self._host.owner,
             )
-        self._host = host
+        with self._alone():
+            self._host = host
         if self._state == "closed":
             self._state = "new"
 
@@ -197,7 +193,8 @@ class PersistenceBackend(PersistenceVerbs, PersistenceMetricsMixin, abc.ABC):
                 "which closes it when it stops",
                 owner=self._host.owner,
             )
-        await self._shut()
+        with self._alone():
+            await self._shut()
 
     async def __aenter__(self) -> Self:
         if self._state == "closed":
@@ -212,6 +209,17 @@ class PersistenceBackend(PersistenceVerbs, PersistenceMetricsMixin, abc.ABC):
         traceback: TracebackType | None,
     ) -> None:
         await self.aclose()
+
+    @contextlib.contextmanager
+    def _alone(self) -> Iterator[None]:
+        try:
+            with self._guard:
+                yield
+        except anyio.BusyResourceError:
+            raise BackendBusy(
+                f"another task is using this {type(self).__name__}: "
+                "host it in a PersistenceActor to share it"
+            ) from None
 
     async def _carry_out(self, request: AnyRequest) -> object:
         metrics = self.metrics
@@ -321,7 +329,7 @@ class PersistenceBackend(PersistenceVerbs, PersistenceMetricsMixin, abc.ABC):
 
     @abc.abstractmethod
     async def _append(self, batch: Batch) -> None:
-        """Store the whole batch or, raising, none of it."""
+        """Store the whole batch or, raising, none of it; the same if it is cancelled."""
 
     @abc.abstractmethod
     async def _flush(self) -> None:
