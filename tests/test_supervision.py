@@ -239,6 +239,21 @@ async def test_a_restart_stops_the_children_first(backend: InMemoryPersistence) 
     ]
 
 
+async def test_on_stop_of_the_old_instance_finds_its_children_stopped() -> None:
+    children: list[int] = []
+
+    class Counts(Parent):
+        async def on_stop(self) -> None:
+            children.append(len(self.context.children))
+
+    async with ActorSystem() as system:
+        parent = system.spawn(Counts)
+        await spawn_child(parent, Echo)
+        await crash(parent)
+        await spawn_child(parent, Echo)
+    assert children == [0, 0]
+
+
 async def test_escalate_makes_it_the_parents_failure(backend: InMemoryPersistence) -> None:
     async with ActorSystem("shop", persistence=backend) as system:
         top = system.spawn(Parent, Decision.RESTART, name="top")
