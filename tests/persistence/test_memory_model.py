@@ -29,13 +29,18 @@ NOW = 50.0
 times = st.integers(0, 60).map(float)
 names = st.sampled_from("AB")
 
+events = st.builds(PersistedEvent, st.just("s"), names, names, st.text("xy", max_size=9), times)
 records = st.one_of(
-    st.builds(PersistedEvent, st.just("s"), names, names, st.text("xy", max_size=9), times),
+    events,
     st.builds(PersistedAudit, st.just("s"), st.integers(), times),
     st.builds(PersistedDeadLetter, st.just("s"), names, names, st.none(), st.booleans(), times),
 )
 bad = st.just(PersistedEvent("s", "A", "A", object(), 1.0))
-batches = st.lists(st.one_of(records, records, records, bad), max_size=5)
+# Short ones of every kind; and longer runs of events, which are stored in another way.
+batches = st.one_of(
+    st.lists(st.one_of(records, records, records, bad), max_size=5),
+    st.lists(events, min_size=9, max_size=15),
+)
 policies = st.builds(
     RetentionPolicy,
     max_records=st.none() | st.integers(1, 12),
