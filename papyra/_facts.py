@@ -22,7 +22,7 @@ from papyra.persistence.codec import encodable
 from papyra.persistence.messages import Append
 from papyra.persistence.records import PersistedAudit, PersistedDeadLetter, PersistedEvent, Record
 
-__all__ = ("Facts", "NoFacts", "StoredFacts", "printable")
+__all__ = ("Facts", "NoFacts", "StoredFacts", "printable", "text_of")
 
 logger = logging.getLogger("papyra")
 
@@ -129,3 +129,11 @@ def _log_unrecorded(record: Record) -> None:
 def printable(text: str) -> str:
     """Return `text` so that it can be stored: half surrogates, as in odd file names, escaped."""
     return text.encode("utf-8", "backslashreplace").decode("utf-8")
+
+
+def text_of(error: Exception) -> str:
+    """Return ``str(error)``, even if that raises."""
+    try:
+        return str(error)
+    except Exception as another:  # noqa: BLE001 - users' code, and nothing to handle
+        return f"(its text can't be had: __str__ raised {type(another).__name__})"

@@ -6,7 +6,7 @@ import logging
 from collections import deque
 from typing import TYPE_CHECKING, Literal, Protocol
 
-from papyra._facts import Facts, printable
+from papyra._facts import Facts, printable, text_of
 from papyra.events import ActorCrashed
 from papyra.supervision import Decision, OneForAll, SupervisionPolicy
 
@@ -94,7 +94,7 @@ class Failures:
             self._cell.address,
             ActorCrashed(
                 type(error).__name__,
-                printable(_text_of(error)),
+                printable(text_of(error)),
                 where,
                 None if decision is None else decision.value,
                 message_type,
@@ -115,10 +115,3 @@ class Failures:
             return False
         self._restarted_at.append(now)
         return True
-
-
-def _text_of(error: Exception) -> str:
-    try:
-        return str(error)
-    except Exception as another:  # noqa: BLE001 - users' code, and nothing to handle
-        return f"(its text can't be had: __str__ raised {type(another).__name__})"

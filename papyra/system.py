@@ -14,7 +14,7 @@ from anyio.abc import TaskGroup
 
 from papyra._cell import Cell, spawn
 from papyra._children import Children
-from papyra._facts import NoFacts, StoredFacts
+from papyra._facts import NoFacts, StoredFacts, text_of
 from papyra._failures import Outcome
 from papyra._signal import NewSignal, signals_of_this_loop
 from papyra.actor import Actor
@@ -274,7 +274,7 @@ class ActorSystem:
         if self._failure is not None:
             raise EscalatedFailure(
                 f"a failure was escalated past the top-level actors of {self._system_id!r}: "
-                f"{type(self._failure).__name__}: {self._failure}"
+                f"{type(self._failure).__name__}: {text_of(self._failure)}"
             ) from self._failure
 
     async def _stop_all(self, children: Children, *, drain: bool) -> None:

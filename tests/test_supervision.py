@@ -239,6 +239,19 @@ async def test_a_restart_stops_the_children_first(backend: InMemoryPersistence) 
     ]
 
 
+async def test_an_actor_that_has_stopped_itself_is_not_restarted() -> None:
+    class Leaves(Actor):
+        async def receive(self, message: Any) -> None:
+            self.context.stop()
+            raise ValueError("boom")
+
+    async with ActorSystem() as system:
+        ref = system.spawn(Leaves)
+        await crash(ref)
+        await ref.stop()
+        assert system.audit().restarted == 0
+
+
 async def test_on_stop_of_the_old_instance_finds_its_children_stopped() -> None:
     children: list[int] = []
 

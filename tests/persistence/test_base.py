@@ -131,7 +131,7 @@ async def test_what_a_store_raises_is_the_cause_of_a_store_error() -> None:
         _compact: Any = _read
 
     backend = Broken()
-    with pytest.raises(StoreError, match=r"write failed: OSError:.*No space left") as caught:
+    with pytest.raises(StoreError, match=r"write failed: OSError.*No space left") as caught:
         await backend.append(event())
     assert isinstance(caught.value.__cause__, OSError)
     for verb in (backend.list_events, backend.scan, backend.recover, backend.compact):
@@ -154,7 +154,7 @@ async def test_a_store_that_can_not_be_opened_is_tried_again() -> None:
 
     backend = Mounted()
     for _ in range(2):
-        with pytest.raises(StoreError, match="open failed: OSError: not mounted"):
+        with pytest.raises(StoreError, match="open failed: OSError"):
             await backend.append(event())
     backend.ready = True
     assert (await backend.append(event())).first_seq == 42

@@ -364,4 +364,4 @@ def _store_errors(operation: str) -> Iterator[None]:
 
 
 def _store_error(operation: str, error: Exception) -> StoreError:
-    return StoreError(f"{operation} failed: {type(error).__name__}: {error}")
+    return StoreError(f"{operation} failed: {error!r}")

@@ -1,0 +1,277 @@
+"""The life of one actor: the loop that handles its messages, from the first start to the end."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import anyio
+from anyio.lowlevel import checkpoint
+
+from papyra._facts import text_of
+from papyra.actor import Actor, Failure
+from papyra.events import ActorRestarted, ActorStarted
+from papyra.events import ActorStopped as ActorStoppedEvent
+from papyra.exceptions import ActorInitializationError, ActorStopped, PapyraError
+from papyra.ref import Ask, Terminated, current_cell
+from papyra.supervision import Decision
+
+if TYPE_CHECKING:
+    from papyra._cell import Cell
+
+__all__ = ("Life",)
+
+#: A busy actor lets the others run after this many messages.
+FAIRNESS = 100
+
+#: What an empty mailbox gives; `None` is a message like any other.
+_NOTHING = object()
+
+
+class Life:
+    """Runs the actor of one cell, one instance after the other.
+
+    The loop is in `_live`. Whatever ends it, `_end` sees to it that nobody waits in vain.
+    """
+
+    def __init__(
+        self,
+        cell: Cell,
+        actor_class: type[Actor],
+        args: Sequence[Any],
+        kwargs: Mapping[str, Any],
+    ) -> None:
+        self._cell = cell
+        self._mailbox = cell.mailbox
+        self._factory = (actor_class, args, kwargs)
+        self._batch_types = frozenset(actor_class.batch_types)
+        # What the mailbox may hold of a run: messages told, and messages asked, to be looked into.
+        self._run_types = self._batch_types | {Ask}
+        self._started = False  # whether on_stop is owed
+        self._restarts = 0
+        self._task_id: int | None = None
+        try:
+            self.actor = self._construct()
+        except PapyraError:
+            raise  # it says what is wrong already
+        except Exception as error:
+            raise ActorInitializationError(
+                f"{actor_class.__name__}.__init__ raised {type(error).__name__}: {text_of(error)}"
+            ) from error
+
+    def runs_in_this_task(self) -> bool:
+        """Return whether this is called by the actor itself."""
+        return anyio.get_current_task().id == self._task_id
+
+    async def run(self) -> None:
+        current_cell.set(self._cell)
+        self._task_id = anyio.get_current_task().id
+        with self._cell.scope:
+            try:
+                await self._live()
+            finally:
+                await self._end()
+
+    async def _live(self) -> None:
+        if not await self._begin():
+            return
+        handled = 0
+        while True:
+            if self._cell.order is not None and not await self._carry_out_order():
+                return
+            if handled >= FAIRNESS:
+                await checkpoint()
+                handled = 0
+            item = self._mailbox.pop(_NOTHING)
+            if item is not _NOTHING:
+                handled += await self._handle(item)
+            elif self._mailbox.closed:
+                return
+            else:
+                await self._mailbox.wait()
+                handled = 0
+
+    async def _handle(self, item: object) -> int:
+        """Handle one message, or the run of them that it starts; return how many there were."""
+        ask = item if type(item) is Ask else None
+        message = item if ask is None else ask.message
+        if type(message) in self._batch_types:
+            return await self._handle_run(item, message)
+        try:
+            reply = await self.actor.receive(message)
+        except BaseException as caught:  # noqa: BLE001 - raised again unless supervision takes it
+            await self._handle_failure(caught, "receive", message, [item])
+        else:
+            if ask is not None:
+                _answer(ask, reply)
+        return 1
+
+    async def _handle_run(self, first: object, message: object) -> int:
+        """Handle the run of adjacent messages of batch types that starts with `first`."""
+        run, messages = [first], [message]
+        if len(self._mailbox):
+            run += self._mailbox.pop_run(self._run_length())
+            messages = run
+            if Ask in map(type, run):
+                messages = [item.message if type(item) is Ask else item for item in run]
+        try:
+            replies = await self.actor.receive_batch(messages)
+            if len(replies) != len(messages):
+                raise TypeError(
+                    f"receive_batch returned {len(replies)} replies to {len(messages)} messages"
+                )
+            answers = [
+                (item, replies[position])
+                for position, item in enumerate(run if messages is not run else ())
+                if type(item) is Ask
+            ]
+        except BaseException as caught:  # noqa: BLE001 - raised again unless supervision takes it
+            await self._handle_failure(caught, "receive_batch", message, run)
+        else:
+            for ask, reply in answers:
+                _answer(ask, reply)
+        return len(run)
+
+    def _run_length(self) -> int:
+        """Return how many more messages, from the oldest on, can be part of a run."""
+        types = self._mailbox.types(self._run_types, self.actor.batch_limit - 1)
+        if Ask in types:
+            for position, item in enumerate(self._mailbox.peek(len(types))):
+                if type(item) is Ask and type(item.message) not in self._batch_types:
+                    return position
+        return len(types)
+
+    async def _handle_failure(
+        self, caught: BaseException, where: str, message: object, items: Sequence[object]
+    ) -> None:
+        error = self._own_failure(caught)
+        for item in items:
+            if type(item) is Ask:
+                item.fail(
+                    error
+                    or ActorStopped(f"{self._cell.address} was cancelled before it could reply")
+                )
+        if error is None:
+            raise caught
+        outcome = await self._cell.failures.judge(error, where, type(message).__name__)
+        if outcome is not Decision.RESUME:
+            self._cell.obey(outcome)
+
+    async def _begin(self, *, anew: bool = False) -> bool:
+        """Run ``on_start``, on new instances as long as supervision allows it.
+
+        Return whether the actor is ready for messages.
+        """
+        while True:
+            where = "__init__"
+            try:
+                if anew:
+                    self._restarts += 1
+                    self.actor = self._construct()
+                where = "on_start"
+                self._cell.can_have_children = True
+                await self.actor.on_start()
+            except BaseException as caught:
+                error = self._own_failure(caught)
+                if error is None:
+                    raise
+                outcome = await self._cell.failures.judge(error, where)
+                await self._stop_children(drain=False)
+                if outcome is not Decision.RESTART or self._cell.order is Decision.STOP:
+                    # An instance that could not start has nothing to resume either.
+                    self._cell.reason = "failed"
+                    return False
+                anew = True
+            else:
+                self._started = True
+                self._cell.facts.lifecycle(
+                    self._cell.address,
+                    ActorRestarted(self._restarts)
+                    if anew
+                    else ActorStarted(self._factory[0].__name__),
+                )
+                return True
+
+    async def _carry_out_order(self) -> bool:
+        """Do what was decided, and return whether the actor goes on."""
+        order, self._cell.order = self._cell.order, None
+        if order is Decision.STOP:
+            return False
+        await self._stop_children(drain=False)
+        await self._dismiss()
+        return await self._begin(anew=True)
+
+    def _own_failure(self, caught: BaseException) -> Exception | None:
+        """Return the error that supervision has to deal with, or `None` to let `caught` pass."""
+        if isinstance(caught, Exception):
+            return caught
+        if (
+            isinstance(caught, anyio.get_cancelled_exc_class())
+            and not self._cell.scope.cancel_called
+        ):
+            # asyncio raises this also in those who wait for a future that somebody cancelled.
+            # Nobody cancelled this actor, so it has failed like any other.
+            error = PapyraError(f"something that {self._cell.address} waited for was cancelled")
+            error.__cause__ = caught
+            return error
+        return None
+
+    async def _end(self) -> None:
+        self._mailbox.close()
+        unhandled = self._refuse_the_rest()
+        try:
+            await self._stop_children(drain=self._cell.reason == "stopped")
+            await self._dismiss()
+        finally:
+            cell = self._cell
+            cell.facts.lifecycle(cell.address, ActorStoppedEvent(cell.reason, unhandled))
+            cell.parent.children.remove(cell)
+            cell.death_watch.end()
+            cell.stopped.set()
+
+    def _refuse_the_rest(self) -> int:
+        unhandled = 0
+        while (item := self._mailbox.pop(_NOTHING)) is not _NOTHING:
+            match item:
+                case Terminated():
+                    continue  # the runtime's own, and nobody misses it
+                case Ask(message=message):
+                    item.fail(ActorStopped(f"{self._cell.address} stopped before it could reply"))
+                    self._cell.refuse_nowait(message, expects_reply=True)
+                case message:
+                    self._cell.refuse_nowait(message, expects_reply=False)
+            unhandled += 1
+        return unhandled
+
+    async def _stop_children(self, *, drain: bool) -> None:
+        self._cell.can_have_children = False
+        # When this actor is cancelled its descendants are too, so this does not take long.
+        with anyio.CancelScope(shield=True):
+            await self._cell.children.stop(drain=drain)
+
+    async def _dismiss(self) -> None:
+        """Run ``on_stop`` if it is owed."""
+        if self._started:
+            self._started = False
+            try:
+                await self.actor.on_stop()
+            except BaseException as caught:
+                error = self._own_failure(caught)
+                if error is None:
+                    raise
+                self._cell.failures.record(error, "on_stop")
+
+    def _construct(self) -> Actor:
+        actor_class, args, kwargs = self._factory
+        # In two steps, so that __init__ can use the context already.
+        actor = actor_class.__new__(actor_class)
+        actor.context = self._cell.context
+        actor.__init__(*args, **kwargs)  # type: ignore[misc]
+        return actor
+
+
+def _answer(ask: Ask, reply: object) -> None:
+    if type(reply) is Failure:
+        ask.fail(reply.error)
+    else:
+        ask.resolve(reply)
