@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol
 
 import anyio
 
@@ -11,9 +10,9 @@ from papyra._children import Children
 from papyra._facts import Facts
 from papyra._failures import Failures, Outcome, Supervisor
 from papyra._life import Life
+from papyra._recipe import Recipe
 from papyra._signal import NewSignal
 from papyra._watch import DeathWatch
-from papyra.actor import Actor
 from papyra.address import ActorAddress
 from papyra.clock import Clock
 from papyra.context import ActorContext
@@ -55,15 +54,11 @@ def spawn(
     parent: Supervisor,
     runtime: Runtime,
     address: ActorAddress,
-    actor_class: type[Actor],
-    args: Sequence[Any],
-    kwargs: Mapping[str, Any],
-    *,
-    capacity: int | None,
+    recipe: Recipe,
     facts: Facts,
 ) -> ActorRef:
     """Make an actor, give it to `parent`, start it, and return its ref."""
-    cell = Cell(parent, runtime, address, actor_class, args, kwargs, capacity, facts)
+    cell = Cell(parent, runtime, address, recipe, facts)
     parent.children.add(cell)
     runtime.launch(cell)
     return cell.ref
@@ -81,20 +76,15 @@ class Cell:
         parent: Supervisor,
         runtime: Runtime,
         address: ActorAddress,
-        actor_class: type[Actor],
-        args: Sequence[Any],
-        kwargs: Mapping[str, Any],
-        capacity: int | None,
+        recipe: Recipe,
         facts: Facts,
     ) -> None:
         self.address = address
         self.clock = runtime.clock
-        if capacity is None:
-            capacity = actor_class.mailbox_capacity
-        if capacity is None:
-            capacity = runtime.mailbox_capacity
         self.new_signal = runtime.new_signal
-        self.mailbox: Mailbox[object] = Mailbox(capacity, self.new_signal)
+        self.mailbox: Mailbox[object] = Mailbox(
+            recipe.capacity(runtime.mailbox_capacity), self.new_signal
+        )
         self.ref = ActorRef(self)
         self.children = Children()
         #: set when the actor has stopped, and all that follows from it is done
@@ -116,7 +106,7 @@ class Cell:
 
         self._runtime = runtime
         self._waits_for: Cell | None = None
-        self._life = Life(self, actor_class, args, kwargs)
+        self._life = Life(self, recipe)
 
     @property
     def policy(self) -> SupervisionPolicy:
@@ -138,30 +128,15 @@ class Cell:
     def parent_ref(self) -> ActorRef | None:
         return self.parent.ref
 
-    def spawn(
-        self,
-        actor_class: type[Actor],
-        args: Sequence[Any],
-        kwargs: Mapping[str, Any],
-        name: str | None,
-        capacity: int | None,
-    ) -> ActorRef:
+    def spawn(self, recipe: Recipe, name: str | None) -> ActorRef:
         if not self.can_have_children:
             # In __init__ there is nobody yet to supervise them, should it fail.
             raise NoChildrenNow(
                 f"{self.address} can have children from on_start on, until it stops"
             )
-        address = self.address.child(self.children.free_name(actor_class, name))
-        return spawn(
-            self,
-            self._runtime,
-            address,
-            actor_class,
-            args,
-            kwargs,
-            capacity=capacity,
-            facts=self.facts,
-        )
+        recipe.check()
+        address = self.address.child(self.children.free_name(recipe.actor_class, name))
+        return spawn(self, self._runtime, address, recipe, self.facts)
 
     def watch(self, other: Cell) -> None:
         self.death_watch.add(other.death_watch)

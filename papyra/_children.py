@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from papyra.actor import Actor
-from papyra.exceptions import DuplicateActorName, InvalidActor
+from papyra.exceptions import DuplicateActorName
 
 if TYPE_CHECKING:
     from papyra._cell import Cell
@@ -34,10 +33,8 @@ class Children:
     def free_name(self, actor_class: type, name: str | None) -> str:
         """Return `name` if it is free, or make one from the class if it is `None`.
 
-        Raises `DuplicateActorName`, and `InvalidActor` for what is no class of actors.
+        Raises `DuplicateActorName`.
         """
-        if not (isinstance(actor_class, type) and issubclass(actor_class, Actor)):
-            raise InvalidActor(f"only subclasses of Actor can be spawned, not {actor_class!r}")
         if name is not None:
             if name in self._cells:
                 raise DuplicateActorName(

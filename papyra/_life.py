@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import anyio
 from anyio.lowlevel import checkpoint
 
 from papyra._facts import text_of
-from papyra.actor import Actor, Failure
+from papyra._recipe import Recipe
+from papyra.actor import Failure
 from papyra.events import ActorRestarted, ActorStarted
 from papyra.events import ActorStopped as ActorStoppedEvent
 from papyra.exceptions import ActorInitializationError, ActorStopped, PapyraError
@@ -34,29 +35,24 @@ class Life:
     The loop is in `_live`. Whatever ends it, `_end` sees to it that nobody waits in vain.
     """
 
-    def __init__(
-        self,
-        cell: Cell,
-        actor_class: type[Actor],
-        args: Sequence[Any],
-        kwargs: Mapping[str, Any],
-    ) -> None:
+    def __init__(self, cell: Cell, recipe: Recipe) -> None:
         self._cell = cell
         self._mailbox = cell.mailbox
-        self._factory = (actor_class, args, kwargs)
-        self._batch_types = frozenset(actor_class.batch_types)
+        self._recipe = recipe
+        self._batch_types = frozenset(recipe.actor_class.batch_types)
         # What the mailbox may hold of a run: messages told, and messages asked, to be looked into.
         self._run_types = self._batch_types | {Ask}
         self._started = False  # whether on_stop is owed
         self._restarts = 0
         self._task_id: int | None = None
         try:
-            self.actor = self._construct()
+            self.actor = recipe.make(cell.context)
         except PapyraError:
             raise  # it says what is wrong already
         except Exception as error:
             raise ActorInitializationError(
-                f"{actor_class.__name__}.__init__ raised {type(error).__name__}: {text_of(error)}"
+                f"{recipe.actor_class.__name__}.__init__ raised "
+                f"{type(error).__name__}: {text_of(error)}"
             ) from error
 
     def runs_in_this_task(self) -> bool:
@@ -167,7 +163,7 @@ class Life:
             try:
                 if anew:
                     self._restarts += 1
-                    self.actor = self._construct()
+                    self.actor = self._recipe.make(self._cell.context)
                 where = "on_start"
                 self._cell.can_have_children = True
                 await self.actor.on_start()
@@ -188,7 +184,7 @@ class Life:
                     self._cell.address,
                     ActorRestarted(self._restarts)
                     if anew
-                    else ActorStarted(self._factory[0].__name__),
+                    else ActorStarted(self._recipe.actor_class.__name__),
                 )
                 return True
 
@@ -260,14 +256,6 @@ class Life:
                 if error is None:
                     raise
                 self._cell.failures.record(error, "on_stop")
-
-    def _construct(self) -> Actor:
-        actor_class, args, kwargs = self._factory
-        # In two steps, so that __init__ can use the context already.
-        actor = actor_class.__new__(actor_class)
-        actor.context = self._cell.context
-        actor.__init__(*args, **kwargs)  # type: ignore[misc]
-        return actor
 
 
 def _answer(ask: Ask, reply: object) -> None:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from papyra._recipe import Recipe
 from papyra.actor import Actor
 from papyra.exceptions import InvalidRecord
 from papyra.persistence.messages import Append, Appended
@@ -70,7 +71,7 @@ class ActorContext:
         Raises `NoChildrenNow` in ``__init__``, and once this actor is stopping. When this actor
         restarts, its children are stopped.
         """
-        return self._cell.spawn(actor_class, args, kwargs, name, mailbox_capacity)
+        return self._cell.spawn(Recipe(actor_class, args, kwargs, mailbox_capacity), name)
 
     def watch(self, ref: ActorRef) -> None:
         """Have a `Terminated` sent to this actor when `ref` has stopped; at once if it has."""

@@ -16,6 +16,7 @@ from papyra._cell import Cell, spawn
 from papyra._children import Children
 from papyra._facts import NoFacts, StoredFacts, text_of
 from papyra._failures import Outcome
+from papyra._recipe import Recipe
 from papyra._signal import NewSignal, signals_of_this_loop
 from papyra.actor import Actor
 from papyra.address import ActorAddress, check_name
@@ -146,18 +147,10 @@ class ActorSystem:
                 f"the system {self._system_id!r} is not running: "
                 "spawn inside 'async with ActorSystem(...) as system:'"
             )
-        children = self._guardian.children
-        address = self._address.child(children.free_name(actor_class, name))
-        return spawn(
-            self._guardian,
-            self._runtime,
-            address,
-            actor_class,
-            args,
-            kwargs,
-            capacity=mailbox_capacity,
-            facts=self._facts,
-        )
+        recipe = Recipe(actor_class, args, kwargs, mailbox_capacity)
+        recipe.check()
+        address = self._address.child(self._guardian.children.free_name(actor_class, name))
+        return spawn(self._guardian, self._runtime, address, recipe, self._facts)
 
     def find(self, address: ActorAddress | str) -> ActorRef | None:
         """Return the living actor at `address`, given whole (``"shop/cart/line-1"``), or `None`."""
@@ -206,16 +199,9 @@ class ActorSystem:
         self._host_task = anyio.get_current_task().id
         await self._runtime.task_group.__aenter__()
         try:
-            self._persistence = spawn(
-                self._own,
-                self._runtime,
-                self._address.child("$persistence"),
-                PersistenceActor,
-                (self._backend,),
-                {},
-                capacity=None,
-                facts=NoFacts(),
-            )
+            recipe = Recipe(PersistenceActor, (self._backend,), {}, None)
+            address = self._address.child("$persistence")
+            self._persistence = spawn(self._own, self._runtime, address, recipe, NoFacts())
             await self._persistence.ask(Flush())
         except BaseException as error:
             await self._shut_down(error)

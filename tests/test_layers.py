@@ -27,6 +27,7 @@ LAYERS: list[set[str]] = [
     {"mailbox", "supervision", "events", "audit"},
     {"ref"},
     {"actor", "_facts", "_watch"},
+    {"_recipe"},
     {"context", "_children", "_failures", "_life"},
     {"_cell", "persistence.actor", "persistence"},
     {"conf._environment", "conf._settings", "conf"},
@@ -37,7 +38,17 @@ HEIGHT = {module: height for height, layer in enumerate(LAYERS) for module in la
 
 #: A backend knows nothing of actors, the runtime nothing of backends.
 RUNTIME = {"mailbox", "supervision", "events", "audit", "ref", "actor", "context"}
-RUNTIME |= {"_facts", "_failures", "_life", "_watch", "_children", "_cell", "_signal", "clock"}
+RUNTIME |= {
+    "_facts",
+    "_failures",
+    "_life",
+    "_recipe",
+    "_watch",
+    "_children",
+    "_cell",
+    "_signal",
+    "clock",
+}
 
 
 def modules() -> Iterator[tuple[str, Path]]:
