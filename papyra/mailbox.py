@@ -82,7 +82,7 @@ class Mailbox(Generic[T]):
             raise MailboxFull
         self._items.append(item)
         if self._wakeup is not None:
-            self._wakeup.set()
+            self.wake()
 
     async def put(self, item: T) -> None:
         """Add `item` at the end, as soon as there is room; without a task switch if there is.
@@ -112,7 +112,7 @@ class Mailbox(Generic[T]):
             raise MailboxClosed
         self._items.append(item)
         if self._wakeup is not None:
-            self._wakeup.set()
+            self.wake()
 
     def pop(self, default: D) -> T | D:
         """Take the oldest message, or return `default` if there is none."""
@@ -152,6 +152,7 @@ class Mailbox(Generic[T]):
         """Make `wait` return."""
         if self._wakeup is not None:
             self._wakeup.set()
+            self._wakeup = None  # once is enough, however many messages follow
 
     def close(self) -> None:
         """Take no more messages. What it holds can still be taken, waiting senders' included."""

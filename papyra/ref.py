@@ -45,11 +45,12 @@ class Ask:
 class ActorRef:
     """A handle to an actor. It stays valid across restarts, and after the actor has stopped."""
 
-    __slots__ = ("__weakref__", "_cell", "_mailbox")
+    __slots__ = ("__weakref__", "_cell", "_mailbox", "_put_nowait")
 
     def __init__(self, cell: Cell) -> None:
         self._cell = cell
         self._mailbox = cell.mailbox
+        self._put_nowait = cell.mailbox.put_nowait
 
     @property
     def address(self) -> ActorAddress:
@@ -69,7 +70,7 @@ class ActorRef:
         that has stopped becomes a dead letter; that is no error.
         """
         try:
-            self._mailbox.put_nowait(message)
+            self._put_nowait(message)
         except MailboxFull:
             await self._mailbox.queue_up(message)
         except MailboxClosed:
@@ -78,7 +79,7 @@ class ActorRef:
     def tell_nowait(self, message: object) -> None:
         """Put `message` into the mailbox; raise `MailboxFull` if there is no room."""
         try:
-            self._mailbox.put_nowait(message)
+            self._put_nowait(message)
         except MailboxFull:
             raise MailboxFull(
                 f"the mailbox of {self.address} holds {len(self._mailbox)} messages: "
@@ -127,7 +128,7 @@ class ActorRef:
     async def _send(self, ask: Ask) -> None:
         """Put `ask` into the mailbox and wait until it has been answered."""
         try:
-            self._mailbox.put_nowait(ask)
+            self._put_nowait(ask)
         except MailboxFull:
             await self._mailbox.queue_up(ask)
         except MailboxClosed:

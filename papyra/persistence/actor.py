@@ -10,7 +10,6 @@ from typing import Any, ClassVar, TypeVar
 from papyra.actor import Actor, Failure
 from papyra.exceptions import InvalidActor, PersistenceError
 from papyra.persistence.backends.base import PersistenceBackend
-from papyra.persistence.backends.commit import MAX_COMMIT_RECORDS
 from papyra.persistence.messages import Append, AppendMany, Request
 
 __all__ = ("PersistenceActor",)
@@ -34,10 +33,11 @@ class PersistenceActor(Actor):
     `BackendInUse` if another actor hosts the backend.
     """
 
-    # Every actor of a system sends to this one. Its mailbox holds a commit's worth.
-    mailbox_capacity: ClassVar[int | None] = MAX_COMMIT_RECORDS
+    # Every actor of a system sends to this one.
+    mailbox_capacity: ClassVar[int | None] = 10_000
     batch_types: ClassVar[tuple[type, ...]] = (Append, AppendMany)
-    batch_limit: ClassVar[int] = MAX_COMMIT_RECORDS
+    # What a run is encoded to stays in the processor's cache until it is stored.
+    batch_limit: ClassVar[int] = 2_000
 
     def __init__(self, backend: PersistenceBackend) -> None:
         if not isinstance(backend, PersistenceBackend):

@@ -234,7 +234,7 @@ async def test_a_full_mailbox_makes_tell_wait() -> None:
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(tell, ref)
             await wait_all_tasks_blocked()
-            assert len(told) == commit.MAX_COMMIT_RECORDS
+            assert len(told) == PersistenceActor.mailbox_capacity
             with pytest.raises(MailboxFull):
                 ref.tell_nowait(Append(event()))
             backend.release.set()

@@ -217,11 +217,11 @@ class _Collection:
         times = [record.timestamp for record in records]
         newest = self._times[-1] if self._times else -_FOREVER
         self._in_order = self._in_order and newest <= times[0] and times == sorted(times)
-        ends = list(accumulate(map(len, encoded), initial=len(self._data)))
+        _, *ends = accumulate(map(len, encoded), initial=len(self._data))
         self._data += b"".join(encoded)
-        self._ends.extend(ends[1:])
-        self._times.extend(times)
-        self._seqs.extend(range(first_seq, first_seq + len(records)))
+        self._ends.fromlist(ends)
+        self._times.fromlist(times)
+        self._seqs.fromlist(list(range(first_seq, first_seq + len(records))))
 
     def truncate(self, length: int) -> None:
         del self._seqs[length:], self._times[length:], self._ends[length:]
