@@ -133,7 +133,11 @@ class Mailbox(Generic[T]):
 
     def pop_run(self, count: int) -> list[T]:
         """Take the `count` oldest messages; raises `IndexError` if there are fewer."""
-        run = [self._items.popleft() for _ in range(count)]
+        if count == len(self._items):
+            run = list(self._items)
+            self._items.clear()
+        else:
+            run = [self._items.popleft() for _ in range(count)]
         if self._senders and len(self._items) <= self._low_water:
             self._admit()
         return run

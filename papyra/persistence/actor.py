@@ -36,8 +36,7 @@ class PersistenceActor(Actor):
     # Every actor of a system sends to this one.
     mailbox_capacity: ClassVar[int | None] = 10_000
     batch_types: ClassVar[tuple[type, ...]] = (Append, AppendMany)
-    # What a run is encoded to stays in the processor's cache until it is stored.
-    batch_limit: ClassVar[int] = 2_000
+    batch_limit: ClassVar[int] = 10_000
 
     def __init__(self, backend: PersistenceBackend) -> None:
         if not isinstance(backend, PersistenceBackend):

@@ -6,7 +6,6 @@ import dataclasses
 import math
 import reprlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from operator import attrgetter
 from typing import Any
 
 import msgspec
@@ -44,7 +43,6 @@ _FIELDS: dict[type, tuple[tuple[str, type], ...]] = {
     ),
 }
 _NUMBERS = frozenset({float, int})
-_timestamp = attrgetter("timestamp")
 
 #: Shortens, and survives a ``__repr__`` that raises.
 _repr = reprlib.Repr()
@@ -123,7 +121,7 @@ def _are_plain_events(records: Sequence[Record]) -> bool:
         or type(record.timestamp) is not float
         or record.seq is not None
     ]
-    return not odd and math.isfinite(sum(map(_timestamp, records)))
+    return not odd and math.isfinite(sum([record.timestamp for record in records]))
 
 
 def _check(record: Record) -> None:

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Awaitable, Callable, Sequence
-from operator import attrgetter
-from typing import TypeAlias, overload
+from typing import TypeAlias, cast, overload
 
 from papyra.exceptions import InvalidRecord, PersistenceError
 from papyra.persistence import codec
@@ -24,7 +23,6 @@ MAX_COMMIT_BYTES = 8 * 1024 * 1024
 Write: TypeAlias = Callable[[Sequence[Record], Sequence[bytes], int], Awaitable[int]]
 
 _APPENDS = {Append}
-_record = attrgetter("record")
 
 
 #: What became of a run of append requests: a reply for each of them, in order; and those of the
@@ -119,7 +117,8 @@ def _flatten(requests: Sequence[Append | AppendMany]) -> tuple[list[Record], Seq
     if len(requests) == 1 and type(request := requests[0]) is Append:
         return [request.record], (1,)
     if set(map(type, requests)) == _APPENDS:
-        return list(map(_record, requests)), range(1, len(requests) + 1)
+        appends = cast("Sequence[Append]", requests)
+        return [append.record for append in appends], range(1, len(requests) + 1)
     records: list[Record] = []
     ends: list[int] = []
     for request in requests:
