@@ -16,6 +16,7 @@ from papyra._watch import DeathWatch
 from papyra.address import ActorAddress
 from papyra.clock import Clock
 from papyra.context import ActorContext
+from papyra.dispatcher import Dispatcher
 from papyra.exceptions import (
     NoChildrenNow,
     WouldDeadlock,
@@ -35,6 +36,9 @@ class Runtime(Protocol):
 
     @property
     def clock(self) -> Clock: ...
+
+    @property
+    def dispatcher(self) -> Dispatcher | None: ...
 
     @property
     def mailbox_capacity(self) -> int: ...
@@ -81,6 +85,7 @@ class Cell:
     ) -> None:
         self.address = address
         self.clock = runtime.clock
+        self.dispatcher = runtime.dispatcher
         self.new_signal = runtime.new_signal
         self.mailbox: Mailbox[object] = Mailbox(
             recipe.capacity(runtime.mailbox_capacity), self.new_signal
@@ -97,6 +102,8 @@ class Cell:
         self.context = ActorContext(self, runtime.system)
         #: what somebody decided, to be obeyed before the next message
         self.order: Literal[Decision.RESTART, Decision.STOP] | None = None
+        #: seconds before the next restart
+        self.restart_delay = 0.0
         #: why it stops
         self.reason: Literal["stopped", "failed", "cancelled"] = "stopped"
         #: around all that the actor does; shielded, as a cancelled caller of the system must not

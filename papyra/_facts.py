@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import reprlib
+from collections import deque
 from typing import Protocol
 
 from papyra.address import ActorAddress
@@ -22,7 +23,7 @@ from papyra.persistence.codec import encodable
 from papyra.persistence.messages import Append
 from papyra.persistence.records import PersistedAudit, PersistedDeadLetter, PersistedEvent, Record
 
-__all__ = ("Facts", "NoFacts", "StoredFacts", "printable", "text_of")
+__all__ = ("Facts", "NoFacts", "StoredFacts", "printable", "storable", "text_of")
 
 logger = logging.getLogger("papyra")
 
@@ -46,6 +47,10 @@ class Facts(Protocol):
         """Record a message that was not handled; wait if the store is behind."""
         ...
 
+    def unclaimed(self, address: ActorAddress, message: object) -> None:
+        """Take note of a reply whose asker had given up by then."""
+        ...
+
 
 class StoredFacts:
     """Facts that go to the system's persistence actor, counted on the way for audits."""
@@ -58,6 +63,9 @@ class StoredFacts:
             (ActorStarted, ActorStopped, ActorCrashed, ActorRestarted), 0
         )
         self.dead_letters = 0
+        self.unclaimed_replies = 0
+        #: the latest of them: who replied, and to what type of message
+        self.latest_unclaimed: deque[tuple[str, str]] = deque(maxlen=10)
 
     def lifecycle(self, address: ActorAddress, event: LifecycleEvent) -> None:
         self.counts[type(event)] += 1
@@ -81,6 +89,11 @@ class StoredFacts:
         except MailboxClosed:
             _log_unrecorded(record)
 
+    def unclaimed(self, address: ActorAddress, message: object) -> None:
+        self.unclaimed_replies += 1
+        self.latest_unclaimed.append((str(address), type(message).__name__))
+        logger.info("%s replied to %s too late", address, type(message).__name__)
+
     def _dead_letter(
         self, target: ActorAddress, message: object, asked: bool
     ) -> PersistedDeadLetter:
@@ -89,8 +102,7 @@ class StoredFacts:
             self._system_id,
             str(target),
             type(message).__name__,
-            # A message may hold anything; that it could not be stored is no reason to lose it.
-            message if encodable(message) else {"repr": printable(_repr.repr(message))},
+            storable(message),
             asked,
             self._clock.time(),
         )
@@ -121,9 +133,18 @@ class NoFacts:
     async def dead_letter(self, target: ActorAddress, message: object, asked: bool) -> None:
         self.dead_letter_nowait(target, message, asked)
 
+    def unclaimed(self, address: ActorAddress, message: object) -> None:
+        """Somebody did not wait for the store. That is their business."""
+
 
 def _log_unrecorded(record: Record) -> None:
     logger.warning("not recorded, as the system's persistence actor has stopped: %r", record)
+
+
+def storable(message: object) -> object:
+    """Return the payload of a dead letter."""
+    # A message may hold anything; that it could not be stored is no reason to lose it.
+    return message if encodable(message) else {"repr": printable(_repr.repr(message))}
 
 
 def printable(text: str) -> str:

@@ -78,6 +78,7 @@ class Failures:
         if all_for_one and decision is not Decision.RESUME:
             for sibling in self._parent.children:
                 if sibling is not self._cell:
+                    sibling.restart_delay = self._cell.restart_delay
                     sibling.obey(decision)
         return decision
 
@@ -114,4 +115,5 @@ class Failures:
             )
             return False
         self._restarted_at.append(now)
+        self._cell.restart_delay = policy.delay(len(self._restarted_at))
         return True

@@ -11,6 +11,7 @@ from anyio.lowlevel import checkpoint
 from papyra._facts import text_of
 from papyra._recipe import Recipe
 from papyra.actor import Failure
+from papyra.dispatcher import Dispatcher
 from papyra.events import ActorRestarted, ActorStarted
 from papyra.events import ActorStopped as ActorStoppedEvent
 from papyra.exceptions import ActorInitializationError, ActorStopped, PapyraError
@@ -21,9 +22,6 @@ if TYPE_CHECKING:
     from papyra._cell import Cell
 
 __all__ = ("Life",)
-
-#: A busy actor lets the others run after this many messages.
-FAIRNESS = 100
 
 #: What an empty mailbox gives; `None` is a message like any other.
 _NOTHING = object()
@@ -45,6 +43,8 @@ class Life:
         self._started = False  # whether on_stop is owed
         self._restarts = 0
         self._task_id: int | None = None
+        self._dispatcher = cell.dispatcher
+        self._throughput = (cell.dispatcher or Dispatcher).throughput
         try:
             self.actor = recipe.make(cell.context)
         except PapyraError:
@@ -69,15 +69,18 @@ class Life:
                 await self._end()
 
     async def _live(self) -> None:
+        if not self._throughput:
+            await self._next_turn()
         if not await self._begin():
             return
         handled = 0
         while True:
+            if handled >= self._throughput and len(self._mailbox):
+                # A busy actor lets the others run now and then.
+                await self._next_turn()
+                handled = 0
             if self._cell.order is not None and not await self._carry_out_order():
                 return
-            if handled >= FAIRNESS:
-                await checkpoint()
-                handled = 0
             item = self._mailbox.pop(_NOTHING)
             if item is not _NOTHING:
                 handled += await self._handle(item)
@@ -94,13 +97,22 @@ class Life:
         if type(message) in self._batch_types:
             return await self._handle_run(item, message)
         try:
-            reply = await self.actor.receive(message)
+            handling = self.actor.receive(message)
+            if self._dispatcher is not None:
+                handling = self._dispatcher.handle(self._cell.ref, (message,), handling)
+            reply = await handling
         except BaseException as caught:  # noqa: BLE001 - raised again unless supervision takes it
             await self._handle_failure(caught, "receive", message, [item])
         else:
             if ask is not None:
-                _answer(ask, reply)
+                self._answer(ask, reply)
         return 1
+
+    async def _next_turn(self) -> None:
+        if self._dispatcher is None:
+            await checkpoint()
+        else:
+            await self._dispatcher.next_turn(self._cell.ref)
 
     async def _handle_run(self, first: object, message: object) -> int:
         """Handle the run of adjacent messages of batch types that starts with `first`."""
@@ -111,7 +123,10 @@ class Life:
             if Ask in map(type, run):
                 messages = [item.message if type(item) is Ask else item for item in run]
         try:
-            replies = await self.actor.receive_batch(messages)
+            handling = self.actor.receive_batch(messages)
+            if self._dispatcher is not None:
+                handling = self._dispatcher.handle(self._cell.ref, messages, handling)
+            replies = await handling
             if len(replies) != len(messages):
                 raise TypeError(
                     f"receive_batch returned {len(replies)} replies to {len(messages)} messages"
@@ -125,8 +140,16 @@ class Life:
             await self._handle_failure(caught, "receive_batch", message, run)
         else:
             for ask, reply in answers:
-                _answer(ask, reply)
+                self._answer(ask, reply)
         return len(run)
+
+    def _answer(self, ask: Ask, reply: object) -> None:
+        if ask.given_up:
+            self._cell.facts.unclaimed(self._cell.address, ask.message)
+        elif type(reply) is Failure:
+            ask.fail(reply.error)
+        else:
+            ask.resolve(reply)
 
     def _run_length(self) -> int:
         """Return how many more messages, from the oldest on, can be part of a run."""
@@ -159,6 +182,8 @@ class Life:
         Return whether the actor is ready for messages.
         """
         while True:
+            if anew and not await self._back_off():
+                return False
             where = "__init__"
             try:
                 if anew:
@@ -187,6 +212,16 @@ class Life:
                     else ActorStarted(self._recipe.actor_class.__name__),
                 )
                 return True
+
+    async def _back_off(self) -> bool:
+        """Wait as long as supervision says before a restart; return whether there is to be one.
+
+        Somebody who wants the actor to stop does not have to wait for that.
+        """
+        if self._cell.restart_delay:
+            with self._cell.clock.move_on_after(self._cell.restart_delay):
+                await self._mailbox.wait_closed()
+        return self._cell.order is not Decision.STOP
 
     async def _carry_out_order(self) -> bool:
         """Do what was decided, and return whether the actor goes on."""
@@ -256,10 +291,3 @@ class Life:
                 if error is None:
                     raise
                 self._cell.failures.record(error, "on_stop")
-
-
-def _answer(ask: Ask, reply: object) -> None:
-    if type(reply) is Failure:
-        ask.fail(reply.error)
-    else:
-        ask.resolve(reply)

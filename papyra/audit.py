@@ -25,3 +25,5 @@ class AuditReport(msgspec.Struct, frozen=True):
     crashed: int
     restarted: int
     dead_letters: int
+    #: replies that came after their askers had given up: a sign of time limits that are too short
+    unclaimed_replies: int

@@ -26,6 +26,10 @@ class Clock(Protocol):
         """Return a cancel scope that is cancelled after `seconds`."""
         ...
 
+    async def sleep(self, seconds: float) -> None:
+        """Return after `seconds`."""
+        ...
+
 
 class SystemClock:
     """The clock of the machine."""
@@ -41,3 +45,7 @@ class SystemClock:
     def move_on_after(self, seconds: float) -> contextlib.AbstractContextManager[anyio.CancelScope]:
         """Return `anyio.move_on_after(seconds)`."""
         return anyio.move_on_after(seconds)
+
+    async def sleep(self, seconds: float) -> None:
+        """Wait as `anyio.sleep` does."""
+        await anyio.sleep(seconds)

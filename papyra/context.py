@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
-
-import msgspec
 
 from papyra._recipe import Recipe
 from papyra.actor import Actor
-from papyra.exceptions import InvalidRecord
+from papyra.clock import Clock
 from papyra.persistence.messages import Append, Appended
-from papyra.persistence.records import PersistedEvent
+from papyra.persistence.records import PersistedEvent, event_record
 from papyra.ref import ActorRef
 
 if TYPE_CHECKING:
@@ -52,6 +48,11 @@ class ActorContext:
     def system(self) -> ActorSystem:
         """The system."""
         return self._system
+
+    @property
+    def clock(self) -> Clock:
+        """The system's clock: an actor that waits by it can be tested without waiting."""
+        return self._cell.clock
 
     @property
     def persistence(self) -> ActorRef:
@@ -95,23 +96,7 @@ class ActorContext:
         `event` is a msgspec Struct or a dataclass, whose class gives the event type, or a pair of
         type name and mapping. Raises `InvalidRecord` for anything else.
         """
-        payload: object = event
-        if isinstance(event, msgspec.Struct) or (
-            dataclasses.is_dataclass(event) and not isinstance(event, type)
-        ):
-            event_type = type(event).__name__
-        else:
-            match event:
-                case (str(event_type), Mapping() as payload):
-                    pass
-                case _:
-                    raise InvalidRecord(
-                        "an event is a msgspec Struct, a dataclass, or a pair of type name and "
-                        f"mapping, not {event!r}"
-                    )
-        return PersistedEvent(
-            self._system_id, self._actor_address, event_type, payload, self._cell.clock.time()
-        )
+        return event_record(self._system_id, self._actor_address, event, self._cell.clock.time())
 
     async def persist(self, event: object) -> int:
         """Store `event`, as `event()` takes it, and return its `seq`.

@@ -152,6 +152,15 @@ class Mailbox(Generic[T]):
         finally:
             self._wakeup = None
 
+    async def wait_closed(self) -> None:
+        """Return when it has been closed."""
+        while not self._closed:
+            self._wakeup = self._new_signal()
+            try:
+                await self._wakeup.wait()
+            finally:
+                self._wakeup = None
+
     def wake(self) -> None:
         """Make `wait` return."""
         if self._wakeup is not None:

@@ -22,7 +22,7 @@ current_cell: ContextVar[Cell | None] = ContextVar("papyra_current_cell", defaul
 class Ask:
     """A message in a mailbox whose sender waits for the reply. Only the runtime sees these."""
 
-    __slots__ = ("done", "error", "message", "reply")
+    __slots__ = ("done", "error", "given_up", "message", "reply")
 
     def __init__(self, message: object, done: Signal) -> None:
         self.message = message
@@ -30,6 +30,8 @@ class Ask:
         self.done = done
         self.reply: object = None
         self.error: Exception | None = None
+        #: whether the sender has stopped waiting for the reply
+        self.given_up = False
 
     def resolve(self, reply: object) -> None:
         """Give the sender its reply."""
@@ -134,7 +136,11 @@ class ActorRef:
         except MailboxClosed:
             await self._cell.refuse(ask.message, expects_reply=True)
             ask.fail(ActorStopped(f"{self.address} has stopped"))
-        await ask.done.wait()
+        try:
+            await ask.done.wait()
+        except BaseException:
+            ask.given_up = True
+            raise
 
     def __repr__(self) -> str:
         return f"<ActorRef {self.address}>"

@@ -40,6 +40,10 @@ class SupervisionPolicy(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     max_restarts: int = 10
     #: seconds; infinity counts the restarts of a whole life
     within: float = 60.0
+    #: seconds before the first restart within `within`; each further one waits twice as long, ...
+    backoff: float = 0.0
+    #: ... but no longer than this
+    max_backoff: float = 30.0
 
     def __post_init__(self) -> None:
         if not isinstance(self.default, Decision):
@@ -55,6 +59,10 @@ class SupervisionPolicy(msgspec.Struct, frozen=True, kw_only=True, tag=True):
             )
         if type(self.within) not in (float, int) or math.isnan(self.within) or self.within <= 0:
             raise InvalidPolicy(f"within is seconds, greater than 0, not {self.within!r}")
+        for name in ("backoff", "max_backoff"):
+            seconds = getattr(self, name)
+            if type(seconds) not in (float, int) or not 0 <= seconds < math.inf:
+                raise InvalidPolicy(f"{name} is seconds, 0 or more, not {seconds!r}")
 
     def decide(self, error: Exception) -> Decision:
         """Return the decision about `error`."""
@@ -62,6 +70,11 @@ class SupervisionPolicy(msgspec.Struct, frozen=True, kw_only=True, tag=True):
             if error_type in self.on:
                 return self.on[error_type]
         return self.default
+
+    def delay(self, restarts: int) -> float:
+        """Return the seconds to wait before a restart, the `restarts`-th within `within`."""
+        # 2.0 ** 1024 would be too large, and any delay has met its limit by then.
+        return min(self.backoff * 2.0 ** min(restarts - 1, 1000), self.max_backoff)
 
 
 class OneForOne(SupervisionPolicy, frozen=True, kw_only=True):

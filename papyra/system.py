@@ -23,6 +23,7 @@ from papyra.address import ActorAddress, check_name
 from papyra.audit import AuditReport
 from papyra.clock import Clock, SystemClock
 from papyra.conf import settings
+from papyra.dispatcher import Dispatcher
 from papyra.events import ActorCrashed, ActorRestarted, ActorStarted, ActorStopped
 from papyra.exceptions import (
     EscalatedFailure,
@@ -38,9 +39,12 @@ from papyra.persistence.messages import Flush
 from papyra.ref import ActorRef
 from papyra.supervision import Decision, OneForOne, SupervisionPolicy
 
-__all__ = ("ActorSystem",)
+__all__ = ("PERSISTENCE_NAME", "ActorSystem", "descendants")
 
 logger = logging.getLogger("papyra")
+
+#: The name of a system's own persistence actor.
+PERSISTENCE_NAME = "$persistence"
 
 
 class ActorSystem:
@@ -66,13 +70,15 @@ class ActorSystem:
         shutdown_timeout: float = 10.0,
         audit_interval: float | None = 60.0,
         clock: Clock | None = None,
+        dispatcher: Dispatcher | None = None,
     ) -> None:
         """Make a system that is to be started.
 
         `system_id` names it in addresses and records. Without `persistence`,
         `Settings.resolve_persistence` finds a backend. `supervision` is for top-level actors that
         fail. `mailbox_capacity` is how many messages a mailbox takes before senders wait. Between
-        two audits are `audit_interval` seconds; `None` leaves only the one at the end.
+        two audits are `audit_interval` seconds; `None` leaves only the one at the end. `clock` and
+        `dispatcher` are for tests, and for instruments.
 
         Raises `InvalidActorName`, `InvalidPolicy` or `InvalidSetting` for what makes no sense.
         """
@@ -86,7 +92,7 @@ class ActorSystem:
         self._backend = persistence
         self._shutdown_timeout = shutdown_timeout
         self._audit_interval = audit_interval
-        self._runtime = _Runtime(self, clock or SystemClock(), mailbox_capacity)
+        self._runtime = _Runtime(self, clock or SystemClock(), dispatcher, mailbox_capacity)
         self._guardian = _Guardian(supervision or OneForOne(), self._fail)
         # The persistence actor answers for its own errors. One that it does not is a bug, and no
         # reason to drop what it holds.
@@ -96,6 +102,8 @@ class ActorSystem:
         self._host_task: int | None = None
         self._stopping = anyio.Event()
         self._failure: Exception | None = None
+        self._stored_before = 0
+        self._cancelled: list[str] = []
 
     @property
     def system_id(self) -> str:
@@ -120,6 +128,16 @@ class ActorSystem:
         if self._backend is None:
             raise SystemNotRunning(f"the system {self._system_id!r} has not been started")
         return self._backend
+
+    @property
+    def stored_before(self) -> int:
+        """The `seq` of the last record that was in the store when the system started, or 0."""
+        return self._stored_before
+
+    @property
+    def cancelled_actors(self) -> tuple[str, ...]:
+        """The addresses of the actors that did not stop in time when the system stopped."""
+        return tuple(self._cancelled)
 
     @property
     def is_running(self) -> bool:
@@ -167,7 +185,7 @@ class ActorSystem:
 
     def audit(self) -> AuditReport:
         """Return what the system looks like now. Records nothing."""
-        cells = list(_descendants(self._guardian.children))
+        cells = list(descendants(self._guardian.children))
         deepest = max(cells, key=lambda cell: len(cell.mailbox), default=None)
         facts = self._facts
         counts = facts.counts if facts else {}
@@ -182,6 +200,7 @@ class ActorSystem:
             crashed=counts.get(ActorCrashed, 0),
             restarted=counts.get(ActorRestarted, 0),
             dead_letters=facts.dead_letters if facts else 0,
+            unclaimed_replies=facts.unclaimed_replies if facts else 0,
         )
 
     async def start(self) -> None:
@@ -200,9 +219,9 @@ class ActorSystem:
         await self._runtime.task_group.__aenter__()
         try:
             recipe = Recipe(PersistenceActor, (self._backend,), {}, None)
-            address = self._address.child("$persistence")
+            address = self._address.child(PERSISTENCE_NAME)
             self._persistence = spawn(self._own, self._runtime, address, recipe, NoFacts())
-            await self._persistence.ask(Flush())
+            self._stored_before = (await self._persistence.ask(Flush())).last_seq
         except BaseException as error:
             await self._shut_down(error)
             raise
@@ -267,10 +286,12 @@ class ActorSystem:
         with anyio.move_on_after(self._shutdown_timeout, shield=True) as scope:
             await children.stop(drain=drain)
         if scope.cancelled_caught:
+            late = [str(cell.address) for cell in descendants(children)]
+            self._cancelled += late
             logger.warning(
                 "cancelled, as they had not stopped after %g seconds: %s",
                 self._shutdown_timeout,
-                ", ".join(str(cell.address) for cell in _descendants(children)),
+                ", ".join(late),
             )
             children.cancel()
             with anyio.CancelScope(shield=True):
@@ -292,9 +313,16 @@ class ActorSystem:
 class _Runtime:
     """What cells need of the system."""
 
-    def __init__(self, system: ActorSystem, clock: Clock, mailbox_capacity: int) -> None:
+    def __init__(
+        self,
+        system: ActorSystem,
+        clock: Clock,
+        dispatcher: Dispatcher | None,
+        mailbox_capacity: int,
+    ) -> None:
         self.system = system
         self.clock = clock
+        self.dispatcher = dispatcher
         self.mailbox_capacity = mailbox_capacity
 
     @functools.cached_property
@@ -330,7 +358,8 @@ class _Guardian:
         return Decision.STOP
 
 
-def _descendants(children: Children) -> Iterator[Cell]:
+def descendants(children: Children) -> Iterator[Cell]:
+    """Yield the cells in `children`, and those below them."""
     ahead = list(children)
     while ahead:
         cell = ahead.pop()

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Mapping
 from typing import Any, Literal, TypeAlias, get_args
 
 import msgspec
+
+from papyra.exceptions import InvalidRecord
 
 __all__ = (
     "KINDS",
@@ -13,6 +17,8 @@ __all__ = (
     "PersistedDeadLetter",
     "PersistedEvent",
     "Record",
+    "event_record",
+    "kind_of",
 )
 
 Kind: TypeAlias = Literal["event", "audit", "dead_letter"]
@@ -76,3 +82,40 @@ class PersistedDeadLetter(
 
 
 Record: TypeAlias = PersistedEvent | PersistedAudit | PersistedDeadLetter
+
+
+_KINDS_BY_TYPE: dict[type, Kind] = {
+    PersistedEvent: "event",
+    PersistedAudit: "audit",
+    PersistedDeadLetter: "dead_letter",
+}
+
+
+def kind_of(record: Record) -> Kind:
+    """Return the kind of `record`."""
+    return _KINDS_BY_TYPE[type(record)]
+
+
+def event_record(
+    system_id: str, actor_address: str, event: object, timestamp: float
+) -> PersistedEvent:
+    """Return `event` as a record.
+
+    `event` is a msgspec Struct or a dataclass, whose class gives the event type, or a pair of type
+    name and mapping. Raises `InvalidRecord` for anything else.
+    """
+    payload: object = event
+    if isinstance(event, msgspec.Struct) or (
+        dataclasses.is_dataclass(event) and not isinstance(event, type)
+    ):
+        event_type = type(event).__name__
+    else:
+        match event:
+            case (str(event_type), Mapping() as payload):
+                pass
+            case _:
+                raise InvalidRecord(
+                    "an event is a msgspec Struct, a dataclass, or a pair of type name and "
+                    f"mapping, not {event!r}"
+                )
+    return PersistedEvent(system_id, actor_address, event_type, payload, timestamp)

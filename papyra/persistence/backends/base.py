@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import abc
 import contextlib
+import logging
 import time
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from types import TracebackType
-from typing import ClassVar, Literal, ParamSpec, Protocol, Self, TypeVar, assert_never, cast
+from typing import Literal, ParamSpec, Protocol, Self, TypeVar, assert_never, cast
 
 import anyio
 import msgspec
@@ -62,6 +63,8 @@ MAX_PAGE_RECORDS = 5_000
 #: A page ends with the record that takes it to this many encoded bytes.
 MAX_PAGE_BYTES = 8 * 1024 * 1024
 
+logger = logging.getLogger("papyra")
+
 ReplyT = TypeVar("ReplyT")
 ResultT = TypeVar("ResultT")
 Parameters = ParamSpec("Parameters")
@@ -115,7 +118,7 @@ class PersistenceBackend(PersistenceVerbs, PersistenceMetricsMixin, abc.ABC):
     cause of a `StoreError`. Records arrive checked and encoded, and everything is counted here.
     """
 
-    capabilities: ClassVar[Capabilities]
+    capabilities: Capabilities
 
     def __init__(
         self,
@@ -131,12 +134,18 @@ class PersistenceBackend(PersistenceVerbs, PersistenceMetricsMixin, abc.ABC):
         self._last_seq = 0
         self._state: Literal["new", "open", "closed"] = "new"
         self._host: Host | None = None
+        self._subscribers: list[Callable[[Batch], None]] = []
         self._guard = anyio.ResourceGuard("using")
 
     @property
     def retention(self) -> RetentionPolicy:
         """The limits that reads apply; all of them `None` if no policy was given."""
         return self._retention
+
+    @property
+    def last_seq(self) -> int:
+        """The `seq` of the last record that was stored; 0 before the store was opened."""
+        return self._last_seq
 
     async def perform(self, request: Request[ReplyT]) -> ReplyT:
         """Have `request` carried out, by the host if there is one, and return the reply."""
@@ -157,6 +166,15 @@ class PersistenceBackend(PersistenceVerbs, PersistenceMetricsMixin, abc.ABC):
         Adjacent requests share a write. For the host; everybody else calls `append`.
         """
         return commit(requests, self._write, self.metrics)
+
+    def subscribe(self, subscriber: Callable[[Batch], None]) -> Callable[[], None]:
+        """Call `subscriber` with each batch that was stored, and return what ends that.
+
+        It is called before those who asked get their replies. It must not wait, and the batch is
+        not its own to change. What it raises is logged.
+        """
+        self._subscribers.append(subscriber)
+        return lambda: self._subscribers.remove(subscriber)
 
     def attach(self, host: Host) -> None:
         """Let `host` carry out every request from now on, reopening the backend if it was closed.
@@ -264,8 +282,9 @@ class PersistenceBackend(PersistenceVerbs, PersistenceMetricsMixin, abc.ABC):
             await self._make_ready("write")
         first_seq = self._last_seq + 1
         if records:
+            batch = Batch(first_seq, records, encoded)
             try:
-                await self._append(Batch(first_seq, records, encoded))
+                await self._append(batch)
             except PersistenceError:
                 raise
             except Exception as error:
@@ -275,7 +294,17 @@ class PersistenceBackend(PersistenceVerbs, PersistenceMetricsMixin, abc.ABC):
             metrics.commits += 1
             metrics.records_written += len(records)
             metrics.bytes_written += size
+            if self._subscribers:
+                self._publish(batch)
         return first_seq
+
+    def _publish(self, batch: Batch) -> None:
+        for subscriber in tuple(self._subscribers):
+            try:
+                subscriber(batch)
+            except Exception:
+                # The records are stored: whoever appended them has nothing to do with this.
+                logger.exception("a subscriber of this %s raised", type(self).__name__)
 
     async def _attempt(
         self,
