@@ -1,0 +1,173 @@
+"""Turns given to actors one at a time, in an order that a seed decides."""
+
+from __future__ import annotations
+
+import contextlib
+import random
+import sys
+from collections.abc import Awaitable, Callable, Iterator
+from typing import Any
+
+import anyio
+
+from papyra.dispatcher import Dispatcher
+from papyra.persistence.backends.base import PersistenceBackend
+from papyra.ref import ActorRef
+from papyra.system import ActorSystem, descendants
+from papyra.testing.clock import ManualClock
+from papyra.testing.idle import wait_until_idle
+
+__all__ = ("ScheduledSystem", "SeededDispatcher", "Stuck", "run_scheduled")
+
+#: Seconds of the machine for which nothing may happen: whoever is at work then waits for
+#: something outside, a thread or the network.
+PATIENCE = 2.0
+
+#: How often time may pass with nobody taking a turn: whoever only sleeps gets nowhere.
+_IDLE_WAITS = 1_000
+
+
+class Stuck(AssertionError):
+    """Nobody can go on: everybody waits for somebody else."""
+
+
+class SeededDispatcher(Dispatcher):
+    """Lets one actor at a time handle one message, chosen by a seed among all that have one.
+
+    The next is chosen when every task waits: so an order of turns decides all that happens, and
+    the same seed gives the same order. Time, by `clock`, passes when nobody has a turn to take.
+    """
+
+    throughput = 0
+
+    def __init__(self, seed: int, clock: ManualClock) -> None:
+        self._random = random.Random(seed)  # noqa: S311 - for the same order again, no secret
+        self._clock = clock
+        self._waiting: dict[str, anyio.Event] = {}
+        self._arrived = anyio.Event()
+        #: the addresses of the actors in the order of their turns
+        self.turns: list[str] = []
+        self._free = False
+
+    async def next_turn(self, ref: ActorRef) -> None:
+        """Wait for a turn."""
+        if self._free:
+            await super().next_turn(ref)
+            return
+        turn = self._waiting[str(ref.address)] = anyio.Event()
+        self._arrived.set()
+        try:
+            await turn.wait()
+        finally:
+            if self._waiting.get(str(ref.address)) is turn:
+                del self._waiting[str(ref.address)]
+
+    async def give_turns(self) -> None:
+        """Give turns until cancelled. Raises `Stuck` when there are none to give."""
+        idle_waits = 0
+        while idle_waits < _IDLE_WAITS:
+            await wait_until_idle()
+            if self._waiting:
+                # Sorted, as the order in which they came may depend on the event loop.
+                address = self._random.choice(sorted(self._waiting))
+                self.turns.append(address)
+                self._waiting.pop(address).set()
+                idle_waits = 0
+            elif self._clock.next_deadline is not None:
+                self._clock.pass_to_next_deadline()
+                idle_waits += 1
+            else:
+                self._arrived = anyio.Event()
+                with anyio.move_on_after(PATIENCE) as patience:
+                    await self._arrived.wait()
+                if patience.cancelled_caught:
+                    break
+        raise Stuck("nobody can go on: everybody waits for somebody else")
+
+    def free(self) -> None:
+        """Let everybody go on as they like."""
+        self._free = True
+        while self._waiting:
+            self._waiting.popitem()[1].set()
+
+
+class ScheduledSystem(ActorSystem):
+    """A system whose actors take turns by seed, and whose time passes when nobody has one."""
+
+    def __init__(
+        self,
+        system_id: str,
+        persistence: PersistenceBackend,
+        clock: ManualClock,
+        dispatcher: SeededDispatcher,
+    ) -> None:
+        # Audits at intervals would come for ever, as time passes whenever nobody does anything.
+        super().__init__(
+            system_id,
+            persistence=persistence,
+            audit_interval=None,
+            clock=clock,
+            dispatcher=dispatcher,
+        )
+
+    def give_up(self) -> str:
+        """From now on, cancel what does not stop at once; return who is there, in words."""
+        self._shutdown_timeout = 0.0
+        return ", ".join(
+            f"{cell.address} ({len(cell.mailbox)} messages waiting)"
+            for cell in descendants(self._guardian.children)
+        )
+
+
+async def run_scheduled(
+    seed: int,
+    dispatcher: SeededDispatcher,
+    program: Callable[[], Awaitable[None]],
+    give_up: Callable[[], str],
+) -> None:
+    """Run `program`, whose systems use `dispatcher`; raise what it raises.
+
+    When nobody can go on, call `give_up`, cancel the program, and raise `Stuck`.
+    """
+    error: Exception | None = None
+    with _deterministic(seed):
+        async with anyio.create_task_group() as tasks:
+
+            async def give_turns() -> None:
+                nonlocal error
+                try:
+                    await dispatcher.give_turns()
+                except Stuck as stuck:
+                    error = Stuck(f"{stuck}; alive: {give_up()}")
+                    dispatcher.free()
+                    tasks.cancel_scope.cancel()
+
+            tasks.start_soon(give_turns)
+            try:
+                await program()
+            except Exception as caught:  # noqa: BLE001 - raised again below, out of the group
+                error = error or caught
+            tasks.cancel_scope.cancel()
+    if error is not None:
+        raise error
+
+
+@contextlib.contextmanager
+def _deterministic(seed: int) -> Iterator[None]:
+    """Have trio, which shuffles the tasks that can run, do so by `seed`.
+
+    It offers no other way than the one that its own plugin for hypothesis takes.
+    """
+    trio: Any = sys.modules.get("trio")
+    if trio is None or not trio.lowlevel.in_trio_task():
+        yield
+        return
+    run = sys.modules["trio._core._run"]
+    before = run._ALLOW_DETERMINISTIC_SCHEDULING, run._r.getstate()
+    run._ALLOW_DETERMINISTIC_SCHEDULING = True  # type: ignore[attr-defined]
+    run._r.seed(seed)
+    try:
+        yield
+    finally:
+        run._ALLOW_DETERMINISTIC_SCHEDULING = before[0]  # type: ignore[attr-defined]
+        run._r.setstate(before[1])

@@ -1,0 +1,43 @@
+"""The specification of a persistence backend, as tests.
+
+Subclass `PersistenceConformance` and give it a fixture that makes your backend::
+
+    class TestMyBackend(PersistenceConformance):
+        @pytest.fixture
+        def make_backend(self, tmp_path):
+            return functools.partial(MyBackend, tmp_path / "store")
+
+The form is that of Pekko's journal TCK.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import ClassVar
+
+import pytest
+
+from papyra.testing.conformance._appending import Appending
+from papyra.testing.conformance._parts import MakeBackend
+from papyra.testing.conformance._reading import Reading
+from papyra.testing.conformance._recovery import Recovery
+from papyra.testing.conformance._retention import Retention
+from papyra.testing.conformance._sharing import Sharing
+
+__all__ = ("MakeBackend", "PersistenceConformance")
+
+
+class PersistenceConformance(Appending, Reading, Retention, Recovery, Sharing):
+    """What every backend has to do. Subclass it, with a fixture ``make_backend``: a `MakeBackend`.
+
+    What is optional is decided by the backend's own `Capabilities`. Where it says ``recovery``,
+    override `damage`. The tests are marked for anyio's plugin, so they run on the event loops that
+    the fixture ``anyio_backend`` names.
+    """
+
+    pytestmark: ClassVar[Sequence[pytest.MarkDecorator]] = [pytest.mark.anyio]
+
+    @pytest.fixture
+    def make_backend(self) -> MakeBackend:
+        """Return what makes a backend; see `MakeBackend`."""
+        raise NotImplementedError("a subclass of PersistenceConformance has to make its backend")

@@ -1,0 +1,154 @@
+"""What an append does."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import anyio
+import pytest
+
+from papyra.exceptions import (
+    InvalidRecord,
+    UnencodablePayload,
+)
+from papyra.persistence.backends.base import (
+    MAX_PAGE_RECORDS,
+)
+from papyra.persistence.messages import Append, AppendMany
+from papyra.persistence.records import (
+    PersistedAudit,
+)
+from papyra.testing._model import ListModel
+from papyra.testing.conformance._parts import (
+    MakeBackend,
+    a_record,
+    an_event,
+    everything,
+    hosted,
+    without_seq,
+)
+
+
+class Appending:
+    """Part of the conformance suite."""
+
+    async def test_positions_count_one_two_three_across_kinds(
+        self, make_backend: MakeBackend
+    ) -> None:
+        async with make_backend() as backend:
+            for number in range(1, 7):
+                appended = await backend.append(a_record(number))
+                assert (appended.first_seq, appended.last_seq) == (number, number)
+            assert [r.seq for r in await everything(backend)] == [1, 2, 3, 4, 5, 6]
+
+    async def test_an_append_says_where_its_records_are(self, make_backend: MakeBackend) -> None:
+        async with make_backend() as backend:
+            first = await backend.append(*map(a_record, range(5)))
+            second = await backend.append(a_record(5), a_record(6))
+            assert (first.first_seq, first.last_seq) == (1, 5)
+            assert (second.first_seq, second.last_seq) == (6, 7)
+            stored = await everything(backend)
+            assert [without_seq(record) for record in stored] == list(map(a_record, range(7)))
+
+    async def test_an_append_of_nothing_stores_nothing(self, make_backend: MakeBackend) -> None:
+        async with make_backend() as backend:
+            await backend.append(a_record(1))
+            appended = await backend.append()
+            assert (appended.first_seq, appended.last_seq) == (2, 1)
+            assert (await backend.append(a_record(2))).first_seq == 2
+            assert len(await everything(backend)) == 2
+
+    async def test_an_append_that_fails_uses_no_positions(self, make_backend: MakeBackend) -> None:
+        async with make_backend() as backend:
+            await backend.append(a_record(1))
+            with pytest.raises(InvalidRecord):
+                await backend.append(an_event(2), an_event(3, payload=object()))
+            assert (await backend.append(a_record(4))).first_seq == 2
+
+    async def test_a_batch_is_stored_whole_or_not_at_all(self, make_backend: MakeBackend) -> None:
+        async with make_backend() as backend:
+            for position in range(3):
+                batch = [an_event(number) for number in range(3)]
+                batch[position] = an_event(9, payload={"bad": object()})
+                with pytest.raises(InvalidRecord):
+                    await backend.append(*batch)
+            assert await everything(backend) == []
+
+    async def test_a_bad_record_fails_its_own_caller_only(self, make_backend: MakeBackend) -> None:
+        async with hosted(make_backend()) as (backend, ref):
+            outcomes: dict[int, object] = {}
+
+            async def ask(number: int) -> None:
+                record = an_event(number, payload=object() if number == 3 else {"n": number})
+                try:
+                    outcomes[number] = await ref.ask(Append(record))
+                except InvalidRecord as error:
+                    outcomes[number] = error
+
+            async with anyio.create_task_group() as tasks:
+                for number in range(8):
+                    tasks.start_soon(ask, number)
+            assert [n for n, outcome in outcomes.items() if isinstance(outcome, Exception)] == [3]
+            stored = await backend.list_events()
+            assert sorted(event.payload["n"] for event in stored) == [0, 1, 2, 4, 5, 6, 7]
+
+    async def test_a_run_of_appends_keeps_the_order_of_the_mailbox(
+        self, make_backend: MakeBackend
+    ) -> None:
+        async with hosted(make_backend()) as (backend, ref):
+            model = ListModel()
+            number = 0
+            for length in (1, 3, 12, 40):
+                records = tuple(a_record(number + i) for i in range(length))
+                model.append(*records)
+                number += length
+                if length % 2:
+                    await ref.tell(AppendMany(records))
+                else:
+                    for record in records:
+                        await ref.tell(Append(record))
+            await backend.flush()
+            assert await everything(backend) == [record for record, _ in model.stored]
+
+    async def test_a_large_batch_is_stored_whole(self, make_backend: MakeBackend) -> None:
+        count = 2 * MAX_PAGE_RECORDS + 1
+        async with make_backend() as backend:
+            appended = await backend.append(*(an_event(number) for number in range(count)))
+            assert (appended.first_seq, appended.last_seq) == (1, count)
+            numbers = [event.payload["n"] for event in await backend.list_events()]
+            assert numbers == list(range(count))
+
+    async def test_what_json_has_no_form_for_is_refused_with_its_path(
+        self, make_backend: MakeBackend
+    ) -> None:
+        itself: dict[str, Any] = {}
+        itself["itself"] = itself
+        async with make_backend() as backend:
+            for payload, path in [
+                ({"items": ["tea", {"price": object()}]}, "payload['items'][1]['price']"),
+                ({"price": math.nan}, "payload['price']"),
+                ([math.inf], "payload[0]"),
+                (itself, "payload['itself']"),
+                ({"key": {1: b"", (1, 2): 0}}, "payload['key']"),
+            ]:
+                with pytest.raises(UnencodablePayload) as caught:
+                    await backend.append(an_event(1, payload=payload))
+                assert caught.value.path == path
+            assert await everything(backend) == []
+
+    async def test_a_record_of_wrong_types_is_refused(self, make_backend: MakeBackend) -> None:
+        wrong: list[Any] = [
+            "a string",
+            None,
+            {"event_type": "Placed"},
+            an_event(1, event_type=5),
+            an_event(1, timestamp=math.nan),
+            an_event(1, timestamp="now"),
+            PersistedAudit("s", {}, math.inf),
+        ]
+        async with make_backend() as backend:
+            for record in wrong:
+                with pytest.raises(InvalidRecord):
+                    await backend.append(record)
+            assert await everything(backend) == []

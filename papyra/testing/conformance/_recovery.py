@@ -1,0 +1,89 @@
+"""What scans find, and recovery mends."""
+
+from __future__ import annotations
+
+from papyra.persistence.backends.base import (
+    PersistenceBackend,
+)
+from papyra.persistence.reports import PersistenceRecoveryConfig
+from papyra.testing.conformance._parts import (
+    MakeBackend,
+    a_record,
+    an_event,
+    everything,
+)
+
+
+class Recovery:
+    """Part of the conformance suite."""
+
+    async def damage(self, backend: PersistenceBackend, seq: int) -> None:
+        """Make the stored bytes of record `seq` unreadable.
+
+        `backend` is closed when this is called. Needed where its capabilities say ``recovery``.
+        """
+        raise NotImplementedError(
+            f"{type(backend).__name__} has the capability 'recovery': override "
+            "PersistenceConformance.damage, so that scan and recover can be tested"
+        )
+
+    async def test_a_scan_of_a_sound_store_is_clean_and_changes_nothing(
+        self, make_backend: MakeBackend
+    ) -> None:
+        async with make_backend() as backend:
+            assert (await backend.scan()).is_clean
+            await backend.append(*map(a_record, range(20)))
+            before = await everything(backend)
+            for _ in range(2):
+                report = await backend.scan()
+                assert report.is_clean
+                assert report.records_scanned == 20
+                assert report.bytes_scanned >= backend.metrics.snapshot().bytes_written
+            assert await everything(backend) == before
+
+    async def test_recovery_of_a_sound_store_removes_nothing(
+        self, make_backend: MakeBackend
+    ) -> None:
+        async with make_backend() as backend:
+            await backend.append(*map(a_record, range(20)))
+            before = await everything(backend)
+            for config in (None, PersistenceRecoveryConfig(mode="repair")):
+                report = await backend.recover(config)
+                assert report.supported == backend.capabilities.recovery
+                assert report.scan.is_clean
+                assert (report.records_kept, report.records_removed) == (20, 0)
+            assert await everything(backend) == before
+
+    async def test_a_scan_finds_damage_and_changes_nothing(self, make_backend: MakeBackend) -> None:
+        backend = make_backend()
+        if not backend.capabilities.recovery:
+            return  # what can't be damaged needs no scan to find it
+        backend = await self._damaged(make_backend)
+        async with backend:
+            reports = [await backend.scan() for _ in range(2)]
+            for report in reports:
+                assert [anomaly.seq for anomaly in report.anomalies if anomaly.seq] in ([], [4])
+                assert report.anomalies
+                assert not report.is_clean
+
+    async def test_recovery_keeps_every_record_that_can_be_read(
+        self, make_backend: MakeBackend
+    ) -> None:
+        if not make_backend().capabilities.recovery:
+            return
+        async with await self._damaged(make_backend) as backend:
+            report = await backend.recover()
+            assert report.supported
+            assert report.scan.is_clean
+            assert report.records_kept == 9
+            assert [r.seq for r in await everything(backend)] == [1, 2, 3, 5, 6, 7, 8, 9, 10]
+            assert (await backend.scan()).is_clean
+            assert (await backend.append(an_event(11))).first_seq == 11
+
+    async def _damaged(self, make_backend: MakeBackend) -> PersistenceBackend:
+        """Return a closed backend with ten records, of which number 4 is damaged."""
+        backend = make_backend()
+        async with backend:
+            await backend.append(*map(a_record, range(1, 11)))
+        await self.damage(backend, 4)
+        return make_backend()

@@ -1,0 +1,113 @@
+"""What retention hides, and compaction frees."""
+
+from __future__ import annotations
+
+import msgspec
+
+from papyra.persistence.backends.retention import RetentionPolicy
+from papyra.persistence.messages import Read
+from papyra.persistence.records import (
+    KINDS,
+)
+from papyra.testing._model import read_to_the_end
+from papyra.testing.clock import ManualClock
+from papyra.testing.conformance._parts import (
+    T0,
+    MakeBackend,
+    a_record,
+    an_event,
+    everything,
+    fill,
+    reads,
+)
+
+
+class Retention:
+    """Part of the conformance suite."""
+
+    async def test_retention_hides_the_oldest_of_each_kind(self, make_backend: MakeBackend) -> None:
+        policy = RetentionPolicy(max_records=3)
+        async with make_backend(retention_policy=policy) as backend:
+            assert backend.retention == policy
+            await backend.append(*map(a_record, range(15)))
+            for kind in KINDS:
+                seqs = [record.seq for record in await read_to_the_end(backend, Read(kind))]
+                assert len(seqs) == 3
+            assert [event.payload["n"] for event in await backend.list_events()] == [6, 9, 12]
+            assert (await backend.append(an_event(15))).first_seq == 16
+
+    async def test_retention_hides_what_gets_too_old(self, make_backend: MakeBackend) -> None:
+        clock = ManualClock(T0)
+        policy = RetentionPolicy(max_age_seconds=10)
+        async with make_backend(retention_policy=policy, clock=clock.time) as backend:
+            await backend.append(*(an_event(n, timestamp=T0 + n) for n in range(5)))
+            left = []
+            for _ in range(3):
+                left.append([event.payload["n"] for event in await backend.list_events()])
+                await clock.advance(6)
+            assert left == [[0, 1, 2, 3, 4], [0, 1, 2, 3, 4], [2, 3, 4]]
+            await clock.advance(100)
+            assert await backend.list_events() == []
+
+    async def test_retention_counts_encoded_bytes(self, make_backend: MakeBackend) -> None:
+        size = len(msgspec.json.encode(an_event(1)))
+        for budget, kept in ((3 * size, 3), (3 * size - 1, 2), (size - 1, 0)):
+            policy = RetentionPolicy(max_total_bytes=budget)
+            async with make_backend(retention_policy=policy) as backend:
+                await backend.append(*map(an_event, range(1, 8)))
+                assert len(await backend.list_events()) == kept, budget
+
+    async def test_retention_and_reads_combine(self, make_backend: MakeBackend) -> None:
+        policy = RetentionPolicy(max_records=7, max_age_seconds=12, max_total_bytes=900)
+        now = T0 + 30
+        async with make_backend(retention_policy=policy, clock=lambda: now) as backend:
+            model = await fill(backend, 30, policy)
+            for request in reads(
+                {
+                    "after": [0, 20],
+                    "since": [None, T0 + 22],
+                    "until": [None, T0 + 27],
+                    "limit": [None, 2],
+                    "actor": [None, "s/b"],
+                    "newest": [False, True],
+                }
+            ):
+                found = await read_to_the_end(backend, request)
+                assert found == model.read(request, now), request
+
+    async def test_compaction_keeps_what_reads_show(self, make_backend: MakeBackend) -> None:
+        policy = RetentionPolicy(max_records=4)
+        async with make_backend(retention_policy=policy) as backend:
+            await backend.append(*map(a_record, range(30)))
+            before = await everything(backend)
+            held = (await backend.scan()).records_scanned
+            report = await backend.compact()
+            assert await everything(backend) == before
+            assert report.supported == backend.capabilities.compaction
+            assert report.records_before == held
+            after = await backend.scan()
+            assert after.is_clean
+            assert report.records_after == after.records_scanned
+            if backend.capabilities.compaction:
+                assert (report.records_before, report.records_after) == (30, 12)
+                assert report.bytes_after < report.bytes_before
+            else:
+                assert report.records_after == report.records_before
+                assert report.bytes_after == report.bytes_before
+
+    async def test_positions_are_not_given_again_after_compaction(
+        self, make_backend: MakeBackend
+    ) -> None:
+        clock = ManualClock(T0)
+        policy = RetentionPolicy(max_age_seconds=5)
+        backend = make_backend(retention_policy=policy, clock=clock.time)
+        async with backend:
+            await backend.append(*(an_event(number, timestamp=T0) for number in range(6)))
+            await clock.advance(60)
+            await backend.compact()
+            assert await backend.list_events() == []
+        if backend.capabilities.durable:
+            backend = make_backend(retention_policy=policy, clock=clock.time)
+        async with backend:
+            assert (await backend.append(an_event(7, timestamp=T0 + 60))).first_seq == 7
+            assert [event.seq for event in await backend.list_events()] == [7]
