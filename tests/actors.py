@@ -102,18 +102,18 @@ def event(number: int = 1, **changes: Any) -> PersistedEvent:
     return PersistedEvent(**(fields | changes))
 
 
-def story(backend: InMemoryPersistence, address: str | None = None) -> list[str]:
+def story(persistence: InMemoryPersistence, address: str | None = None) -> list[str]:
     """Return the types of the stored events, of one actor or of all."""
     return [
         event.event_type
-        for event in backend.events
+        for event in persistence.events
         if address is None or event.actor_address == address
     ]
 
 
-def letters(backend: InMemoryPersistence) -> list[Any]:
+def letters(persistence: InMemoryPersistence) -> list[Any]:
     """Return the payloads of the stored dead letters."""
-    return [letter.payload for letter in backend.dead_letters]
+    return [letter.payload for letter in persistence.dead_letters]
 
 
 class Batches(Actor):

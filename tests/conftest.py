@@ -1,12 +1,13 @@
-"""Every async test runs on asyncio, on asyncio with uvloop, and on trio."""
+"""Every async test runs on asyncio, on asyncio with uvloop, and on trio.
+
+The store of a test is the fixture ``persistence`` of Papyra's own plugin.
+"""
 
 from __future__ import annotations
 
 from typing import Any
 
 import pytest
-
-from papyra.persistence.backends.memory import InMemoryPersistence
 
 LOOPS = {
     "asyncio": ("asyncio", {"use_uvloop": False}),
@@ -18,8 +19,3 @@ LOOPS = {
 @pytest.fixture(params=list(LOOPS.values()), ids=list(LOOPS))
 def anyio_backend(request: pytest.FixtureRequest) -> Any:
     return request.param
-
-
-@pytest.fixture
-def backend() -> InMemoryPersistence:
-    return InMemoryPersistence()

@@ -28,15 +28,15 @@ class Keeper(Actor):
         return await self.context.persist(message)
 
 
-async def test_structs_dataclasses_and_pairs_are_events(backend: InMemoryPersistence) -> None:
-    async with ActorSystem("shop", persistence=backend) as system:
+async def test_structs_dataclasses_and_pairs_are_events(persistence: InMemoryPersistence) -> None:
+    async with ActorSystem("shop", persistence=persistence) as system:
         ref = system.spawn(Keeper, name="keeper")
         seqs = [
             await ref.ask(event)
             for event in (OrderPlaced(1), OrderShipped(1), ("OrderPaid", {"order_id": 1}))
         ]
     assert seqs == [2, 3, 4]
-    assert [(e.seq, e.actor_address, e.event_type, e.payload) for e in backend.events[1:4]] == [
+    assert [(e.seq, e.actor_address, e.event_type, e.payload) for e in persistence.events[1:4]] == [
         (2, "shop/keeper", "OrderPlaced", {"order_id": 1}),
         (3, "shop/keeper", "OrderShipped", {"order_id": 1}),
         (4, "shop/keeper", "OrderPaid", {"order_id": 1}),
@@ -46,20 +46,20 @@ async def test_structs_dataclasses_and_pairs_are_events(backend: InMemoryPersist
 @pytest.mark.parametrize(
     "event", ["OrderPlaced", {"order_id": 1}, OrderPlaced, OrderShipped, ("A", 1), (1, {}), None]
 )
-async def test_anything_else_is_no_event(backend: InMemoryPersistence, event: Any) -> None:
-    async with ActorSystem(persistence=backend) as system:
+async def test_anything_else_is_no_event(persistence: InMemoryPersistence, event: Any) -> None:
+    async with ActorSystem(persistence=persistence) as system:
         with pytest.raises(InvalidRecord, match="an event is a msgspec Struct"):
             await system.spawn(Keeper).ask(event)
 
 
-async def test_persist_raises_what_the_append_raises(backend: InMemoryPersistence) -> None:
-    async with ActorSystem(persistence=backend) as system:
+async def test_persist_raises_what_the_append_raises(persistence: InMemoryPersistence) -> None:
+    async with ActorSystem(persistence=persistence) as system:
         with pytest.raises(UnencodablePayload, match=r"payload\['x'\]\[1\] is object"):
             await system.spawn(Keeper).ask(("Odd", {"x": [1, object()]}))
-    assert backend.metrics.snapshot().write_errors == 1
+    assert persistence.metrics.snapshot().write_errors == 1
 
 
-async def test_an_actor_sends_persist_messages(backend: InMemoryPersistence) -> None:
+async def test_an_actor_sends_persist_messages(persistence: InMemoryPersistence) -> None:
     class Sender(Actor):
         async def receive(self, message: Any) -> None:
             record = self.context.event(OrderPlaced(message))
@@ -67,9 +67,9 @@ async def test_an_actor_sends_persist_messages(backend: InMemoryPersistence) -> 
             both = self.context.event(OrderPlaced(message + 1)), record
             await self.context.persistence.tell(AppendMany(both))
 
-    async with ActorSystem(persistence=backend) as system:
+    async with ActorSystem(persistence=persistence) as system:
         await system.spawn(Sender).tell(1)
-    assert [e.payload for e in backend.events if e.event_type == "OrderPlaced"] == [
+    assert [e.payload for e in persistence.events if e.event_type == "OrderPlaced"] == [
         {"order_id": 1},
         {"order_id": 2},
         {"order_id": 1},

@@ -14,6 +14,8 @@ import papyra
 
 ROOT = Path(papyra.__file__).parent
 
+PARTS = ("appending", "reading", "recovery", "retention", "sharing")
+
 #: The house, from the ground up. A module may import what stands below it, or in its own row.
 LAYERS: list[set[str]] = [
     {"exceptions"},
@@ -26,13 +28,21 @@ LAYERS: list[set[str]] = [
     {"persistence.backends.memory", "persistence.backends"},
     {"mailbox", "supervision", "events", "audit"},
     {"ref"},
-    {"actor", "_facts", "_watch"},
+    {"actor", "_facts", "_watch", "dispatcher"},
     {"_recipe"},
     {"context", "_children", "_failures", "_life"},
     {"_cell", "persistence.actor", "persistence"},
     {"conf._environment", "conf._settings", "conf"},
     {"system"},
     {""},
+    {"testing.idle", "testing.faults", "testing._patterns"},
+    {"testing.clock", "testing.faulty", "testing.checked", "testing.given", "testing._model"},
+    {"testing._inbox", "testing._schedule", "testing._cancel", "testing._stores"},
+    {"testing.probes", "testing.explore", "testing.crash"},
+    {"testing"},
+    {"testing.conformance._parts"},
+    {f"testing.conformance._{part}" for part in PARTS},
+    {"testing.conformance", "testing.pytest_plugin"},
 ]
 HEIGHT = {module: height for height, layer in enumerate(LAYERS) for module in layer}
 
@@ -48,6 +58,7 @@ RUNTIME |= {
     "_cell",
     "_signal",
     "clock",
+    "dispatcher",
 }
 
 

@@ -9,7 +9,6 @@ from typing import Any
 import anyio
 import anyio.lowlevel
 import pytest
-from anyio import wait_all_tasks_blocked
 
 from papyra import Actor, ActorRef, ActorSystem, Decision, OneForOne, Terminated
 from papyra.exceptions import (
@@ -22,12 +21,13 @@ from papyra.exceptions import (
     NoChildrenNow,
 )
 from papyra.persistence.backends.memory import InMemoryPersistence
+from papyra.testing import wait_until_idle
 from tests.actors import Batches, Echo, Log, Parent, letters, spawn_child, story
 from tests.conftest import LOOPS
 
 
 async def test_an_actor_that_fails_to_initialize_is_reported_where_it_is_spawned(
-    backend: InMemoryPersistence,
+    persistence: InMemoryPersistence,
 ) -> None:
     class Broken(Actor):
         def __init__(self) -> None:
@@ -35,7 +35,7 @@ async def test_an_actor_that_fails_to_initialize_is_reported_where_it_is_spawned
 
         async def receive(self, message: Any) -> None: ...
 
-    async with ActorSystem(persistence=backend) as system:
+    async with ActorSystem(persistence=persistence) as system:
         with pytest.raises(
             ActorInitializationError, match=r"Broken.__init__ raised OSError: no such printer"
         ) as caught:
@@ -104,7 +104,7 @@ async def test_messages_wait_until_on_start_is_done() -> None:
     async with ActorSystem() as system:
         ref = system.spawn(Slow, log)
         await ref.tell("early")
-        await wait_all_tasks_blocked()
+        await wait_until_idle()
         assert log == []
         started.set()
         await ref.ask("late")
@@ -112,7 +112,7 @@ async def test_messages_wait_until_on_start_is_done() -> None:
 
 
 async def test_on_start_that_fails_is_tried_again_on_a_new_instance(
-    backend: InMemoryPersistence,
+    persistence: InMemoryPersistence,
 ) -> None:
     attempts: list[int] = []
 
@@ -122,15 +122,15 @@ async def test_on_start_that_fails_is_tried_again_on_a_new_instance(
             if len(attempts) < 3:
                 raise OSError("not yet")
 
-    async with ActorSystem(persistence=backend) as system:
+    async with ActorSystem(persistence=persistence) as system:
         assert await system.spawn(Flaky).ask("there?") == "there?"
-    assert story(backend) == ["ActorCrashed", "ActorCrashed", "ActorRestarted", "ActorStopped"]
-    assert [e.payload["where"] for e in backend.events[:2]] == ["on_start", "on_start"]
+    assert story(persistence) == ["ActorCrashed", "ActorCrashed", "ActorRestarted", "ActorStopped"]
+    assert [e.payload["where"] for e in persistence.events[:2]] == ["on_start", "on_start"]
 
 
 @pytest.mark.parametrize("decision", [Decision.STOP, Decision.RESUME])
 async def test_on_start_that_fails_for_good_stops_the_actor(
-    backend: InMemoryPersistence, decision: Decision
+    persistence: InMemoryPersistence, decision: Decision
 ) -> None:
     stopped: list[str] = []
 
@@ -142,17 +142,17 @@ async def test_on_start_that_fails_for_good_stops_the_actor(
             stopped.append("on_stop")
 
     policy = OneForOne(default=decision)
-    async with ActorSystem(persistence=backend, supervision=policy) as system:
+    async with ActorSystem(persistence=persistence, supervision=policy) as system:
         ref = system.spawn(Broken)
         with pytest.raises(ActorStopped):
             await ref.ask("there?")
     assert stopped == []
-    assert letters(backend) == ["there?"]
-    assert story(backend) == ["ActorCrashed", "ActorStopped"]
+    assert letters(persistence) == ["there?"]
+    assert story(persistence) == ["ActorCrashed", "ActorStopped"]
 
 
 async def test_init_that_fails_on_a_restart_is_a_failure_like_any_other(
-    backend: InMemoryPersistence,
+    persistence: InMemoryPersistence,
 ) -> None:
     made: list[int] = []
 
@@ -162,52 +162,52 @@ async def test_init_that_fails_on_a_restart_is_a_failure_like_any_other(
             if len(made) == 2:
                 raise OSError("taken")
 
-    async with ActorSystem(persistence=backend) as system:
+    async with ActorSystem(persistence=persistence) as system:
         ref = system.spawn(Once)
         await ref.tell(ValueError("boom"))
         assert await ref.ask("back?") == "back?"
-    assert [e.payload["where"] for e in backend.events if e.event_type == "ActorCrashed"] == [
+    assert [e.payload["where"] for e in persistence.events if e.event_type == "ActorCrashed"] == [
         "receive",
         "__init__",
     ]
 
 
 async def test_on_stop_that_fails_is_recorded_and_the_actor_stops(
-    backend: InMemoryPersistence,
+    persistence: InMemoryPersistence,
 ) -> None:
     class Clumsy(Echo):
         async def on_stop(self) -> None:
             raise OSError("dropped it")
 
-    async with ActorSystem(persistence=backend) as system:
+    async with ActorSystem(persistence=persistence) as system:
         ref = system.spawn(Clumsy)
         await ref.stop()
         assert await system.spawn(Echo).ask("fine") == "fine"
-    assert story(backend)[:3] == ["ActorStarted", "ActorCrashed", "ActorStopped"]
-    assert backend.events[1].payload["where"] == "on_stop"
+    assert story(persistence)[:3] == ["ActorStarted", "ActorCrashed", "ActorStopped"]
+    assert persistence.events[1].payload["where"] == "on_stop"
 
 
 async def test_an_error_that_can_not_be_printed_is_recorded_all_the_same(
-    backend: InMemoryPersistence,
+    persistence: InMemoryPersistence,
 ) -> None:
     class Unspeakable(Exception):
         def __str__(self) -> str:
             raise RuntimeError("no words")
 
-    async with ActorSystem(persistence=backend) as system:
+    async with ActorSystem(persistence=persistence) as system:
         ref = system.spawn(Echo)
         with pytest.raises(Unspeakable):
             await ref.ask(Unspeakable())
         with pytest.raises(OSError, match="\udcff"):
             await ref.ask(OSError("\udcff"))
         assert await ref.ask("fine") == "fine"
-    crashes = [e.payload for e in backend.events if e.event_type == "ActorCrashed"]
+    crashes = [e.payload for e in persistence.events if e.event_type == "ActorCrashed"]
     assert [crash["error_type"] for crash in crashes] == ["Unspeakable", "OSError"]
     assert crashes[1]["error"] == "\\udcff"
 
 
 async def test_waiting_for_a_future_that_is_cancelled_is_a_failure_not_the_end(
-    backend: InMemoryPersistence, anyio_backend_name: str
+    persistence: InMemoryPersistence, anyio_backend_name: str
 ) -> None:
     if anyio_backend_name == "trio":  # there are no futures there; a scope of one's own is enough
         with anyio.CancelScope() as scope:
@@ -224,12 +224,12 @@ async def test_waiting_for_a_future_that_is_cancelled_is_a_failure_not_the_end(
                 await future
             return message
 
-    async with ActorSystem(persistence=backend) as system:
+    async with ActorSystem(persistence=persistence) as system:
         ref = system.spawn(Waits)
         with pytest.raises(Exception, match="was cancelled"):
             await ref.ask("wait")
         assert await ref.ask("fine") == "fine"
-    assert story(backend) == ["ActorStarted", "ActorCrashed", "ActorRestarted", "ActorStopped"]
+    assert story(persistence) == ["ActorStarted", "ActorCrashed", "ActorRestarted", "ActorStopped"]
 
 
 async def test_a_name_is_taken_while_the_actor_lives() -> None:
@@ -287,14 +287,14 @@ async def test_a_child_knows_its_parent_and_the_parent_its_children() -> None:
         assert await child.ask(None) == (parent, system)
 
 
-async def test_children_stop_before_their_parent(backend: InMemoryPersistence) -> None:
-    async with ActorSystem("shop", persistence=backend) as system:
+async def test_children_stop_before_their_parent(persistence: InMemoryPersistence) -> None:
+    async with ActorSystem("shop", persistence=persistence) as system:
         parent = system.spawn(Parent, name="p")
         for name in ("first", "second"):
             child = await spawn_child(parent, Parent, name=name)
             await spawn_child(child, Echo, name="leaf")
         await parent.stop()
-    assert [e.actor_address for e in backend.events if e.event_type == "ActorStopped"] == [
+    assert [e.actor_address for e in persistence.events if e.event_type == "ActorStopped"] == [
         "shop/p/second/leaf",
         "shop/p/second",
         "shop/p/first/leaf",
@@ -386,13 +386,13 @@ async def test_a_watcher_is_told_when_the_other_has_stopped() -> None:
     assert log == ["start", Terminated(three), Terminated(one), "end", "stop"]
 
 
-async def test_a_watcher_that_has_stopped_is_forgotten(backend: InMemoryPersistence) -> None:
-    async with ActorSystem(persistence=backend) as system:
+async def test_a_watcher_that_has_stopped_is_forgotten(persistence: InMemoryPersistence) -> None:
+    async with ActorSystem(persistence=persistence) as system:
         watcher, watched = system.spawn(Parent), system.spawn(Echo)
         await watcher.ask(("watch", watched))
         await watcher.stop()
         await watched.stop()
-    assert letters(backend) == []
+    assert letters(persistence) == []
 
 
 async def test_adjacent_messages_of_batch_types_come_as_one_batch() -> None:
@@ -410,7 +410,7 @@ async def test_adjacent_messages_of_batch_types_come_as_one_batch() -> None:
             for number in range(3):
                 await ref.tell(number)
             tasks.start_soon(ask, ref, 3)
-            await wait_all_tasks_blocked()
+            await wait_until_idle()
             await ref.tell("something else")
             for number in range(20, 32):
                 await ref.tell(number)
@@ -429,7 +429,7 @@ async def test_an_asked_message_of_another_type_ends_the_batch() -> None:
         async with anyio.create_task_group() as tasks:
             await ref.tell(1)
             tasks.start_soon(ref.ask, "something else")
-            await wait_all_tasks_blocked()
+            await wait_until_idle()
             await ref.tell(2)
             release.set()
         assert await ref.ask("batches") == [[], [1], [], [2]]
@@ -451,7 +451,7 @@ async def test_a_batch_that_fails_fails_everyone_who_asked_in_it() -> None:
         async with anyio.create_task_group() as tasks:
             for number in (12, 13, 14):
                 tasks.start_soon(ask, ref, number)
-            await wait_all_tasks_blocked()
+            await wait_until_idle()
             release.set()
         assert await ref.ask(4) == 8
     assert errors == ["unlucky"] * 3

@@ -2,11 +2,11 @@ from __future__ import annotations
 
 import anyio
 import pytest
-from anyio import wait_all_tasks_blocked
 from anyio.lowlevel import checkpoint
 
 from papyra.exceptions import InvalidPolicy, MailboxClosed, MailboxFull
 from papyra.mailbox import Mailbox, MailboxStatistics
+from papyra.testing import wait_until_idle
 
 
 def drain(mailbox: Mailbox[int]) -> list[int]:
@@ -43,7 +43,7 @@ async def test_put_waits_for_room_and_waiting_senders_keep_their_order() -> None
     async with anyio.create_task_group() as tasks:
         for number in range(6):
             tasks.start_soon(mailbox.put, number)
-            await wait_all_tasks_blocked()
+            await wait_until_idle()
         assert mailbox.statistics() == MailboxStatistics(2, 2, 4, False)
         with pytest.raises(MailboxFull):
             mailbox.put_nowait(99)
@@ -56,7 +56,7 @@ async def test_nobody_passes_a_waiting_sender_even_when_there_is_room_again() ->
         mailbox.put_nowait(number)
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(mailbox.put, 4)
-        await wait_all_tasks_blocked()
+        await wait_until_idle()
         assert mailbox.pop(None) == 0
         with pytest.raises(MailboxFull):
             mailbox.put_nowait(5)
@@ -68,7 +68,7 @@ async def test_a_sender_that_is_cancelled_while_it_waits_has_put_nothing() -> No
     mailbox.put_nowait(1)
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(mailbox.put, 2)
-        await wait_all_tasks_blocked()
+        await wait_until_idle()
         tasks.cancel_scope.cancel()
     assert mailbox.statistics().tasks_waiting_put == 0
     assert drain(mailbox) == [1]
@@ -78,7 +78,7 @@ async def test_wait_returns_when_a_message_comes() -> None:
     mailbox: Mailbox[int] = Mailbox(1)
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(mailbox.wait)
-        await wait_all_tasks_blocked()
+        await wait_until_idle()
         mailbox.put_nowait(1)
     assert drain(mailbox) == [1]
 
@@ -97,7 +97,7 @@ async def test_closing_lets_waiting_senders_in_and_nobody_after_them() -> None:
     mailbox.put_nowait(1)
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(mailbox.put, 2)
-        await wait_all_tasks_blocked()
+        await wait_until_idle()
         mailbox.close()
         await checkpoint()
         for put in (mailbox.put_nowait, mailbox.push):

@@ -151,9 +151,11 @@ async def sender(world: World, name: int) -> None:
                             world.asks["given up too late"] += 1
 
 
-def check_messages(world: World, backend: InMemoryPersistence) -> None:
+def check_messages(world: World, persistence: InMemoryPersistence) -> None:
     handled = [number for _, _, number in world.handled]
-    dead = [letter.payload[1] for letter in backend.dead_letters if letter.message_type == "tuple"]
+    dead = [
+        letter.payload[1] for letter in persistence.dead_letters if letter.message_type == "tuple"
+    ]
     fate = collections.Counter(handled + dead)
     assert all(count == 1 for count in fate.values()), "a message was handled twice"
     assert world.sent <= fate.keys(), "a message was lost"
@@ -166,10 +168,10 @@ def check_messages(world: World, backend: InMemoryPersistence) -> None:
             seen[target, name] = number
 
 
-def check_lives(backend: InMemoryPersistence) -> None:
+def check_lives(persistence: InMemoryPersistence) -> None:
     lives: dict[str, list[str]] = {}
     stopped: list[str] = []
-    for event in backend.events:
+    for event in persistence.events:
         lives.setdefault(event.actor_address, []).append(event.event_type)
         if event.event_type == "ActorStopped":
             alive = lives.keys() - set(stopped)
@@ -184,11 +186,13 @@ def check_lives(backend: InMemoryPersistence) -> None:
 
 
 @pytest.mark.parametrize("seed", SEEDS)
-async def test_no_program_hangs_or_loses_anything(seed: int, backend: InMemoryPersistence) -> None:
+async def test_no_program_hangs_or_loses_anything(
+    seed: int, persistence: InMemoryPersistence
+) -> None:
     world = World(seed)
     async with ActorSystem(
         "world",
-        persistence=backend,
+        persistence=persistence,
         supervision=world.policy(top=True),
         mailbox_capacity=world.random.choice([1, 2, 10, 1000]),
         shutdown_timeout=5,
@@ -200,8 +204,8 @@ async def test_no_program_hangs_or_loses_anything(seed: int, backend: InMemoryPe
                 tasks.start_soon(sender, world, name)
         running = list(world.refs)
     assert not any(ref.is_alive for ref in running)
-    check_messages(world, backend)
-    check_lives(backend)
-    assert backend.metrics.snapshot().write_errors == 0
-    stored: list[Record] = [*backend.events, *backend.audits, *backend.dead_letters]
+    check_messages(world, persistence)
+    check_lives(persistence)
+    assert persistence.metrics.snapshot().write_errors == 0
+    stored: list[Record] = [*persistence.events, *persistence.audits, *persistence.dead_letters]
     assert sorted(record.seq or 0 for record in stored) == list(range(1, len(stored) + 1))

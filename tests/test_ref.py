@@ -4,7 +4,6 @@ from typing import Any
 
 import anyio
 import pytest
-from anyio import wait_all_tasks_blocked
 
 from papyra import Actor, ActorRef, ActorSystem, Failure
 from papyra.exceptions import (
@@ -15,6 +14,7 @@ from papyra.exceptions import (
     WouldDeadlock,
 )
 from papyra.persistence.backends.memory import InMemoryPersistence
+from papyra.testing import wait_until_idle
 from tests.actors import Echo, Gate, Log, letters
 
 
@@ -39,18 +39,18 @@ async def test_ask_raises_what_receive_raised() -> None:
 
 
 async def test_a_failure_is_raised_in_the_one_who_asked_and_the_actor_goes_on(
-    backend: InMemoryPersistence,
+    persistence: InMemoryPersistence,
 ) -> None:
     class Refuses(Actor):
         async def receive(self, message: Any) -> Any:
             return Failure(ValueError("no"))
 
-    async with ActorSystem(persistence=backend) as system:
+    async with ActorSystem(persistence=persistence) as system:
         ref = system.spawn(Refuses)
         for _ in range(2):
             with pytest.raises(ValueError, match="no"):
                 await ref.ask("please")
-    assert "ActorCrashed" not in [event.event_type for event in backend.events]
+    assert "ActorCrashed" not in [event.event_type for event in persistence.events]
 
 
 async def test_messages_of_one_sender_are_handled_in_order() -> None:
@@ -122,7 +122,7 @@ async def test_a_reply_that_is_there_counts_even_if_time_is_up() -> None:
 
 
 async def test_ask_raises_actor_stopped_when_the_actor_stops_first(
-    backend: InMemoryPersistence,
+    persistence: InMemoryPersistence,
 ) -> None:
     entered, release = anyio.Event(), anyio.Event()
     errors: list[Exception] = []
@@ -138,30 +138,30 @@ async def test_ask_raises_actor_stopped_when_the_actor_stops_first(
         except ActorStopped as error:
             errors.append(error)
 
-    async with ActorSystem(persistence=backend) as system:
+    async with ActorSystem(persistence=persistence) as system:
         ref = system.spawn(StopsItself)
         await ref.tell((entered, release))
         await entered.wait()
         async with anyio.create_task_group() as tasks:
             for _ in range(3):
                 tasks.start_soon(ask, ref)
-            await wait_all_tasks_blocked()
+            await wait_until_idle()
             release.set()
     assert len(errors) == 3
-    assert letters(backend) == ["too late"] * 3
-    assert all(letter.expects_reply for letter in backend.dead_letters)
+    assert letters(persistence) == ["too late"] * 3
+    assert all(letter.expects_reply for letter in persistence.dead_letters)
 
 
 async def test_ask_to_a_stopped_actor_raises_and_leaves_a_dead_letter(
-    backend: InMemoryPersistence,
+    persistence: InMemoryPersistence,
 ) -> None:
-    async with ActorSystem("shop", persistence=backend) as system:
+    async with ActorSystem("shop", persistence=persistence) as system:
         ref = system.spawn(Echo, name="echo")
         await ref.stop()
         with pytest.raises(ActorStopped, match="shop/echo has stopped"):
             await ref.ask("hello")
         assert not ref.is_alive
-    (letter,) = backend.dead_letters
+    (letter,) = persistence.dead_letters
     assert (letter.target, letter.message_type, letter.payload, letter.expects_reply) == (
         "shop/echo",
         "str",
@@ -171,15 +171,15 @@ async def test_ask_to_a_stopped_actor_raises_and_leaves_a_dead_letter(
 
 
 async def test_tell_to_a_stopped_actor_is_a_dead_letter_and_no_error(
-    backend: InMemoryPersistence,
+    persistence: InMemoryPersistence,
 ) -> None:
-    async with ActorSystem(persistence=backend) as system:
+    async with ActorSystem(persistence=persistence) as system:
         ref = system.spawn(Echo)
         await ref.stop()
         await ref.tell(1)
         ref.tell_nowait(2)
-    assert letters(backend) == [1, 2]
-    assert not any(letter.expects_reply for letter in backend.dead_letters)
+    assert letters(persistence) == [1, 2]
+    assert not any(letter.expects_reply for letter in persistence.dead_letters)
 
 
 async def test_a_full_mailbox_makes_tell_wait_and_tell_nowait_raise() -> None:
@@ -197,7 +197,7 @@ async def test_a_full_mailbox_makes_tell_wait_and_tell_nowait_raise() -> None:
         await entered.wait()
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(tell, ref, range(10))
-            await wait_all_tasks_blocked()
+            await wait_until_idle()
             assert told == [0, 1, 2, 3]
             with pytest.raises(MailboxFull, match="holds 4 messages"):
                 ref.tell_nowait(99)
@@ -214,7 +214,7 @@ async def test_a_cancelled_tell_has_sent_nothing() -> None:
         await ref.tell("in")
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(ref.tell, "out")
-            await wait_all_tasks_blocked()
+            await wait_until_idle()
             tasks.cancel_scope.cancel()
         release.set()
         assert await ref.ask("handled") == ["in"]
@@ -305,3 +305,35 @@ async def test_a_ref_shows_its_address() -> None:
         ref = system.spawn(Echo, name="echo")
         assert str(ref.address) == "shop/echo"
         assert repr(ref) == "<ActorRef shop/echo>"
+
+
+async def test_a_reply_that_comes_too_late_is_counted_and_logged(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level("INFO", logger="papyra")
+    async with ActorSystem("shop") as system:
+        gate = system.spawn(Gate, name="gate")
+        entered, release = anyio.Event(), anyio.Event()
+        with anyio.move_on_after(5) as impatient:
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(gate.ask, (entered, release))
+                await entered.wait()
+                impatient.cancel()
+        release.set()
+        assert await gate.ask("handled") == []
+        assert system.audit().unclaimed_replies == 1
+    assert "shop/gate replied to tuple too late" in caplog.text
+
+
+async def test_a_sender_that_gives_up_before_it_is_in_the_mailbox_leaves_no_reply() -> None:
+    async with ActorSystem() as system:
+        gate = system.spawn(Gate, mailbox_capacity=1)
+        entered, release = anyio.Event(), anyio.Event()
+        await gate.tell((entered, release))
+        await entered.wait()
+        await gate.tell("fills the mailbox")
+        with pytest.raises(AskTimeout):
+            await gate.ask("does not fit", timeout=0)
+        release.set()
+        assert await gate.ask("handled") == ["fills the mailbox"]
+        assert system.audit().unclaimed_replies == 0

@@ -19,30 +19,32 @@ def _clean(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(settings, "persistence", None)
 
 
-async def life_is_recorded_in(backend: InMemoryPersistence, **options: InMemoryPersistence) -> bool:
+async def life_is_recorded_in(store: InMemoryPersistence, **options: InMemoryPersistence) -> bool:
     async with ActorSystem(**options) as system:  # type: ignore[arg-type]
         system.spawn(Echo)
-    return story(backend) == ["ActorStarted", "ActorStopped"]
+    return story(store) == ["ActorStarted", "ActorStopped"]
 
 
 async def test_once_configured_all_actors_persist_through_the_backend(
-    backend: InMemoryPersistence,
+    persistence: InMemoryPersistence,
 ) -> None:
-    settings.persistence = backend
-    assert await life_is_recorded_in(backend)
+    settings.persistence = persistence
+    assert await life_is_recorded_in(persistence)
 
 
-async def test_an_explicit_backend_comes_before_the_settings(backend: InMemoryPersistence) -> None:
+async def test_an_explicit_backend_comes_before_the_settings(
+    persistence: InMemoryPersistence,
+) -> None:
     settings.persistence = InMemoryPersistence()
-    assert await life_is_recorded_in(backend, persistence=backend)
+    assert await life_is_recorded_in(persistence, persistence=persistence)
 
 
 async def test_settings_come_before_the_environment(
-    backend: InMemoryPersistence, monkeypatch: pytest.MonkeyPatch
+    persistence: InMemoryPersistence, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("PAPYRA_PERSISTENCE", "nonsense:")
-    settings.persistence = backend
-    assert await life_is_recorded_in(backend)
+    settings.persistence = persistence
+    assert await life_is_recorded_in(persistence)
 
 
 async def test_the_url_comes_before_the_settings_module(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -53,13 +55,13 @@ async def test_the_url_comes_before_the_settings_module(monkeypatch: pytest.Monk
 
 
 async def test_the_settings_module_names_a_backend(
-    backend: InMemoryPersistence, monkeypatch: pytest.MonkeyPatch
+    persistence: InMemoryPersistence, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     module = types.ModuleType("shop_settings")
-    module.persistence = backend  # type: ignore[attr-defined]
+    module.persistence = persistence  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "shop_settings", module)
     monkeypatch.setenv("PAPYRA_SETTINGS_MODULE", "shop_settings")
-    assert await life_is_recorded_in(backend)
+    assert await life_is_recorded_in(persistence)
 
 
 async def test_a_settings_module_that_names_none_leaves_the_default(
@@ -135,8 +137,8 @@ def test_override_puts_everything_back() -> None:
 
 
 def test_override_checks_before_it_changes_anything() -> None:
-    backend = InMemoryPersistence()
-    with pytest.raises(SettingsError), settings.override(persistence=backend, colour="red"):
+    persistence = InMemoryPersistence()
+    with pytest.raises(SettingsError), settings.override(persistence=persistence, colour="red"):
         pytest.fail("it went in")
     assert settings.persistence is None
 

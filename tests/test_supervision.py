@@ -4,12 +4,12 @@ from typing import Any
 
 import anyio
 import pytest
-from anyio import wait_all_tasks_blocked
 
 from papyra import Actor, ActorRef, ActorSystem, Decision, OneForAll, OneForOne
-from papyra.clock import SystemClock
+from papyra.events import ActorRestarted
 from papyra.exceptions import ActorStopped, EscalatedFailure, InvalidPolicy
 from papyra.persistence.backends.memory import InMemoryPersistence
+from papyra.testing import ManualClock, PersistenceProbe, wait_until_idle
 from tests.actors import Echo, Gate, Log, Parent, letters, spawn_child, story
 
 
@@ -68,10 +68,10 @@ async def test_resume_keeps_the_state() -> None:
 
 
 async def test_restart_loses_the_state_and_keeps_address_and_mailbox(
-    backend: InMemoryPersistence,
+    persistence: InMemoryPersistence,
 ) -> None:
     log: list[Any] = []
-    async with ActorSystem("shop", persistence=backend) as system:
+    async with ActorSystem("shop", persistence=persistence) as system:
         ref = system.spawn(Log, log, name="log")
         for message in (1, ValueError("boom"), 2):
             await ref.tell(message)
@@ -79,19 +79,19 @@ async def test_restart_loses_the_state_and_keeps_address_and_mailbox(
         assert str(ref.address) == "shop/log"
         assert ref.is_alive
     assert log == ["start", 1, "stop", "start", 2, 3, "stop"]
-    assert story(backend) == ["ActorStarted", "ActorCrashed", "ActorRestarted", "ActorStopped"]
-    assert backend.events[1].payload == {
+    assert story(persistence) == ["ActorStarted", "ActorCrashed", "ActorRestarted", "ActorStopped"]
+    assert persistence.events[1].payload == {
         "error_type": "ValueError",
         "error": "boom",
         "where": "receive",
         "decision": "restart",
         "message_type": "ValueError",
     }
-    assert backend.events[2].payload == {"restarts": 1}
+    assert persistence.events[2].payload == {"restarts": 1}
 
 
 async def test_stop_stops_and_what_was_waiting_becomes_dead_letters(
-    backend: InMemoryPersistence,
+    persistence: InMemoryPersistence,
 ) -> None:
     entered, release = anyio.Event(), anyio.Event()
 
@@ -101,7 +101,7 @@ async def test_stop_stops_and_what_was_waiting_becomes_dead_letters(
             raise ValueError("boom")
 
     policy = OneForOne(default=Decision.STOP)
-    async with ActorSystem(persistence=backend, supervision=policy) as system:
+    async with ActorSystem(persistence=persistence, supervision=policy) as system:
         ref = system.spawn(Fails)
         await ref.tell((entered, release))
         await entered.wait()
@@ -110,20 +110,22 @@ async def test_stop_stops_and_what_was_waiting_becomes_dead_letters(
         with pytest.raises(ActorStopped):
             await ref.ask("too late")
         assert not ref.is_alive
-    assert sorted(letters(backend)) == ["too late", "waiting"]
-    assert backend.events[-1].payload["reason"] == "failed"
+    assert sorted(letters(persistence)) == ["too late", "waiting"]
+    assert persistence.events[-1].payload["reason"] == "failed"
 
 
-async def test_an_actor_that_restarts_too_often_is_stopped(backend: InMemoryPersistence) -> None:
+async def test_an_actor_that_restarts_too_often_is_stopped(
+    persistence: InMemoryPersistence,
+) -> None:
     policy = OneForOne(max_restarts=2, within=float("inf"))
-    async with ActorSystem(persistence=backend, supervision=policy) as system:
+    async with ActorSystem(persistence=persistence, supervision=policy) as system:
         ref = system.spawn(Counter)
         for _ in range(3):
             await crash(ref)
         with pytest.raises(ActorStopped):
             await ref.ask(None)
     assert [
-        e.payload.get("decision") for e in backend.events if e.event_type == "ActorCrashed"
+        e.payload.get("decision") for e in persistence.events if e.event_type == "ActorCrashed"
     ] == [
         "restart",
         "restart",
@@ -132,23 +134,103 @@ async def test_an_actor_that_restarts_too_often_is_stopped(backend: InMemoryPers
 
 
 async def test_restarts_out_of_the_window_do_not_count() -> None:
-    class Clock(SystemClock):
-        now = 0.0
-
-        def monotonic(self) -> float:
-            return self.now
-
-    clock = Clock()
+    clock = ManualClock()
     policy = OneForOne(max_restarts=1, within=10)
     async with ActorSystem(supervision=policy, clock=clock) as system:
         ref = system.spawn(Counter)
         for _ in range(5):
             await crash(ref)
-            clock.now += 10.1
+            await clock.advance(10.1)
         assert await ref.ask(None) == 1
         await crash(ref)
         await crash(ref)
         assert not ref.is_alive
+
+
+async def test_restarts_wait_longer_each_time(persistence: InMemoryPersistence) -> None:
+    clock = ManualClock()
+    policy = OneForOne(backoff=1, max_backoff=3, within=100)
+    async with ActorSystem(persistence=persistence, supervision=policy, clock=clock) as system:
+        ref = system.spawn(Counter)
+        probe = PersistenceProbe(system)
+        for delay in (1, 2, 3, 3):
+            await crash(ref)
+            await ref.tell(None)
+            await clock.advance(delay - 0.01)
+            await probe.expect_none(ActorRestarted)
+            await clock.advance(0.01)
+            await probe.expect_restart(ref)
+        await clock.advance(101)
+        await crash(ref)
+        await clock.advance(1)
+        await probe.expect_restart(ref)
+        assert system.audit().dead_letters == 0
+
+
+async def test_an_actor_that_fails_to_start_backs_off_too(
+    persistence: InMemoryPersistence,
+) -> None:
+    class Unlucky(Actor):
+        starts = 0
+
+        async def on_start(self) -> None:
+            Unlucky.starts += 1
+            raise ValueError("boom")
+
+        async def receive(self, message: Any) -> None: ...
+
+    clock = ManualClock()
+    policy = OneForOne(backoff=1, max_restarts=3)
+    async with ActorSystem(persistence=persistence, supervision=policy, clock=clock) as system:
+        ref = system.spawn(Unlucky)
+        for seconds, starts in ((0, 1), (1, 2), (2, 3), (3.9, 3), (0.1, 4)):
+            await clock.advance(seconds)
+            assert Unlucky.starts == starts
+        assert not ref.is_alive
+
+
+@pytest.mark.parametrize("how", ["stop", "leave"])
+async def test_nobody_has_to_wait_for_a_restart_to_stop_an_actor(
+    persistence: InMemoryPersistence, how: str
+) -> None:
+    policy = OneForOne(backoff=1000, max_backoff=1000)
+    async with ActorSystem(persistence=persistence, supervision=policy) as system:
+        ref = system.spawn(Counter)
+        await crash(ref)
+        await ref.tell(None)
+        if how == "stop":
+            await ref.stop()
+    assert story(persistence) == ["ActorStarted", "ActorCrashed", "ActorRestarted", "ActorStopped"]
+    assert persistence.dead_letters == ()
+
+
+async def test_siblings_back_off_together() -> None:
+    class Boss(Parent):
+        supervision = OneForAll(backoff=5)
+
+    clock, log = ManualClock(), list[Any]()
+    async with ActorSystem(clock=clock) as system:
+        boss = system.spawn(Boss)
+        first, second = [await spawn_child(boss, Log, log) for _ in range(2)]
+        await crash(first)
+        await second.tell("later")
+        await clock.advance(4.9)
+        assert log == ["start", "start", "stop", "stop"]
+        await clock.advance(0.1)
+        assert sorted(log[4:]) == ["later", "start", "start"]
+
+
+@pytest.mark.parametrize(
+    "limits", [{"backoff": -1}, {"backoff": float("nan")}, {"max_backoff": float("inf")}]
+)
+def test_a_backoff_that_makes_no_sense_is_an_error(limits: dict[str, Any]) -> None:
+    with pytest.raises(InvalidPolicy, match="backoff is seconds, 0 or more"):
+        OneForOne(**limits)
+
+
+def test_a_delay_never_overflows() -> None:
+    assert OneForOne(backoff=1, max_backoff=60).delay(10_000) == 60
+    assert OneForOne().delay(5) == 0
 
 
 async def test_an_actor_that_may_not_restart_at_all_is_stopped_at_once() -> None:
@@ -223,8 +305,8 @@ async def test_a_parent_that_raises_while_it_decides_loses_the_child_only() -> N
         assert parent.is_alive
 
 
-async def test_a_restart_stops_the_children_first(backend: InMemoryPersistence) -> None:
-    async with ActorSystem("shop", persistence=backend) as system:
+async def test_a_restart_stops_the_children_first(persistence: InMemoryPersistence) -> None:
+    async with ActorSystem("shop", persistence=persistence) as system:
         parent = system.spawn(Parent, name="parent")
         child = await spawn_child(parent, Echo, name="child")
         await crash(parent)
@@ -232,7 +314,7 @@ async def test_a_restart_stops_the_children_first(backend: InMemoryPersistence) 
         assert not child.is_alive
         again = await spawn_child(parent, Echo, name="child")
         assert again.address == child.address
-    assert [f"{e.actor_address} {e.event_type}" for e in backend.events][2:5] == [
+    assert [f"{e.actor_address} {e.event_type}" for e in persistence.events][2:5] == [
         "shop/parent ActorCrashed",
         "shop/parent/child ActorStopped",
         "shop/parent ActorRestarted",
@@ -267,8 +349,8 @@ async def test_on_stop_of_the_old_instance_finds_its_children_stopped() -> None:
     assert children == [0, 0]
 
 
-async def test_escalate_makes_it_the_parents_failure(backend: InMemoryPersistence) -> None:
-    async with ActorSystem("shop", persistence=backend) as system:
+async def test_escalate_makes_it_the_parents_failure(persistence: InMemoryPersistence) -> None:
+    async with ActorSystem("shop", persistence=persistence) as system:
         top = system.spawn(Parent, Decision.RESTART, name="top")
         middle = await spawn_child(top, Parent, Decision.ESCALATE, name="middle")
         child = await spawn_child(middle, Counter, name="child")
@@ -276,14 +358,14 @@ async def test_escalate_makes_it_the_parents_failure(backend: InMemoryPersistenc
         await middle.ask(("children",))
         assert not child.is_alive
         assert middle.is_alive
-    assert story(backend, "shop/top/middle") == [
+    assert story(persistence, "shop/top/middle") == [
         "ActorStarted",
         "ActorCrashed",
         "ActorRestarted",
         "ActorStopped",
     ]
-    assert story(backend, "shop/top/middle/child")[1:] == ["ActorCrashed", "ActorStopped"]
-    assert story(backend, "shop/top") == ["ActorStarted", "ActorStopped"]
+    assert story(persistence, "shop/top/middle/child")[1:] == ["ActorCrashed", "ActorStopped"]
+    assert story(persistence, "shop/top") == ["ActorStarted", "ActorStopped"]
 
 
 async def test_an_escalated_failure_that_is_resumed_resumes_the_child_too() -> None:
@@ -296,36 +378,36 @@ async def test_an_escalated_failure_that_is_resumed_resumes_the_child_too() -> N
 
 
 async def test_a_failure_escalated_past_the_top_ends_the_system(
-    backend: InMemoryPersistence,
+    persistence: InMemoryPersistence,
 ) -> None:
     policy = OneForOne(default=Decision.ESCALATE)
     with pytest.raises(EscalatedFailure, match="ValueError: boom") as caught:
-        async with ActorSystem(persistence=backend, supervision=policy) as system:
+        async with ActorSystem(persistence=persistence, supervision=policy) as system:
             other = system.spawn(Echo)
             await system.spawn(Echo).tell(ValueError("boom"))
             await anyio.sleep_forever()
     assert isinstance(caught.value.__cause__, ValueError)
     assert not other.is_alive
-    assert story(backend).count("ActorStopped") == 2
+    assert story(persistence).count("ActorStopped") == 2
 
 
-async def test_one_for_all_restarts_the_siblings_too(backend: InMemoryPersistence) -> None:
-    async with ActorSystem(persistence=backend, supervision=OneForAll()) as system:
+async def test_one_for_all_restarts_the_siblings_too(persistence: InMemoryPersistence) -> None:
+    async with ActorSystem(persistence=persistence, supervision=OneForAll()) as system:
         one, two = system.spawn(Counter), system.spawn(Counter)
         assert await two.ask(None) == 1
         await crash(one)
-        await wait_all_tasks_blocked()
+        await wait_until_idle()
         assert await one.ask(None) == 1
         assert await two.ask(None) == 1
-    assert story(backend).count("ActorRestarted") == 2
-    assert story(backend).count("ActorCrashed") == 1
+    assert story(persistence).count("ActorRestarted") == 2
+    assert story(persistence).count("ActorCrashed") == 1
 
 
 async def test_one_for_all_stops_the_siblings_too() -> None:
     async with ActorSystem(supervision=OneForAll(default=Decision.STOP)) as system:
         one, two = system.spawn(Counter), system.spawn(Counter)
         await crash(one)
-        await wait_all_tasks_blocked()
+        await wait_until_idle()
         assert not two.is_alive
 
 

@@ -6,10 +6,8 @@ from typing import Any
 
 import anyio
 import pytest
-from anyio import wait_all_tasks_blocked
 
 from papyra import Actor, ActorRef, ActorSystem
-from papyra.clock import SystemClock
 from papyra.exceptions import (
     ActorStopped,
     BackendInUse,
@@ -23,6 +21,7 @@ from papyra.exceptions import (
 )
 from papyra.persistence import Append, GetMetrics
 from papyra.persistence.backends.memory import InMemoryPersistence
+from papyra.testing import ManualClock, wait_until_idle
 from tests.actors import Echo, Gate, Log, Parent, event, letters, spawn_child, story
 
 
@@ -56,11 +55,13 @@ async def test_the_last_spawned_stops_first_so_that_what_it_sends_arrives() -> N
     assert log == ["start", *range(10), "last words", "stop"]
 
 
-async def test_an_exception_in_the_block_comes_out_as_it_is(backend: InMemoryPersistence) -> None:
+async def test_an_exception_in_the_block_comes_out_as_it_is(
+    persistence: InMemoryPersistence,
+) -> None:
     entered, release = anyio.Event(), anyio.Event()
     error = ValueError("mine")
     with pytest.raises(ValueError, match="mine") as caught:
-        async with ActorSystem(persistence=backend) as system:
+        async with ActorSystem(persistence=persistence) as system:
             ref = system.spawn(Gate)
             await ref.tell((entered, release))
             await entered.wait()
@@ -68,12 +69,12 @@ async def test_an_exception_in_the_block_comes_out_as_it_is(backend: InMemoryPer
             release.set()
             raise error
     assert caught.value is error
-    assert letters(backend) == ["not handled any more"]
-    assert story(backend) == ["ActorStarted", "ActorStopped"]
+    assert letters(persistence) == ["not handled any more"]
+    assert story(persistence) == ["ActorStarted", "ActorStopped"]
 
 
 async def test_shutdown_is_bounded_and_what_still_runs_is_cancelled(
-    backend: InMemoryPersistence,
+    persistence: InMemoryPersistence,
 ) -> None:
     cancelled: list[str] = []
 
@@ -99,7 +100,7 @@ async def test_shutdown_is_bounded_and_what_still_runs_is_cancelled(
 
     async with (
         anyio.create_task_group() as tasks,
-        ActorSystem("shop", persistence=backend, shutdown_timeout=0.01) as system,
+        ActorSystem("shop", persistence=persistence, shutdown_timeout=0.01) as system,
     ):
         parent = system.spawn(Parent, name="parent")
         ref = await spawn_child(parent, Stuck, name="stuck")
@@ -108,9 +109,9 @@ async def test_shutdown_is_bounded_and_what_still_runs_is_cancelled(
         await ref.tell("left over")
     assert cancelled == ["receive", "on_stop"]
     assert "was cancelled before it could reply" in str(errors[0])
-    assert letters(backend) == ["left over"]
+    assert letters(persistence) == ["left over"]
     assert [
-        (e.actor_address, e.payload) for e in backend.events if e.event_type == "ActorStopped"
+        (e.actor_address, e.payload) for e in persistence.events if e.event_type == "ActorStopped"
     ] == [
         ("shop/parent/stuck", {"reason": "cancelled", "unhandled": 1}),
         ("shop/parent", {"reason": "cancelled", "unhandled": 0}),
@@ -119,38 +120,40 @@ async def test_shutdown_is_bounded_and_what_still_runs_is_cancelled(
 
 @pytest.mark.parametrize("hook", ["on_start", "on_stop"])
 async def test_shutdown_does_not_wait_for_a_hook_that_never_ends(
-    backend: InMemoryPersistence, hook: str
+    persistence: InMemoryPersistence, hook: str
 ) -> None:
     async def forever(self: Any) -> None:
         await anyio.sleep_forever()
 
     stuck = type("Stuck", (Echo,), {hook: forever})
-    async with ActorSystem(persistence=backend, shutdown_timeout=0.01) as system:
+    async with ActorSystem(persistence=persistence, shutdown_timeout=0.01) as system:
         ref = system.spawn(stuck)
         if hook == "on_stop":
             assert await ref.ask("started") == "started"
-    assert backend.events[-1].event_type == "ActorStopped"
+    assert persistence.events[-1].event_type == "ActorStopped"
 
 
-async def test_a_cancelled_caller_stops_the_system_in_order(backend: InMemoryPersistence) -> None:
+async def test_a_cancelled_caller_stops_the_system_in_order(
+    persistence: InMemoryPersistence,
+) -> None:
     with anyio.CancelScope() as scope:
-        async with ActorSystem("shop", persistence=backend) as system:
+        async with ActorSystem("shop", persistence=persistence) as system:
             parent = system.spawn(Parent, name="parent")
             await spawn_child(parent, Echo, name="child")
             scope.cancel()
             await anyio.sleep_forever()
     assert scope.cancelled_caught
-    assert [e.actor_address for e in backend.events if e.event_type == "ActorStopped"] == [
+    assert [e.actor_address for e in persistence.events if e.event_type == "ActorStopped"] == [
         "shop/parent/child",
         "shop/parent",
     ]
 
 
-async def test_a_task_group_around_a_system_may_cancel_it(backend: InMemoryPersistence) -> None:
+async def test_a_task_group_around_a_system_may_cancel_it(persistence: InMemoryPersistence) -> None:
     running = anyio.Event()
 
     async def run() -> None:
-        async with ActorSystem(persistence=backend) as system:
+        async with ActorSystem(persistence=persistence) as system:
             system.spawn(Echo)
             running.set()
             await anyio.sleep_forever()
@@ -159,7 +162,7 @@ async def test_a_task_group_around_a_system_may_cancel_it(backend: InMemoryPersi
         tasks.start_soon(run)
         await running.wait()
         tasks.cancel_scope.cancel()
-    assert story(backend) == ["ActorStarted", "ActorStopped"]
+    assert story(persistence) == ["ActorStarted", "ActorStopped"]
 
 
 async def test_nothing_can_be_spawned_before_the_start_or_after_the_end() -> None:
@@ -194,8 +197,8 @@ async def test_nothing_can_be_spawned_while_it_stops() -> None:
     assert len(errors) == 1
 
 
-async def test_start_and_stop_can_be_called_by_hand(backend: InMemoryPersistence) -> None:
-    system = ActorSystem(persistence=backend)
+async def test_start_and_stop_can_be_called_by_hand(persistence: InMemoryPersistence) -> None:
+    system = ActorSystem(persistence=persistence)
     running = []
     await system.stop()
     await system.start()
@@ -205,7 +208,7 @@ async def test_start_and_stop_can_be_called_by_hand(backend: InMemoryPersistence
     await system.stop()
     running.append(system.is_running)
     assert running == [True, False]
-    assert story(backend) == ["ActorStarted", "ActorStopped"]
+    assert story(persistence) == ["ActorStarted", "ActorStopped"]
 
 
 async def test_a_system_lives_once() -> None:
@@ -259,18 +262,18 @@ async def test_a_backend_that_can_not_be_opened_is_an_error_at_the_start() -> No
             pytest.fail("it started")
 
 
-async def test_two_systems_can_not_share_a_backend(backend: InMemoryPersistence) -> None:
-    async with ActorSystem("one", persistence=backend):
+async def test_two_systems_can_not_share_a_backend(persistence: InMemoryPersistence) -> None:
+    async with ActorSystem("one", persistence=persistence):
         with pytest.raises(BackendInUse, match=r"hosted by one/\$persistence already") as caught:
-            async with ActorSystem("two", persistence=backend):
+            async with ActorSystem("two", persistence=persistence):
                 pytest.fail("it started")
         assert caught.value.owner == "one/$persistence"
-    async with ActorSystem("two", persistence=backend) as system:
+    async with ActorSystem("two", persistence=persistence) as system:
         assert await system.spawn(Echo).ask(1) == 1
 
 
 async def test_the_store_is_there_before_the_first_actor_and_after_the_last(
-    backend: InMemoryPersistence,
+    persistence: InMemoryPersistence,
 ) -> None:
     class Chatty(Echo):
         async def on_start(self) -> None:
@@ -279,24 +282,24 @@ async def test_the_store_is_there_before_the_first_actor_and_after_the_last(
         async def on_stop(self) -> None:
             await self.context.persist(("Goodbye", {}))
 
-    async with ActorSystem(persistence=backend) as system:
+    async with ActorSystem(persistence=persistence) as system:
         system.spawn(Chatty)
-    assert story(backend) == ["Hello", "ActorStarted", "Goodbye", "ActorStopped"]
+    assert story(persistence) == ["Hello", "ActorStarted", "Goodbye", "ActorStopped"]
 
 
 async def test_the_persistence_actor_records_no_facts_about_itself(
-    backend: InMemoryPersistence,
+    persistence: InMemoryPersistence,
 ) -> None:
-    async with ActorSystem(persistence=backend) as system:
+    async with ActorSystem(persistence=persistence) as system:
         await system.persistence.ask(GetMetrics())
         await system.persistence.stop()
         await system.persistence.tell(Append(event()))
-    assert backend.events == ()
-    assert backend.dead_letters == ()
+    assert persistence.events == ()
+    assert persistence.dead_letters == ()
 
 
 async def test_a_message_that_can_not_be_stored_is_a_dead_letter_by_its_repr(
-    backend: InMemoryPersistence,
+    persistence: InMemoryPersistence,
 ) -> None:
     class Odd:
         def __repr__(self) -> str:
@@ -306,12 +309,12 @@ async def test_a_message_that_can_not_be_stored_is_a_dead_letter_by_its_repr(
         def __repr__(self) -> str:
             raise RuntimeError("no words")
 
-    async with ActorSystem(persistence=backend) as system:
+    async with ActorSystem(persistence=persistence) as system:
         ref = system.spawn(Echo)
         await ref.stop()
         for message in (Odd(), Worse(), {"nan": float("nan")}):
             await ref.tell(message)
-    odd, worse, nan = letters(backend)
+    odd, worse, nan = letters(persistence)
     assert odd == {"repr": "<odd \\udcff>"}
     assert worse["repr"].startswith("<Worse instance at ")
     assert nan == {"repr": "{'nan': nan}"}
@@ -332,21 +335,21 @@ async def test_dead_letters_wait_when_the_store_is_behind() -> None:
             await ref.tell(number)
             sent.append(number)
 
-    backend = Slow()
-    async with ActorSystem(persistence=backend) as system:
+    persistence = Slow()
+    async with ActorSystem(persistence=persistence) as system:
         ref = system.spawn(Echo)
         await ref.stop()
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(tell, ref)
-            await wait_all_tasks_blocked()
+            await wait_until_idle()
             assert len(sent) < 20_000
             release.set()
-    assert letters(backend) == list(range(20_000))
+    assert letters(persistence) == list(range(20_000))
 
 
-async def test_an_audit_says_how_the_system_is(backend: InMemoryPersistence) -> None:
+async def test_an_audit_says_how_the_system_is(persistence: InMemoryPersistence) -> None:
     entered, release = anyio.Event(), anyio.Event()
-    async with ActorSystem("shop", persistence=backend) as system:
+    async with ActorSystem("shop", persistence=persistence) as system:
         gate = system.spawn(Gate, name="gate")
         parent = system.spawn(Parent)
         await spawn_child(parent, Echo)
@@ -358,40 +361,34 @@ async def test_an_audit_says_how_the_system_is(backend: InMemoryPersistence) -> 
         assert (report.actors, report.messages_waiting, report.started) == (3, 3, 3)
         assert (report.deepest_mailbox, report.deepest_actor) == (3, "shop/gate")
         release.set()
-    (audit,) = backend.audits
+    (audit,) = persistence.audits
     assert audit.system_id == "shop"
     assert (audit.payload["actors"], audit.payload["stopped"]) == (0, 3)
 
 
-async def test_audits_are_taken_at_intervals(backend: InMemoryPersistence) -> None:
-    taken = anyio.Event()
-
-    class Clock(SystemClock):
-        def move_on_after(self, seconds: float) -> Any:
-            assert seconds == 3600
-            if len(backend.audits) >= 3:
-                taken.set()
-            return anyio.move_on_after(0 if not taken.is_set() else float("inf"))
-
-    async with ActorSystem(persistence=backend, audit_interval=3600, clock=Clock()):
-        await taken.wait()
-    assert len(backend.audits) >= 4
+async def test_audits_are_taken_at_intervals(persistence: InMemoryPersistence) -> None:
+    clock = ManualClock()
+    async with ActorSystem(persistence=persistence, audit_interval=3600, clock=clock):
+        await clock.advance(3599)
+        assert len(persistence.audits) == 0
+        await clock.advance(2 * 3600)
+        assert len(persistence.audits) == 2
+    assert len(persistence.audits) == 3
 
 
-async def test_records_carry_the_time_of_the_systems_clock(backend: InMemoryPersistence) -> None:
-    class Clock(SystemClock):
-        def time(self) -> float:
-            return 42.5
-
-    async with ActorSystem(persistence=backend, clock=Clock()) as system:
+async def test_records_carry_the_time_of_the_systems_clock(
+    persistence: InMemoryPersistence,
+) -> None:
+    clock = ManualClock(time=42.5)
+    async with ActorSystem(persistence=persistence, clock=clock) as system:
         await system.spawn(Echo).stop()
         await system.spawn(Echo).tell("x")
-    assert {event.timestamp for event in backend.events} == {42.5}
-    assert {audit.timestamp for audit in backend.audits} == {42.5}
+    assert {event.timestamp for event in persistence.events} == {42.5}
+    assert {audit.timestamp for audit in persistence.audits} == {42.5}
 
 
-async def test_thousands_of_actors_come_and_go(backend: InMemoryPersistence) -> None:
-    async with ActorSystem(persistence=backend) as system:
+async def test_thousands_of_actors_come_and_go(persistence: InMemoryPersistence) -> None:
+    async with ActorSystem(persistence=persistence) as system:
         parent = system.spawn(Parent)
         for _ in range(20):
             refs = [await spawn_child(parent, Echo) for _ in range(50)]
@@ -400,4 +397,6 @@ async def test_thousands_of_actors_come_and_go(backend: InMemoryPersistence) -> 
             for ref in refs:
                 await ref.stop()
         assert system.audit().actors == 1
-    assert story(backend).count("ActorStarted") == story(backend).count("ActorStopped") == 1001
+    assert (
+        story(persistence).count("ActorStarted") == story(persistence).count("ActorStopped") == 1001
+    )

@@ -7,7 +7,6 @@ from typing import Any
 
 import anyio
 import pytest
-from anyio import wait_all_tasks_blocked
 
 from papyra import ActorRef, ActorSystem
 from papyra.exceptions import (
@@ -35,37 +34,37 @@ from papyra.persistence import (
 )
 from papyra.persistence.backends import commit
 from papyra.persistence.backends.memory import InMemoryPersistence
+from papyra.testing import FaultyPersistence, wait_until_idle
 from tests.actors import event
-from tests.persistence.test_base import Slow
 
 
-class Recorded(InMemoryPersistence):
-    """Notes how many records each commit had, and fails when told to."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.commits: list[int] = []
-        self.failing = False
-
-    async def _append(self, batch: Any) -> None:
-        self.commits.append(len(batch.records))
-        if self.failing:
-            raise OSError("disk on fire")
-        await super()._append(batch)
-
-
-async def held(system: ActorSystem, backend: Slow | None = None) -> tuple[ActorRef, Slow]:
-    """Return a persistence actor that is busy with its first append until it is let go."""
-    backend = backend or Slow()
-    ref = system.spawn(PersistenceActor, backend)
+async def busy(system: ActorSystem) -> tuple[ActorRef, FaultyPersistence]:
+    """Return a persistence actor that hangs in its first append until it is released."""
+    persistence = FaultyPersistence(InMemoryPersistence())
+    persistence.hang()
+    ref = system.spawn(PersistenceActor, persistence)
     await ref.tell(Append(event(0)))
-    await wait_all_tasks_blocked()
-    return ref, backend
+    await wait_until_idle()
+    return ref, persistence
 
 
-async def test_every_request_has_its_reply(backend: InMemoryPersistence) -> None:
+def commits_of(persistence: InMemoryPersistence) -> list[int]:
+    """Return a list to which the number of records of each commit is added."""
+    commits: list[int] = []
+    persistence.subscribe(lambda batch: commits.append(len(batch.records)))
+    return commits
+
+
+def numbers(persistence: FaultyPersistence) -> list[int]:
+    """Return the numbers of the stored events, in order."""
+    store = persistence.wrapped
+    assert isinstance(store, InMemoryPersistence)
+    return [stored.payload["order_id"] for stored in store.events]
+
+
+async def test_every_request_has_its_reply(persistence: InMemoryPersistence) -> None:
     async with ActorSystem() as system:
-        ref = system.spawn(PersistenceActor, backend)
+        ref = system.spawn(PersistenceActor, persistence)
         assert await ref.ask(Append(event(1))) == Appended(1, 1)
         assert await ref.ask(AppendMany((event(2), event(3)))) == Appended(2, 3)
         assert await ref.ask(AppendMany(())) == Appended(4, 3)
@@ -82,47 +81,50 @@ async def test_every_request_has_its_reply(backend: InMemoryPersistence) -> None
         assert await ref.ask(Flush()) == Flushed(3)
 
 
-async def test_what_was_told_before_is_there_when_it_is_read(backend: InMemoryPersistence) -> None:
+async def test_what_was_told_before_is_there_when_it_is_read(
+    persistence: InMemoryPersistence,
+) -> None:
     async with ActorSystem() as system:
-        ref = system.spawn(PersistenceActor, backend)
+        ref = system.spawn(PersistenceActor, persistence)
         for number in range(100):
             await ref.tell(Append(event(number)))
             page = await ref.ask(Read("event", newest=True, limit=1))
             assert page.records[0].payload == {"order_id": number}
 
 
-async def test_a_run_of_appends_is_one_commit() -> None:
-    backend = Recorded()
+async def test_a_run_of_appends_is_one_commit(persistence: InMemoryPersistence) -> None:
+    commits = commits_of(persistence)
     async with ActorSystem() as system:
-        ref = system.spawn(PersistenceActor, backend)
+        ref = system.spawn(PersistenceActor, persistence)
         for number in range(500):
             await ref.tell(Append(event(number)))
         await ref.tell(AppendMany((event(500), event(501))))
         await ref.tell(Scan())
         await ref.tell(Append(event(502)))
         await ref.ask(Flush())
-    assert backend.commits == [502, 1]
-    assert [e.payload["order_id"] for e in backend.events] == list(range(503))
+    assert commits == [502, 1]
+    assert [e.payload["order_id"] for e in persistence.events] == list(range(503))
 
 
 async def test_a_commit_is_bounded_by_records_and_by_bytes(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     for limit, value in (("MAX_COMMIT_RECORDS", 10), ("MAX_COMMIT_BYTES", 1200)):
-        backend = Recorded()
+        persistence = InMemoryPersistence()
+        commits = commits_of(persistence)
         with monkeypatch.context() as patch:
             patch.setattr(commit, limit, value)
             async with ActorSystem() as system:
-                ref = system.spawn(PersistenceActor, backend)
+                ref = system.spawn(PersistenceActor, persistence)
                 for number in range(100):
                     await ref.tell(Append(event(number)))
                 big = AppendMany(tuple(event(number) for number in range(100, 130)))
                 assert await ref.ask(big) == Appended(101, 130)
-        assert sum(backend.commits) == 130
-        assert len(backend.commits) > 10
-        assert max(backend.commits[:-1]) <= 10
-        assert backend.commits[-1] >= 30  # a request is never cut in two
-        assert [e.payload["order_id"] for e in backend.events] == list(range(130))
+        assert sum(commits) == 130
+        assert len(commits) > 10
+        assert max(commits[:-1]) <= 10
+        assert commits[-1] >= 30  # a request is never cut in two
+        assert [e.payload["order_id"] for e in persistence.events] == list(range(130))
 
 
 async def test_every_caller_of_a_run_gets_its_own_reply() -> None:
@@ -132,12 +134,12 @@ async def test_every_caller_of_a_run_gets_its_own_reply() -> None:
         replies[number] = await ref.ask(Append(event(number)))
 
     async with ActorSystem() as system:
-        ref, backend = await held(system)
+        ref, persistence = await busy(system)
         async with anyio.create_task_group() as tasks:
             for number in range(1, 6):
                 tasks.start_soon(ask, ref, number)
-                await wait_all_tasks_blocked()
-            backend.release.set()
+                await wait_until_idle()
+            persistence.release()
     assert replies == {number: Appended(number + 1, number + 1) for number in range(1, 6)}
 
 
@@ -160,26 +162,26 @@ async def test_a_bad_record_in_a_run_fails_its_own_caller_only() -> None:
         Append(event(8)),
     ]
     async with ActorSystem() as system:
-        ref, backend = await held(system)
+        ref, persistence = await busy(system)
         async with anyio.create_task_group() as tasks:
             for number, request in enumerate(requests):
                 tasks.start_soon(ask, ref, number, request)
-                await wait_all_tasks_blocked()
-            backend.release.set()
+                await wait_until_idle()
+            persistence.release()
     assert [replies[0], replies[2], replies[6]] == [Appended(2, 2), Appended(3, 4), Appended(5, 5)]
     assert isinstance(replies[1], UnencodablePayload)
     assert replies[1].path == "payload['x']"
     assert isinstance(replies[3], UnencodablePayload)
     assert isinstance(replies[4], InvalidRecord)
     assert isinstance(replies[5], InvalidRecord)
-    assert [e.payload["order_id"] for e in backend.events] == [0, 1, 3, 4, 8]
-    assert backend.metrics.snapshot().write_errors == 4
+    assert numbers(persistence) == [0, 1, 3, 4, 8]
+    assert persistence.metrics.snapshot().write_errors == 4
 
 
 async def test_a_failing_store_fails_its_callers_and_nothing_else(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    backend = Recorded()
+    persistence = FaultyPersistence(InMemoryPersistence())
     errors: list[StoreError] = []
 
     async def ask(ref: ActorRef) -> None:
@@ -188,19 +190,19 @@ async def test_a_failing_store_fails_its_callers_and_nothing_else(
         except StoreError as error:
             errors.append(error)
 
-    async with ActorSystem(persistence=backend) as system:
+    async with ActorSystem(persistence=persistence) as system:
         ref = system.persistence
-        backend.failing = True
+        persistence.fail_every(1, "append", OSError("disk on fire"))
         with caplog.at_level(logging.ERROR, "papyra"):
             async with anyio.create_task_group() as tasks:
                 for _ in range(10):
                     tasks.start_soon(ask, ref)
             for _ in range(10):
                 await ref.tell(Append(event()))
-                await wait_all_tasks_blocked()
-        backend.failing = False
+                await wait_until_idle()
+        persistence.clear()
         assert (await ref.ask(Append(event()))).first_seq == 1
-        assert backend.metrics.snapshot().write_errors == 20
+        assert persistence.metrics.snapshot().write_errors == 20
     assert len(errors) == 10
     assert len({id(error) for error in errors}) == 10
     assert all(isinstance(error.__cause__, OSError) for error in errors)
@@ -210,10 +212,10 @@ async def test_a_failing_store_fails_its_callers_and_nothing_else(
 
 
 async def test_an_unknown_message_is_an_error_and_the_actor_goes_on(
-    backend: InMemoryPersistence,
+    persistence: InMemoryPersistence,
 ) -> None:
     async with ActorSystem() as system:
-        ref = system.spawn(PersistenceActor, backend)
+        ref = system.spawn(PersistenceActor, persistence)
         for message in ("append this", 7, None, event()):
             with pytest.raises(InvalidRequest, match="is no request to a persistence backend"):
                 await ref.ask(message)
@@ -230,15 +232,15 @@ async def test_a_full_mailbox_makes_tell_wait() -> None:
             told.append(number)
 
     async with ActorSystem() as system:
-        ref, backend = await held(system)
+        ref, persistence = await busy(system)
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(tell, ref)
-            await wait_all_tasks_blocked()
+            await wait_until_idle()
             assert len(told) == PersistenceActor.mailbox_capacity
             with pytest.raises(MailboxFull):
                 ref.tell_nowait(Append(event()))
-            backend.release.set()
-    assert len(backend.events) == 20_001
+            persistence.release()
+    assert len(numbers(persistence)) == 20_001
 
 
 async def test_a_store_that_hangs_does_not_keep_the_system_from_stopping() -> None:
@@ -250,41 +252,42 @@ async def test_a_store_that_hangs_does_not_keep_the_system_from_stopping() -> No
         except ActorStopped as error:
             errors.append(error)
 
-    backend = Slow()
+    persistence = FaultyPersistence(InMemoryPersistence())
+    persistence.hang()
     async with (
         anyio.create_task_group() as tasks,
-        ActorSystem(persistence=backend, shutdown_timeout=0.01) as system,
+        ActorSystem(persistence=persistence, shutdown_timeout=0.01) as system,
     ):
         for _ in range(3):
             tasks.start_soon(ask, system.persistence)
-        await wait_all_tasks_blocked()
+        await wait_until_idle()
     assert len(errors) == 3
 
 
 async def test_a_caller_that_is_cancelled_has_its_record_stored_all_the_same() -> None:
     async with ActorSystem() as system:
-        ref, backend = await held(system)
+        ref, persistence = await busy(system)
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(ref.ask, Append(event(1)))
-            await wait_all_tasks_blocked()
+            await wait_until_idle()
             tasks.cancel_scope.cancel()
-        backend.release.set()
+        persistence.release()
         assert (await ref.ask(Flush())).last_seq == 2
 
 
 async def test_any_number_of_persistence_actors_work_side_by_side() -> None:
     backends = [InMemoryPersistence() for _ in range(5)]
     async with ActorSystem() as system:
-        for number, backend in enumerate(backends):
-            ref = system.spawn(PersistenceActor, backend)
+        for number, persistence in enumerate(backends):
+            ref = system.spawn(PersistenceActor, persistence)
             await ref.ask(AppendMany((event(),) * number))
-    assert [len(backend.events) for backend in backends] == [0, 1, 2, 3, 4]
+    assert [len(persistence.events) for persistence in backends] == [0, 1, 2, 3, 4]
 
 
 async def test_one_that_is_stopped_before_it_ran_lets_its_backend_go(
-    backend: InMemoryPersistence,
+    persistence: InMemoryPersistence,
 ) -> None:
     async with ActorSystem() as system:
-        await system.spawn(PersistenceActor, backend).stop()
-        await system.spawn(PersistenceActor, backend).ask(Append(event()))
-    assert len(backend.events) == 1
+        await system.spawn(PersistenceActor, persistence).stop()
+        await system.spawn(PersistenceActor, persistence).ask(Append(event()))
+    assert len(persistence.events) == 1

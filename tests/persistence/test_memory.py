@@ -26,49 +26,55 @@ LETTER = PersistedDeadLetter("shop", "shop/a", "str", "hello", False, 6.0)
 
 
 async def test_events_audits_and_dead_letters_are_three_collections(
-    backend: InMemoryPersistence,
+    persistence: InMemoryPersistence,
 ) -> None:
-    await backend.record_event(event())
-    await backend.record_audit(AUDIT)
-    await backend.record_dead_letter(LETTER)
-    assert [type(record).__name__ for record in await backend.list_events()] == ["PersistedEvent"]
-    assert [record.payload for record in await backend.list_audits()] == [{"actors": 1}]
-    assert [record.payload for record in await backend.list_dead_letters()] == ["hello"]
-    assert (backend.events[0].seq, backend.audits[0].seq, backend.dead_letters[0].seq) == (1, 2, 3)
+    await persistence.record_event(event())
+    await persistence.record_audit(AUDIT)
+    await persistence.record_dead_letter(LETTER)
+    assert [type(record).__name__ for record in await persistence.list_events()] == [
+        "PersistedEvent"
+    ]
+    assert [record.payload for record in await persistence.list_audits()] == [{"actors": 1}]
+    assert [record.payload for record in await persistence.list_dead_letters()] == ["hello"]
+    assert (
+        persistence.events[0].seq,
+        persistence.audits[0].seq,
+        persistence.dead_letters[0].seq,
+    ) == (1, 2, 3)
 
 
-async def test_record_verbs_take_their_own_kind_only(backend: InMemoryPersistence) -> None:
+async def test_record_verbs_take_their_own_kind_only(persistence: InMemoryPersistence) -> None:
     wrong: list[tuple[Any, Any]] = [
-        (backend.record_event, AUDIT),
-        (backend.record_audit, LETTER),
-        (backend.record_dead_letter, event()),
-        (backend.record_event, "a string"),
+        (persistence.record_event, AUDIT),
+        (persistence.record_audit, LETTER),
+        (persistence.record_dead_letter, event()),
+        (persistence.record_event, "a string"),
     ]
     for verb, record in wrong:
         with pytest.raises(InvalidRecord, match="the record must be a Persisted"):
             await verb(record)
-    assert backend.metrics.snapshot().records_written == 0
+    assert persistence.metrics.snapshot().records_written == 0
 
 
-async def test_seq_counts_across_kinds_and_batches(backend: InMemoryPersistence) -> None:
-    assert (await backend.append(event())).last_seq == 1
-    appended = await backend.append(AUDIT, event(), LETTER)
+async def test_seq_counts_across_kinds_and_batches(persistence: InMemoryPersistence) -> None:
+    assert (await persistence.append(event())).last_seq == 1
+    appended = await persistence.append(AUDIT, event(), LETTER)
     assert (appended.first_seq, appended.last_seq) == (2, 4)
-    assert (await backend.append()).last_seq == 4
-    assert [e.seq for e in await backend.list_events()] == [1, 3]
+    assert (await persistence.append()).last_seq == 4
+    assert [e.seq for e in await persistence.list_events()] == [1, 3]
 
 
-async def test_a_batch_is_stored_whole_or_not_at_all(backend: InMemoryPersistence) -> None:
+async def test_a_batch_is_stored_whole_or_not_at_all(persistence: InMemoryPersistence) -> None:
     with pytest.raises(InvalidRecord):
-        await backend.append(event(1), event(2, payload=object()), event(3))
-    assert backend.events == ()
-    assert (await backend.append(event())).first_seq == 1
+        await persistence.append(event(1), event(2, payload=object()), event(3))
+    assert persistence.events == ()
+    assert (await persistence.append(event())).first_seq == 1
 
 
 async def test_a_batch_that_memory_has_no_room_for_leaves_nothing_behind(
-    backend: InMemoryPersistence, monkeypatch: pytest.MonkeyPatch
+    persistence: InMemoryPersistence, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    await backend.append(event(1), AUDIT)
+    await persistence.append(event(1), AUDIT)
     add = memory._Collection.add
 
     def fail_at_four(self: Any, seq: int, time: float, encoded: bytes) -> None:
@@ -78,31 +84,31 @@ async def test_a_batch_that_memory_has_no_room_for_leaves_nothing_behind(
 
     monkeypatch.setattr(memory._Collection, "add", fail_at_four)
     with pytest.raises(Exception, match="write failed: MemoryError"):
-        await backend.append(event(2), AUDIT, event(3))
+        await persistence.append(event(2), AUDIT, event(3))
     monkeypatch.undo()
-    assert (await backend.append(event(4))).first_seq == 3
-    assert [e.payload["order_id"] for e in await backend.list_events()] == [1, 4]
-    assert len(backend.audits) == 1
+    assert (await persistence.append(event(4))).first_seq == 3
+    assert [e.payload["order_id"] for e in await persistence.list_events()] == [1, 4]
+    assert len(persistence.audits) == 1
 
 
 async def test_a_stored_record_does_not_change_with_what_it_was_made_of(
-    backend: InMemoryPersistence,
+    persistence: InMemoryPersistence,
 ) -> None:
     payload = {"items": ["tea"]}
-    await backend.append(event(payload=payload))
+    await persistence.append(event(payload=payload))
     payload["items"].append("cups")
-    (stored,) = await backend.list_events()
+    (stored,) = await persistence.list_events()
     assert stored.payload == {"items": ["tea"]}
     stored.payload["items"].append("kettle")
-    assert (await backend.list_events())[0].payload == {"items": ["tea"]}
+    assert (await persistence.list_events())[0].payload == {"items": ["tea"]}
 
 
-async def test_limit_keeps_the_newest_and_since_the_young(backend: InMemoryPersistence) -> None:
+async def test_limit_keeps_the_newest_and_since_the_young(persistence: InMemoryPersistence) -> None:
     for number in range(10):
-        await backend.append(event(number, timestamp=float(number)))
+        await persistence.append(event(number, timestamp=float(number)))
 
     async def listed(**arguments: Any) -> list[int]:
-        return [e.payload["order_id"] for e in await backend.list_events(**arguments)]
+        return [e.payload["order_id"] for e in await persistence.list_events(**arguments)]
 
     assert await listed() == list(range(10))
     assert await listed(limit=3) == [7, 8, 9]
@@ -113,87 +119,87 @@ async def test_limit_keeps_the_newest_and_since_the_young(backend: InMemoryPersi
 
 
 async def test_reads_are_right_when_timestamps_are_out_of_order(
-    backend: InMemoryPersistence, monkeypatch: pytest.MonkeyPatch
+    persistence: InMemoryPersistence, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(memory, "_BLOCK", 16)
     times = [float(number) for number in range(200)]
     random.Random(1).shuffle(times)
     for time in times:
-        await backend.append(event(int(time), timestamp=time))
+        await persistence.append(event(int(time), timestamp=time))
     for since in (0, 50.5, 150, 199, 200):
         expected = [time for time in times if time >= since]
-        assert [e.timestamp for e in await backend.list_events(since=since)] == expected
+        assert [e.timestamp for e in await persistence.list_events(since=since)] == expected
         newest = expected[max(0, len(expected) - 7) :]
-        assert [e.timestamp for e in await backend.list_events(since=since, limit=7)] == newest
-    await backend.append(event(0, timestamp=1e12))
-    assert [e.timestamp for e in await backend.list_events(since=200)] == [1e12]
+        assert [e.timestamp for e in await persistence.list_events(since=since, limit=7)] == newest
+    await persistence.append(event(0, timestamp=1e12))
+    assert [e.timestamp for e in await persistence.list_events(since=200)] == [1e12]
 
 
 async def test_a_page_is_bounded_and_says_where_to_go_on(
-    backend: InMemoryPersistence, monkeypatch: pytest.MonkeyPatch
+    persistence: InMemoryPersistence, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(memory, "MAX_PAGE_RECORDS", 4)
-    await backend.append(*(event(number) for number in range(10)))
-    page = await backend.read("event", limit=100)
+    await persistence.append(*(event(number) for number in range(10)))
+    page = await persistence.read("event", limit=100)
     assert ([r.seq for r in page.records], page.next_after, page.more) == ([1, 2, 3, 4], 4, True)
-    page = await backend.read("event", after=8)
+    page = await persistence.read("event", after=8)
     assert ([r.seq for r in page.records], page.next_after, page.more) == ([9, 10], 10, False)
-    page = await backend.read("event", newest=True)
+    page = await persistence.read("event", newest=True)
     assert ([r.seq for r in page.records], page.next_before, page.more) == ([7, 8, 9, 10], 7, True)
-    page = await backend.read("event", newest=True, before=3)
+    page = await persistence.read("event", newest=True, before=3)
     assert ([r.seq for r in page.records], page.next_before, page.more) == ([1, 2], 1, False)
-    assert len(await backend.list_events()) == 10
-    assert [r.seq async for r in backend.stream("event", after=3)] == [4, 5, 6, 7, 8, 9, 10]
+    assert len(await persistence.list_events()) == 10
+    assert [r.seq async for r in persistence.stream("event", after=3)] == [4, 5, 6, 7, 8, 9, 10]
 
 
 async def test_a_page_is_bounded_in_bytes(
-    backend: InMemoryPersistence, monkeypatch: pytest.MonkeyPatch
+    persistence: InMemoryPersistence, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(memory, "MAX_PAGE_BYTES", 250)
-    await backend.append(*(event(number) for number in range(10)))
-    page = await backend.read("event")
+    await persistence.append(*(event(number) for number in range(10)))
+    page = await persistence.read("event")
     assert 1 < len(page.records) < 10
     assert page.more
-    assert len(await backend.list_events()) == 10
+    assert len(await persistence.list_events()) == 10
 
 
-async def test_filters_select_by_type_and_actor(backend: InMemoryPersistence) -> None:
-    await backend.append(
+async def test_filters_select_by_type_and_actor(persistence: InMemoryPersistence) -> None:
+    await persistence.append(
         event(1, event_type="A", actor_address="s/x"),
         event(2, event_type="B", actor_address="s/x"),
         event(3, event_type="A", actor_address="s/y"),
         LETTER,
     )
-    by_type = (await backend.read("event", event_type="A")).records
-    by_actor = (await backend.read("event", actor="s/x", newest=True, limit=1)).records
-    by_both = [r async for r in backend.stream("event", event_type="A", actor="s/y")]
+    by_type = (await persistence.read("event", event_type="A")).records
+    by_actor = (await persistence.read("event", actor="s/x", newest=True, limit=1)).records
+    by_both = [r async for r in persistence.stream("event", event_type="A", actor="s/y")]
     assert [[r.seq for r in found] for found in (by_type, by_actor, by_both)] == [[1, 3], [2], [3]]
-    assert len((await backend.read("dead_letter", actor="shop/a")).records) == 1
-    assert (await backend.read("dead_letter", actor="shop/b")).records == ()
+    assert len((await persistence.read("dead_letter", actor="shop/a")).records) == 1
+    assert (await persistence.read("dead_letter", actor="shop/b")).records == ()
 
 
 async def test_a_filtered_page_may_be_empty_and_not_the_last(
-    backend: InMemoryPersistence, monkeypatch: pytest.MonkeyPatch
+    persistence: InMemoryPersistence, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(memory, "MAX_PAGE_RECORDS", 4)
-    await backend.append(*(event(n, event_type="AB"[n == 9]) for n in range(10)))
-    page = await backend.read("event", event_type="B")
+    await persistence.append(*(event(n, event_type="AB"[n == 9]) for n in range(10)))
+    page = await persistence.read("event", event_type="B")
     assert (page.records, page.next_after, page.more) == ((), 4, True)
-    assert [r.seq async for r in backend.stream("event", event_type="B")] == [10]
+    assert [r.seq async for r in persistence.stream("event", event_type="B")] == [10]
 
 
-async def test_metrics_count_what_was_done(backend: InMemoryPersistence) -> None:
-    assert isinstance(backend, PersistenceMetricsMixin)
-    await backend.append(event(1), event(2))
-    await backend.append(event(3))
+async def test_metrics_count_what_was_done(persistence: InMemoryPersistence) -> None:
+    assert isinstance(persistence, PersistenceMetricsMixin)
+    await persistence.append(event(1), event(2))
+    await persistence.append(event(3))
     with pytest.raises(InvalidRecord):
-        await backend.append("no record")  # type: ignore[arg-type]
-    await backend.list_events()
-    await backend.scan()
-    await backend.recover()
-    await backend.compact()
-    size = (await backend.scan()).bytes_scanned
-    snapshot = backend.metrics.snapshot()
+        await persistence.append("no record")  # type: ignore[arg-type]
+    await persistence.list_events()
+    await persistence.scan()
+    await persistence.recover()
+    await persistence.compact()
+    size = (await persistence.scan()).bytes_scanned
+    snapshot = persistence.metrics.snapshot()
     assert dict(snapshot) == {
         "records_written": 3,
         "bytes_written": size,
@@ -209,19 +215,19 @@ async def test_metrics_count_what_was_done(backend: InMemoryPersistence) -> None
         "recovery_errors": 0,
         "compaction_errors": 0,
     }
-    backend.metrics.reset()
-    assert set(backend.metrics.snapshot().values()) == {0}
+    persistence.metrics.reset()
+    assert set(persistence.metrics.snapshot().values()) == {0}
     assert snapshot.records_written == 3
 
 
-async def test_bytes_written_are_encoded_bytes(backend: InMemoryPersistence) -> None:
-    await backend.append(event())
-    assert backend.metrics.snapshot().bytes_written == len(msgspec.json.encode(event()))
+async def test_bytes_written_are_encoded_bytes(persistence: InMemoryPersistence) -> None:
+    await persistence.append(event())
+    assert persistence.metrics.snapshot().bytes_written == len(msgspec.json.encode(event()))
 
 
-async def test_a_scan_is_always_clean(backend: InMemoryPersistence) -> None:
-    await backend.append(event(), AUDIT, LETTER)
-    report = await backend.scan()
+async def test_a_scan_is_always_clean(persistence: InMemoryPersistence) -> None:
+    await persistence.append(event(), AUDIT, LETTER)
+    report = await persistence.scan()
     assert report.is_clean
     assert report.anomalies == ()
     assert report.records_scanned == 3
@@ -231,51 +237,51 @@ async def test_a_scan_is_always_clean(backend: InMemoryPersistence) -> None:
     "arguments", [(), (None,), (PersistenceRecoveryConfig("quarantine", "nowhere"),)]
 )
 async def test_recovery_is_a_no_op_that_succeeds(
-    backend: InMemoryPersistence, arguments: tuple[Any, ...]
+    persistence: InMemoryPersistence, arguments: tuple[Any, ...]
 ) -> None:
-    await backend.append(event())
-    report = await backend.recover(*arguments)
+    await persistence.append(event())
+    report = await persistence.recover(*arguments)
     assert not report.supported
     assert report.scan.is_clean
     assert (report.records_kept, report.records_removed, report.quarantined) == (1, 0, ())
 
 
 async def test_nothing_is_written_to_disk(
-    backend: InMemoryPersistence, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    persistence: InMemoryPersistence, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    await backend.append(event())
-    await backend.recover(PersistenceRecoveryConfig("quarantine", "bad"))
-    await backend.compact()
-    await backend.flush()
-    await backend.aclose()
+    await persistence.append(event())
+    await persistence.recover(PersistenceRecoveryConfig("quarantine", "bad"))
+    await persistence.compact()
+    await persistence.flush()
+    await persistence.aclose()
     assert os.listdir(tmp_path) == []
 
 
-async def test_clear_forgets_everything_but_the_count(backend: InMemoryPersistence) -> None:
-    await backend.append(event(), AUDIT, LETTER)
-    backend.clear()
-    assert (backend.events, backend.audits, backend.dead_letters) == ((), (), ())
-    assert (await backend.append(event())).first_seq == 4
+async def test_clear_forgets_everything_but_the_count(persistence: InMemoryPersistence) -> None:
+    await persistence.append(event(), AUDIT, LETTER)
+    persistence.clear()
+    assert (persistence.events, persistence.audits, persistence.dead_letters) == ((), (), ())
+    assert (await persistence.append(event())).first_seq == 4
 
 
-async def test_the_collections_are_read_only(backend: InMemoryPersistence) -> None:
+async def test_the_collections_are_read_only(persistence: InMemoryPersistence) -> None:
     for name in ("events", "audits", "dead_letters"):
         with pytest.raises(AttributeError):
-            setattr(backend, name, [])
+            setattr(persistence, name, [])
 
 
 async def test_what_was_recorded_stays_readable_when_it_is_closed(
-    backend: InMemoryPersistence,
+    persistence: InMemoryPersistence,
 ) -> None:
-    await backend.append(event())
-    await backend.aclose()
-    await backend.aclose()
-    assert len(await backend.list_events()) == 1
-    assert (await backend.scan()).is_clean
+    await persistence.append(event())
+    await persistence.aclose()
+    await persistence.aclose()
+    assert len(await persistence.list_events()) == 1
+    assert (await persistence.scan()).is_clean
     with pytest.raises(BackendClosed, match="this InMemoryPersistence is closed"):
-        await backend.append(event())
-    async with backend:
-        assert (await backend.append(event())).first_seq == 2
+        await persistence.append(event())
+    async with persistence:
+        assert (await persistence.append(event())).first_seq == 2
     with pytest.raises(BackendClosed):
-        await backend.flush()
+        await persistence.flush()

@@ -116,11 +116,11 @@ class Model:
         return found
 
 
-async def read_all(backend: InMemoryPersistence, **query: Any) -> list[Record]:
+async def read_all(persistence: InMemoryPersistence, **query: Any) -> list[Record]:
     """Follow the pages of a read to its end."""
     query, left, pages = dict(query), query.get("limit"), []
     for _ in range(100):
-        page = await backend.read(**query)
+        page = await persistence.read(**query)
         pages.append(page.records)
         if left is not None:
             left -= len(page.records)
@@ -141,17 +141,17 @@ async def read_all(backend: InMemoryPersistence, **query: Any) -> list[Record]:
 def test_it_holds_what_a_list_would_hold(
     hosted: bool, policy: RetentionPolicy, appends: list[list[Any]], queries: list[dict[str, Any]]
 ) -> None:
-    backend = InMemoryPersistence(retention_policy=policy, clock=lambda: NOW)
+    persistence = InMemoryPersistence(retention_policy=policy, clock=lambda: NOW)
     model = Model(policy)
 
     async def run() -> None:
         for batch in appends:
-            before = backend.metrics.snapshot()
+            before = persistence.metrics.snapshot()
             try:
-                appended = await backend.append(*batch)
+                appended = await persistence.append(*batch)
             except InvalidRecord:
                 assert any(type(record.payload) is object for record in batch)
-                after = backend.metrics.snapshot()
+                after = persistence.metrics.snapshot()
                 assert after.records_written == before.records_written
                 assert after.write_errors == before.write_errors + 1
                 continue
@@ -161,21 +161,21 @@ def test_it_holds_what_a_list_would_hold(
                 numbered = msgspec.structs.replace(record, seq=len(model.stored) + 1)
                 model.stored.append((numbered, len(msgspec.json.encode(record))))
         for query in queries:
-            assert await read_all(backend, **query) == model.read(**query)
+            assert await read_all(persistence, **query) == model.read(**query)
         for kind, listed in (
-            ("event", await backend.list_events()),
-            ("audit", await backend.list_audits()),
-            ("dead_letter", await backend.list_dead_letters()),
+            ("event", await persistence.list_events()),
+            ("audit", await persistence.list_audits()),
+            ("dead_letter", await persistence.list_dead_letters()),
         ):
             assert listed == model.visible(kind)
-        held: list[Record] = [*backend.events, *backend.audits, *backend.dead_letters]
+        held: list[Record] = [*persistence.events, *persistence.audits, *persistence.dead_letters]
         everything = sorted(held, key=lambda record: record.seq or 0)
         assert everything == [record for record, _ in model.stored]
-        assert backend.metrics.snapshot().bytes_written == sum(size for _, size in model.stored)
+        assert persistence.metrics.snapshot().bytes_written == sum(size for _, size in model.stored)
 
     async def run_hosted() -> None:
         async with ActorSystem() as system:
-            system.spawn(PersistenceActor, backend)
+            system.spawn(PersistenceActor, persistence)
             await run()
 
     with (

@@ -45,9 +45,9 @@ def test_a_backend_without_a_policy_sets_no_limit() -> None:
 
 
 async def store(policy: RetentionPolicy, now: float = 0.0) -> InMemoryPersistence:
-    backend = InMemoryPersistence(retention_policy=policy, clock=lambda: now)
-    await backend.append(*(event(number, timestamp=float(number)) for number in range(10)))
-    return backend
+    persistence = InMemoryPersistence(retention_policy=policy, clock=lambda: now)
+    await persistence.append(*(event(number, timestamp=float(number)) for number in range(10)))
+    return persistence
 
 
 def numbers(events: Any) -> list[int]:
@@ -55,22 +55,22 @@ def numbers(events: Any) -> list[int]:
 
 
 async def test_max_records_shows_the_newest() -> None:
-    backend = await store(RetentionPolicy(max_records=3))
-    assert numbers(await backend.list_events()) == [7, 8, 9]
-    assert numbers(await backend.list_events(limit=2)) == [8, 9]
-    assert numbers((await backend.read("event", limit=2)).records) == [7, 8]
+    persistence = await store(RetentionPolicy(max_records=3))
+    assert numbers(await persistence.list_events()) == [7, 8, 9]
+    assert numbers(await persistence.list_events(limit=2)) == [8, 9]
+    assert numbers((await persistence.read("event", limit=2)).records) == [7, 8]
 
 
 async def test_max_age_shows_what_is_young_enough() -> None:
-    backend = await store(RetentionPolicy(max_age_seconds=4), now=10.0)
-    assert numbers(await backend.list_events()) == [6, 7, 8, 9]
+    persistence = await store(RetentionPolicy(max_age_seconds=4), now=10.0)
+    assert numbers(await persistence.list_events()) == [6, 7, 8, 9]
 
 
 async def test_max_total_bytes_shows_the_newest_that_fit() -> None:
     size = (await (await store(RetentionPolicy())).scan()).bytes_scanned // 10
     for budget, shown in ((size - 1, 0), (size, 1), (3 * size, 3), (3 * size + size - 1, 3)):
-        backend = await store(RetentionPolicy(max_total_bytes=budget))
-        assert numbers(await backend.list_events()) == list(range(10))[10 - shown :]
+        persistence = await store(RetentionPolicy(max_total_bytes=budget))
+        assert numbers(await persistence.list_events()) == list(range(10))[10 - shown :]
 
 
 async def test_a_record_is_shown_if_it_is_within_every_limit() -> None:
@@ -80,16 +80,16 @@ async def test_a_record_is_shown_if_it_is_within_every_limit() -> None:
 
 
 async def test_each_kind_is_limited_by_itself() -> None:
-    backend = await store(RetentionPolicy(max_records=10))
+    persistence = await store(RetentionPolicy(max_records=10))
     for _ in range(20):
-        await backend.append(PersistedAudit("shop", {}, 1.0))
-    assert len(await backend.list_events()) == 10
-    assert len(await backend.list_audits()) == 10
+        await persistence.append(PersistedAudit("shop", {}, 1.0))
+    assert len(await persistence.list_events()) == 10
+    assert len(await persistence.list_audits()) == 10
 
 
 async def test_hidden_records_still_occupy_memory() -> None:
-    backend = await store(RetentionPolicy(max_records=1))
-    assert len(backend.events) == 10
-    report = await backend.compact()
+    persistence = await store(RetentionPolicy(max_records=1))
+    assert len(persistence.events) == 10
+    report = await persistence.compact()
     assert (report.supported, report.records_before, report.records_after) == (False, 10, 10)
-    assert len(backend.events) == 10
+    assert len(persistence.events) == 10
