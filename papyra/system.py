@@ -267,10 +267,12 @@ class ActorSystem:
         if self._facts is not None:
             self._facts.audit(self.audit())
         await self._stop_all(self._own.children, drain=True)
-        # An ordinary exception stays what it is: the task group would wrap it in an
-        # ExceptionGroup. A cancellation may be the group's own, so the group has to see it. If so,
-        # the group raises what it was cancelled for, or `_failure` says it.
-        cancelled = exc if not isinstance(exc, Exception) else None
+        # An exception stays what it is: the task group would wrap it in an ExceptionGroup. A
+        # cancellation may be the group's own, alone or among others, so the group has to see it.
+        # If so, the group raises what it was cancelled for, or `_failure` says it.
+        cancelled = None
+        if isinstance(exc, (anyio.get_cancelled_exc_class(), BaseExceptionGroup)):
+            cancelled = exc if not isinstance(exc, Exception) else None
         await self._runtime.task_group.__aexit__(
             type(cancelled) if cancelled else None,
             cancelled,

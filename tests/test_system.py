@@ -133,6 +133,19 @@ async def test_shutdown_does_not_wait_for_a_hook_that_never_ends(
     assert persistence.events[-1].event_type == "ActorStopped"
 
 
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), SystemExit(3), pytest.fail.Exception("no")])
+async def test_what_is_no_exception_comes_out_as_it_is_too(error: BaseException) -> None:
+    caught: BaseException | None = None
+    try:
+        async with ActorSystem() as system:
+            await system.spawn(Echo).ask("x")
+            raise error
+    except BaseException as raised:
+        caught = raised
+    assert caught is error
+    assert not system.is_running
+
+
 async def test_a_cancelled_caller_stops_the_system_in_order(
     persistence: InMemoryPersistence,
 ) -> None:
