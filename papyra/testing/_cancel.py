@@ -2,28 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Coroutine, Generator
+from collections.abc import Awaitable, Callable, Coroutine, Generator
 from typing import Any
 
 import anyio
 
-__all__ = ("cancelled_at_each_await",)
+__all__ = ("cancel_at_each_await",)
 
 
-async def cancelled_at_each_await(
-    action: Callable[[], Coroutine[Any, Any, object]],
-) -> AsyncIterator[bool]:
+async def cancel_at_each_await(
+    action: Callable[[], Coroutine[Any, Any, object]], then: Callable[[], Awaitable[object]]
+) -> None:
     """Run ``action()`` again and again, cancelled at its first await, its second, and so on.
 
-    Yields after each run whether it was cancelled. The last run is the one that was not, as it has
-    no await left to be cancelled at.
+    After each run it awaits ``then()``. The last run is the one that has no await left to be
+    cancelled at.
     """
     number = 0
     while True:
         number += 1
         with anyio.CancelScope() as scope:
             await _Interrupted(action(), number, scope)
-        yield scope.cancelled_caught
+        await then()
         if not scope.cancel_called:
             return
 

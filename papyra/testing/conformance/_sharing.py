@@ -20,7 +20,7 @@ from papyra.persistence.backends.base import (
 )
 from papyra.persistence.messages import Append, AppendMany
 from papyra.system import ActorSystem
-from papyra.testing._cancel import cancelled_at_each_await
+from papyra.testing._cancel import cancel_at_each_await
 from papyra.testing._model import ListModel
 from papyra.testing.conformance._parts import (
     MakeBackend,
@@ -183,9 +183,12 @@ class Sharing:
             async def append() -> None:
                 await backend.append(an_event(number), an_event(number), an_event(number))
 
-            async for _ in cancelled_at_each_await(append):
+            async def append_another() -> None:
+                nonlocal number
                 number += 1
                 await backend.append(an_event(-1))
+
+            await cancel_at_each_await(append, append_another)
             stored = [event.payload["n"] for event in await backend.list_events()]
             counts = {n: stored.count(n) for n in stored if n >= 0}
             assert set(counts.values()) == {3}, stored  # the last one was not cancelled
@@ -196,15 +199,18 @@ class Sharing:
     async def test_a_cancelled_caller_leaves_a_hosted_backend_sound(
         self, make_backend: MakeBackend
     ) -> None:
-        async with hosted(make_backend()) as (backend, ref):
+        async with hosted(make_backend()) as (backend, _):
             number = 0
 
             async def append() -> None:
-                await ref.ask(AppendMany((an_event(number), an_event(number))))
+                await backend.append(an_event(number), an_event(number))
 
-            async for _ in cancelled_at_each_await(append):
+            async def append_another() -> None:
+                nonlocal number
                 number += 1
-                await ref.ask(Append(an_event(-1)))
+                await backend.append(an_event(-1))
+
+            await cancel_at_each_await(append, append_another)
             stored = [event.payload["n"] for event in await backend.list_events()]
             assert {stored.count(n) for n in stored if n >= 0} == {2}
             assert stored.count(-1) == number
@@ -215,6 +221,9 @@ class Sharing:
         async with make_backend() as backend:
             await backend.append(*map(a_record, range(20)))
             before = await everything(backend)
+
+            async def check() -> None:
+                assert await everything(backend) == before
+
             for verb in (backend.list_events, backend.scan, backend.compact, backend.flush):
-                async for _ in cancelled_at_each_await(verb):
-                    assert await everything(backend) == before
+                await cancel_at_each_await(verb, check)

@@ -1,0 +1,194 @@
+"""A second backend, to prove the conformance suite on: durable, mendable, compacting, and plain.
+
+It keeps everything in one list of numbered lines on a "disk" that several backends may share, one
+after the other, and looks at all of it for each read.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Callable, Iterator
+
+import anyio
+import msgspec
+from anyio.lowlevel import checkpoint
+
+from papyra.exceptions import StoreError
+from papyra.persistence import (
+    CompactionReport,
+    Page,
+    PersistenceAnomaly,
+    PersistenceRecoveryConfig,
+    PersistenceRecoveryReport,
+    PersistenceScanReport,
+    Read,
+    Record,
+    codec,
+)
+from papyra.persistence.backends.base import (
+    MAX_PAGE_BYTES,
+    MAX_PAGE_RECORDS,
+    Batch,
+    Capabilities,
+    PersistenceBackend,
+)
+from papyra.persistence.backends.retention import RetentionPolicy
+from papyra.persistence.records import KINDS, Kind, kind_of
+from papyra.testing._patterns import actor_of
+
+
+@dataclasses.dataclass
+class Disk:
+    """What outlives a backend: numbered lines, and the greatest number ever given."""
+
+    lines: list[tuple[int, bytes]] = dataclasses.field(default_factory=list)
+    last_seq: int = 0
+
+
+class Shelf(PersistenceBackend):
+    """Keeps records as lines on a `Disk`."""
+
+    capabilities = Capabilities(
+        durable=True, recovery=True, compaction=True, readable_when_closed=False
+    )
+
+    def __init__(
+        self,
+        disk: Disk,
+        *,
+        retention_policy: RetentionPolicy | None = None,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        super().__init__(retention_policy=retention_policy, clock=clock)
+        self.disk = disk
+
+    async def _open(self) -> int:
+        return self.disk.last_seq
+
+    async def _close(self) -> None:
+        await checkpoint()
+
+    async def _append(self, batch: Batch) -> None:
+        await checkpoint()
+        with anyio.CancelScope(shield=True):
+            for seq, line in enumerate(batch.encoded, batch.first_seq):
+                await self._write_line(seq, line)
+            self.disk.last_seq = batch.first_seq + len(batch.encoded) - 1
+
+    async def _write_line(self, seq: int, line: bytes) -> None:
+        if seq % 1000 == 0:
+            await checkpoint()
+        self.disk.lines.append((seq, line))
+
+    async def _flush(self) -> None:
+        await checkpoint()
+
+    async def _read(self, request: Read) -> Page:
+        await checkpoint()
+        if request.newest and request.before is None:
+            request = msgspec.structs.replace(request, before=self.disk.last_seq + 1)
+        found: list[Record] = []
+        examined: list[int] = []
+        size, more = 0, False
+        for record, length in self._candidates(request):
+            more = (
+                len(found) == request.limit
+                or len(examined) >= MAX_PAGE_RECORDS
+                or size >= MAX_PAGE_BYTES
+            )
+            if more:
+                break
+            size += length
+            examined.append(record.seq or 0)
+            if self._matches(record, request):
+                found.append(record)
+        return Page(
+            tuple(sorted(found, key=lambda record: record.seq or 0)),
+            next_after=max(examined, default=request.after),
+            more=more,
+            next_before=min(examined, default=request.before or 0),
+        )
+
+    def _candidates(self, request: Read) -> Iterator[tuple[Record, int]]:
+        visible = self._visible(request.kind)
+        for record, length in reversed(visible) if request.newest else visible:
+            seq = record.seq or 0
+            if seq > request.after and (request.before is None or seq < request.before):
+                if request.since is not None and record.timestamp < request.since:
+                    continue
+                if request.until is not None and record.timestamp > request.until:
+                    continue
+                yield record, length
+
+    def _matches(self, record: Record, request: Read) -> bool:
+        return request.event_type in (
+            None,
+            getattr(record, "event_type", None),
+        ) and request.actor in (None, actor_of(record))
+
+    def _visible(self, kind: Kind) -> list[tuple[Record, int]]:
+        kept = [
+            (record, len(line))
+            for seq, line in self.disk.lines
+            if (record := self._decoded(seq, line)) is not None and kind_of(record) == kind
+        ]
+        policy = self.retention
+        oldest = policy.oldest_time(self._clock())
+        shown: list[tuple[Record, int]] = []
+        total = 0
+        for newer, (record, length) in enumerate(reversed(kept)):
+            total += length
+            if policy.max_records is not None and newer >= policy.max_records:
+                break
+            if policy.max_total_bytes is not None and total > policy.max_total_bytes:
+                break
+            if oldest is None or record.timestamp >= oldest:
+                shown.append((record, length))
+        return shown[::-1]
+
+    def _decoded(self, seq: int, line: bytes) -> Record | None:
+        try:
+            return codec.decode(line, seq)
+        except StoreError:
+            return None
+
+    async def _scan(self) -> PersistenceScanReport:
+        await checkpoint()
+        bad = [seq for seq, line in self.disk.lines if self._decoded(seq, line) is None]
+        return PersistenceScanReport(
+            "shelf",
+            len(self.disk.lines),
+            sum(len(line) for _, line in self.disk.lines),
+            tuple(PersistenceAnomaly("corrupt", "it is no record", seq=seq) for seq in bad),
+        )
+
+    async def _recover(self, config: PersistenceRecoveryConfig) -> PersistenceRecoveryReport:
+        await checkpoint()
+        good = [(seq, line) for seq, line in self.disk.lines if self._decoded(seq, line)]
+        removed = len(self.disk.lines) - len(good)
+        self.disk.lines = good
+        return PersistenceRecoveryReport(
+            "shelf", True, await self._scan(), records_kept=len(good), records_removed=removed
+        )
+
+    async def _compact(self) -> CompactionReport:
+        await checkpoint()
+        before = self.disk.lines
+        kept = {record.seq for kind in KINDS for record, _ in self._visible(kind)}
+        self.disk.lines = [
+            (seq, line) for seq, line in before if seq in kept or not self._decoded(seq, line)
+        ]
+        return CompactionReport(
+            "shelf",
+            True,
+            len(before),
+            len(self.disk.lines),
+            sum(len(line) for _, line in before),
+            sum(len(line) for _, line in self.disk.lines),
+        )
+
+
+def ruin(disk: Disk, seq: int) -> None:
+    """Make a line unreadable."""
+    disk.lines = [(n, b'{"kind"' if n == seq else line) for n, line in disk.lines]

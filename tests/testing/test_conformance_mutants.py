@@ -1,0 +1,582 @@
+"""A backend for each rule of the conformance suite that breaks it: the rule can fail."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import functools
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, TypeVar
+
+import msgspec
+import pytest
+from anyio.lowlevel import checkpoint
+
+from papyra.exceptions import BackendClosed, PersistenceError
+from papyra.persistence import (
+    CompactionReport,
+    Page,
+    PersistenceRecoveryConfig,
+    PersistenceRecoveryReport,
+    PersistenceScanReport,
+    Read,
+    Record,
+    codec,
+)
+from papyra.persistence.backends.base import Batch, Host, PersistenceBackend
+from papyra.persistence.records import Kind, kind_of
+from papyra.testing.conformance import PersistenceConformance
+from tests.testing.shelf import Disk, Shelf, ruin
+
+MutantT = TypeVar("MutantT", bound=type[Shelf])
+
+#: Each mutant, and the name of the rule that has to catch it.
+MUTANTS: list[tuple[type[Shelf], str]] = []
+
+
+def breaks(rule: str) -> Callable[[MutantT], MutantT]:
+    def add(mutant: MutantT) -> MutantT:
+        MUTANTS.append((mutant, rule))
+        return mutant
+
+    return add
+
+
+# Numbers
+
+
+@breaks("test_positions_count_one_two_three_across_kinds")
+class CountsEachKindByItself(Shelf):
+    async def _append(self, batch: Batch) -> None:
+        for record, line in zip(batch.records, batch.encoded, strict=True):
+            kind = kind_of(record)
+            seq = 1 + sum(kind_of(codec.decode(old, 1)) == kind for _, old in self.disk.lines)
+            self.disk.lines.append((seq, line))
+        self.disk.last_seq += len(batch.encoded)
+
+
+@breaks("test_an_append_says_where_its_records_are")
+class StoresABatchBackwards(Shelf):
+    async def _append(self, batch: Batch) -> None:
+        await super()._append(Batch(batch.first_seq, batch.records[::-1], batch.encoded[::-1]))
+
+
+@breaks("test_an_append_of_nothing_stores_nothing")
+class StoresNothingAsSomething(Shelf):
+    async def _write(self, records: Sequence[Record], encoded: Sequence[bytes], size: int) -> int:
+        first = await super()._write(records, encoded, size)
+        self._last_seq += not records
+        return first
+
+
+@breaks("test_an_append_that_fails_uses_no_positions")
+class SkipsAPositionForEachFailure(Shelf):
+    async def _carry_out(self, request: Any) -> object:
+        try:
+            return await super()._carry_out(request)
+        except PersistenceError:
+            self._last_seq += 1
+            raise
+
+
+# Appending
+
+
+@breaks("test_a_batch_is_stored_whole_or_not_at_all")
+class StoresWhatIsGoodOfABatch(Shelf):
+    async def commit(self, requests: Any) -> Any:
+        for request in requests:
+            for record in getattr(request, "records", ()):
+                with contextlib.suppress(PersistenceError):
+                    await self._write([record], codec.encode([record]), 0)
+        return await super().commit(requests)
+
+
+@breaks("test_a_bad_record_fails_its_own_caller_only")
+class FailsEverybodyForOneBadRecord(Shelf):
+    async def commit(self, requests: Any) -> Any:
+        replies, errors = await super().commit(requests)
+        return ([errors[0]] * len(requests), errors) if errors else (replies, errors)
+
+
+@breaks("test_a_run_of_appends_keeps_the_order_of_the_mailbox")
+class SortsARunByKind(Shelf):
+    async def _append(self, batch: Batch) -> None:
+        pairs = sorted(
+            zip(batch.records, batch.encoded, strict=True), key=lambda pair: kind_of(pair[0])
+        )
+        await super()._append(Batch(batch.first_seq, (), [line for _, line in pairs]))
+
+
+@breaks("test_a_large_batch_is_stored_whole")
+class CutsLargeBatches(Shelf):
+    async def _append(self, batch: Batch) -> None:
+        await super()._append(Batch(batch.first_seq, batch.records, batch.encoded[:10_000]))
+
+
+@breaks("test_what_json_has_no_form_for_is_refused_with_its_path")
+class StoresAReprInstead(Shelf):
+    async def append(self, *records: Any) -> Any:
+        try:
+            return await super().append(*records)
+        except PersistenceError:
+            fixed = [msgspec.structs.replace(r, payload=repr(r.payload)) for r in records]
+            return await super().append(*fixed)
+
+
+@breaks("test_a_record_of_wrong_types_is_refused")
+class TakesAnything(Shelf):
+    async def append(self, *records: Any) -> Any:
+        with contextlib.suppress(PersistenceError):
+            return await super().append(*records)
+
+
+# What is read back
+
+
+@breaks("test_records_come_back_as_they_were_written")
+class ShortensLongPayloads(Shelf):
+    def _decoded(self, seq: int, line: bytes) -> Record | None:
+        record = super()._decoded(seq, line)
+        if record is not None and isinstance(record.payload, list):
+            return msgspec.structs.replace(record, payload=record.payload[:100])
+        return record
+
+
+@breaks("test_records_come_back_as_they_were_written")
+class ForgetsWhoWaitedForAReply(Shelf):
+    def _decoded(self, seq: int, line: bytes) -> Record | None:
+        return super()._decoded(
+            seq, line.replace(b'"expects_reply":true', b'"expects_reply":false')
+        )
+
+
+@breaks("test_records_come_back_as_they_were_written")
+class KeepsWholeSeconds(Shelf):
+    def _decoded(self, seq: int, line: bytes) -> Record | None:
+        record = super()._decoded(seq, line)
+        return record and msgspec.structs.replace(record, timestamp=float(int(record.timestamp)))
+
+
+@breaks("test_structs_and_dataclasses_come_back_as_plain_data")
+class ReturnsWhatWasGiven(Shelf):
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self.given: dict[int, Record] = {}
+
+    async def _append(self, batch: Batch) -> None:
+        await super()._append(batch)
+        for seq, record in enumerate(batch.records, batch.first_seq):
+            self.given[seq] = msgspec.structs.replace(record, seq=seq)
+
+    def _decoded(self, seq: int, line: bytes) -> Record | None:
+        return self.given.get(seq)
+
+
+@breaks("test_each_kind_is_read_by_itself")
+class TakesDeadLettersForAudits(Shelf):
+    def _visible(self, kind: Kind) -> list[tuple[Record, int]]:
+        return super()._visible("dead_letter" if kind == "audit" else kind)
+
+
+breaks("test_a_stored_record_does_not_change_with_what_it_was_made_of")(ReturnsWhatWasGiven)
+
+
+@breaks("test_a_stored_record_does_not_change_with_what_was_read")
+class CachesWhatItRead(Shelf):
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self.cache: dict[int, Record | None] = {}
+
+    def _decoded(self, seq: int, line: bytes) -> Record | None:
+        if seq not in self.cache:
+            self.cache[seq] = super()._decoded(seq, line)
+        return self.cache[seq]
+
+
+# Reading
+
+
+def reads_without(**changes: Any) -> type[Shelf]:
+    class Ignores(Shelf):
+        async def _read(self, request: Read) -> Page:
+            return await super()._read(msgspec.structs.replace(request, **changes))
+
+    Ignores.__name__ = f"Ignores{''.join(changes).title()}"
+    return Ignores
+
+
+for ignored in ("since", "until", "limit", "event_type", "actor"):
+    breaks("test_reads_obey_every_argument_and_their_combinations")(
+        reads_without(**{ignored: None})
+    )
+breaks("test_reads_obey_every_argument_and_their_combinations")(reads_without(newest=False))
+
+
+@breaks("test_reads_obey_every_argument_and_their_combinations")
+class IncludesAfter(Shelf):
+    async def _read(self, request: Read) -> Page:
+        after = max(0, request.after - 1)
+        return await super()._read(msgspec.structs.replace(request, after=after))
+
+
+@breaks("test_reads_obey_every_argument_and_their_combinations")
+class IncludesBefore(Shelf):
+    async def _read(self, request: Read) -> Page:
+        before = None if request.before is None else request.before + 1
+        return await super()._read(msgspec.structs.replace(request, before=before))
+
+
+@breaks("test_reads_obey_every_argument_and_their_combinations")
+class SortsByTime(Shelf):
+    async def _read(self, request: Read) -> Page:
+        page = await super()._read(request)
+        records = tuple(sorted(page.records, key=lambda record: record.timestamp))
+        return msgspec.structs.replace(page, records=records)
+
+
+@breaks("test_reads_obey_every_argument_and_their_combinations")
+class ReturnsTheNewestFirst(Shelf):
+    async def _read(self, request: Read) -> Page:
+        page = await super()._read(request)
+        return msgspec.structs.replace(page, records=page.records[::-1]) if request.newest else page
+
+
+@breaks("test_reads_obey_every_argument_and_their_combinations")
+class LimitsBeforeItFilters(Shelf):
+    def _candidates(self, request: Read) -> Iterator[tuple[Record, int]]:
+        found = list(super()._candidates(request))
+        return iter(found if request.limit is None else found[: request.limit])
+
+
+@breaks("test_since_and_until_include_their_own_moment")
+class LeavesOutTheMomentItself(Shelf):
+    def _candidates(self, request: Read) -> Iterator[tuple[Record, int]]:
+        for record, length in super()._candidates(request):
+            if record.timestamp not in (request.since, request.until):
+                yield record, length
+
+
+class Unbounded(Shelf):
+    async def _read(self, request: Read) -> Page:
+        found = [record for record, _ in self._candidates(request)]
+        seqs = [record.seq or 0 for record in found]
+        return Page(tuple(found), max(seqs, default=0), False, min(seqs, default=0))
+
+
+breaks("test_a_page_is_bounded_in_records")(Unbounded)
+breaks("test_a_page_is_bounded_in_bytes")(Unbounded)
+
+
+@breaks("test_a_page_says_whether_there_is_more")
+class NeverHasMore(Shelf):
+    async def _read(self, request: Read) -> Page:
+        return msgspec.structs.replace(await super()._read(request), more=False)
+
+
+@breaks("test_a_page_says_whether_there_is_more")
+class AlwaysHasMore(Shelf):
+    async def _read(self, request: Read) -> Page:
+        page = await super()._read(request)
+        return msgspec.structs.replace(page, more=bool(page.records))
+
+
+@breaks("test_lists_keep_the_newest")
+class ListsTheOldest(Shelf):
+    async def _list(self, kind: Kind, limit: int | None, since: float | None) -> list[Record]:
+        found = await super()._list(kind, None, since)
+        return found if limit is None else found[:limit]
+
+
+@breaks("test_a_stream_walks_all_pages_and_what_is_appended_meanwhile")
+class StreamsOnePage(Shelf):
+    async def stream(self, kind: Kind, **arguments: Any) -> Any:
+        for record in (await self.read(kind, **arguments)).records:
+            yield record
+
+
+@breaks("test_what_was_acknowledged_is_read")
+class ReadsAreOneAppendBehind(Shelf):
+    def _visible(self, kind: Kind) -> list[tuple[Record, int]]:
+        return [pair for pair in super()._visible(kind) if pair[0].seq != self.disk.last_seq]
+
+
+@breaks("test_a_read_that_makes_no_sense_is_refused")
+class ReadsNothingIfInDoubt(Shelf):
+    async def read(self, kind: Kind, **arguments: Any) -> Page:
+        try:
+            return await super().read(kind, **arguments)
+        except PersistenceError:
+            return Page((), 0, False, 0)
+
+
+# Retention and compaction
+
+
+@breaks("test_retention_hides_the_oldest_of_each_kind")
+class RetainsAllKindsTogether(Shelf):
+    def _visible(self, kind: Kind) -> list[tuple[Record, int]]:
+        newest = self.disk.last_seq - (self.retention.max_records or 10**9)
+        return [pair for pair in super()._visible(kind) if (pair[0].seq or 0) > newest]
+
+
+@breaks("test_retention_hides_what_gets_too_old")
+class JudgesAgeWhenItOpens(Shelf):
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        now = self._clock()
+        self._clock = lambda: now
+
+
+@breaks("test_retention_counts_encoded_bytes")
+class CountsOneByteLess(Shelf):
+    def _visible(self, kind: Kind) -> list[tuple[Record, int]]:
+        budget = self.retention.max_total_bytes or 10**9
+        shown: list[tuple[Record, int]] = []
+        for record, length in reversed(super()._visible(kind)):
+            budget -= length + 1
+            if budget < 0:
+                break
+            shown.insert(0, (record, length))
+        return shown
+
+
+@breaks("test_retention_and_reads_combine")
+class RetainsOnlyWhatItReadsFromTheStart(Shelf):
+    def _visible(self, kind: Kind) -> list[tuple[Record, int]]:
+        everything = Shelf(self.disk)._visible(kind)
+        return super()._visible(kind) if len(everything) < 9 else everything
+
+
+@breaks("test_compaction_keeps_what_reads_show")
+class CompactsOneTooMany(Shelf):
+    async def _compact(self) -> CompactionReport:
+        report = await super()._compact()
+        self.disk.lines.pop(0)
+        return report
+
+
+@breaks("test_compaction_keeps_what_reads_show")
+class SaysThatItCompacted(Shelf):
+    async def _compact(self) -> CompactionReport:
+        lines = list(self.disk.lines)
+        report = await super()._compact()
+        self.disk.lines = lines
+        return report
+
+
+@breaks("test_positions_are_not_given_again_after_compaction")
+class CountsWhatIsLeft(Shelf):
+    async def _open(self) -> int:
+        return max((seq for seq, _ in self.disk.lines), default=0)
+
+
+# Scan and recovery
+
+
+@breaks("test_a_scan_of_a_sound_store_is_clean_and_changes_nothing")
+class ScansItsLastPageOnly(Shelf):
+    async def _scan(self) -> PersistenceScanReport:
+        report = await super()._scan()
+        return msgspec.structs.replace(report, records_scanned=min(10, report.records_scanned))
+
+
+@breaks("test_recovery_of_a_sound_store_removes_nothing")
+class RecoversByStartingOver(Shelf):
+    async def _recover(self, config: PersistenceRecoveryConfig) -> PersistenceRecoveryReport:
+        self.disk.lines.clear()
+        return await super()._recover(config)
+
+
+@breaks("test_a_scan_finds_damage_and_changes_nothing")
+class SeesNoDamage(Shelf):
+    async def _scan(self) -> PersistenceScanReport:
+        return msgspec.structs.replace(await super()._scan(), anomalies=())
+
+
+@breaks("test_a_scan_finds_damage_and_changes_nothing")
+class MendsWhenItScans(Shelf):
+    async def _scan(self) -> PersistenceScanReport:
+        report = await super()._scan()
+        self.disk.lines = [pair for pair in self.disk.lines if self._decoded(*pair)]
+        return report
+
+
+@breaks("test_recovery_keeps_every_record_that_can_be_read")
+class DropsWhatFollowsTheDamage(Shelf):
+    async def _recover(self, config: PersistenceRecoveryConfig) -> PersistenceRecoveryReport:
+        bad = [seq for seq, line in self.disk.lines if not self._decoded(seq, line)]
+        self.disk.lines = [pair for pair in self.disk.lines if not bad or pair[0] <= bad[0]]
+        return await super()._recover(config)
+
+
+@breaks("test_recovery_keeps_every_record_that_can_be_read")
+class NumbersAnewWhenItRecovers(Shelf):
+    async def _recover(self, config: PersistenceRecoveryConfig) -> PersistenceRecoveryReport:
+        report = await super()._recover(config)
+        self.disk.lines = [(n, line) for n, (_, line) in enumerate(self.disk.lines, 1)]
+        return report
+
+
+# Opening, closing, sharing
+
+
+@breaks("test_a_store_that_is_opened_again_goes_on_where_it_was")
+class StartsAgainAtOne(Shelf):
+    async def _open(self) -> int:
+        return 0
+
+
+@breaks("test_a_store_that_is_opened_again_goes_on_where_it_was")
+class LosesTheLastRecordWhenItCloses(Shelf):
+    async def _close(self) -> None:
+        self.disk.lines.pop()
+
+
+@breaks("test_a_closed_backend_says_so")
+class OpensAgainWhenAsked(Shelf):
+    async def _make_ready(self, operation: str) -> None:
+        try:
+            await super()._make_ready(operation)
+        except BackendClosed:
+            self._state = "new"
+            await super()._make_ready(operation)
+
+
+@breaks("test_a_closed_backend_says_so")
+class CanNotBeClosedTwice(Shelf):
+    async def aclose(self) -> None:
+        if self._state == "closed":
+            raise ValueError("closed already")
+        await super().aclose()
+
+
+@breaks("test_one_actor_at_a_time_hosts_a_backend")
+class TakesAnyHost(Shelf):
+    def attach(self, host: Host) -> None:
+        self._host = None
+        super().attach(host)
+
+
+@breaks("test_two_tasks_without_a_host_never_meet_in_the_store")
+class LetsTasksMeet(Shelf):
+    @contextlib.contextmanager
+    def _alone(self) -> Iterator[None]:
+        yield
+
+    async def _write_line(self, seq: int, line: bytes) -> None:
+        await checkpoint()
+        await super()._write_line(seq, line)
+
+
+@breaks("test_many_tasks_share_a_hosted_backend")
+class AcknowledgesTheWrongPositions(Shelf):
+    async def commit(self, requests: Any) -> Any:
+        replies, errors = await super().commit(requests)
+        return list(replies)[::-1], errors
+
+
+@breaks("test_a_flush_says_up_to_where")
+class FlushesOneLess(Shelf):
+    async def flush(self) -> Any:
+        flushed = await super().flush()
+        return msgspec.structs.replace(flushed, last_seq=max(0, flushed.last_seq - 1))
+
+
+# Metrics
+
+
+@breaks("test_metrics_count_what_was_done")
+class CountsBytesOfPayloads(Shelf):
+    async def _append(self, batch: Batch) -> None:
+        await super()._append(batch)
+        self.metrics.bytes_written -= 1
+
+
+@breaks("test_metrics_count_what_was_done")
+class CountsTwice(Shelf):
+    async def _append(self, batch: Batch) -> None:
+        await super()._append(batch)
+        self.metrics.records_written += len(batch.records)
+
+
+@breaks("test_subscribers_see_each_batch_when_it_is_stored")
+class TellsNobody(Shelf):
+    def _publish(self, batch: Batch) -> None:
+        pass
+
+
+# Cancellation
+
+
+@breaks("test_an_append_cancelled_at_any_await_is_whole_or_nothing")
+class CanBeCancelledInTheMiddle(Shelf):
+    async def _append(self, batch: Batch) -> None:
+        for seq, line in enumerate(batch.encoded, batch.first_seq):
+            await checkpoint()
+            self.disk.lines.append((seq, line))
+        self.disk.last_seq += len(batch.encoded)
+
+
+@breaks("test_an_append_cancelled_at_any_await_is_whole_or_nothing")
+class LosesCountWhenCancelled(Shelf):
+    async def _append(self, batch: Batch) -> None:
+        await super()._append(batch)
+        await checkpoint()
+
+
+@breaks("test_a_cancelled_caller_leaves_a_hosted_backend_sound")
+class GoesPastItsHost(CanBeCancelledInTheMiddle):
+    async def perform(self, request: Any) -> Any:
+        return await self.carry_out(request)
+
+
+@breaks("test_a_read_cancelled_at_any_await_leaves_the_backend_usable")
+class ForgetsWhereItWasWhenCancelled(Shelf):
+    async def _compact(self) -> CompactionReport:
+        lines, self.disk.lines = self.disk.lines, []
+        await checkpoint()
+        self.disk.lines = lines
+        return await super()._compact()
+
+
+RULES = sorted(name for name in dir(PersistenceConformance) if name.startswith("test_"))
+
+
+@dataclasses.dataclass
+class Suite(PersistenceConformance):
+    """The suite, to be run by hand on one backend."""
+
+    __test__ = False
+    disk: Disk = dataclasses.field(default_factory=Disk)
+
+    async def damage(self, backend: PersistenceBackend, seq: int) -> None:
+        ruin(self.disk, seq)
+
+    async def run(self, rule: str, backend: type[Shelf]) -> None:
+        await getattr(self, rule)(functools.partial(backend, self.disk))
+
+
+def test_there_is_a_mutant_for_every_rule() -> None:
+    assert {rule for _, rule in MUTANTS} == set(RULES)
+    assert len({mutant for mutant, _ in MUTANTS}) >= 30
+
+
+@pytest.mark.parametrize("rule", RULES)
+async def test_a_sound_backend_passes(rule: str) -> None:
+    await Suite().run(rule, Shelf)
+
+
+@pytest.mark.parametrize(
+    ("mutant", "rule"), MUTANTS, ids=[f"{mutant.__name__}-{rule}" for mutant, rule in MUTANTS]
+)
+async def test_a_broken_backend_is_caught(mutant: type[Shelf], rule: str) -> None:
+    with pytest.raises((Exception, pytest.fail.Exception)) as caught:
+        await Suite().run(rule, mutant)
+    assert not isinstance(caught.value, (NameError, AttributeError, NotImplementedError))
+
+
+def test_a_backend_that_can_be_mended_has_to_say_how_it_is_damaged() -> None:
+    suite = PersistenceConformance()
+    with pytest.raises(NotImplementedError, match=r"override PersistenceConformance.damage"):
+        suite.damage(Shelf(Disk()), 1).send(None)
