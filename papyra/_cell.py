@@ -63,8 +63,9 @@ def spawn(
 ) -> ActorRef:
     """Make an actor, give it to `parent`, start it, and return its ref."""
     cell = Cell(parent, runtime, address, recipe, facts)
-    parent.children.add(cell)
+    # First, as it may raise: outside of the event loop, for one.
     runtime.launch(cell)
+    parent.children.add(cell)
     return cell.ref
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from typing import Any
 
 import anyio
@@ -413,3 +414,21 @@ async def test_thousands_of_actors_come_and_go(persistence: InMemoryPersistence)
     assert (
         story(persistence).count("ActorStarted") == story(persistence).count("ActorStopped") == 1001
     )
+
+
+async def test_a_spawn_outside_of_the_event_loop_leaves_nothing_behind() -> None:
+    errors: list[BaseException] = []
+
+    async with ActorSystem(shutdown_timeout=0) as system:
+
+        def spawn() -> None:
+            try:
+                system.spawn(Echo)
+            except Exception as error:
+                errors.append(error)
+
+        thread = threading.Thread(target=spawn)
+        thread.start()
+        thread.join()
+        assert system.audit().actors == 0
+    assert isinstance(errors[0], RuntimeError)

@@ -54,6 +54,7 @@ class Inbox(Generic[T]):
 
         With `next_only` the oldest that is left must match. Raises `AssertionError`.
         """
+        __tracebackhide__ = True
         _check_seconds("timeout", timeout)
         with anyio.move_on_after(timeout):
             while True:
@@ -85,6 +86,7 @@ class Inbox(Generic[T]):
         self, patterns: Sequence[Pattern], timeout: float, among: Callable[[T], bool]
     ) -> list[T]:
         """Wait for items that match one after the other, with nothing in between."""
+        __tracebackhide__ = True
         found: list[T] = []
         deadline = anyio.current_time() + timeout
         for pattern in patterns:
@@ -100,6 +102,7 @@ class Inbox(Generic[T]):
         self, pattern: Pattern, within: float | None, among: Callable[[T], bool]
     ) -> None:
         """Raise `AssertionError` if an item matches that is there, or comes in time."""
+        __tracebackhide__ = True
         if within is not None:
             _check_seconds("within", within)
         self._refuse(pattern, among)
@@ -116,6 +119,7 @@ class Inbox(Generic[T]):
         self._refuse(pattern, among)
 
     def _refuse(self, pattern: Pattern, among: Callable[[T], bool]) -> None:
+        __tracebackhide__ = True
         for position, item in enumerate(self.items):
             if position not in self._taken and among(item) and pattern.matches(item):
                 raise AssertionError(
@@ -135,13 +139,14 @@ class Inbox(Generic[T]):
     def _report(
         self, headline: str, pattern: Pattern, among: Callable[[T], bool], only: T | None = None
     ) -> str:
+        # All of it, not only what counts: that the actor has crashed may say everything.
         seen = [
             ("=" if position in self._taken else " ", item)
             for position, item in enumerate(self.items)
-            if among(item)
         ]
         lines = [headline]
-        candidates = [only] if only is not None else [item for mark, item in seen if mark == " "]
+        left = [item for mark, item in seen if mark == " " and among(item)]
+        candidates = left if only is None else [only]
         compared = [pair for item in candidates if (pair := pattern.compare(item)) is not None]
         if compared:
             expected, found = min(compared, key=lambda pair: len(difference(*pair)))

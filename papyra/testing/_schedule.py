@@ -111,12 +111,14 @@ class ScheduledSystem(ActorSystem):
         )
 
     def give_up(self) -> str:
-        """From now on, cancel what does not stop at once; return who is there, in words."""
+        """Cancel every actor, now and when it stops; return who there was, in words."""
         self._shutdown_timeout = 0.0
-        return ", ".join(
+        actors = ", ".join(
             f"{cell.address} ({len(cell.mailbox)} messages waiting)"
             for cell in descendants(self._guardian.children)
         )
+        self._guardian.children.cancel()
+        return actors
 
 
 async def run_scheduled(

@@ -54,6 +54,7 @@ class CheckedSystem(ActorSystem):
 
     def check(self) -> None:
         """Raise `AssertionError` for what was left behind and is not allowed."""
+        __tracebackhide__ = True
         found = {
             "leaked_actors": self._leaked(),
             "unclaimed_replies": self._unclaimed(),

@@ -120,9 +120,10 @@ async def crash_everywhere(
     """Run a scenario once for each point at which something could fail; check each time.
 
     ``build(system)`` spawns the actors and returns the one that is asked the `commands`, one after
-    the other. ``check(run)`` raises, or returns `False`, when the invariant is broken. It is called
-    twice in each run: when all commands are through, and once more after a restart, when the
-    actors have only the store to go by. Both may be coroutine functions.
+    the other; nothing fails until it has returned. ``check(run)`` raises, or returns `False`, when
+    the invariant is broken. It is called twice in each run: when all commands are through, and once
+    more after a restart, when the actors have only the store to go by. Both may be coroutine
+    functions.
 
     The points are: before and after each message of each actor, where the actor raises; before and
     after each write of the store, where it reports a failure; and each of these again, where the
@@ -183,6 +184,7 @@ class _Plan:
 
     def __init__(self, number: int | None) -> None:
         self._number = number
+        self._armed = False
         self._passed = 0
         self._stored: list[tuple[int, bytes]] = []
         #: the point, once it was reached
@@ -195,7 +197,7 @@ class _Plan:
 
     async def come_by(self, what: Literal["actor", "store"], where: Where, about: str) -> None:
         """Come by a place where `what`, or the process, may fail."""
-        if self._number is not None and self.point is None:
+        if self._armed and self.point is None:
             kinds: tuple[Literal["actor", "store", "process"], ...] = (what, "process")
             for kind in kinds:
                 self._passed += 1
@@ -211,9 +213,13 @@ class _Plan:
         if self.dead:
             await anyio.sleep_forever()
 
+    def arm(self) -> None:
+        """Let things fail from now on: what came before was the test's own work."""
+        self._armed = True
+
     def disarm(self) -> None:
         """Let nothing fail any more: what follows are the test's own questions."""
-        self._number = None
+        self._armed = False
 
     def saw(self, batch: Batch) -> None:
         """Take note of what is stored."""
@@ -297,6 +303,8 @@ class _Run:
 
     async def _live(self, *, restarted: bool) -> None:
         ref = await _awaited(self._scenario.build(self._system))
+        if not restarted:
+            self.plan.arm()
         if self._scenario.retry and self._outcomes and isinstance(self._outcomes[-1][1], Crashed):
             command, _ = self._outcomes.pop()
             self._outcomes.append((command, await _ask(ref, command)))

@@ -80,6 +80,10 @@ class Delay:
 
     seconds: float
 
+    def __post_init__(self) -> None:
+        if type(self.seconds) not in (int, float) or not self.seconds >= 0:
+            raise InvalidPolicy(f"a delay is seconds, 0 or more, not {self.seconds!r}")
+
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Hang:

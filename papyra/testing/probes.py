@@ -36,9 +36,9 @@ class PersistenceProbe:
     `persist` takes them), as its class, its type's name, or a predicate on the stored record.
     `payload` is a part that its payload must have, `actor` the ref or the address of its actor.
 
-    Each fact meets one expectation. `expect_event` takes the first that matches, wherever it is.
-    `expect_next` and `expect_sequence` go by the order of the store; they pass over the events
-    that the runtime writes, unless one of those is named.
+    Each fact meets one expectation. `expect_event` takes the first that matches, wherever it is;
+    `expect_next` and `expect_sequence` go by the order of the store. Events that the runtime writes
+    are passed over, unless one of them is named: predicates see domain events only.
 
     Waiting is for the fact, not by the clock: `timeout`, in seconds of the machine, is when a test
     that fails gives up. A failure is an `AssertionError` that shows what was stored instead.
@@ -68,8 +68,9 @@ class PersistenceProbe:
         timeout: float = TIMEOUT,
     ) -> PersistedEvent:
         """Take the first event that matches, waiting for it if need be, and return it."""
+        __tracebackhide__ = True
         pattern = RecordPattern.of_event(expected, payload, _address(actor))
-        among = _is_domain_event if expected is None else _is_event
+        among = _events([pattern])
         await self._catch_up(timeout)
         return cast("PersistedEvent", await self._inbox.take(pattern, timeout, among))
 
@@ -85,8 +86,9 @@ class PersistenceProbe:
 
         With `actor`, that is the oldest of that actor.
         """
+        __tracebackhide__ = True
         pattern = RecordPattern.of_event(expected, payload)
-        among = _events_in_order([pattern], actor)
+        among = _events([pattern], actor)
         await self._catch_up(timeout)
         record = await self._inbox.take(pattern, timeout, among, next_only=True)
         return cast("PersistedEvent", record)
@@ -99,8 +101,9 @@ class PersistenceProbe:
         timeout: float = TIMEOUT,
     ) -> list[PersistedEvent]:
         """Take as many of the oldest events, which must match one by one, and return them."""
+        __tracebackhide__ = True
         patterns = [RecordPattern.of_event(one) for one in expected]
-        among = _events_in_order(patterns, actor)
+        among = _events(patterns, actor)
         await self._catch_up(timeout)
         return cast(
             "list[PersistedEvent]", await self._inbox.take_sequence(patterns, timeout, among)
@@ -119,8 +122,9 @@ class PersistenceProbe:
         It waits until nobody in the system has anything to do. With `within`, it waits that many
         seconds; by a `ManualClock`, it advances the clock by as much.
         """
+        __tracebackhide__ = True
         pattern = RecordPattern.of_event(expected, payload, _address(actor))
-        among = _is_domain_event if expected is None else _is_event
+        among = _events([pattern])
         await self._catch_up(TIMEOUT)
         await self._inbox.take_none(pattern, within, among)
 
@@ -136,6 +140,7 @@ class PersistenceProbe:
 
         `expected` is the message itself, its class, or a predicate on the stored record.
         """
+        __tracebackhide__ = True
         pattern = RecordPattern.of_message(expected, payload, _address(target))
         await self._catch_up(timeout)
         record = await self._inbox.take(pattern, timeout, _is_dead_letter)
@@ -145,6 +150,7 @@ class PersistenceProbe:
         self, actor: ActorRef | str, *, timeout: float = TIMEOUT
     ) -> PersistedEvent:
         """Take the event that says that `actor` has been restarted."""
+        __tracebackhide__ = True
         return await self.expect_event(ActorRestarted, actor=actor, timeout=timeout)
 
     def close(self) -> None:
@@ -191,6 +197,7 @@ class TestProbe:
         """
         self._inbox: Inbox[Any] = Inbox("message", repr, system.clock)
         self._ref = system.spawn(_Recorder, self._inbox, reply, name=name)
+        self._watched: set[ActorRef] = set()
 
     @property
     def ref(self) -> ActorRef:
@@ -204,10 +211,12 @@ class TestProbe:
 
     async def expect_message(self, expected: object = ..., *, timeout: float = TIMEOUT) -> Any:
         """Take the first message that matches, waiting for it if need be, and return it."""
+        __tracebackhide__ = True
         return await self._inbox.take(MessagePattern(expected), timeout, _anything)
 
     async def expect_next(self, expected: object = ..., *, timeout: float = TIMEOUT) -> Any:
         """Take the oldest message that is left, waiting for one if need be. It must match."""
+        __tracebackhide__ = True
         pattern = MessagePattern(expected)
         return await self._inbox.take(pattern, timeout, _anything, next_only=True)
 
@@ -215,6 +224,7 @@ class TestProbe:
         self, expected: Sequence[object], *, timeout: float = TIMEOUT
     ) -> list[Any]:
         """Take as many of the oldest messages, which must match one by one, and return them."""
+        __tracebackhide__ = True
         patterns = [MessagePattern(one) for one in expected]
         return await self._inbox.take_sequence(patterns, timeout, _anything)
 
@@ -223,11 +233,15 @@ class TestProbe:
 
         `within` is as in `PersistenceProbe.expect_none`.
         """
+        __tracebackhide__ = True
         await self._inbox.take_none(MessagePattern(expected), within, _anything)
 
     async def expect_terminated(self, ref: ActorRef, *, timeout: float = TIMEOUT) -> None:
         """Wait until `ref` has stopped."""
-        await self._ref.tell(_Watch(ref))
+        __tracebackhide__ = True
+        if ref not in self._watched:
+            self._watched.add(ref)
+            await self._ref.tell(_Watch(ref))
         await self.expect_message(Terminated(ref), timeout=timeout)
 
 
@@ -267,23 +281,19 @@ def _anything(message: object) -> bool:
     return True
 
 
-def _is_event(record: Record) -> bool:
-    return isinstance(record, PersistedEvent)
-
-
-def _is_domain_event(record: Record) -> bool:
-    return isinstance(record, PersistedEvent) and record.event_type not in _LIFECYCLE
-
-
 def _is_dead_letter(record: Record) -> bool:
     return isinstance(record, PersistedDeadLetter)
 
 
-def _events_in_order(
-    patterns: Sequence[RecordPattern], actor: ActorRef | str | None
+def _events(
+    patterns: Sequence[RecordPattern], actor: ActorRef | str | None = None
 ) -> Callable[[Record], bool]:
-    """Return which events count when their order does."""
+    """Return which facts count: events, the runtime's own only if a pattern names one of them."""
     address = _address(actor)
-    named = not _LIFECYCLE.isdisjoint(pattern.of_type for pattern in patterns)
-    right_type = _is_event if named else _is_domain_event
-    return lambda record: right_type(record) and address in (None, actor_of(record))
+    named = any(pattern.of_type in _LIFECYCLE for pattern in patterns)
+    passed_over = frozenset[str]() if named else _LIFECYCLE
+    return lambda record: (
+        isinstance(record, PersistedEvent)
+        and record.event_type not in passed_over
+        and address in (None, record.actor_address)
+    )

@@ -107,6 +107,7 @@ def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> Generator[None, object, o
     async def checked(*args: Any, **kwargs: Any) -> None:
         system.is_checked = True  # here or, if the test fails, not at all
         await test(*args, **kwargs)
+        __tracebackhide__ = True
         await system.stop()
         system.check()
 
@@ -136,13 +137,15 @@ class _HostedSystem(CheckedSystem):
 
     async def host(self, *, task_status: TaskStatus[None]) -> None:
         """Run the system until somebody stops it."""
+        started = False
         try:
             async with self:
+                started = True
                 task_status.started()
                 await self._leave.wait()
         except Exception as error:
-            if not self._stopping.is_set() or self._persistence is None:
-                raise  # it could not start
+            if not started:
+                raise
             self._error = error
         finally:
             self._left.set()

@@ -1,0 +1,351 @@
+"""A store that fails when it is told to."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import anyio
+import pytest
+
+from papyra import ActorSystem
+from papyra.exceptions import (
+    BackendBusy,
+    BackendInUse,
+    InvalidPolicy,
+    InvalidRecord,
+    InvalidSetting,
+    StoreError,
+)
+from papyra.persistence import (
+    Append,
+    AppendMany,
+    PersistedAudit,
+    PersistenceActor,
+    PersistenceRecoveryConfig,
+)
+from papyra.persistence.backends.memory import InMemoryPersistence
+from papyra.persistence.backends.retention import RetentionPolicy
+from papyra.testing import (
+    Delay,
+    Fail,
+    Fault,
+    FaultyPersistence,
+    Hang,
+    InjectedFault,
+    ManualClock,
+    Operation,
+    PersistenceProbe,
+    wait_until_idle,
+)
+from tests.actors import event
+
+AUDIT = PersistedAudit("shop", {}, 1.0)
+
+
+@pytest.fixture
+def store() -> InMemoryPersistence:
+    return InMemoryPersistence()
+
+
+@pytest.fixture
+def faulty(store: InMemoryPersistence) -> FaultyPersistence:
+    return FaultyPersistence(store)
+
+
+async def test_the_next_append_fails_and_the_one_after_it_does_not(
+    faulty: FaultyPersistence, store: InMemoryPersistence
+) -> None:
+    faulty.fail_next("append")
+    with pytest.raises(InjectedFault, match="append failed on purpose"):
+        await faulty.append(event(1))
+    assert (await faulty.append(event(2))).first_seq == 1
+    assert [e.payload["order_id"] for e in store.events] == [2]
+    assert faulty.metrics.snapshot().write_errors == 1
+    assert store.metrics.snapshot().write_errors == 0
+
+
+async def test_it_fails_with_the_error_it_is_given(faulty: FaultyPersistence) -> None:
+    mine = StoreError("mine")
+    faulty.fail_next(error=mine, times=2)
+    for _ in range(2):
+        with pytest.raises(StoreError, match=r"^mine$"):
+            await faulty.append(event(1))
+    faulty.fail_next(error=OSError(28, "No space left"))
+    with pytest.raises(StoreError, match=r"write failed: OSError\(28, 'No space left'\)"):
+        await faulty.append(event(1))
+
+
+async def test_a_kind_of_record_may_fail_alone(faulty: FaultyPersistence) -> None:
+    faulty.fail_next("append", kind="audit")
+    faulty.fail_next("read", kind="dead_letter")
+    await faulty.append(event(1))
+    with pytest.raises(InjectedFault):
+        await faulty.append(event(2), AUDIT)
+    assert len(await faulty.list_events()) == 1
+    with pytest.raises(InjectedFault):
+        await faulty.list_dead_letters()
+    assert await faulty.list_dead_letters() == []
+
+
+async def test_every_operation_can_fail(faulty: FaultyPersistence) -> None:
+    faulty.fail_next("open")
+    with pytest.raises(InjectedFault):
+        await faulty.append(event(1))
+    await faulty.append(event(1))
+    verbs: dict[Any, Any] = {
+        "append": lambda: faulty.append(event(1)),
+        "read": faulty.list_events,
+        "scan": faulty.scan,
+        "recover": lambda: faulty.recover(PersistenceRecoveryConfig()),
+        "compact": faulty.compact,
+        "flush": faulty.flush,
+        "close": faulty.aclose,
+    }
+    for name, verb in verbs.items():
+        faulty.fail_next(name)
+        with pytest.raises(InjectedFault, match=f"{name} failed on purpose"):
+            await verb()
+        if name != "close":
+            await verb()
+    assert [injection.operation.name for injection in faulty.injected] == ["open", *verbs]
+
+
+async def test_an_answer_may_get_lost(
+    faulty: FaultyPersistence, store: InMemoryPersistence
+) -> None:
+    seen: list[int] = []
+    faulty.subscribe(lambda batch: seen.append(batch.first_seq))
+    faulty.fail_next("append", after=True)
+    with pytest.raises(InjectedFault):
+        await faulty.append(event(1), event(2))
+    assert (await faulty.append(event(3))).first_seq == 3
+    assert [e.seq for e in store.events] == [1, 2, 3]
+    assert seen == [1, 3]
+
+
+async def test_it_fails_when_a_predicate_says_so(faulty: FaultyPersistence) -> None:
+    faulty.fail_when(lambda operation: operation.name == "append" and len(operation.records) > 1)
+    await faulty.append(event(1))
+    for _ in range(3):
+        with pytest.raises(InjectedFault):
+            await faulty.append(event(1), event(2))
+    faulty.clear()
+    await faulty.append(event(1), event(2))
+
+
+async def test_it_fails_every_so_often(faulty: FaultyPersistence) -> None:
+    faulty.fail_every(3)
+    failed = []
+    for number in range(1, 10):
+        try:
+            await faulty.append(event(number))
+        except InjectedFault:
+            failed.append(number)
+    assert failed == [3, 6, 9]
+
+
+async def test_a_rejected_request_fails_alone(
+    faulty: FaultyPersistence, store: InMemoryPersistence
+) -> None:
+    faulty.reject(lambda record: record.payload == {"order_id": 2})
+    outcomes: dict[int, object] = {}
+
+    async def ask(number: int, *records: Any) -> None:
+        try:
+            outcomes[number] = (await faulty.append(*records)).first_seq
+        except InvalidRecord as error:
+            outcomes[number] = error
+
+    async with ActorSystem() as system:
+        system.spawn(PersistenceActor, faulty)
+        faulty.hang("open")
+        async with anyio.create_task_group() as tasks:
+            for number in range(1, 5):
+                tasks.start_soon(ask, number, event(number), event(number))
+                await wait_until_idle()
+            faulty.release()
+        assert (outcomes[1], outcomes[3], outcomes[4]) == (1, 3, 5)
+        assert isinstance(outcomes[2], InvalidRecord)
+        assert (await faulty.append(event(2))).first_seq == 7
+    assert (faulty.metrics.write_errors, store.metrics.write_errors) == (1, 0)
+    assert [e.payload["order_id"] for e in store.events] == [1, 1, 3, 3, 4, 4, 2]
+
+
+async def test_everything_of_a_commit_may_be_rejected(faulty: FaultyPersistence) -> None:
+    faulty.reject(kind="audit", error=StoreError("no audits"), times=None)
+    for _ in range(2):
+        with pytest.raises(StoreError, match="no audits"):
+            await faulty.append(AUDIT)
+    assert (await faulty.append(event(1))).first_seq == 1
+
+
+async def test_delays_go_by_the_clock(store: InMemoryPersistence) -> None:
+    clock = ManualClock()
+    faulty = FaultyPersistence(store, clock=clock)
+    faulty.delay(0.2)
+    faulty.delay(0.3, times=1)
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(faulty.append, event(1))
+        await clock.advance(0.49)
+        assert not store.events
+        await clock.advance(0.01)
+        assert len(store.events) == 1
+        tasks.start_soon(faulty.append, event(2))
+        await clock.advance(0.2)
+        assert len(store.events) == 2
+    assert await faulty.list_events() == [*store.events]
+
+
+async def test_what_hangs_is_released(
+    faulty: FaultyPersistence, store: InMemoryPersistence
+) -> None:
+    for number in (1, 2):
+        faulty.hang()
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(faulty.append, event(number))
+            await wait_until_idle()
+            assert len(store.events) == number - 1
+            with pytest.raises(BackendBusy):
+                await faulty.flush()
+            faulty.release()
+    assert len(store.events) == 2
+
+
+async def test_what_hangs_can_be_cancelled_and_is_not_stored(
+    faulty: FaultyPersistence, store: InMemoryPersistence
+) -> None:
+    faulty.hang()
+    with anyio.move_on_after(0.01):
+        await faulty.append(event(1))
+    assert (await faulty.append(event(2))).first_seq == 1
+    assert len(store.events) == 1
+
+
+async def test_a_policy_decides_about_everything(faulty: FaultyPersistence) -> None:
+    class Weather:
+        def __init__(self) -> None:
+            self.asked: list[Operation] = []
+
+        def decide(self, operation: Operation) -> Fault | None:
+            self.asked.append(operation)
+            match operation.name, operation.number:
+                case "append", 2:
+                    return Fail(OSError("storm"))
+                case "read", 1:
+                    return Delay(0)
+            return None
+
+    weather = Weather()
+    faulty.use(weather)
+    await faulty.append(event(1))
+    with pytest.raises(StoreError, match="storm"):
+        await faulty.append(event(2), AUDIT)
+    await faulty.list_events()
+    assert [(o.name, o.number, sorted(o.kinds)) for o in weather.asked] == [
+        ("open", 1, []),
+        ("append", 1, ["event"]),
+        ("append", 2, ["audit", "event"]),
+        ("read", 1, ["event"]),
+    ]
+
+
+async def test_what_was_injected_is_reported_and_what_was_not_too(
+    faulty: FaultyPersistence,
+) -> None:
+    faulty.fail_next("append", times=3)
+    faulty.hang("scan")
+    faulty.reject(times=2)
+    for _ in range(3):
+        with pytest.raises((InjectedFault, InvalidRecord)):
+            await faulty.append(event(1))
+    assert [type(injection.fault).__name__ for injection in faulty.injected] == [
+        "Reject",
+        "Reject",
+        "Fail",
+    ]
+    left = [(repr(rule.fault), rule.times) for rule in faulty.pending]
+    assert left == [
+        (repr(Fail(InjectedFault())).replace("()", "('append failed on purpose')"), 2),
+        (repr(Hang()), 1),
+    ]
+    assert "for append, 2 times more" in repr(faulty.pending[0])
+    faulty.clear()
+    assert faulty.pending == ()
+    assert len(faulty.injected) == 3
+
+
+async def test_the_wrapped_backends_verbs_go_through_the_faults(
+    faulty: FaultyPersistence, store: InMemoryPersistence
+) -> None:
+    async with ActorSystem("shop", persistence=faulty) as system:
+        faulty.fail_next("scan")
+        with pytest.raises(InjectedFault):
+            await store.scan()
+        await store.append(event(1))
+        with pytest.raises(BackendInUse, match=r"hosted by a FaultyPersistence \(shop/\$persist"):
+            system.spawn(PersistenceActor, store)
+    assert len(await store.list_events()) == 1
+    await faulty.wrapped.aclose()
+
+
+async def test_it_is_opened_and_closed_again_after_any_fault(faulty: FaultyPersistence) -> None:
+    for operation in ("open", "flush", "close"):
+        for _ in range(2):
+            faulty.fail_next(operation)
+            with pytest.raises(InjectedFault):
+                async with faulty:
+                    await faulty.append(event(1))
+        async with faulty:
+            await faulty.append(event(1))
+    seqs = [e.seq for e in await faulty.list_events()]
+    assert seqs == list(range(1, len(seqs) + 1))
+
+
+async def test_a_system_survives_a_store_that_fails(faulty: FaultyPersistence) -> None:
+    faulty.fail_every(2)
+    async with ActorSystem(persistence=faulty) as system:
+        probe = PersistenceProbe(system)
+        ref = system.persistence
+        refused = 0
+        for number in range(20):
+            try:
+                await ref.ask(AppendMany((event(number), event(number))))
+            except InjectedFault:
+                refused += 1
+        assert refused == 10
+        stored = [fact.payload["order_id"] for fact in probe.facts]
+        assert stored == [number for number in range(0, 20, 2) for _ in range(2)]
+
+
+async def test_it_shows_what_it_wraps() -> None:
+    policy = RetentionPolicy(max_records=2)
+    store = InMemoryPersistence(retention_policy=policy)
+    faulty = FaultyPersistence(store)
+    assert faulty.wrapped is store
+    assert faulty.retention == policy
+    assert faulty.capabilities == store.capabilities
+    async with ActorSystem(persistence=faulty) as system:
+        await system.persistence.ask(Append(event(1)))
+
+
+@pytest.mark.parametrize("backend", [None, "memory:", InMemoryPersistence])
+def test_only_a_backend_can_be_wrapped(backend: Any) -> None:
+    with pytest.raises(InvalidSetting, match="wraps a PersistenceBackend"):
+        FaultyPersistence(backend)
+
+
+def test_rules_that_make_no_sense_are_refused(faulty: FaultyPersistence) -> None:
+    wrong: Any
+    for wrong in ("write", "", 5):
+        with pytest.raises(InvalidPolicy, match="an operation is one of"):
+            faulty.fail_next(wrong)
+    with pytest.raises(InvalidPolicy, match="kind is one of"):
+        faulty.delay(1, kind="events")  # type: ignore[arg-type]
+    for wrong in (0, -1, 1.5):
+        with pytest.raises(InvalidPolicy, match="whole number greater than 0"):
+            faulty.fail_every(wrong)
+        with pytest.raises(InvalidPolicy, match="whole number greater than 0"):
+            faulty.fail_next(times=wrong)
+    for wrong in (-1, float("nan"), "1"):
+        with pytest.raises(InvalidPolicy, match="seconds"):
+            faulty.delay(wrong)

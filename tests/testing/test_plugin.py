@@ -1,0 +1,266 @@
+"""The pytest plugin, as pytest finds it, in projects of their own."""
+
+from __future__ import annotations
+
+import textwrap
+
+import pytest
+
+pytest_plugins = ["pytester"]
+
+HEAD = """
+import anyio
+import pytest
+from papyra import Actor, ActorSystem, Decision, OneForOne, PapyraError
+from papyra.exceptions import AskTimeout, EscalatedFailure
+from papyra.persistence.backends.memory import InMemoryPersistence
+from papyra.testing import *
+
+pytestmark = pytest.mark.anyio
+
+
+class Echo(Actor):
+    async def receive(self, message):
+        if isinstance(message, Exception):
+            raise message
+        if message == "for ever":
+            await anyio.sleep_forever()
+        if isinstance(message, anyio.Event):
+            await message.wait()
+        return message
+"""
+
+
+@pytest.fixture
+def run(pytester: pytest.Pytester) -> Run:
+    return Run(pytester)
+
+
+class Run:
+    def __init__(self, pytester: pytest.Pytester) -> None:
+        self.pytester = pytester
+
+    def __call__(self, code: str, *arguments: str, head: str = HEAD) -> pytest.RunResult:
+        self.pytester.makepyfile(head + textwrap.dedent(code))
+        return self.pytester.runpytest("-p", "no:cacheprovider", *arguments)
+
+
+def test_the_fixtures_are_found_on_every_loop(run: Run) -> None:
+    result = run("""
+        async def test_it(actor_system, persistence, anyio_backend):
+            assert actor_system.backend is persistence
+            assert type(persistence) is InMemoryPersistence
+            assert await actor_system.spawn(Echo).ask("x") == "x"
+
+        class TestInAClass:
+            async def test_it(self, actor_system):
+                assert await actor_system.spawn(Echo).ask("x") == "x"
+
+        def test_without_a_loop(persistence):
+            assert persistence.events == ()
+    """)
+    result.assert_outcomes(passed=5)
+
+
+def test_each_test_has_a_store_and_a_system_of_its_own(run: Run) -> None:
+    result = run("""
+        @pytest.mark.parametrize("again", range(3))
+        async def test_it(actor_system, persistence, again):
+            await actor_system.spawn(Echo, name="echo").ask("x")
+            await actor_system.backend.flush()
+            assert [event.seq for event in persistence.events] == [1]
+    """)
+    result.assert_outcomes(passed=6)
+
+
+@pytest.mark.parametrize(
+    ("leftover", "body", "said"),
+    [
+        (
+            "leaked_actors",
+            'await actor_system.spawn(Echo, name="echo").tell("for ever")',
+            "actors that did not stop: papyra/echo",
+        ),
+        (
+            "unclaimed_replies",
+            """
+            hold = anyio.Event()
+            ref = actor_system.spawn(Echo, name="echo")
+            with pytest.raises(AskTimeout):
+                await ref.ask(hold, timeout=0.001)
+            hold.set()
+            """,
+            "replies that nobody waited for, 1 of them: papyra/echo to Event",
+        ),
+        (
+            "write_errors",
+            """
+            with pytest.raises(PapyraError):
+                await actor_system.backend.append("no record")
+            """,
+            "appends that failed, 1 of them; the log says why",
+        ),
+    ],
+)
+def test_what_is_left_behind_fails_the_test_unless_it_is_allowed(
+    run: Run, leftover: str, body: str, said: str
+) -> None:
+    body = textwrap.indent(textwrap.dedent(body), " " * 4)
+    result = run(f"""
+async def test_left(actor_system):
+{body}
+
+@pytest.mark.papyra(allow=["{leftover}"])
+async def test_allowed_by_a_mark(actor_system):
+{body}
+
+async def test_allowed_by_a_call(actor_system):
+    actor_system.allow("{leftover}")
+{body}
+
+async def test_another(actor_system):
+    pass
+""")
+    result.assert_outcomes(failed=2, passed=6)
+    result.stdout.fnmatch_lines([f"*{said}*system.allow('{leftover}')*"])
+
+
+def test_a_test_that_fails_fails_with_its_own_error_alone(run: Run) -> None:
+    result = run("""
+        async def test_it(actor_system):
+            await actor_system.spawn(Echo).tell("for ever")
+            assert 1 == 2, "my own"
+
+        async def test_next(actor_system):
+            pass
+    """)
+    result.assert_outcomes(failed=2, passed=2)
+    result.stdout.fnmatch_lines(["*AssertionError: my own*"])
+    result.stdout.no_fnmatch_line("*left behind*")
+
+
+def test_a_failed_expectation_points_at_the_test(run: Run) -> None:
+    result = run("""
+        async def test_it(actor_system):
+            probe = PersistenceProbe(actor_system)
+            await probe.expect_event("OrderPlaced", timeout=0)
+    """)
+    result.assert_outcomes(failed=2)
+    result.stdout.fnmatch_lines(
+        [">*expect_event(*", "E*no fact came within 0 s that is OrderPlaced*"]
+    )
+    result.stdout.no_fnmatch_line("*_inbox.py*")
+    result.stdout.no_fnmatch_line("*raise AssertionError(*")
+
+
+def test_a_system_may_be_stopped_in_the_test(run: Run) -> None:
+    result = run("""
+        async def test_it(actor_system, persistence):
+            await actor_system.spawn(Echo).ask("x")
+            await actor_system.stop()
+            await actor_system.stop()
+            assert [e.event_type for e in persistence.events] == ["ActorStarted", "ActorStopped"]
+    """)
+    result.assert_outcomes(passed=2)
+
+
+def test_an_escalated_failure_fails_its_test_and_no_other(run: Run) -> None:
+    result = run("""
+        escalating = pytest.mark.papyra(supervision=OneForOne(default=Decision.ESCALATE))
+
+        @escalating
+        async def test_it(actor_system):
+            with pytest.raises(ValueError):
+                await actor_system.spawn(Echo).ask(ValueError("boom"))
+
+        @escalating
+        async def test_expected(actor_system):
+            with pytest.raises(ValueError):
+                await actor_system.spawn(Echo).ask(ValueError("boom"))
+            with pytest.raises(EscalatedFailure):
+                await actor_system.stop()
+
+        async def test_next(actor_system):
+            assert await actor_system.spawn(Echo).ask("x") == "x"
+    """)
+    result.assert_outcomes(failed=2, passed=4)
+    result.stdout.fnmatch_lines(["*EscalatedFailure: a failure was escalated*boom*"])
+
+
+def test_a_store_that_can_not_be_opened_is_an_error_of_its_test(run: Run) -> None:
+    result = run("""
+        @pytest.fixture
+        def persistence(persistence):
+            faulty = FaultyPersistence(persistence)
+            faulty.fail_next("open")
+            return faulty
+
+        async def test_it(actor_system):
+            pass
+
+        async def test_without(): pass
+    """)
+    result.assert_outcomes(errors=2, passed=2)
+    result.stdout.fnmatch_lines(["*InjectedFault*open failed on purpose*"])
+
+
+def test_users_put_their_own_store_in_place(run: Run) -> None:
+    result = run("""
+        @pytest.fixture
+        def persistence(persistence):
+            return FaultyPersistence(persistence)
+
+        async def test_it(actor_system, persistence):
+            assert actor_system.backend is persistence
+            persistence.fail_next()
+            actor_system.allow("write_errors")
+            await actor_system.spawn(Echo).ask("x")
+    """)
+    result.assert_outcomes(passed=2)
+
+
+def test_marks_and_clocks_configure_the_system(run: Run) -> None:
+    result = run(
+        """
+        @pytest.mark.papyra(system_id="shop", mailbox_capacity=7)
+        async def test_it(actor_system, manual_clock):
+            assert actor_system.system_id == "shop"
+            assert actor_system.clock is manual_clock
+
+        @pytest.mark.papyra(mailbox_capacity="many")
+        async def test_wrong(actor_system):
+            pass
+
+        @pytest.mark.papyra(allow=["everything"])
+        async def test_wrong_too(actor_system):
+            pass
+    """,
+        "--strict-markers",
+    )
+    result.assert_outcomes(passed=2, errors=4)
+    result.stdout.fnmatch_lines(["*what can be allowed is leaked_actors,*not 'everything'*"])
+
+
+def test_a_sync_test_with_a_system_is_checked_too(run: Run) -> None:
+    result = run("""
+        def test_it(actor_system):
+            assert actor_system.is_running
+    """)
+    result.assert_outcomes(passed=2)
+
+
+def test_the_store_of_a_whole_suite_is_a_variable(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    code = "def test_it(persistence):\n    assert type(persistence) is InMemoryPersistence\n"
+    monkeypatch.setenv("PAPYRA_TEST_STORE", "memory")
+    run(code).assert_outcomes(passed=1)
+    monkeypatch.setenv("PAPYRA_TEST_STORE", "paper")
+    result = run(code)
+    result.assert_outcomes(errors=1)
+    result.stdout.fnmatch_lines(["*PAPYRA_TEST_STORE is one of memory*, not 'paper'*"])
+
+
+def test_a_project_without_actors_is_left_alone(run: Run) -> None:
+    result = run("def test_it():\n    pass\n\nasync def test_async():\n    pass\n", head="")
+    assert result.parseoutcomes()["passed"] == 1
