@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -46,11 +47,23 @@ def test_supervision() -> None:
     ]
 
 
-def test_testing_with_memory() -> None:
-    output = run(
-        "-m", "pytest", "-q", "-p", "no:cacheprovider", EXAMPLES / "testing_with_memory.py"
+def test_testing(tmp_path: Path) -> None:
+    """The project works where a newcomer has copied it to."""
+    project = tmp_path / "shop"
+    shutil.copytree(
+        EXAMPLES / "testing", project, ignore=shutil.ignore_patterns("__pycache__", ".*cache")
     )
-    assert "3 passed" in output
+    result = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-W", "error"],
+        check=False,
+        capture_output=True,
+        text=True,
+        cwd=project,
+    )
+    assert result.returncode == 0, result.stdout + result.stderr
+    passed = int(result.stdout.split(" passed")[0].split()[-1])
+    assert passed >= 2 * (7 + 3 + 45)
+    assert " passed in" in result.stdout, "and nothing but passed"
 
 
 def test_flights() -> None:
@@ -69,9 +82,10 @@ def test_flights() -> None:
 
 def test_every_example_is_tested() -> None:
     tested = {name.removeprefix("test_") for name in globals() if name.startswith("test_")}
-    assert {path.stem for path in EXAMPLES.glob("*.py")} <= tested
+    names = {path.stem for path in EXAMPLES.iterdir() if path.suffix in (".py", "")}
+    assert names - {"__pycache__"} <= tested
 
 
 @pytest.mark.parametrize("path", sorted(EXAMPLES.glob("*.py")), ids=lambda path: path.stem)
 def test_every_example_says_how_to_run_it(path: Path) -> None:
-    assert f"{path.name}" in path.read_text(encoding="utf-8").split('"""')[1]
+    assert path.name in path.read_text(encoding="utf-8").split('"""')[1]

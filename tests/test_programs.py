@@ -20,6 +20,7 @@ from papyra.exceptions import ActorStopped, AskTimeout, MailboxFull, WouldDeadlo
 from papyra.persistence import Record
 from papyra.persistence.backends.memory import InMemoryPersistence
 from papyra.supervision import SupervisionPolicy
+from papyra.testing import explore
 
 SEEDS = range(int(os.environ.get("PAPYRA_PROGRAMS", "25")))
 
@@ -209,3 +210,27 @@ async def test_no_program_hangs_or_loses_anything(
     assert persistence.metrics.snapshot().write_errors == 0
     stored: list[Record] = [*persistence.events, *persistence.audits, *persistence.dead_letters]
     assert sorted(record.seq or 0 for record in stored) == list(range(1, len(stored) + 1))
+
+
+async def test_no_program_loses_anything_in_any_order() -> None:
+    """The same, with the order of turns decided by seeds, and nothing left to the event loop."""
+    stores: list[InMemoryPersistence] = []
+
+    def new_store() -> InMemoryPersistence:
+        stores.append(InMemoryPersistence())
+        return stores[-1]
+
+    async def program(system: ActorSystem) -> None:
+        world = worlds[-1]
+        for _ in range(3):
+            world.refs.append(system.spawn(Node, world, 1))
+        async with anyio.create_task_group() as tasks:
+            for name in range(1, 4):
+                tasks.start_soon(sender, world, name)
+
+    worlds: list[World] = []
+    for seed in SEEDS:
+        worlds.append(World(seed))
+        await explore(program, [seed], persistence=new_store, system_id="world")
+        check_messages(worlds[-1], stores[-1])
+        check_lives(stores[-1])

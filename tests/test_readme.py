@@ -14,7 +14,7 @@ import pytest
 
 from papyra import ActorSystem
 from papyra.conf import settings
-from papyra.persistence.backends.memory import InMemoryPersistence
+from papyra.testing import CheckedSystem
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -49,7 +49,11 @@ async def test_what_the_blocks_define_works(
     await names["report"]()
     await names["test_it_keeps_what_it_is_told"]()
     await names["look_into_a_store"]()
-    await names["test_a_deposit_is_an_event"](InMemoryPersistence())
+    async with CheckedSystem() as system:
+        await names["test_a_deposit_is_an_event"](system)
+    await names["test_it_survives_a_full_disk"]()
+    await names["test_what_was_acknowledged_is_stored"]()
+    await names["test_two_deposits_in_any_order"]()
     assert "True" in capsys.readouterr().out
 
     loud = names["LoudPersistence"]()
@@ -62,6 +66,8 @@ async def test_what_the_blocks_define_works(
 def test_every_block_is_run(names: dict[str, Any]) -> None:
     run = {"report", "look_into_a_store"}
     run |= {"test_it_keeps_what_it_is_told", "test_a_deposit_is_an_event"}
+    run |= {"test_it_survives_a_full_disk", "test_what_was_acknowledged_is_stored"}
+    run |= {"test_two_deposits_in_any_order"}
     functions = {
         name
         for name, value in names.items()

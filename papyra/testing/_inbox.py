@@ -56,31 +56,25 @@ class Inbox(Generic[T]):
         """
         __tracebackhide__ = True
         _check_seconds("timeout", timeout)
-        with anyio.move_on_after(timeout):
-            while True:
-                for position, item in enumerate(self.items):
-                    if position in self._taken or not among(item):
-                        continue
-                    if pattern.matches(item):
-                        self._taken.add(position)
-                        return item
-                    if next_only:
-                        raise AssertionError(
-                            self._report(
-                                f"the next {self._noun} is not {pattern.description}",
-                                pattern,
-                                among,
-                                only=item,
-                            )
-                        )
-                await self._wait()
-        raise AssertionError(
-            self._report(
-                f"no {self._noun} came within {timeout:g} s that is {pattern.description}",
-                pattern,
-                among,
+        seen = 0
+        position = self._find(pattern, among, seen, next_only)
+        if position is None:
+            with anyio.move_on_after(timeout):
+                while position is None:
+                    # With `next_only`, who else waits may take what was the next.
+                    seen = 0 if next_only else len(self.items)
+                    await self._wait()
+                    position = self._find(pattern, among, seen, next_only)
+        if position is None:
+            raise AssertionError(
+                self._report(
+                    f"no {self._noun} came within {timeout:g} s that is {pattern.description}",
+                    pattern,
+                    among,
+                )
             )
-        )
+        self._taken.add(position)
+        return self.items[position]
 
     async def take_sequence(
         self, patterns: Sequence[Pattern], timeout: float, among: Callable[[T], bool]
@@ -118,18 +112,40 @@ class Inbox(Generic[T]):
                     self._refuse(pattern, among)
         self._refuse(pattern, among)
 
-    def _refuse(self, pattern: Pattern, among: Callable[[T], bool]) -> None:
+    def _find(
+        self, pattern: Pattern, among: Callable[[T], bool], start: int, next_only: bool
+    ) -> int | None:
+        """Return the position of the first item that is left and matches, from `start` on."""
         __tracebackhide__ = True
-        for position, item in enumerate(self.items):
-            if position not in self._taken and among(item) and pattern.matches(item):
+        for position in range(start, len(self.items)):
+            item = self.items[position]
+            if position in self._taken or not among(item):
+                continue
+            if pattern.matches(item):
+                return position
+            if next_only:
                 raise AssertionError(
                     self._report(
-                        f"there is a {self._noun} that is {pattern.description}: "
-                        f"{self._show(item)}",
+                        f"the next {self._noun} is not {pattern.description}",
                         pattern,
                         among,
+                        only=item,
                     )
                 )
+        return None
+
+    def _refuse(self, pattern: Pattern, among: Callable[[T], bool]) -> None:
+        __tracebackhide__ = True
+        position = self._find(pattern, among, 0, next_only=False)
+        if position is not None:
+            raise AssertionError(
+                self._report(
+                    f"there is a {self._noun} that is {pattern.description}: "
+                    f"{self._show(self.items[position])}",
+                    pattern,
+                    among,
+                )
+            )
 
     async def _wait(self) -> None:
         if self._arrived.is_set():

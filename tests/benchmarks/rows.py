@@ -23,6 +23,7 @@ from examples.flights import Flight, Progress, events_of, fly, read_flights
 from papyra import Actor, ActorSystem
 from papyra.persistence import Append, PersistedEvent, PersistenceActor
 from papyra.persistence.backends.memory import InMemoryPersistence
+from papyra.testing import CheckedSystem, PersistenceProbe
 from tests.benchmarks.workload import (
     START,
     bare_append_loop,
@@ -350,6 +351,71 @@ def all_flights(loop: Loop, options: Options) -> Result:
         gc.unfreeze()
 
 
+# A test of typical size: a system, three actors, ten messages, three expectations
+
+
+class Till(Actor):
+    """Persists what it takes in."""
+
+    async def receive(self, amount: int) -> int:
+        return await self.context.persist(("Taken", {"amount": amount}))
+
+
+async def typical_tests(count: int) -> float:
+    started = time.process_time()
+    for _ in range(count):
+        async with CheckedSystem() as system:
+            probe = PersistenceProbe(system)
+            tills = [system.spawn(Till, name=f"till-{number}") for number in range(3)]
+            for number in range(10):
+                await tills[number % 3].tell(number)
+            await probe.expect_event(("Taken", {"amount": 9}))
+            await probe.expect_event("Taken", actor=tills[1])
+            await probe.expect_event("Taken", payload={"amount": 5})
+    return time.process_time() - started
+
+
+class PykkaTill(pykka.ThreadingActor):
+    """The same, with a list for a store."""
+
+    def __init__(self, taken: list[tuple[str, int]], name: str) -> None:
+        super().__init__()
+        self.taken = taken
+        self.name = name
+
+    def on_receive(self, message: int) -> int:
+        self.taken.append((self.name, message))
+        return len(self.taken)
+
+
+def typical_tests_with_pykka(count: int) -> float:
+    started = time.process_time()
+    for _ in range(count):
+        taken: list[tuple[str, int]] = []
+        tills = [PykkaTill.start(taken, f"till-{number}") for number in range(3)]
+        for number in range(10):
+            tills[number % 3].tell(number)
+        # Nothing tells that a message has been handled but a reply to one that follows it.
+        for till in tills:
+            till.ask(-1)
+        assert ("till-0", 9) in taken
+        assert any(name == "till-1" for name, _ in taken)
+        assert any(amount == 5 for _, amount in taken)
+        for till in tills:
+            till.stop()
+    return time.process_time() - started
+
+
+def typical_test(loop: Loop, options: Options) -> Result:
+    count = options.count(500)
+    return compare(
+        options,
+        count,
+        lambda: typical_tests_with_pykka(count),
+        lambda: loop.run(typical_tests, count),
+    )
+
+
 ROWS = [
     Row("hosted append, tell, one sender", "a bare append loop", 0.5, False, hosted_tell),
     Row("hosted append, ask, one task", "ping-pong over events", 0.6, False, hosted_ask),
@@ -359,6 +425,7 @@ ROWS = [
     Row("list_events(limit=10) at 1,000,000", "the same at 1,000", 1.5, True, reads(False)),
     Row("list_events(since) at 1,000,000", "the same at 1,000", 2, True, reads(True)),
     Row("resident bytes a record, less 32", "encoded bytes", 1.25, True, resident),
+    Row("a typical test, in CPU time", "the same with pykka", 0.5, False, typical_test),
     Row(
         "all flights, one actor per aircraft", "a bare append loop", 0.15, False, all_flights, True
     ),

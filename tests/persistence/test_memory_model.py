@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import dataclasses
+from collections.abc import Sequence
 from typing import Any
 from unittest import mock
 
 import anyio
-import msgspec
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -15,15 +14,18 @@ from hypothesis import strategies as st
 from papyra import ActorSystem
 from papyra.exceptions import InvalidRecord
 from papyra.persistence import (
+    Kind,
     PersistedAudit,
     PersistedDeadLetter,
     PersistedEvent,
     PersistenceActor,
+    Read,
     Record,
 )
 from papyra.persistence.backends import commit, memory
 from papyra.persistence.backends.memory import InMemoryPersistence
 from papyra.persistence.backends.retention import RetentionPolicy
+from papyra.testing._model import ListModel, read_to_the_end
 
 NOW = 50.0
 times = st.integers(0, 60).map(float)
@@ -70,71 +72,6 @@ reads = st.fixed_dictionaries(
 ).map(meaningful)
 
 
-@dataclasses.dataclass
-class Model:
-    """What is stored, as pairs of record and encoded size."""
-
-    policy: RetentionPolicy
-    stored: list[tuple[Record, int]] = dataclasses.field(default_factory=list)
-
-    def visible(self, kind: str) -> list[Record]:
-        kept = [(r, size) for r, size in self.stored if r.__struct_config__.tag == kind]
-        policy, shown, total = self.policy, [], 0
-        for newer, (record, size) in enumerate(reversed(kept)):
-            total += size
-            if policy.max_records is not None and newer >= policy.max_records:
-                break
-            if policy.max_total_bytes is not None and total > policy.max_total_bytes:
-                break
-            if policy.max_age_seconds is None or record.timestamp >= NOW - policy.max_age_seconds:
-                shown.append(record)
-        return shown[::-1]
-
-    def read(self, kind: str, **q: Any) -> list[Record]:
-        found = []
-        for record in self.visible(kind):
-            assert record.seq is not None
-            if record.seq <= q.get("after", 0):
-                continue
-            if "before" in q and record.seq >= q["before"]:
-                continue
-            if "since" in q and record.timestamp < q["since"]:
-                continue
-            if "until" in q and record.timestamp > q["until"]:
-                continue
-            if "event_type" in q and getattr(record, "event_type", None) != q["event_type"]:
-                continue
-            if "actor" in q and q["actor"] != getattr(
-                record, "actor_address", getattr(record, "target", None)
-            ):
-                continue
-            found.append(record)
-        if "limit" in q:
-            found = (
-                found[max(0, len(found) - q["limit"]) :] if q.get("newest") else found[: q["limit"]]
-            )
-        return found
-
-
-async def read_all(persistence: InMemoryPersistence, **query: Any) -> list[Record]:
-    """Follow the pages of a read to its end."""
-    query, left, pages = dict(query), query.get("limit"), []
-    for _ in range(100):
-        page = await persistence.read(**query)
-        pages.append(page.records)
-        if left is not None:
-            left -= len(page.records)
-            query["limit"] = left
-        if not page.more or left == 0:
-            break
-        query |= {"before": page.next_before} if query.get("newest") else {"after": page.next_after}
-    else:
-        pytest.fail("the pages do not end")
-    if query.get("newest"):
-        pages.reverse()
-    return [record for page in pages for record in page]
-
-
 @pytest.mark.parametrize("hosted", [False, True], ids=["alone", "hosted"])
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(policy=policies, appends=st.lists(batches, max_size=12), queries=st.lists(reads, max_size=8))
@@ -142,7 +79,7 @@ def test_it_holds_what_a_list_would_hold(
     hosted: bool, policy: RetentionPolicy, appends: list[list[Any]], queries: list[dict[str, Any]]
 ) -> None:
     persistence = InMemoryPersistence(retention_policy=policy, clock=lambda: NOW)
-    model = Model(policy)
+    model = ListModel(policy)
 
     async def run() -> None:
         for batch in appends:
@@ -157,17 +94,17 @@ def test_it_holds_what_a_list_would_hold(
                 continue
             assert appended.first_seq == len(model.stored) + 1
             assert appended.last_seq == len(model.stored) + len(batch)
-            for record in batch:
-                numbered = msgspec.structs.replace(record, seq=len(model.stored) + 1)
-                model.stored.append((numbered, len(msgspec.json.encode(record))))
+            model.append(*batch)
         for query in queries:
-            assert await read_all(persistence, **query) == model.read(**query)
-        for kind, listed in (
+            request = Read(**query)
+            assert await read_to_the_end(persistence, request) == model.read(request, NOW)
+        lists: list[tuple[Kind, Sequence[Record]]] = [
             ("event", await persistence.list_events()),
             ("audit", await persistence.list_audits()),
             ("dead_letter", await persistence.list_dead_letters()),
-        ):
-            assert listed == model.visible(kind)
+        ]
+        for kind, listed in lists:
+            assert listed == model.visible(kind, NOW)
         held: list[Record] = [*persistence.events, *persistence.audits, *persistence.dead_letters]
         everything = sorted(held, key=lambda record: record.seq or 0)
         assert everything == [record for record, _ in model.stored]

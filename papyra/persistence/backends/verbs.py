@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import abc
 from collections.abc import AsyncIterator
-from typing import TypeVar, cast
+from typing import Literal, TypeVar, cast, overload
 
 import msgspec
 
@@ -113,6 +113,50 @@ class PersistenceVerbs(abc.ABC):
         """Return dead letters; as `list_events`."""
         return cast("list[PersistedDeadLetter]", await self._list("dead_letter", limit, since))
 
+    @overload
+    def stream(
+        self,
+        kind: Literal["event"],
+        *,
+        after: int = ...,
+        since: float | None = ...,
+        until: float | None = ...,
+        event_type: str | None = ...,
+        actor: str | None = ...,
+    ) -> AsyncIterator[PersistedEvent]: ...
+    @overload
+    def stream(
+        self,
+        kind: Literal["audit"],
+        *,
+        after: int = ...,
+        since: float | None = ...,
+        until: float | None = ...,
+        event_type: str | None = ...,
+        actor: str | None = ...,
+    ) -> AsyncIterator[PersistedAudit]: ...
+    @overload
+    def stream(
+        self,
+        kind: Literal["dead_letter"],
+        *,
+        after: int = ...,
+        since: float | None = ...,
+        until: float | None = ...,
+        event_type: str | None = ...,
+        actor: str | None = ...,
+    ) -> AsyncIterator[PersistedDeadLetter]: ...
+    @overload
+    def stream(
+        self,
+        kind: Kind,
+        *,
+        after: int = ...,
+        since: float | None = ...,
+        until: float | None = ...,
+        event_type: str | None = ...,
+        actor: str | None = ...,
+    ) -> AsyncIterator[Record]: ...
     async def stream(
         self,
         kind: Kind,
