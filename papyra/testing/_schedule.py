@@ -20,8 +20,9 @@ from papyra.testing.idle import wait_until_idle
 __all__ = ("ScheduledSystem", "SeededDispatcher", "Stuck", "run_scheduled")
 
 #: Seconds of the machine for which nothing may happen: whoever is at work then waits for
-#: something outside, a thread or the network.
-PATIENCE = 2.0
+#: something outside, a thread or the network. Longer than an expectation waits, since that can say
+#: better what is missing.
+PATIENCE = 4.0
 
 #: How often time may pass with nobody taking a turn: whoever only sleeps gets nowhere.
 _IDLE_WAITS = 1_000

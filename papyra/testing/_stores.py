@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -12,7 +13,7 @@ from papyra.persistence.backends.memory import InMemoryPersistence
 
 __all__ = ("STORE_VARIABLE", "UnknownStore", "new_store")
 
-#: The name of one of the stores below.
+#: The name of one of the stores below; or, as ``module:callable``, what makes one.
 STORE_VARIABLE = "PAPYRA_TEST_STORE"
 
 
@@ -33,7 +34,24 @@ _STORES: Mapping[str, Callable[[Callable[[], Path], Mapping[str, Any]], Persiste
 def new_store(directory: Callable[[], Path], options: Mapping[str, Any]) -> PersistenceBackend:
     """Return a store made with `options`; `directory` makes one, for stores that need it."""
     name = os.environ.get(STORE_VARIABLE) or "memory"
+    if ":" in name:
+        store = _callable(name)(**options)
+        if not isinstance(store, PersistenceBackend):
+            raise UnknownStore(f"{STORE_VARIABLE} is {name!r}, which made {store!r}: no backend")
+        return store
     make = _STORES.get(name)
     if make is None:
-        raise UnknownStore(f"{STORE_VARIABLE} is one of {', '.join(_STORES)}, not {name!r}")
+        known = ", ".join(_STORES)
+        raise UnknownStore(
+            f"{STORE_VARIABLE} is one of {known}, or 'module:callable', not {name!r}"
+        )
     return make(directory, options)
+
+
+def _callable(name: str) -> Callable[..., object]:
+    module, _, attribute = name.partition(":")
+    try:
+        found: Callable[..., object] = getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError) as error:
+        raise UnknownStore(f"{STORE_VARIABLE} is {name!r}, which is not there: {error}") from error
+    return found

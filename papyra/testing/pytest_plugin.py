@@ -3,7 +3,7 @@
 Fixtures:
 
 - ``persistence``: a store, a fresh one for each test; in memory, unless the environment variable
-  ``PAPYRA_TEST_STORE`` names another backend.
+  ``PAPYRA_TEST_STORE`` names another backend, or ``module:callable`` that makes one.
 - ``actor_system``: a running `CheckedSystem` on that store, on the event loop of the test. When the
   test is over it is stopped, and what the test left behind makes it fail.
 - ``manual_clock``: a `ManualClock`; the other two go by it in a test that uses it.

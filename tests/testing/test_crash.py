@@ -10,7 +10,14 @@ import pytest
 from papyra import Actor, ActorRef, ActorSystem, Decision, Failure, OneForOne
 from papyra.persistence import Append
 from papyra.persistence.backends.memory import InMemoryPersistence
-from papyra.testing import Crashed, CrashPointFailed, CrashRun, InjectedFault, crash_everywhere
+from papyra.testing import (
+    Crashed,
+    CrashPointFailed,
+    CrashRun,
+    InjectedFault,
+    _schedule,
+    crash_everywhere,
+)
 from tests.testing.shelf import Disk, Shelf
 
 
@@ -203,7 +210,9 @@ async def test_a_check_that_fails_without_any_crash_is_said_to() -> None:
     assert caught.value.point is None
 
 
-async def test_a_scenario_that_gets_stuck_fails() -> None:
+async def test_a_scenario_that_gets_stuck_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_schedule, "PATIENCE", 0.5)
+
     class Stubborn(Account):
         """Waits for an acknowledgement of its own making."""
 

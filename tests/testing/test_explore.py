@@ -10,8 +10,21 @@ import pytest
 
 from papyra import Actor, ActorRef, ActorSystem
 from papyra.persistence.backends.memory import InMemoryPersistence
-from papyra.testing import PersistenceProbe, ScheduleFailed, TestProbe, explore
+from papyra.testing import (
+    PersistenceProbe,
+    ScheduleFailed,
+    TestProbe,
+    _schedule,
+    explore,
+    probes,
+)
 from tests.actors import Echo
+
+
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Notice at once that nothing happens any more; a busy machine is busy for less than this."""
+    monkeypatch.setattr(_schedule, "PATIENCE", 0.5)
 
 
 class Counter(Actor):
@@ -112,6 +125,7 @@ async def test_tasks_of_the_program_itself_take_the_same_order_each_time() -> No
     assert orders[0] == orders[1] == orders[2]
 
 
+@pytest.mark.usefixtures("impatient")
 async def test_a_cycle_of_asks_is_found_without_a_timeout() -> None:
     class Polite(Actor):
         async def receive(self, message: Any) -> Any:
@@ -141,6 +155,15 @@ async def test_an_actor_that_only_sleeps_gets_nowhere() -> None:
 
     with pytest.raises(ScheduleFailed, match="nobody can go on"):
         await explore(program, 1)
+
+
+async def test_an_expectation_that_is_not_met_says_so_itself() -> None:
+    async def program(system: ActorSystem) -> None:
+        await PersistenceProbe(system).expect_event("Missing", timeout=0.01)
+
+    with pytest.raises(ScheduleFailed, match=r"no fact came within 0\.01 s that is Missing"):
+        await explore(program, 1)
+    assert _schedule.PATIENCE > probes.TIMEOUT
 
 
 async def test_time_passes_when_nobody_has_anything_else_to_do() -> None:

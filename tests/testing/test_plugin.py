@@ -261,6 +261,31 @@ def test_the_store_of_a_whole_suite_is_a_variable(
     result.stdout.fnmatch_lines(["*PAPYRA_TEST_STORE is one of memory*, not 'paper'*"])
 
 
+def test_the_store_may_be_of_the_users_own_making(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run.pytester.makepyfile(
+        stores="""
+        from papyra.persistence.backends.memory import InMemoryPersistence
+        class Mine(InMemoryPersistence): pass
+        def nothing(**options): pass
+        """
+    )
+    run.pytester.syspathinsert()
+    code = "def test_it(persistence):\n    assert type(persistence).__name__ == 'Mine'\n"
+    monkeypatch.setenv("PAPYRA_TEST_STORE", "stores:Mine")
+    run(code).assert_outcomes(passed=1)
+    for wrong, said in [
+        ("stores:nothing", "which made None: no backend"),
+        ("stores:missing", "which is not there"),
+        ("nowhere:Mine", "which is not there"),
+    ]:
+        monkeypatch.setenv("PAPYRA_TEST_STORE", wrong)
+        result = run(code)
+        result.assert_outcomes(errors=1)
+        result.stdout.fnmatch_lines([f"*{said}*"])
+
+
 def test_a_project_without_actors_is_left_alone(run: Run) -> None:
     result = run("def test_it():\n    pass\n\nasync def test_async():\n    pass\n", head="")
     assert result.parseoutcomes()["passed"] == 1
