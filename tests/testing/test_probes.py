@@ -185,6 +185,18 @@ async def test_facts_of_before_the_probe_are_seen_too(
     assert [record.seq for record in probe.facts] == [1, 2, 3]
 
 
+async def test_facts_of_before_are_seen_once_by_several_expectations(
+    actor_system: CheckedSystem, desk: ActorRef
+) -> None:
+    for number in range(3):
+        await desk.ask(OrderPlaced(number))
+    probe = PersistenceProbe(actor_system)
+    async with anyio.create_task_group() as tasks:
+        for number in range(3):
+            tasks.start_soon(probe.expect_event, OrderPlaced(number))
+    assert [record.seq for record in probe.facts] == [1, 2, 3, 4]
+
+
 async def test_facts_of_before_the_system_are_not(persistence: InMemoryPersistence) -> None:
     await persistence.append(event(1))
     async with ActorSystem(persistence=persistence) as system:
