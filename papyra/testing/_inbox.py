@@ -56,13 +56,11 @@ class Inbox(Generic[T]):
         """
         __tracebackhide__ = True
         _check_seconds("timeout", timeout)
-        seen = 0
-        position = self._find(pattern, among, seen, next_only)
+        position = self._find(pattern, among, 0, next_only)
         if position is None:
             with anyio.move_on_after(timeout):
                 while position is None:
-                    # With `next_only`, who else waits may take what was the next.
-                    seen = 0 if next_only else len(self.items)
+                    seen = len(self.items)
                     await self._wait()
                     position = self._find(pattern, among, seen, next_only)
         if position is None:

@@ -163,21 +163,22 @@ class PersistenceProbe:
             seen(codec.decode(encoded, seq))
 
     async def _catch_up(self, timeout: float) -> None:
-        if self._caught_up:
-            return
+        if not self._caught_up:
+            await self._read_the_past(timeout)
+
+    async def _read_the_past(self, timeout: float) -> None:
         missed: list[Record] = []
         with anyio.move_on_after(timeout) as scope:
             for kind in KINDS:
                 missed += [r async for r in self._backend.stream(kind, after=self._start)]
         if scope.cancelled_caught:
             raise AssertionError(f"the store could not be read within {timeout:g} s")
-        if self._caught_up:
-            return  # another expectation was faster
-        by_seq = {cast("int", record.seq): record for record in (*missed, *self._early)}
-        for seq in sorted(by_seq):
-            self._inbox.add(by_seq[seq])
-        self._caught_up = True
-        self._early.clear()
+        if not self._caught_up:  # another expectation may have been faster
+            by_seq = {cast("int", record.seq): record for record in (*missed, *self._early)}
+            for seq in sorted(by_seq):
+                self._inbox.add(by_seq[seq])
+            self._caught_up = True
+            self._early.clear()
 
 
 class TestProbe:

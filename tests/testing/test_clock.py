@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import itertools
 from typing import Any
 
 import anyio
@@ -212,6 +214,18 @@ async def test_idle_is_when_everybody_waits() -> None:
         tasks.cancel_scope.cancel()
 
 
+def test_callbacks_are_waited_for_on_asyncio() -> None:
+    log: list[str] = []
+
+    async def main() -> None:
+        loop = asyncio.get_running_loop()
+        loop.call_soon(lambda: loop.call_soon(log.append, "done"))
+        await wait_until_idle()
+        assert log == ["done"]
+
+    asyncio.run(main())
+
+
 async def test_of_those_who_wait_for_idleness_the_smallest_cushion_goes_first() -> None:
     log: list[int] = []
 
@@ -221,10 +235,11 @@ async def test_of_those_who_wait_for_idleness_the_smallest_cushion_goes_first() 
         for _ in range(5):
             await anyio.lowlevel.checkpoint()
 
-    async with anyio.create_task_group() as tasks:
-        for cushion in (2, 0, 1):
-            tasks.start_soon(wait, cushion)
-    assert log == [0, 1, 2]
+    for order in itertools.permutations((0, 1, 2)):
+        async with anyio.create_task_group() as tasks:
+            for cushion in order:
+                tasks.start_soon(wait, cushion)
+    assert log == [0, 1, 2] * 6
 
 
 async def test_the_fixtures_go_by_the_clock_of_the_test(

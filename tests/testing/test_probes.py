@@ -21,6 +21,7 @@ from papyra.testing import (
     ManualClock,
     PersistenceProbe,
     TestProbe,
+    wait_until_idle,
 )
 from tests.actors import Echo, event
 
@@ -171,7 +172,10 @@ async def test_actors_are_told_apart(actor_system: CheckedSystem, probe: Persist
     for desk in desks:
         await desk.ask(OrderPlaced(1))
     assert (await probe.expect_next(actor=desks[1])).actor_address == "papyra/right"
-    assert (await probe.expect_event(OrderPlaced, actor="papyra/left")).seq is not None
+    with pytest.raises(AssertionError, match="that is OrderPlaced of papyra/right"):
+        await probe.expect_event(OrderPlaced, actor=desks[1], timeout=0)
+    found = await probe.expect_event(OrderPlaced, actor="papyra/left")
+    assert found.actor_address == "papyra/left"
     await probe.expect_none(OrderPlaced, actor=desks[0])
 
 
@@ -204,6 +208,34 @@ async def test_facts_of_before_the_system_are_not(persistence: InMemoryPersisten
         await probe.expect_none()
         await system.spawn(Desk).ask(OrderPlaced(2))
         assert (await probe.expect_event()).seq == 3
+
+
+async def test_facts_of_before_the_system_are_not_read_later_either(
+    persistence: InMemoryPersistence,
+) -> None:
+    await persistence.append(event(1))
+    async with ActorSystem(persistence=persistence) as system:
+        await system.spawn(Desk).ask(OrderPlaced(2))
+        probe = PersistenceProbe(system)
+        await probe.expect_next(OrderPlaced(2))
+        assert [record.seq for record in probe.facts] == [2, 3]
+
+
+async def test_facts_that_come_while_the_past_is_read_are_not_missed(
+    persistence: InMemoryPersistence,
+) -> None:
+    store = FaultyPersistence(persistence)
+    async with ActorSystem(persistence=store) as system:
+        desk = system.spawn(Desk)
+        await desk.ask(OrderPlaced(1))
+        probe = PersistenceProbe(system)
+        store.hang("read", kind="audit")  # events are read by then
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(probe.expect_sequence, [OrderPlaced(1), OrderPlaced(2)])
+            await wait_until_idle()
+            await desk.tell(OrderPlaced(2))
+            await wait_until_idle()
+            store.release()
 
 
 async def test_a_probe_outlives_its_system(persistence: InMemoryPersistence) -> None:
