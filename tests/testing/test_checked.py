@@ -44,9 +44,11 @@ async def test_errors_of_before_do_not_count() -> None:
     for _ in range(2):
         with pytest.raises(Exception, match="on purpose"):
             await store.append(event(1))
-    async with CheckedSystem(persistence=store) as system:
-        system.backend.metrics.reset()
-        await system.backend.append(event(1))
+    for reset in (False, True):
+        async with CheckedSystem(persistence=store) as system:
+            if reset:
+                system.backend.metrics.reset()
+            await system.backend.append(event(1))
 
 
 async def test_a_block_that_raises_is_not_checked() -> None:

@@ -201,6 +201,26 @@ async def test_outcomes_tell_what_the_sender_was_told() -> None:
     assert outcomes == {int, Crashed, InjectedFault}
 
 
+async def test_what_was_refused_is_not_asked_again() -> None:
+    refused: list[int] = []
+
+    class Strict(Account):
+        async def receive(self, message: Any) -> Any:
+            if isinstance(message, Deposit) and message.amount < 0:
+                refused.append(message.number)
+            return await super().receive(message)
+
+    def build(system: ActorSystem) -> ActorRef:
+        return system.spawn(Strict, name="account")
+
+    def check(run: CrashRun) -> bool:
+        return len(refused) == 1
+
+    commands = [Deposit(10, 1), Deposit(-1, 2)]
+    (point, *_) = (await crash_everywhere(account, commands[:1], lambda run: None)).points
+    await crash_everywhere(build, commands, check, retry=True, points=[point.number])
+
+
 async def test_a_check_that_fails_without_any_crash_is_said_to() -> None:
     def check(run: CrashRun) -> bool:
         return False

@@ -7,6 +7,7 @@ from typing import Any
 
 import anyio
 import pytest
+import trio
 
 from papyra import Actor, ActorRef, ActorSystem
 from papyra.persistence.backends.memory import InMemoryPersistence
@@ -120,9 +121,10 @@ async def test_tasks_of_the_program_itself_take_the_same_order_each_time() -> No
         orders.append(list(probe.messages))
 
     orders: list[list[int]] = []
-    for _ in range(3):
+    for _ in range(5):
+        trio._core._run._r.random()  # what trio shuffles by is not where it was
         await explore(program, [1])
-    assert orders[0] == orders[1] == orders[2]
+    assert orders == [orders[0]] * 5
 
 
 @pytest.mark.usefixtures("impatient")

@@ -288,6 +288,18 @@ async def test_the_wrapped_backends_verbs_go_through_the_faults(
     await faulty.wrapped.aclose()
 
 
+async def test_a_backend_that_can_not_be_opened_is_let_go(store: InMemoryPersistence) -> None:
+    inner = FaultyPersistence(store)
+    outer = FaultyPersistence(inner)
+    inner.fail_next("open")
+    with pytest.raises(InjectedFault):
+        await outer.append(event(1))
+    async with ActorSystem() as system:
+        system.spawn(PersistenceActor, inner)
+        await inner.append(event(1))
+    assert len(store.events) == 1
+
+
 async def test_it_is_opened_and_closed_again_after_any_fault(faulty: FaultyPersistence) -> None:
     for operation in ("open", "flush", "close"):
         for _ in range(2):
