@@ -118,7 +118,7 @@ async def test_tasks_of_the_program_itself_take_the_same_order_each_time() -> No
         async with anyio.create_task_group() as tasks:
             for number in range(5):
                 tasks.start_soon(tell, number)
-        orders.append(list(probe.messages))
+        orders.append([await probe.expect_next() for _ in range(15)])
 
     orders: list[list[int]] = []
     for _ in range(5):
