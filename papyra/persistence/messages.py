@@ -7,13 +7,20 @@ frozen structs, tagged with their names, so they can be encoded and decoded as a
 from __future__ import annotations
 
 import math
-from typing import Generic, TypeAlias, TypeVar
+from typing import Generic, TypeAlias, TypeVar, assert_never
 
 import msgspec
 
 from papyra.exceptions import InvalidRequest
 from papyra.persistence.metrics import MetricsSnapshot
-from papyra.persistence.records import KINDS, Kind, Record
+from papyra.persistence.records import (
+    KINDS,
+    Kind,
+    PersistedAudit,
+    PersistedDeadLetter,
+    PersistedEvent,
+    Record,
+)
 from papyra.persistence.reports import (
     CompactionReport,
     PersistenceRecoveryConfig,
@@ -131,6 +138,21 @@ class Read(Request[Page], frozen=True):
             raise InvalidRequest(f"event_type selects events, not records of kind {self.kind!r}")
         if self.actor is not None and self.kind == "audit":
             raise InvalidRequest("actor selects events or dead letters: an audit is of a system")
+
+    def selects(self, record: Record) -> bool:
+        """Return whether `record`, of this kind, is of the type and actor asked for."""
+        match record:
+            case PersistedEvent():
+                return self.event_type in (None, record.event_type) and self.actor in (
+                    None,
+                    record.actor_address,
+                )
+            case PersistedDeadLetter():
+                return self.actor in (None, record.target)
+            case PersistedAudit():
+                return True
+            case _:
+                assert_never(record)
 
 
 class GetMetrics(Request[MetricsSnapshot], frozen=True):

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import functools
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from papyra.persistence.backends.base import PersistenceBackend
+from papyra.persistence.backends.json import JsonFilePersistence
 from papyra.persistence.backends.memory import InMemoryPersistence
 from papyra.testing import FaultyPersistence
 from papyra.testing.conformance import MakeBackend, PersistenceConformance
@@ -28,6 +30,19 @@ class TestShelf(PersistenceConformance):
     async def damage(self, backend: PersistenceBackend, seq: int) -> None:
         assert isinstance(backend, Shelf)
         ruin(backend.disk, seq)
+
+
+class TestJsonFilePersistence(PersistenceConformance):
+    @pytest.fixture
+    def make_backend(self, tmp_path: Path) -> MakeBackend:
+        # Syncing is tested where it matters; here it would only take its time.
+        return functools.partial(JsonFilePersistence, tmp_path / "events.ndjson", fsync="no")
+
+    async def damage(self, backend: PersistenceBackend, seq: int) -> None:
+        assert isinstance(backend, JsonFilePersistence)
+        lines = backend.path.read_bytes().splitlines(keepends=True)
+        lines[seq - 1] = lines[seq - 1].replace(b'"n"', b'"m"')
+        backend.path.write_bytes(b"".join(lines))
 
 
 class TestFaultyPersistence(PersistenceConformance):

@@ -245,8 +245,12 @@ def test_a_sync_test_with_a_system_is_checked_too(run: Run) -> None:
     result = run("""
         def test_it(actor_system):
             assert actor_system.is_running
+
+        def test_that_leaves_something(actor_system):
+            actor_system.backend.metrics.write_errors += 1
     """)
-    result.assert_outcomes(passed=2)
+    result.assert_outcomes(passed=4, errors=2)
+    result.stdout.fnmatch_lines(["*appends that failed, 1 of them*"])
 
 
 def test_the_store_of_a_whole_suite_is_a_variable(

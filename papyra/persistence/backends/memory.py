@@ -7,7 +7,7 @@ from array import array
 from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import accumulate
-from typing import assert_never, cast
+from typing import cast
 
 from papyra.persistence import codec
 from papyra.persistence.backends.base import (
@@ -143,7 +143,7 @@ class InMemoryPersistence(PersistenceBackend):
             record, length = collection.record(position)
             size += length
             examined.append(cast("int", record.seq))
-            if _matches(record, request):
+            if request.selects(record):
                 records.append(record)
         if request.newest:
             records.reverse()
@@ -274,18 +274,3 @@ class _Collection:
             for position in reversed(inside) if newest_first else inside:
                 if since <= times[position] <= until:
                     yield position
-
-
-def _matches(record: Record, request: Read) -> bool:
-    match record:
-        case PersistedEvent():
-            return request.event_type in (None, record.event_type) and request.actor in (
-                None,
-                record.actor_address,
-            )
-        case PersistedDeadLetter():
-            return request.actor in (None, record.target)
-        case PersistedAudit():
-            return True
-        case _:
-            assert_never(record)

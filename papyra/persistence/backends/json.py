@@ -1,0 +1,238 @@
+"""Records in one file of lines of JSON."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Literal, TypeVar, get_args
+
+from anyio import CancelScope, CapacityLimiter, to_thread
+
+from papyra.exceptions import InvalidPolicy
+from papyra.persistence import codec
+from papyra.persistence.backends._journal import JournalFile, ScanResult
+from papyra.persistence.backends._line import Line
+from papyra.persistence.backends.base import (
+    MAX_PAGE_BYTES,
+    MAX_PAGE_RECORDS,
+    Batch,
+    Capabilities,
+    PersistenceBackend,
+)
+from papyra.persistence.backends.retention import RetentionPolicy
+from papyra.persistence.messages import Page, Read
+from papyra.persistence.records import KINDS, Kind, Record, kind_of
+from papyra.persistence.reports import (
+    CompactionReport,
+    PersistenceRecoveryConfig,
+    PersistenceRecoveryReport,
+    PersistenceScanReport,
+)
+
+__all__ = ("JsonFilePersistence",)
+
+ResultT = TypeVar("ResultT")
+
+Fsync = Literal["always", "everysec", "no"]
+
+_FOREVER = float("inf")
+
+
+class JsonFilePersistence(PersistenceBackend):
+    """Keep facts in one file of lines of JSON, readable with ``less`` and ``jq``.
+
+    With ``fsync="always"``, an acknowledged record is on the device: each commit is one write and
+    one ``fdatasync``. ``"everysec"`` syncs when a second has passed since the last sync, and what
+    is flushed or closed; ``"no"`` leaves it to the system. With these, what was acknowledged
+    survives the process, but not always the machine.
+
+    Blocking calls run in a worker thread. Reads go by an index of blocks, of 1.3 MB at most, that
+    is built when the file is opened. Reads pass over damaged lines; a scan reports them.
+    """
+
+    capabilities = Capabilities(
+        durable=True, recovery=True, compaction=True, readable_when_closed=False
+    )
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        fsync: Fsync = "always",
+        retention_policy: RetentionPolicy | None = None,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        super().__init__(retention_policy=retention_policy, clock=clock)
+        if fsync not in get_args(Fsync):
+            raise InvalidPolicy(f"fsync is one of {', '.join(get_args(Fsync))}, not {fsync!r}")
+        self._journal = JournalFile(Path(path))
+        self._fsync: Fsync = fsync
+        self._synced_at = 0.0
+
+    @property
+    def path(self) -> Path:
+        """The file."""
+        return self._journal.path
+
+    async def _open(self) -> int:
+        # A limiter of its own: an application that keeps all other threads busy does not stop it.
+        self._limiter = CapacityLimiter(1)
+        await self._in_thread(self._journal.open)
+        return self._journal.last_seq
+
+    async def _close(self) -> None:
+        with CancelScope(shield=True):
+            await self._in_thread(self._journal.close)
+
+    async def _append(self, batch: Batch) -> None:
+        await self._in_thread(self._write_batch, batch)
+
+    def _write_batch(self, batch: Batch) -> None:
+        now = time.monotonic()
+        sync = self._fsync == "always" or (
+            self._fsync == "everysec" and now - self._synced_at >= 1.0
+        )
+        self._journal.append(batch.first_seq, batch.records, batch.encoded, sync=sync)
+        if sync:
+            self._synced_at = now
+
+    async def _flush(self) -> None:
+        await self._in_thread(self._journal.sync)
+
+    async def _read(self, request: Read) -> Page:
+        return await self._in_thread(self._read_page, request)
+
+    async def _scan(self) -> PersistenceScanReport:
+        return _report(await self._in_thread(self._journal.scan))
+
+    async def _recover(self, config: PersistenceRecoveryConfig) -> PersistenceRecoveryReport:
+        return await self._in_thread(self._repair, config)
+
+    async def _compact(self) -> CompactionReport:
+        return await self._in_thread(self._drop_hidden)
+
+    async def _in_thread(self, function: Callable[..., ResultT], *args: object) -> ResultT:
+        return await to_thread.run_sync(function, *args, limiter=self._limiter)
+
+    # In the thread
+
+    def _read_page(self, request: Read) -> Page:
+        after, since = self._hidden(request.kind)
+        if request.since is not None:
+            since = max(since, request.since)
+        until = _FOREVER if request.until is None else request.until
+        wanted = MAX_PAGE_RECORDS if request.limit is None else request.limit
+        records: list[Record] = []
+        examined: list[int] = []
+        size = 0
+        more = False
+        for line, record in self._candidates(request, max(after, request.after), since, until):
+            more = (
+                len(records) >= wanted
+                or len(examined) >= MAX_PAGE_RECORDS
+                or size >= MAX_PAGE_BYTES
+            )
+            if more:
+                break
+            size += len(line.data)
+            examined.append(line.seq)
+            if request.selects(record):
+                records.append(record)
+        if request.newest:
+            records.reverse()
+        return Page(
+            records=tuple(records),
+            next_after=max(examined, default=request.after),
+            more=more,
+            next_before=min(examined, default=request.before or 0),
+        )
+
+    def _candidates(
+        self, request: Read, after: int, since: float, until: float
+    ) -> Iterator[tuple[Line, Record]]:
+        """Yield the lines and records of a kind within these limits, in the order of the read."""
+        kind, before = request.kind, request.before
+        index = self._journal.index
+        for block in index.blocks(kind, after, before, since, until, request.newest):
+            lines = list(self._lines_of(kind, block))
+            for line in reversed(lines) if request.newest else lines:
+                if line.seq > after and (before is None or line.seq < before):
+                    record = codec.decode(line.record, line.seq)
+                    if since <= record.timestamp <= until:
+                        yield line, record
+
+    def _lines_of(self, kind: Kind, block: int) -> Iterator[Line]:
+        tag = b'"kind":"%b"' % kind.encode()
+        start, end = self._journal.index.extent(block, self._journal.end)
+        for line in self._journal.lines(start, end):
+            if line.data.startswith(tag, line.body):
+                yield line
+
+    def _hidden(self, kind: Kind) -> tuple[int, float]:
+        """Return up to which `seq`, and to which time, retention hides the records of a kind."""
+        policy, index = self.retention, self._journal.index
+        hidden = 0
+        if policy.max_records is not None:
+            surplus = index.counts[kind] - policy.max_records
+            if surplus > 0:
+                block, left = index.block_of_record(kind, surplus)
+                hidden = index.first_seq(block) - 1
+                for line in self._lines_of(kind, block):
+                    if left == 0:
+                        break
+                    hidden, left = line.seq, left - 1
+        if policy.max_total_bytes is not None:
+            surplus = index.sizes[kind] - policy.max_total_bytes
+            if surplus > 0:
+                block, left = index.block_of_byte(kind, surplus)
+                hidden = max(hidden, index.first_seq(block) - 1)
+                for line in self._lines_of(kind, block):
+                    if left <= 0:
+                        break
+                    hidden, left = max(hidden, line.seq), left - len(line.record)
+        oldest = policy.oldest_time(self._clock())
+        return hidden, -_FOREVER if oldest is None else oldest
+
+    def _repair(self, config: PersistenceRecoveryConfig) -> PersistenceRecoveryReport:
+        journal = self._journal
+        damage = journal.scan()
+        removed, moved = 0, tuple[str, ...]()
+        if damage.anomalies:
+            if config.mode == "quarantine":
+                moved = (journal.put_aside(config.quarantine_dir),)
+            removed = journal.repair()
+        after = journal.scan()
+        return PersistenceRecoveryReport(
+            "json",
+            supported=True,
+            scan=_report(after),
+            records_kept=after.records,
+            records_removed=removed,
+            quarantined=moved,
+        )
+
+    def _drop_hidden(self) -> CompactionReport:
+        journal, index = self._journal, self._journal.index
+        records, size = sum(index.counts.values()), sum(index.sizes.values())
+        limits = {kind: self._hidden(kind) for kind in KINDS}
+
+        def visible(line: Line, record: Record) -> bool:
+            hidden, since = limits[kind_of(record)]
+            return line.seq > hidden and record.timestamp >= since
+
+        journal.keep(visible)
+        index = journal.index
+        return CompactionReport(
+            "json",
+            True,
+            records_before=records,
+            records_after=sum(index.counts.values()),
+            bytes_before=size,
+            bytes_after=sum(index.sizes.values()),
+        )
+
+
+def _report(found: ScanResult) -> PersistenceScanReport:
+    return PersistenceScanReport("json", found.records, found.bytes, tuple(found.anomalies))

@@ -1,0 +1,283 @@
+"""The JSON file: what is in it, and what becomes of it when it is damaged."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+
+from papyra import ActorSystem
+from papyra.exceptions import InvalidPolicy, StoreError
+from papyra.persistence import (
+    PersistedAudit,
+    PersistedDeadLetter,
+    PersistenceRecoveryConfig,
+    Record,
+    codec,
+)
+from papyra.persistence.backends import _index
+from papyra.persistence.backends._journal import JournalFile, ScanResult
+from papyra.persistence.backends._line import _make_line
+from papyra.persistence.backends.json import JsonFilePersistence
+from papyra.persistence.backends.retention import RetentionPolicy
+from tests.actors import Echo, event
+
+AUDIT = PersistedAudit("shop", {"actors": 1}, 5.0)
+LETTER = PersistedDeadLetter("shop", "shop/a", "str", "hello", False, 6.0)
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "events.ndjson"
+
+
+def open_store(path: Path, **options: Any) -> JsonFilePersistence:
+    # No test here pulls the plug: what a sync is for is tested with processes that are killed.
+    return JsonFilePersistence(path, **({"fsync": "no"} | options))
+
+
+async def stored(path: Path) -> list[Record]:
+    async with open_store(path) as store:
+        found = [r for kind in ("event", "audit", "dead_letter") async for r in store.stream(kind)]
+    return sorted(found, key=lambda record: record.seq or 0)
+
+
+async def fill(path: Path, count: int = 5) -> list[bytes]:
+    """Store some records, and return the lines they are on."""
+    async with open_store(path) as store:
+        await store.append(*(event(number) for number in range(1, count - 1)), AUDIT, LETTER)
+    return path.read_bytes().splitlines(keepends=True)
+
+
+async def kinds_of_anomalies(path: Path) -> list[str]:
+    async with open_store(path) as store:
+        return [anomaly.kind for anomaly in (await store.scan()).anomalies]
+
+
+# The format
+
+
+async def test_a_line_is_a_record(path: Path) -> None:
+    lines = await fill(path)
+    assert json.loads(lines[0]) == {
+        "v": 1,
+        "seq": 1,
+        "crc": json.loads(lines[0])["crc"],
+        "kind": "event",
+        "system_id": "shop",
+        "actor_address": "shop/order-1",
+        "event_type": "OrderPlaced",
+        "payload": {"order_id": 1},
+        "timestamp": 1700000001.0,
+    }
+    assert [json.loads(line)["kind"] for line in lines] == ["event"] * 3 + ["audit", "dead_letter"]
+
+
+async def test_jq_reads_it(path: Path) -> None:
+    await fill(path)
+    # jq is what people have at hand; where it is missing, python's own reader stands in for it.
+    if shutil.which("jq"):
+        command = ["jq", "-r", 'select(.kind == "event") | .payload.order_id', str(path)]
+        output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+        assert output.split() == ["1", "2", "3"]
+    assert [json.loads(line)["seq"] for line in path.read_text().splitlines()] == [1, 2, 3, 4, 5]
+
+
+async def test_a_system_keeps_its_facts_in_a_file(path: Path) -> None:
+    for _ in range(2):
+        async with ActorSystem("shop", persistence=JsonFilePersistence(path)) as system:
+            await system.spawn(Echo, name="echo").ask("x")
+    types = [getattr(record, "event_type", "audit") for record in await stored(path)]
+    assert types == ["ActorStarted", "ActorStopped", "audit"] * 2
+
+
+# Damage
+
+
+async def test_a_file_cut_at_any_byte_loses_only_what_was_cut(path: Path) -> None:
+    lines = await fill(path)
+    whole = await stored(path)
+    data = b"".join(lines)
+    ends = [sum(map(len, lines[: n + 1])) for n in range(len(lines))]
+    for length in range(len(data) - sum(map(len, lines[-3:])), len(data)):
+        path.write_bytes(data[:length])
+        left = sum(end <= length for end in ends)
+        torn = length not in (0, *ends)
+        async with open_store(path) as store:
+            report = await store.scan()
+            assert [anomaly.kind for anomaly in report.anomalies] == ["torn"] * torn
+            assert report.records_scanned == left
+            assert (await store.append(event(9))).first_seq == left + 1
+            assert (await store.scan()).is_clean
+        assert (await stored(path))[:-1] == whole[:left]
+
+
+def test_every_bit_that_is_flipped_is_noticed_and_costs_one_record(path: Path) -> None:
+    records = [event(number) for number in range(1, 5)]
+    journal = JournalFile(path)
+    journal.open()
+    journal.append(1, records, codec.encode(records), sync=False)
+    journal.close()
+    data = bytearray(path.read_bytes())
+    ends = [position + 1 for position, byte in enumerate(data) if byte == ord("\n")]
+    for position in range(ends[0], ends[1]):
+        for bit in range(8):
+            damaged = data.copy()
+            damaged[position] ^= 1 << bit
+            path.write_bytes(damaged)
+            journal = JournalFile(path)
+            assert journal.open().anomalies, (position, bit)
+            journal.repair()
+            found = ScanResult()
+            left = [line.seq for line, record in journal.checked(found) if record is not None]
+            journal.close()
+            # A newline that is none any more takes its own line with it, not the next one.
+            assert (found.anomalies, left) == ([], [1, 3, 4]), (position, bit)
+
+
+async def test_damages_are_told_apart(path: Path) -> None:
+    lines = await fill(path, 6)
+
+    async def found(*parts: bytes) -> list[str]:
+        path.write_bytes(b"".join(parts))
+        return await kinds_of_anomalies(path)
+
+    one, two, three, *others = lines
+    changed = two.replace(b'"order_id":2', b'"order_id":9')
+    newer = two.replace(b'{"v":1,', b'{"v":2,')
+    assert await found(*lines) == []
+    assert await found(one, three, *others) == ["gap"]
+    assert await found(one, two, two, three, *others) == ["duplicate"]
+    assert await found(one, changed, three, *others) == ["checksum"]
+    assert await found(one, b"what is this?\n", two, three, *others) == ["corrupt"]
+    assert await found(*lines[:-1], lines[-1][:-1]) == ["torn"]
+    assert await found(one, newer, three, *others) == ["checksum"]
+
+
+async def test_an_anomaly_says_where_it_is(path: Path) -> None:
+    lines = await fill(path)
+    lines[2] = lines[2].replace(b"shop/order-1", b"shop/order-2")
+    path.write_bytes(b"".join(lines))
+    async with open_store(path) as store:
+        (anomaly,) = (await store.scan()).anomalies
+    assert anomaly.location == str(path)
+    assert (anomaly.offset, anomaly.line, anomaly.seq) == (len(lines[0]) + len(lines[1]), 3, 3)
+    assert "record 3" in anomaly.detail
+
+
+async def test_a_scan_changes_nothing_and_a_torn_end_is_cut_when_something_is_written(
+    path: Path,
+) -> None:
+    lines = await fill(path)
+    path.write_bytes(b"".join(lines) + b'{"v":1,"se')
+    before = path.read_bytes()
+    async with open_store(path) as store:
+        await store.scan()
+        await store.list_events()
+        assert path.read_bytes() == before
+        await store.append(event(6))
+    assert await kinds_of_anomalies(path) == []
+
+
+async def test_what_a_newer_version_wrote_is_kept(path: Path) -> None:
+    lines = await fill(path)
+    newer = _make_line(6, 5, b'{"kind":"event","new":true}', 2)
+    unknown = _make_line(7, 6, b'{"kind":"memo","text":"later"}', 1)
+    path.write_bytes(b"".join(lines) + newer + unknown + b"nonsense\n")
+    async with open_store(path, retention_policy=RetentionPolicy(max_records=1)) as store:
+        anomalies = (await store.scan()).anomalies
+        assert [a.kind for a in anomalies] == ["unknown_kind", "unknown_kind", "corrupt"]
+        assert "version 2" in anomalies[0].detail
+        await store.recover()
+        await store.compact()
+        # One number was lost with the nonsense, and is not given again.
+        assert (await store.append(event(8))).first_seq == 9
+    data = path.read_bytes()
+    assert b'"new":true' in data
+    assert b'"text":"later"' in data
+    assert b"nonsense" not in data
+
+
+@pytest.mark.parametrize("directory", [None, "aside"])
+async def test_quarantine_keeps_the_file_as_it_was(
+    path: Path, tmp_path: Path, directory: str | None
+) -> None:
+    lines = await fill(path)
+    damaged = b"".join([lines[0], b"xx\n", *lines[2:]])
+    path.write_bytes(damaged)
+    place = None if directory is None else str(tmp_path / directory)
+    async with open_store(path) as store:
+        report = await store.recover(PersistenceRecoveryConfig("quarantine", place))
+        (copy,) = report.quarantined
+        assert Path(copy).read_bytes() == damaged
+        assert (report.records_kept, report.records_removed) == (4, 1)
+        again = await store.recover(PersistenceRecoveryConfig("quarantine", place))
+        assert again.quarantined == ()
+    os.replace(copy, path)
+    assert await kinds_of_anomalies(path) == ["corrupt"]
+
+
+async def test_a_damaged_store_is_not_compacted(path: Path) -> None:
+    lines = await fill(path)
+    path.write_bytes(b"".join([lines[0], b"xx\n", *lines[2:]]))
+    before = path.read_bytes()
+    async with open_store(path, retention_policy=RetentionPolicy(max_records=1)) as store:
+        with pytest.raises(StoreError, match="recover it before compacting it"):
+            await store.compact()
+    assert path.read_bytes() == before
+    assert list(path.parent.iterdir()) == [path]
+
+
+async def test_compaction_leaves_a_store_that_scans_clean(path: Path) -> None:
+    async with open_store(path, retention_policy=RetentionPolicy(max_records=2)) as store:
+        for number in range(1, 20):
+            await store.append(event(number), AUDIT if number % 5 == 0 else LETTER)
+        report = await store.compact()
+        assert (report.records_before, report.records_after) == (38, 6)
+        assert (await store.scan()).is_clean
+        await store.append(event(20))
+    assert await kinds_of_anomalies(path) == []
+    afters = [json.loads(line).get("after") for line in path.read_text().splitlines()]
+    assert afters[0] == 0
+    assert afters[-1] is None
+
+
+async def test_the_index_of_a_large_file_is_bounded(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_index, "BLOCK_BYTES", 300)
+    monkeypatch.setattr(_index, "MAX_BLOCKS", 8)
+    async with open_store(path) as store:
+        for number in range(200):
+            await store.append(event(number, timestamp=float(number % 50)), AUDIT)
+            assert len(store._journal.index) <= 8
+        events = [event(number, timestamp=float(number % 50)) for number in range(200)]
+        for since in (0, 25, 49):
+            expected = [e.payload for e in events if e.timestamp >= since]
+            assert [e.payload for e in await store.list_events(since=since)] == expected
+            newest = [e.payload for e in await store.list_events(limit=3, since=since)]
+            assert newest == expected[-3:]
+
+
+async def test_a_path_that_can_not_be_opened_is_an_error(tmp_path: Path) -> None:
+    for path in (tmp_path / "missing" / "events.ndjson", tmp_path):
+        with pytest.raises(StoreError, match="open failed"):
+            await open_store(path).append(event(1))
+
+
+@pytest.mark.parametrize("fsync", ["sometimes", True, None])
+def test_there_are_three_ways_to_sync(path: Path, fsync: Any) -> None:
+    with pytest.raises(InvalidPolicy, match="fsync is one of always, everysec, no"):
+        JsonFilePersistence(path, fsync=fsync)
+
+
+async def test_bytes_written_are_those_of_the_records(path: Path) -> None:
+    async with open_store(path) as store:
+        await store.append(event(1))
+        assert store.metrics.bytes_written == len(msgspec.json.encode(event(1)))
