@@ -146,7 +146,8 @@ class BackendClosed(PersistenceError):
 class BackendInUse(PersistenceError):
     """A persistence actor hosts this backend already; `owner` names it."""
 
-    def __init__(self, message: str, *, owner: str) -> None:
+    # With a default, as exceptions are copied and pickled by their message alone.
+    def __init__(self, message: str, *, owner: str = "") -> None:
         super().__init__(message)
         #: the address of the actor that hosts the backend
         self.owner = owner
@@ -167,7 +168,7 @@ class StoreError(PersistenceError):
 class UnencodablePayload(InvalidRecord):
     """A payload holds a value that JSON cannot. Nothing of its request was stored."""
 
-    def __init__(self, message: str, *, path: str) -> None:
+    def __init__(self, message: str, *, path: str = "") -> None:
         super().__init__(message)
         #: where the value is, as in ``payload["items"][2].price``
         self.path = path

@@ -25,7 +25,7 @@ LAYERS: list[set[str]] = [
     {"persistence.backends.retention", "persistence.backends.commit"},
     {"persistence.backends.verbs"},
     {"persistence.backends.base"},
-    {"persistence.backends._line", "persistence.backends._index"},
+    {f"persistence.backends.{name}" for name in ("_line", "_index", "_disk")},
     {"persistence.backends._journal"},
     {"persistence.backends.memory", "persistence.backends.json", "persistence.backends"},
     {"mailbox", "supervision", "events", "audit"},

@@ -12,12 +12,13 @@ from pathlib import Path
 
 from papyra.exceptions import StoreError
 from papyra.persistence import codec
+from papyra.persistence.backends._disk import Disk
 from papyra.persistence.backends._index import SparseIndex
 from papyra.persistence.backends._line import VERSION, BadLine, Line, make_lines, parse_lines
 from papyra.persistence.records import Record, kind_of
 from papyra.persistence.reports import AnomalyKind, PersistenceAnomaly
 
-__all__ = ("JournalFile", "ScanResult", "sync_directory")
+__all__ = ("JournalFile", "ScanResult")
 
 #: Bytes that are read at once.
 _CHUNK = 1024 * 1024
@@ -43,26 +44,43 @@ class JournalFile:
     before the next write.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, disk: Disk | None = None) -> None:
         self.path = path
+        self._disk = disk or Disk()
         self.index = SparseIndex()
         #: where the last acknowledged line ends; bytes
         self.end = 0
         self.last_seq = 0
         self._tail_seq = 0
         self._fd: int | None = None
+        #: whether the file ends at `end`
         self._clean = True
+        #: whether the kernel can be trusted about what it wrote through this descriptor
+        self._trusted = True
 
     def open(self) -> ScanResult:
-        """Open the file, making it if there is none, read it through, and cut off a torn end."""
+        """Open the file, making it if there is none, and read it through."""
+        disk = self._disk
+        # What a rewriting left behind that did not come to its end.
+        disk.remove(self._temporary)
         existed = self.path.exists()
-        self._fd = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-        if not existed:
-            os.fsync(self._fd)
-            sync_directory(self.path.parent)
-        self.index = SparseIndex()
+        self._fd = disk.open(self.path, os.O_RDWR | os.O_CREAT)
+        try:
+            if not existed:
+                disk.sync_directory(self.path.parent)
+            found = self._read_through()
+            self._clean = self.end == disk.size(self._fd)
+        except BaseException:
+            with contextlib.suppress(OSError):
+                self.close()
+            raise
+        self.last_seq, self._tail_seq = max(self.last_seq, found.last_seq), found.tail_seq
+        self._trusted = True
+        return found
+
+    def _read_through(self) -> ScanResult:
+        self.index, self.end = SparseIndex(), 0
         found = ScanResult()
-        self.end = 0
         for line, record in self.checked(found):
             if isinstance(line, BadLine) and line.kind == "torn":
                 break  # nothing of it was acknowledged
@@ -70,15 +88,13 @@ class JournalFile:
             if isinstance(line, Line) and record is not None:
                 size = len(line.record)
                 self.index.add(line.offset, line.seq, kind_of(record), record.timestamp, size)
-        self.last_seq, self._tail_seq = found.last_seq, found.tail_seq
-        self._clean = self.end == os.fstat(self._fd).st_size
         return found
 
     def close(self) -> None:
         """Close the file."""
         if self._fd is not None:
             fd, self._fd = self._fd, None
-            os.close(fd)
+            self._disk.close(fd)
 
     def append(
         self, first_seq: int, records: Sequence[Record], encoded: Sequence[bytes], *, sync: bool
@@ -90,17 +106,20 @@ class JournalFile:
         lines = make_lines(first_seq, self._tail_seq, encoded)
         data = b"".join(lines)
         try:
+            if not self._trusted:
+                self._open_anew()
             self._cut()
             self._clean = False
-            _write_all(self.fd, data, self.end)
+            self._write_all(self.fd, data, self.end)
             if sync:
-                os.fdatasync(self.fd)
+                self._disk.sync(self.fd)
         except OSError:
-            # After a failed sync the kernel may say that pages are clean which are not on the
-            # disk. So nothing that was written is trusted, and the file is opened anew.
+            # After a failed sync the kernel may take pages for clean that are not on the device
+            # (PostgreSQL's fsync story). So nothing that was written counts, and the next write
+            # goes through a new descriptor to pages that are written again.
+            self._trusted = False
             with contextlib.suppress(OSError):
                 self._cut()
-                self._reopen()
             raise
         self._clean = True
         offset = self.end
@@ -113,11 +132,11 @@ class JournalFile:
 
     def sync(self) -> None:
         """Have everything on the disk."""
-        os.fdatasync(self.fd)
+        self._disk.sync(self.fd)
 
     def lines(self, start: int, end: int) -> Iterator[Line]:
         """Yield the good lines between two places in the file where lines begin."""
-        data = os.pread(self.fd, end - start, start)
+        data = self._disk.read(self.fd, end - start, start)
         for line in parse_lines(data, start):
             if isinstance(line, Line) and line.version <= VERSION:
                 yield line
@@ -142,8 +161,8 @@ class JournalFile:
                 break
         shutil.copy2(self.path, copy)
         with copy.open("rb") as file:
-            os.fsync(file.fileno())
-        sync_directory(place)
+            self._disk.sync(file.fileno())
+        self._disk.sync_directory(place)
         return str(copy)
 
     def repair(self) -> int:
@@ -180,41 +199,43 @@ class JournalFile:
         self._rewrite(kept())
 
     def _line_at(self, offset: int, length: int) -> Line:
-        (line,) = parse_lines(os.pread(self.fd, length, offset), offset)
+        (line,) = parse_lines(self._disk.read(self.fd, length, offset), offset)
         assert isinstance(line, Line)
         return line
 
     def _rewrite(self, lines: Iterable[Line]) -> None:
         """Put these lines in place of all: as a whole, or, if it raises, not at all."""
-        temporary = self.path.with_name(self.path.name + ".new")
-        fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o644)
+        disk, temporary = self._disk, self._temporary
+        fd = disk.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
         try:
             after, end, batch = 0, 0, bytearray()
             for line in lines:
                 batch += line.moved_after(after)
                 after = line.seq
                 if len(batch) >= _CHUNK:
-                    _write_all(fd, bytes(batch), end)
+                    self._write_all(fd, bytes(batch), end)
                     end += len(batch)
                     batch.clear()
-            _write_all(fd, bytes(batch), end)
-            os.fsync(fd)
+            self._write_all(fd, bytes(batch), end)
+            disk.sync(fd)
         except BaseException:
-            temporary.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):
+                disk.remove(temporary)
             raise
         finally:
-            os.close(fd)
-        temporary.replace(self.path)
-        sync_directory(self.path.parent)
-        last_seq = self.last_seq
-        self.close()
-        self.open()
-        self.last_seq = max(self.last_seq, last_seq)
+            disk.close(fd)
+        disk.replace(temporary, self.path)
+        try:
+            disk.sync_directory(self.path.parent)
+        finally:
+            # The file that is open is nobody's any more.
+            self.close()
+            self.open()
 
     def parsed(self) -> Iterator[Line | BadLine]:
         """Yield everything in the file, good and bad, up to its end."""
         rest, offset, position = b"", 0, 0
-        while chunk := os.pread(self.fd, _CHUNK, position):
+        while chunk := self._disk.read(self.fd, _CHUNK, position):
             position += len(chunk)
             data = rest + chunk
             cut = data.rfind(b"\n") + 1
@@ -226,9 +247,10 @@ class JournalFile:
 
     @property
     def fd(self) -> int:
-        """The descriptor of the open file."""
+        """The descriptor of the file, which is opened again if that failed before."""
         if self._fd is None:
-            raise StoreError(f"{self.path} is not open")
+            self.open()
+        assert self._fd is not None
         return self._fd
 
     def checked(self, found: ScanResult) -> Iterator[tuple[Line | BadLine, Record | None]]:
@@ -261,13 +283,26 @@ class JournalFile:
     def _cut(self) -> None:
         """Let the file end where the last acknowledged line does."""
         if not self._clean:
-            os.ftruncate(self.fd, self.end)
+            self._disk.truncate(self.fd, self.end)
             self._clean = True
 
-    def _reopen(self) -> None:
-        fd = os.open(self.path, os.O_RDWR | os.O_CLOEXEC)
-        self.close()
+    def _open_anew(self) -> None:
+        fd = self._disk.open(self.path, os.O_RDWR)
+        with contextlib.suppress(OSError):
+            self.close()
         self._fd = fd
+        self._trusted = True
+
+    @property
+    def _temporary(self) -> Path:
+        return self.path.with_name(self.path.name + ".new")
+
+    def _write_all(self, fd: int, data: bytes, offset: int) -> None:
+        view = memoryview(data)
+        while view:
+            written = self._disk.write(fd, view, offset)
+            view = view[written:]
+            offset += written
 
 
 def _decode(line: Line) -> tuple[Record | None, tuple[AnomalyKind, str] | None]:
@@ -288,20 +323,3 @@ def _misplaced(line: Line, before: int, lost: int) -> tuple[AnomalyKind, str] | 
         missing = f"{before + 1} to {line.after}" if line.after > before + 1 else line.after
         return "gap", f"missing before record {line.seq}: {missing}"
     return None
-
-
-def _write_all(fd: int, data: bytes, offset: int) -> None:
-    view = memoryview(data)
-    while view:
-        written = os.pwrite(fd, view, offset)
-        view = view[written:]
-        offset += written
-
-
-def sync_directory(path: Path) -> None:
-    """Have the names in a directory on the disk."""
-    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)

@@ -12,6 +12,7 @@ from anyio import CancelScope, CapacityLimiter, to_thread
 
 from papyra.exceptions import InvalidPolicy
 from papyra.persistence import codec
+from papyra.persistence.backends._disk import FileLock
 from papyra.persistence.backends._journal import JournalFile, ScanResult
 from papyra.persistence.backends._line import Line
 from papyra.persistence.backends.base import (
@@ -48,8 +49,10 @@ class JsonFilePersistence(PersistenceBackend):
     is flushed or closed; ``"no"`` leaves it to the system. With these, what was acknowledged
     survives the process, but not always the machine.
 
-    Blocking calls run in a worker thread. Reads go by an index of blocks, of 1.3 MB at most, that
-    is built when the file is opened. Reads pass over damaged lines; a scan reports them.
+    One backend at a time has the file open: another one, in this process or in any other, gets
+    `BackendInUse`, which names the process. Blocking calls run in a worker thread. Reads go by an
+    index of blocks, of 1.3 MB at most, that is built when the file is opened; they pass over
+    damaged lines, which a scan reports.
     """
 
     capabilities = Capabilities(
@@ -68,6 +71,7 @@ class JsonFilePersistence(PersistenceBackend):
         if fsync not in get_args(Fsync):
             raise InvalidPolicy(f"fsync is one of {', '.join(get_args(Fsync))}, not {fsync!r}")
         self._journal = JournalFile(Path(path))
+        self._lock = FileLock(self.path.with_name(self.path.name + ".lock"))
         self._fsync: Fsync = fsync
         self._synced_at = 0.0
 
@@ -79,12 +83,15 @@ class JsonFilePersistence(PersistenceBackend):
     async def _open(self) -> int:
         # A limiter of its own: an application that keeps all other threads busy does not stop it.
         self._limiter = CapacityLimiter(1)
-        await self._in_thread(self._journal.open)
+        await self._in_thread(self._open_journal)
         return self._journal.last_seq
 
     async def _close(self) -> None:
         with CancelScope(shield=True):
-            await self._in_thread(self._journal.close)
+            try:
+                await self._in_thread(self._journal.close)
+            finally:
+                self._lock.release()
 
     async def _append(self, batch: Batch) -> None:
         await self._in_thread(self._write_batch, batch)
@@ -117,6 +124,15 @@ class JsonFilePersistence(PersistenceBackend):
         return await to_thread.run_sync(function, *args, limiter=self._limiter)
 
     # In the thread
+
+    def _open_journal(self) -> None:
+        self._lock.acquire()
+        try:
+            self._journal.open()
+        except BaseException:
+            self._journal.close()
+            self._lock.release()
+            raise
 
     def _read_page(self, request: Read) -> Page:
         after, since = self._hidden(request.kind)

@@ -1,0 +1,148 @@
+"""Every call that a store makes to the system fails in turn."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from papyra.exceptions import BackendInUse, StoreError
+from papyra.persistence.backends._disk import Disk, FileLock
+from papyra.persistence.backends.json import JsonFilePersistence
+from papyra.persistence.backends.retention import RetentionPolicy
+from tests.actors import event
+
+CALLS = ("open", "close", "size", "read", "write", "truncate", "sync", "replace", "remove")
+
+
+class FailingDisk(Disk):
+    """Fails one call, the `number`-th from when it is armed."""
+
+    def __init__(self, number: int, code: int, *, short: bool = False) -> None:
+        self.left = number
+        self.code = code
+        self.short = short
+        self.armed = False
+        self.failed: str | None = None
+
+    def __getattribute__(self, name: str) -> Any:
+        real = super().__getattribute__(name)
+        if name not in (*CALLS, "sync_directory") or not super().__getattribute__("armed"):
+            return real
+        self.left -= 1
+        if self.left:
+            return real
+        self.failed = name
+        return self.write_half if name == "write" and self.short else self.fail
+
+    def fail(self, *arguments: Any) -> Any:
+        raise OSError(self.code, os.strerror(self.code))
+
+    def write_half(self, fd: int, data: bytes | memoryview, offset: int) -> int:
+        """Write some of it; the system says so, and that is no error."""
+        return os.pwrite(fd, data[: len(data) // 2], offset)
+
+
+class Scenario:
+    """What a store is put through, and what was acknowledged on the way."""
+
+    def __init__(self, path: Path, disk: FailingDisk) -> None:
+        self.path = path
+        self.disk = disk
+        self.acknowledged: list[int] = []
+        self.errors: list[Exception] = []
+        self.number = 0
+
+    def store(self, disk: Disk | None = None) -> JsonFilePersistence:
+        policy = RetentionPolicy(max_records=1000)
+        store = JsonFilePersistence(self.path, retention_policy=policy)
+        store._journal._disk = disk or self.disk
+        return store
+
+    @contextlib.contextmanager
+    def expected(self) -> Iterator[None]:
+        try:
+            yield
+        except StoreError as error:
+            self.errors.append(error)
+
+    async def append(self, store: JsonFilePersistence) -> None:
+        self.number += 1
+        numbers = [self.number * 10 + i for i in range(3)]
+        with self.expected():
+            await store.append(*map(event, numbers))
+            self.acknowledged += numbers
+
+    async def run(self) -> None:
+        """Open, append, compact, append, and close, with one call failing somewhere."""
+        store = self.store()
+        self.disk.armed = True
+        await self.append(store)
+        await self.append(store)
+        with self.expected():
+            await store.compact()
+        await self.append(store)
+        with self.expected():
+            await store.recover()
+        with self.expected():
+            await store.flush()
+        await self.append(store)
+        with self.expected():
+            await store.aclose()
+        self.disk.armed = False
+
+
+@pytest.mark.parametrize(
+    ("code", "short"), [(errno.EIO, False), (errno.ENOSPC, False), (errno.EIO, True)]
+)
+async def test_whatever_fails_nothing_acknowledged_is_lost(
+    tmp_path: Path, code: int, short: bool
+) -> None:
+    for number in range(1, 1000):
+        disk = FailingDisk(number, code, short=short)
+        scenario = Scenario(tmp_path / f"{number}.ndjson", disk)
+        await scenario.run()
+        if disk.failed is None:
+            break
+        assert len(scenario.errors) <= 1, disk.failed
+        async with scenario.store(Disk()) as store:
+            stored = [e.payload["order_id"] for e in await store.list_events()]
+            assert stored == scenario.acknowledged, (number, disk.failed)
+            assert len(stored) >= 9, "later writes work"
+            assert (await store.scan()).is_clean
+            seqs = [e.seq for e in await store.list_events()]
+            assert len(set(seqs)) == len(seqs)
+    else:
+        pytest.fail("it never got through")
+    assert number > 30
+    assert not scenario.errors
+
+
+def test_every_call_is_made_to_fail() -> None:
+    calls = {name for name in vars(Disk) if not name.startswith("_")}
+    assert calls == {*CALLS, "sync_directory"}
+
+
+async def test_a_second_process_is_told_who_has_the_store(tmp_path: Path) -> None:
+    path = tmp_path / "events.ndjson"
+    async with JsonFilePersistence(path, fsync="no"):
+        with pytest.raises(BackendInUse, match=rf"process {os.getpid()} on .* has .*events.ndjson"):
+            await JsonFilePersistence(path).append(event(1))
+    await JsonFilePersistence(path, fsync="no").append(event(1))
+
+
+def test_a_holder_that_did_not_say_who_it_is(tmp_path: Path) -> None:
+    path = tmp_path / "a.lock"
+    first, second = FileLock(path), FileLock(path)
+    first.acquire()
+    path.write_text("")
+    with pytest.raises(BackendInUse, match="another process has"):
+        second.acquire()
+    first.release()
+    second.acquire()
+    second.release()
