@@ -24,6 +24,7 @@ __all__ = (
     "PapyraError",
     "PersistenceError",
     "SettingsError",
+    "StoreDamaged",
     "StoreError",
     "SystemAlreadyStarted",
     "SystemNotRunning",
@@ -163,6 +164,16 @@ class InvalidRequest(PersistenceError, ValueError):
 
 class StoreError(PersistenceError):
     """The store below a backend failed. `__cause__` is its own error."""
+
+
+class StoreDamaged(PersistenceError):
+    """A scan found damage, and the system was told not to start with it. `report` says what."""
+
+    # Not typed as what it is, a PersistenceScanReport: that stands above this module.
+    def __init__(self, message: str, *, report: object = None) -> None:
+        super().__init__(message)
+        #: the `PersistenceScanReport`
+        self.report = report
 
 
 class UnencodablePayload(InvalidRecord):

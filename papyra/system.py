@@ -36,6 +36,7 @@ from papyra.exceptions import (
 from papyra.persistence.actor import PersistenceActor
 from papyra.persistence.backends.base import PersistenceBackend
 from papyra.persistence.messages import Flush
+from papyra.persistence.startup import PersistenceStartupConfig, check_store
 from papyra.ref import ActorRef
 from papyra.supervision import Decision, OneForOne, SupervisionPolicy
 
@@ -65,6 +66,7 @@ class ActorSystem:
         system_id: str = "papyra",
         *,
         persistence: PersistenceBackend | None = None,
+        startup: PersistenceStartupConfig | None = None,
         supervision: SupervisionPolicy | None = None,
         mailbox_capacity: int = 1_000,
         shutdown_timeout: float = 10.0,
@@ -75,9 +77,10 @@ class ActorSystem:
         """Make a system that is to be started.
 
         `system_id` names it in addresses and records. Without `persistence`,
-        `Settings.resolve_persistence` finds a backend. `supervision` is for top-level actors that
-        fail. `mailbox_capacity` is how many messages a mailbox takes before senders wait. Between
-        two audits are `audit_interval` seconds; `None` leaves only the one at the end. `clock` and
+        `Settings.resolve_persistence` finds a backend; `startup` says what to do if its store is
+        damaged, by default not to start. `supervision` is for top-level actors that fail.
+        `mailbox_capacity` is how many messages a mailbox takes before senders wait. Between two
+        audits are `audit_interval` seconds; `None` leaves only the one at the end. `clock` and
         `dispatcher` are for tests, and for instruments.
 
         Raises `InvalidActorName`, `InvalidPolicy` or `InvalidSetting` for what makes no sense.
@@ -88,8 +91,11 @@ class ActorSystem:
             raise InvalidPolicy(f"supervision is OneForOne or OneForAll, not {supervision!r}")
         if persistence is not None and not isinstance(persistence, PersistenceBackend):
             raise InvalidSetting(f"persistence is a PersistenceBackend, not {persistence!r}")
+        if startup is not None and not isinstance(startup, PersistenceStartupConfig):
+            raise InvalidPolicy(f"startup is a PersistenceStartupConfig, not {startup!r}")
         self._system_id = system_id
         self._backend = persistence
+        self._startup = startup or PersistenceStartupConfig()
         self._shutdown_timeout = shutdown_timeout
         self._audit_interval = audit_interval
         self._runtime = _Runtime(self, clock or SystemClock(), dispatcher, mailbox_capacity)
@@ -207,7 +213,8 @@ class ActorSystem:
         """Start the persistence actor, and open its backend. ``async with`` does this.
 
         Raises `BackendInUse` if the backend is hosted, `StoreError` if it can't be opened,
-        `InvalidEnvironment`, and `SystemAlreadyStarted` the second time.
+        `StoreDamaged` as `startup` says, `InvalidEnvironment`, and `SystemAlreadyStarted` the
+        second time.
         """
         if self._host_task is not None:
             raise SystemAlreadyStarted(
@@ -221,7 +228,9 @@ class ActorSystem:
             recipe = Recipe(PersistenceActor, (self._backend,), {}, None)
             address = self._address.child(PERSISTENCE_NAME)
             self._persistence = spawn(self._own, self._runtime, address, recipe, NoFacts())
-            self._stored_before = (await self._persistence.ask(Flush())).last_seq
+            await self._persistence.ask(Flush())
+            await check_store(self._backend, self._startup)
+            self._stored_before = self._backend.last_seq
         except BaseException as error:
             await self._shut_down(error)
             raise

@@ -33,7 +33,7 @@ LAYERS: list[set[str]] = [
     {"actor", "_facts", "_watch", "dispatcher"},
     {"_recipe"},
     {"context", "_children", "_failures", "_life"},
-    {"_cell", "persistence.actor", "persistence"},
+    {"_cell", "persistence.actor", "persistence.startup", "persistence"},
     {"conf._environment", "conf._settings", "conf"},
     {"system"},
     {""},

@@ -30,6 +30,7 @@ from papyra.persistence.reports import (
     PersistenceRecoveryReport,
     PersistenceScanReport,
 )
+from papyra.persistence.startup import PersistenceStartupConfig
 
 # Last: it stands on everything above, and on papyra.actor.
 from papyra.persistence.actor import PersistenceActor  # isort: skip
@@ -54,6 +55,7 @@ __all__ = (
     "PersistenceRecoveryConfig",
     "PersistenceRecoveryReport",
     "PersistenceScanReport",
+    "PersistenceStartupConfig",
     "Read",
     "Record",
     "Recover",

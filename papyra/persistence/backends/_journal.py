@@ -171,6 +171,11 @@ class JournalFile:
         Lines of a newer version, and records of an unknown kind, are kept as they are. Returns how
         many lines, or what should have been lines, were left out.
         """
+        anomalies = self.scan().anomalies
+        if all(anomaly.kind == "torn" for anomaly in anomalies):
+            self._cut()
+            self._disk.sync(self.fd)
+            return len(anomalies)
         good: dict[int, tuple[int, int]] = {}
         removed = 0
         for line in self.parsed():

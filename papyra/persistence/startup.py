@@ -1,0 +1,94 @@
+"""What is done about a damaged store before any actor starts."""
+
+from __future__ import annotations
+
+import logging
+from typing import Literal
+
+import msgspec
+
+from papyra.exceptions import InvalidPolicy, StoreDamaged
+from papyra.persistence.backends.base import PersistenceBackend
+from papyra.persistence.reports import (
+    PersistenceAnomaly,
+    PersistenceRecoveryConfig,
+    PersistenceScanReport,
+)
+
+__all__ = ("PersistenceStartupConfig", "check_store")
+
+logger = logging.getLogger("papyra")
+
+_MODES = ("ignore", "fail_on_anomaly", "recover")
+#: How many anomalies an error or a warning names.
+_NAMED = 5
+
+
+class PersistenceStartupConfig(msgspec.Struct, frozen=True):
+    """What a system does when it starts on a store that can be damaged.
+
+    ``fail_on_anomaly`` scans, and does not start if anything is wrong. The one exception is a torn
+    end, which is what an ordinary crash leaves: nothing in it was ever acknowledged, so it is cut
+    off, with a warning in the log. ``recover`` recovers as `recovery` says, scans again, and starts
+    if that helped. ``ignore`` does not look.
+    """
+
+    mode: Literal["ignore", "fail_on_anomaly", "recover"] = "fail_on_anomaly"
+    #: how to recover; used by ``recover``
+    recovery: PersistenceRecoveryConfig = PersistenceRecoveryConfig()
+
+    def __post_init__(self) -> None:
+        if self.mode not in _MODES:
+            raise InvalidPolicy(f"mode is one of {', '.join(_MODES)}, not {self.mode!r}")
+        if not isinstance(self.recovery, PersistenceRecoveryConfig):
+            raise InvalidPolicy(f"recovery is a PersistenceRecoveryConfig, not {self.recovery!r}")
+
+
+async def check_store(
+    backend: PersistenceBackend, config: PersistenceStartupConfig
+) -> PersistenceScanReport | None:
+    """Scan, decide, recover and scan again, as `config` says; return the last scan.
+
+    `None` says that there was none: in mode ``ignore``, or since nothing can be wrong with such a
+    store. Raises `StoreDamaged`.
+    """
+    if config.mode == "ignore" or not backend.capabilities.recovery:
+        return None
+    report = await backend.scan()
+    if report.is_clean:
+        return report
+    if all(anomaly.kind == "torn" for anomaly in report.anomalies):
+        logger.warning("a torn end, as a crash leaves it, is cut off: %s", _named(report))
+        return (await backend.recover()).scan
+    if config.mode == "fail_on_anomaly":
+        raise StoreDamaged(
+            f"the store is damaged: {_named(report)}. Look at it with scan(), mend it with "
+            "recover(), or start with PersistenceStartupConfig(mode='recover')",
+            report=report,
+        )
+    logger.warning("the store is damaged, and is recovered: %s", _named(report))
+    recovery = await backend.recover(config.recovery)
+    logger.warning(
+        "recovered: %d records kept, %d removed; originals: %s",
+        recovery.records_kept,
+        recovery.records_removed,
+        ", ".join(recovery.quarantined) or "none were kept",
+    )
+    # What a newer program wrote is kept by every repair, and is no reason not to start.
+    if any(anomaly.kind != "unknown_kind" for anomaly in recovery.scan.anomalies):
+        raise StoreDamaged(
+            f"the store is damaged even after a recovery: {_named(recovery.scan)}",
+            report=recovery.scan,
+        )
+    return recovery.scan
+
+
+def _named(report: PersistenceScanReport) -> str:
+    named = "; ".join(map(_one, report.anomalies[:_NAMED]))
+    more = len(report.anomalies) - _NAMED
+    return f"{named}; and {more} more" if more > 0 else named
+
+
+def _one(anomaly: PersistenceAnomaly) -> str:
+    place = f" ({anomaly.location}, line {anomaly.line})" if anomaly.location else ""
+    return f"{anomaly.kind}: {anomaly.detail}{place}"
