@@ -26,6 +26,7 @@ __all__ = (
     "SettingsError",
     "StoreDamaged",
     "StoreError",
+    "StoreUnavailable",
     "SystemAlreadyStarted",
     "SystemNotRunning",
     "UnencodablePayload",
@@ -174,6 +175,10 @@ class StoreDamaged(PersistenceError):
         super().__init__(message)
         #: the `PersistenceScanReport`
         self.report = report
+
+
+class StoreUnavailable(StoreError):
+    """The store has failed so often that it is not asked for a while. Nothing was stored."""
 
 
 class UnencodablePayload(InvalidRecord):

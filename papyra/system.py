@@ -35,6 +35,7 @@ from papyra.exceptions import (
 )
 from papyra.persistence.actor import PersistenceActor
 from papyra.persistence.backends.base import PersistenceBackend
+from papyra.persistence.breaker import CircuitBreakerPolicy
 from papyra.persistence.messages import Flush
 from papyra.persistence.startup import PersistenceStartupConfig, check_store
 from papyra.ref import ActorRef
@@ -67,6 +68,7 @@ class ActorSystem:
         *,
         persistence: PersistenceBackend | None = None,
         startup: PersistenceStartupConfig | None = None,
+        breaker: CircuitBreakerPolicy | None = None,
         supervision: SupervisionPolicy | None = None,
         mailbox_capacity: int = 1_000,
         shutdown_timeout: float = 10.0,
@@ -78,7 +80,8 @@ class ActorSystem:
 
         `system_id` names it in addresses and records. Without `persistence`,
         `Settings.resolve_persistence` finds a backend; `startup` says what to do if its store is
-        damaged, by default not to start. `supervision` is for top-level actors that fail.
+        damaged, by default not to start; `breaker`, when to stop asking one that fails every time.
+        `supervision` is for top-level actors that fail.
         `mailbox_capacity` is how many messages a mailbox takes before senders wait. Between two
         audits are `audit_interval` seconds; `None` leaves only the one at the end. `clock` and
         `dispatcher` are for tests, and for instruments.
@@ -93,9 +96,12 @@ class ActorSystem:
             raise InvalidSetting(f"persistence is a PersistenceBackend, not {persistence!r}")
         if startup is not None and not isinstance(startup, PersistenceStartupConfig):
             raise InvalidPolicy(f"startup is a PersistenceStartupConfig, not {startup!r}")
+        if breaker is not None and not isinstance(breaker, CircuitBreakerPolicy):
+            raise InvalidPolicy(f"breaker is a CircuitBreakerPolicy, not {breaker!r}")
         self._system_id = system_id
         self._backend = persistence
         self._startup = startup or PersistenceStartupConfig()
+        self._breaker = breaker
         self._shutdown_timeout = shutdown_timeout
         self._audit_interval = audit_interval
         self._runtime = _Runtime(self, clock or SystemClock(), dispatcher, mailbox_capacity)
@@ -225,7 +231,7 @@ class ActorSystem:
         self._host_task = anyio.get_current_task().id
         await self._runtime.task_group.__aenter__()
         try:
-            recipe = Recipe(PersistenceActor, (self._backend,), {}, None)
+            recipe = Recipe(PersistenceActor, (self._backend, self._breaker), {}, None)
             address = self._address.child(PERSISTENCE_NAME)
             self._persistence = spawn(self._own, self._runtime, address, recipe, NoFacts())
             await self._persistence.ask(Flush())

@@ -20,7 +20,7 @@ PARTS = ("appending", "reading", "recovery", "retention", "sharing")
 LAYERS: list[set[str]] = [
     {"exceptions"},
     {"address", "clock", "_signal"},
-    {"persistence.records", "persistence.reports", "persistence.metrics"},
+    {"persistence.records", "persistence.reports", "persistence.metrics", "persistence.breaker"},
     {"persistence.messages", "persistence.codec"},
     {"persistence.backends.retention", "persistence.backends.commit"},
     {"persistence.backends.verbs"},

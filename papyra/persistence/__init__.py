@@ -1,5 +1,6 @@
 """Facts, the actor that keeps them, and the messages it understands."""
 
+from papyra.persistence.breaker import CircuitBreakerPolicy
 from papyra.persistence.messages import (
     Append,
     Appended,
@@ -39,6 +40,7 @@ __all__ = (
     "Append",
     "AppendMany",
     "Appended",
+    "CircuitBreakerPolicy",
     "Compact",
     "CompactionReport",
     "Flush",

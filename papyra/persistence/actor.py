@@ -8,8 +8,15 @@ from collections.abc import Awaitable, Sequence
 from typing import Any, ClassVar, TypeVar
 
 from papyra.actor import Actor, Failure
-from papyra.exceptions import InvalidActor, PersistenceError
+from papyra.exceptions import (
+    InvalidActor,
+    InvalidPolicy,
+    PersistenceError,
+    StoreError,
+    StoreUnavailable,
+)
 from papyra.persistence.backends.base import PersistenceBackend
+from papyra.persistence.breaker import CircuitBreaker, CircuitBreakerPolicy
 from papyra.persistence.messages import Append, AppendMany, Request
 
 __all__ = ("PersistenceActor",)
@@ -17,6 +24,9 @@ __all__ = ("PersistenceActor",)
 ReplyT = TypeVar("ReplyT")
 
 logger = logging.getLogger("papyra")
+
+#: A store in memory does not get well by being left alone.
+NO_BREAKER = CircuitBreakerPolicy(max_failures=None)
 
 #: Seconds between two lines in the log about requests that failed.
 LOG_INTERVAL = 10.0
@@ -29,6 +39,10 @@ class PersistenceActor(Actor):
     request that fails raises in the one who asked; told, it is counted in the metrics. Either way
     it is logged, at most once in `LOG_INTERVAL` seconds, and the actor goes on.
 
+    When the store fails several times in a row, it is not asked to write for a while: appends
+    raise `StoreUnavailable` at once, and their records are counted as dropped. `breaker` says when;
+    without it, a durable store has the default limits, and any other one none.
+
     When it stops it flushes and closes the backend, which may then be hosted again. Raises
     `BackendInUse` if another actor hosts the backend.
     """
@@ -38,10 +52,16 @@ class PersistenceActor(Actor):
     batch_types: ClassVar[tuple[type, ...]] = (Append, AppendMany)
     batch_limit: ClassVar[int] = 10_000
 
-    def __init__(self, backend: PersistenceBackend) -> None:
+    def __init__(
+        self, backend: PersistenceBackend, breaker: CircuitBreakerPolicy | None = None
+    ) -> None:
         if not isinstance(backend, PersistenceBackend):
             raise InvalidActor(f"a PersistenceActor hosts a PersistenceBackend, not {backend!r}")
+        if breaker is not None and not isinstance(breaker, CircuitBreakerPolicy):
+            raise InvalidPolicy(f"breaker is a CircuitBreakerPolicy, not {breaker!r}")
         self._backend = backend
+        default = CircuitBreakerPolicy() if backend.capabilities.durable else NO_BREAKER
+        self._breaker = CircuitBreaker(breaker or default)
         self._unlogged = 0
         self._logged_at: float | None = None
         backend.attach(self)
@@ -65,7 +85,11 @@ class PersistenceActor(Actor):
 
     async def receive_batch(self, messages: Sequence[Append | AppendMany]) -> Sequence[object]:
         """Carry out a run of appends."""
+        if not self._breaker.is_closed and (seconds := self._seconds_left()):
+            return self._refuse(messages, seconds)
         replies, errors = await self._backend.commit(messages)
+        if errors or self._breaker.has_failures:
+            self._judge(replies, errors)
         if errors:
             self._log(*errors)
             return [Failure(r) if isinstance(r, PersistenceError) else r for r in replies]
@@ -74,6 +98,32 @@ class PersistenceActor(Actor):
     async def on_stop(self) -> None:
         """Flush and close the backend, and let go of it."""
         await self._backend.detach()
+
+    def _seconds_left(self) -> float:
+        return self._breaker.seconds_left(self.context.clock.monotonic())
+
+    def _refuse(self, messages: Sequence[Append | AppendMany], seconds: float) -> list[Failure]:
+        error = StoreUnavailable(
+            f"the store behind {self.owner} has failed too often: "
+            f"it is tried again in {seconds:.1f} seconds"
+        )
+        metrics = self._backend.metrics
+        metrics.write_errors += len(messages)
+        metrics.records_dropped += sum(
+            1 if isinstance(message, Append) else len(message.records) for message in messages
+        )
+        self._log(*[error] * len(messages))
+        return [Failure(StoreUnavailable(*error.args)) for _ in messages]
+
+    def _judge(self, replies: Sequence[object], errors: Sequence[PersistenceError]) -> None:
+        """Tell the breaker how the store did; a bad record says nothing about that."""
+        if any(isinstance(error, StoreError) for error in errors):
+            was_closed = self._breaker.is_closed
+            self._breaker.failed(self.context.clock.monotonic())
+            if was_closed and not self._breaker.is_closed:
+                logger.error("%s stops asking its store to write for a while", self.owner)
+        elif len(errors) < len(replies):
+            self._breaker.succeeded()
 
     def _log(self, *errors: PersistenceError) -> None:
         now = time.monotonic()

@@ -24,6 +24,8 @@ class MetricsSnapshot(msgspec.Struct, frozen=True, tag=True):
     anomalies_detected: int = 0
     recoveries: int = 0
     compactions: int = 0
+    #: records that were not offered to the store, as the circuit breaker was open
+    records_dropped: int = 0
     #: append requests that failed, those refused for a bad record included; flushes that failed
     write_errors: int = 0
     read_errors: int = 0
@@ -80,6 +82,7 @@ class PersistenceMetrics:
     anomalies_detected: int
     recoveries: int
     compactions: int
+    records_dropped: int
     write_errors: int
     read_errors: int
     scan_errors: int

@@ -209,6 +209,7 @@ async def test_metrics_count_what_was_done(persistence: InMemoryPersistence) -> 
         "anomalies_detected": 0,
         "recoveries": 0,
         "compactions": 0,
+        "records_dropped": 0,
         "write_errors": 1,
         "read_errors": 0,
         "scan_errors": 0,

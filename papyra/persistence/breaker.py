@@ -1,0 +1,69 @@
+"""Between the persistence actor and its store: do not ask a store that fails every time."""
+
+from __future__ import annotations
+
+import math
+
+import msgspec
+
+from papyra.exceptions import InvalidPolicy
+
+__all__ = ("CircuitBreaker", "CircuitBreakerPolicy")
+
+
+class CircuitBreakerPolicy(msgspec.Struct, frozen=True, kw_only=True):
+    """When to stop asking a store to write, and when to try again.
+
+    Raises `InvalidPolicy` when a limit makes no sense.
+    """
+
+    #: writes that fail, one after the other, until it opens; `None` to ask every time
+    max_failures: int | None = 10
+    #: seconds that it stays open; then one write is let through, and decides
+    reset_timeout: float = 5.0
+
+    def __post_init__(self) -> None:
+        failures, timeout = self.max_failures, self.reset_timeout
+        if failures is not None and (type(failures) is not int or failures < 1):
+            raise InvalidPolicy(f"max_failures is a whole number above 0, not {failures!r}")
+        if type(timeout) not in (int, float) or not 0 < timeout < math.inf:
+            raise InvalidPolicy(f"reset_timeout is seconds, more than 0, not {timeout!r}")
+
+
+class CircuitBreaker:
+    """Counts failures, after Akka's ``CircuitBreaker``: closed, open, and half-open for one try."""
+
+    __slots__ = ("_failures", "_opened_at", "_policy")
+
+    def __init__(self, policy: CircuitBreakerPolicy) -> None:
+        self._policy = policy
+        self._failures = 0
+        self._opened_at: float | None = None
+
+    @property
+    def is_closed(self) -> bool:
+        """Whether it lets everything through."""
+        return self._opened_at is None
+
+    @property
+    def has_failures(self) -> bool:
+        """Whether the last write failed."""
+        return self._failures > 0
+
+    def seconds_left(self, now: float) -> float:
+        """Return for how long it will let nothing through; 0 if it would now."""
+        if self._opened_at is None:
+            return 0.0
+        return max(0.0, self._opened_at + self._policy.reset_timeout - now)
+
+    def succeeded(self) -> None:
+        """Close it: the store has written something."""
+        self._failures = 0
+        self._opened_at = None
+
+    def failed(self, now: float) -> None:
+        """Count a failure of the store, and open if there were enough of them."""
+        self._failures += 1
+        limit = self._policy.max_failures
+        if limit is not None and self._failures >= limit:
+            self._opened_at = now
