@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 import sys
@@ -47,8 +48,9 @@ def test_supervision() -> None:
     ]
 
 
-def test_testing(tmp_path: Path) -> None:
-    """The project works where a newcomer has copied it to."""
+@pytest.mark.parametrize("store", ["memory", "json"])
+def test_testing(tmp_path: Path, store: str) -> None:
+    """The project works where a newcomer has copied it to, on any store."""
     project = tmp_path / "shop"
     shutil.copytree(
         EXAMPLES / "testing", project, ignore=shutil.ignore_patterns("__pycache__", ".*cache")
@@ -59,6 +61,7 @@ def test_testing(tmp_path: Path) -> None:
         capture_output=True,
         text=True,
         cwd=project,
+        env=os.environ | {"PAPYRA_TEST_STORE": store},
     )
     assert result.returncode == 0, result.stdout + result.stderr
     passed = int(result.stdout.split(" passed")[0].split()[-1])

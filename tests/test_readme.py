@@ -44,17 +44,20 @@ def names(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
 
 
 async def test_what_the_blocks_define_works(
-    names: dict[str, Any], capsys: pytest.CaptureFixture[str]
+    names: dict[str, Any], capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     await names["report"]()
     await names["test_it_keeps_what_it_is_told"]()
     await names["look_into_a_store"]()
     async with CheckedSystem() as system:
         await names["test_a_deposit_is_an_event"](system)
+    await names["run_on_a_file"](tmp_path / "events.ndjson")
     await names["test_it_survives_a_full_disk"]()
     await names["test_what_was_acknowledged_is_stored"]()
     await names["test_two_deposits_in_any_order"]()
-    assert "True" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "True" in printed
+    assert "['Deposited', 'ActorStopped']" in printed
 
     loud = names["LoudPersistence"]()
     async with ActorSystem(persistence=loud) as system:
@@ -64,7 +67,7 @@ async def test_what_the_blocks_define_works(
 
 
 def test_every_block_is_run(names: dict[str, Any]) -> None:
-    run = {"report", "look_into_a_store"}
+    run = {"report", "look_into_a_store", "run_on_a_file"}
     run |= {"test_it_keeps_what_it_is_told", "test_a_deposit_is_an_event"}
     run |= {"test_it_survives_a_full_disk", "test_what_was_acknowledged_is_stored"}
     run |= {"test_two_deposits_in_any_order"}

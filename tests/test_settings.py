@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import sys
 import types
+from pathlib import Path
 
 import pytest
 
@@ -83,6 +84,10 @@ async def test_each_system_gets_a_fresh_store_if_nothing_is_configured() -> None
         ("PAPYRA_PERSISTENCE", "carrier-pigeon://loft", "unknown scheme 'carrier-pigeon:'"),
         ("PAPYRA_PERSISTENCE", "memory", "a value without a scheme"),
         ("PAPYRA_PERSISTENCE", "memory:/var/lib", "takes nothing after the colon"),
+        ("PAPYRA_PERSISTENCE", "json:", "'json:' takes a path"),
+        ("PAPYRA_PERSISTENCE", "json://host/events.ndjson", "a file is 'json:///an/absolute"),
+        ("PAPYRA_PERSISTENCE", "json:a.ndjson?sync=no", "'json:' takes a path"),
+        ("PAPYRA_PERSISTENCE", "json:a.ndjson?fsync=maybe", "fsync is one of always"),
         ("PAPYRA_SETTINGS_MODULE", "there_is_no_such_module", "can't be imported"),
     ],
 )
@@ -93,6 +98,17 @@ async def test_an_environment_that_can_not_be_followed_is_an_error(
     with pytest.raises(InvalidEnvironment, match=complaint):
         async with ActorSystem():
             pytest.fail("it started")
+
+
+@pytest.mark.parametrize("form", ["json://{}?fsync=no", "json:{}"])
+async def test_the_environment_may_name_a_file(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, form: str
+) -> None:
+    path = tmp_path / "my events.ndjson"
+    monkeypatch.setenv("PAPYRA_PERSISTENCE", form.format(str(path).replace(" ", "%20")))
+    async with ActorSystem() as system:
+        await system.spawn(Echo).ask("x")
+    assert path.read_text().count("\n") == 3
 
 
 def test_a_password_in_a_url_is_not_repeated(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,14 +5,15 @@ from __future__ import annotations
 import importlib
 from collections.abc import Callable, Mapping
 from types import ModuleType
+from urllib.parse import parse_qsl, unquote
 
-from papyra.exceptions import InvalidEnvironment
+from papyra.exceptions import InvalidEnvironment, InvalidPolicy
 from papyra.persistence.backends.base import PersistenceBackend
 from papyra.persistence.backends.memory import InMemoryPersistence
 
 __all__ = ("PERSISTENCE_VARIABLE", "SETTINGS_MODULE_VARIABLE", "backend_from_url", "load_module")
 
-#: A store's URL, such as ``memory:``.
+#: A store's URL, such as ``memory:`` or ``json:///var/lib/app/events.ndjson?fsync=everysec``.
 PERSISTENCE_VARIABLE = "PAPYRA_PERSISTENCE"
 #: The dotted name of a module with settings as its attributes.
 SETTINGS_MODULE_VARIABLE = "PAPYRA_SETTINGS_MODULE"
@@ -24,7 +25,24 @@ def _memory(rest: str) -> PersistenceBackend:
     return InMemoryPersistence()
 
 
-_SCHEMES: Mapping[str, Callable[[str], PersistenceBackend]] = {"memory": _memory}
+def _json(rest: str) -> PersistenceBackend:
+    # When it is needed: it stands on what only POSIX has.
+    from papyra.persistence.backends.json import JsonFilePersistence  # noqa: PLC0415
+
+    path, _, query = rest.partition("?")
+    if path.startswith("//") and not path.startswith("///"):
+        raise InvalidEnvironment("a file is 'json:///an/absolute/path' or 'json:a/relative/one'")
+    options = dict(parse_qsl(query, keep_blank_values=True))
+    path = unquote(path.removeprefix("//"))
+    if not path or options.keys() - {"fsync"}:
+        raise InvalidEnvironment(f"'json:' takes a path, and ?fsync=..., not {rest!r}")
+    try:
+        return JsonFilePersistence(path, **options)  # type: ignore[arg-type]
+    except InvalidPolicy as error:
+        raise InvalidEnvironment(f"{PERSISTENCE_VARIABLE}: {error}") from error
+
+
+_SCHEMES: Mapping[str, Callable[[str], PersistenceBackend]] = {"memory": _memory, "json": _json}
 
 
 def backend_from_url(url: str) -> PersistenceBackend:

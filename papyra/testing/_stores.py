@@ -26,8 +26,16 @@ def _memory(directory: Callable[[], Path], options: Mapping[str, Any]) -> Persis
     return InMemoryPersistence(**options)
 
 
+def _json(directory: Callable[[], Path], options: Mapping[str, Any]) -> PersistenceBackend:
+    # When it is needed: it stands on what only POSIX has. Nobody pulls the plug of a test.
+    from papyra.persistence.backends.json import JsonFilePersistence  # noqa: PLC0415
+
+    return JsonFilePersistence(directory() / "events.ndjson", fsync="no", **options)
+
+
 _STORES: Mapping[str, Callable[[Callable[[], Path], Mapping[str, Any]], PersistenceBackend]] = {
     "memory": _memory,
+    "json": _json,
 }
 
 

@@ -5,13 +5,16 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import anyio
 import pytest
 
 from papyra.exceptions import BackendInUse, StoreError
+from papyra.persistence.backends import json as json_file
 from papyra.persistence.backends._disk import Disk, FileLock
 from papyra.persistence.backends.json import JsonFilePersistence
 from papyra.persistence.backends.retention import RetentionPolicy
@@ -146,3 +149,71 @@ def test_a_holder_that_did_not_say_who_it_is(tmp_path: Path) -> None:
     first.release()
     second.acquire()
     second.release()
+
+
+class SyncsFail(Disk):
+    """Counts what is written and synced, and fails as many syncs as it is told."""
+
+    def __init__(self) -> None:
+        self.failures = 0
+        self.synced = threading.Semaphore(0)
+        self.written: list[tuple[int, int]] = []
+
+    def write(self, fd: int, data: bytes | memoryview, offset: int) -> int:
+        self.written.append((offset, len(data)))
+        return super().write(fd, data, offset)
+
+    def sync(self, fd: int) -> None:
+        try:
+            if self.failures:
+                self.failures -= 1
+                raise OSError(errno.EIO, "the device is gone")
+            super().sync(fd)
+        finally:
+            self.synced.release()
+
+
+async def wait_for_a_sync(disk: SyncsFail) -> None:
+    assert await anyio.to_thread.run_sync(disk.synced.acquire, True, 20)
+
+
+async def test_every_second_is_synced_what_was_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(json_file, "SYNC_INTERVAL", 0.01)
+    store = JsonFilePersistence(tmp_path / "events.ndjson", fsync="everysec")
+    disk = store._journal._disk = SyncsFail()
+    async with store:
+        await wait_for_a_sync(disk)  # the flush that opened it
+        await store.append(event(1))
+        await wait_for_a_sync(disk)
+        # A sync that fails is not repeated on the same pages: what it was for is written again.
+        disk.failures = 1
+        await store.append(event(2))
+        await wait_for_a_sync(disk)
+        before = len(disk.written)
+        size = store.path.stat().st_size
+        while not store._journal._sync_failed:  # set by the other thread, just after
+            await anyio.lowlevel.checkpoint()
+        await store.append(event(3))
+        again, new = disk.written[before:]
+        assert again[0] + again[1] == new[0] == size
+        assert again[0] > 0, "but not what was on the device already"
+    assert "may not be: [Errno 5] the device is gone" in caplog.text
+    async with JsonFilePersistence(store.path) as store:
+        assert (await store.scan()).is_clean
+        assert [e.payload["order_id"] for e in await store.list_events()] == [1, 2, 3]
+
+
+async def test_a_flush_that_fails_is_made_good_by_the_next(tmp_path: Path) -> None:
+    store = JsonFilePersistence(tmp_path / "events.ndjson", fsync="no")
+    disk = store._journal._disk = SyncsFail()
+    async with store:
+        await store.append(event(1))
+        disk.failures = 1
+        with pytest.raises(StoreError, match="the device is gone"):
+            await store.flush()
+        written = len(disk.written)
+        await store.flush()
+        assert len(disk.written) == written + 1
+        assert (await store.append(event(2))).first_seq == 2

@@ -11,7 +11,7 @@ from papyra.persistence.records import KINDS, Kind
 __all__ = ("SparseIndex",)
 
 #: Bytes of a block, to begin with.
-BLOCK_BYTES = 32 * 1024
+BLOCK_BYTES = 8 * 1024
 #: When there are as many blocks as this, each two become one. A block takes 80 bytes here, so an
 #: index never takes more than 1.3 MB, whatever the size of its file.
 MAX_BLOCKS = 16 * 1024

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import logging
 import os
 import shutil
+import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,6 +21,8 @@ from papyra.persistence.records import Record, kind_of
 from papyra.persistence.reports import AnomalyKind, PersistenceAnomaly
 
 __all__ = ("JournalFile", "ScanResult")
+
+logger = logging.getLogger("papyra")
 
 #: Bytes that are read at once.
 _CHUNK = 1024 * 1024
@@ -53,10 +57,14 @@ class JournalFile:
         self.last_seq = 0
         self._tail_seq = 0
         self._fd: int | None = None
+        self._fd_lock = threading.Lock()
         #: whether the file ends at `end`
         self._clean = True
         #: whether the kernel can be trusted about what it wrote through this descriptor
         self._trusted = True
+        #: up to where everything is on the device; bytes
+        self._synced_end = 0
+        self._sync_failed = False
 
     def open(self) -> ScanResult:
         """Open the file, making it if there is none, and read it through."""
@@ -75,7 +83,7 @@ class JournalFile:
                 self.close()
             raise
         self.last_seq, self._tail_seq = max(self.last_seq, found.last_seq), found.tail_seq
-        self._trusted = True
+        self._trusted, self._sync_failed, self._synced_end = True, False, self.end
         return found
 
     def _read_through(self) -> ScanResult:
@@ -92,8 +100,9 @@ class JournalFile:
 
     def close(self) -> None:
         """Close the file."""
-        if self._fd is not None:
+        with self._fd_lock:
             fd, self._fd = self._fd, None
+        if fd is not None:
             self._disk.close(fd)
 
     def append(
@@ -112,11 +121,9 @@ class JournalFile:
             self._clean = False
             self._write_all(self.fd, data, self.end)
             if sync:
-                self._disk.sync(self.fd)
+                self._sync(self.end + len(data))
         except OSError:
-            # After a failed sync the kernel may take pages for clean that are not on the device
-            # (PostgreSQL's fsync story). So nothing that was written counts, and the next write
-            # goes through a new descriptor to pages that are written again.
+            # Nothing that was written counts; the next write goes through a new descriptor.
             self._trusted = False
             with contextlib.suppress(OSError):
                 self._cut()
@@ -131,8 +138,34 @@ class JournalFile:
         self.last_seq = self._tail_seq = first_seq - 1
 
     def sync(self) -> None:
-        """Have everything on the disk."""
-        self._disk.sync(self.fd)
+        """Return when everything is on the device."""
+        if not self._trusted:
+            self._open_anew()
+        self._sync(self.end)
+
+    def sync_in_background(self) -> None:
+        """Sync what was not yet, from a thread of its own, while others use the file."""
+        end = self.end
+        with self._fd_lock:
+            if self._fd is None or end <= self._synced_end or self._sync_failed:
+                return
+            fd = os.dup(self._fd)
+        try:
+            self._disk.sync(fd)
+            self._synced_end = max(end, self._synced_end)
+        except OSError as error:
+            logger.warning("%s: what was not yet on the device may not be: %s", self.path, error)
+            self._sync_failed, self._trusted = True, False
+        finally:
+            os.close(fd)
+
+    def _sync(self, end: int) -> None:
+        try:
+            self._disk.sync(self.fd)
+        except OSError:
+            self._sync_failed, self._trusted = True, False
+            raise
+        self._synced_end = end
 
     def lines(self, start: int, end: int) -> Iterator[Line]:
         """Yield the good lines between two places in the file where lines begin."""
@@ -296,6 +329,17 @@ class JournalFile:
         with contextlib.suppress(OSError):
             self.close()
         self._fd = fd
+        if self._sync_failed:
+            # After a failed sync the kernel may take pages for clean that are not on the device
+            # (PostgreSQL's fsync story), so syncing once more proves nothing. What the cache still
+            # has is written again, and then synced.
+            position = self._synced_end
+            while position < self.end:
+                data = self._disk.read(fd, min(_CHUNK, self.end - position), position)
+                self._write_all(fd, data, position)
+                position += len(data)
+            self._disk.sync(fd)
+            self._synced_end, self._sync_failed = self.end, False
         self._trusted = True
 
     @property

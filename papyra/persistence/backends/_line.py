@@ -14,8 +14,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from zlib import crc32
+
+import msgspec
 
 from papyra.persistence.reports import AnomalyKind
 
@@ -28,8 +29,7 @@ _HEAD = re.compile(rb'\{"v":(\d+),"seq":(\d+),(?:"after":(\d+),)?"crc":"([0-9a-f
 _CRC_LENGTH = len(b'"crc":"01234567",')
 
 
-@dataclass(frozen=True, slots=True)
-class Line:
+class Line(msgspec.Struct, frozen=True, gc=False):
     """A line whose checksum is right."""
 
     version: int
@@ -55,8 +55,7 @@ class Line:
         return _make_line(self.seq, after, b"{" + self.data[self.body : -1], self.version)
 
 
-@dataclass(frozen=True, slots=True)
-class BadLine:
+class BadLine(msgspec.Struct, frozen=True):
     """Bytes that are no line, or not the line they were."""
 
     kind: AnomalyKind
@@ -69,9 +68,14 @@ class BadLine:
 
 def make_lines(first_seq: int, after: int, records: Iterable[bytes]) -> list[bytes]:
     """Return a line for each encoded record; the first of them follows line `after`."""
-    lines = []
+    lines: list[bytes] = []
     for seq, record in enumerate(records, first_seq):
-        lines.append(_make_line(seq, after, record, VERSION))
+        if after == seq - 1:
+            head = b'{"v":1,"seq":%d,' % seq
+            body = record[1:]
+            lines.append(b'%b"crc":"%08x",%b\n' % (head, crc32(body, crc32(head)), body))
+        else:
+            lines.append(_make_line(seq, after, record, VERSION))
         after = seq
     return lines
 

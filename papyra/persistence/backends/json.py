@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -38,6 +39,9 @@ ResultT = TypeVar("ResultT")
 
 Fsync = Literal["always", "everysec", "no"]
 
+#: Seconds between two syncs with ``fsync="everysec"``.
+SYNC_INTERVAL = 1.0
+
 _FOREVER = float("inf")
 
 
@@ -45,9 +49,9 @@ class JsonFilePersistence(PersistenceBackend):
     """Keep facts in one file of lines of JSON, readable with ``less`` and ``jq``.
 
     With ``fsync="always"``, an acknowledged record is on the device: each commit is one write and
-    one ``fdatasync``. ``"everysec"`` syncs when a second has passed since the last sync, and what
-    is flushed or closed; ``"no"`` leaves it to the system. With these, what was acknowledged
-    survives the process, but not always the machine.
+    one ``fdatasync``. ``"everysec"`` syncs once a second, in a thread of its own; ``"no"`` leaves
+    it to the system, but for a `flush` and the closing. With these, what was acknowledged survives
+    the process, but not always the machine.
 
     One backend at a time has the file open: another one, in this process or in any other, gets
     `BackendInUse`, which names the process. Blocking calls run in a worker thread. Reads go by an
@@ -73,7 +77,7 @@ class JsonFilePersistence(PersistenceBackend):
         self._journal = JournalFile(Path(path))
         self._lock = FileLock(self.path.with_name(self.path.name + ".lock"))
         self._fsync: Fsync = fsync
-        self._synced_at = 0.0
+        self._closing: threading.Event | None = None
 
     @property
     def path(self) -> Path:
@@ -88,6 +92,8 @@ class JsonFilePersistence(PersistenceBackend):
 
     async def _close(self) -> None:
         with CancelScope(shield=True):
+            if self._closing is not None:
+                self._closing.set()
             try:
                 await self._in_thread(self._journal.close)
             finally:
@@ -97,13 +103,8 @@ class JsonFilePersistence(PersistenceBackend):
         await self._in_thread(self._write_batch, batch)
 
     def _write_batch(self, batch: Batch) -> None:
-        now = time.monotonic()
-        sync = self._fsync == "always" or (
-            self._fsync == "everysec" and now - self._synced_at >= 1.0
-        )
+        sync = self._fsync == "always"
         self._journal.append(batch.first_seq, batch.records, batch.encoded, sync=sync)
-        if sync:
-            self._synced_at = now
 
     async def _flush(self) -> None:
         await self._in_thread(self._journal.sync)
@@ -133,6 +134,19 @@ class JsonFilePersistence(PersistenceBackend):
             self._journal.close()
             self._lock.release()
             raise
+        if self._fsync == "everysec":
+            self._closing = threading.Event()
+            syncing = threading.Thread(
+                target=self._sync_every_second,
+                args=(self._closing,),
+                name=f"papyra sync {self.path.name}",
+                daemon=True,
+            )
+            syncing.start()
+
+    def _sync_every_second(self, closing: threading.Event) -> None:
+        while not closing.wait(SYNC_INTERVAL):
+            self._journal.sync_in_background()
 
     def _read_page(self, request: Read) -> Page:
         after, since = self._hidden(request.kind)
