@@ -22,7 +22,7 @@ LAYERS: list[set[str]] = [
     {"address", "clock", "_signal"},
     {"persistence.records", "persistence.reports", "persistence.metrics", "persistence.breaker"},
     {"persistence.messages", "persistence.codec"},
-    {"persistence.backends.retention", "persistence.backends.commit"},
+    {f"persistence.backends.{name}" for name in ("retention", "commit", "page")},
     {"persistence.backends.verbs"},
     {"persistence.backends.base"},
     {f"persistence.backends.{name}" for name in ("_line", "_index", "_disk")},

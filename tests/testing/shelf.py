@@ -26,16 +26,10 @@ from papyra.persistence import (
     Record,
     codec,
 )
-from papyra.persistence.backends.base import (
-    MAX_PAGE_BYTES,
-    MAX_PAGE_RECORDS,
-    Batch,
-    Capabilities,
-    PersistenceBackend,
-)
+from papyra.persistence.backends.base import Batch, Capabilities, PersistenceBackend
+from papyra.persistence.backends.page import collect_page
 from papyra.persistence.backends.retention import RetentionPolicy
 from papyra.persistence.records import KINDS, Kind, kind_of
-from papyra.testing._patterns import actor_of
 
 
 @dataclasses.dataclass
@@ -88,27 +82,7 @@ class Shelf(PersistenceBackend):
         await checkpoint()
         if request.newest and request.before is None:
             request = msgspec.structs.replace(request, before=self.disk.last_seq + 1)
-        found: list[Record] = []
-        examined: list[int] = []
-        size, more = 0, False
-        for record, length in self._candidates(request):
-            more = (
-                len(found) == request.limit
-                or len(examined) >= MAX_PAGE_RECORDS
-                or size >= MAX_PAGE_BYTES
-            )
-            if more:
-                break
-            size += length
-            examined.append(record.seq or 0)
-            if self._matches(record, request):
-                found.append(record)
-        return Page(
-            tuple(sorted(found, key=lambda record: record.seq or 0)),
-            next_after=max(examined, default=request.after),
-            more=more,
-            next_before=min(examined, default=request.before or 0),
-        )
+        return collect_page(request, self._candidates(request))
 
     def _candidates(self, request: Read) -> Iterator[tuple[Record, int]]:
         visible = self._visible(request.kind)
@@ -120,12 +94,6 @@ class Shelf(PersistenceBackend):
                 if request.until is not None and record.timestamp > request.until:
                     continue
                 yield record, length
-
-    def _matches(self, record: Record, request: Read) -> bool:
-        return request.event_type in (
-            None,
-            getattr(record, "event_type", None),
-        ) and request.actor in (None, actor_of(record))
 
     def _visible(self, kind: Kind) -> list[tuple[Record, int]]:
         kept = [

@@ -50,18 +50,11 @@ from papyra.persistence.reports import (
 )
 
 __all__ = (
-    "MAX_PAGE_BYTES",
-    "MAX_PAGE_RECORDS",
     "Batch",
     "Capabilities",
     "Host",
     "PersistenceBackend",
 )
-
-#: A page examines at most this many records, so that no read holds the mailbox for long.
-MAX_PAGE_RECORDS = 5_000
-#: A page ends with the record that takes it to this many encoded bytes.
-MAX_PAGE_BYTES = 8 * 1024 * 1024
 
 logger = logging.getLogger("papyra")
 
@@ -366,7 +359,7 @@ class PersistenceBackend(PersistenceVerbs, PersistenceMetricsMixin, abc.ABC):
 
     @abc.abstractmethod
     async def _read(self, request: Read) -> Page:
-        """Return a page that keeps within `MAX_PAGE_RECORDS` and `MAX_PAGE_BYTES`."""
+        """Return a page, bounded as `collect_page` does it."""
 
     @abc.abstractmethod
     async def _scan(self) -> PersistenceScanReport:

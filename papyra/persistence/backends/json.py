@@ -16,13 +16,8 @@ from papyra.persistence import codec
 from papyra.persistence.backends._disk import FileLock
 from papyra.persistence.backends._journal import JournalFile, ScanResult
 from papyra.persistence.backends._line import Line
-from papyra.persistence.backends.base import (
-    MAX_PAGE_BYTES,
-    MAX_PAGE_RECORDS,
-    Batch,
-    Capabilities,
-    PersistenceBackend,
-)
+from papyra.persistence.backends.base import Batch, Capabilities, PersistenceBackend
+from papyra.persistence.backends.page import collect_page
 from papyra.persistence.backends.retention import RetentionPolicy
 from papyra.persistence.messages import Page, Read
 from papyra.persistence.records import KINDS, Kind, Record, kind_of
@@ -153,36 +148,13 @@ class JsonFilePersistence(PersistenceBackend):
         if request.since is not None:
             since = max(since, request.since)
         until = _FOREVER if request.until is None else request.until
-        wanted = MAX_PAGE_RECORDS if request.limit is None else request.limit
-        records: list[Record] = []
-        examined: list[int] = []
-        size = 0
-        more = False
-        for line, record in self._candidates(request, max(after, request.after), since, until):
-            more = (
-                len(records) >= wanted
-                or len(examined) >= MAX_PAGE_RECORDS
-                or size >= MAX_PAGE_BYTES
-            )
-            if more:
-                break
-            size += len(line.data)
-            examined.append(line.seq)
-            if request.selects(record):
-                records.append(record)
-        if request.newest:
-            records.reverse()
-        return Page(
-            records=tuple(records),
-            next_after=max(examined, default=request.after),
-            more=more,
-            next_before=min(examined, default=request.before or 0),
-        )
+        after = max(after, request.after)
+        return collect_page(request, self._candidates(request, after, since, until))
 
     def _candidates(
         self, request: Read, after: int, since: float, until: float
-    ) -> Iterator[tuple[Line, Record]]:
-        """Yield the lines and records of a kind within these limits, in the order of the read."""
+    ) -> Iterator[tuple[Record, int]]:
+        """Yield the records of a kind within these limits, in the order of the read."""
         kind, before = request.kind, request.before
         index = self._journal.index
         for block in index.blocks(kind, after, before, since, until, request.newest):
@@ -191,7 +163,7 @@ class JsonFilePersistence(PersistenceBackend):
                 if line.seq > after and (before is None or line.seq < before):
                     record = codec.decode(line.record, line.seq)
                     if since <= record.timestamp <= until:
-                        yield line, record
+                        yield record, len(line.data)
 
     def _lines_of(self, kind: Kind, block: int) -> Iterator[Line]:
         tag = b'"kind":"%b"' % kind.encode()

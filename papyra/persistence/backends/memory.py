@@ -10,13 +10,8 @@ from itertools import accumulate
 from typing import cast
 
 from papyra.persistence import codec
-from papyra.persistence.backends.base import (
-    MAX_PAGE_BYTES,
-    MAX_PAGE_RECORDS,
-    Batch,
-    Capabilities,
-    PersistenceBackend,
-)
+from papyra.persistence.backends.base import Batch, Capabilities, PersistenceBackend
+from papyra.persistence.backends.page import collect_page
 from papyra.persistence.backends.retention import RetentionPolicy
 from papyra.persistence.messages import Page, Read
 from papyra.persistence.records import (
@@ -126,33 +121,8 @@ class InMemoryPersistence(PersistenceBackend):
         if request.since is not None:
             since = max(since, request.since)
         until = _FOREVER if request.until is None else request.until
-        wanted = MAX_PAGE_RECORDS if request.limit is None else request.limit
-
-        records: list[Record] = []
-        examined: list[int] = []
-        size = 0
-        more = False
-        for position in collection.between(start, stop, since, until, request.newest):
-            more = (
-                len(records) >= wanted
-                or len(examined) >= MAX_PAGE_RECORDS
-                or size >= MAX_PAGE_BYTES
-            )
-            if more:
-                break
-            record, length = collection.record(position)
-            size += length
-            examined.append(cast("int", record.seq))
-            if request.selects(record):
-                records.append(record)
-        if request.newest:
-            records.reverse()
-        return Page(
-            records=tuple(records),
-            next_after=max(examined, default=request.after),
-            more=more,
-            next_before=min(examined, default=request.before or 0),
-        )
+        positions = collection.between(start, stop, since, until, request.newest)
+        return collect_page(request, map(collection.record, positions))
 
     async def _scan(self) -> PersistenceScanReport:
         return PersistenceScanReport("memory", self._held(), self._held_bytes())

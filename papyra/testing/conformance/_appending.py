@@ -12,9 +12,7 @@ from papyra.exceptions import (
     InvalidRecord,
     UnencodablePayload,
 )
-from papyra.persistence.backends.base import (
-    MAX_PAGE_RECORDS,
-)
+from papyra.persistence.backends.page import MAX_PAGE_RECORDS
 from papyra.persistence.messages import Append, AppendMany
 from papyra.persistence.records import (
     PersistedAudit,
