@@ -61,6 +61,7 @@ async def test_what_is_told_meanwhile_is_counted_as_dropped(store: FaultyPersist
         for number in range(10):
             await ref.tell(Append(event(number)))
         await ref.tell(AppendMany((event(1), event(2))))
+        await ref.tell(AppendMany(5))  # type: ignore[arg-type]
         with pytest.raises(StoreUnavailable, match=r"tried again in 10\.0 seconds"):
             await ref.ask(Append(event(1)))
         assert store.metrics.records_dropped == 13
