@@ -85,10 +85,10 @@ class PersistenceActor(Actor):
 
     async def receive_batch(self, messages: Sequence[Append | AppendMany]) -> Sequence[object]:
         """Carry out a run of appends."""
-        if not self._breaker.is_closed and (seconds := self._seconds_left()):
+        if self._breaker.failures and (seconds := self._seconds_left()):
             return self._refuse(messages, seconds)
         replies, errors = await self._backend.commit(messages)
-        if errors or self._breaker.has_failures:
+        if errors or self._breaker.failures:
             self._judge(replies, errors)
         if errors:
             self._log(*errors)

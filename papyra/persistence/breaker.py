@@ -33,22 +33,18 @@ class CircuitBreakerPolicy(msgspec.Struct, frozen=True, kw_only=True):
 class CircuitBreaker:
     """Counts failures, after Akka's ``CircuitBreaker``: closed, open, and half-open for one try."""
 
-    __slots__ = ("_failures", "_opened_at", "_policy")
+    __slots__ = ("_opened_at", "_policy", "failures")
 
     def __init__(self, policy: CircuitBreakerPolicy) -> None:
         self._policy = policy
-        self._failures = 0
+        #: writes that failed since the last that did not; a plain number, as each commit looks at it
+        self.failures = 0
         self._opened_at: float | None = None
 
     @property
     def is_closed(self) -> bool:
         """Whether it lets everything through."""
         return self._opened_at is None
-
-    @property
-    def has_failures(self) -> bool:
-        """Whether the last write failed."""
-        return self._failures > 0
 
     def seconds_left(self, now: float) -> float:
         """Return for how long it will let nothing through; 0 if it would now."""
@@ -58,12 +54,12 @@ class CircuitBreaker:
 
     def succeeded(self) -> None:
         """Close it: the store has written something."""
-        self._failures = 0
+        self.failures = 0
         self._opened_at = None
 
     def failed(self, now: float) -> None:
         """Count a failure of the store, and open if there were enough of them."""
-        self._failures += 1
+        self.failures += 1
         limit = self._policy.max_failures
-        if limit is not None and self._failures >= limit:
+        if limit is not None and self.failures >= limit:
             self._opened_at = now
