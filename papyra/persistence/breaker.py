@@ -37,7 +37,7 @@ class CircuitBreaker:
 
     def __init__(self, policy: CircuitBreakerPolicy) -> None:
         self._policy = policy
-        #: writes that failed since the last that did not; a plain number, as each commit looks at it
+        #: writes that failed since the last that did not; a plain number, for each commit to look at
         self.failures = 0
         self._opened_at: float | None = None
 

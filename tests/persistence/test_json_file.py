@@ -263,6 +263,8 @@ async def test_the_index_of_a_large_file_is_bounded(
             assert [e.payload for e in await store.list_events(since=since)] == expected
             newest = [e.payload for e in await store.list_events(limit=3, since=since)]
             assert newest == expected[-3:]
+            older = [e.payload async for e in store.stream("event", until=float(since))]
+            assert older == [e.payload for e in events if e.timestamp <= since]
 
 
 async def test_a_path_that_can_not_be_opened_is_an_error(tmp_path: Path) -> None:
