@@ -37,7 +37,7 @@ class CircuitBreaker:
 
     def __init__(self, policy: CircuitBreakerPolicy) -> None:
         self._policy = policy
-        #: writes that failed since the last that did not; a plain number, for each commit to look at
+        #: writes that failed since one did not; a plain number, as every commit looks at it
         self.failures = 0
         self._opened_at: float | None = None
 
