@@ -217,3 +217,30 @@ async def test_a_flush_that_fails_is_made_good_by_the_next(tmp_path: Path) -> No
         await store.flush()
         assert len(disk.written) == written + 1
         assert (await store.append(event(2))).first_seq == 2
+
+
+class Recording(Disk):
+    """Notes which calls were made, in order."""
+
+    def __init__(self) -> None:
+        self.calls: list[str] = []
+
+    def __getattribute__(self, name: str) -> Any:
+        if name in {"write", "sync", "replace", "sync_directory", "truncate"}:
+            self.calls.append(name)
+        return super().__getattribute__(name)
+
+
+async def test_what_is_acknowledged_was_synced_and_what_is_renamed_too(tmp_path: Path) -> None:
+    store = JsonFilePersistence(
+        tmp_path / "events.ndjson", retention_policy=RetentionPolicy(max_records=1)
+    )
+    disk = store._journal._disk = Recording()
+    async with store:
+        assert "sync_directory" in disk.calls, "the new file's name"
+        disk.calls.clear()
+        await store.append(event(1), event(2))
+        assert disk.calls == ["write", "sync"]
+        disk.calls.clear()
+        await store.compact()
+        assert disk.calls == ["write", "sync", "replace", "sync_directory"]

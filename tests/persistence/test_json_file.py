@@ -175,7 +175,8 @@ async def test_a_scan_changes_nothing_and_a_torn_end_is_cut_when_something_is_wr
     path: Path,
 ) -> None:
     lines = await fill(path)
-    path.write_bytes(b"".join(lines) + b'{"v":1,"se')
+    # Longer than what is written over it.
+    path.write_bytes(b"".join(lines) + b'{"v":1,"seq":6,"crc":"' + b"x" * 1000)
     before = path.read_bytes()
     async with open_store(path) as store:
         await store.scan()
@@ -246,6 +247,14 @@ async def test_compaction_leaves_a_store_that_scans_clean(path: Path) -> None:
     afters = [json.loads(line).get("after") for line in path.read_text().splitlines()]
     assert afters[0] == 0
     assert afters[-1] is None
+
+
+async def test_what_an_unfinished_rewriting_left_is_removed(path: Path) -> None:
+    await fill(path)
+    left = path.with_name("events.ndjson.new")
+    left.write_bytes(b"half of it")
+    assert len(await stored(path)) == 5
+    assert not left.exists()
 
 
 async def test_the_index_of_a_large_file_is_bounded(
