@@ -26,6 +26,7 @@ __all__ = (
     "SettingsError",
     "StoreDamaged",
     "StoreError",
+    "StoreReadOnly",
     "StoreUnavailable",
     "SystemAlreadyStarted",
     "SystemNotRunning",
@@ -165,6 +166,10 @@ class InvalidRequest(PersistenceError, ValueError):
 
 class StoreError(PersistenceError):
     """The store below a backend failed. `__cause__` is its own error."""
+
+
+class StoreReadOnly(PersistenceError):
+    """A store that was opened to be read only can't be written, recovered or compacted."""
 
 
 class StoreDamaged(PersistenceError):

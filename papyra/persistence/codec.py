@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import reprlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import msgspec
@@ -18,7 +18,7 @@ from papyra.persistence.records import (
     Record,
 )
 
-__all__ = ("decode", "encodable", "encode")
+__all__ = ("decode", "decode_numbered", "encodable", "encode")
 
 _encoder = msgspec.json.Encoder()
 _encode: Callable[[object], bytes] = _encoder.encode
@@ -29,6 +29,9 @@ _decode: Callable[[bytes | memoryview], Record] = msgspec.json.Decoder(
 
 #: What msgspec raises for a value that it can't write.
 _ENCODING_ERRORS = (TypeError, ValueError, OverflowError, RecursionError)
+
+#: What msgspec raises for bytes that are no record.
+_DECODING_ERRORS = (msgspec.DecodeError, UnicodeDecodeError)
 
 #: What the fields of each type of record must be: structs don't check that themselves, and a
 #: record that can be written but not read would be lost.
@@ -93,12 +96,23 @@ def decode(data: bytes | memoryview, seq: int) -> Record:
     """
     try:
         record = _decode(data)
-    except msgspec.DecodeError as error:
+    except _DECODING_ERRORS as error:
         raise StoreError(f"the bytes of record {seq} can't be read: {error}") from error
     # Nobody else has seen this record yet, so it may still be completed, frozen or not. A copy
     # with its seq would cost as much again as the decoding did.
     msgspec.structs.force_setattr(record, "seq", seq)
     return record
+
+
+def decode_numbered(data: Iterable[bytes]) -> list[Record]:
+    """Return the records that `data` holds, each of which names its own `seq`.
+
+    Raises `StoreError` when one of them is no record.
+    """
+    try:
+        return list(map(_decode, data))
+    except _DECODING_ERRORS as error:
+        raise StoreError(f"there are bytes that can't be read: {error}") from error
 
 
 def encodable(value: object) -> bool:

@@ -7,7 +7,7 @@ frozen structs, tagged with their names, so they can be encoded and decoded as a
 from __future__ import annotations
 
 import math
-from typing import Generic, TypeAlias, TypeVar, assert_never
+from typing import Any, Generic, TypeAlias, TypeVar, assert_never
 
 import msgspec
 
@@ -165,6 +165,9 @@ class ResetMetrics(Request[MetricsSnapshot], frozen=True):
 
 class Scan(Request[PersistenceScanReport], frozen=True):
     """Check every stored record. Changes nothing."""
+
+    #: a `ReportProgress`, which is told now and then how far it is
+    progress: Any = None
 
 
 class Recover(Request[PersistenceRecoveryReport], frozen=True):

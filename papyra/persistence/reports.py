@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Literal, TypeAlias
 
 import msgspec
@@ -13,10 +14,19 @@ __all__ = (
     "PersistenceRecoveryConfig",
     "PersistenceRecoveryReport",
     "PersistenceScanReport",
+    "ReportProgress",
+    "ScanProgress",
 )
 
 AnomalyKind: TypeAlias = Literal[
-    "torn", "corrupt", "checksum", "unknown_kind", "gap", "duplicate", "foreign_file", "missing"
+    "torn",
+    "corrupt",
+    "checksum",
+    "unknown_kind",
+    "gap",
+    "duplicate",
+    "foreign_file",
+    "missing_segment",
 ]
 
 
@@ -49,6 +59,17 @@ class PersistenceScanReport(msgspec.Struct, frozen=True, tag=True):
     def is_clean(self) -> bool:
         """Whether nothing is wrong."""
         return not self.anomalies
+
+
+class ScanProgress(msgspec.Struct, frozen=True):
+    """How far a scan has come: bytes in files, records in other stores."""
+
+    done: int
+    total: int
+
+
+#: Takes the progress of a scan, now and then; from whichever thread scans, so it must not wait.
+ReportProgress: TypeAlias = Callable[[ScanProgress], None]
 
 
 class PersistenceRecoveryConfig(msgspec.Struct, frozen=True):

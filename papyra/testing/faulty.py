@@ -265,8 +265,8 @@ class FaultyPersistence(PersistenceBackend):
     async def _read(self, request: Read) -> Page:
         return await self._pass_on("read", request)
 
-    async def _scan(self) -> PersistenceScanReport:
-        return await self._pass_on("scan", Scan())
+    async def _scan(self, request: Scan) -> PersistenceScanReport:
+        return await self._pass_on("scan", request)
 
     async def _recover(self, config: PersistenceRecoveryConfig) -> PersistenceRecoveryReport:
         return await self._pass_on("recover", Recover(config))

@@ -1,22 +1,34 @@
 """A process that appends until it is killed, and says what was acknowledged.
 
-``python -m tests.persistence.appender FILE FSYNC``
+``python -m tests.persistence.appender json|rotating PATH FSYNC``
 """
 
 from __future__ import annotations
 
 import random
 import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any, cast
 
 import anyio
 
+from papyra.persistence.backends.base import PersistenceBackend
 from papyra.persistence.backends.json import JsonFilePersistence
 from tests.actors import event
 
+__all__ = ("STORES",)
 
-async def main(path: str, fsync: str) -> None:
-    async with JsonFilePersistence(path, fsync=cast("Any", fsync)) as store:
+
+def _json(path: Path, fsync: str = "no") -> JsonFilePersistence:
+    return JsonFilePersistence(path, fsync=cast("Any", fsync))
+
+
+STORES: Mapping[str, Callable[..., PersistenceBackend]] = {"json": _json}
+
+
+async def main(name: str, path: str, fsync: str) -> None:
+    async with STORES[name](Path(path), fsync) as store:
         number = store.last_seq
         while True:
             records = [event(number + i) for i in range(1, random.choice([2, 2, 5, 200]))]
@@ -27,4 +39,4 @@ async def main(path: str, fsync: str) -> None:
 
 
 if __name__ == "__main__":
-    anyio.run(main, sys.argv[1], sys.argv[2])
+    anyio.run(main, sys.argv[1], sys.argv[2], sys.argv[3])

@@ -166,7 +166,12 @@ def test_whole_numbers_are_times_too() -> None:
     assert decode(data, 1).timestamp == 5.0
 
 
-@pytest.mark.parametrize("data", [b"", b"{", b"[]", b'{"kind":"other"}', b'{"kind":"event"}'])
+NOT_UTF8 = encode([event()])[0].replace(b"shop", b"sh\xe5p")
+
+
+@pytest.mark.parametrize(
+    "data", [b"", b"{", b"[]", b'{"kind":"other"}', b'{"kind":"event"}', NOT_UTF8]
+)
 def test_bytes_that_are_no_record_are_an_error_that_says_which(data: bytes) -> None:
     with pytest.raises(StoreError, match="the bytes of record 5 can't be read"):
         decode(data, 5)

@@ -13,6 +13,7 @@ from papyra.persistence import (
     PersistenceRecoveryConfig,
     PersistenceScanReport,
     PersistenceStartupConfig,
+    Scan,
 )
 from papyra.persistence.backends._line import _make_line
 from papyra.persistence.backends.json import JsonFilePersistence
@@ -117,7 +118,7 @@ async def test_a_recovery_that_does_not_help_is_an_error() -> None:
         async def _recover(self, config: PersistenceRecoveryConfig) -> Any:
             report = await super()._recover(config)
             ruin(self.disk, 2)
-            return type(report)("shelf", True, await self._scan())
+            return type(report)("shelf", True, await self._scan(Scan()))
 
     disk = Disk()
     async with Shelf(disk) as shelf:

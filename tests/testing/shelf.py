@@ -24,6 +24,7 @@ from papyra.persistence import (
     PersistenceScanReport,
     Read,
     Record,
+    Scan,
     codec,
 )
 from papyra.persistence.backends.base import Batch, Capabilities, PersistenceBackend
@@ -121,7 +122,7 @@ class Shelf(PersistenceBackend):
         except StoreError:
             return None
 
-    async def _scan(self) -> PersistenceScanReport:
+    async def _scan(self, request: Scan) -> PersistenceScanReport:
         await checkpoint()
         bad = [seq for seq, line in self.disk.lines if self._decoded(seq, line) is None]
         return PersistenceScanReport(
@@ -137,7 +138,7 @@ class Shelf(PersistenceBackend):
         removed = len(self.disk.lines) - len(good)
         self.disk.lines = good
         return PersistenceRecoveryReport(
-            "shelf", True, await self._scan(), records_kept=len(good), records_removed=removed
+            "shelf", True, await self._scan(Scan()), records_kept=len(good), records_removed=removed
         )
 
     async def _compact(self) -> CompactionReport:

@@ -21,6 +21,7 @@ from papyra.persistence import (
     PersistenceScanReport,
     Read,
     Record,
+    Scan,
     codec,
 )
 from papyra.persistence.backends.base import Batch, Host, PersistenceBackend
@@ -376,8 +377,8 @@ class CountsWhatIsLeft(Shelf):
 
 @breaks("test_a_scan_of_a_sound_store_is_clean_and_changes_nothing")
 class ScansItsLastPageOnly(Shelf):
-    async def _scan(self) -> PersistenceScanReport:
-        report = await super()._scan()
+    async def _scan(self, request: Scan) -> PersistenceScanReport:
+        report = await super()._scan(request)
         return msgspec.structs.replace(report, records_scanned=min(10, report.records_scanned))
 
 
@@ -390,14 +391,14 @@ class RecoversByStartingOver(Shelf):
 
 @breaks("test_a_scan_finds_damage_and_changes_nothing")
 class SeesNoDamage(Shelf):
-    async def _scan(self) -> PersistenceScanReport:
-        return msgspec.structs.replace(await super()._scan(), anomalies=())
+    async def _scan(self, request: Scan) -> PersistenceScanReport:
+        return msgspec.structs.replace(await super()._scan(request), anomalies=())
 
 
 @breaks("test_a_scan_finds_damage_and_changes_nothing")
 class MendsWhenItScans(Shelf):
-    async def _scan(self) -> PersistenceScanReport:
-        report = await super()._scan()
+    async def _scan(self, request: Scan) -> PersistenceScanReport:
+        report = await super()._scan(request)
         self.disk.lines = [pair for pair in self.disk.lines if self._decoded(*pair)]
         return report
 

@@ -13,6 +13,10 @@ from papyra.exceptions import BackendInUse
 __all__ = ("Disk", "FileLock")
 
 
+#: macOS has only this.
+_fdatasync = getattr(os, "fdatasync", os.fsync)
+
+
 class Disk:
     """What the operating system does with files. Everything raises `OSError`."""
 
@@ -24,9 +28,19 @@ class Disk:
         """Close a file."""
         os.close(fd)
 
-    def size(self, fd: int) -> int:
-        """Return how many bytes a file has."""
-        return os.fstat(fd).st_size
+    def make_directory(self, path: Path) -> bool:
+        """Make a directory, with those above it; return False if it was there already."""
+        existed = path.is_dir()
+        path.mkdir(parents=True, exist_ok=True)
+        return not existed
+
+    def list(self, path: Path) -> list[str]:
+        """Return the names in a directory, in order."""
+        return sorted(os.listdir(path))
+
+    def stat(self, fd: int) -> os.stat_result:
+        """Return what is known of a file."""
+        return os.fstat(fd)
 
     def read(self, fd: int, length: int, offset: int) -> bytes:
         """Return at most `length` bytes from `offset` on, none at the end of the file."""
@@ -42,7 +56,7 @@ class Disk:
 
     def sync(self, fd: int) -> None:
         """Return when the data of a file is on the device."""
-        os.fdatasync(fd)
+        _fdatasync(fd)
 
     def replace(self, source: Path, target: Path) -> None:
         """Give a file the name of another, which is gone then, in one step."""
@@ -64,8 +78,9 @@ class Disk:
 class FileLock:
     """A lock file beside a store, held as long as its process lives. Readers don't need it."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, store: Path) -> None:
         self._path = path
+        self._store = store
         self._fd: int | None = None
 
     def acquire(self) -> None:
@@ -77,8 +92,7 @@ class FileLock:
             holder = _text(os.pread(fd, 1000, 0))
             os.close(fd)
             raise BackendInUse(
-                f"{holder} has {self._path.with_suffix('')} open: "
-                "one process at a time writes to a store",
+                f"{holder} has {self._store} open: one process at a time writes to a store",
                 owner=holder,
             ) from None
         except BaseException:

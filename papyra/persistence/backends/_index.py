@@ -4,58 +4,146 @@ from __future__ import annotations
 
 from array import array
 from bisect import bisect_left, bisect_right
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from itertools import accumulate
+from typing import Literal, NamedTuple, TypeAlias
 
-from papyra.persistence.records import KINDS, Kind
+from papyra.persistence.backends._line import head_length
+from papyra.persistence.records import KINDS, Kind, Record, kind_of
 
-__all__ = ("SparseIndex",)
+__all__ = ("Block", "SparseIndex", "Totals")
 
 #: Bytes of a block, to begin with.
 BLOCK_BYTES = 8 * 1024
-#: When there are as many blocks as this, each two become one. A block takes 80 bytes here, so an
-#: index never takes more than 1.3 MB, whatever the size of its file.
+#: When there are as many blocks as this, each two become one. A block takes 96 bytes here, so an
+#: index never takes more than 1.6 MB, whatever the size of its file.
 MAX_BLOCKS = 16 * 1024
 
+#: The time of what has not happened.
+_NEVER = float("inf")
 
-class SparseIndex:
+#: What a line may be for: a record, or anything else that is kept or reported.
+Content: TypeAlias = Kind | Literal["other"]
+_CONTENTS: tuple[Content, ...] = (*KINDS, "other")
+
+
+class Block(NamedTuple):
+    """What one block holds."""
+
+    #: where it begins; bytes
+    offset: int
+    first_seq: int
+    #: Unix times in seconds
+    oldest: float
+    newest: float
+    #: lines of each content that is there
+    counts: dict[Content, int]
+    #: encoded bytes of the records of each kind that is there
+    sizes: dict[Content, int]
+
+
+class Totals:
+    """What a file holds."""
+
+    def __init__(self) -> None:
+        #: lines of each content
+        self.counts: dict[Content, int] = dict.fromkeys(_CONTENTS, 0)
+        #: encoded bytes of the records of each kind
+        self.sizes: dict[Content, int] = dict.fromkeys(_CONTENTS, 0)
+        #: the time of the oldest record, and of the newest, in Unix seconds
+        self.oldest, self.newest = _NEVER, -_NEVER
+
+    @property
+    def records(self) -> int:
+        """How many records there are."""
+        return sum(self.counts[kind] for kind in KINDS)
+
+    @property
+    def record_bytes(self) -> int:
+        """How many bytes their encoded records are."""
+        return sum(self.sizes[kind] for kind in KINDS)
+
+
+class SparseIndex(Totals):
     """What the blocks of one file hold: positions, times, and how much of each kind.
 
     A line belongs to the block that begins at or before it.
     """
 
     def __init__(self) -> None:
+        super().__init__()
         self._block_bytes = BLOCK_BYTES
         self._offsets = array("Q")
         self._first_seqs = array("Q")
         self._oldest = array("d")
         self._newest = array("d")
-        # What there is before each block, of each kind: records, and their encoded bytes.
-        self._counts = {kind: array("Q") for kind in KINDS}
-        self._sizes = {kind: array("Q") for kind in KINDS}
-        self.counts: dict[Kind, int] = dict.fromkeys(KINDS, 0)
-        self.sizes: dict[Kind, int] = dict.fromkeys(KINDS, 0)
+        # What there is before each block, of each content: lines, and bytes of encoded records.
+        self._counts = {content: array("Q") for content in _CONTENTS}
+        self._sizes = {content: array("Q") for content in _CONTENTS}
 
     def __len__(self) -> int:
         return len(self._offsets)
 
     def add(self, offset: int, seq: int, kind: Kind, time: float, size: int) -> None:
         """Take in the next line: where it begins, and what its record is."""
-        if not self._offsets or offset - self._offsets[-1] >= self._block_bytes:
-            if len(self._offsets) >= MAX_BLOCKS:
-                self._merge()
-            self._offsets.append(offset)
-            self._first_seqs.append(seq)
-            self._oldest.append(time)
-            self._newest.append(time)
-            for each in KINDS:
-                self._counts[each].append(self.counts[each])
-                self._sizes[each].append(self.sizes[each])
-        elif time < self._oldest[-1]:
-            self._oldest[-1] = time
-        elif time > self._newest[-1]:
-            self._newest[-1] = time
-        self.counts[kind] += 1
-        self.sizes[kind] += size
+        self._reach(offset, seq)
+        self._take(kind, 1, size, time, time)
+
+    def add_other(self, offset: int, seq: int) -> None:
+        """Take in a line that holds no record that can be read."""
+        self._reach(offset, seq)
+        self.counts["other"] += 1
+
+    def extend(
+        self, offset: int, first_seq: int, records: Sequence[Record], lengths: Sequence[int]
+    ) -> None:
+        """Take in a run of lines, numbered without a gap; `lengths` are their bytes."""
+        starts = list(accumulate(lengths, initial=offset))
+        position, count = 0, len(records)
+        while position < count:
+            self._reach(starts[position], first_seq + position)
+            limit = self._offsets[-1] + self._block_bytes
+            stop = bisect_left(starts, limit, position + 1, count)
+            part = records[position:stop]
+            seqs = range(first_seq + position, first_seq + stop)
+            if len(set(map(type, part))) == 1:
+                times = [record.timestamp for record in part]
+                size = starts[stop] - starts[position] - _heads(seqs)
+                self._take(kind_of(part[0]), len(part), size, min(times), max(times))
+            else:
+                for seq, record, length in zip(seqs, part, lengths[position:stop], strict=True):
+                    time, size = record.timestamp, length - head_length(seq)
+                    self._take(kind_of(record), 1, size, time, time)
+            position = stop
+
+    def add_block(self, block: Block) -> None:
+        """Take in a whole block of another file's index, moved to where its lines are now."""
+        if not self._offsets or block.offset - self._offsets[-1] >= self._block_bytes // 2:
+            self._begin(block.offset, block.first_seq)
+        for content, count in block.counts.items():
+            size = block.sizes.get(content, 0)
+            self._take(content, count, size, block.oldest, block.newest)
+
+    def block(self, number: int) -> Block:
+        """Return what block `number` holds."""
+        following = number + 1
+        counts, sizes = {}, {}
+        for content in _CONTENTS:
+            columns = self._counts[content], self._sizes[content]
+            totals = self.counts[content], self.sizes[content]
+            if following < len(self):
+                totals = columns[0][following], columns[1][following]
+            if count := totals[0] - columns[0][number]:
+                counts[content] = count
+                sizes[content] = totals[1] - columns[1][number]
+        return Block(
+            self._offsets[number],
+            self._first_seqs[number],
+            self._oldest[number],
+            self._newest[number],
+            counts,
+            sizes,
+        )
 
     def first_seq(self, block: int) -> int:
         """Return the position of a block's first record."""
@@ -98,11 +186,44 @@ class SparseIndex:
         counts = self._counts[kind]
         return (counts[block + 1] if block + 1 < len(counts) else self.counts[kind]) - counts[block]
 
+    def _reach(self, offset: int, seq: int) -> None:
+        """See to it that a line that begins at `offset` belongs to the last block."""
+        if not self._offsets or offset - self._offsets[-1] >= self._block_bytes:
+            self._begin(offset, seq)
+
+    def _begin(self, offset: int, seq: int) -> None:
+        if len(self._offsets) >= MAX_BLOCKS:
+            self._merge()
+        self._offsets.append(offset)
+        self._first_seqs.append(seq)
+        self._oldest.append(_NEVER)
+        self._newest.append(-_NEVER)
+        for content in _CONTENTS:
+            self._counts[content].append(self.counts[content])
+            self._sizes[content].append(self.sizes[content])
+
+    def _take(self, content: Content, count: int, size: int, oldest: float, newest: float) -> None:
+        self.counts[content] += count
+        self.sizes[content] += size
+        if oldest < self._oldest[-1]:
+            self._oldest[-1] = oldest
+            self.oldest = min(self.oldest, oldest)
+        if newest > self._newest[-1]:
+            self._newest[-1] = newest
+            self.newest = max(self.newest, newest)
+
     def _merge(self) -> None:
         self._block_bytes *= 2
         self._oldest = array("d", map(min, self._oldest[::2], self._oldest[1::2]))
         self._newest = array("d", map(max, self._newest[::2], self._newest[1::2]))
         for columns in (self._counts, self._sizes):
-            for kind in KINDS:
-                columns[kind] = columns[kind][::2]
+            for content in _CONTENTS:
+                columns[content] = columns[content][::2]
         self._offsets, self._first_seqs = self._offsets[::2], self._first_seqs[::2]
+
+
+def _heads(seqs: range) -> int:
+    """Return by how much the lines of these records are longer than the records are."""
+    if len(str(seqs[0])) == len(str(seqs[-1])):
+        return len(seqs) * head_length(seqs[0])
+    return sum(map(head_length, seqs))

@@ -2,31 +2,53 @@
 
 ::
 
-    {"v":1,"seq":17,"crc":"8d4a1f03","kind":"event","system_id":"shop",...}
+    {"crc":"8d4a1f03","v":1,"seq":17,"kind":"event","system_id":"shop",...}
 
-``v`` is the version of the format. ``crc`` is the CRC-32, in hexadecimal, of all the line's other
-bytes: of the line with ``"crc":"...",`` and the newline taken out. Where the line before it is not
-``seq - 1``, since compaction or a recovery took that out, ``"after":9`` follows ``seq`` and says
-which one it is. So a line that was torn, changed, lost or doubled can be told from its neighbours.
+``crc`` is the CRC-32, in hexadecimal, of everything between the comma behind it and the newline.
+``v`` is the version of the format. Where the line before it is not ``seq - 1``, since compaction or
+a recovery took that out, ``"after":9`` follows ``seq`` and says which one it is. So a line that was
+torn, changed, lost or doubled can be told from its neighbours. A line with ``"kind":"tombstone"``
+holds no record: it stands for those up to its ``seq``, which were taken out.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator
+from array import array
+from collections.abc import Iterator, Sequence
+from sys import byteorder
 from zlib import crc32
 
 import msgspec
 
+from papyra.exceptions import StoreError
+from papyra.persistence import codec
+from papyra.persistence.records import Record
 from papyra.persistence.reports import AnomalyKind
 
-__all__ = ("VERSION", "BadLine", "Line", "make_lines", "parse_lines")
+__all__ = (
+    "VERSION",
+    "BadLine",
+    "Line",
+    "are_whole",
+    "decode_run",
+    "head_length",
+    "make_lines",
+    "parse_lines",
+    "seq_of",
+    "tombstone",
+)
 
 #: What this program writes, and the newest that it can read.
 VERSION = 1
 
-_HEAD = re.compile(rb'\{"v":(\d+),"seq":(\d+),(?:"after":(\d+),)?"crc":"([0-9a-f]{8})",')
-_CRC_LENGTH = len(b'"crc":"01234567",')
+_HEAD = re.compile(rb'\{"crc":"([0-9a-f]{8})","v":(\d+),"seq":(\d+),(?:"after":(\d+),)?')
+#: Where the checksum begins and ends, and from where on it counts.
+_CRC, _CRC_END, _CHECKED = 8, 16, 18
+#: What is before and behind the checksum of a line of this version.
+_OPENING, _VERSION = b'{"crc":"', b'","v":%d,' % VERSION
+
+_TOMBSTONE = b'{"kind":"tombstone"}'
 
 
 class Line(msgspec.Struct, frozen=True, gc=False):
@@ -48,11 +70,16 @@ class Line(msgspec.Struct, frozen=True, gc=False):
         """The encoded record, as the codec wrote it."""
         return b"{" + self.data[self.body : -1]
 
+    @property
+    def is_tombstone(self) -> bool:
+        """Whether it holds no record, but stands for some that were taken out."""
+        return self.data.startswith(b'"kind":"tombstone"', self.body)
+
     def moved_after(self, after: int) -> bytes:
         """Return the line as it must be to follow line `after`."""
         if after == self.after:
             return self.data
-        return _make_line(self.seq, after, b"{" + self.data[self.body : -1], self.version)
+        return _make_line(self.seq, after, self.record, self.version)
 
 
 class BadLine(msgspec.Struct, frozen=True):
@@ -66,26 +93,71 @@ class BadLine(msgspec.Struct, frozen=True):
     seq: int | None = None
 
 
-def make_lines(first_seq: int, after: int, records: Iterable[bytes]) -> list[bytes]:
+def make_lines(first_seq: int, after: int, records: Sequence[bytes]) -> list[bytes]:
     """Return a line for each encoded record; the first of them follows line `after`."""
     lines: list[bytes] = []
+    append = lines.append
     for seq, record in enumerate(records, first_seq):
-        if after == seq - 1:
-            head = b'{"v":1,"seq":%d,' % seq
-            body = record[1:]
-            lines.append(b'%b"crc":"%08x",%b\n' % (head, crc32(body, crc32(head)), body))
-        else:
-            lines.append(_make_line(seq, after, record, VERSION))
-        after = seq
+        checked = b'"v":1,"seq":%d,%b' % (seq, record[1:])
+        append(b'{"crc":"%08x",%b\n' % (crc32(checked), checked))
+    if lines and after != first_seq - 1:
+        lines[0] = _make_line(first_seq, after, records[0], VERSION)
     return lines
 
 
+def tombstone(seq: int, after: int) -> bytes:
+    """Return the line that stands for what was between `after` and `seq`, and for `seq` itself."""
+    return _make_line(seq, after, _TOMBSTONE, VERSION)
+
+
 def _make_line(seq: int, after: int, record: bytes, version: int) -> bytes:
-    head = b'{"v":%d,"seq":%d,' % (version, seq)
+    place = b'"v":%d,"seq":%d,' % (version, seq)
     if after != seq - 1:
-        head += b'"after":%d,' % after
-    body = record[1:]
-    return b'%b"crc":"%08x",%b\n' % (head, crc32(body, crc32(head)), body)
+        place += b'"after":%d,' % after
+    checked = place + record[1:]
+    return b'{"crc":"%08x",%b\n' % (crc32(checked), checked)
+
+
+def head_length(seq: int) -> int:
+    """Return how much longer than its record a line of this version is that follows ``seq - 1``."""
+    return _CHECKED + len(b'"v":1,"seq":%d,' % seq)  # and a newline, but for the brace
+
+
+def seq_of(line: bytes) -> int:
+    """Return the position of a line that is whole."""
+    head = _HEAD.match(line)
+    assert head is not None
+    return int(head[3])
+
+
+def are_whole(lines: Sequence[bytes]) -> bool:
+    """Return whether these are lines of this version, newlines taken off, with right checksums."""
+    # Together, which takes a third of the time that it takes one by one.
+    checksums = array("I", [crc32(line[_CHECKED:]) for line in lines])
+    if byteorder == "little":
+        checksums.byteswap()
+    return (
+        b"".join([line[_CRC:_CRC_END] for line in lines]) == checksums.tobytes().hex().encode()
+        and b"".join([line[:_CRC] for line in lines]) == _OPENING * len(lines)
+        and b"".join([line[_CRC_END : _CRC_END + len(_VERSION)] for line in lines])
+        == _VERSION * len(lines)
+    )
+
+
+def decode_run(lines: Sequence[bytes], first_seq: int) -> list[Record] | None:
+    """Return the records of lines, newlines taken off, if nothing at all is special about them.
+
+    They are numbered from `first_seq` on without a gap, and each of them is whole and can be read.
+    Otherwise return `None`: `parse_lines` knows what is wrong, or what is special, and where.
+    """
+    try:
+        records = codec.decode_numbered(lines)
+    except StoreError:
+        return None
+    seqs = [record.seq for record in records]
+    if seqs != list(range(first_seq, first_seq + len(lines))) or not are_whole(lines):
+        return None
+    return records
 
 
 def parse_lines(data: bytes, offset: int) -> Iterator[Line | BadLine]:
@@ -118,20 +190,18 @@ def parse_lines(data: bytes, offset: int) -> Iterator[Line | BadLine]:
 def _parse_rest(data: bytes, start: int, offset: int) -> Iterator[BadLine]:
     rest = data[start:]
     head = _HEAD.match(rest)
-    seq = int(head[2]) if head else None
+    seq = int(head[3]) if head else None
     yield BadLine("torn", "the file ends in the middle of a line", offset + start, rest, seq)
 
 
 def _parse(data: bytes, offset: int) -> Line | BadLine:
     head = _HEAD.match(data)
     if head is not None:
-        version, seq, after, crc = head.groups()
-        body = head.end()
-        checksum = crc32(data[body:-1], crc32(data[: body - _CRC_LENGTH]))
-        if checksum == int(crc, 16):
+        crc, version, seq, after = head.groups()
+        if crc32(data[_CHECKED:-1]) == int(crc, 16):
             number = int(seq)
             before = number - 1 if after is None else int(after)
-            return Line(int(version), number, before, offset, data, body)
+            return Line(int(version), number, before, offset, data, head.end())
     return _parse_bad(data, offset)
 
 
@@ -139,5 +209,5 @@ def _parse_bad(data: bytes, offset: int) -> BadLine:
     head = _HEAD.match(data)
     if head is None:
         return BadLine("corrupt", "this is no line of a Papyra journal", offset, data)
-    seq = int(head[2])
+    seq = int(head[3])
     return BadLine("checksum", f"the line of record {seq} was changed", offset, data, seq)

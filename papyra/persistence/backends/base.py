@@ -251,7 +251,7 @@ class PersistenceBackend(PersistenceVerbs, PersistenceMetricsMixin, abc.ABC):
                 metrics.reset()
                 return snapshot
             case Scan():
-                report = await self._attempt("scan", self._scan)
+                report = await self._attempt("scan", self._scan, request)
                 metrics.scans += 1
                 metrics.anomalies_detected += len(report.anomalies)
                 return report
@@ -362,8 +362,8 @@ class PersistenceBackend(PersistenceVerbs, PersistenceMetricsMixin, abc.ABC):
         """Return a page, bounded as `collect_page` does it."""
 
     @abc.abstractmethod
-    async def _scan(self) -> PersistenceScanReport:
-        """Check every record; change nothing."""
+    async def _scan(self, request: Scan) -> PersistenceScanReport:
+        """Check every record; change nothing. Report the progress where it takes its time."""
 
     @abc.abstractmethod
     async def _recover(self, config: PersistenceRecoveryConfig) -> PersistenceRecoveryReport:

@@ -13,7 +13,7 @@ from papyra.persistence import codec
 from papyra.persistence.backends.base import Batch, Capabilities, PersistenceBackend
 from papyra.persistence.backends.page import collect_page
 from papyra.persistence.backends.retention import RetentionPolicy
-from papyra.persistence.messages import Page, Read
+from papyra.persistence.messages import Page, Read, Scan
 from papyra.persistence.records import (
     KINDS,
     Kind,
@@ -124,12 +124,12 @@ class InMemoryPersistence(PersistenceBackend):
         positions = collection.between(start, stop, since, until, request.newest)
         return collect_page(request, map(collection.record, positions))
 
-    async def _scan(self) -> PersistenceScanReport:
+    async def _scan(self, request: Scan) -> PersistenceScanReport:  # noqa: ARG002
         return PersistenceScanReport("memory", self._held(), self._held_bytes())
 
     async def _recover(self, config: PersistenceRecoveryConfig) -> PersistenceRecoveryReport:  # noqa: ARG002
         return PersistenceRecoveryReport(
-            "memory", supported=False, scan=await self._scan(), records_kept=self._held()
+            "memory", supported=False, scan=await self._scan(Scan()), records_kept=self._held()
         )
 
     async def _compact(self) -> CompactionReport:

@@ -34,6 +34,7 @@ from papyra.persistence.reports import (
     PersistenceRecoveryConfig,
     PersistenceRecoveryReport,
     PersistenceScanReport,
+    ReportProgress,
 )
 
 __all__ = ("PersistenceVerbs",)
@@ -180,9 +181,12 @@ class PersistenceVerbs(abc.ABC):
                 return
             request = msgspec.structs.replace(request, after=page.next_after)
 
-    async def scan(self) -> PersistenceScanReport:
-        """Check every stored record and report what is wrong. Changes nothing."""
-        return await self.perform(Scan())
+    async def scan(self, progress: ReportProgress | None = None) -> PersistenceScanReport:
+        """Check every stored record and report what is wrong. Changes nothing.
+
+        `progress` is called with a `ScanProgress` now and then, from the thread that scans.
+        """
+        return await self.perform(Scan(progress))
 
     async def recover(
         self, config: PersistenceRecoveryConfig | None = None

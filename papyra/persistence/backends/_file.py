@@ -1,0 +1,520 @@
+"""One file of lines: opened, appended to, read, checked and rewritten. It blocks: use a thread."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from time import time
+from typing import NamedTuple, TypeAlias
+
+from papyra.exceptions import StoreError
+from papyra.persistence import codec
+from papyra.persistence.backends._disk import Disk
+from papyra.persistence.backends._index import SparseIndex
+from papyra.persistence.backends._line import (
+    VERSION,
+    BadLine,
+    Line,
+    decode_run,
+    make_lines,
+    parse_lines,
+)
+from papyra.persistence.records import Kind, Record, kind_of
+from papyra.persistence.reports import AnomalyKind, PersistenceAnomaly
+
+__all__ = ("Advance", "JournalFile", "Run", "ScanResult", "decode")
+
+logger = logging.getLogger("papyra")
+
+#: Bytes that are read at once.
+_CHUNK = 256 * 1024
+#: Bytes that are written at once.
+_WRITE_CHUNK = 1024 * 1024
+#: Records that may be stored and not be in the index yet.
+_UNINDEXED = 1000
+#: Seconds that must lie between the last change of a file and a look at it, so that the file's time
+#: would tell of a later change. (Git calls what is younger "racily clean".)
+_TIME_RESOLUTION = 0.02
+#: Anomalies that no rewriting hides: a torn end is not taken over, the other is.
+_HARMLESS = frozenset({"torn", "unknown_kind"})
+
+#: Is told of each number of bytes that was read.
+Advance: TypeAlias = Callable[[int], None]
+
+
+class Run(NamedTuple):
+    """Lines about which nothing is special: all there, all right, numbered without a gap."""
+
+    offset: int
+    first_seq: int
+    records: Sequence[Record]
+    #: bytes of each line
+    lengths: list[int]
+
+
+@dataclass
+class ScanResult:
+    """What a walk through a file found."""
+
+    records: int = 0
+    bytes: int = 0
+    #: the `seq` of the last line that can be read
+    tail_seq: int = 0
+    #: the greatest `seq` that was given: `tail_seq`, and one for each bad line behind it
+    last_seq: int = 0
+    anomalies: list[PersistenceAnomaly] = field(default_factory=list)
+
+
+class JournalFile:
+    """Lines in one file, and the index to find them by.
+
+    What is between the acknowledged end and the end of the file is of no account: it is cut off
+    before the next write.
+    """
+
+    def __init__(self, path: Path, disk: Disk, base: int = 0, *, read_only: bool = False) -> None:
+        self.path = path
+        self.disk = disk
+        #: the `seq` before the file's first
+        self.base = base
+        #: the greatest `seq` that belongs in the file, once that is known
+        self.through: int | None = None
+        self.read_only = read_only
+        #: where the last acknowledged line ends; bytes
+        self.end = 0
+        self.last_seq = base
+        self._tail_seq = base
+        self._index: SparseIndex | None = None
+        self._fd: int | None = None
+        self._fd_lock = threading.Lock()
+        #: what was written, and does not count yet
+        self._written: Run | None = None
+        #: what counts, and is not in the index yet
+        self._unindexed: list[Run] = []
+        self._unindexed_records = 0
+        #: whether the file ends at `end`
+        self._clean = True
+        #: whether the kernel can be trusted about what it wrote through this descriptor
+        self._trusted = True
+        #: up to where everything is on the device; bytes
+        self._synced_end = 0
+        self._sync_failed = False
+        #: whether the name is on the device, too
+        self._named = True
+        #: whether opening has found what a rewriting would hide
+        self.damaged = False
+        #: what opening found, and which file that was, until something is changed
+        self._found_opening: tuple[tuple[int, ...], ScanResult] | None = None
+
+    # Opening and closing
+
+    def open(self) -> None:
+        """Open the file, making it if there is none, and read it through."""
+        self._open()
+        try:
+            self._read_through()
+        except BaseException:
+            with contextlib.suppress(OSError):
+                self.close()
+            raise
+
+    def _open(self) -> None:
+        disk = self.disk
+        if self.read_only:
+            self._fd = disk.open(self.path, os.O_RDONLY)
+            return
+        # What a rewriting left behind that did not come to its end.
+        disk.remove(self.temporary)
+        existed = self.path.exists()
+        self._fd = disk.open(self.path, os.O_RDWR | os.O_CREAT)
+        if not existed:
+            try:
+                disk.sync_directory(self.parent)
+            except BaseException:
+                with contextlib.suppress(OSError):
+                    self.close()
+                    disk.remove(self.path)
+                raise
+
+    def _read_through(self) -> None:
+        before = self._signature()
+        self._index, self.end = SparseIndex(), 0
+        self._unindexed.clear()
+        found = ScanResult(tail_seq=self.base, last_seq=self.base)
+        self._read_on(found)
+        self.damaged = any(a.kind not in _HARMLESS for a in found.anomalies)
+        self._clean = self.end == self.disk.stat(self.fd).st_size
+        self._trusted, self._sync_failed, self._synced_end = True, False, self.end
+        after = self._signature()
+        self._found_opening = (after, found) if before == after and after is not None else None
+
+    def _read_on(self, found: ScanResult) -> None:
+        index = self.index
+        for part in self.walk(found, start=self.end):
+            match part:
+                case Run(offset, first_seq, records, lengths):
+                    index.extend(offset, first_seq, records, lengths)
+                    self.end = offset + sum(lengths)
+                    continue
+                case BadLine(kind="torn"), _:
+                    break  # nothing of it was acknowledged
+                case Line() as line, record if record is not None:
+                    size, time = len(line.record), record.timestamp
+                    index.add(line.offset, line.seq, kind_of(record), time, size)
+                case line, _:
+                    index.add_other(line.offset, found.last_seq)
+            self.end = line.offset + len(line.data)
+        self.last_seq, self._tail_seq = max(self.last_seq, found.last_seq), found.tail_seq
+
+    def refresh(self) -> None:
+        """Take in what another process has written since; for a reader."""
+        stat = self.disk.stat(self.fd)
+        try:
+            same = stat.st_ino == self.path.stat().st_ino
+        except FileNotFoundError:
+            same = False
+        if not same or stat.st_size < self.end:
+            self.close()
+            self.open()
+        elif stat.st_size > self.end:
+            self._read_on(ScanResult(tail_seq=self._tail_seq, last_seq=self.last_seq))
+
+    def _signature(self) -> tuple[int, ...] | None:
+        """Return what tells whether the file is the one it was; `None` if nothing would."""
+        stat = self.disk.stat(self.fd)
+        if time() - stat.st_mtime < _TIME_RESOLUTION:
+            return None
+        return stat.st_ino, stat.st_size, stat.st_mtime_ns
+
+    def close(self) -> None:
+        """Close the file."""
+        with self._fd_lock:
+            fd, self._fd = self._fd, None
+        if fd is not None:
+            self.disk.close(fd)
+
+    @property
+    def index(self) -> SparseIndex:
+        """What is where in the file, which is opened for that if need be."""
+        if self._index is None:
+            self.open()
+        assert self._index is not None
+        if self._unindexed:
+            self._take_in(self._index)
+        return self._index
+
+    def _take_in(self, index: SparseIndex) -> None:
+        runs, self._unindexed = self._unindexed, []
+        self._unindexed_records = 0
+        first = runs[0]
+        index.extend(
+            first.offset,
+            first.first_seq,
+            [record for run in runs for record in run.records],
+            [length for run in runs for length in run.lengths],
+        )
+
+    @property
+    def fd(self) -> int:
+        """The descriptor of the file, which is opened for that if need be."""
+        if self._fd is None:
+            self.open()
+        assert self._fd is not None
+        return self._fd
+
+    # Writing
+
+    def write(
+        self, first_seq: int, records: Sequence[Record], encoded: Sequence[bytes], *, sync: bool
+    ) -> None:
+        """Write the lines of these records with one write, and sync them.
+
+        They count from the next `accept` on. Raises `OSError`; then the file ends where it did
+        before, as soon as that can be had.
+        """
+        lines = make_lines(first_seq, self._tail_seq, encoded)
+        data = b"".join(lines)
+        try:
+            if not self._trusted:
+                self._open_anew()
+            self._cut()
+            self._clean = False
+            self._write_all(self.fd, data, self.end)
+            if sync:
+                self._sync(self.end + len(data))
+        except OSError:
+            self.discard()
+            raise
+        self._written = Run(self.end, first_seq, records, list(map(len, lines)))
+
+    def accept(self) -> None:
+        """Let what was written last count."""
+        if self._written is not None:
+            run, self._written = self._written, None
+            self.end += sum(run.lengths)
+            self.last_seq = self._tail_seq = run.first_seq + len(run.records) - 1
+            self._clean, self._found_opening = True, None
+            # It is looked into far less often than written to, and taking in many lines at once
+            # costs a tenth of taking them in one by one.
+            self._unindexed.append(run)
+            self._unindexed_records += len(run.records)
+            if self._unindexed_records >= _UNINDEXED and self._index is not None:
+                self._take_in(self._index)
+
+    def discard(self) -> None:
+        """Let nothing count that was written and not accepted."""
+        # The next write goes through a new descriptor.
+        self._written, self._trusted = None, False
+        self._synced_end = min(self._synced_end, self.end)
+        with contextlib.suppress(OSError):
+            self._cut()
+
+    def sync(self) -> None:
+        """Return when everything is on the device."""
+        if not self._trusted:
+            self._open_anew()
+        self._sync(self.end)
+
+    def sync_in_background(self) -> None:
+        """Sync what was not yet, from a thread of its own, while others use the file."""
+        end = self.end
+        with self._fd_lock:
+            if self._fd is None or end <= self._synced_end or self._sync_failed:
+                return
+            fd = os.dup(self._fd)
+        try:
+            self.disk.sync(fd)
+            self._synced_end = max(end, self._synced_end)
+        except OSError as error:
+            logger.warning("%s: what was not yet on the device may not be: %s", self.path, error)
+            self._sync_failed, self._trusted = True, False
+        finally:
+            os.close(fd)
+
+    def _sync(self, end: int) -> None:
+        try:
+            self.disk.sync(self.fd)
+        except OSError:
+            self._sync_failed, self._trusted = True, False
+            raise
+        self._synced_end = end
+
+    def _cut(self) -> None:
+        """Let the file end where the last acknowledged line does."""
+        if not self._clean:
+            self.disk.truncate(self.fd, self.end)
+            self._clean = True
+
+    def _open_anew(self) -> None:
+        fd = self.disk.open(self.path, os.O_RDWR)
+        with contextlib.suppress(OSError):
+            self.close()
+        self._fd = fd
+        if self._sync_failed:
+            # After a failed sync the kernel may take pages for clean that are not on the device
+            # (PostgreSQL's fsync story), so syncing once more proves nothing. What the cache still
+            # has is written again, and then synced.
+            position = self._synced_end
+            while position < self.end:
+                data = self.disk.read(fd, min(_WRITE_CHUNK, self.end - position), position)
+                self._write_all(fd, data, position)
+                position += len(data)
+            self.disk.sync(fd)
+            self._synced_end, self._sync_failed = self.end, False
+        if not self._named:
+            self.disk.sync_directory(self.parent)
+            self._named = True
+        self._trusted = True
+
+    def _write_all(self, fd: int, data: bytes, offset: int) -> None:
+        written = self.disk.write(fd, data, offset)
+        while written < len(data):  # the system says how much it took, and that need not be all
+            rest = memoryview(data)[written:]
+            written += self.disk.write(fd, rest, offset + written)
+
+    # Reading
+
+    def records(self, block: int) -> Iterator[tuple[Record, int]]:
+        """Yield the records in a block that can be read, each with the bytes of its line."""
+        data, start = self.read_block(block)
+        lines = data.split(b"\n")
+        lines.pop()
+        run = decode_run(lines, self.index.first_seq(block))
+        if run is not None:
+            yield from zip(run, [len(line) + 1 for line in lines], strict=True)
+            return
+        for line in parse_lines(data, start):
+            if isinstance(line, Line):
+                record, _ = decode(line)
+                if record is not None:
+                    yield record, len(line.data)
+
+    def lines(self, block: int, kind: Kind) -> Iterator[Line]:
+        """Yield the good lines of a kind in a block."""
+        tag = b'"kind":"%b"' % kind.encode()
+        for line in parse_lines(*self.read_block(block)):
+            if (
+                isinstance(line, Line)
+                and line.version <= VERSION
+                and line.data.startswith(tag, line.body)
+            ):
+                yield line
+
+    def parsed(self) -> Iterator[Line | BadLine]:
+        """Yield everything in the file, good and bad, up to its end."""
+        for data, offset in self._chunks(0):
+            yield from parse_lines(data, offset)
+
+    def _chunks(self, start: int) -> Iterator[tuple[bytes, int]]:
+        """Yield what follows `start`, cut where lines end, and where each piece begins."""
+        rest, offset, position = b"", start, start
+        while chunk := self.disk.read(self.fd, _CHUNK, position):
+            position += len(chunk)
+            data = rest + chunk
+            cut = data.rfind(b"\n") + 1
+            if cut:
+                yield data[:cut], offset
+            rest = data[cut:]
+            offset += cut
+        if rest:
+            yield rest, offset
+
+    # Checking
+
+    def walk(
+        self, found: ScanResult, advance: Advance | None = None, start: int = 0
+    ) -> Iterator[Run | tuple[Line | BadLine, Record | None]]:
+        """Yield everything: runs of plain lines, and others with their record if it can be read.
+
+        What is there, and what is wrong with it, is noted in `found` on the way, going on from
+        what is there already. `start` is where a line begins.
+        """
+        before, lost = found.tail_seq, found.last_seq - found.tail_seq
+        number = 1
+        for data, offset in self._chunks(start):
+            lines = data.split(b"\n")
+            last = lines.pop()
+            records = None if lost or last else decode_run(lines, before + 1)
+            if records is not None and self.belongs(before + len(records)):
+                run = Run(offset, before + 1, records, [len(line) + 1 for line in lines])
+                before += len(records)
+                number += len(records)
+                found.records += len(records)
+                found.bytes += len(data)
+                found.tail_seq = found.last_seq = before
+                yield run
+            else:
+                for line in parse_lines(data, offset):
+                    record, wrong = self._judge(line, before, lost)
+                    if isinstance(line, BadLine):
+                        lost += line.kind != "torn"  # which nobody was told was stored
+                    else:
+                        if self.belongs(line.seq):
+                            before, lost = max(before, line.seq), 0
+                        if not line.is_tombstone:
+                            found.records += 1
+                            found.bytes += len(line.data)
+                    found.tail_seq, found.last_seq = before, before + lost
+                    if wrong is not None:
+                        found.anomalies.append(self._anomaly(wrong, line, number))
+                    number += 1
+                    yield line, record
+            if advance is not None:
+                advance(len(data))
+
+    def belongs(self, seq: int) -> bool:
+        """Return whether this is the file for a record."""
+        return self.base < seq and (self.through is None or seq <= self.through)
+
+    def _judge(
+        self, line: Line | BadLine, before: int, lost: int
+    ) -> tuple[Record | None, tuple[AnomalyKind, str] | None]:
+        """Return a line's record, and what is wrong with it after `before` and `lost` bad lines."""
+        if isinstance(line, BadLine):
+            return None, (line.kind, line.detail)
+        record, unreadable = decode(line)
+        if unreadable is not None:
+            return None, unreadable
+        if line.seq <= before:
+            return record, ("duplicate", f"record {line.seq} comes after record {before}")
+        if not self.belongs(line.seq):
+            return record, ("duplicate", f"record {line.seq} belongs into another segment")
+        # The records of bad lines are not missing besides.
+        if line.after > before + lost:
+            missing = f"{before + 1} to {line.after}" if line.after > before + 1 else line.after
+            return record, ("gap", f"missing before record {line.seq}: {missing}")
+        return record, None
+
+    def _anomaly(
+        self, wrong: tuple[AnomalyKind, str], line: Line | BadLine, number: int
+    ) -> PersistenceAnomaly:
+        kind, detail = wrong
+        return PersistenceAnomaly(kind, detail, str(self.path), line.offset, number, line.seq)
+
+    def scan(self, found: ScanResult, advance: Advance | None = None) -> None:
+        """Check every line, going on from what was found before this file; change nothing."""
+        for _ in self.walk(found, advance):
+            pass
+
+    def found_opening(self) -> ScanResult | None:
+        """Return what opening the file has found, once, if the file is still the same."""
+        known, self._found_opening = self._found_opening, None
+        return known[1] if known is not None and known[0] == self._signature() else None
+
+    # For those who rewrite it
+
+    @property
+    def parent(self) -> Path:
+        """The directory that the file is in."""
+        return self.path.parent
+
+    @property
+    def temporary(self) -> Path:
+        """The name of what is to take the file's place, until it does."""
+        return self.path.with_name(self.path.name + ".new")
+
+    def read_block(self, number: int) -> tuple[bytes, int]:
+        """Return what is in a block, and where in the file it begins."""
+        start, end = self.index.extent(number, self.end)
+        return self.disk.read(self.fd, end - start, start), start
+
+    def cut(self) -> None:
+        """Let the file on the device end where the last acknowledged line does."""
+        self._cut()
+        self.disk.sync(self.fd)
+
+    def take_over(self, fd: int, index: SparseIndex, end: int) -> None:
+        """Go on with the file that is open as `fd`, synced, under the name `temporary`.
+
+        Nothing is written to it until `sync_name` was successful: a crash of the machine could
+        bring back the old one.
+        """
+        self.disk.replace(self.temporary, self.path)
+        with contextlib.suppress(OSError):
+            self.close()
+        self._fd, self._index, self.end = fd, index, end
+        self._clean, self._sync_failed, self._synced_end = True, False, end
+        self._tail_seq, self._found_opening, self.damaged = self.last_seq, None, False
+        self._trusted = self._named = False
+
+    def sync_name(self) -> None:
+        """Return when the name of the file is on the device."""
+        self.disk.sync_directory(self.parent)
+        self._trusted = self._named = True
+
+
+def decode(line: Line) -> tuple[Record | None, tuple[AnomalyKind, str] | None]:
+    """Return the record of a line, or what keeps it from being read; neither of a tombstone."""
+    if line.version > VERSION:
+        return None, ("unknown_kind", f"written in version {line.version}; this reads {VERSION}")
+    if line.is_tombstone:
+        return None, None
+    try:
+        return codec.decode(line.record, line.seq), None
+    except StoreError as error:
+        return None, ("unknown_kind", str(error))

@@ -1,0 +1,275 @@
+"""What the backends that keep their records in files have in common."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from typing import ClassVar, Literal, TypeAlias, get_args
+
+from papyra.exceptions import InvalidPolicy, StoreReadOnly
+from papyra.persistence.backends._file import JournalFile, ScanResult
+from papyra.persistence.backends._journal import Journal
+from papyra.persistence.backends._rewrite import Hidden
+from papyra.persistence.backends._thread import StoreThread
+from papyra.persistence.backends.base import Batch, Capabilities, PersistenceBackend
+from papyra.persistence.backends.page import collect_page
+from papyra.persistence.backends.retention import RetentionPolicy
+from papyra.persistence.messages import Page, Read, Scan
+from papyra.persistence.records import KINDS, Kind, Record, kind_of
+from papyra.persistence.reports import (
+    CompactionReport,
+    PersistenceRecoveryConfig,
+    PersistenceRecoveryReport,
+    PersistenceScanReport,
+    ReportProgress,
+    ScanProgress,
+)
+
+__all__ = ("FilePersistence", "Fsync")
+
+Fsync: TypeAlias = Literal["always", "everysec", "no"]
+
+#: Seconds between two syncs with ``fsync="everysec"``.
+SYNC_INTERVAL = 1.0
+
+_FOREVER = float("inf")
+
+
+class FilePersistence(PersistenceBackend):
+    """A backend on a journal. Blocking calls are made in a thread of its own."""
+
+    #: what reports call it
+    name: ClassVar[str]
+
+    capabilities = Capabilities(
+        durable=True, recovery=True, compaction=True, readable_when_closed=False
+    )
+
+    def __init__(
+        self,
+        journal: Journal,
+        *,
+        fsync: Fsync,
+        retention_policy: RetentionPolicy | None,
+        clock: Callable[[], float],
+    ) -> None:
+        super().__init__(retention_policy=retention_policy, clock=clock)
+        if fsync not in get_args(Fsync):
+            raise InvalidPolicy(f"fsync is one of {', '.join(get_args(Fsync))}, not {fsync!r}")
+        self._journal = journal
+        self._lock = journal.lock()
+        self._fsync: Fsync = fsync
+        self._closing: threading.Event | None = None
+
+    async def _open(self) -> int:
+        thread = StoreThread(f"papyra {self._journal.path.name}")
+        try:
+            await thread.run(self._open_journal)
+        except BaseException:
+            thread.stop()
+            raise
+        self._thread = thread
+        return self._journal.last_seq
+
+    async def _close(self) -> None:
+        if self._closing is not None:
+            self._closing.set()
+        try:
+            await self._thread.run(self._journal.close)
+        finally:
+            self._thread.stop()
+            self._lock.release()
+
+    async def _append(self, batch: Batch) -> None:
+        self._must_write()
+        await self._thread.run(self._write_batch, batch)
+
+    async def _flush(self) -> None:
+        if not self._journal.read_only:
+            await self._thread.run(self._journal.sync)
+
+    async def _read(self, request: Read) -> Page:
+        return await self._thread.run(self._read_page, request)
+
+    async def _scan(self, request: Scan) -> PersistenceScanReport:
+        return self._report(await self._thread.run(self._scan_journal, request.progress))
+
+    async def _recover(self, config: PersistenceRecoveryConfig) -> PersistenceRecoveryReport:
+        self._must_write()
+        return await self._thread.run(self._recover_journal, config)
+
+    async def _compact(self) -> CompactionReport:
+        self._must_write()
+        return await self._thread.run(self._drop_hidden)
+
+    def _must_write(self) -> None:
+        if self._journal.read_only:
+            raise StoreReadOnly(f"{self._journal.path} was opened to be read only")
+
+    # In the thread
+
+    def _open_journal(self) -> None:
+        if self._journal.read_only:
+            self._journal.open()
+            return
+        self._lock.acquire()
+        try:
+            self._journal.open()
+        except BaseException:
+            self._journal.close()
+            self._lock.release()
+            raise
+        if self._fsync == "everysec":
+            self._closing = threading.Event()
+            syncing = threading.Thread(
+                target=self._sync_every_second,
+                args=(self._closing,),
+                name=f"papyra sync {self._journal.path.name}",
+                daemon=True,
+            )
+            syncing.start()
+
+    def _sync_every_second(self, closing: threading.Event) -> None:
+        while not closing.wait(SYNC_INTERVAL):
+            self._journal.sync_in_background()
+
+    def _write_batch(self, batch: Batch) -> None:
+        sync = self._fsync == "always"
+        self._journal.append(batch.first_seq, batch.records, batch.encoded, sync=sync)
+
+    def _refresh(self) -> None:
+        """See what another process has written, if this one does not write."""
+        if self._journal.read_only:
+            self._journal.refresh()
+            self._last_seq = self._journal.last_seq
+
+    def _read_page(self, request: Read) -> Page:
+        self._refresh()
+        return collect_page(request, self._candidates(request))
+
+    def _candidates(self, request: Read) -> Iterator[tuple[Record, int]]:
+        """Yield the records that a read may show, in its order, each with its bytes."""
+        kind, before, newest = request.kind, request.before, request.newest
+        after, since = self._hidden(kind)
+        after = max(after, request.after)
+        since = since if request.since is None else max(since, request.since)
+        until = _FOREVER if request.until is None else request.until
+        for file in self._files_between(kind, after, before, since, until, newest=newest):
+            for block in file.index.blocks(kind, after, before, since, until, newest):
+                found = list(file.records(block))
+                for record, size in reversed(found) if newest else found:
+                    seq = record.seq or 0
+                    if (
+                        kind_of(record) == kind
+                        and seq > after
+                        and (before is None or seq < before)
+                        and since <= record.timestamp <= until
+                    ):
+                        yield record, size
+
+    def _files_between(
+        self,
+        kind: Kind,
+        after: int,
+        before: int | None,
+        since: float,
+        until: float,
+        *,
+        newest: bool,
+    ) -> Iterator[JournalFile]:
+        """Yield the files in which there may be records of a kind, within these limits."""
+        for file in self._journal.files(newest=newest):
+            if (before is not None and file.base >= before - 1) or (
+                file.through is not None and file.through <= after
+            ):
+                continue
+            totals = self._journal.totals(file)
+            if totals.counts[kind] and totals.newest >= since and totals.oldest <= until:
+                yield file
+
+    def _hidden(self, kind: Kind) -> Hidden:
+        """Return what retention hides of a kind."""
+        policy, through = self.retention, 0
+        if policy.max_records is not None:
+            through = self._through_of_surplus_records(kind, policy.max_records)
+        if policy.max_total_bytes is not None:
+            through = max(through, self._through_of_surplus_bytes(kind, policy.max_total_bytes))
+        oldest = policy.oldest_time(self._clock())
+        return Hidden(through, -_FOREVER if oldest is None else oldest)
+
+    def _through_of_surplus_records(self, kind: Kind, limit: int) -> int:
+        for file in self._journal.files(newest=True):
+            surplus = self._journal.totals(file).counts[kind] - limit
+            if surplus == 0:
+                return file.base
+            if surplus > 0:
+                block, left = file.index.block_of_record(kind, surplus)
+                through = file.index.first_seq(block) - 1
+                for line in file.lines(block, kind):
+                    if left == 0:
+                        break
+                    through, left = line.seq, left - 1
+                return through
+            limit = -surplus
+        return 0
+
+    def _through_of_surplus_bytes(self, kind: Kind, limit: int) -> int:
+        for file in self._journal.files(newest=True):
+            surplus = self._journal.totals(file).sizes[kind] - limit
+            if surplus > 0:
+                block, left = file.index.block_of_byte(kind, surplus)
+                through = file.index.first_seq(block) - 1
+                for line in file.lines(block, kind):
+                    if left <= 0:
+                        break
+                    through, left = line.seq, left - len(line.record)
+                return through
+            limit = -surplus
+        return 0
+
+    def _scan_journal(self, report: ReportProgress | None) -> ScanResult:
+        self._refresh()
+        if report is None:
+            return self._journal.scan()
+        tell, done, total = report, 0, self._journal.size()
+
+        def advance(length: int) -> None:
+            nonlocal done
+            done += length
+            tell(ScanProgress(done, max(done, total)))
+
+        found = self._journal.scan(advance)
+        tell(ScanProgress(max(done, total), max(done, total)))
+        return found
+
+    def _recover_journal(self, config: PersistenceRecoveryConfig) -> PersistenceRecoveryReport:
+        mended = self._journal.recover(config)
+        found = self._journal.scan()
+        return PersistenceRecoveryReport(
+            self.name,
+            supported=True,
+            scan=self._report(found),
+            records_kept=found.records,
+            records_removed=mended.removed,
+            quarantined=tuple(mended.moved),
+        )
+
+    def _drop_hidden(self) -> CompactionReport:
+        before = self._held()
+        self._journal.drop_hidden({kind: self._hidden(kind) for kind in KINDS})
+        after = self._held()
+        return CompactionReport(
+            self.name,
+            supported=True,
+            records_before=before[0],
+            records_after=after[0],
+            bytes_before=before[1],
+            bytes_after=after[1],
+        )
+
+    def _held(self) -> tuple[int, int]:
+        totals = [self._journal.totals(file) for file in self._journal.files(newest=False)]
+        return sum(each.records for each in totals), sum(each.record_bytes for each in totals)
+
+    def _report(self, found: ScanResult) -> PersistenceScanReport:
+        return PersistenceScanReport(self.name, found.records, found.bytes, tuple(found.anomalies))

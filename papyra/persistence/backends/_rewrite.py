@@ -1,0 +1,229 @@
+"""One file of lines, written anew: as a whole, or, if that fails, not at all."""
+
+from __future__ import annotations
+
+import contextlib
+import heapq
+import itertools
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import NamedTuple, Self
+
+from papyra.exceptions import StoreError
+from papyra.persistence.backends._file import JournalFile, Run, ScanResult, decode
+from papyra.persistence.backends._index import Block, SparseIndex
+from papyra.persistence.backends._line import (
+    BadLine,
+    Line,
+    are_whole,
+    parse_lines,
+    seq_of,
+    tombstone,
+)
+from papyra.persistence.records import Kind, Record, kind_of
+
+__all__ = ("Hidden", "drop_hidden", "put_aside", "repair")
+
+#: Bytes that are written at once.
+_CHUNK = 1024 * 1024
+
+
+class Hidden(NamedTuple):
+    """What retention hides of a kind."""
+
+    #: records up to this `seq`
+    through: int
+    #: and those before this time; Unix seconds
+    before: float
+
+    def hides(self, record: Record, seq: int) -> bool:
+        """Say whether a record is hidden."""
+        return seq <= self.through or record.timestamp < self.before
+
+
+def drop_hidden(journal: JournalFile, hidden: Mapping[Kind, Hidden]) -> None:
+    """Rewrite a file without the records that are hidden.
+
+    Lines that no record can be read from stay. Raises `StoreError` if there is damage, which would
+    be lost from sight.
+    """
+    if journal.damaged:
+        raise _damaged(journal)
+    with _Copy(journal) as copy:
+        index = journal.index
+        read = 0
+        for number in range(len(index)):
+            data, start = journal.read_block(number)
+            read += len(data)
+            lines = data.split(b"\n")
+            if not lines.pop() and lines and are_whole(lines):
+                block, last_seq = index.block(number), seq_of(lines[-1])
+                if _is_hidden(block, last_seq, hidden):
+                    continue
+                if _is_visible(block, hidden) and copy.after == block.first_seq - 1:
+                    copy.add_block(data, block, last_seq)
+                    continue
+            for line in parse_lines(data, start):
+                if isinstance(line, BadLine):
+                    raise _damaged(journal)
+                record, _ = decode(line)
+                if line.is_tombstone:
+                    continue
+                if record is None or not hidden[kind_of(record)].hides(record, line.seq):
+                    copy.add(line, record)
+        if read != journal.end:
+            raise _damaged(journal)
+        copy.finish(journal.last_seq)
+
+
+def repair(journal: JournalFile) -> int:
+    """Rewrite a file with every line that can be read and belongs there, each once, in order.
+
+    Lines of a newer version, and records of an unknown kind, are kept as they are. Returns how many
+    lines, or what should have been lines, were left out.
+    """
+    found = ScanResult(tail_seq=journal.base, last_seq=journal.base)
+    strays: dict[int, Line] = {}
+    before, removed = journal.base, 0
+    for part in journal.walk(found):
+        match part:
+            case Run(_, first_seq, records, _):
+                before = first_seq + len(records) - 1
+            case BadLine(), _:
+                removed += 1
+            case Line() as line, _ if not journal.belongs(line.seq):
+                removed += 1
+            case Line() as line, _ if line.seq > before:
+                before = line.seq
+            case Line() as line, _:
+                # Out of its place: a second time, or the only one there is?
+                removed += line.seq in strays
+                strays.setdefault(line.seq, line)
+    last_seq = max(journal.last_seq, found.last_seq)
+    if journal.through is not None:
+        last_seq = journal.through
+    elif all(anomaly.kind == "torn" for anomaly in found.anomalies):
+        journal.cut()
+        return removed
+    doubled = {line.seq for line in _ascending(journal) if line.seq in strays} if strays else set()
+    only = (strays[seq] for seq in sorted(strays.keys() - doubled))
+    with _Copy(journal) as copy:
+        for line in heapq.merge(_ascending(journal), only, key=lambda line: line.seq):
+            record, _ = decode(line)
+            copy.add(line, record)
+        copy.finish(last_seq)
+    return removed + len(doubled)
+
+
+def put_aside(journal: JournalFile, place: Path) -> str:
+    """Keep a copy of a file as it is in a directory, under another name, and return that.
+
+    It can be put back by renaming it.
+    """
+    place.mkdir(parents=True, exist_ok=True)
+    for number in itertools.count(1):
+        target = place / f"{journal.path.name}.damaged-{number}"
+        if not target.exists():
+            break
+    shutil.copy2(journal.path, target)
+    with target.open("rb") as file:
+        journal.disk.sync(file.fileno())
+    journal.disk.sync_directory(place)
+    return str(target)
+
+
+class _Copy:
+    """What is to take a file's place; entered, it is written, and in the end it does."""
+
+    def __init__(self, journal: JournalFile) -> None:
+        self._journal = journal
+        self._disk = journal.disk
+        self._index = SparseIndex()
+        self._end = 0
+        self._unwritten = bytearray()
+        #: the `seq` of the last line
+        self.after = journal.base
+
+    def __enter__(self) -> Self:
+        self._handed_over = False
+        self._fd = self._disk.open(self._journal.temporary, os.O_RDWR | os.O_CREAT | os.O_TRUNC)
+        return self
+
+    def __exit__(self, exc_type: type[BaseException] | None, *_: object) -> None:
+        if exc_type is not None and not self._handed_over:
+            with contextlib.suppress(OSError):
+                self._disk.close(self._fd)
+            with contextlib.suppress(OSError):
+                self._disk.remove(self._journal.temporary)
+
+    def add(self, line: Line, record: Record | None) -> None:
+        """Take over a line, as it must be in its new place."""
+        if record is None:
+            self._index.add_other(self._end, line.seq)
+        else:
+            kind, size = kind_of(record), len(line.record)
+            self._index.add(self._end, line.seq, kind, record.timestamp, size)
+        self._put(line.moved_after(self.after), line.seq)
+
+    def add_block(self, data: bytes, block: Block, last_seq: int) -> None:
+        """Take over a block as it is."""
+        self._index.add_block(block._replace(offset=self._end))
+        self._put(data, last_seq)
+
+    def finish(self, last_seq: int) -> None:
+        """Say up to where the numbers were given, and put the copy in the file's place."""
+        if self.after != last_seq:
+            self._index.add_other(self._end, last_seq)
+            self._put(tombstone(last_seq, self.after), last_seq)
+        self._write()
+        self._disk.sync(self._fd)
+        self._journal.take_over(self._fd, self._index, self._end)
+        self._handed_over = True
+        self._journal.sync_name()
+
+    def _put(self, data: bytes, last_seq: int) -> None:
+        self._unwritten += data
+        self._end += len(data)
+        self.after = last_seq
+        if len(self._unwritten) >= _CHUNK:
+            self._write()
+
+    def _write(self) -> None:
+        position = self._end - len(self._unwritten)
+        while self._unwritten:
+            written = self._disk.write(self._fd, bytes(self._unwritten), position)
+            del self._unwritten[:written]
+            position += written
+
+
+def _ascending(journal: JournalFile) -> Iterator[Line]:
+    """Yield the good lines, each of which comes after the one before."""
+    before = journal.base
+    for line in journal.parsed():
+        if isinstance(line, Line) and line.seq > before and journal.belongs(line.seq):
+            before = line.seq
+            yield line
+
+
+def _is_visible(block: Block, hidden: Mapping[Kind, Hidden]) -> bool:
+    """Return whether nothing in a block is hidden, and nothing is special about it."""
+    return all(
+        kind != "other"
+        and block.first_seq > hidden[kind].through
+        and block.oldest >= hidden[kind].before
+        for kind in block.counts
+    )
+
+
+def _is_hidden(block: Block, last_seq: int, hidden: Mapping[Kind, Hidden]) -> bool:
+    """Return whether everything in a block is hidden."""
+    return all(
+        kind != "other" and (last_seq <= hidden[kind].through or block.newest < hidden[kind].before)
+        for kind in block.counts
+    )
+
+
+def _damaged(journal: JournalFile) -> StoreError:
+    return StoreError(f"{journal.path} is damaged: recover it before compacting it")
