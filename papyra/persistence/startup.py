@@ -19,6 +19,9 @@ __all__ = ("PersistenceStartupConfig", "check_store")
 
 logger = logging.getLogger("papyra")
 
+#: What a recovery leaves where it is.
+_KEPT = frozenset({"unknown_kind", "foreign_file"})
+
 _MODES = ("ignore", "fail_on_anomaly", "recover")
 #: How many anomalies an error or a warning names.
 _NAMED = 5
@@ -74,8 +77,9 @@ async def check_store(
         recovery.records_removed,
         ", ".join(recovery.quarantined) or "none were kept",
     )
-    # What a newer program wrote is kept by every repair, and is no reason not to start.
-    if any(anomaly.kind != "unknown_kind" for anomaly in recovery.scan.anomalies):
+    # What a newer program wrote, or somebody else, is kept by every repair, and is no reason not to
+    # start.
+    if any(anomaly.kind not in _KEPT for anomaly in recovery.scan.anomalies):
         raise StoreDamaged(
             f"the store is damaged even after a recovery: {_named(recovery.scan)}",
             report=recovery.scan,

@@ -33,9 +33,16 @@ def _json(directory: Callable[[], Path], options: Mapping[str, Any]) -> Persiste
     return JsonFilePersistence(directory() / "events.ndjson", fsync="no", **options)
 
 
+def _rotating(directory: Callable[[], Path], options: Mapping[str, Any]) -> PersistenceBackend:
+    from papyra.persistence.backends.rotating import RotatingFilePersistence  # noqa: PLC0415
+
+    return RotatingFilePersistence(directory() / "journal", fsync="no", **options)
+
+
 _STORES: Mapping[str, Callable[[Callable[[], Path], Mapping[str, Any]], PersistenceBackend]] = {
     "memory": _memory,
     "json": _json,
+    "rotating": _rotating,
 }
 
 

@@ -15,6 +15,7 @@ import anyio
 
 from papyra.persistence.backends.base import PersistenceBackend
 from papyra.persistence.backends.json import JsonFilePersistence
+from papyra.persistence.backends.rotating import RotatingFilePersistence
 from tests.actors import event
 
 __all__ = ("STORES",)
@@ -24,7 +25,11 @@ def _json(path: Path, fsync: str = "no") -> JsonFilePersistence:
     return JsonFilePersistence(path, fsync=cast("Any", fsync))
 
 
-STORES: Mapping[str, Callable[..., PersistenceBackend]] = {"json": _json}
+def _rotating(path: Path, fsync: str = "no") -> RotatingFilePersistence:
+    return RotatingFilePersistence(path, max_segment_bytes=20_000, fsync=cast("Any", fsync))
+
+
+STORES: Mapping[str, Callable[..., PersistenceBackend]] = {"json": _json, "rotating": _rotating}
 
 
 async def main(name: str, path: str, fsync: str) -> None:

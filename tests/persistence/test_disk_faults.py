@@ -16,8 +16,10 @@ import pytest
 from papyra.exceptions import BackendInUse, StoreError
 from papyra.persistence.backends import _files
 from papyra.persistence.backends._disk import Disk, FileLock
+from papyra.persistence.backends._files import FilePersistence
 from papyra.persistence.backends.json import JsonFilePersistence
 from papyra.persistence.backends.retention import RetentionPolicy
+from papyra.persistence.backends.rotating import RotatingFilePersistence
 from tests.actors import event
 
 CALLS = (
@@ -66,16 +68,24 @@ class FailingDisk(Disk):
 class Scenario:
     """What a store is put through, and what was acknowledged on the way."""
 
-    def __init__(self, path: Path, disk: FailingDisk) -> None:
+    def __init__(self, name: str, path: Path, disk: FailingDisk) -> None:
+        self.name = name
         self.path = path
         self.disk = disk
         self.acknowledged: list[int] = []
         self.errors: list[Exception] = []
         self.number = 0
 
-    def store(self, disk: Disk | None = None) -> JsonFilePersistence:
+    def store(self, disk: Disk | None = None) -> FilePersistence:
+        store: FilePersistence
         policy = RetentionPolicy(max_records=1000)
-        store = JsonFilePersistence(self.path, retention_policy=policy)
+        if self.name == "json":
+            store = JsonFilePersistence(self.path, retention_policy=policy)
+        else:
+            # Each append begins a new segment or two.
+            store = RotatingFilePersistence(
+                self.path, max_segment_records=2, retention_policy=policy
+            )
         store._journal.disk = disk or self.disk
         return store
 
@@ -86,7 +96,7 @@ class Scenario:
         except StoreError as error:
             self.errors.append(error)
 
-    async def append(self, store: JsonFilePersistence) -> None:
+    async def append(self, store: FilePersistence) -> None:
         self.number += 1
         numbers = [self.number * 10 + i for i in range(3)]
         with self.expected():
@@ -115,12 +125,13 @@ class Scenario:
 @pytest.mark.parametrize(
     ("code", "short"), [(errno.EIO, False), (errno.ENOSPC, False), (errno.EIO, True)]
 )
+@pytest.mark.parametrize("name", ["json", "rotating"])
 async def test_whatever_fails_nothing_acknowledged_is_lost(
-    tmp_path: Path, code: int, short: bool
+    tmp_path: Path, name: str, code: int, short: bool
 ) -> None:
     for number in range(1, 1000):
         disk = FailingDisk(number, code, short=short)
-        scenario = Scenario(tmp_path / f"{number}.ndjson", disk)
+        scenario = Scenario(name, tmp_path / f"{number}", disk)
         await scenario.run()
         if disk.failed is None:
             break

@@ -11,6 +11,7 @@ import pytest
 from papyra.persistence.backends.base import PersistenceBackend
 from papyra.persistence.backends.json import JsonFilePersistence
 from papyra.persistence.backends.memory import InMemoryPersistence
+from papyra.persistence.backends.rotating import RotatingFilePersistence
 from papyra.testing import FaultyPersistence
 from papyra.testing.conformance import MakeBackend, PersistenceConformance
 from tests.testing.shelf import Disk, Shelf, ruin
@@ -43,6 +44,25 @@ class TestJsonFilePersistence(PersistenceConformance):
         lines = backend.path.read_bytes().splitlines(keepends=True)
         lines[seq - 1] = lines[seq - 1].replace(b'"n"', b'"m"')
         backend.path.write_bytes(b"".join(lines))
+
+
+class TestRotatingFilePersistence(PersistenceConformance):
+    @pytest.fixture
+    def make_backend(self, tmp_path: Path) -> MakeBackend:
+        return functools.partial(
+            RotatingFilePersistence, tmp_path, max_segment_bytes=700, fsync="no"
+        )
+
+    async def damage(self, backend: PersistenceBackend, seq: int) -> None:
+        assert isinstance(backend, RotatingFilePersistence)
+        (path,) = (
+            path
+            for path in backend.directory.glob("*.ndjson")
+            if b'"seq":%d,' % seq in path.read_bytes()
+        )
+        data = path.read_bytes()
+        start = data.index(b'"n":', data.index(b'"seq":%d,' % seq))
+        path.write_bytes(data[:start] + b'"m":' + data[start + 4 :])
 
 
 class TestFaultyPersistence(PersistenceConformance):

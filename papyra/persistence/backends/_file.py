@@ -68,6 +68,8 @@ class ScanResult:
     #: the greatest `seq` that was given: `tail_seq`, and one for each bad line behind it
     last_seq: int = 0
     anomalies: list[PersistenceAnomaly] = field(default_factory=list)
+    #: where whole segments are missing: the `seq` before, and their last
+    missing: list[tuple[int, int]] = field(default_factory=list)
 
 
 class JournalFile:
@@ -104,6 +106,8 @@ class JournalFile:
         #: up to where everything is on the device; bytes
         self._synced_end = 0
         self._sync_failed = False
+        #: whether that is known of what was there when the file was opened
+        self._was_synced = False
         #: whether the name is on the device, too
         self._named = True
         #: whether opening has found what a rewriting would hide
@@ -115,7 +119,8 @@ class JournalFile:
 
     def open(self) -> None:
         """Open the file, making it if there is none, and read it through."""
-        self._open()
+        if self._fd is None:
+            self._open()
         try:
             self._read_through()
         except BaseException:
@@ -166,7 +171,7 @@ class JournalFile:
                 case Line() as line, record if record is not None:
                     size, time = len(line.record), record.timestamp
                     index.add(line.offset, line.seq, kind_of(record), time, size)
-                case line, _:
+                case line, _ if isinstance(line, BadLine) or not line.is_tombstone:
                     index.add_other(line.offset, found.last_seq)
             self.end = line.offset + len(line.data)
         self.last_seq, self._tail_seq = max(self.last_seq, found.last_seq), found.tail_seq
@@ -223,7 +228,7 @@ class JournalFile:
     def fd(self) -> int:
         """The descriptor of the file, which is opened for that if need be."""
         if self._fd is None:
-            self.open()
+            self._open()
         assert self._fd is not None
         return self._fd
 
@@ -266,19 +271,25 @@ class JournalFile:
             if self._unindexed_records >= _UNINDEXED and self._index is not None:
                 self._take_in(self._index)
 
-    def discard(self) -> None:
-        """Let nothing count that was written and not accepted."""
+    def discard(self, *, cut: bool = True) -> None:
+        """Let nothing count that was written and not accepted; and `cut` it off, if that works."""
         # The next write goes through a new descriptor.
-        self._written, self._trusted = None, False
+        self._written, self._trusted, self._clean = None, False, False
         self._synced_end = min(self._synced_end, self.end)
-        with contextlib.suppress(OSError):
-            self._cut()
+        if cut:
+            with contextlib.suppress(OSError):
+                self._cut()
 
     def sync(self) -> None:
         """Return when everything is on the device."""
         if not self._trusted:
             self._open_anew()
         self._sync(self.end)
+
+    def settle(self) -> None:
+        """Return when everything is on the device, where it may be already."""
+        if not self._trusted or not self._was_synced or self._synced_end < self.end:
+            self.sync()
 
     def sync_in_background(self) -> None:
         """Sync what was not yet, from a thread of its own, while others use the file."""
@@ -302,7 +313,7 @@ class JournalFile:
         except OSError:
             self._sync_failed, self._trusted = True, False
             raise
-        self._synced_end = end
+        self._synced_end, self._was_synced = end, True
 
     def _cut(self) -> None:
         """Let the file end where the last acknowledged line does."""

@@ -112,6 +112,7 @@ class FilePersistence(PersistenceBackend):
         if self._journal.read_only:
             self._journal.open()
             return
+        self._journal.prepare()
         self._lock.acquire()
         try:
             self._journal.open()

@@ -5,8 +5,8 @@ from __future__ import annotations
 from array import array
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterator, Sequence
-from itertools import accumulate
-from typing import Literal, NamedTuple, TypeAlias
+from itertools import accumulate, chain
+from typing import Any, Literal, NamedTuple, TypeAlias
 
 from papyra.persistence.backends._line import head_length
 from papyra.persistence.records import KINDS, Kind, Record, kind_of
@@ -72,7 +72,8 @@ class SparseIndex(Totals):
 
     def __init__(self) -> None:
         super().__init__()
-        self._block_bytes = BLOCK_BYTES
+        #: bytes of a block
+        self.block_bytes = BLOCK_BYTES
         self._offsets = array("Q")
         self._first_seqs = array("Q")
         self._oldest = array("d")
@@ -102,7 +103,7 @@ class SparseIndex(Totals):
         position, count = 0, len(records)
         while position < count:
             self._reach(starts[position], first_seq + position)
-            limit = self._offsets[-1] + self._block_bytes
+            limit = self._offsets[-1] + self.block_bytes
             stop = bisect_left(starts, limit, position + 1, count)
             part = records[position:stop]
             seqs = range(first_seq + position, first_seq + stop)
@@ -118,7 +119,7 @@ class SparseIndex(Totals):
 
     def add_block(self, block: Block) -> None:
         """Take in a whole block of another file's index, moved to where its lines are now."""
-        if not self._offsets or block.offset - self._offsets[-1] >= self._block_bytes // 2:
+        if not self._offsets or block.offset - self._offsets[-1] >= self.block_bytes // 2:
             self._begin(block.offset, block.first_seq)
         for content, count in block.counts.items():
             size = block.sizes.get(content, 0)
@@ -144,6 +145,29 @@ class SparseIndex(Totals):
             counts,
             sizes,
         )
+
+    def dump(self) -> bytes:
+        """Return the blocks as bytes; `load` reads them, with the totals, on the same machine."""
+        return b"".join(column.tobytes() for column in self._columns())
+
+    @classmethod
+    def load(cls, data: bytes, totals: Totals, block_bytes: int) -> SparseIndex:
+        """Return the index that `dump` wrote. Raises `ValueError` if that can't be."""
+        index = cls()
+        index.block_bytes = block_bytes
+        index.counts, index.sizes = dict(totals.counts), dict(totals.sizes)
+        index.oldest, index.newest = totals.oldest, totals.newest
+        columns = list(index._columns())
+        length, rest = divmod(len(data), len(columns))
+        if rest:
+            raise ValueError("an index is columns of the same length")
+        for number, column in enumerate(columns):
+            column.frombytes(data[number * length : (number + 1) * length])
+        return index
+
+    def _columns(self) -> Iterator[array[Any]]:
+        yield from (self._offsets, self._first_seqs, self._oldest, self._newest)
+        yield from chain(self._counts.values(), self._sizes.values())
 
     def first_seq(self, block: int) -> int:
         """Return the position of a block's first record."""
@@ -188,7 +212,7 @@ class SparseIndex(Totals):
 
     def _reach(self, offset: int, seq: int) -> None:
         """See to it that a line that begins at `offset` belongs to the last block."""
-        if not self._offsets or offset - self._offsets[-1] >= self._block_bytes:
+        if not self._offsets or offset - self._offsets[-1] >= self.block_bytes:
             self._begin(offset, seq)
 
     def _begin(self, offset: int, seq: int) -> None:
@@ -213,7 +237,7 @@ class SparseIndex(Totals):
             self.newest = max(self.newest, newest)
 
     def _merge(self) -> None:
-        self._block_bytes *= 2
+        self.block_bytes *= 2
         self._oldest = array("d", map(min, self._oldest[::2], self._oldest[1::2]))
         self._newest = array("d", map(max, self._newest[::2], self._newest[1::2]))
         for columns in (self._counts, self._sizes):

@@ -10,7 +10,7 @@ from typing import Protocol
 from papyra.persistence.backends._disk import Disk, FileLock
 from papyra.persistence.backends._file import Advance, JournalFile, ScanResult
 from papyra.persistence.backends._index import Totals
-from papyra.persistence.backends._rewrite import Hidden, drop_hidden, put_aside, repair
+from papyra.persistence.backends._rewrite import Hidden, drop_hidden, name_aside, put_aside, repair
 from papyra.persistence.records import Kind, Record
 from papyra.persistence.reports import PersistenceRecoveryConfig
 
@@ -45,6 +45,10 @@ class Journal(Protocol):
 
     def lock(self) -> FileLock:
         """Return the lock that whoever writes must have."""
+        ...
+
+    def prepare(self) -> None:
+        """Make what the lock needs."""
         ...
 
     def open(self) -> None:
@@ -119,6 +123,9 @@ class OneFile:
         """Return the lock: a file beside this one."""
         return FileLock(self.path.with_name(self.path.name + ".lock"), self.path)
 
+    def prepare(self) -> None:
+        """Make nothing: the lock is beside the file."""
+
     def open(self) -> None:
         """Open the file, making it if there is none, and read it through."""
         self._file = self._new_file()
@@ -178,7 +185,7 @@ class OneFile:
         if self.scan().anomalies:
             if config.mode == "quarantine":
                 place = Path(config.quarantine_dir or self.path.parent)
-                mended.moved.append(put_aside(self._file, place))
+                mended.moved.append(put_aside(self._file, name_aside(self.path, place)))
             mended.removed = repair(self._file)
         return mended
 

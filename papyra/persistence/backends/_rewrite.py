@@ -24,7 +24,7 @@ from papyra.persistence.backends._line import (
 )
 from papyra.persistence.records import Kind, Record, kind_of
 
-__all__ = ("Hidden", "drop_hidden", "put_aside", "repair")
+__all__ = ("Hidden", "drop_hidden", "name_aside", "put_aside", "repair")
 
 #: Bytes that are written at once.
 _CHUNK = 1024 * 1024
@@ -53,10 +53,10 @@ def drop_hidden(journal: JournalFile, hidden: Mapping[Kind, Hidden]) -> None:
         raise _damaged(journal)
     with _Copy(journal) as copy:
         index = journal.index
-        read = 0
         for number in range(len(index)):
             data, start = journal.read_block(number)
-            read += len(data)
+            if len(data) != sum(index.extent(number, journal.end)) - 2 * start:
+                raise _damaged(journal)
             lines = data.split(b"\n")
             if not lines.pop() and lines and are_whole(lines):
                 block, last_seq = index.block(number), seq_of(lines[-1])
@@ -73,8 +73,6 @@ def drop_hidden(journal: JournalFile, hidden: Mapping[Kind, Hidden]) -> None:
                     continue
                 if record is None or not hidden[kind_of(record)].hides(record, line.seq):
                     copy.add(line, record)
-        if read != journal.end:
-            raise _damaged(journal)
         copy.finish(journal.last_seq)
 
 
@@ -117,20 +115,22 @@ def repair(journal: JournalFile) -> int:
     return removed + len(doubled)
 
 
-def put_aside(journal: JournalFile, place: Path) -> str:
-    """Keep a copy of a file as it is in a directory, under another name, and return that.
+def name_aside(path: Path, place: Path) -> Path:
+    """Return a name in a directory under which the damaged original of `path` can be kept."""
+    names = (place / f"{path.name}.damaged-{number}" for number in itertools.count(1))
+    return next(name for name in names if not name.exists())
+
+
+def put_aside(journal: JournalFile, target: Path) -> str:
+    """Keep a copy of a file as it is, under another name, and return that.
 
     It can be put back by renaming it.
     """
-    place.mkdir(parents=True, exist_ok=True)
-    for number in itertools.count(1):
-        target = place / f"{journal.path.name}.damaged-{number}"
-        if not target.exists():
-            break
+    journal.disk.make_directory(target.parent)
     shutil.copy2(journal.path, target)
     with target.open("rb") as file:
         journal.disk.sync(file.fileno())
-    journal.disk.sync_directory(place)
+    journal.disk.sync_directory(target.parent)
     return str(target)
 
 
@@ -161,7 +161,8 @@ class _Copy:
     def add(self, line: Line, record: Record | None) -> None:
         """Take over a line, as it must be in its new place."""
         if record is None:
-            self._index.add_other(self._end, line.seq)
+            if not line.is_tombstone:
+                self._index.add_other(self._end, line.seq)
         else:
             kind, size = kind_of(record), len(line.record)
             self._index.add(self._end, line.seq, kind, record.timestamp, size)
@@ -175,7 +176,6 @@ class _Copy:
     def finish(self, last_seq: int) -> None:
         """Say up to where the numbers were given, and put the copy in the file's place."""
         if self.after != last_seq:
-            self._index.add_other(self._end, last_seq)
             self._put(tombstone(last_seq, self.after), last_seq)
         self._write()
         self._disk.sync(self._fd)

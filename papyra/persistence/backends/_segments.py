@@ -1,0 +1,478 @@
+"""A journal of many files, one after the other, in one directory."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from papyra.persistence.backends._disk import Disk, FileLock
+from papyra.persistence.backends._file import Advance, JournalFile, ScanResult
+from papyra.persistence.backends._index import Totals
+from papyra.persistence.backends._journal import Mended
+from papyra.persistence.backends._line import Line, head_length, parse_lines, tombstone
+from papyra.persistence.backends._rewrite import Hidden, drop_hidden, name_aside, put_aside, repair
+from papyra.persistence.backends._sidecar import Sidecar, read_sidecar, write_sidecar
+from papyra.persistence.records import Kind, Record
+from papyra.persistence.reports import PersistenceAnomaly, PersistenceRecoveryConfig
+
+__all__ = ("SegmentLimits", "Segments")
+
+_NAME = re.compile(r"(\d{20})\.(ndjson|ndjson\.new|index)")
+#: No tombstone is longer.
+_TOMBSTONE_BYTES = 200
+#: How many sealed segments are kept open, with their indexes.
+_LOADED = 8
+
+
+@dataclass(frozen=True)
+class SegmentLimits:
+    """When a segment is full. One record is taken by any."""
+
+    max_bytes: int
+    max_records: int | None
+    #: seconds between the oldest record and the newest
+    max_age: float | None
+
+
+class Segment(JournalFile):
+    """One of the files. It is sealed when another follows it, and does not change then."""
+
+    _about: Sidecar | None = None
+
+    @property
+    def sidecar(self) -> Path:
+        """The file that says what is in this one."""
+        return self.path.with_suffix(".index")
+
+    def totals(self) -> Totals:
+        """Return what it holds, without reading it if that is written down."""
+        about = self._known()
+        return self.index if about is None else about.totals
+
+    def _known(self) -> Sidecar | None:
+        """Return what is written down about it, if that is true."""
+        if self.through is None or self._index is not None:
+            return None
+        if self._about is None:
+            self._about = read_sidecar(self.disk, self.sidecar)
+        if self._about is not None and not self._about.matches(self.path.stat()):
+            self._about = None
+        return self._about
+
+    def _read_through(self) -> None:
+        about = self._known()
+        self._index = None if about is None else about.index(self.disk)
+        if about is None or self._index is None:
+            super()._read_through()
+            self.write_down()
+        elif self.through is not None:
+            self.end = self._synced_end = about.size
+            self.last_seq = self._tail_seq = self.through
+            self._clean = self._trusted = True
+
+    def write_down(self) -> None:
+        """Keep what it holds beside it, if it is sealed and sound, and if that can be done."""
+        if self.through is None or self.read_only or self.damaged:
+            return
+        with contextlib.suppress(OSError):
+            stat = self.disk.stat(self.fd)
+            if stat.st_size == self.end:
+                write_sidecar(self.disk, self.sidecar, self.index, stat)
+
+    @property
+    def is_loaded(self) -> bool:
+        """Whether its index is in memory."""
+        return self._index is not None
+
+    def unload(self) -> None:
+        """Close it, and forget what can be had again."""
+        with contextlib.suppress(OSError):
+            self.close()
+        self._index = self._about = None
+
+    def lost_lines(self) -> bool:
+        """Return whether it is known to have been longer."""
+        about = read_sidecar(self.disk, self.sidecar)
+        return about is not None and about.size > self.path.stat().st_size
+
+
+class Segments:
+    """A journal in files that follow one another. The last of them is written to."""
+
+    def __init__(self, path: Path, limits: SegmentLimits, *, read_only: bool = False) -> None:
+        self.path = path
+        self.disk = Disk()
+        self.read_only = read_only
+        self._limits = limits
+        self._segments: list[Segment] = []
+        #: sealed segments whose index is in memory, the one used last at the end
+        self._loaded: list[Segment] = []
+        #: files that count for nothing, and are removed before anything is written
+        self._leftovers: list[Path] = []
+        self._records_in_last = 0
+        #: whether a segment followed the last one, and is not there any more
+        self._end_is_missing = False
+
+    @property
+    def last_seq(self) -> int:
+        """The greatest `seq` that was given."""
+        return self._segments[-1].last_seq if self._segments else 0
+
+    def lock(self) -> FileLock:
+        """Return the lock: a file in the directory."""
+        return FileLock(self.path / ".lock", self.path)
+
+    # Opening and closing
+
+    def prepare(self) -> None:
+        """Make the directory, if there is none."""
+        if self.disk.make_directory(self.path):
+            self.disk.sync_directory(self.path.parent)
+
+    def open(self) -> None:
+        """Look what there is, finish what was begun, and open the last segment."""
+        self._leftovers, self._loaded = [], []
+        self._segments = self._found_segments()
+        if not self.read_only:
+            for path in self._leftovers:
+                self.disk.remove(path)
+            self._leftovers = []
+            if not self._segments:
+                self._segments.append(self._segment(0))
+        if self._segments:
+            last = self._segments[-1]
+            last.open()
+            self._records_in_last = last.index.records
+            self._end_is_missing = last.sidecar.exists()
+
+    def _segment(self, base: int) -> Segment:
+        path = self.path / f"{base + 1:020}.ndjson"
+        return Segment(path, self.disk, base, read_only=self.read_only)
+
+    def _found_segments(self) -> list[Segment]:
+        bases = []
+        for name in self.disk.list(self.path):
+            match = _NAME.fullmatch(name)
+            if match is not None and match[2] == "ndjson":
+                bases.append(int(match[1]) - 1)
+            elif match is not None and match[2] == "ndjson.new":
+                self._leftovers.append(self.path / name)
+        segments: list[Segment] = []
+        buried = 0
+        for base in bases:
+            segment = self._segment(base)
+            # What a tombstone stands for was to be removed, and maybe that did not come to its end.
+            if base < buried:
+                self._leftovers += [segment.sidecar, segment.path]
+                continue
+            if segments:
+                segments[-1].through = base
+            segments.append(segment)
+            buried = max(buried, self._buried_by(segment))
+        return segments
+
+    def _buried_by(self, segment: Segment) -> int:
+        """Return up to where a segment that holds a tombstone alone stands for others."""
+        if segment.path.stat().st_size <= _TOMBSTONE_BYTES:
+            lines = list(parse_lines(segment.path.read_bytes(), 0))
+            if len(lines) == 1 and isinstance(lines[0], Line) and lines[0].is_tombstone:
+                return lines[0].seq
+        return 0
+
+    def refresh(self) -> None:
+        """Take in what another process has written since."""
+        self._leftovers = []
+        known = {segment.base: segment for segment in self._segments}
+        self._segments = self._found_segments()
+        for number, segment in enumerate(self._segments):
+            old = known.pop(segment.base, None)
+            # A sealed segment that has been read is what it was, unless it was rewritten.
+            if old is not None and old.is_loaded and old.through == segment.through:
+                old.refresh()
+                self._segments[number] = old
+            elif old is not None:
+                old.unload()
+        for gone in known.values():
+            gone.unload()
+        self._loaded = [segment for segment in self._segments[:-1] if segment.is_loaded]
+        if self._segments and not self._segments[-1].is_loaded:
+            self._segments[-1].open()
+
+    def close(self) -> None:
+        """Close everything that is open."""
+        for segment in self._segments:
+            segment.close()
+
+    # Writing
+
+    def append(
+        self, first_seq: int, records: Sequence[Record], encoded: Sequence[bytes], *, sync: bool
+    ) -> None:
+        """Write lines, into a new segment where one is full.
+
+        A segment is synced before another one follows it.
+        """
+        self._remove_leftovers()
+        last = segment = self._segments[-1]
+        begun: list[Segment] = []
+        in_last = self._records_in_last
+        try:
+            for start, stop, is_new in self._parts(records, encoded):
+                if is_new:
+                    segment.settle()
+                    segment = self._segment(first_seq + start - 1)
+                    begun.append(segment)
+                    segment.open()
+                    in_last = 0
+                more_follows = stop < len(records)
+                segment.write(
+                    first_seq + start,
+                    records[start:stop],
+                    encoded[start:stop],
+                    sync=sync or more_follows,
+                )
+                in_last += stop - start
+        except OSError:
+            for unused in begun:
+                unused.unload()
+            # The newest first: what is left of them always follows upon what was there before.
+            self._leftovers = [unused.path for unused in reversed(begun)]
+            with contextlib.suppress(OSError):
+                self._remove_leftovers()
+            last.discard(cut=not self._leftovers)
+            raise
+        for part in (last, *begun):
+            part.accept()
+        self._records_in_last = in_last
+        for before, after in zip((last, *begun), begun, strict=False):
+            before.through = after.base
+            before.write_down()
+            before.unload()
+            self._segments.append(after)
+            self._end_is_missing = False
+
+    def _parts(
+        self, records: Sequence[Record], encoded: Sequence[bytes]
+    ) -> Iterator[tuple[int, int, bool]]:
+        """Yield what goes together: from where, to where, and whether into a new segment."""
+        limits, last = self._limits, self._segments[-1]
+        size, count = last.end, self._records_in_last
+        head = head_length(self.last_seq + len(records))
+        is_new = self._end_is_missing
+        if (
+            limits.max_age is None
+            and size + sum(map(len, encoded)) + head * len(records) <= limits.max_bytes
+            and (limits.max_records is None or count + len(records) <= limits.max_records)
+        ):
+            yield 0, len(records), is_new
+            return
+        oldest, newest = last.index.oldest, last.index.newest
+        start = 0
+        for position, (record, data) in enumerate(zip(records, encoded, strict=True)):
+            time = record.timestamp
+            oldest, newest = min(oldest, time), max(newest, time)
+            size += len(data) + head
+            count += 1
+            if size > len(data) + head and (
+                size > limits.max_bytes
+                or (limits.max_records is not None and count > limits.max_records)
+                or (limits.max_age is not None and newest - oldest > limits.max_age)
+            ):
+                if position > start:
+                    yield start, position, is_new
+                start, is_new = position, True
+                size, count, oldest, newest = len(data) + head, 1, time, time
+        yield start, len(records), is_new
+
+    def _remove_leftovers(self) -> None:
+        while self._leftovers:
+            self.disk.remove(self._leftovers[0])
+            del self._leftovers[0]
+
+    def sync(self) -> None:
+        """Return when everything is on the device; of the sealed segments it is."""
+        self._segments[-1].sync()
+
+    def sync_in_background(self) -> None:
+        """Sync what was not yet."""
+        self._segments[-1].sync_in_background()
+
+    # Reading
+
+    def files(self, *, newest: bool) -> Iterator[Segment]:
+        """Yield the segments. Whoever looks into one opens it; some are kept open."""
+        for segment in reversed(self._segments) if newest else list(self._segments):
+            try:
+                yield segment
+            finally:
+                self._was_used(segment)
+
+    def _was_used(self, segment: Segment) -> None:
+        if segment.through is None or not segment.is_loaded:
+            return
+        if segment in self._loaded:
+            self._loaded.remove(segment)
+        self._loaded.append(segment)
+        while len(self._loaded) > _LOADED:
+            self._loaded.pop(0).unload()
+
+    def totals(self, file: JournalFile) -> Totals:
+        """Return what a segment holds."""
+        return file.totals() if isinstance(file, Segment) else file.index
+
+    def size(self) -> int:
+        """Return the bytes of all segments."""
+        return sum(segment.path.stat().st_size for segment in self._segments)
+
+    # Checking and mending
+
+    def scan(self, advance: Advance | None = None) -> ScanResult:
+        """Check every line of every segment, and what else is in the directory; change nothing."""
+        found = ScanResult()
+        before: Segment | None = None
+        for segment in self._segments:
+            if segment.base > found.last_seq:
+                _note_missing(found, segment, before)
+            found.tail_seq = found.last_seq = segment.base
+            segment.scan(found, advance)
+            if segment.through is not None and not segment.is_loaded:
+                segment.unload()
+            before = segment
+        if self._end_is_missing and before is not None:
+            detail = f"the segment after record {before.last_seq} is not there"
+            found.anomalies.append(PersistenceAnomaly("missing_segment", detail, str(self.path)))
+        for path in self._foreign_files():
+            detail = "this is no file of a Papyra journal"
+            found.anomalies.append(PersistenceAnomaly("foreign_file", detail, str(path)))
+        return found
+
+    def _foreign_files(self) -> list[Path]:
+        names = self.disk.list(self.path)
+        known = _NAME.fullmatch
+        return [self.path / name for name in names if not known(name) and name[0] != "."]
+
+    def recover(self, config: PersistenceRecoveryConfig) -> Mended:
+        """Rewrite the segments that are damaged, and stand tombstones for those that are gone.
+
+        Foreign files stay where they are, unless there is a quarantine to move them to.
+        """
+        mended = Mended()
+        found = self.scan()
+        anomalies, mended_through = found.anomalies, set[int | None]()
+        aside = name_aside(self.path, Path(config.quarantine_dir or self.path.parent))
+        for segment in self._segments:
+            here = [a for a in anomalies if a.location == str(segment.path)]
+            # A line of another segment is not kept in this one, but it is not thrown away either.
+            strays = any(a.seq is not None and not segment.belongs(a.seq) for a in here)
+            if here and (strays or config.mode == "quarantine"):
+                mended.moved.append(put_aside(segment, aside / segment.path.name))
+            if here:
+                mended.removed += repair(segment)
+                mended_through.add(segment.through)
+                segment.unload()
+        for after, through in found.missing:
+            if through not in mended_through:
+                self._write_tombstone(after, through)
+        if self._end_is_missing:
+            self._segment(self.last_seq).open()
+        if config.mode == "quarantine":
+            for path in self._foreign_files():
+                self.disk.make_directory(aside)
+                shutil.move(path, aside)
+                mended.moved.append(str(aside / path.name))
+        if anomalies:
+            self.close()
+            self.open()
+        return mended
+
+    def _write_tombstone(self, base: int, through: int) -> Segment:
+        """Write a segment that stands for all between `base` and `through`."""
+        segment, line = self._segment(base), tombstone(through, base)
+        fd = self.disk.open(segment.temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+        try:
+            self.disk.write(fd, line, 0)
+            self.disk.sync(fd)
+        finally:
+            self.disk.close(fd)
+        self.disk.replace(segment.temporary, segment.path)
+        self.disk.sync_directory(self.path)
+        segment.through = through
+        return segment
+
+    # Compaction
+
+    def drop_hidden(self, hidden: Mapping[Kind, Hidden]) -> None:
+        """Remove segments in which all is hidden, and rewrite those in which some is."""
+        self._remove_leftovers()
+        run: list[Segment] = []
+        for segment in self.files(newest=False):
+            if segment.through is not None and _is_hidden(segment, segment.through, hidden):
+                run.append(segment)
+                continue
+            self._bury(run)
+            run = []
+            if not _is_visible(segment, hidden):
+                drop_hidden(segment, hidden)
+                self._was_rewritten(segment)
+        self._bury(run)
+
+    def _was_rewritten(self, segment: Segment) -> None:
+        if segment is self._segments[-1]:
+            self._records_in_last = segment.index.records
+        else:
+            segment.write_down()
+            segment.unload()
+
+    def _bury(self, run: Sequence[Segment]) -> None:
+        """Put a tombstone in the place of segments that follow one another."""
+        if not run or (len(run) == 1 and not run[0].totals().records):
+            return  # which is one already
+        first, through = run[0], run[-1].through
+        assert through is not None
+        self._leftovers = [first.sidecar]
+        self._remove_leftovers()
+        for segment in run:
+            segment.unload()
+        stone = self._write_tombstone(first.base, through)
+        # From here on the others count for nothing, whether they are still there or not.
+        position = self._segments.index(first)
+        self._segments[position : position + len(run)] = [stone]
+        self._loaded = [segment for segment in self._loaded if segment not in run]
+        self._leftovers = [path for each in run[1:] for path in (each.sidecar, each.path)]
+        self._remove_leftovers()
+
+
+def _note_missing(found: ScanResult, segment: Segment, before: Segment | None) -> None:
+    """Say what is wrong where records are missing before a segment."""
+    after = found.last_seq
+    missing = f"{after + 1} to {segment.base}" if segment.base > after + 1 else segment.base
+    if before is not None and before.lost_lines():
+        detail = f"missing before record {segment.base + 1}: {missing}"
+        found.anomalies.append(PersistenceAnomaly("gap", detail, str(before.path)))
+    else:
+        detail, place = f"there is no segment with the records {missing}", segment.path.parent
+        found.anomalies.append(PersistenceAnomaly("missing_segment", detail, str(place)))
+        found.missing.append((after, segment.base))
+
+
+def _is_hidden(segment: Segment, through: int, hidden: Mapping[Kind, Hidden]) -> bool:
+    """Return whether everything in a segment is hidden."""
+    totals = segment.totals()
+    return not totals.counts["other"] and all(
+        not totals.counts[kind] or through <= limit.through or totals.newest < limit.before
+        for kind, limit in hidden.items()
+    )
+
+
+def _is_visible(segment: Segment, hidden: Mapping[Kind, Hidden]) -> bool:
+    """Return whether nothing in a segment is hidden."""
+    totals = segment.totals()
+    return all(
+        not totals.counts[kind] or (segment.base >= limit.through and totals.oldest >= limit.before)
+        for kind, limit in hidden.items()
+    )

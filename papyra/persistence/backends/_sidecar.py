@@ -1,0 +1,122 @@
+"""The index of a sealed segment, kept beside it.
+
+It is a cache: whatever is wrong with it, the segment itself says what is in it. So nothing is
+synced here, and a file that does not match is as good as none.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from sys import byteorder
+from zlib import crc32
+
+import msgspec
+
+from papyra.persistence.backends._disk import Disk
+from papyra.persistence.backends._index import SparseIndex, Totals
+
+__all__ = ("Sidecar", "read_sidecar", "write_sidecar")
+
+#: Bytes of the line at the beginning, which says what the file holds, and is followed by the index.
+_HEAD_BYTES = 1024
+
+
+class _Head(msgspec.Struct):
+    """What is in the first line, behind its checksum."""
+
+    #: the segment's
+    size: int
+    modified_ns: int
+    counts: dict[str, int]
+    sizes: dict[str, int]
+    oldest: float | None
+    newest: float | None
+    block_bytes: int
+    index_bytes: int
+    index_crc: int
+    version: int = 1
+    order: str = byteorder
+
+
+@dataclass
+class Sidecar:
+    """What a sealed segment holds."""
+
+    path: Path
+    #: the segment's bytes, when this was written
+    size: int
+    #: when the segment was changed last, in nanoseconds
+    modified_ns: int
+    totals: Totals
+    _head: _Head
+
+    def matches(self, stat: os.stat_result) -> bool:
+        """Return whether it is about the segment as it is now."""
+        return (self.size, self.modified_ns) == (stat.st_size, stat.st_mtime_ns)
+
+    def index(self, disk: Disk) -> SparseIndex | None:
+        """Return the index, or `None` if it can't be read."""
+        head = self._head
+        with contextlib.suppress(OSError, ValueError):
+            data = _read(disk, self.path, head.index_bytes, _HEAD_BYTES)
+            if crc32(data) == head.index_crc:
+                return SparseIndex.load(data, self.totals, head.block_bytes)
+        return None
+
+
+def write_sidecar(disk: Disk, path: Path, index: SparseIndex, segment: os.stat_result) -> None:
+    """Write down the index of a segment. Raises `OSError`."""
+    data = index.dump()
+    empty = index.oldest > index.newest
+    head = msgspec.json.encode(
+        _Head(
+            segment.st_size,
+            segment.st_mtime_ns,
+            {str(content): count for content, count in index.counts.items()},
+            {str(content): size for content, size in index.sizes.items()},
+            None if empty else index.oldest,
+            None if empty else index.newest,
+            index.block_bytes,
+            len(data),
+            crc32(data),
+        )
+    )
+    line = (b"%08x %b" % (crc32(head), head)).ljust(_HEAD_BYTES - 1) + b"\n"
+    # Not in place of an older one, which a reader may just be reading.
+    disk.remove(path)
+    fd = disk.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    try:
+        disk.write(fd, line + data, 0)
+    finally:
+        disk.close(fd)
+
+
+def read_sidecar(disk: Disk, path: Path) -> Sidecar | None:
+    """Read what is said about a segment, but for the index itself; `None` if there is nothing."""
+    try:
+        line = _read(disk, path, _HEAD_BYTES, 0)
+        checksum, _, rest = line.rstrip().partition(b" ")
+        if checksum != b"%08x" % crc32(rest):
+            return None
+        head = msgspec.json.decode(rest, type=_Head)
+    except (OSError, msgspec.DecodeError):
+        return None
+    totals = Totals()
+    if head.version != 1 or head.order != byteorder or head.counts.keys() != totals.counts.keys():
+        return None
+    totals.counts.update({content: head.counts[content] for content in totals.counts})
+    totals.sizes.update({content: head.sizes[content] for content in totals.sizes})
+    if head.oldest is not None and head.newest is not None:
+        totals.oldest, totals.newest = head.oldest, head.newest
+    return Sidecar(path, head.size, head.modified_ns, totals, head)
+
+
+def _read(disk: Disk, path: Path, length: int, offset: int) -> bytes:
+    fd = disk.open(path, os.O_RDONLY)
+    try:
+        return disk.read(fd, length, offset)
+    finally:
+        disk.close(fd)

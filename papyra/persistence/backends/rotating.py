@@ -1,0 +1,74 @@
+"""Records in lines of JSON, in files that follow one another."""
+
+from __future__ import annotations
+
+import math
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import ClassVar
+
+from papyra.exceptions import InvalidPolicy
+from papyra.persistence.backends._files import FilePersistence, Fsync
+from papyra.persistence.backends._segments import SegmentLimits, Segments
+from papyra.persistence.backends.retention import RetentionPolicy
+
+__all__ = ("RotatingFilePersistence",)
+
+
+class RotatingFilePersistence(FilePersistence):
+    """Keep facts in files of lines of JSON, in a directory of their own.
+
+    The directory is made if it is not there. Its files, the segments, have the `seq` of their first
+    record for a name. A new one is begun with the record that would make the last one larger than
+    `max_segment_bytes`, give it more than `max_segment_records`, or make it span more than
+    `max_segment_age` seconds from its oldest record to its newest (by their own times, as Kafka's
+    ``log.roll.ms`` does it). Those before it are sealed: on the device, whatever `fsync` says, and
+    not changed but by a recovery or a compaction. A compaction removes segments in which everything
+    is hidden, and rewrites those in which some is.
+
+    Opening reads the last segment, and a read those in which something can be that it looks for.
+    What is in a sealed segment is kept beside it in a file ``.index``, which may be deleted at any
+    time. In memory are the indexes of at most nine segments, 1.6 MB each at most, and a kilobyte
+    for each of the others.
+
+    Everything else is as in `JsonFilePersistence`: `fsync`, one process that writes, `read_only`
+    for the others, and what a scan finds, with two things more: files that do not belong in the
+    directory, but for hidden ones, and segments that are missing.
+    """
+
+    name: ClassVar[str] = "rotating"
+
+    def __init__(
+        self,
+        directory: str | os.PathLike[str],
+        *,
+        max_segment_bytes: int = 64 * 1024 * 1024,
+        max_segment_records: int | None = None,
+        max_segment_age: float | None = None,
+        fsync: Fsync = "always",
+        retention_policy: RetentionPolicy | None = None,
+        clock: Callable[[], float] = time.time,
+        read_only: bool = False,
+    ) -> None:
+        if type(max_segment_bytes) is not int or max_segment_bytes < 1:
+            raise InvalidPolicy(f"max_segment_bytes is at least 1, not {max_segment_bytes!r}")
+        records, age = max_segment_records, max_segment_age
+        if records is not None and (type(records) is not int or records < 1):
+            raise InvalidPolicy(f"max_segment_records is at least 1, or None, not {records!r}")
+        if age is not None and (type(age) not in (int, float) or not 0 < age < math.inf):
+            raise InvalidPolicy(f"max_segment_age is seconds, more than 0, or None, not {age!r}")
+        super().__init__(
+            Segments(
+                Path(directory), SegmentLimits(max_segment_bytes, records, age), read_only=read_only
+            ),
+            fsync=fsync,
+            retention_policy=retention_policy,
+            clock=clock,
+        )
+
+    @property
+    def directory(self) -> Path:
+        """The directory."""
+        return self._journal.path
