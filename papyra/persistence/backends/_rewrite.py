@@ -13,7 +13,7 @@ from typing import NamedTuple, Self
 
 from papyra.exceptions import StoreError
 from papyra.persistence.backends._file import JournalFile, Run, ScanResult, decode
-from papyra.persistence.backends._index import Block, SparseIndex
+from papyra.persistence.backends._index import Block, SparseIndex, Totals
 from papyra.persistence.backends._line import (
     BadLine,
     Line,
@@ -24,7 +24,15 @@ from papyra.persistence.backends._line import (
 )
 from papyra.persistence.records import Kind, Record, kind_of
 
-__all__ = ("Hidden", "drop_hidden", "name_aside", "put_aside", "repair")
+__all__ = (
+    "Hidden",
+    "drop_hidden",
+    "is_hidden",
+    "is_visible",
+    "name_aside",
+    "put_aside",
+    "repair",
+)
 
 #: Bytes that are written at once.
 _CHUNK = 1024 * 1024
@@ -44,13 +52,15 @@ class Hidden(NamedTuple):
 
 
 def drop_hidden(journal: JournalFile, hidden: Mapping[Kind, Hidden]) -> None:
-    """Rewrite a file without the records that are hidden.
+    """Rewrite a file without the records that are hidden, if there are any.
 
     Lines that no record can be read from stay. Raises `StoreError` if there is damage, which would
     be lost from sight.
     """
     if journal.damaged:
         raise _damaged(journal)
+    if is_visible(journal.index, journal.base, hidden):
+        return
     with _Copy(journal) as copy:
         index = journal.index
         for number in range(len(index)):
@@ -60,9 +70,10 @@ def drop_hidden(journal: JournalFile, hidden: Mapping[Kind, Hidden]) -> None:
             lines = data.split(b"\n")
             if not lines.pop() and lines and are_whole(lines):
                 block, last_seq = index.block(number), seq_of(lines[-1])
-                if _is_hidden(block, last_seq, hidden):
+                base = block.first_seq - 1
+                if is_hidden(block, last_seq, hidden):
                     continue
-                if _is_visible(block, hidden) and copy.after == block.first_seq - 1:
+                if is_visible(block, base, hidden) and copy.after == base:
                     copy.add_block(data, block, last_seq)
                     continue
             for line in parse_lines(data, start):
@@ -207,21 +218,19 @@ def _ascending(journal: JournalFile) -> Iterator[Line]:
             yield line
 
 
-def _is_visible(block: Block, hidden: Mapping[Kind, Hidden]) -> bool:
-    """Return whether nothing in a block is hidden, and nothing is special about it."""
+def is_visible(totals: Totals | Block, base: int, hidden: Mapping[Kind, Hidden]) -> bool:
+    """Return whether no record is hidden of those that follow record `base`."""
     return all(
-        kind != "other"
-        and block.first_seq > hidden[kind].through
-        and block.oldest >= hidden[kind].before
-        for kind in block.counts
+        not totals.counts.get(kind) or (base >= limit.through and totals.oldest >= limit.before)
+        for kind, limit in hidden.items()
     )
 
 
-def _is_hidden(block: Block, last_seq: int, hidden: Mapping[Kind, Hidden]) -> bool:
-    """Return whether everything in a block is hidden."""
-    return all(
-        kind != "other" and (last_seq <= hidden[kind].through or block.newest < hidden[kind].before)
-        for kind in block.counts
+def is_hidden(totals: Totals | Block, last_seq: int, hidden: Mapping[Kind, Hidden]) -> bool:
+    """Return whether everything is hidden, up to `last_seq`."""
+    return not totals.counts.get("other") and all(
+        not totals.counts.get(kind) or last_seq <= limit.through or totals.newest < limit.before
+        for kind, limit in hidden.items()
     )
 
 

@@ -15,7 +15,15 @@ from papyra.persistence.backends._file import Advance, JournalFile, ScanResult
 from papyra.persistence.backends._index import Totals
 from papyra.persistence.backends._journal import Mended
 from papyra.persistence.backends._line import Line, head_length, parse_lines, tombstone
-from papyra.persistence.backends._rewrite import Hidden, drop_hidden, name_aside, put_aside, repair
+from papyra.persistence.backends._rewrite import (
+    Hidden,
+    drop_hidden,
+    is_hidden,
+    is_visible,
+    name_aside,
+    put_aside,
+    repair,
+)
 from papyra.persistence.backends._sidecar import Sidecar, read_sidecar, write_sidecar
 from papyra.persistence.records import Kind, Record
 from papyra.persistence.reports import PersistenceAnomaly, PersistenceRecoveryConfig
@@ -411,12 +419,12 @@ class Segments:
         self._remove_leftovers()
         run: list[Segment] = []
         for segment in self.files(newest=False):
-            if segment.through is not None and _is_hidden(segment, segment.through, hidden):
+            if segment.through is not None and is_hidden(segment.totals(), segment.through, hidden):
                 run.append(segment)
                 continue
             self._bury(run)
             run = []
-            if not _is_visible(segment, hidden):
+            if not is_visible(segment.totals(), segment.base, hidden):
                 drop_hidden(segment, hidden)
                 self._was_rewritten(segment)
         self._bury(run)
@@ -458,21 +466,3 @@ def _note_missing(found: ScanResult, segment: Segment, before: Segment | None) -
         detail, place = f"there is no segment with the records {missing}", segment.path.parent
         found.anomalies.append(PersistenceAnomaly("missing_segment", detail, str(place)))
         found.missing.append((after, segment.base))
-
-
-def _is_hidden(segment: Segment, through: int, hidden: Mapping[Kind, Hidden]) -> bool:
-    """Return whether everything in a segment is hidden."""
-    totals = segment.totals()
-    return not totals.counts["other"] and all(
-        not totals.counts[kind] or through <= limit.through or totals.newest < limit.before
-        for kind, limit in hidden.items()
-    )
-
-
-def _is_visible(segment: Segment, hidden: Mapping[Kind, Hidden]) -> bool:
-    """Return whether nothing in a segment is hidden."""
-    totals = segment.totals()
-    return all(
-        not totals.counts[kind] or (segment.base >= limit.through and totals.oldest >= limit.before)
-        for kind, limit in hidden.items()
-    )
