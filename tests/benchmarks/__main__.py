@@ -10,7 +10,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from tests.benchmarks.rows import ROWS, Loop, Options
+from tests.benchmarks.rows import ROWS
+from tests.benchmarks.table import Loop, Options
 
 LOOPS = [
     Loop("asyncio", "asyncio", {}),

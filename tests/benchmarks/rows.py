@@ -8,10 +8,7 @@ import subprocess
 import sys
 import time
 import uuid
-from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from collections.abc import Callable
 
 import anyio
 import msgspec
@@ -24,6 +21,8 @@ from papyra import Actor, ActorSystem
 from papyra.persistence import Append, PersistedEvent, PersistenceActor
 from papyra.persistence.backends.memory import InMemoryPersistence
 from papyra.testing import CheckedSystem, PersistenceProbe
+from tests.benchmarks.files import FILE_ROWS
+from tests.benchmarks.table import Loop, Options, Result, Row, compare
 from tests.benchmarks.workload import (
     START,
     bare_append_loop,
@@ -33,76 +32,7 @@ from tests.benchmarks.workload import (
     timed_tells,
 )
 
-__all__ = ("ROWS", "Loop", "Result", "Row")
-
-
-@dataclass(frozen=True)
-class Loop:
-    """An event loop to run on."""
-
-    name: str
-    backend: str
-    options: dict[str, Any]
-
-    def run(self, function: Callable[..., Awaitable[float]], *args: object) -> float:
-        """Return what `function` returns, on this loop."""
-        return anyio.run(function, *args, backend=self.backend, backend_options=self.options)
-
-
-@dataclass(frozen=True)
-class Result:
-    """What a row came to: one ratio for each repetition, and the figure behind the median."""
-
-    ratios: list[float]
-    subject: str
-
-    @property
-    def ratio(self) -> float:
-        """The median."""
-        return statistics.median(self.ratios)
-
-
-@dataclass(frozen=True)
-class Row:
-    """A subject, its reference, and the ratio that counts as done."""
-
-    name: str
-    reference: str
-    bar: float
-    at_most: bool
-    measure: Callable[[Loop, Options], Result]
-    needs_flights: bool = False
-
-    def meets_bar(self, result: Result) -> bool:
-        """Say whether the median is good enough."""
-        return result.ratio <= self.bar if self.at_most else result.ratio >= self.bar
-
-
-@dataclass(frozen=True)
-class Options:
-    """How much to measure."""
-
-    repeat: int
-    scale: float
-    flights: Path | None
-
-    def count(self, full: int) -> int:
-        """Return `full` scaled."""
-        return max(100, round(full * self.scale))
-
-
-def compare(
-    options: Options, count: int, reference: Callable[[], float], subject: Callable[[], float]
-) -> Result:
-    """Take turns, so that a noisy moment hits both; a ratio is speed over reference speed."""
-    ratios, subjects = [], []
-    for _ in range(options.repeat):
-        reference_seconds = reference()
-        seconds = subject()
-        ratios.append(reference_seconds / seconds)
-        subjects.append(seconds)
-    per_item = statistics.median(subjects) / count
-    return Result(ratios, f"{per_item * 1e6:.2f} µs")
+__all__ = ("ROWS",)
 
 
 # The hosted backend
@@ -425,6 +355,7 @@ ROWS = [
     Row("list_events(limit=10) at 1,000,000", "the same at 1,000", 1.5, True, reads(False)),
     Row("list_events(since) at 1,000,000", "the same at 1,000", 2, True, reads(True)),
     Row("resident bytes a record, less 32", "encoded bytes", 1.25, True, resident),
+    *FILE_ROWS,
     Row("a typical test, in CPU time", "the same with pykka", 0.5, False, typical_test),
     Row(
         "all flights, one actor per aircraft", "a bare append loop", 0.15, False, all_flights, True

@@ -12,6 +12,7 @@ import anyio
 import pytest
 
 from tests.persistence.appender import STORES
+from tests.persistence.killer import OPERATIONS
 
 KILLS = int(os.environ.get("PAPYRA_KILLS", "50"))
 ROOT = Path(__file__).parent.parent.parent
@@ -53,3 +54,21 @@ def test_a_killed_process_loses_nothing_that_was_acknowledged(
     for _ in range(max(1, KILLS // len(MODES) // len(STORES))):
         acknowledged = kill_while_it_appends(name, path, fsync, chance.randint(1, 60))
         assert anyio.run(look) >= acknowledged
+
+
+@pytest.mark.parametrize("operation", OPERATIONS)
+@pytest.mark.parametrize("name", STORES)
+def test_killed_at_any_step_it_leaves_the_old_store_or_the_new_one(
+    tmp_path: Path, name: str, operation: str
+) -> None:
+    command = [
+        sys.executable,
+        "-m",
+        "tests.persistence.killer",
+        name,
+        operation,
+        str(tmp_path / "x"),
+    ]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout) > 10

@@ -423,7 +423,7 @@ class JournalFile:
                 for line in parse_lines(data, offset):
                     record, wrong = self._judge(line, before, lost)
                     if isinstance(line, BadLine):
-                        lost += line.kind != "torn"  # which nobody was told was stored
+                        lost += _lost_with(line, before + lost)
                     else:
                         if self.belongs(line.seq):
                             before, lost = max(before, line.seq), 0
@@ -517,6 +517,15 @@ class JournalFile:
         """Return when the name of the file is on the device."""
         self.disk.sync_directory(self.parent)
         self._trusted = self._named = True
+
+
+def _lost_with(line: BadLine, last_seq: int) -> int:
+    """Return how many positions after `last_seq` go with a bad line."""
+    if line.kind == "torn":
+        return 0  # nobody was told that it was stored
+    if line.seq is not None and line.after == last_seq < line.seq:
+        return line.seq - last_seq  # those between had been taken out
+    return 1
 
 
 def decode(line: Line) -> tuple[Record | None, tuple[AnomalyKind, str] | None]:

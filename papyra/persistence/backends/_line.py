@@ -42,7 +42,10 @@ __all__ = (
 #: What this program writes, and the newest that it can read.
 VERSION = 1
 
-_HEAD = re.compile(rb'\{"crc":"([0-9a-f]{8})","v":(\d+),"seq":(\d+),(?:"after":(\d+),)?')
+_PLACE = re.compile(rb'"seq":(?P<seq>\d+),(?:"after":(?P<after>\d+),)?')
+#: Bytes within which the place of a record is said.
+_PLACE_END = 80
+_HEAD = re.compile(rb'\{"crc":"(?P<crc>[0-9a-f]{8})","v":(?P<version>\d+),' + _PLACE.pattern)
 #: Where the checksum begins and ends, and from where on it counts.
 _CRC, _CRC_END, _CHECKED = 8, 16, 18
 #: What is before and behind the checksum of a line of this version.
@@ -89,17 +92,20 @@ class BadLine(msgspec.Struct, frozen=True):
     detail: str
     offset: int
     data: bytes
-    #: what it says its position is, if it says so
+    #: what it says its position is, and the line before it, if it says so
     seq: int | None = None
+    after: int | None = None
 
 
 def make_lines(first_seq: int, after: int, records: Sequence[bytes]) -> list[bytes]:
     """Return a line for each encoded record; the first of them follows line `after`."""
-    lines: list[bytes] = []
-    append = lines.append
-    for seq, record in enumerate(records, first_seq):
-        checked = b'"v":1,"seq":%d,%b' % (seq, record[1:])
-        append(b'{"crc":"%08x",%b\n' % (crc32(checked), checked))
+    seqs = range(first_seq, first_seq + len(records))
+    checked = [
+        b'"v":1,"seq":%d,%b' % (seq, record[1:]) for seq, record in zip(seqs, records, strict=True)
+    ]
+    lines = [
+        b'{"crc":"%08x",%b\n' % pair for pair in zip(map(crc32, checked), checked, strict=True)
+    ]
     if lines and after != first_seq - 1:
         lines[0] = _make_line(first_seq, after, records[0], VERSION)
     return lines
@@ -127,7 +133,7 @@ def seq_of(line: bytes) -> int:
     """Return the position of a line that is whole."""
     head = _HEAD.match(line)
     assert head is not None
-    return int(head[3])
+    return int(head["seq"])
 
 
 def are_whole(lines: Sequence[bytes]) -> bool:
@@ -190,14 +196,14 @@ def parse_lines(data: bytes, offset: int) -> Iterator[Line | BadLine]:
 def _parse_rest(data: bytes, start: int, offset: int) -> Iterator[BadLine]:
     rest = data[start:]
     head = _HEAD.match(rest)
-    seq = int(head[3]) if head else None
+    seq = int(head["seq"]) if head else None
     yield BadLine("torn", "the file ends in the middle of a line", offset + start, rest, seq)
 
 
 def _parse(data: bytes, offset: int) -> Line | BadLine:
     head = _HEAD.match(data)
     if head is not None:
-        crc, version, seq, after = head.groups()
+        crc, version, seq, after = head.group("crc", "version", "seq", "after")
         if crc32(data[_CHECKED:-1]) == int(crc, 16):
             number = int(seq)
             before = number - 1 if after is None else int(after)
@@ -207,7 +213,11 @@ def _parse(data: bytes, offset: int) -> Line | BadLine:
 
 def _parse_bad(data: bytes, offset: int) -> BadLine:
     head = _HEAD.match(data)
+    place = head or _PLACE.search(data, 0, _PLACE_END)
+    seq = after = None
+    if place is not None:
+        seq = int(place["seq"])
+        after = seq - 1 if place["after"] is None else int(place["after"])
     if head is None:
-        return BadLine("corrupt", "this is no line of a Papyra journal", offset, data)
-    seq = int(head[3])
-    return BadLine("checksum", f"the line of record {seq} was changed", offset, data, seq)
+        return BadLine("corrupt", "this is no line of a Papyra journal", offset, data, seq, after)
+    return BadLine("checksum", f"the line of record {seq} was changed", offset, data, seq, after)
