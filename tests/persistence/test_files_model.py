@@ -19,6 +19,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from papyra.persistence import PersistenceRecoveryConfig, Read, Record
 from papyra.persistence.backends import _file, _index, page
 from papyra.persistence.backends._files import FilePersistence
+from papyra.persistence.backends._line import Line, parse_lines
 from papyra.persistence.backends.json import JsonFilePersistence
 from papyra.persistence.backends.retention import RetentionPolicy
 from papyra.persistence.backends.rotating import RotatingFilePersistence
@@ -84,7 +85,7 @@ class FileStore(RuleBasedStateMachine):
         self.store = self.make(self.path)
         self.is_open = True
         self.is_damaged = False
-        self.end_was_lost = False
+        self.numbers_are_unsure = False
 
     def teardown(self) -> None:
         if hasattr(self, "store"):
@@ -95,14 +96,14 @@ class FileStore(RuleBasedStateMachine):
     @rule(batch=st.lists(records, max_size=12))
     def append(self, batch: list[Record]) -> None:
         appended = self.run_in_loop(lambda: self.store.append(*batch))
-        if self.end_was_lost and batch:
-            # It may not be known any more how far the numbers had come.
+        if self.numbers_are_unsure and batch:
+            # What the damaged line said, it may say no more; or it may say a greater number.
             assert appended.first_seq > max([r.seq or 0 for r, _ in self.model.stored], default=0)
             self.model.last_seq = appended.first_seq - 1
-            self.end_was_lost = False
-        assert appended.first_seq == self.model.last_seq + 1 or self.end_was_lost
+            self.numbers_are_unsure = False
+        assert appended.first_seq == self.model.last_seq + 1 or self.numbers_are_unsure
         self.model.append(*batch)
-        assert appended.last_seq == self.model.last_seq or self.end_was_lost
+        assert appended.last_seq == self.model.last_seq or self.numbers_are_unsure
 
     @precondition(lambda self: self.is_open)
     @rule(query=reads)
@@ -154,14 +155,17 @@ class FileStore(RuleBasedStateMachine):
         seq = data.draw(st.sampled_from(seqs))
         self.run_in_loop(self.store.aclose)
         files = list(self.path.glob("*.ndjson")) if self.path.is_dir() else [self.path]
-        mark = b'"v":1,"seq":%d,' % seq
-        (path,) = (path for path in files if mark in path.read_bytes())
+        ((path, line),) = (
+            (path, line)
+            for path in files
+            for line in parse_lines(path.read_bytes(), 0)
+            if isinstance(line, Line) and line.seq == seq
+        )
         content = bytearray(path.read_bytes())
-        position = content.index(mark)
-        content[position + data.draw(st.integers(0, len(mark) + 20))] ^= 2
+        content[line.offset + data.draw(st.integers(0, line.body + 20))] ^= 2
         path.write_bytes(content)
         self.model.lose({seq})
-        self.end_was_lost |= seq == seqs[-1]
+        self.numbers_are_unsure = True
         self.is_damaged = True
         self.store = self.make(self.path)
         self.is_open = True

@@ -21,6 +21,7 @@ from papyra.persistence.backends._line import (
     BadLine,
     Line,
     decode_run,
+    head_length,
     make_lines,
     parse_lines,
 )
@@ -55,6 +56,8 @@ class Run(NamedTuple):
     records: Sequence[Record]
     #: bytes of each line
     lengths: list[int]
+    #: bytes of the first that say which line it follows
+    extra: int = 0
 
 
 @dataclass
@@ -149,7 +152,7 @@ class JournalFile:
     def _read_through(self) -> None:
         before = self._signature()
         self._index, self.end = SparseIndex(), 0
-        self._unindexed.clear()
+        self._unindexed, self._unindexed_records = [], 0
         found = ScanResult(tail_seq=self.base, last_seq=self.base)
         self._read_on(found)
         self.damaged = any(a.kind not in _HARMLESS for a in found.anomalies)
@@ -170,9 +173,10 @@ class JournalFile:
                     break  # nothing of it was acknowledged
                 case Line() as line, record if record is not None:
                     size, time = len(line.record), record.timestamp
-                    index.add(line.offset, line.seq, kind_of(record), time, size)
+                    index.add(line.offset, found.tail_seq, kind_of(record), time, size)
                 case line, _ if isinstance(line, BadLine) or not line.is_tombstone:
-                    index.add_other(line.offset, found.last_seq)
+                    # No record that follows has a lower number, whatever this line says of itself.
+                    index.add_other(line.offset, found.tail_seq + isinstance(line, BadLine))
             self.end = line.offset + len(line.data)
         self.last_seq, self._tail_seq = max(self.last_seq, found.last_seq), found.tail_seq
 
@@ -222,6 +226,8 @@ class JournalFile:
             first.first_seq,
             [record for run in runs for record in run.records],
             [length for run in runs for length in run.lengths],
+            # Only the first that is written to a file can follow another line than the last number.
+            first.extra,
         )
 
     @property
@@ -243,6 +249,7 @@ class JournalFile:
         before, as soon as that can be had.
         """
         lines = make_lines(first_seq, self._tail_seq, encoded)
+        extra = len(lines[0]) - len(encoded[0]) - head_length(first_seq)
         data = b"".join(lines)
         try:
             if not self._trusted:
@@ -255,7 +262,7 @@ class JournalFile:
         except OSError:
             self.discard()
             raise
-        self._written = Run(self.end, first_seq, records, list(map(len, lines)))
+        self._written = Run(self.end, first_seq, records, list(map(len, lines)), extra)
 
     def accept(self) -> None:
         """Let what was written last count."""
@@ -406,7 +413,7 @@ class JournalFile:
         what is there already. `start` is where a line begins.
         """
         before, lost = found.tail_seq, found.last_seq - found.tail_seq
-        number = 1
+        claimed, number = 0, 1
         for data, offset in self._chunks(start):
             lines = data.split(b"\n")
             last = lines.pop()
@@ -424,13 +431,16 @@ class JournalFile:
                     record, wrong = self._judge(line, before, lost)
                     if isinstance(line, BadLine):
                         lost += _lost_with(line, before + lost)
+                        if line.seq is not None and line.kind != "torn" and self.belongs(line.seq):
+                            claimed = max(claimed, line.seq)
                     else:
                         if self.belongs(line.seq):
                             before, lost = max(before, line.seq), 0
                         if not line.is_tombstone:
                             found.records += 1
                             found.bytes += len(line.data)
-                    found.tail_seq, found.last_seq = before, before + lost
+                    # No number is given twice: better one too many is taken for given.
+                    found.tail_seq, found.last_seq = before, max(before + lost, claimed)
                     if wrong is not None:
                         found.anomalies.append(self._anomaly(wrong, line, number))
                     number += 1
@@ -509,6 +519,7 @@ class JournalFile:
         with contextlib.suppress(OSError):
             self.close()
         self._fd, self._index, self.end = fd, index, end
+        self._unindexed, self._unindexed_records = [], 0
         self._clean, self._sync_failed, self._synced_end = True, False, end
         self._tail_seq, self._found_opening, self.damaged = self.last_seq, None, False
         self._trusted = self._named = False

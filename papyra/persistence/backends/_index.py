@@ -96,9 +96,17 @@ class SparseIndex(Totals):
         self.counts["other"] += 1
 
     def extend(
-        self, offset: int, first_seq: int, records: Sequence[Record], lengths: Sequence[int]
+        self,
+        offset: int,
+        first_seq: int,
+        records: Sequence[Record],
+        lengths: Sequence[int],
+        extra: int = 0,
     ) -> None:
-        """Take in a run of lines, numbered without a gap; `lengths` are their bytes."""
+        """Take in a run of lines, numbered without a gap; `lengths` are their bytes.
+
+        `extra` bytes in the first of them say which line it follows.
+        """
         starts = list(accumulate(lengths, initial=offset))
         position, count = 0, len(records)
         while position < count:
@@ -109,13 +117,14 @@ class SparseIndex(Totals):
             seqs = range(first_seq + position, first_seq + stop)
             if len(set(map(type, part))) == 1:
                 times = [record.timestamp for record in part]
-                size = starts[stop] - starts[position] - _heads(seqs)
+                size = starts[stop] - starts[position] - _heads(seqs) - extra
                 self._take(kind_of(part[0]), len(part), size, min(times), max(times))
             else:
                 for seq, record, length in zip(seqs, part, lengths[position:stop], strict=True):
-                    time, size = record.timestamp, length - head_length(seq)
+                    time, size = record.timestamp, length - head_length(seq) - extra
                     self._take(kind_of(record), 1, size, time, time)
-            position = stop
+                    extra = 0
+            position, extra = stop, 0
 
     def add_block(self, block: Block) -> None:
         """Take in a whole block of another file's index, moved to where its lines are now."""
