@@ -48,7 +48,7 @@ def test_supervision() -> None:
     ]
 
 
-@pytest.mark.parametrize("store", ["memory", "json"])
+@pytest.mark.parametrize("store", ["memory", "json", "rotating"])
 def test_testing(tmp_path: Path, store: str) -> None:
     """The project works where a newcomer has copied it to, on any store."""
     project = tmp_path / "shop"

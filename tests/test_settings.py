@@ -85,9 +85,12 @@ async def test_each_system_gets_a_fresh_store_if_nothing_is_configured() -> None
         ("PAPYRA_PERSISTENCE", "memory", "a value without a scheme"),
         ("PAPYRA_PERSISTENCE", "memory:/var/lib", "takes nothing after the colon"),
         ("PAPYRA_PERSISTENCE", "json:", "'json:' takes a path"),
-        ("PAPYRA_PERSISTENCE", "json://host/events.ndjson", "a file is 'json:///an/absolute"),
+        ("PAPYRA_PERSISTENCE", "json://host/events.ndjson", "a path is 'json:///an/absolute"),
         ("PAPYRA_PERSISTENCE", "json:a.ndjson?sync=no", "'json:' takes a path"),
         ("PAPYRA_PERSISTENCE", "json:a.ndjson?fsync=maybe", "fsync is one of always"),
+        ("PAPYRA_PERSISTENCE", "rotating:", "'rotating:' takes a path, and .fsync, max_segment"),
+        ("PAPYRA_PERSISTENCE", "rotating:a?max_segment_bytes=much", "invalid literal for int"),
+        ("PAPYRA_PERSISTENCE", "rotating:a?max_segment_records=0", "max_segment_records is at"),
         ("PAPYRA_SETTINGS_MODULE", "there_is_no_such_module", "can't be imported"),
     ],
 )
@@ -109,6 +112,18 @@ async def test_the_environment_may_name_a_file(
     async with ActorSystem() as system:
         await system.spawn(Echo).ask("x")
     assert path.read_text().count("\n") == 3
+
+
+async def test_the_environment_may_name_a_directory(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv(
+        "PAPYRA_PERSISTENCE", f"rotating://{tmp_path}/journal?fsync=no&max_segment_records=2"
+    )
+    async with ActorSystem() as system:
+        await system.spawn(Echo).ask("x")
+    segments = sorted((tmp_path / "journal").glob("*.ndjson"))
+    assert [path.read_text().count("\n") for path in segments] == [2, 1]
 
 
 def test_a_password_in_a_url_is_not_repeated(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,7 +13,8 @@ from papyra.persistence.backends.memory import InMemoryPersistence
 
 __all__ = ("PERSISTENCE_VARIABLE", "SETTINGS_MODULE_VARIABLE", "backend_from_url", "load_module")
 
-#: A store's URL, such as ``memory:`` or ``json:///var/lib/app/events.ndjson?fsync=everysec``.
+#: A store's URL, such as ``memory:``, ``json:///var/lib/app/events.ndjson?fsync=everysec`` or
+#: ``rotating:///var/lib/app/journal``.
 PERSISTENCE_VARIABLE = "PAPYRA_PERSISTENCE"
 #: The dotted name of a module with settings as its attributes.
 SETTINGS_MODULE_VARIABLE = "PAPYRA_SETTINGS_MODULE"
@@ -29,20 +30,49 @@ def _json(rest: str) -> PersistenceBackend:
     # When it is needed: it stands on what only POSIX has.
     from papyra.persistence.backends.json import JsonFilePersistence  # noqa: PLC0415
 
+    return _files("json", rest, JsonFilePersistence, {"fsync": str})
+
+
+def _rotating(rest: str) -> PersistenceBackend:
+    from papyra.persistence.backends.rotating import RotatingFilePersistence  # noqa: PLC0415
+
+    options: dict[str, Callable[[str], object]] = {
+        "fsync": str,
+        "max_segment_bytes": int,
+        "max_segment_records": int,
+        "max_segment_age": float,
+    }
+    return _files("rotating", rest, RotatingFilePersistence, options)
+
+
+def _files(
+    scheme: str,
+    rest: str,
+    make: Callable[..., PersistenceBackend],
+    options: Mapping[str, Callable[[str], object]],
+) -> PersistenceBackend:
+    """Return a backend on the path in a URL, with the options in its query."""
     path, _, query = rest.partition("?")
     if path.startswith("//") and not path.startswith("///"):
-        raise InvalidEnvironment("a file is 'json:///an/absolute/path' or 'json:a/relative/one'")
-    options = dict(parse_qsl(query, keep_blank_values=True))
+        raise InvalidEnvironment(
+            f"a path is '{scheme}:///an/absolute/path' or '{scheme}:a/relative/one'"
+        )
+    given = dict(parse_qsl(query, keep_blank_values=True))
     path = unquote(path.removeprefix("//"))
-    if not path or options.keys() - {"fsync"}:
-        raise InvalidEnvironment(f"'json:' takes a path, and ?fsync=..., not {rest!r}")
+    if not path or given.keys() - options.keys():
+        known = ", ".join(options)
+        raise InvalidEnvironment(f"'{scheme}:' takes a path, and ?{known}=..., not {rest!r}")
     try:
-        return JsonFilePersistence(path, **options)  # type: ignore[arg-type]
-    except InvalidPolicy as error:
+        return make(path, **{name: options[name](value) for name, value in given.items()})
+    except (InvalidPolicy, ValueError) as error:
         raise InvalidEnvironment(f"{PERSISTENCE_VARIABLE}: {error}") from error
 
 
-_SCHEMES: Mapping[str, Callable[[str], PersistenceBackend]] = {"memory": _memory, "json": _json}
+_SCHEMES: Mapping[str, Callable[[str], PersistenceBackend]] = {
+    "memory": _memory,
+    "json": _json,
+    "rotating": _rotating,
+}
 
 
 def backend_from_url(url: str) -> PersistenceBackend:

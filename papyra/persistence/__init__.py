@@ -30,6 +30,7 @@ from papyra.persistence.reports import (
     PersistenceRecoveryConfig,
     PersistenceRecoveryReport,
     PersistenceScanReport,
+    ScanProgress,
 )
 from papyra.persistence.startup import PersistenceStartupConfig
 
@@ -64,4 +65,5 @@ __all__ = (
     "Request",
     "ResetMetrics",
     "Scan",
+    "ScanProgress",
 )

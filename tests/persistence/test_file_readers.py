@@ -1,0 +1,225 @@
+"""Those who only read a store of files, and what a scan says on the way."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import anyio
+import pytest
+
+from papyra.exceptions import StoreError, StoreReadOnly
+from papyra.persistence import ScanProgress
+from papyra.persistence.backends._disk import Disk
+from papyra.persistence.backends._files import FilePersistence
+from papyra.persistence.backends.json import JsonFilePersistence
+from papyra.persistence.backends.retention import RetentionPolicy
+from papyra.persistence.backends.rotating import RotatingFilePersistence
+from tests.actors import event
+
+MakeStore = Callable[..., FilePersistence]
+
+
+@pytest.fixture(params=["json", "rotating"])
+def make(request: pytest.FixtureRequest, tmp_path: Path) -> MakeStore:
+    def make_store(**options: Any) -> FilePersistence:
+        options = {"fsync": "no"} | options
+        if request.param == "json":
+            return JsonFilePersistence(tmp_path / "store", **options)
+        return RotatingFilePersistence(tmp_path / "store", max_segment_records=10, **options)
+
+    return make_store
+
+
+async def numbers(store: FilePersistence) -> list[int]:
+    return [e.payload["order_id"] async for e in store.stream("event")]
+
+
+def snapshot(directory: Path) -> dict[Path, bytes]:
+    return {path: path.read_bytes() for path in directory.rglob("*") if path.is_file()}
+
+
+async def test_a_reader_sees_what_a_writer_has_written(make: MakeStore, tmp_path: Path) -> None:
+    async with make() as writer:
+        await writer.append(*map(event, range(1, 4)))
+        async with make(read_only=True) as reader:
+            assert await numbers(reader) == [1, 2, 3]
+            for first in range(4, 40, 5):
+                await writer.append(*map(event, range(first, first + 5)))
+                before = snapshot(tmp_path)
+                assert await numbers(reader) == list(range(1, first + 5))
+                assert (await reader.scan()).is_clean
+                assert reader.last_seq == first + 4
+                assert snapshot(tmp_path) == before
+            newest = await reader.list_events(limit=3)
+            assert [e.seq for e in newest] == [41, 42, 43]
+
+
+async def test_a_reader_goes_on_while_a_writer_compacts(make: MakeStore) -> None:
+    async with make(retention_policy=RetentionPolicy(max_records=5)) as writer:
+        await writer.append(*map(event, range(1, 36)))
+        async with make(read_only=True) as reader:
+            assert await numbers(reader) == list(range(1, 36))
+            await writer.compact()
+            assert await numbers(reader) == list(range(31, 36))
+            await writer.append(event(36))
+            assert await numbers(reader) == list(range(31, 37))
+            assert (await reader.scan()).is_clean
+
+
+async def test_a_reader_does_not_write(make: MakeStore, tmp_path: Path) -> None:
+    async with make() as writer:
+        await writer.append(event(1))
+    async with make(read_only=True) as reader:
+        for verb in (lambda: reader.append(event(2)), reader.recover, reader.compact):
+            with pytest.raises(StoreReadOnly, match="was opened to be read only"):
+                await verb()
+        await reader.flush()
+        assert await numbers(reader) == [1]
+
+
+async def test_a_reader_makes_no_store(make: MakeStore, tmp_path: Path) -> None:
+    with pytest.raises(StoreError, match="No such file or directory"):
+        await make(read_only=True).list_events()
+    assert list(tmp_path.iterdir()) == []
+
+
+async def test_a_scan_says_how_far_it_is(make: MakeStore) -> None:
+    async with make() as store:
+        # More than is read at once.
+        records = [event(n, payload={"order_id": n, "text": "x" * 9000}) for n in range(1, 101)]
+        await store.append(*records)
+        said: list[ScanProgress] = []
+        report = await store.scan(said.append)
+        assert report.is_clean
+        done = [progress.done for progress in said]
+        assert len(said) > 3
+        assert done == sorted(done)
+        assert {progress.total for progress in said} == {done[-1]}
+        assert done[-1] == report.bytes_scanned
+
+
+class Slow(Disk):
+    """Waits with each write until it is let go."""
+
+    def __init__(self) -> None:
+        self.begun, self.go_on = threading.Event(), threading.Event()
+
+    def write(self, fd: int, data: bytes | memoryview, offset: int) -> int:
+        self.begun.set()
+        assert self.go_on.wait(20)
+        return super().write(fd, data, offset)
+
+
+def test_what_asyncio_itself_cancels_is_stored_and_known_to_be(make: MakeStore) -> None:
+    async def main() -> None:
+        async with make() as store:
+            disk = store._journal.disk
+            disk.__class__ = Slow
+            assert isinstance(disk, Slow)
+            Slow.__init__(disk)
+            appending = asyncio.create_task(store.append(event(1)))
+            assert await asyncio.to_thread(disk.begun.wait, 20)
+            for _ in range(3):
+                appending.cancel()
+                await asyncio.sleep(0)
+            assert not appending.done(), "it waits for what it has begun"
+            disk.go_on.set()
+            # The reply is there; the cancellation strikes at what is awaited next.
+            await asyncio.wait([appending])
+            assert (await store.append(event(2))).first_seq == 2
+            assert await numbers(store) == [1, 2]
+
+    asyncio.run(main())
+
+
+def test_asyncio_timeouts_strike(make: MakeStore) -> None:
+    async def main() -> None:
+        async with make() as store:
+            disk = store._journal.disk
+            disk.__class__ = Slow
+            assert isinstance(disk, Slow)
+            Slow.__init__(disk)
+            asyncio.get_running_loop().call_later(0.05, disk.go_on.set)
+            with pytest.raises(TimeoutError):
+                async with asyncio.timeout(0.01):
+                    await store.append(event(1))
+                    await asyncio.sleep(20)
+            assert await numbers(store) == [1]
+
+    asyncio.run(main())
+
+
+def test_a_store_may_go_from_one_event_loop_to_another(make: MakeStore) -> None:
+    store = make()
+    for number in (1, 2, 3):
+        appended = anyio.run(store.append, event(number))
+        assert appended.first_seq == number
+    assert anyio.run(numbers, store, backend="trio") == [1, 2, 3]
+    anyio.run(store.aclose)
+
+
+def test_a_program_that_closes_nothing_can_end(tmp_path: Path) -> None:
+    code = """
+import anyio, sys
+from papyra.persistence import PersistedEvent
+from papyra.persistence.backends.json import JsonFilePersistence
+
+async def main():
+    store = JsonFilePersistence(sys.argv[1], fsync="everysec")
+    await store.append(PersistedEvent("s", "s/a", "A", {}, 1.0))
+
+anyio.run(main)
+"""
+    path = tmp_path / "events.ndjson"
+    subprocess.run([sys.executable, "-c", code, str(path)], check=True, timeout=30)
+    assert json.loads(path.read_text())["seq"] == 1
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can mount a file system")
+async def test_a_disk_that_is_full_and_freed_again(tmp_path: Path) -> None:
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", str(disk)], check=False
+    )
+    if mounted.returncode:
+        pytest.skip("this machine lets nobody mount anything")
+    try:
+        for store in (
+            JsonFilePersistence(disk / "events.ndjson"),
+            RotatingFilePersistence(disk / "journal", max_segment_bytes=20_000),
+        ):
+            ballast = disk / "ballast"
+            ballast.write_bytes(b"x" * 100_000)
+            stored: list[int] = []
+            refused: list[str] = []
+            async with store:
+                for number in range(1, 2000):
+                    record = event(number, payload={"order_id": number, "text": "x" * 200})
+                    try:
+                        await store.append(record)
+                        stored.append(number)
+                    except StoreError as error:
+                        refused.append(str(error))
+                    if len(refused) == 3:
+                        ballast.unlink(missing_ok=True)
+                    if len(refused) > 5:
+                        break
+                assert len(refused) == 6
+                assert all("No space left on device" in error for error in refused)
+                assert stored[-1] - len(stored) == 3, "once there was room it went on"
+                assert await numbers(store) == stored
+                assert (await store.scan()).is_clean
+            for path in sorted(disk.glob("**/*"), reverse=True):
+                if path.is_file():
+                    path.unlink()
+    finally:
+        subprocess.run(["umount", str(disk)], check=True)
