@@ -16,6 +16,8 @@ from tests.persistence.killer import OPERATIONS
 
 KILLS = int(os.environ.get("PAPYRA_KILLS", "50"))
 ROOT = Path(__file__).parent.parent.parent
+#: Kills until a new store is begun, as each of them looks at all that is there.
+KILLS_OF_A_STORE = 20
 MODES = ("always", "everysec", "no")
 
 
@@ -38,8 +40,6 @@ def kill_while_it_appends(name: str, path: Path, fsync: str, acknowledgements: i
 def test_a_killed_process_loses_nothing_that_was_acknowledged(
     tmp_path: Path, name: str, fsync: str
 ) -> None:
-    path = tmp_path / "store"
-
     async def look() -> int:
         async with STORES[name](path) as store:
             assert {a.kind for a in (await store.scan()).anomalies} <= {"torn"}
@@ -51,7 +51,8 @@ def test_a_killed_process_loses_nothing_that_was_acknowledged(
         return len(numbers)
 
     chance = random.Random(name + fsync)
-    for _ in range(max(1, KILLS // len(MODES) // len(STORES))):
+    for number in range(max(1, KILLS // len(MODES) // len(STORES))):
+        path = tmp_path / f"store-{number // KILLS_OF_A_STORE}"
         acknowledged = kill_while_it_appends(name, path, fsync, chance.randint(1, 60))
         assert anyio.run(look) >= acknowledged
 
