@@ -26,7 +26,7 @@ LAYERS: list[set[str]] = [
     {"persistence.backends.verbs"},
     {"persistence.backends.base"},
     {f"persistence.backends.{name}" for name in ("_line", "_disk", "_thread")},
-    {"persistence.backends._index"},
+    {"persistence.backends._index", "persistence.backends._walk"},
     {"persistence.backends._file"},
     {"persistence.backends._rewrite"},
     {"persistence.backends._journal"},

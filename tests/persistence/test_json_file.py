@@ -23,9 +23,10 @@ from papyra.persistence import (
 )
 from papyra.persistence.backends import _index
 from papyra.persistence.backends._disk import Disk
-from papyra.persistence.backends._file import JournalFile, ScanResult
+from papyra.persistence.backends._file import JournalFile
 from papyra.persistence.backends._line import _make_line
 from papyra.persistence.backends._rewrite import repair
+from papyra.persistence.backends._walk import ScanResult
 from papyra.persistence.backends.json import JsonFilePersistence
 from papyra.persistence.backends.retention import RetentionPolicy
 from tests.actors import Echo, event

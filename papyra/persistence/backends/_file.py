@@ -6,14 +6,10 @@ import contextlib
 import logging
 import os
 import threading
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from time import time
-from typing import NamedTuple, TypeAlias
 
-from papyra.exceptions import StoreError
-from papyra.persistence import codec
 from papyra.persistence.backends._disk import Disk
 from papyra.persistence.backends._index import SparseIndex
 from papyra.persistence.backends._line import (
@@ -25,10 +21,10 @@ from papyra.persistence.backends._line import (
     make_lines,
     parse_lines,
 )
+from papyra.persistence.backends._walk import Advance, Part, Run, ScanResult, decode, walk
 from papyra.persistence.records import Kind, Record, kind_of
-from papyra.persistence.reports import AnomalyKind, PersistenceAnomaly
 
-__all__ = ("Advance", "JournalFile", "Run", "ScanResult", "decode")
+__all__ = ("JournalFile",)
 
 logger = logging.getLogger("papyra")
 
@@ -43,36 +39,6 @@ _UNINDEXED = 1000
 _TIME_RESOLUTION = 0.02
 #: Anomalies that no rewriting hides: a torn end is not taken over, the other is.
 _HARMLESS = frozenset({"torn", "unknown_kind"})
-
-#: Is told of each number of bytes that was read.
-Advance: TypeAlias = Callable[[int], None]
-
-
-class Run(NamedTuple):
-    """Lines about which nothing is special: all there, all right, numbered without a gap."""
-
-    offset: int
-    first_seq: int
-    records: Sequence[Record]
-    #: bytes of each line
-    lengths: list[int]
-    #: bytes of the first that say which line it follows
-    extra: int = 0
-
-
-@dataclass
-class ScanResult:
-    """What a walk through a file found."""
-
-    records: int = 0
-    bytes: int = 0
-    #: the `seq` of the last line that can be read
-    tail_seq: int = 0
-    #: the greatest `seq` that was given: `tail_seq`, and one for each bad line behind it
-    last_seq: int = 0
-    anomalies: list[PersistenceAnomaly] = field(default_factory=list)
-    #: where whole segments are missing: the `seq` before, and their last
-    missing: list[tuple[int, int]] = field(default_factory=list)
 
 
 class JournalFile:
@@ -390,92 +356,30 @@ class JournalFile:
 
     def _chunks(self, start: int) -> Iterator[tuple[bytes, int]]:
         """Yield what follows `start`, cut where lines end, and where each piece begins."""
-        rest, offset, position = b"", start, start
+        begun: list[bytes] = []
+        offset = position = start
         while chunk := self.disk.read(self.fd, _CHUNK, position):
-            position += len(chunk)
-            data = rest + chunk
-            cut = data.rfind(b"\n") + 1
+            cut = chunk.rfind(b"\n") + 1
             if cut:
-                yield data[:cut], offset
-            rest = data[cut:]
-            offset += cut
-        if rest:
-            yield rest, offset
+                begun.append(chunk[:cut])
+                yield b"".join(begun), offset
+                begun, offset = [], position + cut
+            begun.append(chunk[cut:])
+            position += len(chunk)
+        if position > offset:
+            yield b"".join(begun), offset
 
     # Checking
 
     def walk(
         self, found: ScanResult, advance: Advance | None = None, start: int = 0
-    ) -> Iterator[Run | tuple[Line | BadLine, Record | None]]:
-        """Yield everything: runs of plain lines, and others with their record if it can be read.
-
-        What is there, and what is wrong with it, is noted in `found` on the way, going on from
-        what is there already. `start` is where a line begins.
-        """
-        before, lost = found.tail_seq, found.last_seq - found.tail_seq
-        claimed, number = 0, 1
-        for data, offset in self._chunks(start):
-            lines = data.split(b"\n")
-            last = lines.pop()
-            records = None if lost or last else decode_run(lines, before + 1)
-            if records is not None and self.belongs(before + len(records)):
-                run = Run(offset, before + 1, records, [len(line) + 1 for line in lines])
-                before += len(records)
-                number += len(records)
-                found.records += len(records)
-                found.bytes += len(data)
-                found.tail_seq = found.last_seq = before
-                yield run
-            else:
-                for line in parse_lines(data, offset):
-                    record, wrong = self._judge(line, before, lost)
-                    if isinstance(line, BadLine):
-                        lost += _lost_with(line, before + lost)
-                        if line.seq is not None and line.kind != "torn" and self.belongs(line.seq):
-                            claimed = max(claimed, line.seq)
-                    else:
-                        if self.belongs(line.seq):
-                            before, lost = max(before, line.seq), 0
-                        if not line.is_tombstone:
-                            found.records += 1
-                            found.bytes += len(line.data)
-                    # No number is given twice: better one too many is taken for given.
-                    found.tail_seq, found.last_seq = before, max(before + lost, claimed)
-                    if wrong is not None:
-                        found.anomalies.append(self._anomaly(wrong, line, number))
-                    number += 1
-                    yield line, record
-            if advance is not None:
-                advance(len(data))
+    ) -> Iterator[Part]:
+        """Yield everything that follows `start`, where a line begins; see `walk`."""
+        return walk(self._chunks(start), found, str(self.path), self.belongs, advance)
 
     def belongs(self, seq: int) -> bool:
         """Return whether this is the file for a record."""
         return self.base < seq and (self.through is None or seq <= self.through)
-
-    def _judge(
-        self, line: Line | BadLine, before: int, lost: int
-    ) -> tuple[Record | None, tuple[AnomalyKind, str] | None]:
-        """Return a line's record, and what is wrong with it after `before` and `lost` bad lines."""
-        if isinstance(line, BadLine):
-            return None, (line.kind, line.detail)
-        record, unreadable = decode(line)
-        if unreadable is not None:
-            return None, unreadable
-        if line.seq <= before:
-            return record, ("duplicate", f"record {line.seq} comes after record {before}")
-        if not self.belongs(line.seq):
-            return record, ("duplicate", f"record {line.seq} belongs into another segment")
-        # The records of bad lines are not missing besides.
-        if line.after > before + lost:
-            missing = f"{before + 1} to {line.after}" if line.after > before + 1 else line.after
-            return record, ("gap", f"missing before record {line.seq}: {missing}")
-        return record, None
-
-    def _anomaly(
-        self, wrong: tuple[AnomalyKind, str], line: Line | BadLine, number: int
-    ) -> PersistenceAnomaly:
-        kind, detail = wrong
-        return PersistenceAnomaly(kind, detail, str(self.path), line.offset, number, line.seq)
 
     def scan(self, found: ScanResult, advance: Advance | None = None) -> None:
         """Check every line, going on from what was found before this file; change nothing."""
@@ -528,24 +432,3 @@ class JournalFile:
         """Return when the name of the file is on the device."""
         self.disk.sync_directory(self.parent)
         self._trusted = self._named = True
-
-
-def _lost_with(line: BadLine, last_seq: int) -> int:
-    """Return how many positions after `last_seq` go with a bad line."""
-    if line.kind == "torn":
-        return 0  # nobody was told that it was stored
-    if line.seq is not None and line.after == last_seq < line.seq:
-        return line.seq - last_seq  # those between had been taken out
-    return 1
-
-
-def decode(line: Line) -> tuple[Record | None, tuple[AnomalyKind, str] | None]:
-    """Return the record of a line, or what keeps it from being read; neither of a tombstone."""
-    if line.version > VERSION:
-        return None, ("unknown_kind", f"written in version {line.version}; this reads {VERSION}")
-    if line.is_tombstone:
-        return None, None
-    try:
-        return codec.decode(line.record, line.seq), None
-    except StoreError as error:
-        return None, ("unknown_kind", str(error))

@@ -7,10 +7,11 @@ from collections.abc import Callable, Iterator
 from typing import ClassVar, Literal, TypeAlias, get_args
 
 from papyra.exceptions import InvalidPolicy, StoreReadOnly
-from papyra.persistence.backends._file import JournalFile, ScanResult
+from papyra.persistence.backends._file import JournalFile
 from papyra.persistence.backends._journal import Journal
 from papyra.persistence.backends._rewrite import Hidden
 from papyra.persistence.backends._thread import StoreThread
+from papyra.persistence.backends._walk import ScanResult
 from papyra.persistence.backends.base import Batch, Capabilities, PersistenceBackend
 from papyra.persistence.backends.page import collect_page
 from papyra.persistence.backends.retention import RetentionPolicy

@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Protocol
 
 from papyra.persistence.backends._disk import Disk, FileLock
-from papyra.persistence.backends._file import Advance, JournalFile, ScanResult
+from papyra.persistence.backends._file import JournalFile
 from papyra.persistence.backends._index import Totals
 from papyra.persistence.backends._rewrite import Hidden, drop_hidden, name_aside, put_aside, repair
+from papyra.persistence.backends._walk import Advance, ScanResult
 from papyra.persistence.records import Kind, Record
 from papyra.persistence.reports import PersistenceRecoveryConfig
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import NamedTuple, Self
 
 from papyra.exceptions import StoreError
-from papyra.persistence.backends._file import JournalFile, Run, ScanResult, decode
+from papyra.persistence.backends._file import JournalFile
 from papyra.persistence.backends._index import Block, SparseIndex, Totals
 from papyra.persistence.backends._line import (
     BadLine,
@@ -22,6 +22,7 @@ from papyra.persistence.backends._line import (
     seq_of,
     tombstone,
 )
+from papyra.persistence.backends._walk import Run, ScanResult, decode
 from papyra.persistence.records import Kind, Record, kind_of
 
 __all__ = (

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from papyra.persistence.backends._disk import Disk, FileLock
-from papyra.persistence.backends._file import Advance, JournalFile, ScanResult
+from papyra.persistence.backends._file import JournalFile
 from papyra.persistence.backends._index import Totals
 from papyra.persistence.backends._journal import Mended
 from papyra.persistence.backends._line import Line, head_length, parse_lines, tombstone
@@ -25,6 +25,7 @@ from papyra.persistence.backends._rewrite import (
     repair,
 )
 from papyra.persistence.backends._sidecar import Sidecar, read_sidecar, write_sidecar
+from papyra.persistence.backends._walk import Advance, ScanResult
 from papyra.persistence.records import Kind, Record
 from papyra.persistence.reports import PersistenceAnomaly, PersistenceRecoveryConfig
 
