@@ -21,6 +21,7 @@ from papyra.persistence.backends._disk import Disk
 from papyra.persistence.backends._journal import Journal, OneFile
 from papyra.persistence.backends._rewrite import Hidden
 from papyra.persistence.backends._segments import SegmentLimits, Segments
+from papyra.persistence.backends.base import Batch
 from papyra.persistence.records import KINDS, Kind
 from papyra.persistence.reports import PersistenceRecoveryConfig
 from tests.actors import event
@@ -67,7 +68,7 @@ def open_journal(name: str, path: Path, disk: Disk) -> Journal:
 
 def append(journal: Journal, first_seq: int, count: int) -> None:
     records = [event(number) for number in range(first_seq, first_seq + count)]
-    journal.append(first_seq, records, codec.encode(records), sync=True)
+    journal.append(Batch(first_seq, records, codec.encode(records)), lambda: None, sync=True)
 
 
 def numbers(journal: Journal) -> list[tuple[int | None, int]]:

@@ -2,40 +2,23 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import os
 import subprocess
 import sys
-import threading
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import anyio
 import pytest
 
 from papyra.exceptions import StoreError, StoreReadOnly
 from papyra.persistence import ScanProgress
-from papyra.persistence.backends._disk import Disk
 from papyra.persistence.backends._files import FilePersistence
 from papyra.persistence.backends.json import JsonFilePersistence
 from papyra.persistence.backends.retention import RetentionPolicy
 from papyra.persistence.backends.rotating import RotatingFilePersistence
 from tests.actors import event
-
-MakeStore = Callable[..., FilePersistence]
-
-
-@pytest.fixture(params=["json", "rotating"])
-def make(request: pytest.FixtureRequest, tmp_path: Path) -> MakeStore:
-    def make_store(**options: Any) -> FilePersistence:
-        options = {"fsync": "no"} | options
-        if request.param == "json":
-            return JsonFilePersistence(tmp_path / "store", **options)
-        return RotatingFilePersistence(tmp_path / "store", max_segment_records=10, **options)
-
-    return make_store
+from tests.persistence.conftest import MakeStore
 
 
 async def numbers(store: FilePersistence) -> list[int]:
@@ -104,57 +87,6 @@ async def test_a_scan_says_how_far_it_is(make: MakeStore) -> None:
         assert done == sorted(done)
         assert {progress.total for progress in said} == {done[-1]}
         assert done[-1] == report.bytes_scanned
-
-
-class Slow(Disk):
-    """Waits with each write until it is let go."""
-
-    def __init__(self) -> None:
-        self.begun, self.go_on = threading.Event(), threading.Event()
-
-    def write(self, fd: int, data: bytes | memoryview, offset: int) -> int:
-        self.begun.set()
-        assert self.go_on.wait(20)
-        return super().write(fd, data, offset)
-
-
-def test_what_asyncio_itself_cancels_is_stored_and_known_to_be(make: MakeStore) -> None:
-    async def main() -> None:
-        async with make() as store:
-            disk = store._journal.disk
-            disk.__class__ = Slow
-            assert isinstance(disk, Slow)
-            Slow.__init__(disk)
-            appending = asyncio.create_task(store.append(event(1)))
-            assert await asyncio.to_thread(disk.begun.wait, 20)
-            for _ in range(3):
-                appending.cancel()
-                await asyncio.sleep(0)
-            assert not appending.done(), "it waits for what it has begun"
-            disk.go_on.set()
-            # The reply is there; the cancellation strikes at what is awaited next.
-            await asyncio.wait([appending])
-            assert (await store.append(event(2))).first_seq == 2
-            assert await numbers(store) == [1, 2]
-
-    asyncio.run(main())
-
-
-def test_asyncio_timeouts_strike(make: MakeStore) -> None:
-    async def main() -> None:
-        async with make() as store:
-            disk = store._journal.disk
-            disk.__class__ = Slow
-            assert isinstance(disk, Slow)
-            Slow.__init__(disk)
-            asyncio.get_running_loop().call_later(0.05, disk.go_on.set)
-            with pytest.raises(TimeoutError):
-                async with asyncio.timeout(0.01):
-                    await store.append(event(1))
-                    await asyncio.sleep(20)
-            assert await numbers(store) == [1]
-
-    asyncio.run(main())
 
 
 def test_a_store_may_go_from_one_event_loop_to_another(make: MakeStore) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 from collections.abc import Callable, Iterator
 from typing import ClassVar, Literal, TypeAlias, get_args
@@ -10,7 +11,7 @@ from papyra.exceptions import InvalidPolicy, StoreReadOnly
 from papyra.persistence.backends._file import JournalFile
 from papyra.persistence.backends._journal import Journal
 from papyra.persistence.backends._rewrite import Hidden
-from papyra.persistence.backends._thread import StoreThread
+from papyra.persistence.backends._thread import Claim, StoreThread
 from papyra.persistence.backends._walk import ScanResult
 from papyra.persistence.backends.base import Batch, Capabilities, PersistenceBackend
 from papyra.persistence.backends.page import collect_page
@@ -51,12 +52,20 @@ class FilePersistence(PersistenceBackend):
         journal: Journal,
         *,
         fsync: Fsync,
+        call_timeout: float | None,
         retention_policy: RetentionPolicy | None,
         clock: Callable[[], float],
     ) -> None:
         super().__init__(retention_policy=retention_policy, clock=clock)
         if fsync not in get_args(Fsync):
             raise InvalidPolicy(f"fsync is one of {', '.join(get_args(Fsync))}, not {fsync!r}")
+        if call_timeout is not None and (
+            type(call_timeout) not in (int, float) or not 0 < call_timeout < math.inf
+        ):
+            raise InvalidPolicy(
+                f"call_timeout is seconds, more than 0, or None, not {call_timeout!r}"
+            )
+        self._call_timeout = call_timeout
         self._journal = journal
         self._lock = journal.lock()
         self._fsync: Fsync = fsync
@@ -76,21 +85,24 @@ class FilePersistence(PersistenceBackend):
         if self._closing is not None:
             self._closing.set()
         try:
-            await self._thread.run(self._journal.close)
-        finally:
-            self._thread.stop()
-            self._lock.release()
+            await self._thread.run(self._close_journal)
+        except TimeoutError:
+            # The lock is held until nothing can be written any more.
+            self._thread.stop(self._close_journal)
+            raise
+        self._thread.stop()
 
     async def _append(self, batch: Batch) -> None:
         self._must_write()
-        await self._thread.run(self._write_batch, batch)
+        claim, timeout = Claim(), self._call_timeout
+        await self._thread.run(self._write_batch, batch, claim, timeout=timeout, claim=claim)
 
     async def _flush(self) -> None:
         if not self._journal.read_only:
-            await self._thread.run(self._journal.sync)
+            await self._thread.run(self._journal.sync, timeout=self._call_timeout)
 
     async def _read(self, request: Read) -> Page:
-        return await self._thread.run(self._read_page, request)
+        return await self._thread.run(self._read_page, request, timeout=self._call_timeout)
 
     async def _scan(self, request: Scan) -> PersistenceScanReport:
         return self._report(await self._thread.run(self._scan_journal, request.progress))
@@ -131,13 +143,18 @@ class FilePersistence(PersistenceBackend):
             )
             syncing.start()
 
+    def _close_journal(self) -> None:
+        try:
+            self._journal.close()
+        finally:
+            self._lock.release()
+
     def _sync_every_second(self, closing: threading.Event) -> None:
         while not closing.wait(SYNC_INTERVAL):
             self._journal.sync_in_background()
 
-    def _write_batch(self, batch: Batch) -> None:
-        sync = self._fsync == "always"
-        self._journal.append(batch.first_seq, batch.records, batch.encoded, sync=sync)
+    def _write_batch(self, batch: Batch, claim: Claim) -> None:
+        self._journal.append(batch, claim.or_raise, sync=self._fsync == "always")
 
     def _refresh(self) -> None:
         """See what another process has written, if this one does not write."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
@@ -12,7 +12,8 @@ from papyra.persistence.backends._file import JournalFile
 from papyra.persistence.backends._index import Totals
 from papyra.persistence.backends._rewrite import Hidden, drop_hidden, name_aside, put_aside, repair
 from papyra.persistence.backends._walk import Advance, ScanResult
-from papyra.persistence.records import Kind, Record
+from papyra.persistence.backends.base import Batch
+from papyra.persistence.records import Kind
 from papyra.persistence.reports import PersistenceRecoveryConfig
 
 __all__ = ("Journal", "Mended", "OneFile")
@@ -64,10 +65,11 @@ class Journal(Protocol):
         """Close everything that is open."""
         ...
 
-    def append(
-        self, first_seq: int, records: Sequence[Record], encoded: Sequence[bytes], *, sync: bool
-    ) -> None:
-        """Write lines for these records, and sync them; all, or, raising, none of them."""
+    def append(self, batch: Batch, claim: Callable[[], None], *, sync: bool) -> None:
+        """Write lines for these records, and sync them; all, or, raising, none of them.
+
+        `claim` is called before they count. It may raise `OSError`: then they don't.
+        """
         ...
 
     def sync(self) -> None:
@@ -140,12 +142,16 @@ class OneFile:
         """Close the file."""
         self._file.close()
 
-    def append(
-        self, first_seq: int, records: Sequence[Record], encoded: Sequence[bytes], *, sync: bool
-    ) -> None:
+    def append(self, batch: Batch, claim: Callable[[], None], *, sync: bool) -> None:
         """Write lines with one write, and sync them with one sync."""
-        self._file.write(first_seq, records, encoded, sync=sync)
-        self._file.accept()
+        file = self._file
+        file.write(batch.first_seq, batch.records, batch.encoded, sync=sync)
+        try:
+            claim()
+        except OSError:
+            file.discard()
+            raise
+        file.accept()
 
     def sync(self) -> None:
         """Return when everything is on the device."""

@@ -6,7 +6,7 @@ import contextlib
 import os
 import re
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,6 +26,7 @@ from papyra.persistence.backends._rewrite import (
 )
 from papyra.persistence.backends._sidecar import Sidecar, read_sidecar, write_sidecar
 from papyra.persistence.backends._walk import Advance, ScanResult
+from papyra.persistence.backends.base import Batch
 from papyra.persistence.records import Kind, Record
 from papyra.persistence.reports import PersistenceAnomaly, PersistenceRecoveryConfig
 
@@ -219,13 +220,12 @@ class Segments:
 
     # Writing
 
-    def append(
-        self, first_seq: int, records: Sequence[Record], encoded: Sequence[bytes], *, sync: bool
-    ) -> None:
+    def append(self, batch: Batch, claim: Callable[[], None], *, sync: bool) -> None:
         """Write lines, into a new segment where one is full.
 
         A segment is synced before another one follows it.
         """
+        first_seq, records, encoded = batch.first_seq, batch.records, batch.encoded
         self._remove_leftovers()
         last = segment = self._segments[-1]
         begun: list[Segment] = []
@@ -246,6 +246,7 @@ class Segments:
                     sync=sync or more_follows,
                 )
                 in_last += stop - start
+            claim()
         except OSError:
             for unused in begun:
                 unused.unload()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 import queue
 import sys
 import threading
@@ -14,9 +15,28 @@ import anyio
 
 from papyra._signal import Signal, signals_of_this_loop
 
-__all__ = ("StoreThread",)
+__all__ = ("Claim", "StoreThread")
 
 ResultT = TypeVar("ResultT")
+
+
+class Claim:
+    """Decides which comes first: that a call does what counts, or that nobody waits any more."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._is_taken = False
+
+    def take(self) -> bool:
+        """Return True for whoever is the first."""
+        with self._lock:
+            was_taken, self._is_taken = self._is_taken, True
+        return not was_taken
+
+    def or_raise(self) -> None:
+        """Go on only if somebody still waits: otherwise raise `TimeoutError`."""
+        if not self.take():
+            raise TimeoutError("nobody waits for this any more")
 
 
 class _Call(Generic[ResultT]):
@@ -42,6 +62,24 @@ class _Call(Generic[ResultT]):
         self.finished = True
         self.done.set()
 
+    async def wait(self, timeout: float) -> None:
+        """Wait until it is finished, or for so many seconds, whatever is cancelled meanwhile."""
+        was_cancelled = False
+        with anyio.CancelScope(shield=True, deadline=anyio.current_time() + timeout) as scope:
+            while not self.finished:
+                try:
+                    await self.done.wait()
+                except asyncio.CancelledError:
+                    self.done = signals_of_this_loop()()
+                    if scope.cancel_called:
+                        raise
+                    # By asyncio itself, which knows no shields.
+                    was_cancelled = True
+        if was_cancelled:
+            task = cast("asyncio.Task[Any]", asyncio.current_task())
+            task.uncancel()
+            task.cancel()  # so that it strikes at what is awaited next
+
 
 class StoreThread:
     """Makes calls in a thread of its own, one after the other.
@@ -52,22 +90,34 @@ class StoreThread:
 
     def __init__(self, name: str) -> None:
         self._calls: queue.SimpleQueue[_Call[Any] | None] = queue.SimpleQueue()
+        self._given_up: _Call[Any] | None = None
         # A daemon: an application that never closes its store can end all the same.
         threading.Thread(target=self._work, name=name, daemon=True).start()
 
-    async def run(self, function: Callable[..., ResultT], *args: object) -> ResultT:
+    async def run(
+        self,
+        function: Callable[..., ResultT],
+        *args: object,
+        timeout: float | None = None,
+        claim: Claim | None = None,
+    ) -> ResultT:
         """Return what `function` returns, once it has.
 
         Whoever is cancelled meanwhile waits for it all the same, and gets the result: what was
-        stored must be known to be.
+        stored must be known to be. Raises `TimeoutError` when it takes longer than `timeout`
+        seconds, unless it has taken its `claim` by then; and at once, as long as a call that was
+        given up so is not at its end.
         """
+        if self._given_up is not None and not self._given_up.finished:
+            raise TimeoutError("the store has not yet answered what it was asked before")
         call = _Call(lambda: function(*args))
         self._calls.put(call)
-        try:
-            with anyio.CancelScope(shield=True):
-                await call.done.wait()
-        except asyncio.CancelledError:
-            await self._insist(call)
+        await call.wait(math.inf if timeout is None else timeout)
+        if not call.finished:
+            if claim is None or claim.take():
+                self._given_up = call
+                raise TimeoutError(f"the store has not answered for {timeout:g} seconds")
+            await call.wait(math.inf)
         if call.error is not None:
             try:
                 raise call.error
@@ -75,20 +125,10 @@ class StoreThread:
                 del call  # which the traceback holds that it holds
         return call.result
 
-    async def _insist(self, call: _Call[Any]) -> None:
-        """Wait on, cancelled by asyncio itself, which knows no shields; then be cancelled."""
-        while not call.finished:
-            call.done = signals_of_this_loop()()
-            try:
-                await call.done.wait()
-            except asyncio.CancelledError:
-                continue
-        task = cast("asyncio.Task[Any]", asyncio.current_task())
-        task.uncancel()
-        task.cancel()
-
-    def stop(self) -> None:
-        """Let the thread end after the calls it was given."""
+    def stop(self, at_last: Callable[[], object] | None = None) -> None:
+        """Let the thread end after what it was given, and after one call that nobody awaits."""
+        if at_last is not None:
+            self._calls.put(_Call(at_last))
         self._calls.put(None)
 
     def _work(self) -> None:

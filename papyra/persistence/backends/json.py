@@ -24,6 +24,10 @@ class JsonFilePersistence(FilePersistence):
     the process, but not always the machine. Of a commit that nobody was told about, a crash may
     leave a beginning.
 
+    An append, a read or a flush that takes longer than `call_timeout` seconds, as on a network disk
+    that is gone, fails with a `StoreError`; what such an append may still write does not count.
+    Until the disk answers, everything else fails at once.
+
     One backend at a time has the file open: another one, in this process or in any other, gets
     `BackendInUse`, which names the process. With `read_only` there is no such limit: it takes no
     lock, changes nothing, sees what was written whenever it reads, and raises `StoreReadOnly` when
@@ -39,6 +43,7 @@ class JsonFilePersistence(FilePersistence):
         path: str | os.PathLike[str],
         *,
         fsync: Fsync = "always",
+        call_timeout: float | None = 30.0,
         retention_policy: RetentionPolicy | None = None,
         clock: Callable[[], float] = time.time,
         read_only: bool = False,
@@ -46,6 +51,7 @@ class JsonFilePersistence(FilePersistence):
         super().__init__(
             OneFile(Path(path), read_only=read_only),
             fsync=fsync,
+            call_timeout=call_timeout,
             retention_policy=retention_policy,
             clock=clock,
         )

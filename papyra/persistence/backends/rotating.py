@@ -33,9 +33,9 @@ class RotatingFilePersistence(FilePersistence):
     time. In memory are the indexes of at most nine segments, 1.6 MB each at most, and a kilobyte
     for each of the others.
 
-    Everything else is as in `JsonFilePersistence`: `fsync`, one process that writes, `read_only`
-    for the others, and what a scan finds, with two things more: files that do not belong in the
-    directory, but for hidden ones, and segments that are missing.
+    Everything else is as in `JsonFilePersistence`: `fsync`, `call_timeout`, one process that
+    writes, `read_only` for the others, and what a scan finds, with two things more: files that do
+    not belong in the directory, but for hidden ones, and segments that are missing.
     """
 
     name: ClassVar[str] = "rotating"
@@ -48,6 +48,7 @@ class RotatingFilePersistence(FilePersistence):
         max_segment_records: int | None = None,
         max_segment_age: float | None = None,
         fsync: Fsync = "always",
+        call_timeout: float | None = 30.0,
         retention_policy: RetentionPolicy | None = None,
         clock: Callable[[], float] = time.time,
         read_only: bool = False,
@@ -64,6 +65,7 @@ class RotatingFilePersistence(FilePersistence):
                 Path(directory), SegmentLimits(max_segment_bytes, records, age), read_only=read_only
             ),
             fsync=fsync,
+            call_timeout=call_timeout,
             retention_policy=retention_policy,
             clock=clock,
         )
