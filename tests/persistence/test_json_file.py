@@ -24,7 +24,7 @@ from papyra.persistence import (
 from papyra.persistence.backends import _index
 from papyra.persistence.backends._disk import Disk
 from papyra.persistence.backends._file import JournalFile
-from papyra.persistence.backends._line import _make_line
+from papyra.persistence.backends._line import _make_line, make_lines
 from papyra.persistence.backends._rewrite import repair
 from papyra.persistence.backends._walk import ScanResult
 from papyra.persistence.backends.json import JsonFilePersistence
@@ -98,6 +98,12 @@ async def test_a_system_keeps_its_facts_in_a_file(path: Path) -> None:
             await system.spawn(Echo, name="echo").ask("x")
     types = [getattr(record, "event_type", "audit") for record in await stored(path)]
     assert types == ["ActorStarted", "ActorStopped", "audit"] * 2
+
+
+def test_a_line_says_which_it_follows_if_that_is_not_the_one_before() -> None:
+    first, second = map(json.loads, make_lines(7, 4, codec.encode([event(1), event(2)])))
+    assert (first["seq"], first["after"]) == (7, 4)
+    assert (second["seq"], second.get("after")) == (8, None)
 
 
 # Damage

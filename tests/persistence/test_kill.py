@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import random
 import subprocess
@@ -51,7 +52,7 @@ def test_a_killed_process_loses_nothing_that_was_acknowledged(
         return len(numbers)
 
     chance = random.Random(name + fsync)
-    for number in range(max(1, KILLS // len(MODES) // len(STORES))):
+    for number in range(math.ceil(KILLS / len(MODES) / len(STORES))):
         path = tmp_path / f"store-{number // KILLS_OF_A_STORE}"
         acknowledged = kill_while_it_appends(name, path, fsync, chance.randint(1, 60))
         assert anyio.run(look) >= acknowledged
