@@ -106,6 +106,29 @@ def test_a_line_says_which_it_follows_if_that_is_not_the_one_before() -> None:
     assert (second["seq"], second.get("after")) == (8, None)
 
 
+def test_bytes_are_those_of_the_records_whatever_else_is_in_their_lines(path: Path) -> None:
+    journal = JournalFile(path, Disk())
+
+    def append(numbers: range) -> None:
+        records = [event(number) for number in numbers]
+        journal.write(numbers[0], records, codec.encode(records), sync=False)
+        journal.accept()
+
+    # Behind a line that is damaged, one says that it follows the one before that.
+    append(range(1, 12))
+    lines = path.read_bytes().splitlines(keepends=True)
+    path.write_bytes(b"".join(lines[:-1]) + lines[-1].replace(b"shop", b"chop"))
+    journal.close()
+    journal = JournalFile(path, Disk())
+    journal.open()
+    assert (journal.last_seq, journal.index.records) == (11, 10)
+    append(range(12, 15))
+    assert b'"seq":12,"after":10,' in path.read_bytes()
+    sound = [event(number) for number in (*range(1, 11), *range(12, 15))]
+    assert journal.index.record_bytes == sum(map(len, codec.encode(sound)))
+    journal.close()
+
+
 # Damage
 
 
