@@ -116,6 +116,8 @@ def test_bytes_are_those_of_the_records_whatever_else_is_in_their_lines(path: Pa
 
     # Behind a line that is damaged, one says that it follows the one before that.
     append(range(1, 12))
+    sound = [event(number) for number in range(1, 12)]
+    assert journal.index.record_bytes == sum(map(len, codec.encode(sound)))
     lines = path.read_bytes().splitlines(keepends=True)
     path.write_bytes(b"".join(lines[:-1]) + lines[-1].replace(b"shop", b"chop"))
     journal.close()
