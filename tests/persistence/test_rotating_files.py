@@ -450,6 +450,28 @@ async def test_what_was_to_be_dropped_is_dropped_later(directory: Path) -> None:
     assert await anomalies(directory) == []
 
 
+async def test_what_was_dropped_and_put_back_is_not_removed(
+    directory: Path, tmp_path: Path
+) -> None:
+    await fill(directory, 45)
+    backup = tmp_path / "backup"
+    shutil.copytree(directory, backup)
+    async with open_store(directory, retention_policy=RetentionPolicy(max_records=15)) as store:
+        await store.compact()
+    path = path_of(directory, 11)
+    assert not path.exists()
+    shutil.copy2(backup / path.name, path)
+    assert await anomalies(directory) == ["foreign_file"]
+    assert await stored(directory) == list(range(31, 46))
+    assert path.exists()
+    config = PersistenceRecoveryConfig("quarantine", str(tmp_path / "aside"))
+    async with open_store(directory) as store:
+        report = await store.recover(config)
+        assert report.scan.is_clean
+        (aside,) = report.quarantined
+        assert Path(aside).read_bytes() == (backup / path.name).read_bytes()
+
+
 async def test_a_damaged_segment_is_not_compacted(directory: Path) -> None:
     await fill(directory, 45)
     path = path_of(directory, 31)

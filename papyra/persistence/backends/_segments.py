@@ -124,6 +124,8 @@ class Segments:
         self._loaded: list[Segment] = []
         #: files that count for nothing, and are removed before anything is written
         self._leftovers: list[Path] = []
+        #: segments that a compaction had removed, and somebody has put there again
+        self._put_back: list[Path] = []
         self._records_in_last = 0
         #: whether a segment followed the last one, and is not there any more
         self._end_is_missing = False
@@ -173,26 +175,24 @@ class Segments:
             elif match is not None and match[2] == "ndjson.new":
                 self._leftovers.append(self.path / name)
         segments: list[Segment] = []
-        buried = 0
+        buried, buried_at = 0, 0
+        self._put_back = []
         for base in bases:
             segment = self._segment(base)
-            # What a tombstone stands for was to be removed, and maybe that did not come to its end.
             if base < buried:
-                self._leftovers += [segment.sidecar, segment.path]
+                # What a tombstone stands for was to be removed, and maybe that did not come to its
+                # end. But if somebody has put it there since, it is not ours to remove.
+                if segment.path.stat().st_ctime_ns > buried_at:
+                    self._put_back.append(segment.path)
+                else:
+                    self._leftovers += [segment.sidecar, segment.path]
                 continue
             if segments:
                 segments[-1].through = base
             segments.append(segment)
-            buried = max(buried, self._buried_by(segment))
+            if through := _buried_by(segment):
+                buried, buried_at = through, segment.path.stat().st_ctime_ns
         return segments
-
-    def _buried_by(self, segment: Segment) -> int:
-        """Return up to where a segment that holds a tombstone alone stands for others."""
-        if segment.path.stat().st_size <= _TOMBSTONE_BYTES:
-            lines = list(parse_lines(segment.path.read_bytes(), 0))
-            if len(lines) == 1 and isinstance(lines[0], Line) and lines[0].is_tombstone:
-                return lines[0].seq
-        return 0
 
     def refresh(self) -> None:
         """Take in what another process has written since."""
@@ -358,13 +358,16 @@ class Segments:
             found.anomalies.append(PersistenceAnomaly("missing_segment", detail, str(self.path)))
         for path in self._foreign_files():
             detail = "this is no file of a Papyra journal"
+            if path in self._put_back:
+                detail = "a compaction has removed the records of this segment"
             found.anomalies.append(PersistenceAnomaly("foreign_file", detail, str(path)))
         return found
 
     def _foreign_files(self) -> list[Path]:
         names = self.disk.list(self.path)
         known = _NAME.fullmatch
-        return [self.path / name for name in names if not known(name) and name[0] != "."]
+        foreign = [self.path / name for name in names if not known(name) and name[0] != "."]
+        return foreign + self._put_back
 
     def recover(self, config: PersistenceRecoveryConfig) -> Mended:
         """Rewrite the segments that are damaged, and stand tombstones for those that are gone.
@@ -455,6 +458,15 @@ class Segments:
         self._loaded = [segment for segment in self._loaded if segment not in run]
         self._leftovers = [path for each in run[1:] for path in (each.sidecar, each.path)]
         self._remove_leftovers()
+
+
+def _buried_by(segment: Segment) -> int:
+    """Return up to where a segment that holds a tombstone alone stands for others; or 0."""
+    if segment.path.stat().st_size <= _TOMBSTONE_BYTES:
+        lines = list(parse_lines(segment.path.read_bytes(), 0))
+        if len(lines) == 1 and isinstance(lines[0], Line) and lines[0].is_tombstone:
+            return lines[0].seq
+    return 0
 
 
 def _note_missing(found: ScanResult, segment: Segment, before: Segment | None) -> None:
