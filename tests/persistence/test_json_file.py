@@ -286,6 +286,27 @@ async def test_compaction_leaves_a_store_that_scans_clean(path: Path) -> None:
     assert afters[-1] is None
 
 
+@pytest.mark.parametrize("damage", [b'"order_id":9', b'{"crc"'])
+async def test_a_number_is_not_given_again_when_its_line_is_damaged(
+    path: Path, damage: bytes
+) -> None:
+    async with open_store(path, retention_policy=RetentionPolicy(max_records=1)) as store:
+        await store.append(event(1), AUDIT, *map(event, range(3, 10)))
+        await store.compact()
+    audit, last = path.read_bytes().splitlines(keepends=True)
+    damaged = last.replace(damage, damage[:-1] + b"x")
+    # Whether it is the last line, or another one follows it.
+    path.write_bytes(audit + damaged)
+    async with open_store(path) as store:
+        assert (await store.append(event(10))).first_seq == 10
+        assert len((await store.scan()).anomalies) == 1
+    path.write_bytes(audit + last)
+    async with open_store(path) as store:
+        await store.append(event(10))
+    path.write_bytes(path.read_bytes().replace(last, damaged))
+    assert len(await kinds_of_anomalies(path)) == 1
+
+
 async def test_what_an_unfinished_rewriting_left_is_removed(path: Path) -> None:
     await fill(path)
     left = path.with_name("events.ndjson.new")
