@@ -32,6 +32,8 @@ logger = logging.getLogger("papyra")
 _CHUNK = 256 * 1024
 #: Bytes that are written at once.
 _WRITE_CHUNK = 1024 * 1024
+#: Lines of a block that are decoded at first.
+_DECODED = 16
 #: Records that may be stored and not be in the index yet.
 _UNINDEXED = 1000
 #: Seconds that must lie between the last change of a file and a look at it, so that the file's time
@@ -323,20 +325,36 @@ class JournalFile:
 
     # Reading
 
-    def records(self, block: int) -> Iterator[tuple[Record, int]]:
-        """Yield the records in a block that can be read, each with the bytes of its line."""
+    def records(self, block: int, *, newest: bool = False) -> Iterator[tuple[Record, int]]:
+        """Yield the records in a block that can be read, each with the bytes of its line.
+
+        The oldest come first, or the newest. They are decoded as they are taken: more and more at
+        once, as whoever takes ten may well take them all.
+        """
         data, start = self.read_block(block)
         lines = data.split(b"\n")
         lines.pop()
-        run = decode_run(lines, self.index.first_seq(block))
-        if run is not None:
-            yield from zip(run, [len(line) + 1 for line in lines], strict=True)
-            return
-        for line in parse_lines(data, start):
-            if isinstance(line, Line):
-                record, _ = decode(line)
-                if record is not None:
-                    yield record, len(line.data)
+        first_seq, step, rest = self.index.first_seq(block), _DECODED, range(len(lines))
+        while rest:
+            part, others = (rest[-step:], rest[:-step]) if newest else (rest[:step], rest[step:])
+            some = lines[part.start : part.stop]
+            run = decode_run(some, first_seq + part.start)
+            if run is None:
+                break
+            found = list(zip(run, [len(line) + 1 for line in some], strict=True))
+            yield from reversed(found) if newest else found
+            step, rest = step * 4, others
+        if rest:
+            # Something is special about one of them: they are looked at one by one.
+            special = b"".join(line + b"\n" for line in lines[rest.start : rest.stop])
+            found = [
+                (record, len(line.data))
+                for line in parse_lines(special, start)
+                if isinstance(line, Line)
+                for record in [decode(line)[0]]
+                if record is not None
+            ]
+            yield from reversed(found) if newest else found
 
     def lines(self, block: int, kind: Kind) -> Iterator[Line]:
         """Yield the good lines of a kind in a block."""

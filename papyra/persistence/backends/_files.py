@@ -175,8 +175,7 @@ class FilePersistence(PersistenceBackend):
         until = _FOREVER if request.until is None else request.until
         for file in self._files_between(kind, after, before, since, until, newest=newest):
             for block in file.index.blocks(kind, after, before, since, until, newest):
-                found = list(file.records(block))
-                for record, size in reversed(found) if newest else found:
+                for record, size in file.records(block, newest=newest):
                     seq = record.seq or 0
                     if (
                         kind_of(record) == kind

@@ -33,9 +33,9 @@ __all__ = (
     "are_whole",
     "decode_run",
     "head_length",
+    "last_seq_in",
     "make_lines",
     "parse_lines",
-    "seq_of",
     "tombstone",
 )
 
@@ -129,11 +129,10 @@ def head_length(seq: int) -> int:
     return _CHECKED + len(b'"v":1,"seq":%d,' % seq)  # and a newline, but for the brace
 
 
-def seq_of(line: bytes) -> int:
-    """Return the position of a line that is whole."""
-    head = _HEAD.match(line)
-    assert head is not None
-    return int(head["seq"])
+def last_seq_in(data: bytes) -> int | None:
+    """Return the position of the last line, if that is whole."""
+    line = _parse(data[data.rfind(b"\n", 0, -1) + 1 :], 0)
+    return line.seq if isinstance(line, Line) and data.endswith(b"\n") else None
 
 
 def are_whole(lines: Sequence[bytes]) -> bool:

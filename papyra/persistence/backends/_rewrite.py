@@ -17,9 +17,8 @@ from papyra.persistence.backends._index import Block, SparseIndex, Totals
 from papyra.persistence.backends._line import (
     BadLine,
     Line,
-    are_whole,
+    last_seq_in,
     parse_lines,
-    seq_of,
     tombstone,
 )
 from papyra.persistence.backends._walk import Run, ScanResult, decode
@@ -65,16 +64,20 @@ def drop_hidden(journal: JournalFile, hidden: Mapping[Kind, Hidden]) -> None:
     with _Copy(journal) as copy:
         index = journal.index
         for number in range(len(index)):
+            block = index.block(number)
+            base = block.first_seq - 1
+            is_last = number + 1 == len(index)
+            through = journal.last_seq if is_last else index.first_seq(number + 1) - 1
+            if is_hidden(block, through, hidden):
+                continue
             data, start = journal.read_block(number)
             if len(data) != sum(index.extent(number, journal.end)) - 2 * start:
                 raise _damaged(journal)
-            lines = data.split(b"\n")
-            if not lines.pop() and lines and are_whole(lines):
-                block, last_seq = index.block(number), seq_of(lines[-1])
-                base = block.first_seq - 1
-                if is_hidden(block, last_seq, hidden):
-                    continue
-                if is_visible(block, base, hidden) and copy.after == base:
+            if is_visible(block, base, hidden) and copy.after == base:
+                # As it is, with whatever may have happened to it since it was looked at: a scan
+                # will tell.
+                last_seq = last_seq_in(data)
+                if last_seq is not None:
                     copy.add_block(data, block, last_seq)
                     continue
             for line in parse_lines(data, start):
