@@ -302,3 +302,33 @@ async def test_what_is_acknowledged_was_synced_and_what_is_renamed_too(tmp_path:
         disk.calls.clear()
         await store.compact()
         assert disk.calls == ["write", "sync", "replace", "sync_directory"]
+
+
+class NoNames(Recording):
+    """Can't sync directories while it is told so."""
+
+    fails = False
+
+    def sync_directory(self, path: Path) -> None:
+        if self.fails:
+            raise OSError(errno.EIO, "the device is gone")
+        super().sync_directory(path)
+
+
+async def test_nothing_is_written_under_a_name_that_a_crash_could_take_back(tmp_path: Path) -> None:
+    store = JsonFilePersistence(
+        tmp_path / "events.ndjson", retention_policy=RetentionPolicy(max_records=2)
+    )
+    disk = store._journal.disk = NoNames()
+    async with store:
+        await store.append(*map(event, range(1, 6)))
+        disk.fails = True
+        with pytest.raises(StoreError, match=r"compaction failed: .*the device is gone"):
+            await store.compact()
+        with pytest.raises(StoreError, match=r"write failed: .*the device is gone"):
+            await store.append(event(6))
+        disk.fails = False
+        disk.calls.clear()
+        assert (await store.append(event(6))).first_seq == 6
+        assert disk.calls.index("sync_directory") < disk.calls.index("write")
+        assert [e.seq for e in await store.list_events()] == [5, 6]

@@ -324,6 +324,50 @@ async def test_what_was_just_appended_is_counted_once_after_a_recovery(path: Pat
         assert (report.records_before, report.records_after) == (6, 5)
 
 
+class CountingDisk(Disk):
+    """Counts what is read."""
+
+    def __init__(self) -> None:
+        self.reads = 0
+
+    def read(self, fd: int, length: int, offset: int) -> bytes:
+        self.reads += 1
+        return super().read(fd, length, offset)
+
+
+async def test_what_opening_has_read_the_first_scan_need_not_read_again(path: Path) -> None:
+    await fill(path)
+    os.utime(path, (1.0, 1.0))
+    store = open_store(path)
+    disk = store._journal.disk = CountingDisk()
+    async with store:
+        counts = [disk.reads]
+        for _ in range(3):
+            report = await store.scan()
+            assert (report.records_scanned, report.is_clean) == (5, True)
+            counts.append(disk.reads)
+    assert counts[0] == counts[1] < counts[2] < counts[3]
+
+
+@pytest.mark.parametrize("how", ["as anybody does it", "at the same time", "by appending"])
+async def test_what_was_changed_since_is_read_again(path: Path, how: str) -> None:
+    await fill(path)
+    # Changed long ago, or only just; the clock of a file system may be late or early.
+    os.utime(path, (1.0, 1.0) if how != "at the same time" else (2.0**32, 2.0**32))
+    before = path.stat()
+    async with open_store(path) as store:
+        if how == "by appending":
+            await store.append(event(7))
+            assert (await store.scan()).records_scanned == 6
+        else:
+            path.write_bytes(path.read_bytes().replace(b"shop", b"chop", 1))
+        if how == "at the same time":
+            # As coarse as that clock is, this can be.
+            os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+        if how != "by appending":
+            assert not (await store.scan()).is_clean
+
+
 async def test_what_an_unfinished_rewriting_left_is_removed(path: Path) -> None:
     await fill(path)
     left = path.with_name("events.ndjson.new")
