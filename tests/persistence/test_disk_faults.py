@@ -332,3 +332,27 @@ async def test_nothing_is_written_under_a_name_that_a_crash_could_take_back(tmp_
         assert (await store.append(event(6))).first_seq == 6
         assert disk.calls.index("sync_directory") < disk.calls.index("write")
         assert [e.seq for e in await store.list_events()] == [5, 6]
+
+
+async def test_a_segment_is_on_the_device_before_another_follows_it(tmp_path: Path) -> None:
+    disk = Recording()
+
+    def open_store() -> RotatingFilePersistence:
+        store = RotatingFilePersistence(tmp_path, max_segment_records=3, fsync="no")
+        store._journal.disk = disk
+        return store
+
+    async with open_store() as store:
+        await store.append(event(1))
+        disk.calls.clear()
+        # Two of them into the first segment, and the third into one that is new.
+        await store.append(event(2), event(3), event(4))
+        assert disk.calls[:4] == ["write", "sync", "sync_directory", "write"]
+        await store.append(event(5), event(6))
+    store = open_store()
+    assert len(await store.list_events()) == 6
+    # Whether what another process has written is on the device, this one can't know.
+    disk.calls.clear()
+    await store.append(event(7))
+    assert disk.calls[:3] == ["sync", "sync_directory", "write"]
+    await store.aclose()
