@@ -272,6 +272,21 @@ async def test_a_damaged_store_is_not_compacted(path: Path) -> None:
     assert sorted(path.parent.iterdir()) == [path, path.with_name("events.ndjson.lock")]
 
 
+async def test_what_is_missing_is_not_hidden_by_a_compaction(path: Path) -> None:
+    lines = await fill(path, 100)
+    policy = RetentionPolicy(max_records=60)
+    # Before it was opened, and since.
+    path.write_bytes(b"".join([*lines[:50], *lines[51:]]))
+    async with open_store(path, retention_policy=policy) as store:
+        with pytest.raises(StoreError, match="recover it before compacting it"):
+            await store.compact()
+    path.write_bytes(b"".join(lines))
+    async with open_store(path, retention_policy=policy) as store:
+        os.truncate(path, len(b"".join(lines[:80])))
+        with pytest.raises(StoreError, match="recover it before compacting it"):
+            await store.compact()
+
+
 async def test_compaction_leaves_a_store_that_scans_clean(path: Path) -> None:
     async with open_store(path, retention_policy=RetentionPolicy(max_records=2)) as store:
         for number in range(1, 20):
