@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -14,9 +13,7 @@ import pytest
 from papyra.exceptions import StoreError, StoreReadOnly
 from papyra.persistence import ScanProgress
 from papyra.persistence.backends._files import FilePersistence
-from papyra.persistence.backends.json import JsonFilePersistence
 from papyra.persistence.backends.retention import RetentionPolicy
-from papyra.persistence.backends.rotating import RotatingFilePersistence
 from tests.actors import event
 from tests.persistence.conftest import MakeStore
 
@@ -113,45 +110,3 @@ anyio.run(main)
     path = tmp_path / "events.ndjson"
     subprocess.run([sys.executable, "-c", code, str(path)], check=True, timeout=30)
     assert json.loads(path.read_text())["seq"] == 1
-
-
-@pytest.mark.skipif(os.geteuid() != 0, reason="only root can mount a file system")
-async def test_a_disk_that_is_full_and_freed_again(tmp_path: Path) -> None:
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", str(disk)], check=False
-    )
-    if mounted.returncode:
-        pytest.skip("this machine lets nobody mount anything")
-    try:
-        for store in (
-            JsonFilePersistence(disk / "events.ndjson"),
-            RotatingFilePersistence(disk / "journal", max_segment_bytes=20_000),
-        ):
-            ballast = disk / "ballast"
-            ballast.write_bytes(b"x" * 100_000)
-            stored: list[int] = []
-            refused: list[str] = []
-            async with store:
-                for number in range(1, 2000):
-                    record = event(number, payload={"order_id": number, "text": "x" * 200})
-                    try:
-                        await store.append(record)
-                        stored.append(number)
-                    except StoreError as error:
-                        refused.append(str(error))
-                    if len(refused) == 3:
-                        ballast.unlink(missing_ok=True)
-                    if len(refused) > 5:
-                        break
-                assert len(refused) == 6
-                assert all("No space left on device" in error for error in refused)
-                assert stored[-1] - len(stored) == 3, "once there was room it went on"
-                assert await numbers(store) == stored
-                assert (await store.scan()).is_clean
-            for path in sorted(disk.glob("**/*"), reverse=True):
-                if path.is_file():
-                    path.unlink()
-    finally:
-        subprocess.run(["umount", str(disk)], check=True)

@@ -329,6 +329,17 @@ async def test_a_number_is_not_given_again_when_its_line_is_damaged(
     assert await kinds_of_anomalies(path) == found
 
 
+async def test_a_block_behind_a_hole_says_which_line_it_follows(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_index, "BLOCK_BYTES", 300)  # of two records
+    async with open_store(path, retention_policy=RetentionPolicy(max_records=6)) as store:
+        await store.append(*map(event, range(1, 21)))
+        await store.compact()
+        assert (await store.scan()).is_clean
+        assert [e.seq for e in await store.list_events()] == list(range(15, 21))
+
+
 async def test_what_was_just_appended_is_counted_once_after_a_recovery(path: Path) -> None:
     lines = await fill(path)
     path.write_bytes(b"".join([lines[0], b"xx\n", *lines[2:]]))
