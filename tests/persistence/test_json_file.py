@@ -13,7 +13,7 @@ import msgspec
 import pytest
 
 from papyra import ActorSystem
-from papyra.exceptions import InvalidPolicy, StoreError
+from papyra.exceptions import InvalidPolicy, StoreDamaged, StoreError
 from papyra.persistence import (
     PersistedAudit,
     PersistedDeadLetter,
@@ -197,6 +197,41 @@ async def test_damages_are_told_apart(path: Path) -> None:
     assert await found(one, newer, three, *others) == ["checksum"]
 
 
+@pytest.mark.parametrize("text", ["hello", "hello\nworld", "{}", '{"crc'[1:], "\0\0x"])
+async def test_a_file_of_somebody_else_is_left_as_it_is(path: Path, text: str) -> None:
+    path.write_text(text)
+    with pytest.raises(StoreDamaged, match=r"corrupt: this is no line of a Papyra journal"):
+        async with ActorSystem(persistence=open_store(path)):
+            pytest.fail("it started")
+    assert path.read_text() == text
+    # Asked to, it goes on behind what is there.
+    async with open_store(path) as store:
+        await store.append(event(1))
+        assert [e.payload["order_id"] for e in await store.list_events()] == [1]
+    assert path.read_text().startswith(text)
+    assert [r.seq for r in await stored(path)] == [text.count("\n") + 2]
+
+
+async def test_room_that_was_not_written_to_is_torn(path: Path) -> None:
+    lines = await fill(path)
+    for rest in (bytes(5000), lines[0][:30] + bytes(100)):
+        path.write_bytes(b"".join(lines) + rest)
+        assert await kinds_of_anomalies(path) == ["torn"]
+        async with ActorSystem(persistence=open_store(path)):
+            pass
+        assert await kinds_of_anomalies(path) == []
+
+
+async def test_a_last_line_that_was_changed_is_not_taken_for_torn(path: Path) -> None:
+    lines = await fill(path)
+    data = b"".join(lines)
+    for position in range(len(data) - len(lines[-1]), len(data)):
+        damaged = bytearray(data)
+        damaged[position] ^= 4
+        path.write_bytes(damaged)
+        assert (await kinds_of_anomalies(path))[0] in ("checksum", "corrupt"), position
+
+
 async def test_an_anomaly_says_where_it_is(path: Path) -> None:
     lines = await fill(path)
     lines[2] = lines[2].replace(b"shop/order-1", b"shop/order-2")
@@ -213,7 +248,7 @@ async def test_a_scan_changes_nothing_and_a_torn_end_is_cut_when_something_is_wr
 ) -> None:
     lines = await fill(path)
     # Longer than what is written over it.
-    path.write_bytes(b"".join(lines) + b'{"v":1,"seq":6,"crc":"' + b"x" * 1000)
+    path.write_bytes(b"".join(lines) + b'{"crc":"12345678","v":1,"seq":6,' + b"x" * 1000)
     before = path.read_bytes()
     async with open_store(path) as store:
         await store.scan()

@@ -194,9 +194,16 @@ def parse_lines(data: bytes, offset: int) -> Iterator[Line | BadLine]:
 
 def _parse_rest(data: bytes, start: int, offset: int) -> Iterator[BadLine]:
     rest = data[start:]
-    head = _HEAD.match(rest)
-    seq = int(head["seq"]) if head else None
-    yield BadLine("torn", "the file ends in the middle of a line", offset + start, rest, seq)
+    # What a crash leaves of a line is its beginning, or room that nothing was written to yet.
+    # Anything else has not been written by this program, and is not its to cut off; nor is a line
+    # that is there to its end, but for another byte in place of the newline.
+    is_begun = rest.startswith(_OPENING[: len(rest)]) or not rest.strip(b"\0")
+    if is_begun and isinstance(_parse(rest[:-1] + b"\n", offset), BadLine):
+        head = _HEAD.match(rest)
+        seq = int(head["seq"]) if head else None
+        yield BadLine("torn", "the file ends in the middle of a line", offset + start, rest, seq)
+    else:
+        yield _parse_bad(rest, offset + start)
 
 
 def _parse(data: bytes, offset: int) -> Line | BadLine:
