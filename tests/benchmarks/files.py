@@ -31,7 +31,7 @@ from papyra.persistence.backends.json import JsonFilePersistence
 from papyra.persistence.backends.retention import RetentionPolicy
 from papyra.persistence.backends.rotating import RotatingFilePersistence
 from tests.benchmarks.table import Loop, Options, Result, Row, compare
-from tests.benchmarks.workload import build
+from tests.benchmarks.workload import ask_from_tasks, build
 
 __all__ = ("FILE_ROWS",)
 
@@ -118,16 +118,7 @@ async def timed_tells(kind: str, count: int) -> float:
 
 async def timed_asks(kind: str, count: int, tasks: int) -> float:
     async def work(ref: Any) -> None:
-        async def ask(numbers: range) -> None:
-            for number in numbers:
-                await ref.ask(Append(build(number)))
-
-        if tasks == 1:
-            await ask(range(count))
-        else:
-            async with anyio.create_task_group() as group:
-                for task in range(tasks):
-                    group.start_soon(ask, range(task, count, tasks))
+        await ask_from_tasks(ref, count, tasks)
 
     return await hosted(work, kind, "always")
 
@@ -151,26 +142,22 @@ def ask_one(kind: str) -> Callable[[Loop, Options], Result]:
     return measure
 
 
-def ask_256(loop: Loop, options: Options) -> Result:
-    count = options.count(500)
-    many = count * 64
-    return compare(
-        options,
-        many,
-        lambda: loop.run(timed_asks, "json", count, 1) * many / count,
-        lambda: loop.run(timed_asks, "json", many, 256),
-    )
+def ask_256(reference: Callable[[Loop, int], float]) -> Callable[[Loop, Options], Result]:
+    def measure(loop: Loop, options: Options) -> Result:
+        count = options.count(500)
+        many = count * 64
+        return compare(
+            options,
+            many,
+            lambda: reference(loop, count) * many / count,
+            lambda: loop.run(timed_asks, "json", many, 256),
+        )
+
+    return measure
 
 
-def ask_against_sqlite(loop: Loop, options: Options) -> Result:
-    count = options.count(500)
-    many = count * 64
-    return compare(
-        options,
-        many,
-        lambda: sqlite_inserts(count) * many / count,
-        lambda: loop.run(timed_asks, "json", many, 256),
-    )
+def one_task(loop: Loop, count: int) -> float:
+    return loop.run(timed_asks, "json", count, 1)
 
 
 # Reading
@@ -281,8 +268,8 @@ FILE_ROWS = [
     Row("rotating files, tell, fsync=no", "encode_lines, os.write", 0.2, False, tells("rotating")),
     Row("JSON file, ask, one task, synced", "os.write, os.fdatasync", 0.5, False, ask_one("json")),
     Row("rotating, ask, one task, synced", "the same", 0.5, False, ask_one("rotating")),
-    Row("JSON file, ask, 256 tasks, synced", "ask, one task", 20, False, ask_256),
-    Row("the same", "eventsourcing, SQLite", 20, False, ask_against_sqlite),
+    Row("JSON file, ask, 256 tasks, synced", "ask, one task", 20, False, ask_256(one_task)),
+    Row("the same", "eventsourcing, SQLite", 20, False, ask_256(lambda _, n: sqlite_inserts(n))),
     Row("JSON file, open and scan 1,000,000", "split, check, decode", 0.6, False, scanning),
     Row("JSON file, newest 10 of 1,000,000", "the same at 1,000", 1.5, True, reading("json")),
     Row("rotating, newest 10 of 1,000,000", "the same at 1,000", 1.5, True, reading("rotating")),

@@ -18,13 +18,14 @@ from eventsourcing.popo import POPOAggregateRecorder
 
 from examples.flights import Flight, Progress, events_of, fly, read_flights
 from papyra import Actor, ActorSystem
-from papyra.persistence import Append, PersistedEvent, PersistenceActor
+from papyra.persistence import PersistedEvent, PersistenceActor
 from papyra.persistence.backends.memory import InMemoryPersistence
 from papyra.testing import CheckedSystem, PersistenceProbe
 from tests.benchmarks.files import FILE_ROWS
 from tests.benchmarks.table import Loop, Options, Result, Row, compare
 from tests.benchmarks.workload import (
     START,
+    ask_from_tasks,
     bare_append_loop,
     build,
     encoded_size,
@@ -79,18 +80,8 @@ async def timed_asks(count: int, tasks: int) -> float:
     async with ActorSystem(audit_interval=None) as system:
         ref = system.spawn(PersistenceActor, backend)
         await backend.flush()
-
-        async def ask(numbers: range) -> None:
-            for number in numbers:
-                await ref.ask(Append(build(number)))
-
         started = time.perf_counter()
-        if tasks == 1:
-            await ask(range(count))
-        else:
-            async with anyio.create_task_group() as group:
-                for task in range(tasks):
-                    group.start_soon(ask, range(task, count, tasks))
+        await ask_from_tasks(ref, count, tasks)
         seconds = time.perf_counter() - started
         assert backend.metrics.records_written == count
     return seconds

@@ -6,13 +6,15 @@ import time
 from array import array
 from collections.abc import Callable, Sequence
 
+import anyio
 import msgspec
 
 from papyra.persistence import Append, PersistedEvent, PersistenceActor
 from papyra.persistence.backends.memory import InMemoryPersistence
+from papyra.ref import ActorRef
 from papyra.system import ActorSystem
 
-__all__ = ("bare_append_loop", "build", "encoded_size", "fill", "timed_tells")
+__all__ = ("ask_from_tasks", "bare_append_loop", "build", "encoded_size", "fill", "timed_tells")
 
 START = 1_700_000_000.0
 
@@ -46,6 +48,21 @@ def bare_append_loop(count: int, make: Callable[[int], PersistedEvent] = build) 
         offsets.append(len(data))
         times.append(record.timestamp)
     return time.perf_counter() - started
+
+
+async def ask_from_tasks(ref: ActorRef, count: int, tasks: int) -> None:
+    """Ask a persistence actor to append, from so many tasks at once."""
+
+    async def ask(numbers: range) -> None:
+        for number in numbers:
+            await ref.ask(Append(build(number)))
+
+    if tasks == 1:
+        await ask(range(count))
+        return
+    async with anyio.create_task_group() as group:
+        for task in range(tasks):
+            group.start_soon(ask, range(task, count, tasks))
 
 
 async def timed_tells(records: Callable[[int], PersistedEvent], count: int) -> float:
