@@ -12,8 +12,10 @@ import pytest
 
 from papyra.exceptions import StoreError, StoreReadOnly
 from papyra.persistence import ScanProgress
+from papyra.persistence.backends._disk import Disk
 from papyra.persistence.backends._files import FilePersistence
 from papyra.persistence.backends.retention import RetentionPolicy
+from papyra.persistence.backends.rotating import RotatingFilePersistence
 from tests.actors import event
 from tests.persistence.conftest import MakeStore
 
@@ -52,6 +54,34 @@ async def test_a_reader_goes_on_while_a_writer_compacts(make: MakeStore) -> None
             await writer.append(event(36))
             assert await numbers(reader) == list(range(31, 37))
             assert (await reader.scan()).is_clean
+
+
+async def test_a_segment_that_is_removed_under_a_readers_hands(tmp_path: Path) -> None:
+    class Removing(Disk):
+        """Has the writer compact just when a segment that is to be dropped is opened."""
+
+        writer: FilePersistence
+
+        def open(self, path: Path, flags: int) -> int:
+            if path.name == f"{11:020}.ndjson" and self.writer.metrics.compactions == 0:
+                self.writer.metrics.compactions = 1
+                self.writer._drop_hidden()
+            return super().open(path, flags)
+
+    disk = Removing()
+    policy = RetentionPolicy(max_records=5)
+    disk.writer = RotatingFilePersistence(
+        tmp_path, max_segment_records=10, fsync="no", retention_policy=policy
+    )
+    reader = RotatingFilePersistence(tmp_path, read_only=True)
+    reader._journal.disk = disk
+    async with disk.writer as writer:
+        await writer.append(*map(event, range(1, 36)))
+        for path in tmp_path.glob("*.index"):
+            path.unlink()
+        async with reader:
+            assert await numbers(reader) == list(range(31, 36))
+        assert writer.metrics.compactions == 1
 
 
 async def test_a_reader_does_not_write(make: MakeStore, tmp_path: Path) -> None:

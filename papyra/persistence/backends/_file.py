@@ -11,7 +11,7 @@ from pathlib import Path
 from time import time
 
 from papyra.persistence.backends._disk import Disk
-from papyra.persistence.backends._index import SparseIndex
+from papyra.persistence.backends._index import SparseIndex, Totals
 from papyra.persistence.backends._line import (
     VERSION,
     BadLine,
@@ -184,6 +184,10 @@ class JournalFile:
         if self._unindexed:
             self._take_in(self._index)
         return self._index
+
+    def totals(self) -> Totals:
+        """Return what the file holds."""
+        return self.index
 
     def _take_in(self, index: SparseIndex) -> None:
         runs, self._unindexed = self._unindexed, []

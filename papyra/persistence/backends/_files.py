@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import threading
 from collections.abc import Callable, Iterator
-from typing import ClassVar, Literal, TypeAlias, get_args
+from typing import ClassVar, Literal, TypeAlias, TypeVar, get_args
 
 from papyra.exceptions import InvalidPolicy, StoreReadOnly
 from papyra.persistence.backends._file import JournalFile
@@ -34,7 +35,12 @@ Fsync: TypeAlias = Literal["always", "everysec", "no"]
 #: Seconds between two syncs with ``fsync="everysec"``.
 SYNC_INTERVAL = 1.0
 
+#: How often a reader looks for files that are removed under its hands.
+_LOOKS = 5
+
 _FOREVER = float("inf")
+
+ResultT = TypeVar("ResultT")
 
 
 class FilePersistence(PersistenceBackend):
@@ -156,15 +162,18 @@ class FilePersistence(PersistenceBackend):
     def _write_batch(self, batch: Batch, claim: Claim) -> None:
         self._journal.append(batch, claim.or_raise, sync=self._fsync == "always")
 
-    def _refresh(self) -> None:
-        """See what another process has written, if this one does not write."""
-        if self._journal.read_only:
-            self._journal.refresh()
-            self._last_seq = self._journal.last_seq
+    def _look(self, look: Callable[[], ResultT]) -> ResultT:
+        """Return what `look` does; a reader sees what another process has written until then."""
+        for _ in range(_LOOKS if self._journal.read_only else 0):
+            # A segment may be removed by a compaction between being found and being opened.
+            with contextlib.suppress(FileNotFoundError):
+                self._journal.refresh()
+                self._last_seq = self._journal.last_seq
+                return look()
+        return look()
 
     def _read_page(self, request: Read) -> Page:
-        self._refresh()
-        return collect_page(request, self._candidates(request))
+        return self._look(lambda: collect_page(request, self._candidates(request)))
 
     def _candidates(self, request: Read) -> Iterator[tuple[Record, int]]:
         """Yield the records that a read may show, in its order, each with its bytes."""
@@ -201,7 +210,7 @@ class FilePersistence(PersistenceBackend):
                 file.through is not None and file.through <= after
             ):
                 continue
-            totals = self._journal.totals(file)
+            totals = file.totals()
             if totals.counts[kind] and totals.newest >= since and totals.oldest <= until:
                 yield file
 
@@ -209,47 +218,38 @@ class FilePersistence(PersistenceBackend):
         """Return what retention hides of a kind."""
         policy, through = self.retention, 0
         if policy.max_records is not None:
-            through = self._through_of_surplus_records(kind, policy.max_records)
+            through = self._through_of_surplus(kind, policy.max_records, in_bytes=False)
         if policy.max_total_bytes is not None:
-            through = max(through, self._through_of_surplus_bytes(kind, policy.max_total_bytes))
+            bytes_through = self._through_of_surplus(kind, policy.max_total_bytes, in_bytes=True)
+            through = max(through, bytes_through)
         oldest = policy.oldest_time(self._clock())
         return Hidden(through, -_FOREVER if oldest is None else oldest)
 
-    def _through_of_surplus_records(self, kind: Kind, limit: int) -> int:
+    def _through_of_surplus(self, kind: Kind, limit: int, *, in_bytes: bool) -> int:
+        """Return up to where there are more records of a kind, or bytes of them, than allowed."""
         for file in self._journal.files(newest=True):
-            surplus = self._journal.totals(file).counts[kind] - limit
+            totals = file.totals()
+            surplus = (totals.sizes if in_bytes else totals.counts)[kind] - limit
             if surplus == 0:
                 return file.base
             if surplus > 0:
-                block, left = file.index.block_of_record(kind, surplus)
-                through = file.index.first_seq(block) - 1
-                for line in file.lines(block, kind):
-                    if left == 0:
-                        break
-                    through, left = line.seq, left - 1
-                return through
-            limit = -surplus
-        return 0
-
-    def _through_of_surplus_bytes(self, kind: Kind, limit: int) -> int:
-        for file in self._journal.files(newest=True):
-            surplus = self._journal.totals(file).sizes[kind] - limit
-            if surplus > 0:
-                block, left = file.index.block_of_byte(kind, surplus)
+                block, left = file.index.block_at(kind, surplus, in_bytes=in_bytes)
                 through = file.index.first_seq(block) - 1
                 for line in file.lines(block, kind):
                     if left <= 0:
                         break
-                    through, left = line.seq, left - len(line.record)
+                    through, left = line.seq, left - (len(line.record) if in_bytes else 1)
                 return through
             limit = -surplus
         return 0
 
     def _scan_journal(self, report: ReportProgress | None) -> ScanResult:
-        self._refresh()
         if report is None:
-            return self._journal.scan()
-        tell, done, total = report, 0, self._journal.size()
+            return self._look(self._journal.scan)
+        return self._look(lambda: self._scan_and_tell(report))
+
+    def _scan_and_tell(self, tell: ReportProgress) -> ScanResult:
+        done, total = 0, self._journal.size()
 
         def advance(length: int) -> None:
             nonlocal done
@@ -286,7 +286,7 @@ class FilePersistence(PersistenceBackend):
         )
 
     def _held(self) -> tuple[int, int]:
-        totals = [self._journal.totals(file) for file in self._journal.files(newest=False)]
+        totals = [file.totals() for file in self._journal.files(newest=False)]
         return sum(each.records for each in totals), sum(each.record_bytes for each in totals)
 
     def _report(self, found: ScanResult) -> PersistenceScanReport:

@@ -202,18 +202,14 @@ class SparseIndex(Totals):
             ):
                 yield block
 
-    def block_of_record(self, kind: Kind, number: int) -> tuple[int, int]:
-        """Return the block of a kind's record `number`, from 0, and how many are before it there.
+    def block_at(self, kind: Kind, position: int, *, in_bytes: bool) -> tuple[int, int]:
+        """Return the block of a kind's record, or byte, and how many are before it there.
 
-        The number must be less than the count.
+        `position` is from 0, and less than there are.
         """
-        block = bisect_right(self._counts[kind], number) - 1
-        return block, number - self._counts[kind][block]
-
-    def block_of_byte(self, kind: Kind, position: int) -> tuple[int, int]:
-        """Return the block in which a kind's encoded byte is, and its position there."""
-        block = bisect_right(self._sizes[kind], position) - 1
-        return block, position - self._sizes[kind][block]
+        column = (self._sizes if in_bytes else self._counts)[kind]
+        block = bisect_right(column, position) - 1
+        return block, position - column[block]
 
     def _count(self, kind: Kind, block: int) -> int:
         counts = self._counts[kind]

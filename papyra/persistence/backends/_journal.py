@@ -9,7 +9,6 @@ from typing import Protocol
 
 from papyra.persistence.backends._disk import Disk, FileLock
 from papyra.persistence.backends._file import JournalFile
-from papyra.persistence.backends._index import Totals
 from papyra.persistence.backends._rewrite import Hidden, drop_hidden, name_aside, put_aside, repair
 from papyra.persistence.backends._walk import Advance, ScanResult
 from papyra.persistence.backends.base import Batch
@@ -82,10 +81,6 @@ class Journal(Protocol):
 
     def files(self, *, newest: bool) -> Iterator[JournalFile]:
         """Yield the files, the oldest first, or the newest."""
-        ...
-
-    def totals(self, file: JournalFile) -> Totals:
-        """Return what a file holds, without reading it if that can be had."""
         ...
 
     def size(self) -> int:
@@ -165,10 +160,6 @@ class OneFile:
         """Yield the file."""
         del newest  # of one, it is both
         yield self._file
-
-    def totals(self, file: JournalFile) -> Totals:
-        """Return what the file holds."""
-        return file.index
 
     def size(self) -> int:
         """Return the bytes of the file."""

@@ -104,6 +104,7 @@ class Segment(JournalFile):
         with contextlib.suppress(OSError):
             self.close()
         self._index = self._about = None
+        self._unindexed, self._unindexed_records = [], 0
 
     def lost_lines(self) -> bool:
         """Return whether it is known to have been longer."""
@@ -330,10 +331,6 @@ class Segments:
         self._loaded.append(segment)
         while len(self._loaded) > _LOADED:
             self._loaded.pop(0).unload()
-
-    def totals(self, file: JournalFile) -> Totals:
-        """Return what a segment holds."""
-        return file.totals() if isinstance(file, Segment) else file.index
 
     def size(self) -> int:
         """Return the bytes of all segments."""
