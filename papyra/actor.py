@@ -52,7 +52,7 @@ class Actor(abc.ABC):
     #: messages of exactly these types are handed to `receive_batch`, a run of them at a time
     batch_types: ClassVar[tuple[type, ...]] = ()
     #: the longest run that `receive_batch` gets
-    batch_limit: ClassVar[int] = 1_000
+    batch_limit: int = 1_000
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)

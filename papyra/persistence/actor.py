@@ -50,7 +50,6 @@ class PersistenceActor(Actor):
     # Every actor of a system sends to this one.
     mailbox_capacity: ClassVar[int | None] = 10_000
     batch_types: ClassVar[tuple[type, ...]] = (Append, AppendMany)
-    batch_limit: ClassVar[int] = 10_000
 
     def __init__(
         self, backend: PersistenceBackend, breaker: CircuitBreakerPolicy | None = None
@@ -60,6 +59,7 @@ class PersistenceActor(Actor):
         if breaker is not None and not isinstance(breaker, CircuitBreakerPolicy):
             raise InvalidPolicy(f"breaker is a CircuitBreakerPolicy, not {breaker!r}")
         self._backend = backend
+        self.batch_limit = backend.batch_limit
         default = CircuitBreakerPolicy() if backend.capabilities.durable else NO_BREAKER
         self._breaker = CircuitBreaker(breaker or default)
         self._unlogged = 0

@@ -8,7 +8,7 @@ import logging
 import time
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from types import TracebackType
-from typing import Literal, ParamSpec, Protocol, Self, TypeVar, assert_never, cast
+from typing import ClassVar, Literal, ParamSpec, Protocol, Self, TypeVar, assert_never, cast
 
 import anyio
 import msgspec
@@ -112,6 +112,8 @@ class PersistenceBackend(PersistenceVerbs, PersistenceMetricsMixin, abc.ABC):
     """
 
     capabilities: Capabilities
+    #: how many append requests a host takes at once, at most; what they hold is one commit
+    batch_limit: ClassVar[int] = 10_000
 
     def __init__(
         self,
@@ -125,6 +127,8 @@ class PersistenceBackend(PersistenceVerbs, PersistenceMetricsMixin, abc.ABC):
         #: Unix time in seconds, to judge the age of records by
         self._clock = clock
         self._last_seq = 0
+        #: whether a write may follow without a call of `_prepare`
+        self._prepared = True
         self._state: Literal["new", "open", "closed"] = "new"
         self._host: Host | None = None
         self._subscribers: list[Callable[[Batch], None]] = []
@@ -273,6 +277,10 @@ class PersistenceBackend(PersistenceVerbs, PersistenceMetricsMixin, abc.ABC):
     async def _write(self, records: Sequence[Record], encoded: Sequence[bytes], size: int) -> int:
         if self._state != "open":
             await self._make_ready("write")
+        if records and not self._prepared:
+            with _store_errors("write"):
+                self._last_seq = await self._prepare()
+            self._prepared = True
         first_seq = self._last_seq + 1
         if records:
             batch = Batch(first_seq, records, encoded)
@@ -348,6 +356,14 @@ class PersistenceBackend(PersistenceVerbs, PersistenceMetricsMixin, abc.ABC):
     @abc.abstractmethod
     async def _close(self) -> None:
         """Let go of what `_open` took. The backend may be opened again."""
+
+    async def _prepare(self) -> int:
+        """Make the store ready to be written, and return the greatest seq it ever gave.
+
+        Called before a write while `_prepared` is False. For a backend that becomes the writer of
+        its store with the first write, or has to find out what became of the last one.
+        """
+        return self._last_seq
 
     @abc.abstractmethod
     async def _append(self, batch: Batch) -> None:
