@@ -20,14 +20,23 @@ __all__ = (
     "InvalidSetting",
     "MailboxClosed",
     "MailboxFull",
+    "MissingExtra",
     "NoChildrenNow",
     "PapyraError",
     "PersistenceError",
     "SettingsError",
+    "StoreAccessDenied",
     "StoreDamaged",
     "StoreError",
+    "StoreFenced",
+    "StoreFull",
+    "StoreNotAcknowledged",
+    "StoreNotReady",
+    "StoreNotWritable",
     "StoreReadOnly",
     "StoreUnavailable",
+    "StoreUnreachable",
+    "StoreWrongType",
     "SystemAlreadyStarted",
     "SystemNotRunning",
     "UnencodablePayload",
@@ -108,7 +117,11 @@ class WrongTask(PapyraError, RuntimeError):
     """A system must be stopped by the task that started it."""
 
 
-# Settings, policies
+# Settings, policies, installation
+
+
+class MissingExtra(PapyraError, ImportError):
+    """A part of Papyra was imported whose extra is not installed; the message names it."""
 
 
 class InvalidPolicy(PapyraError, ValueError):
@@ -184,6 +197,41 @@ class StoreDamaged(PersistenceError):
 
 class StoreUnavailable(StoreError):
     """The store has failed so often that it is not asked for a while. Nothing was stored."""
+
+
+# What a server may say
+
+
+class StoreUnreachable(StoreError):
+    """No server could be reached, or none answered in time."""
+
+
+class StoreNotReady(StoreError):
+    """The server is there but can't serve now: it loads its data, say, or a failover goes on."""
+
+
+class StoreNotWritable(StoreError):
+    """The server takes no writes: it is a replica, can't save, or has too few replicas."""
+
+
+class StoreFull(StoreError):
+    """The server has reached its memory limit."""
+
+
+class StoreAccessDenied(StoreError):
+    """The server wants another user or password, or this user may not do that."""
+
+
+class StoreWrongType(StoreError):
+    """A key of the store holds something else than what Papyra keeps there."""
+
+
+class StoreFenced(StoreError):
+    """Another writer has taken over this store. This one must not write to it any more."""
+
+
+class StoreNotAcknowledged(StoreError):
+    """The disk or the replicas that were asked for have not confirmed a write in time."""
 
 
 class UnencodablePayload(InvalidRecord):

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 from collections.abc import Callable, Mapping
 from types import ModuleType
 from urllib.parse import parse_qsl, unquote
 
-from papyra.exceptions import InvalidEnvironment, InvalidPolicy
+from papyra.exceptions import InvalidEnvironment, InvalidPolicy, MissingExtra
 from papyra.persistence.backends.base import PersistenceBackend
 from papyra.persistence.backends.memory import InMemoryPersistence
 
 __all__ = ("PERSISTENCE_VARIABLE", "SETTINGS_MODULE_VARIABLE", "backend_from_url", "load_module")
 
 #: A store's URL, such as ``memory:``, ``json:///var/lib/app/events.ndjson?fsync=everysec`` or
-#: ``rotating:///var/lib/app/journal``.
+#: ``rotating:///var/lib/app/journal`` or ``redis://localhost/0?system_id=orders``.
 PERSISTENCE_VARIABLE = "PAPYRA_PERSISTENCE"
 #: The dotted name of a module with settings as its attributes.
 SETTINGS_MODULE_VARIABLE = "PAPYRA_SETTINGS_MODULE"
@@ -68,10 +69,29 @@ def _files(
         raise InvalidEnvironment(f"{PERSISTENCE_VARIABLE}: {error}") from error
 
 
+def _redis(scheme: str, rest: str) -> PersistenceBackend:
+    try:
+        # When it is needed, and not missed by those who have not installed it.
+        from papyra.persistence.backends.redis import (  # noqa: PLC0415
+            RedisStreamsConfig,
+            RedisStreamsPersistence,
+        )
+
+        return RedisStreamsPersistence(RedisStreamsConfig.from_url(f"{scheme}:{rest}"))
+    except (InvalidPolicy, MissingExtra) as error:
+        raise InvalidEnvironment(f"{PERSISTENCE_VARIABLE}: {error}") from error
+
+
+_REDIS_SCHEMES = tuple(
+    f"redis{tls}{topology}" for tls in ("", "s") for topology in ("", "+sentinel", "+cluster")
+)
+
 _SCHEMES: Mapping[str, Callable[[str], PersistenceBackend]] = {
     "memory": _memory,
     "json": _json,
     "rotating": _rotating,
+    # What comes after the colon is read together with the scheme.
+    **{scheme: functools.partial(_redis, scheme) for scheme in _REDIS_SCHEMES},
 }
 
 

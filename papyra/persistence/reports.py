@@ -22,6 +22,7 @@ AnomalyKind: TypeAlias = Literal[
     "torn",
     "corrupt",
     "checksum",
+    "wrong_fields",
     "unknown_kind",
     "gap",
     "duplicate",
@@ -44,6 +45,8 @@ class PersistenceAnomaly(msgspec.Struct, frozen=True):
     line: int | None = None
     #: position in the store
     seq: int | None = None
+    #: the id of a stream's entry
+    entry: str | None = None
 
 
 class PersistenceScanReport(msgspec.Struct, frozen=True, tag=True):

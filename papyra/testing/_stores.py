@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import importlib
 import os
+import uuid
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from papyra.exceptions import MissingExtra
 from papyra.persistence.backends.base import PersistenceBackend
 from papyra.persistence.backends.memory import InMemoryPersistence
+from papyra.testing import _redis_server
 
-__all__ = ("STORE_VARIABLE", "UnknownStore", "new_store")
+__all__ = ("STORE_VARIABLE", "URL_VARIABLE", "UnknownStore", "forget", "new_store")
 
 #: The name of one of the stores below; or, as ``module:callable``, what makes one.
 STORE_VARIABLE = "PAPYRA_TEST_STORE"
+#: Where the server is for the stores on Redis; without it, one is started.
+URL_VARIABLE = "REDIS_URL"
 
 
 class UnknownStore(Exception):
@@ -39,10 +44,29 @@ def _rotating(directory: Callable[[], Path], options: Mapping[str, Any]) -> Pers
     return RotatingFilePersistence(directory() / "journal", fsync="no", **options)
 
 
+def _redis(directory: Callable[[], Path], options: Mapping[str, Any]) -> PersistenceBackend:
+    del directory
+    try:
+        from papyra.persistence.backends.redis import (  # noqa: PLC0415
+            RedisStreamsConfig,
+            RedisStreamsPersistence,
+        )
+    except MissingExtra as error:
+        raise UnknownStore(f"{STORE_VARIABLE} is 'redis': {error}") from error
+
+    try:
+        url = os.environ.get(URL_VARIABLE) or _redis_server.shared_server().url
+    except _redis_server.NoServer as error:
+        raise UnknownStore(f"{STORE_VARIABLE} is 'redis', but {error}") from error
+    config = RedisStreamsConfig(url=url, prefix="papyra-test", system_id=uuid.uuid4().hex)
+    return RedisStreamsPersistence(config, **options)
+
+
 _STORES: Mapping[str, Callable[[Callable[[], Path], Mapping[str, Any]], PersistenceBackend]] = {
     "memory": _memory,
     "json": _json,
     "rotating": _rotating,
+    "redis": _redis,
 }
 
 
@@ -61,6 +85,17 @@ def new_store(directory: Callable[[], Path], options: Mapping[str, Any]) -> Pers
             f"{STORE_VARIABLE} is one of {known}, or 'module:callable', not {name!r}"
         )
     return make(directory, options)
+
+
+def forget(store: PersistenceBackend) -> None:
+    """Remove what a store made by `new_store` has left on a server that is not ours."""
+    config = getattr(store, "config", None)
+    url = os.environ.get(URL_VARIABLE)
+    if url and config is not None and getattr(config, "prefix", None) == "papyra-test":
+        import redis  # noqa: PLC0415
+
+        with redis.Redis.from_url(url) as client:
+            client.delete(*config.keys.all)
 
 
 def _callable(name: str) -> Callable[..., object]:

@@ -54,7 +54,9 @@ def manual_clock() -> ManualClock:
 
 
 @pytest.fixture
-def persistence(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Any:
+def persistence(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Generator[PersistenceBackend]:
     """Return a fresh store: in memory, or what ``PAPYRA_TEST_STORE`` names."""
     clock = _clock(request)
 
@@ -62,9 +64,11 @@ def persistence(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPat
         return tmp_path_factory.mktemp("papyra")
 
     try:
-        return _stores.new_store(directory, {"clock": clock.time} if clock else {})
+        store = _stores.new_store(directory, {"clock": clock.time} if clock else {})
     except _stores.UnknownStore as error:
         raise pytest.UsageError(str(error)) from None
+    yield store
+    _stores.forget(store)
 
 
 @pytest.fixture

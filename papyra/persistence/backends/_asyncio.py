@@ -1,0 +1,68 @@
+"""Calls of a library that knows asyncio alone, from whatever event loop there is."""
+
+from __future__ import annotations
+
+import concurrent.futures
+import contextlib
+import sys
+from collections.abc import Awaitable, Callable
+from typing import ParamSpec, TypeVar, cast
+
+import anyio
+import anyio.from_thread
+
+__all__ = ("AsyncioHost",)
+
+Parameters = ParamSpec("Parameters")
+ResultT = TypeVar("ResultT")
+
+
+class AsyncioHost:
+    """Runs coroutine functions on asyncio: in place, or on trio in a thread with a loop of its own.
+
+    The thread is started when it is needed, and ends with `stop`.
+    """
+
+    def __init__(self) -> None:
+        self._stack = contextlib.ExitStack()
+        self._portal: anyio.from_thread.BlockingPortal | None = None
+
+    async def run(
+        self,
+        function: Callable[Parameters, Awaitable[ResultT]],
+        *args: Parameters.args,
+        **kwargs: Parameters.kwargs,
+    ) -> ResultT:
+        """Return what `function` returns. Cancelling the caller cancels it, and waits for that."""
+        trio = sys.modules.get("trio")
+        if trio is None or not trio.lowlevel.in_trio_task():
+            return await function(*args, **kwargs)
+        done, enter_loop = trio.Event(), trio.lowlevel.current_trio_token().run_sync_soon
+
+        async def call() -> ResultT:
+            try:
+                return await function(*args, **kwargs)
+            finally:
+                with contextlib.suppress(trio.RunFinishedError):
+                    enter_loop(done.set)
+
+        future = cast("concurrent.futures.Future[ResultT]", self._thread().start_task_soon(call))
+        try:
+            await done.wait()
+        except BaseException:
+            future.cancel()
+            with anyio.CancelScope(shield=True):
+                await done.wait()
+            raise
+        # It was about to return when it said that it is done.
+        return future.result()
+
+    def _thread(self) -> anyio.from_thread.BlockingPortal:
+        if self._portal is None:
+            self._portal = self._stack.enter_context(anyio.from_thread.start_blocking_portal())
+        return self._portal
+
+    def stop(self) -> None:
+        """End the thread. Used again, it starts another one."""
+        self._portal = None
+        self._stack.close()

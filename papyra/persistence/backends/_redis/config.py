@@ -1,0 +1,255 @@
+"""Where a store on Redis is, and how it is spoken to."""
+
+from __future__ import annotations
+
+import math
+import re
+from typing import Any, Literal, TypeAlias
+from urllib.parse import parse_qsl, unquote, urlencode, urlsplit
+
+import msgspec
+
+from papyra.exceptions import InvalidPolicy
+from papyra.persistence.records import KINDS, Kind
+
+__all__ = ("Keys", "RedisStreamsConfig", "Target", "Topology", "is_redis_url")
+
+Topology: TypeAlias = Literal["server", "sentinel", "cluster"]
+
+#: The schemes of URLs, each with what it leads to.
+_SCHEMES: dict[str, Topology] = {
+    "redis": "server",
+    "rediss": "server",
+    "unix": "server",
+    "redis+sentinel": "sentinel",
+    "rediss+sentinel": "sentinel",
+    "redis+cluster": "cluster",
+    "rediss+cluster": "cluster",
+}
+_DEFAULT_PORTS: dict[Topology, int] = {"server": 6379, "sentinel": 26379, "cluster": 6379}
+
+_STREAMS: dict[Kind, str] = {"event": "events", "audit": "audits", "dead_letter": "dead_letters"}
+
+_ACKNOWLEDGE = re.compile(r"memory|aof|replicas:[1-9][0-9]*")
+
+
+class RedisStreamsConfig(msgspec.Struct, frozen=True, kw_only=True):
+    """Where a store is, and how it is spoken to.
+
+    ``redis://`` and ``rediss://`` (TLS) lead to a server, ``unix://`` to its socket::
+
+        redis://[[user]:password@]host[:port][/database][?option=...]
+
+    ``redis+sentinel://host:port,host:port/service[/database]`` finds the master of a service
+    through its Sentinels, and ``redis+cluster://host:port,host:port`` a cluster through any of its
+    nodes; both exist as ``rediss+...``, too. The query takes the options that redis-py's
+    ``from_url`` knows, such as ``ssl_ca_certs``; for Sentinels that have passwords of their own,
+    ``sentinel_username`` and ``sentinel_password``. What secrets there are in the URL is shown
+    nowhere.
+
+    **What an acknowledgement means.** With ``memory``, that the server has the record in its
+    memory: what else that is worth is the server's own setting. With ``appendfsync always`` it is
+    on the disk; with ``everysec`` the last second can be lost with the machine, nothing with the
+    process alone; without AOF, everything since the last snapshot. ``aof`` waits until the record
+    is synced to the server's disk whatever it is set to (``WAITAOF``, from Redis 7.2 and Valkey
+    7.2 on; older servers must have ``appendfsync always``). ``replicas:2`` waits until two replicas
+    have it (``WAIT``), so that it outlives the loss of the server. A write that is not confirmed
+    in time raises `StoreNotAcknowledged`, and is taken back.
+
+    Raises `InvalidPolicy` for what makes no sense.
+    """
+
+    url: str = "redis://127.0.0.1:6379/0"
+    #: the beginning of every key, in front of a colon and `system_id`
+    prefix: str = "papyra"
+    #: whose store it is; a store has one writer at a time
+    system_id: str = "papyra"
+    #: ``memory``, ``aof``, or ``replicas:N``
+    acknowledge: str = "memory"
+    #: seconds to wait for the disk or the replicas
+    acknowledge_timeout: float = 5.0
+    #: seconds to wait for a connection
+    connect_timeout: float = 5.0
+    #: seconds to wait for the answer to one call
+    timeout: float = 5.0
+    #: seconds for which a call is tried again while the server can't be reached, or is not ready
+    retry_for: float = 10.0
+    #: seconds before the second try, at most; it doubles with each one, and a random part is used
+    backoff: float = 0.05
+    #: seconds between two tries, at most
+    max_backoff: float = 1.0
+    #: connections at a time; each `follow` and each `consume` holds one
+    max_connections: int = 100
+    #: how `compact` trims: to the record, or (faster) as it fits the stream's own blocks
+    trim: Literal["exact", "approximate"] = "exact"
+    #: refuse to write, recover and compact
+    read_only: bool = False
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.url, str) or not is_redis_url(self.url):
+            # No word of the URL itself: there may be a password in it.
+            raise InvalidPolicy(f"url begins with one of {', '.join(f'{s}://' for s in _SCHEMES)}")
+        for name in ("prefix", "system_id"):
+            value = getattr(self, name)
+            if (
+                not isinstance(value, str)
+                or not value
+                or not value.isprintable()
+                or set(value) & {"{", "}"}
+            ):
+                raise InvalidPolicy(
+                    f"{name} is a printable string without braces, which mark what decides where "
+                    f"in a cluster a key is, not {value!r}"
+                )
+        if not isinstance(self.acknowledge, str) or not _ACKNOWLEDGE.fullmatch(self.acknowledge):
+            raise InvalidPolicy(
+                f"acknowledge is 'memory', 'aof' or 'replicas:N', not {self.acknowledge!r}"
+            )
+        for name in ("acknowledge_timeout", "connect_timeout", "timeout", "backoff", "max_backoff"):
+            self._check_seconds(name, least=0.001)
+        self._check_seconds("retry_for", least=0)
+        if type(self.max_connections) is not int or self.max_connections < 1:
+            raise InvalidPolicy(
+                f"max_connections is a whole number above 0, not {self.max_connections!r}"
+            )
+        if self.trim not in ("exact", "approximate"):
+            raise InvalidPolicy(f"trim is 'exact' or 'approximate', not {self.trim!r}")
+        if type(self.read_only) is not bool:
+            raise InvalidPolicy(f"read_only is True or False, not {self.read_only!r}")
+        Target.of(self.url)
+
+    def _check_seconds(self, name: str, least: float) -> None:
+        value = getattr(self, name)
+        if type(value) not in (int, float) or not least <= value < math.inf:
+            raise InvalidPolicy(f"{name} is seconds, not {value!r}")
+
+    @classmethod
+    def from_url(cls, url: str) -> RedisStreamsConfig:
+        """Return the configuration that a URL with the options of this class in its query means.
+
+        ``redis://localhost/0?prefix=papyra&system_id=orders&acknowledge=aof``. What is no option
+        of this class stays in the URL. Raises `InvalidPolicy`.
+        """
+        base, _, query = url.partition("?")
+        ours: dict[str, str] = {}
+        theirs: list[tuple[str, str]] = []
+        for name, value in parse_qsl(query, keep_blank_values=True):
+            if name in cls.__struct_fields__ and name != "url":
+                ours[name] = value
+            else:
+                theirs.append((name, value))
+        rest = f"{base}?{urlencode(theirs)}" if theirs else base
+        try:
+            return msgspec.convert({**ours, "url": rest}, cls, strict=False)
+        except msgspec.ValidationError as error:
+            raise InvalidPolicy(f"an option of a Redis URL makes no sense: {error}") from None
+
+    @property
+    def replicas(self) -> int:
+        """How many replicas must have a record before it is acknowledged."""
+        _, _, count = self.acknowledge.partition(":")
+        return int(count or 0)
+
+    @property
+    def keys(self) -> Keys:
+        """The names of everything that the store keeps."""
+        return Keys(self.prefix, self.system_id)
+
+    @property
+    def location(self) -> str:
+        """The URL without anything that may be secret."""
+        return Target.of(self.url).location
+
+    def __rich_repr__(self) -> Any:
+        yield "location", self.location
+        yield "prefix", self.prefix
+        yield "system_id", self.system_id
+
+    def __repr__(self) -> str:
+        shown = [f"url={self.location!r}"]
+        for field in msgspec.structs.fields(type(self)):
+            value = getattr(self, field.name)
+            if field.name != "url" and value != field.default:
+                shown.append(f"{field.name}={value!r}")
+        return f"RedisStreamsConfig({', '.join(shown)})"
+
+
+def is_redis_url(url: str) -> bool:
+    """Return whether a URL has one of the schemes that lead to Redis."""
+    return url.partition("://")[0] in _SCHEMES
+
+
+class Keys:
+    """The names of what one store keeps: all in one slot of a cluster, thanks to the braces."""
+
+    def __init__(self, prefix: str, system_id: str) -> None:
+        self.tag = f"{{{prefix}:{system_id}}}"
+        #: a hash: who writes, and what was given and removed so far
+        self.meta = f"{self.tag}:meta"
+        self.streams: dict[Kind, str] = {kind: f"{self.tag}:{_STREAMS[kind]}" for kind in KINDS}
+        #: what scripts are given
+        self.all = [self.meta, *self.streams.values()]
+
+    def quarantine(self, kind: Kind) -> str:
+        """Return the stream to which a recovery moves what is damaged."""
+        return f"{self.tag}:quarantine:{kind}"
+
+
+class Target(msgspec.Struct, frozen=True):
+    """What a URL leads to."""
+
+    topology: Topology
+    #: host and port of servers, Sentinels or nodes; none for a socket
+    nodes: tuple[tuple[str, int], ...]
+    #: the service whose master the Sentinels know
+    service: str
+    #: the URL of one server, with user, password, database and options, as redis-py reads it
+    plain_url: str
+    location: str
+
+    @classmethod
+    def of(cls, url: str) -> Target:
+        """Return what `url` leads to; raises `InvalidPolicy`, without repeating its secrets."""
+        scheme, _, rest = url.partition("://")
+        topology = _SCHEMES[scheme]
+        if scheme == "unix":
+            socket = rest.partition("?")[0].rpartition("@")[2]
+            return cls(topology, (), "", url, f"unix://{socket}")
+        ends = [position for mark in "/?#" if (position := rest.find(mark)) >= 0]
+        end = min(ends, default=len(rest))
+        user, at, hosts = rest[:end].rpartition("@")
+        try:
+            nodes = tuple(_node(host, _DEFAULT_PORTS[topology]) for host in hosts.split(","))
+            parts = urlsplit(f"redis://{hosts.partition(',')[0]}{rest[end:]}")
+        except ValueError:
+            raise InvalidPolicy("url has hosts that can't be read: it is host:port,...") from None
+        path = [unquote(part) for part in parts.path.split("/") if part]
+        service = ""
+        if topology == "sentinel":
+            if not path:
+                raise InvalidPolicy(
+                    "the url of a Sentinel names a service: redis+sentinel://host:port/service"
+                )
+            service = path.pop(0)
+        elif topology == "server" and len(nodes) > 1:
+            raise InvalidPolicy(
+                "url has more than one host: begin it with redis+sentinel:// or redis+cluster://"
+            )
+        if len(path) > 1 or any(not part.isdigit() for part in path):
+            raise InvalidPolicy("url ends with the number of a database, or with none")
+        if topology == "cluster" and path and path != ["0"]:
+            raise InvalidPolicy("a cluster has database 0 only")
+        database = f"/{path[0]}" if path else ""
+        host, port = nodes[0]
+        query = f"?{parts.query}" if parts.query else ""
+        first = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+        plain = f"{scheme.partition('+')[0]}://{user}{at}{first}{database}{query}"
+        where = f"/{service}" if service else ""
+        return cls(topology, nodes, service, plain, f"{scheme}://{hosts}{where}{database}")
+
+
+def _node(host: str, default_port: int) -> tuple[str, int]:
+    parts = urlsplit(f"//{host}")
+    if parts.path or parts.username is not None:
+        raise ValueError("no host")
+    return parts.hostname or "localhost", parts.port or default_port

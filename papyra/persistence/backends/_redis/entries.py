@@ -1,0 +1,174 @@
+"""Stream entries: what is in one, and what records it holds.
+
+An entry has the id ``<ms>-<seq>``, where ``seq`` is the record's position in the store, and ``ms``
+the time of the record in milliseconds, or that of an older one if that was later: ids never go
+back. Its fields are
+
+``record``
+    the record, one JSON object
+``n``
+    which one of its kind it is, from 1
+``total``
+    how many bytes of ``record`` there are in the stream up to and with this one, whatever was
+    trimmed: so how many records, or bytes of them, lie between two entries is known from the two
+``crc``
+    CRC-32 of ``record``, started with ``seq`` (modulo 2**32); 8 hex digits
+"""
+
+from __future__ import annotations
+
+import sys
+from array import array
+from collections.abc import Mapping, Sequence
+from itertools import accumulate
+from typing import TypeAlias
+from zlib import crc32
+
+import msgspec
+
+from papyra.exceptions import StoreError
+from papyra.persistence import codec
+from papyra.persistence.records import Kind, Record, kind_of
+from papyra.persistence.reports import AnomalyKind
+
+__all__ = (
+    "LATEST_MS",
+    "Entry",
+    "RawEntry",
+    "Wrong",
+    "check",
+    "checksums",
+    "id_of",
+    "millisecond",
+    "milliseconds",
+    "read",
+    "record_of",
+)
+
+#: What redis-py returns of an entry: its id, and its fields.
+RawEntry: TypeAlias = tuple[bytes, Mapping[bytes, bytes]]
+
+#: What is wrong with an entry, and in words.
+Wrong: TypeAlias = tuple[AnomalyKind, str]
+
+#: The greatest time of an id; scripts write numbers with 14 digits.
+LATEST_MS = 99_999_999_999_999
+
+_FIELDS = frozenset({b"record", b"n", b"total", b"crc"})
+_MASK = 0xFFFFFFFF
+
+
+class Entry(msgspec.Struct, frozen=True, gc=False):
+    """What an entry that Papyra wrote says, its record still encoded."""
+
+    id: bytes
+    seq: int
+    n: int
+    total: int
+    record: bytes
+
+    @property
+    def total_before(self) -> int:
+        """Bytes in the stream up to and without this one."""
+        return self.total - len(self.record)
+
+
+def id_of(identifier: bytes) -> tuple[int, int]:
+    """Return the two numbers of an entry's id."""
+    ms, _, seq = identifier.partition(b"-")
+    return int(ms), int(seq)
+
+
+def checksums(encoded: Sequence[bytes], first_seq: int) -> str:
+    """Return the checksums of records numbered from `first_seq`, one after the other."""
+    last = first_seq + len(encoded)
+    if last <= _MASK:
+        sums = array("I", map(crc32, encoded, range(first_seq, last)))
+    else:
+        sums = array("I", [crc32(e, (first_seq + i) & _MASK) for i, e in enumerate(encoded)])
+    if sys.byteorder == "little":
+        sums.byteswap()
+    return sums.tobytes().hex()
+
+
+def milliseconds(timestamps: Sequence[float], least: int) -> tuple[list[int], int]:
+    """Return the times of records as ids have them, and how much later than the records they are.
+
+    `least` is the greatest so far. The second is the greatest difference there is.
+    """
+    times = _clamped(timestamps)
+    rising = list(accumulate(times, max, initial=least))
+    del rising[0]
+    if rising == times:
+        return rising, 0
+    return rising, max(map(int.__sub__, rising, times))
+
+
+def millisecond(timestamp: float) -> int:
+    """Return a time as ids have it. What is later than another is not earlier here."""
+    return _clamped([timestamp])[0]
+
+
+def _clamped(timestamps: Sequence[float]) -> list[int]:
+    try:
+        times = [int(time * 1000) for time in timestamps]
+    except OverflowError:
+        pass
+    else:
+        if min(times) >= 0 and max(times) <= LATEST_MS:
+            return times
+    return [int(min(max(time, 0.0) * 1000, LATEST_MS)) for time in timestamps]
+
+
+def read(raw: RawEntry) -> tuple[Entry | None, Wrong | None]:
+    """Return what an entry says, or why it is none of ours."""
+    identifier, fields = raw
+    if fields.keys() != _FIELDS:
+        names = ", ".join(sorted(field.decode(errors="replace") for field in fields))
+        return None, ("wrong_fields", f"the fields are {names[:200]}")
+    try:
+        n, total = int(fields[b"n"]), int(fields[b"total"])
+    except ValueError:
+        return None, ("wrong_fields", "n or total is no number")
+    record = fields[b"record"]
+    seq = int(identifier.partition(b"-")[2])
+    return Entry(identifier, seq, n, total, record), None
+
+
+def check(entry: Entry, crc: bytes, kind: Kind) -> tuple[Record | None, Wrong | None]:
+    """Return an entry's record, or what is wrong with it."""
+    seq = entry.seq
+    if b"%08x" % crc32(entry.record, seq & _MASK) != crc:
+        return None, ("checksum", f"the checksum of record {seq} is another one")
+    try:
+        record = codec.decode(entry.record, seq)
+    except StoreError as error:
+        is_newer = isinstance(_tag(entry.record), str)
+        return None, ("unknown_kind" if is_newer else "corrupt", str(error))
+    if kind_of(record) != kind:
+        return None, ("corrupt", f"record {seq} is of the kind {kind_of(record)}, not {kind}")
+    return record, None
+
+
+def record_of(raw: RawEntry, kind: Kind) -> tuple[Record | None, int, Wrong | None]:
+    """Return an entry's record, its bytes, and what is wrong with it."""
+    entry, wrong = read(raw)
+    if entry is None:
+        return None, 0, wrong
+    record, wrong = check(entry, raw[1][b"crc"], kind)
+    return record, len(entry.record), wrong
+
+
+def _tag(encoded: bytes) -> object:
+    """Return what kind of record this says that it is."""
+    try:
+        return _decode_any(encoded).kind
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        return None
+
+
+class _Tagged(msgspec.Struct):
+    kind: str
+
+
+_decode_any = msgspec.json.Decoder(_Tagged).decode

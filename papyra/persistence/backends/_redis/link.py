@@ -1,0 +1,357 @@
+"""The connection to Redis: which client, what is tried again, and what its errors are called."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any, TypeAlias, TypeVar
+
+import anyio
+
+from papyra.exceptions import (
+    MissingExtra,
+    StoreAccessDenied,
+    StoreError,
+    StoreFull,
+    StoreNotReady,
+    StoreNotWritable,
+    StoreUnreachable,
+    StoreWrongType,
+)
+from papyra.persistence.backends._redis.config import RedisStreamsConfig, Target
+from papyra.persistence.backends._redis.scripts import Script
+
+try:
+    import redis.exceptions
+    from redis.asyncio import Redis, RedisCluster
+    from redis.asyncio.cluster import ClusterNode
+    from redis.asyncio.connection import Connection, ConnectionPool, SSLConnection, parse_url
+    from redis.asyncio.retry import Retry
+    from redis.asyncio.sentinel import Sentinel
+    from redis.backoff import ExponentialWithJitterBackoff, NoBackoff
+except ImportError as error:  # pragma: no cover - tested in a subprocess
+    raise MissingExtra("Redis Streams need redis-py: pip install 'papyra[redis]'") from error
+
+__all__ = ("AnyClient", "RedisLink", "ServerInfo", "did_nothing", "named")
+
+#: redis-py's types of what commands return say little; replies are checked where they are used.
+AnyClient: TypeAlias = Any
+
+ResultT = TypeVar("ResultT")
+
+#: What a server answers, by the first word of its error; also where a script passes it on.
+_CODES: dict[str, type[StoreError]] = {
+    "OOM": StoreFull,
+    "READONLY": StoreNotWritable,
+    "MISCONF": StoreNotWritable,
+    "NOREPLICAS": StoreNotWritable,
+    "NOAUTH": StoreAccessDenied,
+    "WRONGPASS": StoreAccessDenied,
+    "NOPERM": StoreAccessDenied,
+    "WRONGTYPE": StoreWrongType,
+    "LOADING": StoreNotReady,
+    "BUSY": StoreNotReady,
+    "TRYAGAIN": StoreNotReady,
+    "CLUSTERDOWN": StoreNotReady,
+    "MASTERDOWN": StoreNotReady,
+}
+_CODE = re.compile(rf"(?:^|[\s\-])({'|'.join(_CODES)})\b")
+
+#: What passes by itself, or with another connection: a replica is promoted, say.
+_PASSING = (StoreUnreachable, StoreNotReady)
+
+#: What redis-py raises, where the class says it; what it raises for other answers has their text.
+_CLASSES: tuple[tuple[type[BaseException], type[StoreError]], ...] = (
+    (redis.exceptions.OutOfMemoryError, StoreFull),
+    (redis.exceptions.ReadOnlyError, StoreNotWritable),
+    (redis.exceptions.AuthenticationError, StoreAccessDenied),
+    (redis.exceptions.AuthorizationError, StoreAccessDenied),
+    (redis.exceptions.NoPermissionError, StoreAccessDenied),
+    (redis.exceptions.BusyLoadingError, StoreNotReady),
+    (redis.exceptions.ClusterDownError, StoreNotReady),
+    (redis.exceptions.TryAgainError, StoreNotReady),
+    (redis.exceptions.MovedError, StoreNotReady),
+    (redis.exceptions.SlotNotCoveredError, StoreNotReady),
+    (redis.exceptions.RedisClusterException, StoreUnreachable),
+    (redis.exceptions.ConnectionError, StoreUnreachable),
+    (redis.exceptions.TimeoutError, StoreUnreachable),
+    (OSError, StoreUnreachable),
+    (TimeoutError, StoreUnreachable),
+    (EOFError, StoreUnreachable),
+)
+
+
+def named(error: Exception, location: str) -> StoreError | None:
+    """Return what an error of redis-py is called here; `None` for one that is a mistake of ours."""
+    if isinstance(error, StoreError):
+        return error
+    for raised, meant in _CLASSES:
+        if isinstance(error, raised):
+            return meant(f"{location}: {_text(error)}")
+    if isinstance(error, redis.exceptions.RedisError):
+        found = _CODE.search(str(error))
+        meant = _CODES[found[1]] if found else StoreError
+        return meant(f"{location}: {_text(error)}")
+    return None
+
+
+def did_nothing(error: BaseException) -> bool:
+    """Return whether an error is a server's word that it has not carried out what it was sent."""
+    meant = named(error, "") if isinstance(error, Exception) else None
+    return type(meant) in {
+        StoreFull,
+        StoreNotWritable,
+        StoreAccessDenied,
+        StoreWrongType,
+        StoreNotReady,
+    }
+
+
+def _text(error: Exception) -> str:
+    text = str(error) or "no answer in time"
+    code = getattr(error, "status_code", None)
+    return f"{code} {text}" if isinstance(code, str) and code not in text else text
+
+
+class ServerInfo:
+    """What a server says about itself."""
+
+    def __init__(self, info: dict[str, Any]) -> None:
+        version = str(info.get("redis_version", "0"))
+        self.version = tuple(int(part) for part in re.findall(r"\d+", version)[:3])
+        self.is_cluster = info.get("cluster_enabled") == 1
+        #: whether it keeps an append-only file; `None` if it does not say
+        self.has_aof = bool(info["aof_enabled"]) if "aof_enabled" in info else None
+
+    @property
+    def can_wait_for_aof(self) -> bool:
+        """Whether it knows ``WAITAOF``, and there is an AOF to wait for."""
+        return self.version >= (7, 2) and self.has_aof is True
+
+
+class RedisLink:
+    """A client for whatever a URL leads to, and how it is used. Runs on asyncio alone.
+
+    It belongs to the event loop in which it is used first; used in another, it connects anew.
+    """
+
+    def __init__(self, config: RedisStreamsConfig) -> None:
+        self.config = config
+        self.target = Target.of(config.url)
+        self.location = self.target.location
+        self._backoff = ExponentialWithJitterBackoff(base=config.backoff, cap=config.max_backoff)
+        self._client: AnyClient = None
+        self._sentinels: list[AnyClient] = []
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._info: ServerInfo | None = None
+        #: the connection that `exchange` keeps, while nobody uses it
+        self._line: AnyClient = None
+
+    async def call(
+        self,
+        operation: Callable[[AnyClient], Awaitable[ResultT]],
+        *,
+        retry: bool = True,
+        shield: bool = False,
+        timeout: float | None = None,
+    ) -> ResultT:
+        """Return what `operation` does with the client, trying again while the trouble may pass.
+
+        Each try has `timeout` seconds, by default the configured ones. With `shield` it is waited
+        for even if the caller is cancelled meanwhile; the time between two tries is not.
+
+        Between two tries it waits with exponential backoff and full jitter, as in "Exponential
+        Backoff And Jitter" of the AWS Architecture Blog. Raises a `StoreError`, with redis-py's
+        own as its cause.
+        """
+        seconds = timeout or self.config.timeout
+        now = asyncio.get_running_loop().time
+        started, failures = now(), 0
+        while True:
+            try:
+                # `anyio.fail_after`, at half its price.
+                with anyio.CancelScope(deadline=now() + seconds, shield=shield):
+                    return await operation(await self.client())
+                raise TimeoutError(f"no answer in {seconds:g} seconds")
+            except Exception as raised:
+                error = named(raised, self.location)
+                if error is None:
+                    raise
+                delay = self._backoff.compute(failures)
+                failures += 1
+                out_of_time = now() + delay > started + (self.config.retry_for if retry else 0)
+                if isinstance(error, (*_PASSING, StoreNotWritable)):
+                    await self.reconnect()
+                if out_of_time or not self._may_pass(error):
+                    if error is raised:
+                        raise
+                    raise error from raised
+            await anyio.sleep(delay)
+
+    def _may_pass(self, error: StoreError) -> bool:
+        # Behind a Sentinel, or in a cluster, a server that has become a replica is replaced.
+        is_failover = isinstance(error, StoreNotWritable) and self.target.topology != "server"
+        return isinstance(error, _PASSING) or is_failover
+
+    async def run(self, script: Script, keys: Sequence[str], *args: Any, retry: bool = True) -> Any:
+        """Return what a script returns; tried again like any call, so it must not mind that."""
+
+        async def attempt(client: AnyClient) -> Any:
+            return await _run_once(client, script, keys, args)
+
+        return await self.call(attempt, retry=retry)
+
+    async def client(self) -> AnyClient:
+        """Return the client of this event loop."""
+        loop = asyncio.get_running_loop()
+        if self._loop is not loop:
+            self._client, self._loop, self._info, self._line = None, loop, None, None
+        if self._client is None:
+            client = self._new_client(self.target.topology)
+            try:
+                info = await _info_of(client)
+                if info.is_cluster and self.target.topology == "server":
+                    await client.aclose()
+                    client = self._new_client("cluster")
+                    await client.initialize()
+            except BaseException:
+                await client.aclose()
+                raise
+            self._client, self._info = client, info
+        return self._client
+
+    async def info(self) -> ServerInfo:
+        """Return what the server said when it was connected."""
+
+        async def look(client: AnyClient) -> ServerInfo:
+            del client
+            assert self._info is not None
+            return self._info
+
+        return await self.call(look)
+
+    async def reconnect(self) -> None:
+        """Let go of the idle connections: the next ones may lead elsewhere."""
+        client = self._client
+        if client is None:
+            return
+        await self._drop_line(client)
+        if isinstance(client, RedisCluster):
+            self._client = None
+            await client.aclose()
+        else:
+            await client.connection_pool.disconnect(inuse_connections=False)
+        self._info = self._info if self._client is not None else None
+
+    async def exchange(self, client: AnyClient, *commands: tuple[Any, ...]) -> list[Any]:
+        """Send commands in one piece over one connection, and return their replies.
+
+        A reply may be an error; what is raised leaves open what has become of the commands. But for
+        a cluster, the connection is kept for the next time: what redis-py does to fetch one from
+        its pool and put it back takes half as long as the way to a server on the same machine.
+        """
+        if isinstance(client, RedisCluster):
+            pipeline = client.pipeline(transaction=False)
+            node = client.get_node_from_key(self.config.keys.meta)
+            for command in commands:
+                pipeline.execute_command(*command, target_nodes=node)
+            replies: list[Any] = await pipeline.execute(raise_on_error=False)
+            return replies
+        line, self._line = self._line, None
+        if line is None:
+            line = await client.connection_pool.get_connection()
+        try:
+            await line.send_packed_command(line.pack_commands(commands))
+            replies = [await _reply(line) for _ in commands]
+        except BaseException:
+            self._line = line
+            with anyio.CancelScope(shield=True):
+                await self._drop_line(client)
+            raise
+        self._line = line
+        return replies
+
+    async def _drop_line(self, client: AnyClient) -> None:
+        line, self._line = self._line, None
+        if line is not None:
+            await line.disconnect(nowait=True)
+            await client.connection_pool.release(line)
+
+    async def close(self) -> None:
+        """Close every connection."""
+        client, self._client, self._line = self._client, None, None
+        sentinels, self._sentinels = self._sentinels, []
+        if self._loop is asyncio.get_running_loop():
+            for each in (client, *sentinels):
+                if each is not None:
+                    await each.aclose()
+
+    def _new_client(self, topology: str) -> AnyClient:
+        config, target = self.config, self.target
+        # The options in the URL come last: whoever writes them there means it.
+        options: dict[str, Any] = {
+            "socket_connect_timeout": config.connect_timeout,
+            # A call is given up as a whole: redis-py would make a task of each send.
+            "socket_timeout": None,
+            "max_connections": config.max_connections,
+            "protocol": 2,
+            "client_name": "papyra",
+            # What is tried again, and when, is decided in `call`.
+            "retry": Retry(NoBackoff(), 0),
+            **parse_url(target.plain_url),
+        }
+        sentinel_options = {
+            name.removeprefix("sentinel_"): options.pop(name)
+            for name in ("sentinel_username", "sentinel_password")
+            if name in options
+        }
+        if topology == "server":
+            return Redis.from_pool(ConnectionPool(**options))
+        is_tls = options.pop("connection_class", Connection) is SSLConnection
+        options.pop("host", None)
+        options.pop("port", None)
+        if is_tls:
+            options["ssl"] = True
+        if topology == "cluster":
+            nodes = [ClusterNode(host, port) for host, port in target.nodes]
+            return RedisCluster(startup_nodes=nodes, **options)
+        shared = {
+            name: value
+            for name, value in options.items()
+            if name in ("retry", "socket_connect_timeout") or name.startswith("ssl")
+        }
+        sentinel = Sentinel(  # type: ignore[no-untyped-call]
+            list(target.nodes),
+            sentinel_kwargs={**shared, "socket_timeout": config.timeout, **sentinel_options},
+            **options,
+        )
+        self._sentinels = list(sentinel.sentinels)
+        return sentinel.master_for(target.service)
+
+
+async def _run_once(
+    client: AnyClient, script: Script, keys: Sequence[str], args: Sequence[Any]
+) -> Any:
+    """Return what a script returns, and teach it to a server that does not know it."""
+    try:
+        return await client.execute_command("EVALSHA", script.sha, len(keys), *keys, *args)
+    except redis.exceptions.NoScriptError:
+        return await client.execute_command("EVAL", script.source, len(keys), *keys, *args)
+
+
+async def _reply(line: AnyClient) -> Any:
+    try:
+        return await line.read_response()
+    except redis.exceptions.ResponseError as error:
+        return error
+
+
+async def _info_of(client: AnyClient) -> ServerInfo:
+    try:
+        if isinstance(client, RedisCluster):
+            await client.initialize()
+            return ServerInfo(await client.info(target_nodes=RedisCluster.RANDOM))
+        return ServerInfo(await client.info())
+    except redis.exceptions.NoPermissionError:
+        return ServerInfo({})

@@ -1,0 +1,201 @@
+"""Reading pages of records, and trimming what reads do not show."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Sequence
+
+import msgspec
+
+from papyra.persistence.backends._redis import scripts
+from papyra.persistence.backends._redis.entries import RawEntry, id_of, millisecond, record_of
+from papyra.persistence.backends._redis.link import AnyClient, RedisLink
+from papyra.persistence.backends._redis.survey import PAGE_BYTES, PAGE_ENTRIES
+from papyra.persistence.backends.page import MAX_PAGE_BYTES, MAX_PAGE_RECORDS, collect_page
+from papyra.persistence.backends.retention import RetentionPolicy
+from papyra.persistence.messages import Page, Read
+from papyra.persistence.records import KINDS, Kind, Record
+
+__all__ = ("Reader",)
+
+logger = logging.getLogger("papyra")
+
+#: A read fetches at most this many entries, even if few of them are what it looks for.
+MAX_FETCHED = 4 * MAX_PAGE_RECORDS
+#: How many entries are fetched first when nobody knows how many it takes.
+FIRST_FETCH = 200
+
+
+class Reader:
+    """Finds in a stream what a read asks for.
+
+    Ids grow with the time of the records, and with their seq, so a read begins where it has to, and
+    the number of records before that does not matter.
+    """
+
+    def __init__(self, link: RedisLink, retention: RetentionPolicy) -> None:
+        self._link = link
+        self._keys = link.config.keys
+        self._retention = retention
+        #: the ids at the ends of the last page of each kind, by seq: where the next one begins
+        self._bookmarks: dict[Kind, dict[int, bytes]] = {kind: {} for kind in KINDS}
+
+    async def page(
+        self, request: Read, now: float, late: int | None, doubt: tuple[int, int] | None
+    ) -> Page:
+        """Return a page of what retention lets reads see at Unix time `now`.
+
+        `late` is how much later than the record's own time an id may be, in milliseconds; `None` if
+        that is to be looked up. What is in `doubt`, from a seq to a seq, is left out.
+        """
+        oldest = self._retention.oldest_time(now)
+        since = max(
+            -math.inf if oldest is None else oldest,
+            -math.inf if request.since is None else request.since,
+        )
+        until = math.inf if request.until is None else request.until
+        start = await self._start(request.kind, request.after, since)
+        if start is None:
+            return _empty(request)
+        stop = await self._stop(request, late)
+
+        wanted = MAX_PAGE_RECORDS if request.limit is None else request.limit
+        candidates: list[tuple[Record, int]] = []
+        fetched = matches = size = 0
+        is_filtered = request.event_type is not None or request.actor is not None
+        count = FIRST_FETCH if request.limit is None or is_filtered else wanted + 1
+        edge, is_end = b"", False
+        while not (
+            is_end
+            or matches > wanted
+            or len(candidates) > MAX_PAGE_RECORDS
+            or fetched >= MAX_FETCHED
+            or (candidates and size - candidates[-1][1] >= MAX_PAGE_BYTES)
+        ):
+            raws = await self._fetch(request, start, stop, min(count, PAGE_ENTRIES))
+            is_end = len(raws) < min(count, PAGE_ENTRIES)
+            fetched += len(raws)
+            fetched_bytes = 1
+            for raw in raws:
+                edge = raw[0]
+                record, length, wrong = record_of(raw, request.kind)
+                fetched_bytes += length
+                if wrong is not None or record is None:
+                    logger.warning(
+                        "%s: entry %s can't be read, and is left out: %s",
+                        self._keys.streams[request.kind],
+                        raw[0].decode(),
+                        wrong,
+                    )
+                    continue
+                seq = record.seq or 0
+                if (
+                    seq > request.after
+                    and (request.before is None or seq < request.before)
+                    and since <= record.timestamp <= until
+                    and (doubt is None or not doubt[0] <= seq <= doubt[1])
+                ):
+                    candidates.append((record, length))
+                    size += length
+                    matches += request.selects(record)
+            if raws:
+                if request.newest:
+                    stop = f"({edge.decode()}"
+                else:
+                    start = f"({edge.decode()}"
+                average = fetched_bytes // len(raws) + 1
+                count = min(2 * count, max(1, PAGE_BYTES // average))
+        page = collect_page(request, candidates)
+        if not page.more and not is_end and edge:
+            # Much was looked at, and little of it was what is looked for.
+            seq = id_of(edge)[1]
+            page = msgspec.structs.replace(page, more=True, next_after=seq, next_before=seq)
+            self._bookmarks[request.kind] = {seq: edge}
+        return page
+
+    async def first_visible(self, kind: Kind, now: float) -> str | None:
+        """Return the id from which on retention lets reads see records; `None` if they see none."""
+        oldest = self._retention.oldest_time(now)
+        return await self._start(kind, 0, -math.inf if oldest is None else oldest)
+
+    async def find_after(self, kind: Kind, seq: int) -> str | None:
+        """Return the id of the first entry of a kind after a seq; `None` if there is none."""
+        found = await self._find(kind, seq, None, None)
+        return found or None
+
+    async def _start(self, kind: Kind, after: int, since: float) -> str | None:
+        policy = self._retention
+        start = "-"
+        bookmark = self._bookmarks[kind].get(after)
+        if after and bookmark is not None:
+            start, after = f"({bookmark.decode()}", 0
+        if after or policy.max_records is not None or policy.max_total_bytes is not None:
+            found = await self._find(kind, after, policy.max_records, policy.max_total_bytes)
+            if not found:
+                return None
+            start = _later(start, found)
+        if since > -math.inf:
+            start = _later(start, f"{millisecond(since)}-0")
+        return start
+
+    async def _stop(self, request: Read, late: int | None) -> str:
+        stop = "+"
+        if request.before is not None:
+            bookmark = self._bookmarks[request.kind].get(request.before)
+            if bookmark is not None:
+                stop = f"({bookmark.decode()}"
+            else:
+                found = await self._find(request.kind, request.before - 1, None, None)
+                stop = f"({found}" if found else "+"
+        if request.until is not None:
+            if late is None:
+                late = await self._look_up_late()
+            last = f"{millisecond(request.until) + late}"
+            if stop == "+" or int(last) < id_of(stop.lstrip("(").encode())[0]:
+                stop = last
+        return stop
+
+    async def _find(
+        self, kind: Kind, after: int, max_records: int | None, max_bytes: int | None
+    ) -> str:
+        found: bytes = await self._link.run(
+            scripts.FIND,
+            self._keys.all,
+            KINDS.index(kind) + 1,
+            after or "",
+            "" if max_records is None else max_records,
+            "" if max_bytes is None else max_bytes,
+        )
+        return found.decode()
+
+    async def _look_up_late(self) -> int:
+        async def look(client: AnyClient) -> int:
+            return int(await client.hget(self._keys.meta, "late") or 0)
+
+        return await self._link.call(look)
+
+    async def _fetch(self, request: Read, start: str, stop: str, count: int) -> Sequence[RawEntry]:
+        key = self._keys.streams[request.kind]
+
+        async def fetch(client: AnyClient) -> Sequence[RawEntry]:
+            entries: Sequence[RawEntry]
+            if request.newest:
+                entries = await client.xrevrange(key, stop, start, count)
+            else:
+                entries = await client.xrange(key, start, stop, count)
+            return entries
+
+        return await self._link.call(fetch)
+
+
+def _later(one: str, other: str) -> str:
+    """Return the later of two ids at which a range may start."""
+    if one == "-" or other == "-":
+        return other if one == "-" else one
+    ids = [id_of(each.lstrip("(").encode()) for each in (one, other)]
+    return other if ids[1] > ids[0] else one
+
+
+def _empty(request: Read) -> Page:
+    return Page((), request.after, more=False, next_before=request.before or 0)

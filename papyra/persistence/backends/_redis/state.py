@@ -1,0 +1,103 @@
+"""What the server keeps about a store besides its records."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, TypeAlias
+
+import msgspec
+
+from papyra.persistence.records import KINDS, Kind
+
+__all__ = ("FORMAT", "Range", "StoreState", "StreamState")
+
+#: The version of what is kept; a greater one is not touched.
+FORMAT = 1
+
+#: Records that are no more: the first n, the last, and the totals before and after.
+Range: TypeAlias = tuple[int, int, int, int]
+
+_decode_ranges = msgspec.json.Decoder(list[Range]).decode
+
+
+@dataclass
+class StreamState:
+    """One kind's stream."""
+
+    #: entries
+    length: int = 0
+    first_id: bytes = b""
+    last_id: bytes = b""
+    #: records of this kind that were ever given, and their bytes
+    n: int = 0
+    total: int = 0
+    #: how many of them are gone, from the oldest on, and their bytes
+    trimmed_n: int = 0
+    trimmed_total: int = 0
+    lost: list[Range] = field(default_factory=list)
+
+    @property
+    def held_bytes(self) -> int:
+        """Encoded bytes of the records that are there."""
+        gone = sum(
+            after - max(before, self.trimmed_total)
+            for _, last, before, after in self.lost
+            if last > self.trimmed_n
+        )
+        return self.total - self.trimmed_total - gone
+
+    @property
+    def average(self) -> int:
+        """Bytes of a record, about."""
+        return self.total // self.n + 1 if self.n else 200
+
+
+@dataclass
+class StoreState:
+    """The whole of it."""
+
+    #: whether the hash was there
+    known: bool
+    format: int
+    last: int
+    late: int
+    writer: str
+    streams: dict[Kind, StreamState]
+
+    @classmethod
+    def of(cls, reply: Sequence[Any]) -> StoreState:
+        """Return what `scripts.STATE` has replied."""
+        flat, *rest = reply
+        meta = {flat[i].decode(): flat[i + 1] for i in range(0, len(flat), 2)}
+        streams = {}
+        for position, kind in enumerate(KINDS):
+            length, first_id, last_id = rest[3 * position : 3 * position + 3]
+            streams[kind] = StreamState(
+                length,
+                first_id,
+                last_id,
+                n=int(meta.get(f"{kind}:n", 0)),
+                total=int(meta.get(f"{kind}:total", 0)),
+                trimmed_n=int(meta.get(f"{kind}:trimmed_n", 0)),
+                trimmed_total=int(meta.get(f"{kind}:trimmed_total", 0)),
+                lost=_decode_ranges(meta.get(f"{kind}:lost", b"[]")),
+            )
+        return cls(
+            known="last" in meta,
+            format=int(meta.get("format", 1)),
+            last=int(meta.get("last", 0)),
+            late=int(meta.get("late", 0)),
+            writer=meta.get("writer", b"").decode(errors="replace"),
+            streams=streams,
+        )
+
+    @property
+    def held_bytes(self) -> int:
+        """Encoded bytes of all records that are there."""
+        return sum(stream.held_bytes for stream in self.streams.values())
+
+    @property
+    def entries(self) -> int:
+        """How many entries there are."""
+        return sum(stream.length for stream in self.streams.values())

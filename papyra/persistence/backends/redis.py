@@ -1,0 +1,343 @@
+"""Persistence on Redis Streams: one stream for each kind, on any Redis from 6.2 on, or Valkey."""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from collections.abc import AsyncIterator, Callable
+
+from papyra.exceptions import (
+    BackendClosed,
+    InvalidPolicy,
+    InvalidRequest,
+    StoreError,
+    StoreReadOnly,
+)
+from papyra.persistence.backends._asyncio import AsyncioHost
+from papyra.persistence.backends._redis import scripts
+from papyra.persistence.backends._redis.config import RedisStreamsConfig
+from papyra.persistence.backends._redis.groups import (
+    Consumer,
+    Delivery,
+    Follower,
+    Groups,
+    Pending,
+    deliveries_of,
+)
+from papyra.persistence.backends._redis.link import RedisLink
+from papyra.persistence.backends._redis.reader import Reader
+from papyra.persistence.backends._redis.state import FORMAT
+from papyra.persistence.backends._redis.survey import Findings, Survey
+from papyra.persistence.backends._redis.writer import Writer
+from papyra.persistence.backends.base import Batch, Capabilities, PersistenceBackend
+from papyra.persistence.backends.retention import RetentionPolicy
+from papyra.persistence.messages import Page, Read, Scan
+from papyra.persistence.records import KINDS, Kind, Record
+from papyra.persistence.reports import (
+    CompactionReport,
+    PersistenceRecoveryConfig,
+    PersistenceRecoveryReport,
+    PersistenceScanReport,
+    ScanProgress,
+)
+
+__all__ = ("Delivery", "Pending", "RedisStreamsConfig", "RedisStreamsPersistence")
+
+logger = logging.getLogger("papyra")
+
+#: what reports call it
+NAME = "redis"
+
+
+class RedisStreamsPersistence(PersistenceBackend):
+    """Keeps its records in Redis Streams: ``{prefix:system_id}:events``, ``:audits`` and so on.
+
+    Entries are as `papyra.persistence.backends._redis.entries` says, and readable in ``redis-cli``.
+    A batch is one call of a script, so it is stored whole or not at all, and exactly once: a call
+    whose answer was lost is repeated, and adds nothing twice. What an acknowledgement means is said
+    with `RedisStreamsConfig`.
+
+    **A store has one writer.** With its first write a backend becomes the writer, and takes over
+    from the one before, whose next write raises `StoreFenced`; opening, reading, scanning and
+    following take nothing over. Closed and opened again, a fenced backend may take over in turn.
+
+    While the server can't be reached, or is not ready, calls are tried again for
+    ``config.retry_for`` seconds. An append that fails for good may have been stored without an
+    answer: it is not shown, and taken back before anything else is written; its positions stay
+    unused then. Others that follow the stream may have seen it.
+
+    Errors of the server have names of their own: `StoreUnreachable`, `StoreNotReady`,
+    `StoreNotWritable`, `StoreFull`, `StoreAccessDenied`, `StoreWrongType`, `StoreNotAcknowledged`.
+
+    `compact` trims the streams with ``XTRIM``, up to the first record that reads show. `recover`
+    removes what is damaged; in mode ``quarantine`` it is copied to ``{...}:quarantine:<kind>``
+    first, `quarantine_dir` being for files. A scan finds undecodable records, wrong checksums,
+    entries with other fields than Papyra writes, and missing ones.
+
+    It works on trio, too: redis-py, which knows asyncio alone, then runs in a thread of its own.
+    """
+
+    capabilities = Capabilities(
+        durable=True, recovery=True, compaction=True, readable_when_closed=False
+    )
+    # For the time of a commit the server does nothing else: a few milliseconds.
+    batch_limit = 1_000
+
+    def __init__(
+        self,
+        config: RedisStreamsConfig | None = None,
+        *,
+        retention_policy: RetentionPolicy | None = None,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        super().__init__(retention_policy=retention_policy, clock=clock)
+        config = RedisStreamsConfig() if config is None else config
+        if not isinstance(config, RedisStreamsConfig):
+            raise InvalidPolicy(f"config is a RedisStreamsConfig, not a {type(config).__name__}")
+        self.config = config
+        self._asyncio = AsyncioHost()
+        self._link = RedisLink(config)
+        self._survey = Survey(self._link)
+        self._reader = Reader(self._link, self._retention)
+        self._writer = Writer(self._link)
+        self._groups = Groups(self._link, self._reader)
+
+    def __repr__(self) -> str:
+        return f"RedisStreamsPersistence({self.config!r})"
+
+    # For other programs. None of this goes through the mailbox of the actor that hosts the backend:
+    # each call, and each iterator, has a connection of its own.
+
+    def follow(self, kind: Kind = "event", after: int | None = 0) -> AsyncIterator[Record]:
+        """Yield the records of a kind after the seq `after`, oldest first, and then as they come.
+
+        `None` begins with the next that is appended. The iterator never ends by itself. While the
+        server can't be reached it waits, and goes on after the last record that it has yielded. To
+        resume in another process, keep the `seq` of the last record that was handled. Entries that
+        can't be read are left out, with a warning in the log. Raises `BackendClosed` once the
+        backend is closed, and a `StoreError` for what does not pass by itself.
+        """
+        _check_position(after)
+        return Follower(_check_kind(kind), after, *self._parts())
+
+    def consume(
+        self,
+        group: str,
+        consumer: str,
+        kind: Kind = "event",
+        *,
+        after: int | None = 0,
+        claim_after: float | None = 60.0,
+    ) -> AsyncIterator[Delivery]:
+        """Yield records to one consumer of a group: each to one of them, until it is acknowledged.
+
+        A group that is not there yet begins after the seq `after`, or with the next record for
+        `None`. First comes what this consumer has not acknowledged; then what is new. What another
+        consumer got `claim_after` seconds ago and has not acknowledged is taken over, within a
+        quarter of that time more; so give it more time than handling one takes. `None` takes over
+        nothing. A record may be delivered more than once, but each is until someone has called
+        `ack`; what is compacted before that is not. Waits for the server as `follow` does.
+        """
+        _check_position(after)
+        _check_names(group, consumer)
+        if claim_after is not None:
+            _check_seconds(claim_after)
+        return Consumer(_check_kind(kind), group, consumer, after, claim_after, *self._parts())
+
+    async def ack(self, group: str, *deliveries: Delivery) -> int:
+        """Acknowledge what was handled. Returns how many of it were pending still."""
+        _check_names(group)
+        count = 0
+        for kind in KINDS:
+            ids = [delivery.id for delivery in deliveries if delivery.kind == kind]
+            if ids:
+                count += await self._asyncio.run(self._groups.ack, kind, group, ids)
+        return count
+
+    async def pending(self, group: str, kind: Kind = "event", count: int = 100) -> list[Pending]:
+        """Return up to `count` deliveries of a group that were not acknowledged, oldest first."""
+        _check_names(group)
+        return await self._asyncio.run(self._groups.pending, _check_kind(kind), group, count)
+
+    async def claim(
+        self,
+        group: str,
+        consumer: str,
+        kind: Kind = "event",
+        *,
+        min_idle: float = 60.0,
+        count: int = 100,
+    ) -> list[Delivery]:
+        """Take over up to `count` deliveries that were not acknowledged for `min_idle` seconds."""
+        _check_names(group, consumer)
+        _check_seconds(min_idle)
+        raws = await self._asyncio.run(
+            self._groups.claim, _check_kind(kind), group, consumer, min_idle, count
+        )
+        return deliveries_of(kind, raws)
+
+    async def detach(self) -> None:
+        """Close the backend and let go of its host."""
+        try:
+            await super().detach()
+        finally:
+            await self._hang_up()
+
+    async def aclose(self) -> None:
+        """Flush and close, the connections of iterators too. Closing twice is allowed."""
+        await super().aclose()
+        await self._hang_up()
+
+    # For the base
+
+    async def _open(self) -> int:
+        self._prepared = False
+        self._writer.lay_down()
+        return await self._asyncio.run(self._look)
+
+    async def _close(self) -> None:
+        try:
+            if self._writer.doubt is not None:
+                await self._asyncio.run(self._writer.claim, retry=False)
+        except StoreError as error:
+            logger.warning("an append that failed may have been stored after all: %s", error)
+        finally:
+            await self._hang_up()
+
+    async def _prepare(self) -> int:
+        self._must_write()
+        return await self._asyncio.run(self._writer.claim)
+
+    async def _append(self, batch: Batch) -> None:
+        try:
+            await self._asyncio.run(self._writer.append, batch)
+        finally:
+            # What is in doubt is taken back before anything else is written.
+            self._prepared = self._writer.doubt is None
+
+    async def _flush(self) -> None:
+        if self._writer.is_claimed:
+            await self._asyncio.run(self._writer.sync)
+        else:
+            self._last_seq = await self._asyncio.run(self._look)
+
+    async def _read(self, request: Read) -> Page:
+        writer = self._writer
+        late = writer.late if writer.is_claimed else None
+        return await self._asyncio.run(
+            self._reader.page, request, self._clock(), late, writer.doubt
+        )
+
+    async def _scan(self, request: Scan) -> PersistenceScanReport:
+        await self._settle()
+        progress = request.progress
+        advance = None
+        if progress is not None:
+
+            def advance(done: int, total: int) -> None:
+                progress(ScanProgress(done, total))
+
+        return _report(await self._asyncio.run(self._survey.scan, advance))
+
+    async def _recover(self, config: PersistenceRecoveryConfig) -> PersistenceRecoveryReport:
+        self._must_write()
+        await self._settle()
+        return await self._asyncio.run(self._mend, config)
+
+    async def _compact(self) -> CompactionReport:
+        self._must_write()
+        await self._settle()
+        return await self._asyncio.run(self._trim)
+
+    def _must_write(self) -> None:
+        if self.config.read_only:
+            raise StoreReadOnly(f"{self.config.keys.tag} was opened to be read only")
+
+    async def _settle(self) -> None:
+        """Take back what is in doubt."""
+        if self._writer.doubt is not None:
+            self._last_seq = await self._prepare()
+            self._prepared = True
+
+    def _parts(self) -> tuple[Groups, RedisLink, AsyncioHost, Callable[[], None]]:
+        return self._groups, self._link, self._asyncio, self._check_open
+
+    def _check_open(self) -> None:
+        if self._state == "closed":
+            raise BackendClosed(f"this {type(self).__name__} is closed")
+
+    async def _hang_up(self) -> None:
+        await self._asyncio.run(self._link.close)
+        self._asyncio.stop()
+
+    # On asyncio
+
+    async def _look(self) -> int:
+        state = await self._survey.state()
+        if state.format > FORMAT:
+            raise StoreError(f"{self.config.keys.tag} was written by a newer version of Papyra")
+        return state.last
+
+    async def _mend(self, config: PersistenceRecoveryConfig) -> PersistenceRecoveryReport:
+        found = await self._survey.scan()
+        if found.wrong_counters:
+            # They are made anew from what is there.
+            await self._writer.claim()
+            found = await self._survey.scan()
+        removed, copies = await self._survey.repair(found, quarantine=config.mode == "quarantine")
+        found = await self._survey.scan()
+        return PersistenceRecoveryReport(
+            NAME,
+            supported=True,
+            scan=_report(found),
+            records_kept=found.records,
+            records_removed=removed,
+            quarantined=tuple(copies),
+        )
+
+    async def _trim(self) -> CompactionReport:
+        before = await self._survey.state()
+        operator = "=" if self.config.trim == "exact" else "~"
+        for number, kind in enumerate(KINDS, start=1):
+            if self._retention == RetentionPolicy() or not before.streams[kind].length:
+                continue
+            first = await self._reader.first_visible(kind, self._clock())
+            if first != "-":
+                keys = self.config.keys.all
+                await self._link.run(scripts.TRIM, keys, number, first or "", operator)
+        after = await self._survey.state()
+        return CompactionReport(
+            NAME,
+            supported=True,
+            records_before=before.entries,
+            records_after=after.entries,
+            bytes_before=before.held_bytes,
+            bytes_after=after.held_bytes,
+        )
+
+
+def _report(found: Findings) -> PersistenceScanReport:
+    return PersistenceScanReport(NAME, found.records, found.bytes_read, tuple(found.anomalies))
+
+
+def _check_kind(kind: Kind) -> Kind:
+    if kind not in KINDS:
+        raise InvalidRequest(f"kind is one of {', '.join(KINDS)}, not {kind!r}")
+    return kind
+
+
+def _check_position(after: int | None) -> None:
+    if after is not None and (type(after) is not int or after < 0):
+        raise InvalidRequest(f"after is a seq, from 0 on, or None, not {after!r}")
+
+
+def _check_names(*names: str) -> None:
+    for name in names:
+        if not isinstance(name, str) or not name:
+            raise InvalidRequest(f"groups and consumers have names, not {name!r}")
+
+
+def _check_seconds(seconds: float) -> None:
+    if type(seconds) not in (int, float) or not 0 <= seconds < math.inf:
+        raise InvalidRequest(f"this is no number of seconds: {seconds!r}")

