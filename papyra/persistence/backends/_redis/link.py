@@ -57,6 +57,8 @@ _CODES: dict[str, type[StoreError]] = {
     "MASTERDOWN": StoreNotReady,
 }
 _CODE = re.compile(rf"(?:^|[\s\-])({'|'.join(_CODES)})\b")
+#: What a script passes on in words: of Redis before and from version 7 on.
+_ACL_FAILURE = re.compile(r"ACL failure|can't run this command|can't access")
 
 #: What passes by itself, or with another connection: a replica is promoted, say.
 _PASSING = (StoreUnreachable, StoreNotReady)
@@ -90,8 +92,11 @@ def named(error: Exception, location: str) -> StoreError | None:
         if isinstance(error, raised):
             return meant(f"{location}: {_text(error)}")
     if isinstance(error, redis.exceptions.RedisError):
-        found = _CODE.search(str(error))
-        meant = _CODES[found[1]] if found else StoreError
+        found, meant = _CODE.search(str(error)), StoreError
+        if found is not None:
+            meant = _CODES[found[1]]
+        elif _ACL_FAILURE.search(str(error)):
+            meant = StoreAccessDenied
         return meant(f"{location}: {_text(error)}")
     return None
 

@@ -104,12 +104,12 @@ end
 
 #: Make the caller the writer, with a new epoch, and say where the store ends.
 #:
-#: ARGV: the writer's name; the epoch that the caller has, or 0; whether to take over from another
-#: writer, or nothing; the first and the last seq of a batch that is in doubt, which is taken back,
-#: or nothing; then what the caller knows was given: the last seq, n of each kind, and total of each
-#: kind.
+#: ARGV: the writer's name; the epoch that it builds on; the first and the last seq of a batch that
+#: is in doubt, which is taken back, or nothing; then what the caller knows was given: the last seq,
+#: n of each kind, and total of each kind.
 #: Returns ``ok``, the epoch, the last seq, ms, late, how many were taken back, n of each kind and
-#: total of each kind; or ``fenced`` and the name of the writer.
+#: total of each kind; or, if the epoch is another, ``fenced`` and the name of the writer. Called
+#: once more, whether since the answer was lost or the call was late, it changes nothing.
 CLAIM = Script(
     _COMMON
     + """
@@ -139,14 +139,14 @@ local state = call('HMGET', meta, 'epoch', 'writer', 'last', 'ms', 'late', 'form
 if number(state[6]) > 1 then
   return {'format', state[6]}
 end
-local epoch, own = number(state[1]), tonumber(ARGV[2])
--- A claim whose answer was lost comes again, and finds itself.
-if ARGV[3] == '' and epoch > own and state[2] ~= ARGV[1] then
+local epoch, expected = number(state[1]), tonumber(ARGV[2])
+local is_repeated = epoch == expected + 1 and state[2] == ARGV[1]
+if epoch > expected and not is_repeated then
   return {'fenced', state[2] or ''}
 end
-local in_doubt = ARGV[4] ~= '' and epoch == own
-epoch = math.max(epoch, own) + 1
-local last = math.max(number(state[3]), tonumber(ARGV[6]))
+local in_doubt = ARGV[3] ~= '' and epoch == expected
+epoch = expected + 1
+local last = math.max(number(state[3]), tonumber(ARGV[5]))
 local ms, late = number(state[4]), number(state[5])
 local taken_back = 0
 local counts = {}
@@ -155,7 +155,7 @@ for i, kind in ipairs(kinds) do
   local n = number(call('HGET', meta, kind .. ':n'))
   local total = number(call('HGET', meta, kind .. ':total'))
   if in_doubt then
-    local removed, bytes = take_back(key, tonumber(ARGV[4]), tonumber(ARGV[5]))
+    local removed, bytes = take_back(key, tonumber(ARGV[3]), tonumber(ARGV[4]))
     taken_back, n, total = taken_back + removed, n - removed, total - bytes
   end
   local entry = tail(key)
@@ -164,7 +164,7 @@ for i, kind in ipairs(kinds) do
     last, ms = math.max(last, end_seq), math.max(ms, end_ms)
     n, total = math.max(n, end_n), math.max(total, end_total)
   end
-  n, total = math.max(n, tonumber(ARGV[6 + i])), math.max(total, tonumber(ARGV[9 + i]))
+  n, total = math.max(n, tonumber(ARGV[5 + i])), math.max(total, tonumber(ARGV[8 + i]))
   call('HSET', meta, kind .. ':n', n, kind .. ':total', total)
   counts[i], counts[i + 3] = n, total
 end

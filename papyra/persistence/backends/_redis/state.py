@@ -62,6 +62,7 @@ class StoreState:
     format: int
     last: int
     late: int
+    epoch: int
     writer: str
     streams: dict[Kind, StreamState]
 
@@ -88,6 +89,7 @@ class StoreState:
             format=int(meta.get("format", 1)),
             last=int(meta.get("last", 0)),
             late=int(meta.get("late", 0)),
+            epoch=int(meta.get("epoch", 0)),
             writer=meta.get("writer", b"").decode(errors="replace"),
             streams=streams,
         )

@@ -16,6 +16,7 @@ from papyra.exceptions import StoreError, StoreFenced, StoreNotAcknowledged
 from papyra.persistence.backends._redis import scripts
 from papyra.persistence.backends._redis.entries import checksums, milliseconds
 from papyra.persistence.backends._redis.link import AnyClient, RedisLink, did_nothing
+from papyra.persistence.backends._redis.state import StoreState
 from papyra.persistence.backends.base import Batch
 from papyra.persistence.records import (
     KINDS,
@@ -64,9 +65,6 @@ class Writer:
         self._ms = 0
         self._counts = [0] * len(KINDS)
         self._totals = [0] * len(KINDS)
-        config = link.config
-        #: seconds for a call that is to be confirmed
-        self._timeout = config.timeout + config.acknowledge_timeout
         self._confirmation: tuple[object, ...] | None = None
         #: whether anything was written since it was last synced
         self.is_dirty = False
@@ -78,20 +76,25 @@ class Writer:
     async def claim(self, *, retry: bool = True) -> int:
         """Become the writer, or stay it; take back what is in doubt. Return the last seq."""
         await self._check_acknowledge()
-        figures = (self.last_seq, *self._counts, *self._totals)
+        if not self.is_claimed:
+            state = StoreState.of(await self._link.run(scripts.STATE, self._keys.all, retry=retry))
+            if state.epoch != self._epoch:
+                self.doubt = None  # what is stored is another's to say
+            self._epoch, self.last_seq = state.epoch, 0
+            self._counts, self._totals = [0] * len(KINDS), [0] * len(KINDS)
         status, *reply = await self._link.run(
             scripts.CLAIM,
             self._keys.all,
             self._name,
             self._epoch,
-            "" if self.is_claimed else "take over",
             *(self.doubt or ("", "")),
-            # Of no value once another may have written.
-            *(figures if self.is_claimed else [0] * len(figures)),
+            self.last_seq,
+            *self._counts,
+            *self._totals,
             retry=retry,
         )
         if status != b"ok":
-            self.doubt = None  # what is stored is another's to say
+            self.doubt = None
             raise self._refusal(status, reply)
         self._epoch, self.last_seq, self._ms, self.late, taken_back, *counts = map(int, reply)
         self._counts, self._totals = counts[: len(KINDS)], counts[len(KINDS) :]
@@ -136,7 +139,7 @@ class Writer:
             if synced[0] < 1:
                 raise StoreNotAcknowledged("the server has not synced its file in time")
 
-        await self._link.call(attempt, timeout=self._timeout)
+        await self._link.call(attempt, timeout=self._confirmed_within())
         self.is_dirty = False
 
     async def _send(self, batch: Batch) -> list[Any]:
@@ -167,7 +170,8 @@ class Writer:
                 raise
 
         # What is on its way is waited for: whoever is cancelled would not know what became of it.
-        reply = await self._link.call(attempt, shield=True, timeout=self._timeout)
+        timeout = None if self._confirmation is None else self._confirmed_within()
+        reply = await self._link.call(attempt, shield=True, timeout=timeout)
         self.doubt = None
         return reply
 
@@ -198,6 +202,10 @@ class Writer:
                 f"{self._link.location}: {confirmed}, while waiting for a confirmation"
             ) from confirmed
         return reply, confirmed
+
+    def _confirmed_within(self) -> float:
+        """Return the seconds for a call that is to be confirmed."""
+        return self._link.config.timeout + self._link.config.acknowledge_timeout
 
     def _wait_for_aof(self) -> tuple[object, ...]:
         return ("WAITAOF", 1, 0, int(self._link.config.acknowledge_timeout * 1000))

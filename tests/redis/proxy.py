@@ -1,0 +1,153 @@
+"""A TCP proxy on the loopback interface that cuts connections where a test says."""
+
+from __future__ import annotations
+
+import contextlib
+import queue
+import socket
+import threading
+from collections import deque
+from typing import Literal, NamedTuple, Self, TypeAlias
+
+__all__ = ("Cut", "Proxy")
+
+Place: TypeAlias = Literal["before", "in request", "after", "in reply", "late"]
+
+
+class Cut(NamedTuple):
+    """Where to cut: ``before`` the request reaches the server, or after `at` bytes of it; ``after``
+    it was answered, but before the answer is passed on, or after `at` bytes of that. ``late``
+    cuts before, and sends the request on its way when `Proxy.release` is called.
+    """
+
+    place: Place
+    at: int = 0
+
+
+class Proxy:
+    """Passes everything on, but for requests that contain a marker, as long as there are cuts."""
+
+    def __init__(self, target: int) -> None:
+        #: the port that connections go to; may be changed
+        self.target = target
+        self.cuts: deque[Cut] = deque()
+        self.marker = b""
+        #: connections that were made
+        self.connections = 0
+        self._late: list[tuple[socket.socket, bytes]] = []
+        self._late_answers: queue.SimpleQueue[bytes] = queue.SimpleQueue()
+        self._sockets: set[socket.socket] = set()
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.port: int = self._listener.getsockname()[1]
+        self._threads = [threading.Thread(target=self._accept, daemon=True)]
+
+    def __enter__(self) -> Self:
+        self._threads[0].start()
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        # A close alone would not wake who waits for a connection.
+        self._listener.shutdown(socket.SHUT_RDWR)
+        self._listener.close()
+        self.cut_all()
+        for server, _ in self._late:
+            _hang_up(server)
+        for thread in self._threads:
+            thread.join()
+
+    @property
+    def url(self) -> str:
+        return f"redis://127.0.0.1:{self.port}/0"
+
+    def cut_all(self) -> None:
+        """Cut every connection there is."""
+        for each in tuple(self._sockets):
+            _hang_up(each)
+
+    def release(self) -> bytes:
+        """Let what is late arrive; return what the server says to the last of it."""
+        answer = b""
+        for server, data in self._late:
+            server.sendall(data)
+            answer = self._late_answers.get(timeout=20)
+        return answer
+
+    def _accept(self) -> None:
+        while True:
+            try:
+                client, _ = self._listener.accept()
+            except OSError:
+                return
+            self.connections += 1
+            try:
+                server = socket.create_connection(("127.0.0.1", self.target))
+            except OSError:
+                client.close()
+                continue
+            self._sockets |= {client, server}
+            connection = _Connection(self, client, server)
+            for target in (connection.pass_requests, connection.pass_replies):
+                thread = threading.Thread(target=target, daemon=True)
+                self._threads.append(thread)
+                thread.start()
+
+    def _next_cut(self, data: bytes) -> Cut | None:
+        return self.cuts.popleft() if self.cuts and self.marker in data else None
+
+    def _keep(self, server: socket.socket, data: bytes) -> None:
+        self._sockets.discard(server)
+        self._late.append((server, data))
+
+
+class _Connection:
+    def __init__(self, proxy: Proxy, client: socket.socket, server: socket.socket) -> None:
+        self.proxy = proxy
+        self.client = client
+        self.server = server
+        #: bytes of the next reply that are passed on before the cut; `None` for no cut
+        self.passed: int | None = None
+        self.is_late = False
+
+    def pass_requests(self) -> None:
+        with contextlib.suppress(OSError):
+            while data := self.client.recv(1 << 20):
+                cut = self.proxy._next_cut(data)
+                if cut is None:
+                    self.server.sendall(data)
+                    continue
+                match cut.place:
+                    case "before":
+                        break
+                    case "in request":
+                        self.server.sendall(data[: cut.at])
+                        break
+                    case "late":
+                        self.is_late = True
+                        self.proxy._keep(self.server, data)
+                        break
+                    case "after" | "in reply":
+                        self.passed = cut.at
+                        self.server.sendall(data)
+        _hang_up(self.client)
+        if not self.is_late:
+            _hang_up(self.server)
+
+    def pass_replies(self) -> None:
+        with contextlib.suppress(OSError):
+            while data := self.server.recv(1 << 20):
+                if self.is_late:
+                    self.proxy._late_answers.put(data)
+                    return
+                if self.passed is not None:
+                    self.client.sendall(data[: self.passed])
+                    break
+                self.client.sendall(data)
+        _hang_up(self.client)
+        if not self.is_late:
+            _hang_up(self.server)
+
+
+def _hang_up(connection: socket.socket) -> None:
+    with contextlib.suppress(OSError):
+        connection.shutdown(socket.SHUT_RDWR)
+    connection.close()

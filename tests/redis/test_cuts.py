@@ -1,0 +1,146 @@
+"""The connection is cut at every stage of a batch: what is stored is stored once."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import msgspec
+import pytest
+
+from papyra.exceptions import StoreUnreachable
+from papyra.persistence.backends._redis import scripts
+from papyra.persistence.backends.redis import RedisStreamsConfig, RedisStreamsPersistence
+from papyra.testing._redis_server import RedisServer
+from papyra.testing.conformance._parts import a_record, everything, without_seq
+from tests.redis.conftest import MakeStore
+from tests.redis.proxy import Cut, Proxy
+
+CUTS = [
+    Cut("before"),
+    *(Cut("in request", at) for at in (1, 90, 400)),
+    Cut("after"),
+    *(Cut("in reply", at) for at in (1, 5, 12)),
+    Cut("late"),
+]
+
+
+@pytest.fixture
+def proxy(server: RedisServer) -> Iterator[Proxy]:
+    with Proxy(server.port) as proxy:
+        yield proxy
+
+
+def through(proxy: Proxy, config: RedisStreamsConfig, **changes: Any) -> RedisStreamsPersistence:
+    options = {"backoff": 0.001, "max_backoff": 0.01, "timeout": 10.0} | changes
+    return RedisStreamsPersistence(msgspec.structs.replace(config, url=proxy.url, **options))
+
+
+def numbers(records: list[Any]) -> list[int]:
+    return [record.payload["n"] for record in records]
+
+
+@pytest.mark.parametrize("cut", CUTS, ids=str)
+@pytest.mark.parametrize("size", [1, 7])
+@pytest.mark.parametrize("script", [scripts.APPEND, scripts.CLAIM], ids=["append", "claim"])
+async def test_a_batch_is_stored_once_wherever_the_connection_is_cut(
+    proxy: Proxy,
+    config: RedisStreamsConfig,
+    make: MakeStore,
+    cut: Cut,
+    size: int,
+    script: scripts.Script,
+) -> None:
+    proxy.marker = script.sha.encode()
+    async with through(proxy, config) as store:
+        if script is scripts.APPEND:
+            await store.append(a_record(0))
+        first = store.last_seq
+        proxy.cuts.append(cut)
+        appended = await store.append(*map(a_record, range(first, first + size)))
+        assert not proxy.cuts
+        assert (appended.first_seq, appended.last_seq) == (first + 1, first + size)
+        if cut.place == "late":
+            # In the end the first copy arrives, too, and is known already.
+            assert b"ok" in proxy.release()
+        await store.append(a_record(first + size))
+    async with make() as store:
+        records = await everything(store)
+        assert [without_seq(record) for record in records] == list(
+            map(a_record, range(first + size + 1))
+        )
+        assert [record.seq for record in records] == list(range(1, first + size + 2))
+        assert (await store.scan()).is_clean
+
+
+@pytest.mark.parametrize("cut", CUTS, ids=str)
+@pytest.mark.parametrize("size", [1, 7])
+async def test_what_raised_is_not_stored(
+    proxy: Proxy, config: RedisStreamsConfig, make: MakeStore, cut: Cut, size: int
+) -> None:
+    proxy.marker = scripts.APPEND.sha.encode()
+    async with through(proxy, config, retry_for=0) as store:
+        await store.append(a_record(0))
+        proxy.cuts.append(cut)
+        with pytest.raises(StoreUnreachable):
+            await store.append(*map(a_record, range(100, 100 + size)))
+        # Neither shown, ...
+        assert numbers(await everything(store)) == [0]
+        # ... nor there, once the store has been written again, ...
+        appended = await store.append(a_record(1), a_record(2))
+        assert numbers(await everything(store)) == [0, 1, 2]
+        if cut.place == "late":
+            # ... nor when it arrives after all.
+            assert b"fenced" in proxy.release()
+        was_stored = cut.place in ("after", "in reply")
+        assert appended.first_seq == (2 + size if was_stored else 2)
+    async with make() as store:
+        records = await everything(store)
+        assert numbers(records) == [0, 1, 2]
+        assert [r.seq for r in records] == [1, appended.first_seq, appended.last_seq]
+        assert (await store.scan()).is_clean
+        assert (await store.append(a_record(3))).first_seq == appended.last_seq + 1
+
+
+async def test_what_raised_is_taken_back_when_the_store_is_closed(
+    proxy: Proxy, config: RedisStreamsConfig, make: MakeStore
+) -> None:
+    proxy.marker = scripts.APPEND.sha.encode()
+    async with through(proxy, config, retry_for=0) as store:
+        await store.append(a_record(0))
+        proxy.cuts.append(Cut("after"))
+        with pytest.raises(StoreUnreachable):
+            await store.append(a_record(1))
+    async with make() as store:
+        assert numbers(await everything(store)) == [0]
+
+
+async def test_what_another_has_written_since_is_not_taken_back(
+    proxy: Proxy, config: RedisStreamsConfig, make: MakeStore
+) -> None:
+    """The one who failed does not know what became of its batch; the other one builds on it."""
+    proxy.marker = scripts.APPEND.sha.encode()
+    store = through(proxy, config, retry_for=0)
+    await store.append(a_record(0))
+    proxy.cuts.append(Cut("after"))
+    with pytest.raises(StoreUnreachable):
+        await store.append(a_record(1))
+    async with make() as other:
+        await other.append(a_record(2))
+        await store.aclose()
+        assert numbers(await everything(other)) == [0, 1, 2]
+    async with store:
+        await store.append(a_record(3))
+        assert numbers(await everything(store)) == [0, 1, 2, 3]
+
+
+async def test_reads_and_scans_go_on_after_a_cut(proxy: Proxy, config: RedisStreamsConfig) -> None:
+    async with through(proxy, config) as store:
+        await store.append(*map(a_record, range(30)))
+        for verb in (store.list_events, store.scan, store.recover, store.compact, store.flush):
+            for cut in (Cut("before"), Cut("after"), Cut("in reply", 5)):
+                proxy.cuts.append(cut)
+                await verb()
+                assert not proxy.cuts or verb == store.flush
+                proxy.cuts.clear()
+        assert len(await everything(store)) == 30
