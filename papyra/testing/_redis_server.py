@@ -93,18 +93,26 @@ class RedisServer:
 
     def start(self, *, wait: bool = True) -> None:
         """Start it; by default, wait until it answers. It finds what it has kept before."""
-        command = [
-            str(self.binary),
-            *("--port", str(self.port), "--bind", "127.0.0.1", "--dir", str(self.directory)),
-            *("--save", "", "--logfile", str(self.directory / "log")),
-            *self.options,
-        ]
         # Sentinels and nodes of clusters write into files of their own: in its directory, too.
         self._process = subprocess.Popen(  # noqa: S603
-            command, cwd=self.directory, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+            self.command(),
+            cwd=self.directory,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
         )
         if wait:
             self.wait()
+
+    def command(self) -> list[str]:
+        """Return what starts it."""
+        return [
+            str(self.binary),
+            *("--port", str(self.port), "--bind", "127.0.0.1", "--dir", str(self.directory)),
+            *("--save", "", "--logfile", str(self.directory / "log")),
+            # Not to wait for more replicas when one comes.
+            *("--repl-diskless-sync-delay", "0"),
+            *self.options,
+        ]
 
     def wait(self) -> None:
         """Wait until it answers."""
