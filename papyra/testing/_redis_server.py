@@ -155,6 +155,13 @@ class RedisServer:
             connection.sendall(b"".join(parts))
             return connection.recv(65536)
 
+    def cli(self, *words: str) -> str:
+        """Return what its own command line client answers."""
+        program = self.binary.with_name(self.binary.name.replace("-server", "-cli"))
+        command = [str(program), "-p", str(self.port), *words]
+        done = subprocess.run(command, check=True, capture_output=True, text=True)  # noqa: S603
+        return done.stdout.strip()
+
     def _answers(self) -> bool:
         with contextlib.suppress(OSError):
             # Or NOAUTH, or whatever it has to say.

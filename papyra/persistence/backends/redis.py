@@ -142,7 +142,7 @@ class RedisStreamsPersistence(PersistenceBackend):
         _check_position(after)
         _check_names(group, consumer)
         if claim_after is not None:
-            _check_seconds(claim_after)
+            _check_seconds(claim_after, least=0.001)
         return Consumer(_check_kind(kind), group, consumer, after, claim_after, *self._parts())
 
     async def ack(self, group: str, *deliveries: Delivery) -> int:
@@ -219,7 +219,7 @@ class RedisStreamsPersistence(PersistenceBackend):
     async def _flush(self) -> None:
         if self._writer.is_claimed:
             await self._asyncio.run(self._writer.sync)
-        else:
+        elif self._state != "closed":
             self._last_seq = await self._asyncio.run(self._look)
 
     async def _read(self, request: Read) -> Page:
@@ -338,6 +338,6 @@ def _check_names(*names: str) -> None:
             raise InvalidRequest(f"groups and consumers have names, not {name!r}")
 
 
-def _check_seconds(seconds: float) -> None:
-    if type(seconds) not in (int, float) or not 0 <= seconds < math.inf:
+def _check_seconds(seconds: float, least: float = 0.0) -> None:
+    if type(seconds) not in (int, float) or not least <= seconds < math.inf:
         raise InvalidRequest(f"this is no number of seconds: {seconds!r}")

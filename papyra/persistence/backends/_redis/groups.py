@@ -185,6 +185,10 @@ class _Patient(Generic[ItemT]):
             except (StoreUnreachable, StoreNotReady) as error:
                 self._lost_touch()
                 await self._wait(error)
+            except BaseException:
+                # Cancelled, most likely.
+                self._lost_touch()
+                raise
             else:
                 self._failures = 0
         return self._items.popleft()

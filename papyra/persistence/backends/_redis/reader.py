@@ -66,6 +66,7 @@ class Reader:
         is_filtered = request.event_type is not None or request.actor is not None
         count = FIRST_FETCH if request.limit is None or is_filtered else wanted + 1
         edge, is_end = b"", False
+        seen: set[int] = set()  # somebody may have put in copies
         while not (
             is_end
             or matches > wanted
@@ -91,11 +92,13 @@ class Reader:
                     continue
                 seq = record.seq or 0
                 if (
-                    seq > request.after
+                    seq not in seen
+                    and seq > request.after
                     and (request.before is None or seq < request.before)
                     and since <= record.timestamp <= until
                     and (doubt is None or not doubt[0] <= seq <= doubt[1])
                 ):
+                    seen.add(seq)
                     candidates.append((record, length))
                     size += length
                     matches += request.selects(record)
