@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import queue
 import socket
+import ssl
 import threading
 from collections import deque
 from typing import Literal, NamedTuple, Self, TypeAlias
@@ -27,7 +28,9 @@ class Cut(NamedTuple):
 class Proxy:
     """Passes everything on, but for requests that contain a marker, as long as there are cuts."""
 
-    def __init__(self, target: int) -> None:
+    def __init__(self, target: int, tls: ssl.SSLContext | None = None) -> None:
+        #: what ends TLS here
+        self._tls = tls
         #: the port that connections go to; may be changed
         self.target = target
         self.cuts: deque[Cut] = deque()
@@ -64,6 +67,12 @@ class Proxy:
         for each in tuple(self._sockets):
             _hang_up(each)
 
+    def are_closed(self) -> bool:
+        """Wait until every connection has come to its end."""
+        for thread in self._threads[1:]:
+            thread.join(20)
+        return not any(thread.is_alive() for thread in self._threads[1:])
+
     def release(self) -> bytes:
         """Let what is late arrive; return what the server says to the last of it."""
         answer = b""
@@ -79,6 +88,12 @@ class Proxy:
             except OSError:
                 return
             self.connections += 1
+            if self._tls is not None:
+                try:
+                    client = self._tls.wrap_socket(client, server_side=True)
+                except OSError:  # whoever called did not trust us
+                    client.close()
+                    continue
             try:
                 server = socket.create_connection(("127.0.0.1", self.target))
             except OSError:

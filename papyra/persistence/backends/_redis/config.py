@@ -176,7 +176,8 @@ class RedisStreamsConfig(msgspec.Struct, frozen=True, kw_only=True):
 
 def is_redis_url(url: str) -> bool:
     """Return whether a URL has one of the schemes that lead to Redis."""
-    return url.partition("://")[0] in _SCHEMES
+    scheme, colon, _ = url.partition("://")
+    return bool(colon) and scheme in _SCHEMES
 
 
 class Keys:

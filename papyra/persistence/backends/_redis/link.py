@@ -8,9 +8,15 @@ from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, TypeAlias, TypeVar
 
 import anyio
+import redis.exceptions
+from redis.asyncio import Redis, RedisCluster
+from redis.asyncio.cluster import ClusterNode
+from redis.asyncio.connection import Connection, ConnectionPool, SSLConnection, parse_url
+from redis.asyncio.retry import Retry
+from redis.asyncio.sentinel import Sentinel
+from redis.backoff import ExponentialWithJitterBackoff, NoBackoff
 
 from papyra.exceptions import (
-    MissingExtra,
     StoreAccessDenied,
     StoreError,
     StoreFull,
@@ -21,17 +27,6 @@ from papyra.exceptions import (
 )
 from papyra.persistence.backends._redis.config import RedisStreamsConfig, Target
 from papyra.persistence.backends._redis.scripts import Script
-
-try:
-    import redis.exceptions
-    from redis.asyncio import Redis, RedisCluster
-    from redis.asyncio.cluster import ClusterNode
-    from redis.asyncio.connection import Connection, ConnectionPool, SSLConnection, parse_url
-    from redis.asyncio.retry import Retry
-    from redis.asyncio.sentinel import Sentinel
-    from redis.backoff import ExponentialWithJitterBackoff, NoBackoff
-except ImportError as error:  # pragma: no cover - tested in a subprocess
-    raise MissingExtra("Redis Streams need redis-py: pip install 'papyra[redis]'") from error
 
 __all__ = ("AnyClient", "RedisLink", "ServerInfo", "did_nothing", "named")
 

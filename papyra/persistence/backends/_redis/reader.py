@@ -55,6 +55,8 @@ class Reader:
             -math.inf if request.since is None else request.since,
         )
         until = math.inf if request.until is None else request.until
+        if request.before is not None and request.before <= 1:
+            return _empty(request)
         start = await self._start(request.kind, request.after, since)
         if start is None:
             return _empty(request)

@@ -1,0 +1,291 @@
+"""Where a store is, what is in its URL, and what of that is shown."""
+
+from __future__ import annotations
+
+import logging
+import ssl
+import subprocess
+import sys
+import threading
+import traceback
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import anyio
+import msgspec
+import pytest
+import trustme
+
+from papyra import ActorSystem
+from papyra.conf import settings
+from papyra.exceptions import InvalidEnvironment, InvalidPolicy, StoreReadOnly, StoreUnreachable
+from papyra.persistence import Append
+from papyra.persistence.backends._redis.config import Target
+from papyra.persistence.backends.redis import RedisStreamsConfig, RedisStreamsPersistence
+from papyra.testing._redis_server import RedisServer, free_port
+from papyra.testing.conformance._parts import a_record, an_event, everything
+from tests.redis.conftest import MakeStore
+from tests.redis.proxy import Proxy
+
+SECRET = "s3cret-pa55word"
+
+
+class TestUrls:
+    @pytest.mark.parametrize(
+        ("url", "topology", "nodes", "service", "plain"),
+        [
+            ("redis://", "server", [("localhost", 6379)], "", "redis://localhost:6379"),
+            ("redis://h:1/2?a=b", "server", [("h", 1)], "", "redis://h:1/2?a=b"),
+            ("rediss://u:p@h", "server", [("h", 6379)], "", "rediss://u:p@h:6379"),
+            ("redis://[::1]:7/0", "server", [("::1", 7)], "", "redis://[::1]:7/0"),
+            ("unix:///run/r.sock?db=1", "server", [], "", "unix:///run/r.sock?db=1"),
+            (
+                "redis+sentinel://u:p%40@a:1,b,[::1]:3/orders/2?x=y",
+                "sentinel",
+                [("a", 1), ("b", 26379), ("::1", 3)],
+                "orders",
+                "redis://u:p%40@a:1/2?x=y",
+            ),
+            (
+                "rediss+cluster://:p@a:1,b",
+                "cluster",
+                [("a", 1), ("b", 6379)],
+                "",
+                "rediss://:p@a:1",
+            ),
+        ],
+    )
+    def test_what_they_lead_to(
+        self, url: str, topology: str, nodes: list[Any], service: str, plain: str
+    ) -> None:
+        target = Target.of(url)
+        assert (target.topology, list(target.nodes)) == (topology, nodes)
+        assert (target.service, target.plain_url) == (service, plain)
+
+    @pytest.mark.parametrize(
+        "url",
+        [
+            "",
+            "redis",
+            f"http://:{SECRET}@h",
+            f"redis://:{SECRET}@h:port/0",
+            f"redis://:{SECRET}@h/orders",
+            f"redis://:{SECRET}@h/0/1",
+            f"redis://:{SECRET}@a,b/0",
+            f"redis+sentinel://:{SECRET}@a,b",
+            f"redis+cluster://:{SECRET}@a/3",
+            5,
+        ],
+    )
+    def test_wrong_ones_are_not_repeated(self, url: Any) -> None:
+        with pytest.raises(InvalidPolicy) as caught:
+            RedisStreamsConfig(url=url)
+        assert SECRET not in "".join(traceback.format_exception(caught.value))
+
+    @pytest.mark.parametrize(
+        "url",
+        [
+            f"redis://:{SECRET}@h:1/0",
+            f"redis://u:{SECRET}@h:1/0?password={SECRET}",
+            f"redis://h/0?ssl_password={SECRET}",
+            f"unix://u:{SECRET}@/run/r.sock?password={SECRET}",
+            f"redis+sentinel://:{SECRET}@a,b/orders?sentinel_password={SECRET}",
+            f"redis+cluster://:{SECRET}@a,b",
+        ],
+    )
+    def test_secrets_are_shown_nowhere(self, url: str) -> None:
+        config = RedisStreamsConfig(url=url, system_id="orders")
+        store = RedisStreamsPersistence(config)
+        shown = [repr(config), str(config), config.location, repr(store)]
+        shown += [str(list(config.__rich_repr__())), repr(vars(store))]
+        assert SECRET not in " ".join(shown)
+        assert "orders" in repr(config)
+
+    def test_options_are_in_the_query(self) -> None:
+        config = RedisStreamsConfig.from_url(
+            "redis://h/0?prefix=p&system_id=s&acknowledge=replicas:2&timeout=1.5"
+            "&read_only=true&ssl_ca_certs=x&max_connections=7"
+        )
+        assert config == RedisStreamsConfig(
+            url="redis://h/0?ssl_ca_certs=x",
+            prefix="p",
+            system_id="s",
+            acknowledge="replicas:2",
+            timeout=1.5,
+            read_only=True,
+            max_connections=7,
+        )
+        assert config.replicas == 2
+        with pytest.raises(InvalidPolicy, match="timeout"):
+            RedisStreamsConfig.from_url(f"redis://:{SECRET}@h/0?timeout=long")
+
+    @pytest.mark.parametrize(
+        "wrong",
+        [
+            {"prefix": ""},
+            {"system_id": "a{b}"},
+            {"system_id": "a\nb"},
+            {"system_id": 5},
+            {"acknowledge": "replicas:0"},
+            {"acknowledge": "all"},
+            {"timeout": 0},
+            {"timeout": "1"},
+            {"retry_for": -1},
+            {"retry_for": float("inf")},
+            {"max_connections": 0},
+            {"trim": "roughly"},
+            {"read_only": 1},
+        ],
+        ids=str,
+    )
+    def test_what_makes_no_sense_is_refused(self, wrong: dict[str, Any]) -> None:
+        with pytest.raises(InvalidPolicy, match=next(iter(wrong))):
+            RedisStreamsConfig(**wrong)
+
+    def test_a_store_takes_a_configuration(self) -> None:
+        wrong: Any = f"redis://:{SECRET}@h"
+        with pytest.raises(InvalidPolicy) as caught:
+            RedisStreamsPersistence(wrong)
+        assert SECRET not in str(caught.value)
+
+    def test_every_key_is_in_one_slot(self) -> None:
+        keys = RedisStreamsConfig(prefix="p", system_id="s").keys
+        assert keys.all == ["{p:s}:meta", "{p:s}:events", "{p:s}:audits", "{p:s}:dead_letters"]
+        assert keys.quarantine("dead_letter") == "{p:s}:quarantine:dead_letter"
+
+
+class TestTheEnvironment:
+    async def test_it_may_name_a_server(
+        self, server: RedisServer, config: RedisStreamsConfig, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        url = f"{server.url}?prefix={config.prefix}&system_id={config.system_id}"
+        monkeypatch.setenv("PAPYRA_PERSISTENCE", url)
+        with settings.override(persistence=None):
+            async with ActorSystem(audit_interval=None) as system:
+                await system.persistence.ask(Append(an_event(1)))
+        async with RedisStreamsPersistence(config) as store:
+            assert an_event(1).payload in [event.payload for event in await store.list_events()]
+
+    @pytest.mark.parametrize("rest", ["@h/0?timeout=long", "@h/x", "@h,i/0"])
+    def test_what_it_says_wrong_is_not_repeated(
+        self, monkeypatch: pytest.MonkeyPatch, rest: str
+    ) -> None:
+        monkeypatch.setenv("PAPYRA_PERSISTENCE", f"redis://:{SECRET}{rest}")
+        with settings.override(persistence=None):
+            with pytest.raises(InvalidEnvironment) as caught:
+                settings.resolve_persistence()
+            assert SECRET not in "".join(traceback.format_exception(caught.value))
+
+    def test_without_redis_py_the_extra_is_named(self) -> None:
+        code = """
+import sys
+sys.modules["redis"] = None
+try:
+    import papyra.persistence.backends.redis
+except ImportError as error:
+    print(type(error).__name__, error)
+import os
+from papyra.conf import settings
+os.environ["PAPYRA_PERSISTENCE"] = "redis://h/0"
+try:
+    settings.resolve_persistence()
+except Exception as error:
+    print(type(error).__name__, error)
+"""
+        said = subprocess.run(
+            [sys.executable, "-c", code], check=True, capture_output=True, text=True
+        ).stdout.splitlines()
+        assert [line.split()[0] for line in said] == ["MissingExtra", "InvalidEnvironment"]
+        assert all("pip install 'papyra[redis]'" in line for line in said)
+
+
+class TestConnections:
+    async def test_tls(
+        self, server: RedisServer, config: RedisStreamsConfig, tmp_path: Path
+    ) -> None:
+        """Through a proxy that ends it, as not every server is built with it."""
+        authority = trustme.CA()
+        context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+        authority.issue_cert("127.0.0.1").configure_cert(context)
+        trusted = tmp_path / "ca.pem"
+        authority.cert_pem.write_to_path(str(trusted))
+        with Proxy(server.port, tls=context) as proxy:
+            url = f"rediss://127.0.0.1:{proxy.port}/0"
+            changed = msgspec.structs.replace(config, url=url, retry_for=0)
+            with pytest.raises(StoreUnreachable, match=r"(?i)certificate"):
+                await RedisStreamsPersistence(changed).append(an_event(1))
+            changed = msgspec.structs.replace(changed, url=f"{url}?ssl_ca_certs={trusted}")
+            async with RedisStreamsPersistence(changed) as store:
+                await store.append(*map(an_event, range(3)))
+                assert len(await store.list_events()) == 3
+
+    async def test_a_socket(self, binary: Path, tmp_path: Path) -> None:
+        path = tmp_path / "redis.sock"
+        with RedisServer(binary, "--unixsocket", str(path)):
+            async with RedisStreamsPersistence(RedisStreamsConfig(url=f"unix://{path}")) as store:
+                assert (await store.append(an_event(1))).first_seq == 1
+
+    async def test_one_connection_is_enough(
+        self, server: RedisServer, config: RedisStreamsConfig
+    ) -> None:
+        with Proxy(server.port) as proxy:
+            changed = msgspec.structs.replace(config, url=proxy.url)
+            async with RedisStreamsPersistence(changed) as store:
+                for number in range(30):
+                    await store.append(a_record(number))
+                    await store.list_events()
+                assert proxy.connections <= 2  # one for appends, and one for the rest
+
+    async def test_nothing_is_left_open(
+        self, server: RedisServer, config: RedisStreamsConfig
+    ) -> None:
+        threads = threading.active_count()
+        with Proxy(server.port) as proxy:
+            changed = msgspec.structs.replace(config, url=proxy.url)
+            for _ in range(3):
+                store = RedisStreamsPersistence(changed)
+                await store.append(an_event(1))
+                await anext(store.follow())
+                await store.aclose()
+            assert proxy.are_closed()
+        assert threading.active_count() == threads
+
+    async def test_it_tries_for_as_long_as_it_was_told(
+        self, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        url = f"redis://somebody:{SECRET}@127.0.0.1:{free_port()}/0"
+        config = RedisStreamsConfig(url=url, retry_for=0.05, backoff=0.001)
+        store = RedisStreamsPersistence(config)
+        with caplog.at_level(logging.DEBUG), pytest.raises(StoreUnreachable) as caught:
+            await store.append(an_event(1))
+        assert SECRET not in "".join(traceback.format_exception(caught.value)) + caplog.text
+        await store.aclose()
+
+    async def test_a_reader_changes_nothing(
+        self, config: RedisStreamsConfig, make: MakeStore
+    ) -> None:
+        reader = RedisStreamsPersistence(msgspec.structs.replace(config, read_only=True))
+        async with make() as writer, reader:
+            await writer.append(*map(a_record, range(5)))
+            assert len(await everything(reader)) == 5
+            assert (await reader.scan()).is_clean
+            assert (await reader.flush()).last_seq == 5
+            for verb in (lambda: reader.append(an_event(1)), reader.recover, reader.compact):
+                with pytest.raises(StoreReadOnly):
+                    await verb()
+            await writer.append(a_record(5))
+            assert (await reader.flush()).last_seq == 6
+
+
+def test_it_may_be_used_in_one_loop_after_the_other(make: MakeStore) -> None:
+    """Closed in between, as a connection belongs to its loop."""
+
+    async def write(store: RedisStreamsPersistence, number: int) -> int:
+        async with store:
+            return (await store.append(an_event(number))).first_seq
+
+    store = make()
+    loops: Iterator[str] = iter(["asyncio", "trio", "asyncio", "trio"])
+    for number, loop in enumerate(loops, start=1):
+        assert anyio.run(write, store, number, backend=loop) == number
