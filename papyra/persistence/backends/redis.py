@@ -7,6 +7,8 @@ import math
 import time
 from collections.abc import AsyncIterator, Callable
 
+import anyio
+
 from papyra.exceptions import (
     BackendClosed,
     InvalidPolicy,
@@ -194,7 +196,12 @@ class RedisStreamsPersistence(PersistenceBackend):
     async def _open(self) -> int:
         self._prepared = False
         self._writer.lay_down()
-        return await self._asyncio.run(self._look)
+        try:
+            return await self._asyncio.run(self._look)
+        except BaseException:
+            with anyio.CancelScope(shield=True):
+                await self._hang_up()
+            raise
 
     async def _close(self) -> None:
         try:
