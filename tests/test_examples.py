@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from examples.flights import FIRST_DAY, events_of, read_flights
+from papyra.testing._redis_server import RedisServer, any_binary
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 
@@ -48,7 +49,24 @@ def test_supervision() -> None:
     ]
 
 
-@pytest.mark.parametrize("store", ["memory", "json", "rotating"])
+def test_many_processes() -> None:
+    with RedisServer(any_binary()) as server:
+        output = run(EXAMPLES / "many_processes.py", server.url).splitlines()
+        total = 10 * sum(range(1, 41))
+        shops = ["berlin", "lisbon", "vienna"]
+        assert output[:3] == [f"{shop}: 40 orders, {total:,} in all" for shop in shops]
+        assert output[3] == f"billed {3 * total:,} of {3 * total:,}"
+        # Each has forty orders, two steps of the desk's life, and an audit.
+        assert output[4:] == [f"{shop}'s store: 43 records, clean: True" for shop in shops]
+        keys = server.cli("KEYS", "*:events").splitlines()
+        assert sorted(key.rpartition(":")[0][-7:-1] for key in keys) == shops
+        for key in keys:
+            assert server.cli("XLEN", key) == "42"
+            # What ada left in hand was taken over.
+            assert server.cli("XPENDING", key, "billing").splitlines()[0] == "0"
+
+
+@pytest.mark.parametrize("store", ["memory", "json", "rotating", "redis"])
 def test_testing(tmp_path: Path, store: str) -> None:
     """The project works where a newcomer has copied it to, on any store."""
     project = tmp_path / "shop"

@@ -15,7 +15,14 @@ import time
 from pathlib import Path
 from typing import Self
 
-__all__ = ("NoServer", "RedisServer", "free_port", "server_binaries", "shared_server")
+__all__ = (
+    "NoServer",
+    "RedisServer",
+    "any_binary",
+    "free_port",
+    "server_binaries",
+    "shared_server",
+)
 
 #: Seconds that a server gets to start, or to stop.
 PATIENCE = 20.0

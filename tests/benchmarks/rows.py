@@ -22,6 +22,7 @@ from papyra.persistence import PersistedEvent, PersistenceActor
 from papyra.persistence.backends.memory import InMemoryPersistence
 from papyra.testing import CheckedSystem, PersistenceProbe
 from tests.benchmarks.files import FILE_ROWS
+from tests.benchmarks.redis import REDIS_ROWS
 from tests.benchmarks.table import Loop, Options, Result, Row, compare
 from tests.benchmarks.workload import (
     START,
@@ -347,6 +348,7 @@ ROWS = [
     Row("list_events(since) at 1,000,000", "the same at 1,000", 2, True, reads(True)),
     Row("resident bytes a record, less 32", "encoded bytes", 1.25, True, resident),
     *FILE_ROWS,
+    *REDIS_ROWS,
     Row("a typical test, in CPU time", "the same with pykka", 0.5, False, typical_test),
     Row(
         "all flights, one actor per aircraft", "a bare append loop", 0.15, False, all_flights, True

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import importlib
 import re
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, TypeAlias, TypeVar
@@ -27,6 +28,11 @@ from papyra.exceptions import (
 )
 from papyra.persistence.backends._redis.config import RedisStreamsConfig, Target
 from papyra.persistence.backends._redis.scripts import Script
+
+try:
+    hiredis: Any = importlib.import_module("hiredis")
+except ImportError:  # the extra has it; redis-py does without
+    hiredis = None
 
 __all__ = ("AnyClient", "RedisLink", "ServerInfo", "did_nothing", "named")
 
@@ -262,7 +268,7 @@ class RedisLink:
         if line is None:
             line = await client.connection_pool.get_connection()
         try:
-            await line.send_packed_command(line.pack_commands(commands))
+            await line.send_packed_command(_pack(line, commands))
             replies = [await _reply(line) for _ in commands]
         except BaseException:
             self._line = line
@@ -338,6 +344,13 @@ async def _run_once(
         return await client.execute_command("EVALSHA", script.sha, len(keys), *keys, *args)
     except redis.exceptions.NoScriptError:
         return await client.execute_command("EVAL", script.source, len(keys), *keys, *args)
+
+
+def _pack(line: AnyClient, commands: Sequence[tuple[Any, ...]]) -> Any:
+    if hiredis is None:
+        return line.pack_commands(commands)
+    # In C; redis-py's asyncio client does not use it.
+    return b"".join(map(hiredis.pack_command, commands))
 
 
 async def _reply(line: AnyClient) -> Any:
