@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 import re
 import subprocess
@@ -10,11 +11,14 @@ import types
 from pathlib import Path
 from typing import Any
 
+import anyio
+import msgspec
 import pytest
 
 from papyra import ActorSystem
 from papyra.conf import settings
 from papyra.testing import CheckedSystem
+from papyra.testing._redis_server import RedisServer, any_binary
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -66,11 +70,32 @@ async def test_what_the_blocks_define_works(
     assert "w/account" in " ".join(event.actor_address for event in loud.events)
 
 
+async def test_what_it_says_about_redis_works(
+    names: dict[str, Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = names["config"]
+    assert (config.system_id, config.acknowledge) == ("bank", "aof")
+    options = ("--appendonly", "yes", "--appendfsync", "always")
+    with RedisServer(any_binary(), *options) as server:
+        names["config"] = msgspec.structs.replace(config, url=server.url)
+        await names["run_on_redis"]()
+        for iterate in (names["follow_along"], functools.partial(names["share_the_work"], "a")):
+            printed = ""
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(iterate)
+                while "ActorStopped" not in printed:
+                    await anyio.lowlevel.checkpoint()
+                    printed += capsys.readouterr().out
+                tasks.cancel_scope.cancel()
+            assert "Deposited" in printed
+
+
 def test_every_block_is_run(names: dict[str, Any]) -> None:
     run = {"report", "look_into_a_store", "run_on_a_file"}
     run |= {"test_it_keeps_what_it_is_told", "test_a_deposit_is_an_event"}
     run |= {"test_it_survives_a_full_disk", "test_what_was_acknowledged_is_stored"}
     run |= {"test_two_deposits_in_any_order"}
+    run |= {"run_on_redis", "follow_along", "share_the_work"}
     functions = {
         name
         for name, value in names.items()

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import concurrent.futures
+import asyncio
 import contextlib
 import sys
 from collections.abc import Awaitable, Callable
-from typing import ParamSpec, TypeVar, cast
+from typing import ParamSpec, TypeVar
 
 import anyio
 import anyio.from_thread
@@ -33,29 +33,43 @@ class AsyncioHost:
         *args: Parameters.args,
         **kwargs: Parameters.kwargs,
     ) -> ResultT:
-        """Return what `function` returns. Cancelling the caller cancels it, and waits for that."""
+        """Return what `function` returns.
+
+        Whoever is cancelled meanwhile cancels it, and waits until it has ended. If it has shielded
+        itself and comes to its end, that is what counts here, too.
+        """
         trio = sys.modules.get("trio")
         if trio is None or not trio.lowlevel.in_trio_task():
             return await function(*args, **kwargs)
         done, enter_loop = trio.Event(), trio.lowlevel.current_trio_token().run_sync_soon
+        results: list[ResultT] = []
+        errors: list[BaseException] = []
 
-        async def call() -> ResultT:
+        async def call() -> None:
             try:
-                return await function(*args, **kwargs)
+                results.append(await function(*args, **kwargs))
+            except BaseException as error:
+                errors.append(error)
+                raise
             finally:
                 with contextlib.suppress(trio.RunFinishedError):
                     enter_loop(done.set)
 
-        future = cast("concurrent.futures.Future[ResultT]", self._thread().start_task_soon(call))
+        future = self._thread().start_task_soon(call)
         try:
             await done.wait()
         except BaseException:
             future.cancel()
             with anyio.CancelScope(shield=True):
                 await done.wait()
-            raise
-        # It was about to return when it said that it is done.
-        return future.result()
+            if errors and isinstance(errors[0], asyncio.CancelledError):
+                raise
+        if errors:
+            try:
+                raise errors[0]
+            finally:
+                errors.clear()  # which the traceback holds that it holds
+        return results[0]
 
     def _thread(self) -> anyio.from_thread.BlockingPortal:
         if self._portal is None:

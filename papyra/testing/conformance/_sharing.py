@@ -178,7 +178,8 @@ class Sharing:
         self, make_backend: MakeBackend
     ) -> None:
         async with make_backend() as backend:
-            number = 0
+            await backend.append(an_event(-1))  # the first one may take more than those to come
+            number = 1
 
             async def append() -> None:
                 await backend.append(an_event(number), an_event(number), an_event(number))

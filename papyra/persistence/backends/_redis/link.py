@@ -151,6 +151,7 @@ class RedisLink:
         self._sentinels: list[AnyClient] = []
         self._loop: asyncio.AbstractEventLoop | None = None
         self._info: ServerInfo | None = None
+        self._connecting: asyncio.Lock
         #: the connection that `exchange` keeps, while nobody uses it
         self._line: AnyClient = None
 
@@ -213,19 +214,26 @@ class RedisLink:
         loop = asyncio.get_running_loop()
         if self._loop is not loop:
             self._client, self._loop, self._info, self._line = None, loop, None, None
+            self._connecting = asyncio.Lock()
         if self._client is None:
-            client = self._new_client(self.target.topology)
-            try:
-                info = await _info_of(client)
-                if info.is_cluster and self.target.topology == "server":
-                    await client.aclose()
-                    client = self._new_client("cluster")
-                    await client.initialize()
-            except BaseException:
-                await client.aclose()
-                raise
-            self._client, self._info = client, info
+            async with self._connecting:
+                if self._client is None:
+                    self._client = await self._connect()
         return self._client
+
+    async def _connect(self) -> AnyClient:
+        client = self._new_client(self.target.topology)
+        try:
+            self._info = await _info_of(client)
+            if self._info.is_cluster and self.target.topology == "server":
+                await client.aclose()
+                client = self._new_client("cluster")
+                await client.initialize()
+        except BaseException:
+            with anyio.CancelScope(shield=True):
+                await client.aclose()
+            raise
+        return client
 
     async def info(self) -> ServerInfo:
         """Return what the server said when it was connected."""
@@ -248,7 +256,6 @@ class RedisLink:
             await client.aclose()
         else:
             await client.connection_pool.disconnect(inuse_connections=False)
-        self._info = self._info if self._client is not None else None
 
     async def exchange(self, client: AnyClient, *commands: tuple[Any, ...]) -> list[Any]:
         """Send commands in one piece over one connection, and return their replies.

@@ -60,11 +60,11 @@ local function parse(entry)
   return tonumber(seq), n, total, #fields[2], tonumber(ms)
 end
 
--- The last entry that Papyra wrote; nil if there is none.
-local function tail(key)
-  local count, upper = 1, '+'
+-- The first entry of a range that Papyra wrote; nil if there is none.
+local function first_own(command, key, from, to)
+  local count = 1
   while true do
-    local entries = call('XREVRANGE', key, upper, '-', 'COUNT', count)
+    local entries = call(command, key, from, to, 'COUNT', count)
     for _, entry in ipairs(entries) do
       if parse(entry) then
         return entry
@@ -73,25 +73,16 @@ local function tail(key)
     if #entries < count then
       return nil
     end
-    upper, count = '(' .. entries[#entries][1], 100
+    from, count = '(' .. entries[#entries][1], 100
   end
 end
 
--- The first entry at an id or after it that Papyra wrote; nil if there is none.
+local function tail(key)
+  return first_own('XREVRANGE', key, '+', '-')
+end
+
 local function at(key, id)
-  local count = 1
-  while true do
-    local entries = call('XRANGE', key, id, '+', 'COUNT', count)
-    for _, entry in ipairs(entries) do
-      if parse(entry) then
-        return entry
-      end
-    end
-    if #entries < count then
-      return nil
-    end
-    id, count = '(' .. entries[#entries][1], 100
-  end
+  return first_own('XRANGE', key, id, '+')
 end
 
 -- What repairs have taken out, or found missing: lists of first n, last n, and the totals before
