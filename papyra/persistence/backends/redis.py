@@ -25,6 +25,7 @@ from papyra.persistence.backends._redis.groups import (
     Follower,
     Groups,
     Pending,
+    Session,
     deliveries_of,
 )
 from papyra.persistence.backends._redis.link import RedisLink
@@ -104,6 +105,7 @@ class RedisStreamsPersistence(PersistenceBackend):
         self._reader = Reader(self._link, self._retention)
         self._writer = Writer(self._link)
         self._groups = Groups(self._link, self._reader)
+        self._session = Session(self._groups, config, self._asyncio, self._check_open)
 
     def __repr__(self) -> str:
         return f"RedisStreamsPersistence({self.config!r})"
@@ -121,7 +123,7 @@ class RedisStreamsPersistence(PersistenceBackend):
         backend is closed, and a `StoreError` for what does not pass by itself.
         """
         _check_position(after)
-        return Follower(_check_kind(kind), after, *self._parts())
+        return Follower(self._session, _check_kind(kind), after)
 
     def consume(
         self,
@@ -145,7 +147,7 @@ class RedisStreamsPersistence(PersistenceBackend):
         _check_names(group, consumer)
         if claim_after is not None:
             _check_seconds(claim_after, least=0.001)
-        return Consumer(_check_kind(kind), group, consumer, after, claim_after, *self._parts())
+        return Consumer(self._session, _check_kind(kind), group, consumer, after, claim_after)
 
     async def ack(self, group: str, *deliveries: Delivery) -> int:
         """Acknowledge what was handled. Returns how many of it were pending still."""
@@ -230,11 +232,8 @@ class RedisStreamsPersistence(PersistenceBackend):
             self._last_seq = await self._asyncio.run(self._look)
 
     async def _read(self, request: Read) -> Page:
-        writer = self._writer
-        late = writer.late if writer.is_claimed else None
-        return await self._asyncio.run(
-            self._reader.page, request, self._clock(), late, writer.doubt
-        )
+        now, doubt = self._clock(), self._writer.doubt
+        return await self._asyncio.run(self._reader.page, request, now, doubt)
 
     async def _scan(self, request: Scan) -> PersistenceScanReport:
         await self._settle()
@@ -266,9 +265,6 @@ class RedisStreamsPersistence(PersistenceBackend):
         if self._writer.doubt is not None:
             self._last_seq = await self._prepare()
             self._prepared = True
-
-    def _parts(self) -> tuple[Groups, RedisLink, AsyncioHost, Callable[[], None]]:
-        return self._groups, self._link, self._asyncio, self._check_open
 
     def _check_open(self) -> None:
         if self._state == "closed":

@@ -208,6 +208,9 @@ class Target(msgspec.Struct, frozen=True):
     plain_url: str
     location: str
 
+    def __repr__(self) -> str:
+        return f"Target({self.location!r})"
+
     @classmethod
     def of(cls, url: str) -> Target:
         """Return what `url` leads to; raises `InvalidPolicy`, without repeating its secrets."""

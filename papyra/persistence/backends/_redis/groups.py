@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
 from typing import Any, Generic, Self, TypeVar
 
 import anyio
@@ -15,13 +16,14 @@ from redis.backoff import ExponentialWithJitterBackoff
 from papyra.exceptions import StoreError, StoreNotReady, StoreUnreachable
 from papyra.persistence.backends._asyncio import AsyncioHost
 from papyra.persistence.backends._redis import scripts
+from papyra.persistence.backends._redis.config import RedisStreamsConfig
 from papyra.persistence.backends._redis.entries import RawEntry, id_of, record_of
 from papyra.persistence.backends._redis.link import AnyClient, RedisLink
 from papyra.persistence.backends._redis.reader import Reader
 from papyra.persistence.backends._redis.state import StoreState
 from papyra.persistence.records import Kind, Record
 
-__all__ = ("Consumer", "Delivery", "Follower", "Groups", "Pending", "deliveries_of")
+__all__ = ("Consumer", "Delivery", "Follower", "Groups", "Pending", "Session", "deliveries_of")
 
 logger = logging.getLogger("papyra")
 
@@ -161,16 +163,24 @@ class Groups:
         return entries
 
 
+@dataclass(frozen=True)
+class Session:
+    """What an iterator needs of the backend that it belongs to."""
+
+    groups: Groups
+    config: RedisStreamsConfig
+    asyncio: AsyncioHost
+    #: raises `BackendClosed` when it is
+    check_open: Callable[[], None]
+
+
 class _Patient(Generic[ItemT]):
     """An async iterator that waits for its server as long as it takes. It holds nothing open."""
 
-    def __init__(
-        self, groups: Groups, link: RedisLink, asyncio: AsyncioHost, check_open: Callable[[], None]
-    ) -> None:
-        self._groups = groups
-        self._link = link
-        self._asyncio = asyncio
-        self._check_open = check_open
+    def __init__(self, session: Session) -> None:
+        self._session = session
+        self._groups = session.groups
+        self._config = session.config
         self._items: deque[ItemT] = deque()
         self._failures = 0
 
@@ -179,7 +189,7 @@ class _Patient(Generic[ItemT]):
 
     async def __anext__(self) -> ItemT:
         while not self._items:
-            self._check_open()
+            self._session.check_open()
             try:
                 await self._fetch()
             except (StoreUnreachable, StoreNotReady) as error:
@@ -201,7 +211,7 @@ class _Patient(Generic[ItemT]):
         """Take into account that the last answer may have been lost."""
 
     async def _wait(self, error: StoreError) -> None:
-        config = self._link.config
+        config = self._config
         if not self._failures:
             logger.warning("waiting for the server of %s: %s", config.keys.tag, error)
         backoff = ExponentialWithJitterBackoff(base=config.backoff, cap=config.max_backoff)
@@ -210,14 +220,14 @@ class _Patient(Generic[ItemT]):
 
     def _block(self, seconds: float) -> int:
         """Return for how many milliseconds a call waits; less than until it is given up."""
-        return max(1, int(min(seconds, self._link.config.timeout / 2) * 1000))
+        return max(1, int(min(seconds, self._config.timeout / 2) * 1000))
 
     def _readable(self, kind: Kind, raw: RawEntry) -> Record | None:
         record, _, wrong = record_of(raw, kind)
         if record is None and raw[1]:
             logger.warning(
                 "%s: entry %s can't be read, and is left out: %s",
-                self._link.config.keys.streams[kind],
+                self._config.keys.streams[kind],
                 raw[0].decode(),
                 wrong,
             )
@@ -227,14 +237,14 @@ class _Patient(Generic[ItemT]):
 class Follower(_Patient[Record]):
     """The records after a seq, and then those to come."""
 
-    def __init__(self, kind: Kind, after: int | None, *parts: Any) -> None:
-        super().__init__(*parts)
+    def __init__(self, session: Session, kind: Kind, after: int | None) -> None:
+        super().__init__(session)
         self._kind = kind
         self._after = after
         self._position: str | None = None
 
     async def _fetch(self) -> None:
-        kind, run = self._kind, self._asyncio.run
+        kind, run = self._kind, self._session.asyncio.run
         if self._position is None:
             self._position = await run(self._groups.id_before, kind, self._after)
         raws = await run(self._groups.read_after, kind, self._position, self._block(BLOCK))
@@ -250,14 +260,14 @@ class Consumer(_Patient[Delivery]):
 
     def __init__(
         self,
+        session: Session,
         kind: Kind,
         group: str,
         consumer: str,
         after: int | None,
         claim_after: float | None,
-        *parts: Any,
     ) -> None:
-        super().__init__(*parts)
+        super().__init__(session)
         self._kind = kind
         self._group = group
         self._name = consumer
@@ -271,7 +281,7 @@ class Consumer(_Patient[Delivery]):
         self._is_new = False
 
     async def _fetch(self) -> None:
-        kind, group, run = self._kind, self._group, self._asyncio.run
+        kind, group, run = self._kind, self._group, self._session.asyncio.run
         if not self._is_created:
             await run(self._groups.create, kind, group, self._after)
             self._is_created = True
@@ -296,12 +306,12 @@ class Consumer(_Patient[Delivery]):
         if self._claim_after is None or now < self._claim_at:
             return ()
         self._claim_at = now + self._rest
-        return await self._asyncio.run(
+        return await self._session.asyncio.run(
             self._groups.claim, self._kind, self._group, self._name, self._claim_after, COUNT
         )
 
     async def _deliver(self) -> Sequence[RawEntry]:
-        raws = await self._asyncio.run(
+        raws = await self._session.asyncio.run(
             self._groups.deliver,
             self._kind,
             self._group,

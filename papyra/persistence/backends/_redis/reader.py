@@ -41,13 +41,10 @@ class Reader:
         #: the ids at the ends of the last page of each kind, by seq: where the next one begins
         self._bookmarks: dict[Kind, dict[int, bytes]] = {kind: {} for kind in KINDS}
 
-    async def page(
-        self, request: Read, now: float, late: int | None, doubt: tuple[int, int] | None
-    ) -> Page:
+    async def page(self, request: Read, now: float, doubt: tuple[int, int] | None) -> Page:
         """Return a page of what retention lets reads see at Unix time `now`.
 
-        `late` is how much later than the record's own time an id may be, in milliseconds; `None` if
-        that is to be looked up. What is in `doubt`, from a seq to a seq, is left out.
+        What is in `doubt`, from a seq to a seq, is left out.
         """
         oldest = self._retention.oldest_time(now)
         since = max(
@@ -60,7 +57,7 @@ class Reader:
         start = await self._start(request.kind, request.after, since)
         if start is None:
             return _empty(request)
-        stop = await self._stop(request, late)
+        stop = await self._stop(request)
 
         wanted = MAX_PAGE_RECORDS if request.limit is None else request.limit
         candidates: list[tuple[Record, int]] = []
@@ -144,7 +141,7 @@ class Reader:
             start = _later(start, f"{millisecond(since)}-0")
         return start
 
-    async def _stop(self, request: Read, late: int | None) -> str:
+    async def _stop(self, request: Read) -> str:
         stop = "+"
         if request.before is not None:
             bookmark = self._bookmarks[request.kind].get(request.before)
@@ -154,9 +151,7 @@ class Reader:
                 found = await self._find(request.kind, request.before - 1, None, None)
                 stop = f"({found}" if found else "+"
         if request.until is not None:
-            if late is None:
-                late = await self._look_up_late()
-            last = f"{millisecond(request.until) + late}"
+            last = f"{millisecond(request.until) + await self._late()}"
             if stop == "+" or int(last) < id_of(stop.lstrip("(").encode())[0]:
                 stop = last
         return stop
@@ -174,7 +169,9 @@ class Reader:
         )
         return found.decode()
 
-    async def _look_up_late(self) -> int:
+    async def _late(self) -> int:
+        """Return how much later than the record's own time an id may be, in milliseconds."""
+
         async def look(client: AnyClient) -> int:
             return int(await client.hget(self._keys.meta, "late") or 0)
 

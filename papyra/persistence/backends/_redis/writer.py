@@ -61,7 +61,7 @@ class Writer:
         self.last_seq = 0
         #: the first and the last seq of what may have been stored, though its append failed
         self.doubt: tuple[int, int] | None = None
-        self.late = 0
+        self._late = 0
         self._ms = 0
         self._counts = [0] * len(KINDS)
         self._totals = [0] * len(KINDS)
@@ -96,7 +96,7 @@ class Writer:
         if status != b"ok":
             self.doubt = None
             raise self._refusal(status, reply)
-        self._epoch, self.last_seq, self._ms, self.late, taken_back, *counts = map(int, reply)
+        self._epoch, self.last_seq, self._ms, self._late, taken_back, *counts = map(int, reply)
         self._counts, self._totals = counts[: len(KINDS)], counts[len(KINDS) :]
         if taken_back:
             logger.warning(
@@ -122,7 +122,7 @@ class Writer:
             status, *reply = await self._send(batch)
         if status != b"ok":
             raise self._refusal(status, reply)
-        self._ms, self.late = map(int, reply)
+        self._ms, self._late = map(int, reply)
         self.last_seq += len(batch.records)
         self._count(batch, _digits(batch.records))
         self.is_dirty = True
@@ -149,7 +149,7 @@ class Writer:
             self._epoch,
             first,
             count,
-            max(late, self.late),
+            max(late, self._late),
             self._counts,
             self._totals,
             times,
