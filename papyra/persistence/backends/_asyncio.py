@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import concurrent.futures
 import contextlib
 import sys
+import threading
 from collections.abc import Awaitable, Callable
 from typing import ParamSpec, TypeVar
 
@@ -24,8 +26,8 @@ class AsyncioHost:
     """
 
     def __init__(self) -> None:
-        self._stack = contextlib.ExitStack()
         self._portal: anyio.from_thread.BlockingPortal | None = None
+        self._thread: threading.Thread
 
     async def run(
         self,
@@ -55,7 +57,7 @@ class AsyncioHost:
                 with contextlib.suppress(trio.RunFinishedError):
                     enter_loop(done.set)
 
-        future = self._thread().start_task_soon(call)
+        future = self._door().start_task_soon(call)
         try:
             await done.wait()
         except BaseException:
@@ -71,12 +73,29 @@ class AsyncioHost:
                 errors.clear()  # which the traceback holds that it holds
         return results[0]
 
-    def _thread(self) -> anyio.from_thread.BlockingPortal:
+    def _door(self) -> anyio.from_thread.BlockingPortal:
+        """Return what leads into the thread, which is started for that."""
+        # Not `start_blocking_portal`: where nobody stops the thread, the garbage collector would
+        # end it, and wait for that, in whatever thread it happens to run and with whatever locks.
         if self._portal is None:
-            self._portal = self._stack.enter_context(anyio.from_thread.start_blocking_portal())
+            started: concurrent.futures.Future[anyio.from_thread.BlockingPortal]
+            started = concurrent.futures.Future()
+
+            async def serve() -> None:
+                async with anyio.from_thread.BlockingPortal() as portal:
+                    started.set_result(portal)
+                    await portal.sleep_until_stopped()
+
+            self._thread = threading.Thread(
+                target=anyio.run, args=(serve,), name="papyra asyncio", daemon=True
+            )
+            self._thread.start()
+            self._portal = started.result()
         return self._portal
 
     def stop(self) -> None:
         """End the thread. Used again, it starts another one."""
-        self._portal = None
-        self._stack.close()
+        portal, self._portal = self._portal, None
+        if portal is not None:
+            portal.call(portal.stop)
+            self._thread.join()
