@@ -14,6 +14,7 @@ says what may be left behind, and passes options to the system.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import inspect
 from collections.abc import AsyncIterator, Generator
@@ -25,6 +26,7 @@ import anyio
 import pytest
 from anyio.abc import TaskStatus
 
+from papyra.exceptions import BackendBusy, BackendInUse
 from papyra.persistence.backends.base import PersistenceBackend
 from papyra.system import ActorSystem
 from papyra.testing import _stores
@@ -101,19 +103,34 @@ async def actor_system(
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)
 def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> Generator[None, object, object]:
-    """Stop and check the system as the last step of the test, so that it is the test that fails."""
+    """Stop and check the system as the last step of the test, so that it is the test that fails.
+
+    A store that the test has used without a system is closed in the event loop of the test: one on
+    a server has connections there.
+    """
     test = pyfuncitem.obj
     system = pyfuncitem.funcargs.get("actor_system")
-    if not (isinstance(system, _HostedSystem) and inspect.iscoroutinefunction(test)):
+    store = pyfuncitem.funcargs.get("persistence")
+    if not inspect.iscoroutinefunction(test) or not (
+        isinstance(system, _HostedSystem) or isinstance(store, PersistenceBackend)
+    ):
         return (yield)
 
     @functools.wraps(test)
     async def checked(*args: Any, **kwargs: Any) -> None:
-        system.is_checked = True  # here or, if the test fails, not at all
-        await test(*args, **kwargs)
         __tracebackhide__ = True
-        await system.stop()
-        system.check()
+        if isinstance(system, _HostedSystem):
+            system.is_checked = True  # here or, if the test fails, not at all
+        try:
+            await test(*args, **kwargs)
+            if isinstance(system, _HostedSystem):
+                await system.stop()
+                system.check()
+        finally:
+            if isinstance(store, PersistenceBackend):
+                # Whoever hosts it, or is using it, will close it.
+                with contextlib.suppress(BackendInUse, BackendBusy):
+                    await store.aclose()
 
     pyfuncitem.obj = checked
     try:

@@ -265,6 +265,43 @@ def test_the_store_of_a_whole_suite_is_a_variable(
     result.stdout.fnmatch_lines(["*PAPYRA_TEST_STORE is one of memory*, not 'paper'*"])
 
 
+def test_a_store_on_a_server_is_closed_where_it_was_used(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Otherwise its connections would outlive their event loop, which uvloop waits for."""
+    monkeypatch.setenv("PAPYRA_TEST_STORE", "redis")
+    result = run(
+        """
+        from papyra.exceptions import BackendClosed
+        from papyra.persistence import PersistedEvent
+
+        used = []
+
+        async def append(persistence):
+            used.append(persistence)
+            await persistence.append(PersistedEvent("s", "s/a", "Opened", {}, 1.0))
+
+        @pytest.mark.parametrize(
+            "anyio_backend", [("asyncio", {"use_uvloop": True}), "asyncio", "trio"]
+        )
+        async def test_it(persistence):
+            await append(persistence)
+
+        async def test_one_that_fails(persistence):
+            await append(persistence)
+            raise ValueError
+
+        async def test_they_are_closed():
+            assert len(used) >= 4
+            for store in used:
+                with pytest.raises(BackendClosed):
+                    await store.list_events()
+        """,
+        *("-W", "error"),
+    )
+    result.assert_outcomes(passed=5, failed=2)
+
+
 def test_the_store_may_be_of_the_users_own_making(
     run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
