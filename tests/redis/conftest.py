@@ -2,19 +2,35 @@
 
 from __future__ import annotations
 
+import os
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeAlias
+from urllib.parse import urlsplit
 
 import pytest
+import redis
 
 from papyra.persistence.backends.redis import RedisStreamsConfig, RedisStreamsPersistence
+from papyra.persistence.records import KINDS
 from papyra.testing._redis_server import RedisServer, any_binary, server_binaries
 
 MakeStore: TypeAlias = Callable[..., RedisStreamsPersistence]
 
 BINARIES = server_binaries()
+#: Where stores are that need no server of their own, if it is set.
+URL = os.environ.get("REDIS_URL")
+
+
+class GivenServer(RedisServer):
+    """The one at ``REDIS_URL``, on the loopback interface. Nobody starts or stops it here."""
+
+    def __init__(self, url: str) -> None:
+        parts = urlsplit(url)
+        if parts.hostname not in ("localhost", "127.0.0.1"):
+            pytest.exit("tests talk to servers on this machine only: see REDIS_URL")
+        super().__init__(any_binary(), port=parts.port or 6379)
 
 
 @pytest.fixture(scope="session", params=sorted(BINARIES) or ["none"])
@@ -23,11 +39,16 @@ def binary(request: pytest.FixtureRequest) -> Path:
     return BINARIES.get(request.param) or any_binary()  # which says what to install
 
 
-@pytest.fixture(scope="session")
-def server(binary: Path) -> Iterator[RedisServer]:
+@pytest.fixture(scope="session", params=["REDIS_URL"] if URL else sorted(BINARIES) or ["none"])
+def server(request: pytest.FixtureRequest) -> Iterator[RedisServer]:
     """Return a server that tests share: each has a store of its own there."""
-    with RedisServer(binary) as server:
-        yield server
+    if URL:
+        given = GivenServer(URL)
+        yield given
+        given.close()  # what it keeps here: nothing
+    else:
+        with RedisServer(BINARIES.get(request.param) or any_binary()) as server:
+            yield server
 
 
 @pytest.fixture
@@ -38,9 +59,13 @@ def own_server(binary: Path) -> Iterator[RedisServer]:
 
 
 @pytest.fixture
-def config(server: RedisServer) -> RedisStreamsConfig:
+def config(server: RedisServer) -> Iterator[RedisStreamsConfig]:
     """Return where a store of this test is."""
-    return RedisStreamsConfig(url=server.url, prefix="test", system_id=uuid.uuid4().hex)
+    config = RedisStreamsConfig(url=server.url, prefix="test", system_id=uuid.uuid4().hex)
+    yield config
+    if URL:
+        with redis.Redis.from_url(server.url) as client:
+            client.delete(*config.keys.all, *map(config.keys.quarantine, KINDS))
 
 
 @pytest.fixture
