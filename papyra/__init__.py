@@ -1,14 +1,19 @@
 """Actors whose facts are kept: an actor runtime whose persistence is itself an actor."""
 
-from papyra.actor import Actor, Failure
-from papyra.address import ActorAddress
-from papyra.audit import AuditReport
-from papyra.clock import Clock, SystemClock
-from papyra.context import ActorContext
-from papyra.exceptions import PapyraError
-from papyra.ref import ActorRef, Terminated
-from papyra.supervision import Decision, OneForAll, OneForOne, SupervisionPolicy
-from papyra.system import ActorSystem
+from typing import TYPE_CHECKING
+
+from papyra._lazy import finder
+
+if TYPE_CHECKING:
+    from papyra.actor import Actor, Failure
+    from papyra.address import ActorAddress
+    from papyra.audit import AuditReport
+    from papyra.clock import Clock, SystemClock
+    from papyra.context import ActorContext
+    from papyra.exceptions import PapyraError
+    from papyra.ref import ActorRef, Terminated
+    from papyra.supervision import Decision, OneForAll, OneForOne, SupervisionPolicy
+    from papyra.system import ActorSystem
 
 __all__ = (
     "Actor",
@@ -27,3 +32,23 @@ __all__ = (
     "SystemClock",
     "Terminated",
 )
+
+#: Where these names are, from the ground up.
+_MODULES = (
+    "exceptions",
+    "address",
+    "clock",
+    "audit",
+    "supervision",
+    "ref",
+    "actor",
+    "context",
+    "system",
+)
+
+if not TYPE_CHECKING:
+    __getattr__ = finder(__name__, __all__, _MODULES)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -18,7 +18,7 @@ PARTS = ("appending", "reading", "recovery", "retention", "sharing")
 
 #: The house, from the ground up. A module may import what stands below it, or in its own row.
 LAYERS: list[set[str]] = [
-    {"exceptions"},
+    {"exceptions", "_lazy"},
     {"address", "clock", "_signal"},
     {"persistence.records", "persistence.reports", "persistence.metrics", "persistence.breaker"},
     {"persistence.messages", "persistence.codec"},

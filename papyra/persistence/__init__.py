@@ -1,41 +1,44 @@
 """Facts, the actor that keeps them, and the messages it understands."""
 
-from papyra.persistence.breaker import CircuitBreakerPolicy
-from papyra.persistence.messages import (
-    Append,
-    Appended,
-    AppendMany,
-    Compact,
-    Flush,
-    Flushed,
-    GetMetrics,
-    Page,
-    Read,
-    Recover,
-    Request,
-    ResetMetrics,
-    Scan,
-)
-from papyra.persistence.metrics import MetricsSnapshot
-from papyra.persistence.records import (
-    Kind,
-    PersistedAudit,
-    PersistedDeadLetter,
-    PersistedEvent,
-    Record,
-)
-from papyra.persistence.reports import (
-    CompactionReport,
-    PersistenceAnomaly,
-    PersistenceRecoveryConfig,
-    PersistenceRecoveryReport,
-    PersistenceScanReport,
-    ScanProgress,
-)
-from papyra.persistence.startup import PersistenceStartupConfig
+from typing import TYPE_CHECKING
 
-# Last: it stands on everything above, and on papyra.actor.
-from papyra.persistence.actor import PersistenceActor  # isort: skip
+from papyra._lazy import finder
+
+if TYPE_CHECKING:
+    from papyra.persistence.actor import PersistenceActor
+    from papyra.persistence.breaker import CircuitBreakerPolicy
+    from papyra.persistence.messages import (
+        Append,
+        Appended,
+        AppendMany,
+        Compact,
+        Flush,
+        Flushed,
+        GetMetrics,
+        Page,
+        Read,
+        Recover,
+        Request,
+        ResetMetrics,
+        Scan,
+    )
+    from papyra.persistence.metrics import MetricsSnapshot
+    from papyra.persistence.records import (
+        Kind,
+        PersistedAudit,
+        PersistedDeadLetter,
+        PersistedEvent,
+        Record,
+    )
+    from papyra.persistence.reports import (
+        CompactionReport,
+        PersistenceAnomaly,
+        PersistenceRecoveryConfig,
+        PersistenceRecoveryReport,
+        PersistenceScanReport,
+        ScanProgress,
+    )
+    from papyra.persistence.startup import PersistenceStartupConfig
 
 __all__ = (
     "Append",
@@ -67,3 +70,13 @@ __all__ = (
     "Scan",
     "ScanProgress",
 )
+
+#: Where these names are, from the ground up.
+_MODULES = ("records", "reports", "metrics", "breaker", "messages", "startup", "actor")
+
+if not TYPE_CHECKING:
+    __getattr__ = finder(__name__, __all__, _MODULES)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
