@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import msgspec
 
+from papyra.persistence.metrics import MetricsSnapshot
+
 __all__ = ("AuditReport",)
 
 
@@ -27,3 +29,5 @@ class AuditReport(msgspec.Struct, frozen=True):
     dead_letters: int
     #: replies that came after their askers had given up: a sign of time limits that are too short
     unclaimed_replies: int
+    #: what the system's own store has counted
+    persistence: MetricsSnapshot

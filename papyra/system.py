@@ -37,6 +37,7 @@ from papyra.persistence.actor import PersistenceActor
 from papyra.persistence.backends.base import PersistenceBackend
 from papyra.persistence.breaker import CircuitBreakerPolicy
 from papyra.persistence.messages import Flush
+from papyra.persistence.metrics import MetricsSnapshot
 from papyra.persistence.startup import PersistenceStartupConfig, check_store
 from papyra.ref import ActorRef
 from papyra.supervision import Decision, OneForOne, SupervisionPolicy
@@ -213,6 +214,7 @@ class ActorSystem:
             restarted=counts.get(ActorRestarted, 0),
             dead_letters=facts.dead_letters if facts else 0,
             unclaimed_replies=facts.unclaimed_replies if facts else 0,
+            persistence=self._backend.metrics.snapshot() if self._backend else MetricsSnapshot(),
         )
 
     async def start(self) -> None:
