@@ -14,19 +14,21 @@ import papyra
 
 ROOT = Path(papyra.__file__).parent
 
-PARTS = ("appending", "reading", "recovery", "retention", "sharing")
+PARTS = ("appending", "moving", "reading", "recovery", "retention", "sharing")
 
 #: The house, from the ground up. A module may import what stands below it, or in its own row.
 LAYERS: list[set[str]] = [
     {"exceptions", "_lazy"},
     {"address", "clock", "_signal"},
-    {"persistence.records", "persistence.reports", "persistence.metrics", "persistence.breaker"},
+    {"persistence.records", "persistence.metrics", "persistence.breaker", "persistence.retention"},
+    {"persistence.reports"},
     {"persistence.messages", "persistence.codec"},
-    {f"persistence.backends.{name}" for name in ("retention", "commit", "page")},
+    {f"persistence.backends.{name}" for name in ("retention", "commit", "page", "summary")},
     {"persistence.backends.verbs"},
     {"persistence.backends.base"},
     {f"persistence.backends.{name}" for name in ("_line", "_disk", "_thread", "_asyncio")},
     {"persistence.backends._index", "persistence.backends._walk"},
+    {"persistence.backends._recall"},
     {"persistence.backends._file"},
     {"persistence.backends._rewrite"},
     {"persistence.backends._journal"},

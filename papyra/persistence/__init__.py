@@ -20,7 +20,9 @@ if TYPE_CHECKING:
         Recover,
         Request,
         ResetMetrics,
+        Restore,
         Scan,
+        Summarize,
     )
     from papyra.persistence.metrics import MetricsSnapshot
     from papyra.persistence.records import (
@@ -37,6 +39,7 @@ if TYPE_CHECKING:
         PersistenceRecoveryReport,
         PersistenceScanReport,
         ScanProgress,
+        StoreSummary,
     )
     from papyra.persistence.startup import PersistenceStartupConfig
 
@@ -67,8 +70,11 @@ __all__ = (
     "Recover",
     "Request",
     "ResetMetrics",
+    "Restore",
     "Scan",
     "ScanProgress",
+    "StoreSummary",
+    "Summarize",
 )
 
 #: Where these names are, from the ground up.

@@ -26,7 +26,9 @@ from papyra.persistence.reports import (
     PersistenceRecoveryConfig,
     PersistenceRecoveryReport,
     PersistenceScanReport,
+    StoreSummary,
 )
+from papyra.persistence.retention import RetentionPolicy
 
 __all__ = (
     "AnyRequest",
@@ -42,7 +44,9 @@ __all__ = (
     "Recover",
     "Request",
     "ResetMetrics",
+    "Restore",
     "Scan",
+    "Summarize",
 )
 
 ReplyT = TypeVar("ReplyT")
@@ -155,6 +159,28 @@ class Read(Request[Page], frozen=True):
                 assert_never(record)
 
 
+class Restore(Request[Appended], frozen=True):
+    """Store records that come from another store at the positions that they have there.
+
+    Their `seq` rises from one to the next, and the first is greater than the last that was given
+    here. Positions that are left out stay unused. A run of records without a gap is stored whole
+    or not at all; of several runs, a failure leaves a beginning.
+    """
+
+    records: tuple[Record, ...]
+
+
+class Summarize(Request[StoreSummary], frozen=True):
+    """Say what the store holds, without reading all of it where that can be helped."""
+
+    #: into how many parts to divide the time from the oldest record to the newest
+    intervals: int = 0
+
+    def __post_init__(self) -> None:
+        if type(self.intervals) is not int or self.intervals < 0:
+            raise InvalidRequest(f"intervals is a whole number, not {self.intervals!r}")
+
+
 class GetMetrics(Request[MetricsSnapshot], frozen=True):
     """Return the counters as they are."""
 
@@ -177,7 +203,21 @@ class Recover(Request[PersistenceRecoveryReport], frozen=True):
 
 
 class Compact(Request[CompactionReport], frozen=True):
-    """Remove what retention hides, where the backend can."""
+    """Remove what retention hides, where the backend can.
+
+    Raises `InvalidRequest` when an argument is of the wrong type.
+    """
+
+    #: by this policy, not by the backend's own
+    policy: RetentionPolicy | None = None
+    #: change nothing, and report what would be left
+    dry_run: bool = False
+
+    def __post_init__(self) -> None:
+        if self.policy is not None and not isinstance(self.policy, RetentionPolicy):
+            raise InvalidRequest(f"policy is a RetentionPolicy, not {self.policy!r}")
+        if type(self.dry_run) is not bool:
+            raise InvalidRequest(f"dry_run is True or False, not {self.dry_run!r}")
 
 
 class Flush(Request[Flushed], frozen=True):
@@ -185,5 +225,15 @@ class Flush(Request[Flushed], frozen=True):
 
 
 AnyRequest: TypeAlias = (
-    Append | AppendMany | Read | GetMetrics | ResetMetrics | Scan | Recover | Compact | Flush
+    Append
+    | AppendMany
+    | Restore
+    | Read
+    | Summarize
+    | GetMetrics
+    | ResetMetrics
+    | Scan
+    | Recover
+    | Compact
+    | Flush
 )

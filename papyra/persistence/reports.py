@@ -7,6 +7,8 @@ from typing import Literal, TypeAlias
 
 import msgspec
 
+from papyra.persistence.records import Kind
+
 __all__ = (
     "AnomalyKind",
     "CompactionReport",
@@ -16,6 +18,7 @@ __all__ = (
     "PersistenceScanReport",
     "ReportProgress",
     "ScanProgress",
+    "StoreSummary",
 )
 
 AnomalyKind: TypeAlias = Literal[
@@ -73,6 +76,43 @@ class ScanProgress(msgspec.Struct, frozen=True):
 
 #: Takes the progress of a scan, now and then; from whichever thread scans, so it must not wait.
 ReportProgress: TypeAlias = Callable[[ScanProgress], None]
+
+
+class StoreSummary(msgspec.Struct, frozen=True, tag=True):
+    """What a store holds, what retention hides included."""
+
+    backend: str
+    #: a file's path, a directory's, or a URL without its secrets; empty for a store in memory
+    location: str
+    #: the greatest `seq` that was given; there may be no such record any more
+    last_seq: int
+    #: records of each kind
+    records: dict[Kind, int]
+    #: their encoded bytes
+    record_bytes: dict[Kind, int]
+    #: bytes that all of it takes where it is stored; `None` where that can't be told
+    stored_bytes: int | None
+    #: the time of the oldest record, and of the newest; Unix time in seconds
+    oldest: float | None = None
+    newest: float | None = None
+    #: how many records there are, about, in each of as many parts of that time as were asked for
+    intervals: tuple[int, ...] = ()
+    #: segments, where there are such
+    segments: int | None = None
+    #: who has it open to write, as far as that can be told
+    writer: str | None = None
+    #: whether damage is known of; only a scan looks at everything
+    damaged: bool = False
+
+    @property
+    def total_records(self) -> int:
+        """Records of all kinds."""
+        return sum(self.records.values())
+
+    @property
+    def total_bytes(self) -> int:
+        """Their encoded bytes."""
+        return sum(self.record_bytes.values())
 
 
 class PersistenceRecoveryConfig(msgspec.Struct, frozen=True):

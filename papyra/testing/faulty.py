@@ -23,6 +23,7 @@ from papyra.persistence.messages import (
     Recover,
     Request,
     Scan,
+    Summarize,
 )
 from papyra.persistence.records import Kind, Record
 from papyra.persistence.reports import (
@@ -30,6 +31,7 @@ from papyra.persistence.reports import (
     PersistenceRecoveryConfig,
     PersistenceRecoveryReport,
     PersistenceScanReport,
+    StoreSummary,
 )
 from papyra.testing.faults import (
     Delay,
@@ -260,9 +262,12 @@ class FaultyPersistence(PersistenceBackend):
 
     async def _store(self, batch: Batch) -> None:
         size = sum(map(len, batch.encoded))
-        await self._wrapped._write(batch.records, batch.encoded, size)
+        await self._wrapped._write(batch.records, batch.encoded, size, batch.first_seq)
 
     async def _read(self, request: Read) -> Page:
+        return await self._pass_on("read", request)
+
+    async def _summarize(self, request: Summarize) -> StoreSummary:
         return await self._pass_on("read", request)
 
     async def _scan(self, request: Scan) -> PersistenceScanReport:
@@ -271,8 +276,8 @@ class FaultyPersistence(PersistenceBackend):
     async def _recover(self, config: PersistenceRecoveryConfig) -> PersistenceRecoveryReport:
         return await self._pass_on("recover", Recover(config))
 
-    async def _compact(self) -> CompactionReport:
-        return await self._pass_on("compact", Compact())
+    async def _compact(self, policy: RetentionPolicy, *, dry_run: bool) -> CompactionReport:
+        return await self._pass_on("compact", Compact(policy, dry_run))
 
     async def _flush(self) -> None:
         await self._pass_on("flush", Flush())

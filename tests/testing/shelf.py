@@ -96,13 +96,15 @@ class Shelf(PersistenceBackend):
                     continue
                 yield record, length
 
-    def _visible(self, kind: Kind) -> list[tuple[Record, int]]:
+    def _visible(
+        self, kind: Kind, policy: RetentionPolicy | None = None
+    ) -> list[tuple[Record, int]]:
         kept = [
             (record, len(line))
             for seq, line in self.disk.lines
             if (record := self._decoded(seq, line)) is not None and kind_of(record) == kind
         ]
-        policy = self.retention
+        policy = policy or self.retention
         oldest = policy.oldest_time(self._clock())
         shown: list[tuple[Record, int]] = []
         total = 0
@@ -141,20 +143,20 @@ class Shelf(PersistenceBackend):
             "shelf", True, await self._scan(Scan()), records_kept=len(good), records_removed=removed
         )
 
-    async def _compact(self) -> CompactionReport:
+    async def _compact(self, policy: RetentionPolicy, *, dry_run: bool) -> CompactionReport:
         await checkpoint()
         before = self.disk.lines
-        kept = {record.seq for kind in KINDS for record, _ in self._visible(kind)}
-        self.disk.lines = [
-            (seq, line) for seq, line in before if seq in kept or not self._decoded(seq, line)
-        ]
+        kept = {record.seq for kind in KINDS for record, _ in self._visible(kind, policy)}
+        left = [(seq, line) for seq, line in before if seq in kept or not self._decoded(seq, line)]
+        if not dry_run:
+            self.disk.lines = left
         return CompactionReport(
             "shelf",
             True,
             len(before),
-            len(self.disk.lines),
+            len(left),
             sum(len(line) for _, line in before),
-            sum(len(line) for _, line in self.disk.lines),
+            sum(len(line) for _, line in left),
         )
 
 

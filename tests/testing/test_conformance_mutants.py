@@ -64,8 +64,14 @@ class StoresABatchBackwards(Shelf):
 
 @breaks("test_an_append_of_nothing_stores_nothing")
 class StoresNothingAsSomething(Shelf):
-    async def _write(self, records: Sequence[Record], encoded: Sequence[bytes], size: int) -> int:
-        first = await super()._write(records, encoded, size)
+    async def _write(
+        self,
+        records: Sequence[Record],
+        encoded: Sequence[bytes],
+        size: int,
+        first_seq: int | None = None,
+    ) -> int:
+        first = await super()._write(records, encoded, size, first_seq)
         self._last_seq += not records
         return first
 
@@ -176,8 +182,8 @@ class ReturnsWhatWasGiven(Shelf):
 
 @breaks("test_each_kind_is_read_by_itself")
 class TakesDeadLettersForAudits(Shelf):
-    def _visible(self, kind: Kind) -> list[tuple[Record, int]]:
-        return super()._visible("dead_letter" if kind == "audit" else kind)
+    def _visible(self, kind: Kind, policy: Any = None) -> list[tuple[Record, int]]:
+        return super()._visible("dead_letter" if kind == "audit" else kind, policy)
 
 
 breaks("test_a_stored_record_does_not_change_with_what_it_was_made_of")(ReturnsWhatWasGiven)
@@ -298,8 +304,10 @@ class StreamsOnePage(Shelf):
 
 @breaks("test_what_was_acknowledged_is_read")
 class ReadsAreOneAppendBehind(Shelf):
-    def _visible(self, kind: Kind) -> list[tuple[Record, int]]:
-        return [pair for pair in super()._visible(kind) if pair[0].seq != self.disk.last_seq]
+    def _visible(self, kind: Kind, policy: Any = None) -> list[tuple[Record, int]]:
+        return [
+            pair for pair in super()._visible(kind, policy) if pair[0].seq != self.disk.last_seq
+        ]
 
 
 @breaks("test_a_read_that_makes_no_sense_is_refused")
@@ -316,9 +324,9 @@ class ReadsNothingIfInDoubt(Shelf):
 
 @breaks("test_retention_hides_the_oldest_of_each_kind")
 class RetainsAllKindsTogether(Shelf):
-    def _visible(self, kind: Kind) -> list[tuple[Record, int]]:
+    def _visible(self, kind: Kind, policy: Any = None) -> list[tuple[Record, int]]:
         newest = self.disk.last_seq - (self.retention.max_records or 10**9)
-        return [pair for pair in super()._visible(kind) if (pair[0].seq or 0) > newest]
+        return [pair for pair in super()._visible(kind, policy) if (pair[0].seq or 0) > newest]
 
 
 @breaks("test_retention_hides_what_gets_too_old")
@@ -331,10 +339,10 @@ class JudgesAgeWhenItOpens(Shelf):
 
 @breaks("test_retention_counts_encoded_bytes")
 class CountsOneByteLess(Shelf):
-    def _visible(self, kind: Kind) -> list[tuple[Record, int]]:
+    def _visible(self, kind: Kind, policy: Any = None) -> list[tuple[Record, int]]:
         budget = self.retention.max_total_bytes or 10**9
         shown: list[tuple[Record, int]] = []
-        for record, length in reversed(super()._visible(kind)):
+        for record, length in reversed(super()._visible(kind, policy)):
             budget -= length + 1
             if budget < 0:
                 break
@@ -344,24 +352,24 @@ class CountsOneByteLess(Shelf):
 
 @breaks("test_retention_and_reads_combine")
 class RetainsOnlyWhatItReadsFromTheStart(Shelf):
-    def _visible(self, kind: Kind) -> list[tuple[Record, int]]:
+    def _visible(self, kind: Kind, policy: Any = None) -> list[tuple[Record, int]]:
         everything = Shelf(self.disk)._visible(kind)
-        return super()._visible(kind) if len(everything) < 9 else everything
+        return super()._visible(kind, policy) if len(everything) < 9 else everything
 
 
 @breaks("test_compaction_keeps_what_reads_show")
 class CompactsOneTooMany(Shelf):
-    async def _compact(self) -> CompactionReport:
-        report = await super()._compact()
+    async def _compact(self, policy: Any, *, dry_run: bool) -> CompactionReport:
+        report = await super()._compact(policy, dry_run=dry_run)
         self.disk.lines.pop(0)
         return report
 
 
 @breaks("test_compaction_keeps_what_reads_show")
 class SaysThatItCompacted(Shelf):
-    async def _compact(self) -> CompactionReport:
+    async def _compact(self, policy: Any, *, dry_run: bool) -> CompactionReport:
         lines = list(self.disk.lines)
-        report = await super()._compact()
+        report = await super()._compact(policy, dry_run=dry_run)
         self.disk.lines = lines
         return report
 
@@ -534,11 +542,68 @@ class GoesPastItsHost(CanBeCancelledInTheMiddle):
 
 @breaks("test_a_read_cancelled_at_any_await_leaves_the_backend_usable")
 class ForgetsWhereItWasWhenCancelled(Shelf):
-    async def _compact(self) -> CompactionReport:
+    async def _compact(self, policy: Any, *, dry_run: bool) -> CompactionReport:
         lines, self.disk.lines = self.disk.lines, []
         await checkpoint()
         self.disk.lines = lines
-        return await super()._compact()
+        return await super()._compact(policy, dry_run=dry_run)
+
+
+# Moving
+
+
+@breaks("test_restored_records_keep_their_positions")
+class NumbersRestoredRecordsAnew(Shelf):
+    async def _append(self, batch: Batch) -> None:
+        first = self.disk.last_seq + 1
+        await super()._append(Batch(first, batch.records, batch.encoded))
+
+
+@breaks("test_positions_that_were_given_are_not_restored")
+class RestoresWhatIsThere(Shelf):
+    async def _restore(self, records: Any) -> Any:
+        self._last_seq = 0
+        return await super()._restore(records)
+
+
+@breaks("test_a_summary_counts_what_is_stored")
+class SumsUpEventsAlone(Shelf):
+    async def _summarize(self, request: Any) -> Any:
+        summary = await super()._summarize(request)
+        return msgspec.structs.replace(summary, records={"event": summary.records["event"]})
+
+
+@breaks("test_a_summary_counts_what_is_stored")
+class SumsUpInOneInterval(Shelf):
+    async def _summarize(self, request: Any) -> Any:
+        return await super()._summarize(msgspec.structs.replace(request, intervals=1))
+
+
+@breaks("test_a_dry_run_says_what_a_compaction_does")
+class CompactsWhenItWasToTell(Shelf):
+    async def _compact(self, policy: Any, *, dry_run: bool) -> CompactionReport:
+        return await super()._compact(policy, dry_run=False)
+
+
+@breaks("test_a_dry_run_says_what_a_compaction_does")
+class TellsOfNothing(Shelf):
+    async def _compact(self, policy: Any, *, dry_run: bool) -> CompactionReport:
+        report = await super()._compact(policy, dry_run=dry_run)
+        if dry_run:
+            report = msgspec.structs.replace(report, records_after=report.records_before)
+        return report
+
+
+@breaks("test_a_compaction_goes_by_the_policy_it_is_given")
+class CompactsByItsOwnPolicy(Shelf):
+    async def _compact(self, policy: Any, *, dry_run: bool) -> CompactionReport:
+        return await super()._compact(self.retention, dry_run=dry_run)
+
+
+@breaks("test_a_reader_sees_what_is_written_and_changes_nothing")
+class HasAReaderThatWrites(Shelf):
+    def reader(self, *, index_directory: Any = None) -> PersistenceBackend:
+        return Shelf(self.disk)
 
 
 RULES = sorted(name for name in dir(PersistenceConformance) if name.startswith("test_"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import json
 import os
@@ -103,10 +104,28 @@ class FileLock:
         os.pwrite(fd, note.encode(), 0)
         self._fd = fd
 
+    def holder(self) -> str | None:
+        """Return who seems to have the lock, without trying to take it; `None` for nobody.
+
+        A process of this machine that has not given it back, but is no more, does not have it.
+        """
+        try:
+            note = self._path.read_bytes()
+            said = json.loads(note)
+            if said["host"] == socket.gethostname():
+                os.kill(said["pid"], 0)
+        except PermissionError:
+            pass  # somebody else's process: it is there
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
+        return _text(note)
+
     def release(self) -> None:
         """Let others have it."""
         if self._fd is not None:
             fd, self._fd = self._fd, None
+            with contextlib.suppress(OSError):
+                os.ftruncate(fd, 0)
             os.close(fd)
 
 

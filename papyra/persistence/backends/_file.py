@@ -8,7 +8,7 @@ import os
 import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from time import time
+from time import monotonic, sleep, time
 
 from papyra.persistence.backends._disk import Disk
 from papyra.persistence.backends._index import SparseIndex, Totals
@@ -21,6 +21,7 @@ from papyra.persistence.backends._line import (
     make_lines,
     parse_lines,
 )
+from papyra.persistence.backends._recall import Recall
 from papyra.persistence.backends._walk import Advance, Part, Run, ScanResult, decode, walk
 from papyra.persistence.records import Kind, Record, kind_of
 
@@ -39,6 +40,10 @@ _UNINDEXED = 1000
 #: Seconds that must lie between the last change of a file and a look at it, so that the file's time
 #: would tell of a later change. (Git calls what is younger "racily clean".)
 _TIME_RESOLUTION = 0.02
+#: Seconds that a reader waits for the rest of a line that is being written.
+_PATIENCE = 0.1
+#: Bytes that are worth being kept in mind once they have been read.
+_WORTH_KEEPING = 64 * 1024
 #: Anomalies that no rewriting hides: a torn end is not taken over, the other is.
 _HARMLESS = frozenset({"torn", "unknown_kind"})
 
@@ -50,7 +55,15 @@ class JournalFile:
     before the next write.
     """
 
-    def __init__(self, path: Path, disk: Disk, base: int = 0, *, read_only: bool = False) -> None:
+    def __init__(
+        self,
+        path: Path,
+        disk: Disk,
+        base: int = 0,
+        *,
+        read_only: bool = False,
+        recall: Recall | None = None,
+    ) -> None:
         self.path = path
         self.disk = disk
         #: the `seq` before the file's first
@@ -58,6 +71,8 @@ class JournalFile:
         #: the greatest `seq` that belongs in the file, once that is known
         self.through: int | None = None
         self.read_only = read_only
+        #: what other readers have found, for a reader
+        self._recall = recall
         #: where the last acknowledged line ends; bytes
         self.end = 0
         self.last_seq = base
@@ -119,15 +134,37 @@ class JournalFile:
 
     def _read_through(self) -> None:
         before = self._signature()
-        self._index, self.end = SparseIndex(), 0
+        self._index, self.end, self.damaged = SparseIndex(), 0, False
         self._unindexed, self._unindexed_records = [], 0
         found = ScanResult(tail_seq=self.base, last_seq=self.base)
+        known_end = self._remember(found)
         self._read_on(found)
-        self.damaged = any(a.kind not in _HARMLESS for a in found.anomalies)
+        self._keep_in_mind(known_end)
         self._clean = self.end == self.disk.stat(self.fd).st_size
         self._trusted, self._sync_failed, self._synced_end = True, False, self.end
         after = self._signature()
-        self._found_opening = (after, found) if before == after and after is not None else None
+        is_all = before == after and after is not None and not known_end
+        self._found_opening = (after, found) if is_all and after is not None else None
+
+    def _remember(self, found: ScanResult) -> int:
+        """Take in what another reader has found; return up to where that is."""
+        known = None if self._recall is None else self._recall.read(self.fd)
+        if known is not None:
+            about, self._index = known
+            self.end, self.damaged = about.end, about.damaged
+            found.tail_seq, found.last_seq = about.tail_seq, about.last_seq
+        return self.end
+
+    def _keep_in_mind(self, known_end: int) -> None:
+        if self._recall is not None and self.end - known_end >= _WORTH_KEEPING:
+            self._recall.write(
+                self.fd,
+                self.index,
+                self.end,
+                self.last_seq,
+                self._tail_seq,
+                damaged=self.damaged,
+            )
 
     def _read_on(self, found: ScanResult) -> None:
         index = self.index
@@ -147,6 +184,7 @@ class JournalFile:
                     index.add_other(line.offset, found.tail_seq + isinstance(line, BadLine))
             self.end = line.offset + len(line.data)
         self.last_seq, self._tail_seq = max(self.last_seq, found.last_seq), found.tail_seq
+        self.damaged |= any(a.kind not in _HARMLESS for a in found.anomalies)
 
     def refresh(self) -> None:
         """Take in what another process has written since; for a reader."""
@@ -198,7 +236,7 @@ class JournalFile:
             first.first_seq,
             [record for run in runs for record in run.records],
             [length for run in runs for length in run.lengths],
-            # Only the first that is written to a file can follow another line than the last number.
+            # Only the first of a run can follow another line than the number before it.
             first.extra,
         )
 
@@ -243,6 +281,8 @@ class JournalFile:
             self.end += sum(run.lengths)
             self.last_seq = self._tail_seq = run.first_seq + len(run.records) - 1
             self._clean, self._found_opening = True, None
+            if run.extra and self._unindexed and self._index is not None:
+                self._take_in(self._index)  # a run without a gap ends here
             # It is looked into far less often than written to, and taking in many lines at once
             # costs a tenth of taking them in one by one.
             self._unindexed.append(run)
@@ -388,8 +428,16 @@ class JournalFile:
                 begun, offset = [], position + cut
             begun.append(chunk[cut:])
             position += len(chunk)
+            if self.read_only and begun[-1]:
+                self._await_end_of_line(position)
         if position > offset:
             yield b"".join(begun), offset
+
+    def _await_end_of_line(self, position: int) -> None:
+        """Give a writer that is in the middle of a line the time to end it."""
+        give_up_at = monotonic() + _PATIENCE
+        while self.disk.stat(self.fd).st_size <= position and monotonic() < give_up_at:
+            sleep(_PATIENCE / 20)
 
     # Checking
 

@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import math
 import threading
 from collections.abc import Callable, Iterator
-from typing import ClassVar, Literal, TypeAlias, TypeVar, get_args
+from typing import Any, ClassVar, Literal, TypeAlias, TypeVar, get_args
 
 from papyra.exceptions import InvalidPolicy, StoreReadOnly
 from papyra.persistence.backends._file import JournalFile
 from papyra.persistence.backends._journal import Journal
-from papyra.persistence.backends._rewrite import Hidden
+from papyra.persistence.backends._rewrite import Hidden, count_hidden
 from papyra.persistence.backends._thread import Claim, StoreThread
 from papyra.persistence.backends._walk import ScanResult
 from papyra.persistence.backends.base import Batch, Capabilities, PersistenceBackend
 from papyra.persistence.backends.page import collect_page
-from papyra.persistence.backends.retention import RetentionPolicy
-from papyra.persistence.messages import Page, Read, Scan
+from papyra.persistence.backends.summary import Span, spread
+from papyra.persistence.messages import Page, Read, Scan, Summarize
 from papyra.persistence.records import KINDS, Kind, Record, kind_of
 from papyra.persistence.reports import (
     CompactionReport,
@@ -26,7 +27,9 @@ from papyra.persistence.reports import (
     PersistenceScanReport,
     ReportProgress,
     ScanProgress,
+    StoreSummary,
 )
+from papyra.persistence.retention import RetentionPolicy
 
 __all__ = ("FilePersistence", "Fsync")
 
@@ -37,6 +40,9 @@ SYNC_INTERVAL = 1.0
 
 #: How often a reader looks for files that are removed under its hands.
 _LOOKS = 5
+
+#: Up to how many segments are looked into, where it matters what is when.
+_LOOKED_INTO = 16
 
 _FOREVER = float("inf")
 
@@ -77,6 +83,15 @@ class FilePersistence(PersistenceBackend):
         self._fsync: Fsync = fsync
         self._closing: threading.Event | None = None
 
+    @property
+    def _common(self) -> dict[str, Any]:
+        """The arguments that a reader of the same journal shares."""
+        return {
+            "call_timeout": self._call_timeout,
+            "retention_policy": self._retention,
+            "clock": self._clock,
+        }
+
     async def _open(self) -> int:
         thread = StoreThread(f"papyra {self._journal.path.name}")
         try:
@@ -110,6 +125,10 @@ class FilePersistence(PersistenceBackend):
     async def _read(self, request: Read) -> Page:
         return await self._thread.run(self._read_page, request, timeout=self._call_timeout)
 
+    async def _summarize(self, request: Summarize) -> StoreSummary:
+        look = functools.partial(self._look, functools.partial(self._sum_up, request.intervals))
+        return await self._thread.run(look, timeout=self._call_timeout)
+
     async def _scan(self, request: Scan) -> PersistenceScanReport:
         return self._report(await self._thread.run(self._scan_journal, request.progress))
 
@@ -117,9 +136,11 @@ class FilePersistence(PersistenceBackend):
         self._must_write()
         return await self._thread.run(self._recover_journal, config)
 
-    async def _compact(self) -> CompactionReport:
+    async def _compact(self, policy: RetentionPolicy, *, dry_run: bool) -> CompactionReport:
+        if dry_run:
+            return await self._thread.run(self._look, functools.partial(self._count, policy))
         self._must_write()
-        return await self._thread.run(self._drop_hidden)
+        return await self._thread.run(self._drop_hidden, policy)
 
     def _must_write(self) -> None:
         if self._journal.read_only:
@@ -178,7 +199,7 @@ class FilePersistence(PersistenceBackend):
     def _candidates(self, request: Read) -> Iterator[tuple[Record, int]]:
         """Yield the records that a read may show, in its order, each with its bytes."""
         kind, before, newest = request.kind, request.before, request.newest
-        after, since = self._hidden(kind)
+        after, since = self._hidden(kind, self.retention)
         after = max(after, request.after)
         since = since if request.since is None else max(since, request.since)
         until = _FOREVER if request.until is None else request.until
@@ -214,9 +235,41 @@ class FilePersistence(PersistenceBackend):
             if totals.counts[kind] and totals.newest >= since and totals.oldest <= until:
                 yield file
 
-    def _hidden(self, kind: Kind) -> Hidden:
+    def _sum_up(self, intervals: int) -> StoreSummary:
+        journal = self._journal
+        totals = [file.totals() for file in journal.files(newest=False)]
+        oldest = min((each.oldest for each in totals), default=_FOREVER)
+        newest = max((each.newest for each in totals), default=-_FOREVER)
+        is_empty = oldest > newest
+        return StoreSummary(
+            backend=self.name,
+            location=str(journal.path),
+            last_seq=journal.last_seq,
+            records={kind: sum(each.counts[kind] for each in totals) for kind in KINDS},
+            record_bytes={kind: sum(each.sizes[kind] for each in totals) for kind in KINDS},
+            stored_bytes=journal.size(),
+            oldest=None if is_empty else oldest,
+            newest=None if is_empty else newest,
+            intervals=spread([] if is_empty else self._spans(), oldest, newest, intervals)
+            if intervals
+            else (),
+            segments=journal.segments,
+            writer=self._lock.holder(),
+            damaged=journal.is_damaged(),
+        )
+
+    def _spans(self) -> Iterator[Span]:
+        is_short = (self._journal.segments or 1) <= _LOOKED_INTO
+        for file in self._journal.files(newest=False):
+            if is_short:
+                yield from file.index.spans()
+            else:
+                totals = file.totals()
+                yield totals.oldest, totals.newest, totals.records
+
+    def _hidden(self, kind: Kind, policy: RetentionPolicy) -> Hidden:
         """Return what retention hides of a kind."""
-        policy, through = self.retention, 0
+        through = 0
         if policy.max_records is not None:
             through = self._through_of_surplus(kind, policy.max_records, in_bytes=False)
         if policy.max_total_bytes is not None:
@@ -272,18 +325,21 @@ class FilePersistence(PersistenceBackend):
             quarantined=tuple(mended.moved),
         )
 
-    def _drop_hidden(self) -> CompactionReport:
+    def _drop_hidden(self, policy: RetentionPolicy) -> CompactionReport:
         before = self._held()
-        self._journal.drop_hidden({kind: self._hidden(kind) for kind in KINDS})
-        after = self._held()
-        return CompactionReport(
-            self.name,
-            supported=True,
-            records_before=before[0],
-            records_after=after[0],
-            bytes_before=before[1],
-            bytes_after=after[1],
-        )
+        self._journal.drop_hidden({kind: self._hidden(kind, policy) for kind in KINDS})
+        return self._compacted(before, self._held())
+
+    def _count(self, policy: RetentionPolicy) -> CompactionReport:
+        """Report what `_drop_hidden` would do."""
+        hidden = {kind: self._hidden(kind, policy) for kind in KINDS}
+        records, size = self._held()
+        counts = [count_hidden(file, hidden) for file in self._journal.files(newest=False)]
+        left = records - sum(count for count, _ in counts), size - sum(size for _, size in counts)
+        return self._compacted((records, size), left)
+
+    def _compacted(self, before: tuple[int, int], after: tuple[int, int]) -> CompactionReport:
+        return CompactionReport(self.name, True, before[0], after[0], before[1], after[1])
 
     def _held(self) -> tuple[int, int]:
         totals = [file.totals() for file in self._journal.files(newest=False)]

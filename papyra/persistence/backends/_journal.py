@@ -9,6 +9,7 @@ from typing import Protocol
 
 from papyra.persistence.backends._disk import Disk, FileLock
 from papyra.persistence.backends._file import JournalFile
+from papyra.persistence.backends._recall import Recall
 from papyra.persistence.backends._rewrite import Hidden, drop_hidden, name_aside, put_aside, repair
 from papyra.persistence.backends._walk import Advance, ScanResult
 from papyra.persistence.backends.base import Batch
@@ -83,6 +84,15 @@ class Journal(Protocol):
         """Yield the files, the oldest first, or the newest."""
         ...
 
+    @property
+    def segments(self) -> int | None:
+        """How many segments there are; `None` for a journal that has none."""
+        ...
+
+    def is_damaged(self) -> bool:
+        """Return whether damage has been seen by now."""
+        ...
+
     def size(self) -> int:
         """Return the bytes that a scan reads."""
         ...
@@ -103,14 +113,21 @@ class Journal(Protocol):
 class OneFile:
     """A journal that is one file."""
 
-    def __init__(self, path: Path, *, read_only: bool = False) -> None:
+    segments: int | None = None
+
+    def __init__(
+        self, path: Path, *, read_only: bool = False, index_directory: Path | None = None
+    ) -> None:
         self.path = path
         self.disk = Disk()
         self.read_only = read_only
+        self._recall = None
+        if read_only and index_directory is not None:
+            self._recall = Recall(self.disk, index_directory, path)
         self._file = self._new_file()
 
     def _new_file(self) -> JournalFile:
-        return JournalFile(self.path, self.disk, read_only=self.read_only)
+        return JournalFile(self.path, self.disk, read_only=self.read_only, recall=self._recall)
 
     @property
     def last_seq(self) -> int:
@@ -160,6 +177,10 @@ class OneFile:
         """Yield the file."""
         del newest  # of one, it is both
         yield self._file
+
+    def is_damaged(self) -> bool:
+        """Return whether damage has been seen by now."""
+        return self._file.damaged
 
     def size(self) -> int:
         """Return the bytes of the file."""

@@ -26,6 +26,7 @@ from papyra.persistence.records import Kind, Record, kind_of
 
 __all__ = (
     "Hidden",
+    "count_hidden",
     "drop_hidden",
     "is_hidden",
     "is_visible",
@@ -89,6 +90,39 @@ def drop_hidden(journal: JournalFile, hidden: Mapping[Kind, Hidden]) -> None:
                 if record is None or not hidden[kind_of(record)].hides(record, line.seq):
                     copy.add(line, record)
         copy.finish(journal.last_seq)
+
+
+def count_hidden(journal: JournalFile, hidden: Mapping[Kind, Hidden]) -> tuple[int, int]:
+    """Return how many records `drop_hidden` would leave out, and how many encoded bytes.
+
+    Raises `StoreError` if there is damage, as that does.
+    """
+    totals = journal.totals()
+    if is_visible(totals, journal.base, hidden):
+        return 0, 0
+    if journal.through is not None and is_hidden(totals, journal.through, hidden):
+        return totals.records, totals.record_bytes
+    index, records, size = journal.index, 0, 0
+    if journal.damaged:
+        raise _damaged(journal)
+    for number in range(len(index)):
+        block = index.block(number)
+        is_last = number + 1 == len(index)
+        through = journal.last_seq if is_last else index.first_seq(number + 1) - 1
+        if is_visible(block, block.first_seq - 1, hidden):
+            continue
+        if is_hidden(block, through, hidden):
+            records += sum(block.counts.values())
+            size += sum(block.sizes.values())
+            continue
+        for line in parse_lines(*journal.read_block(number)):
+            if isinstance(line, BadLine):
+                raise _damaged(journal)
+            record, _ = decode(line)
+            if record is not None and hidden[kind_of(record)].hides(record, line.seq):
+                records += 1
+                size += len(line.record)
+    return records, size
 
 
 def repair(journal: JournalFile) -> int:

@@ -15,6 +15,7 @@ from papyra.persistence.backends._file import JournalFile
 from papyra.persistence.backends._index import Totals
 from papyra.persistence.backends._journal import Mended
 from papyra.persistence.backends._line import Line, head_length, parse_lines, tombstone
+from papyra.persistence.backends._recall import Recall
 from papyra.persistence.backends._rewrite import (
     Hidden,
     drop_hidden,
@@ -115,10 +116,18 @@ class Segment(JournalFile):
 class Segments:
     """A journal in files that follow one another. The last of them is written to."""
 
-    def __init__(self, path: Path, limits: SegmentLimits, *, read_only: bool = False) -> None:
+    def __init__(
+        self,
+        path: Path,
+        limits: SegmentLimits,
+        *,
+        read_only: bool = False,
+        index_directory: Path | None = None,
+    ) -> None:
         self.path = path
         self.disk = Disk()
         self.read_only = read_only
+        self._index_directory = index_directory if read_only else None
         self._limits = limits
         self._segments: list[Segment] = []
         #: sealed segments whose index is in memory, the one used last at the end
@@ -165,7 +174,10 @@ class Segments:
 
     def _segment(self, base: int) -> Segment:
         path = self.path / f"{base + 1:020}.ndjson"
-        return Segment(path, self.disk, base, read_only=self.read_only)
+        recall = None
+        if self._index_directory is not None:
+            recall = Recall(self.disk, self._index_directory, path)
+        return Segment(path, self.disk, base, read_only=self.read_only, recall=recall)
 
     def _found_segments(self) -> list[Segment]:
         bases = []
@@ -235,7 +247,8 @@ class Segments:
             for start, stop, is_new in self._parts(records, encoded):
                 if is_new:
                     segment.settle()
-                    segment = self._segment(first_seq + start - 1)
+                    # Nothing is missing where a batch begins later than the one before it ended.
+                    segment = self._segment(first_seq + start - 1 if start else self.last_seq)
                     begun.append(segment)
                     segment.open()
                     in_last = 0
@@ -331,6 +344,15 @@ class Segments:
         self._loaded.append(segment)
         while len(self._loaded) > _LOADED:
             self._loaded.pop(0).unload()
+
+    @property
+    def segments(self) -> int:
+        """How many there are."""
+        return len(self._segments)
+
+    def is_damaged(self) -> bool:
+        """Return whether damage has been seen by now."""
+        return self._end_is_missing or any(segment.damaged for segment in self._segments)
 
     def size(self) -> int:
         """Return the bytes of all segments."""

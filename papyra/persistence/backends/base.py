@@ -7,6 +7,7 @@ import contextlib
 import logging
 import time
 from collections.abc import Awaitable, Callable, Iterator, Sequence
+from pathlib import Path
 from types import TracebackType
 from typing import ClassVar, Literal, ParamSpec, Protocol, Self, TypeVar, assert_never, cast
 
@@ -22,12 +23,14 @@ from papyra.exceptions import (
     PersistenceError,
     StoreError,
 )
+from papyra.persistence import codec
 from papyra.persistence.backends.commit import Committed, commit
-from papyra.persistence.backends.retention import RetentionPolicy
+from papyra.persistence.backends.summary import summarize_pages
 from papyra.persistence.backends.verbs import PersistenceVerbs
 from papyra.persistence.messages import (
     AnyRequest,
     Append,
+    Appended,
     AppendMany,
     Compact,
     Flush,
@@ -38,7 +41,9 @@ from papyra.persistence.messages import (
     Recover,
     Request,
     ResetMetrics,
+    Restore,
     Scan,
+    Summarize,
 )
 from papyra.persistence.metrics import PersistenceMetricsMixin
 from papyra.persistence.records import Record
@@ -47,7 +52,9 @@ from papyra.persistence.reports import (
     PersistenceRecoveryConfig,
     PersistenceRecoveryReport,
     PersistenceScanReport,
+    StoreSummary,
 )
+from papyra.persistence.retention import RetentionPolicy
 
 __all__ = (
     "Batch",
@@ -77,7 +84,11 @@ class Capabilities(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Batch(msgspec.Struct, frozen=True):
-    """What `_append` stores: records numbered from `first_seq`, and each of them encoded."""
+    """What `_append` stores: records numbered from `first_seq`, and each of them encoded.
+
+    `first_seq` is mostly the one after the last that was given. It is a greater one where records
+    are restored from a store that has gaps.
+    """
 
     first_seq: int
     records: Sequence[Record]
@@ -143,6 +154,15 @@ class PersistenceBackend(PersistenceVerbs, PersistenceMetricsMixin, abc.ABC):
     def last_seq(self) -> int:
         """The `seq` of the last record that was stored; 0 before the store was opened."""
         return self._last_seq
+
+    def reader(self, *, index_directory: Path | None = None) -> PersistenceBackend:
+        """Return a backend that looks at the same store and changes nothing; it may be this one.
+
+        Where a store has one writer, looking at it needs no leave of that. What opening has to find
+        out is kept in `index_directory`, if there is one, for the next reader.
+        """
+        del index_directory  # for stores of which much has to be read
+        return self
 
     async def perform(self, request: Request[ReplyT]) -> ReplyT:
         """Have `request` carried out, by the host if there is one, and return the reply."""
@@ -244,6 +264,10 @@ class PersistenceBackend(PersistenceVerbs, PersistenceMetricsMixin, abc.ABC):
                 for error in errors:
                     raise error
                 return replies[0]
+            case Restore(records):
+                return await self._restore(records)
+            case Summarize():
+                return await self._attempt("read", self._summarize, request)
             case Read():
                 page = await self._attempt("read", self._read, request)
                 metrics.reads += 1
@@ -264,9 +288,11 @@ class PersistenceBackend(PersistenceVerbs, PersistenceMetricsMixin, abc.ABC):
                 recovery = await self._attempt("recovery", self._recover, config)
                 metrics.recoveries += recovery.supported
                 return recovery
-            case Compact():
-                compaction = await self._attempt("compaction", self._compact)
-                metrics.compactions += compaction.supported
+            case Compact(policy, dry_run):
+                compaction = await self._attempt(
+                    "compaction", self._compact, policy or self.retention, dry_run=dry_run
+                )
+                metrics.compactions += compaction.supported and not dry_run
                 return compaction
             case Flush():
                 await self._attempt("write", self._flush)
@@ -274,14 +300,49 @@ class PersistenceBackend(PersistenceVerbs, PersistenceMetricsMixin, abc.ABC):
             case _:
                 assert_never(request)
 
-    async def _write(self, records: Sequence[Record], encoded: Sequence[bytes], size: int) -> int:
+    async def _restore(self, records: Sequence[Record]) -> Appended:
+        try:
+            return await self._write_runs(records)
+        except PersistenceError:
+            self.metrics.write_errors += 1
+            raise
+
+    async def _write_runs(self, records: Sequence[Record]) -> Appended:
+        """Store records at their own positions, run by run of those without a gap."""
+        encoded = codec.encode(records)
+        await self._make_ready("write")
+        if records and not self._prepared:
+            await self._prepare_to_write()
+        seqs = [record.seq for record in records]
+        last = self._last_seq
+        for seq in seqs:
+            if type(seq) is not int or seq <= last:
+                raise InvalidRequest(
+                    f"record {seq!r} can't be restored after record {last}: positions only rise"
+                )
+            last = seq
+        first = seqs[0] or 0 if seqs else last + 1
+        start = 0
+        for stop in range(1, len(seqs) + 1):
+            if stop == len(seqs) or seqs[stop] != cast("int", seqs[stop - 1]) + 1:
+                part = encoded[start:stop]
+                await self._write(records[start:stop], part, sum(map(len, part)), seqs[start])
+                start = stop
+        return Appended(first, last)
+
+    async def _write(
+        self,
+        records: Sequence[Record],
+        encoded: Sequence[bytes],
+        size: int,
+        first_seq: int | None = None,
+    ) -> int:
         if self._state != "open":
             await self._make_ready("write")
         if records and not self._prepared:
-            with _store_errors("write"):
-                self._last_seq = await self._prepare()
-            self._prepared = True
-        first_seq = self._last_seq + 1
+            await self._prepare_to_write()
+        if first_seq is None:
+            first_seq = self._last_seq + 1
         if records:
             batch = Batch(first_seq, records, encoded)
             try:
@@ -290,7 +351,7 @@ class PersistenceBackend(PersistenceVerbs, PersistenceMetricsMixin, abc.ABC):
                 raise
             except Exception as error:
                 raise _store_error("write", error) from error
-            self._last_seq += len(records)
+            self._last_seq = first_seq + len(records) - 1
             metrics = self.metrics
             metrics.commits += 1
             metrics.records_written += len(records)
@@ -298,6 +359,11 @@ class PersistenceBackend(PersistenceVerbs, PersistenceMetricsMixin, abc.ABC):
             if self._subscribers:
                 self._publish(batch)
         return first_seq
+
+    async def _prepare_to_write(self) -> None:
+        with _store_errors("write"):
+            self._last_seq = await self._prepare()
+        self._prepared = True
 
     def _publish(self, batch: Batch) -> None:
         for subscriber in tuple(self._subscribers):
@@ -377,6 +443,11 @@ class PersistenceBackend(PersistenceVerbs, PersistenceMetricsMixin, abc.ABC):
     async def _read(self, request: Read) -> Page:
         """Return a page, bounded as `collect_page` does it."""
 
+    async def _summarize(self, request: Summarize) -> StoreSummary:
+        """Say what there is. Without this, everything is read for it."""
+        name = type(self).__name__
+        return await summarize_pages(name, self._read, self._last_seq, request.intervals)
+
     @abc.abstractmethod
     async def _scan(self, request: Scan) -> PersistenceScanReport:
         """Check every record; change nothing. Report the progress where it takes its time."""
@@ -386,8 +457,11 @@ class PersistenceBackend(PersistenceVerbs, PersistenceMetricsMixin, abc.ABC):
         """Mend what a scan finds. Where there is nothing to mend, say ``supported=False``."""
 
     @abc.abstractmethod
-    async def _compact(self) -> CompactionReport:
-        """Free what retention hides. Where that can't be, say ``supported=False``."""
+    async def _compact(self, policy: RetentionPolicy, *, dry_run: bool) -> CompactionReport:
+        """Free what `policy` hides, or report what that would leave.
+
+        Where that can't be, say ``supported=False``.
+        """
 
 
 @contextlib.contextmanager

@@ -10,7 +10,7 @@ from typing import ClassVar
 
 from papyra.persistence.backends._files import FilePersistence, Fsync
 from papyra.persistence.backends._journal import OneFile
-from papyra.persistence.backends.retention import RetentionPolicy
+from papyra.persistence.retention import RetentionPolicy
 
 __all__ = ("JsonFilePersistence",)
 
@@ -32,8 +32,10 @@ class JsonFilePersistence(FilePersistence):
     `BackendInUse`, which names the process. With `read_only` there is no such limit: it takes no
     lock, changes nothing, sees what was written whenever it reads, and raises `StoreReadOnly` when
     it should write. Reads go by an index of blocks, of 1.6 MB at most, that is built when the file
-    is opened; they pass over damaged lines, which a scan reports. The scan that follows the opening
-    reports what the opening read, if the file is still the same.
+    is opened; they pass over damaged lines, which a scan reports. A reader with an
+    `index_directory` keeps it there for the next one, which then reads only what is new. The scan
+    that follows the opening reports what that has read, if that was everything and the file is
+    still the same.
     """
 
     name: ClassVar[str] = "json"
@@ -47,9 +49,10 @@ class JsonFilePersistence(FilePersistence):
         retention_policy: RetentionPolicy | None = None,
         clock: Callable[[], float] = time.time,
         read_only: bool = False,
+        index_directory: Path | None = None,
     ) -> None:
         super().__init__(
-            OneFile(Path(path), read_only=read_only),
+            OneFile(Path(path), read_only=read_only, index_directory=index_directory),
             fsync=fsync,
             call_timeout=call_timeout,
             retention_policy=retention_policy,
@@ -60,3 +63,9 @@ class JsonFilePersistence(FilePersistence):
     def path(self) -> Path:
         """The file."""
         return self._journal.path
+
+    def reader(self, *, index_directory: Path | None = None) -> JsonFilePersistence:
+        """Return a backend that reads the same file, with `read_only`."""
+        return JsonFilePersistence(
+            self.path, read_only=True, index_directory=index_directory, **self._common
+        )

@@ -12,8 +12,8 @@ from typing import cast
 from papyra.persistence import codec
 from papyra.persistence.backends.base import Batch, Capabilities, PersistenceBackend
 from papyra.persistence.backends.page import collect_page
-from papyra.persistence.backends.retention import RetentionPolicy
-from papyra.persistence.messages import Page, Read, Scan
+from papyra.persistence.backends.summary import spread
+from papyra.persistence.messages import Page, Read, Scan, Summarize
 from papyra.persistence.records import (
     KINDS,
     Kind,
@@ -27,7 +27,9 @@ from papyra.persistence.reports import (
     PersistenceRecoveryConfig,
     PersistenceRecoveryReport,
     PersistenceScanReport,
+    StoreSummary,
 )
+from papyra.persistence.retention import RetentionPolicy
 
 __all__ = ("InMemoryPersistence",)
 
@@ -124,6 +126,24 @@ class InMemoryPersistence(PersistenceBackend):
         positions = collection.between(start, stop, since, until, request.newest)
         return collect_page(request, map(collection.record, positions))
 
+    async def _summarize(self, request: Summarize) -> StoreSummary:
+        held = self._collections.values()
+        times = [time for collection in held for time in collection.times]
+        oldest, newest = (min(times), max(times)) if times else (None, None)
+        return StoreSummary(
+            backend="memory",
+            location="",
+            last_seq=self._last_seq,
+            records={kind: len(each) for kind, each in self._collections.items()},
+            record_bytes={kind: each.size for kind, each in self._collections.items()},
+            stored_bytes=self._held_bytes(),
+            oldest=oldest,
+            newest=newest,
+            intervals=spread(
+                ((t, t, 1) for t in times), oldest or 0.0, newest or 0.0, request.intervals
+            ),
+        )
+
     async def _scan(self, request: Scan) -> PersistenceScanReport:  # noqa: ARG002
         return PersistenceScanReport("memory", self._held(), self._held_bytes())
 
@@ -132,7 +152,7 @@ class InMemoryPersistence(PersistenceBackend):
             "memory", supported=False, scan=await self._scan(Scan()), records_kept=self._held()
         )
 
-    async def _compact(self) -> CompactionReport:
+    async def _compact(self, policy: RetentionPolicy, *, dry_run: bool) -> CompactionReport:  # noqa: ARG002
         records, size = self._held(), self._held_bytes()
         return CompactionReport("memory", False, records, records, size, size)
 
@@ -173,6 +193,11 @@ class _Collection:
     def size(self) -> int:
         """Encoded bytes."""
         return len(self._data)
+
+    @property
+    def times(self) -> Sequence[float]:
+        """Unix times in seconds, in append order."""
+        return self._times
 
     def add(self, seq: int, time: float, encoded: bytes) -> None:
         if self._in_order and self._times and time < self._times[-1]:

@@ -6,8 +6,10 @@ import logging
 import math
 import time
 from collections.abc import AsyncIterator, Callable
+from pathlib import Path
 
 import anyio
+import msgspec
 
 from papyra.exceptions import (
     BackendClosed,
@@ -30,12 +32,11 @@ from papyra.persistence.backends._redis.groups import (
 )
 from papyra.persistence.backends._redis.link import RedisLink
 from papyra.persistence.backends._redis.reader import Reader
-from papyra.persistence.backends._redis.state import FORMAT
+from papyra.persistence.backends._redis.state import FORMAT, StoreState, StreamState
 from papyra.persistence.backends._redis.survey import Findings, Survey
 from papyra.persistence.backends._redis.writer import Writer
 from papyra.persistence.backends.base import Batch, Capabilities, PersistenceBackend
-from papyra.persistence.backends.retention import RetentionPolicy
-from papyra.persistence.messages import Page, Read, Scan
+from papyra.persistence.messages import Page, Read, Scan, Summarize
 from papyra.persistence.records import KINDS, Kind, Record
 from papyra.persistence.reports import (
     CompactionReport,
@@ -43,7 +44,9 @@ from papyra.persistence.reports import (
     PersistenceRecoveryReport,
     PersistenceScanReport,
     ScanProgress,
+    StoreSummary,
 )
+from papyra.persistence.retention import RetentionPolicy
 
 __all__ = ("Delivery", "Pending", "RedisStreamsConfig", "RedisStreamsPersistence")
 
@@ -109,6 +112,15 @@ class RedisStreamsPersistence(PersistenceBackend):
 
     def __repr__(self) -> str:
         return f"RedisStreamsPersistence({self.config!r})"
+
+    def reader(self, *, index_directory: Path | None = None) -> RedisStreamsPersistence:
+        """Return a backend that reads the same streams, with `read_only`."""
+        del index_directory  # nothing has to be found out
+        return RedisStreamsPersistence(
+            msgspec.structs.replace(self.config, read_only=True),
+            retention_policy=self._retention,
+            clock=self._clock,
+        )
 
     # For other programs. None of this goes through the mailbox of the actor that hosts the backend:
     # each call, and each iterator, has a connection of its own.
@@ -235,6 +247,9 @@ class RedisStreamsPersistence(PersistenceBackend):
         now, doubt = self._clock(), self._writer.doubt
         return await self._asyncio.run(self._reader.page, request, now, doubt)
 
+    async def _summarize(self, request: Summarize) -> StoreSummary:
+        return await self._asyncio.run(self._survey.summarize, request.intervals)
+
     async def _scan(self, request: Scan) -> PersistenceScanReport:
         await self._settle()
         progress = request.progress
@@ -251,10 +266,11 @@ class RedisStreamsPersistence(PersistenceBackend):
         await self._settle()
         return await self._asyncio.run(self._mend, config)
 
-    async def _compact(self) -> CompactionReport:
-        self._must_write()
+    async def _compact(self, policy: RetentionPolicy, *, dry_run: bool) -> CompactionReport:
+        if not dry_run:
+            self._must_write()
         await self._settle()
-        return await self._asyncio.run(self._trim)
+        return await self._asyncio.run(self._trim, policy, dry_run=dry_run)
 
     def _must_write(self) -> None:
         if self.config.read_only:
@@ -299,17 +315,22 @@ class RedisStreamsPersistence(PersistenceBackend):
             quarantined=tuple(copies),
         )
 
-    async def _trim(self) -> CompactionReport:
-        before = await self._survey.state()
+    async def _trim(self, policy: RetentionPolicy, *, dry_run: bool) -> CompactionReport:
+        before = after = await self._survey.state()
         operator = "=" if self.config.trim == "exact" else "~"
         for number, kind in enumerate(KINDS, start=1):
-            if self._retention == RetentionPolicy() or not before.streams[kind].length:
+            if policy == RetentionPolicy() or not before.streams[kind].length:
                 continue
-            first = await self._reader.first_visible(kind, self._clock())
-            if first != "-":
+            first = await self._reader.first_visible(kind, policy, self._clock())
+            if first == "-":
+                continue
+            if dry_run:
+                after = after.with_stream(kind, await self._trimmed(kind, after, first))
+            else:
                 keys = self.config.keys.all
                 await self._link.run(scripts.TRIM, keys, number, first or "", operator)
-        after = await self._survey.state()
+        if not dry_run:
+            after = await self._survey.state()
         return CompactionReport(
             NAME,
             supported=True,
@@ -318,6 +339,14 @@ class RedisStreamsPersistence(PersistenceBackend):
             bytes_before=before.held_bytes,
             bytes_after=after.held_bytes,
         )
+
+    async def _trimmed(self, kind: Kind, state: StoreState, first: str | None) -> StreamState:
+        """Return what a stream would be that begins with the entry `first`, or is empty."""
+        stream = state.streams[kind]
+        entry = None if first is None else await self._reader.read_at(kind, first)
+        if entry is None:
+            return stream.trimmed_to(stream.n, stream.total)
+        return stream.trimmed_to(entry.n - 1, entry.total_before)
 
 
 def _report(found: Findings) -> PersistenceScanReport:

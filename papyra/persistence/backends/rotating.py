@@ -12,7 +12,7 @@ from typing import ClassVar
 from papyra.exceptions import InvalidPolicy
 from papyra.persistence.backends._files import FilePersistence, Fsync
 from papyra.persistence.backends._segments import SegmentLimits, Segments
-from papyra.persistence.backends.retention import RetentionPolicy
+from papyra.persistence.retention import RetentionPolicy
 
 __all__ = ("RotatingFilePersistence",)
 
@@ -52,6 +52,7 @@ class RotatingFilePersistence(FilePersistence):
         retention_policy: RetentionPolicy | None = None,
         clock: Callable[[], float] = time.time,
         read_only: bool = False,
+        index_directory: Path | None = None,
     ) -> None:
         if type(max_segment_bytes) is not int or max_segment_bytes < 1:
             raise InvalidPolicy(f"max_segment_bytes is at least 1, not {max_segment_bytes!r}")
@@ -62,7 +63,10 @@ class RotatingFilePersistence(FilePersistence):
             raise InvalidPolicy(f"max_segment_age is seconds, more than 0, or None, not {age!r}")
         super().__init__(
             Segments(
-                Path(directory), SegmentLimits(max_segment_bytes, records, age), read_only=read_only
+                Path(directory),
+                SegmentLimits(max_segment_bytes, records, age),
+                read_only=read_only,
+                index_directory=index_directory,
             ),
             fsync=fsync,
             call_timeout=call_timeout,
@@ -74,3 +78,9 @@ class RotatingFilePersistence(FilePersistence):
     def directory(self) -> Path:
         """The directory."""
         return self._journal.path
+
+    def reader(self, *, index_directory: Path | None = None) -> RotatingFilePersistence:
+        """Return a backend that reads the same files, with `read_only`."""
+        return RotatingFilePersistence(
+            self.directory, read_only=True, index_directory=index_directory, **self._common
+        )

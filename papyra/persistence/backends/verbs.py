@@ -20,7 +20,9 @@ from papyra.persistence.messages import (
     Read,
     Recover,
     Request,
+    Restore,
     Scan,
+    Summarize,
 )
 from papyra.persistence.records import (
     Kind,
@@ -35,7 +37,9 @@ from papyra.persistence.reports import (
     PersistenceRecoveryReport,
     PersistenceScanReport,
     ReportProgress,
+    StoreSummary,
 )
+from papyra.persistence.retention import RetentionPolicy
 
 __all__ = ("PersistenceVerbs",)
 
@@ -181,6 +185,18 @@ class PersistenceVerbs(abc.ABC):
                 return
             request = msgspec.structs.replace(request, after=page.next_after)
 
+    async def restore(self, *records: Record) -> Appended:
+        """Store records that come from another store at the positions that they have there.
+
+        For copies: who has kept a position goes on with it. See `Restore`; raises what `append`
+        raises, and `InvalidRequest` for positions that have been given here already.
+        """
+        return await self.perform(Restore(records))
+
+    async def summarize(self, intervals: int = 0) -> StoreSummary:
+        """Say what the store holds, and how that spreads over so many `intervals` of its time."""
+        return await self.perform(Summarize(intervals))
+
     async def scan(self, progress: ReportProgress | None = None) -> PersistenceScanReport:
         """Check every stored record and report what is wrong. Changes nothing.
 
@@ -194,9 +210,14 @@ class PersistenceVerbs(abc.ABC):
         """Repair what a scan finds, and scan again. Keeps every record that can be read."""
         return await self.perform(Recover(config))
 
-    async def compact(self) -> CompactionReport:
-        """Remove what retention hides, where the backend can."""
-        return await self.perform(Compact())
+    async def compact(
+        self, policy: RetentionPolicy | None = None, *, dry_run: bool = False
+    ) -> CompactionReport:
+        """Remove what retention hides, by `policy` or the backend's own, where the backend can.
+
+        With `dry_run` it changes nothing, and reports what would be left.
+        """
+        return await self.perform(Compact(policy, dry_run))
 
     async def flush(self) -> Flushed:
         """Return once everything appended so far is as durable as the backend makes it."""

@@ -18,6 +18,7 @@ from typing import ClassVar
 import pytest
 
 from papyra.testing.conformance._appending import Appending
+from papyra.testing.conformance._moving import Moving
 from papyra.testing.conformance._parts import MakeBackend
 from papyra.testing.conformance._reading import Reading
 from papyra.testing.conformance._recovery import Recovery
@@ -27,7 +28,7 @@ from papyra.testing.conformance._sharing import Sharing
 __all__ = ("MakeBackend", "PersistenceConformance")
 
 
-class PersistenceConformance(Appending, Reading, Retention, Recovery, Sharing):
+class PersistenceConformance(Appending, Reading, Retention, Recovery, Moving, Sharing):
     """What every backend has to do. Subclass it, with a fixture ``make_backend``: a `MakeBackend`.
 
     What is optional is decided by the backend's own `Capabilities`. Where it says ``recovery``,

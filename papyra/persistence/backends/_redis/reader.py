@@ -9,13 +9,20 @@ from collections.abc import Sequence
 import msgspec
 
 from papyra.persistence.backends._redis import scripts
-from papyra.persistence.backends._redis.entries import RawEntry, id_of, millisecond, record_of
+from papyra.persistence.backends._redis.entries import (
+    Entry,
+    RawEntry,
+    id_of,
+    millisecond,
+    read,
+    record_of,
+)
 from papyra.persistence.backends._redis.link import AnyClient, RedisLink
 from papyra.persistence.backends._redis.survey import PAGE_BYTES, PAGE_ENTRIES
 from papyra.persistence.backends.page import MAX_PAGE_BYTES, MAX_PAGE_RECORDS, collect_page
-from papyra.persistence.backends.retention import RetentionPolicy
 from papyra.persistence.messages import Page, Read
 from papyra.persistence.records import KINDS, Kind, Record
+from papyra.persistence.retention import RetentionPolicy
 
 __all__ = ("Reader",)
 
@@ -54,7 +61,7 @@ class Reader:
         until = math.inf if request.until is None else request.until
         if request.before is not None and request.before <= 1:
             return _empty(request)
-        start = await self._start(request.kind, request.after, since)
+        start = await self._start(request.kind, request.after, since, self._retention)
         if start is None:
             return _empty(request)
         stop = await self._stop(request)
@@ -116,18 +123,35 @@ class Reader:
             self._bookmarks[request.kind] = {seq: edge}
         return page
 
-    async def first_visible(self, kind: Kind, now: float) -> str | None:
-        """Return the id from which on retention lets reads see records; `None` if they see none."""
-        oldest = self._retention.oldest_time(now)
-        return await self._start(kind, 0, -math.inf if oldest is None else oldest)
+    async def first_visible(self, kind: Kind, policy: RetentionPolicy, now: float) -> str | None:
+        """Return the id from which on `policy` lets reads see records; `None` if they see none."""
+        oldest = policy.oldest_time(now)
+        return await self._start(kind, 0, -math.inf if oldest is None else oldest, policy)
+
+    async def read_at(self, kind: Kind, start: str) -> Entry | None:
+        """Return the first entry that Papyra wrote, from an id on; `None` if there is none."""
+        key = self._keys.streams[kind]
+
+        async def fetch(client: AnyClient) -> Sequence[RawEntry]:
+            entries: Sequence[RawEntry] = await client.xrange(key, start, "+", FIRST_FETCH)
+            return entries
+
+        while raws := await self._link.call(fetch):
+            for raw in raws:
+                entry, _ = read(raw)
+                if entry is not None:
+                    return entry
+            start = f"({raws[-1][0].decode()}"
+        return None
 
     async def find_after(self, kind: Kind, seq: int) -> str | None:
         """Return the id of the first entry of a kind after a seq; `None` if there is none."""
         found = await self._find(kind, seq, None, None)
         return found or None
 
-    async def _start(self, kind: Kind, after: int, since: float) -> str | None:
-        policy = self._retention
+    async def _start(
+        self, kind: Kind, after: int, since: float, policy: RetentionPolicy
+    ) -> str | None:
         start = "-"
         bookmark = self._bookmarks[kind].get(after)
         if after and bookmark is not None:

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 __all__ = (
     "APPEND",
     "CLAIM",
+    "COUNT",
     "FIND",
     "FORGET",
     "REMOVE",
@@ -169,9 +170,10 @@ return {'ok', epoch, last, ms, late, taken_back, unpack(counts)}
 #:
 #: ARGV: the records, each followed by a newline; their checksums in hex, 8 digits each; their
 #: kinds, a digit each, or one digit for all; and as one JSON array, since each argument costs a
-#: client more than what is in it: the epoch, the seq of the first record, how many there are, how
-#: much later than a record's own time its milliseconds are at most, n of each kind so far, total of
-#: each kind, and the milliseconds of each record.
+#: client more than what is in it: the epoch, the last seq before the batch, the seq of the first
+#: record (a greater one than the next where some are left out), how many there are, how much later
+#: than a record's own time its milliseconds are at most, n of each kind so far, total of each kind,
+#: and the milliseconds of each record.
 #: Returns ``ok``, ms and late; or what keeps the batch from being stored: ``fenced`` and the
 #: writer; ``behind``, for a server that has lost what it had; ``blocked``, the key and the id of an
 #: entry behind which nothing more can be stored.
@@ -180,7 +182,7 @@ APPEND = Script(
 local call = redis.call
 local meta = KEYS[1]
 local lines, sums, which = ARGV[1], ARGV[2], ARGV[3]
-local epoch, first, count, latest, n, total, times = unpack(cjson.decode(ARGV[4]))
+local epoch, before, first, count, latest, n, total, times = unpack(cjson.decode(ARGV[4]))
 local state = call('HMGET', meta, 'epoch', 'last')
 local its_epoch, last = tonumber(state[1] or '') or 0, tonumber(state[2] or '') or 0
 if its_epoch > epoch then
@@ -193,7 +195,7 @@ if its_epoch == epoch and last == first + count - 1 then
   local kept = call('HMGET', meta, 'ms', 'late')
   return {'ok', kept[1], kept[2]}
 end
-if its_epoch < epoch or last ~= first - 1 then
+if its_epoch < epoch or last ~= before then
   return {'behind', last}
 end
 
@@ -392,6 +394,28 @@ for i = 1, 3 do
   reply[#reply + 1] = call('XLEN', key)
   reply[#reply + 1] = first[1] and first[1][1] or ''
   reply[#reply + 1] = last[1] and last[1][1] or ''
+end
+return reply
+"""
+)
+
+#: Count what comes before some times.
+#:
+#: ARGV: milliseconds, rising. Returns for each stream and each of them which of its kind the first
+#: record is from then on, and 0 where there is none.
+COUNT = Script(
+    _COMMON
+    + """
+local reply = {}
+for i = 1, 3 do
+  for _, ms in ipairs(ARGV) do
+    local entry = at(KEYS[i + 1], ms)
+    local n = 0
+    if entry then
+      _, n = parse(entry)
+    end
+    reply[#reply + 1] = n
+  end
 end
 return reply
 """

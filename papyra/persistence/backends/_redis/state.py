@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, TypeAlias
 
 import msgspec
@@ -46,6 +46,18 @@ class StreamState:
             if last > self.trimmed_n
         )
         return self.total - self.trimmed_total - gone
+
+    def trimmed_to(self, n: int, total: int) -> StreamState:
+        """Return what it would be with records up to the n-th gone, which have so many bytes."""
+        gone = (
+            n
+            - self.trimmed_n
+            - sum(
+                max(0, min(last, n) - max(first, self.trimmed_n + 1) + 1)
+                for first, last, *_ in self.lost
+            )
+        )
+        return replace(self, length=self.length - gone, trimmed_n=n, trimmed_total=total)
 
     @property
     def average(self) -> int:
@@ -93,6 +105,10 @@ class StoreState:
             writer=meta.get("writer", b"").decode(errors="replace"),
             streams=streams,
         )
+
+    def with_stream(self, kind: Kind, stream: StreamState) -> StoreState:
+        """Return this with another stream of a kind."""
+        return replace(self, streams={**self.streams, kind: stream})
 
     @property
     def held_bytes(self) -> int:

@@ -123,7 +123,7 @@ class Writer:
         if status != b"ok":
             raise self._refusal(status, reply)
         self._ms, self._late = map(int, reply)
-        self.last_seq += len(batch.records)
+        self.last_seq = batch.first_seq + len(batch.records) - 1
         self._count(batch, _digits(batch.records))
         self.is_dirty = True
 
@@ -147,6 +147,7 @@ class Writer:
         times, late = milliseconds([record.timestamp for record in batch.records], self._ms)
         header = (
             self._epoch,
+            self.last_seq,
             first,
             count,
             max(late, self._late),

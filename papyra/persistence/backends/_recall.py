@@ -1,0 +1,116 @@
+"""What a reader has found in a file, kept for the next one.
+
+A reader may not write beside the store. It keeps this in a directory of its own, as git keeps its
+index of a work tree: a cache, which may be deleted at any time. It is about a file that grows, so
+it holds for the beginning that was read: the same file, in which the last bytes of that beginning
+are still the same. Whatever was done to the bytes before them, a scan finds, which reads them all.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+from pathlib import Path
+from sys import byteorder
+from zlib import crc32
+
+import msgspec
+
+from papyra.persistence.backends._disk import Disk
+from papyra.persistence.backends._index import SparseIndex, Totals
+
+__all__ = ("Recall", "Recollection")
+
+#: Bytes before the end of what was read that must still be the same.
+_TAIL = 4096
+
+_VERSION = 1
+
+
+class Recollection(msgspec.Struct):
+    """The beginning of a file, as it was read."""
+
+    device: int
+    inode: int
+    #: bytes that were read, up to the end of a line
+    end: int
+    tail_crc: int
+    #: as in `JournalFile`
+    last_seq: int
+    tail_seq: int
+    damaged: bool
+    counts: dict[str, int]
+    sizes: dict[str, int]
+    oldest: float
+    newest: float
+    block_bytes: int
+    blocks: bytes
+    version: int = _VERSION
+    order: str = byteorder
+
+    def index(self) -> SparseIndex:
+        """Return the index. Raises `ValueError` if that can't be."""
+        totals = Totals()
+        totals.counts.update({content: self.counts[content] for content in totals.counts})
+        totals.sizes.update({content: self.sizes[content] for content in totals.sizes})
+        totals.oldest, totals.newest = self.oldest, self.newest
+        return SparseIndex.load(self.blocks, totals, self.block_bytes)
+
+
+class Recall:
+    """What is kept in `directory` about the file at `path`."""
+
+    def __init__(self, disk: Disk, directory: Path, path: Path) -> None:
+        self._disk = disk
+        name = hashlib.sha256(os.fsencode(path.absolute())).hexdigest()[:32]
+        self._path = directory / f"{name}.recall"
+
+    def read(self, fd: int) -> tuple[Recollection, SparseIndex] | None:
+        """Return what is known of the file that is open as `fd`; `None` if nothing is."""
+        with contextlib.suppress(OSError, msgspec.DecodeError, ValueError, KeyError):
+            data = self._path.read_bytes()
+            if data[:8] != b"%08x" % crc32(data[8:]):
+                return None
+            known = msgspec.msgpack.decode(data[8:], type=Recollection)
+            stat = self._disk.stat(fd)
+            if (
+                (known.version, known.order) == (_VERSION, byteorder)
+                and (known.device, known.inode) == (stat.st_dev, stat.st_ino)
+                and known.end <= stat.st_size
+                and known.tail_crc == self._tail_crc(fd, known.end)
+            ):
+                return known, known.index()
+        return None
+
+    def write(
+        self, fd: int, index: SparseIndex, end: int, last_seq: int, tail_seq: int, *, damaged: bool
+    ) -> None:
+        """Keep what was found, if that can be done."""
+        with contextlib.suppress(OSError):
+            stat = self._disk.stat(fd)
+            known = Recollection(
+                device=stat.st_dev,
+                inode=stat.st_ino,
+                end=end,
+                tail_crc=self._tail_crc(fd, end),
+                last_seq=last_seq,
+                tail_seq=tail_seq,
+                damaged=damaged,
+                counts={str(content): count for content, count in index.counts.items()},
+                sizes={str(content): size for content, size in index.sizes.items()},
+                oldest=index.oldest,
+                newest=index.newest,
+                block_bytes=index.block_bytes,
+                blocks=index.dump(),
+            )
+            data = msgspec.msgpack.encode(known)
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            # Another reader may be doing the same.
+            temporary = self._path.with_suffix(f".{os.getpid()}")
+            temporary.write_bytes(b"%08x%b" % (crc32(data), data))
+            temporary.replace(self._path)
+
+    def _tail_crc(self, fd: int, end: int) -> int:
+        start = max(0, end - _TAIL)
+        return crc32(self._disk.read(fd, end - start, start))

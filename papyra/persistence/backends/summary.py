@@ -1,0 +1,66 @@
+"""What a store holds, summed up."""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Awaitable, Callable, Iterable
+
+import msgspec
+
+from papyra.persistence import codec
+from papyra.persistence.messages import Page, Read
+from papyra.persistence.records import KINDS, Kind
+from papyra.persistence.reports import StoreSummary
+
+__all__ = ("Span", "spread", "summarize_pages")
+
+#: From when to when (Unix time in seconds) there are how many records.
+Span = tuple[float, float, int]
+
+
+def spread(spans: Iterable[Span], oldest: float, newest: float, intervals: int) -> tuple[int, ...]:
+    """Return how many records there are in each of so many parts of a time, about.
+
+    Those of one span are taken to be spread evenly over it.
+    """
+    if not intervals:
+        return ()
+    counts = [0.0] * intervals
+    width = (newest - oldest) / intervals or 1.0
+    last = intervals - 1
+    for start, end, count in spans:
+        first_part = min(last, max(0, int((start - oldest) / width)))
+        last_part = min(last, max(0, int((end - oldest) / width)))
+        share = count / (last_part - first_part + 1)
+        for part in range(first_part, last_part + 1):
+            counts[part] += share
+    return tuple(map(round, counts))
+
+
+async def summarize_pages(
+    name: str, read: Callable[[Read], Awaitable[Page]], last_seq: int, intervals: int
+) -> StoreSummary:
+    """Sum up what reads show, by reading all of it: for stores that have no better way."""
+    records: dict[Kind, int] = dict.fromkeys(KINDS, 0)
+    sizes: dict[Kind, int] = dict.fromkeys(KINDS, 0)
+    times = array("d")
+    for kind in KINDS:
+        request, more = Read(kind), True
+        while more:
+            page = await read(request)
+            records[kind] += len(page.records)
+            sizes[kind] += sum(map(len, codec.encode(page.records)))
+            times.extend(record.timestamp for record in page.records)
+            request, more = msgspec.structs.replace(request, after=page.next_after), page.more
+    oldest, newest = (min(times), max(times)) if times else (None, None)
+    return StoreSummary(
+        backend=name,
+        location="",
+        last_seq=last_seq,
+        records=records,
+        record_bytes=sizes,
+        stored_bytes=None,
+        oldest=oldest,
+        newest=newest,
+        intervals=spread(((t, t, 1) for t in times), oldest or 0.0, newest or 0.0, intervals),
+    )
