@@ -18,6 +18,7 @@ __all__ = (
     "InvalidRecord",
     "InvalidRequest",
     "InvalidSetting",
+    "InvalidStoreURL",
     "MailboxClosed",
     "MailboxFull",
     "MissingExtra",
@@ -138,6 +139,10 @@ class UnknownSetting(SettingsError, AttributeError):
 
 class InvalidSetting(SettingsError, TypeError):
     """A setting was given a value of the wrong type."""
+
+
+class InvalidStoreURL(SettingsError, ValueError):
+    """A URL that names no store, or one with options that make no sense."""
 
 
 class InvalidEnvironment(SettingsError, ValueError):

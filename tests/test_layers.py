@@ -49,7 +49,7 @@ LAYERS: list[set[str]] = [
     {"_recipe"},
     {"context", "_children", "_failures", "_life"},
     {"_cell", "persistence.actor", "persistence.startup", "persistence"},
-    {"conf._environment", "conf._settings", "conf"},
+    {"conf._urls", "conf._settings", "conf"},
     {"system"},
     {""},
     {"testing.idle", "testing.faults", "testing._patterns"},

@@ -82,7 +82,7 @@ async def test_each_system_gets_a_fresh_store_if_nothing_is_configured() -> None
     ("variable", "value", "complaint"),
     [
         ("PAPYRA_PERSISTENCE", "carrier-pigeon://loft", "unknown scheme 'carrier-pigeon:'"),
-        ("PAPYRA_PERSISTENCE", "memory", "a value without a scheme"),
+        ("PAPYRA_PERSISTENCE", "memory", "without a scheme"),
         ("PAPYRA_PERSISTENCE", "memory:/var/lib", "takes nothing after the colon"),
         ("PAPYRA_PERSISTENCE", "json:", "'json:' takes a path"),
         ("PAPYRA_PERSISTENCE", "json://host/events.ndjson", "a path is 'json:///an/absolute"),

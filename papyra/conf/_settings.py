@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
 import os
 from collections.abc import Iterator
+from types import ModuleType
 from typing import Any
 
-from papyra.conf._environment import (
-    PERSISTENCE_VARIABLE,
-    SETTINGS_MODULE_VARIABLE,
-    backend_from_url,
-    load_module,
-)
-from papyra.exceptions import InvalidSetting, UnknownSetting
+from papyra.conf._urls import backend_from_url
+from papyra.exceptions import InvalidEnvironment, InvalidSetting, InvalidStoreURL, UnknownSetting
 from papyra.persistence.backends.base import PersistenceBackend
 from papyra.persistence.backends.memory import InMemoryPersistence
 
 __all__ = ("Settings", "settings")
+
+#: A store's URL, as `backend_from_url` takes it.
+PERSISTENCE_VARIABLE = "PAPYRA_PERSISTENCE"
+#: The dotted name of a module with settings as its attributes.
+SETTINGS_MODULE_VARIABLE = "PAPYRA_SETTINGS_MODULE"
 
 
 class Settings:
@@ -63,9 +65,12 @@ class Settings:
         if self.persistence is not None:
             return self.persistence
         if url := os.environ.get(PERSISTENCE_VARIABLE):
-            return backend_from_url(url)
+            try:
+                return backend_from_url(url)
+            except InvalidStoreURL as error:
+                raise InvalidEnvironment(f"{PERSISTENCE_VARIABLE}: {error}") from error
         if module := os.environ.get(SETTINGS_MODULE_VARIABLE):
-            backend = getattr(load_module(module), "persistence", None)
+            backend = getattr(_load_module(module), "persistence", None)
             self._check("persistence", backend)
             if backend is not None:
                 return backend  # type: ignore[no-any-return]
@@ -80,6 +85,15 @@ class Settings:
                     )
             case _:
                 raise UnknownSetting(f"there is no setting {name!r}; there is: persistence")
+
+
+def _load_module(name: str) -> ModuleType:
+    try:
+        return importlib.import_module(name)
+    except Exception as error:
+        raise InvalidEnvironment(
+            f"{SETTINGS_MODULE_VARIABLE} names {name!r}, which can't be imported: {error}"
+        ) from error
 
 
 #: The settings of this process.

@@ -1,29 +1,21 @@
-"""What environment variables say."""
+"""Stores, as URLs name them."""
 
 from __future__ import annotations
 
 import functools
-import importlib
 from collections.abc import Callable, Mapping
-from types import ModuleType
 from urllib.parse import parse_qsl, unquote
 
-from papyra.exceptions import InvalidEnvironment, InvalidPolicy, MissingExtra
+from papyra.exceptions import InvalidPolicy, InvalidStoreURL, MissingExtra
 from papyra.persistence.backends.base import PersistenceBackend
 from papyra.persistence.backends.memory import InMemoryPersistence
 
-__all__ = ("PERSISTENCE_VARIABLE", "SETTINGS_MODULE_VARIABLE", "backend_from_url", "load_module")
-
-#: A store's URL, such as ``memory:``, ``json:///var/lib/app/events.ndjson?fsync=everysec`` or
-#: ``rotating:///var/lib/app/journal`` or ``redis://localhost/0?system_id=orders``.
-PERSISTENCE_VARIABLE = "PAPYRA_PERSISTENCE"
-#: The dotted name of a module with settings as its attributes.
-SETTINGS_MODULE_VARIABLE = "PAPYRA_SETTINGS_MODULE"
+__all__ = ("STORE_SCHEMES", "backend_from_url")
 
 
 def _memory(rest: str) -> PersistenceBackend:
     if rest:
-        raise InvalidEnvironment(f"'memory:' takes nothing after the colon, not {rest!r}")
+        raise InvalidStoreURL(f"'memory:' takes nothing after the colon, not {rest!r}")
     return InMemoryPersistence()
 
 
@@ -55,18 +47,18 @@ def _files(
     """Return a backend on the path in a URL, with the options in its query."""
     path, _, query = rest.partition("?")
     if path.startswith("//") and not path.startswith("///"):
-        raise InvalidEnvironment(
+        raise InvalidStoreURL(
             f"a path is '{scheme}:///an/absolute/path' or '{scheme}:a/relative/one'"
         )
     given = dict(parse_qsl(query, keep_blank_values=True))
     path = unquote(path.removeprefix("//"))
     if not path or given.keys() - options.keys():
         known = ", ".join(options)
-        raise InvalidEnvironment(f"'{scheme}:' takes a path, and ?{known}=..., not {rest!r}")
+        raise InvalidStoreURL(f"'{scheme}:' takes a path, and ?{known}=..., not {rest!r}")
     try:
         return make(path, **{name: options[name](value) for name, value in given.items()})
     except (InvalidPolicy, ValueError) as error:
-        raise InvalidEnvironment(f"{PERSISTENCE_VARIABLE}: {error}") from error
+        raise InvalidStoreURL(str(error)) from error
 
 
 def _redis(scheme: str, rest: str) -> PersistenceBackend:
@@ -79,7 +71,7 @@ def _redis(scheme: str, rest: str) -> PersistenceBackend:
 
         return RedisStreamsPersistence(RedisStreamsConfig.from_url(f"{scheme}:{rest}"))
     except (InvalidPolicy, MissingExtra) as error:
-        raise InvalidEnvironment(f"{PERSISTENCE_VARIABLE}: {error}") from error
+        raise InvalidStoreURL(str(error)) from error
 
 
 _REDIS_SCHEMES = tuple(
@@ -95,23 +87,22 @@ _SCHEMES: Mapping[str, Callable[[str], PersistenceBackend]] = {
 }
 
 
+#: What a store's URL may begin with.
+STORE_SCHEMES = tuple(_SCHEMES)
+
+
 def backend_from_url(url: str) -> PersistenceBackend:
-    """Return a new backend for `url`; raises `InvalidEnvironment` if the scheme is unknown."""
+    """Return a new backend, not opened yet, on the store that `url` names.
+
+    Such as ``memory:``, ``json:///var/lib/app/events.ndjson?fsync=everysec``,
+    ``rotating:///var/lib/app/journal`` or ``redis://localhost/0?system_id=orders``. Raises
+    `InvalidStoreURL`, which repeats no part of it that may be secret.
+    """
     scheme, colon, rest = url.partition(":")
     make = _SCHEMES.get(scheme) if colon else None
     if make is None:
         known = ", ".join(f"{name}:" for name in sorted(_SCHEMES))
         # The scheme only: the rest of a URL may hold a password.
-        wrong = f"an unknown scheme {scheme + ':'!r}" if colon else "a value without a scheme"
-        raise InvalidEnvironment(f"{PERSISTENCE_VARIABLE} has {wrong}; known: {known}")
+        wrong = f"unknown scheme {scheme + ':'!r}" if colon else "a URL without a scheme"
+        raise InvalidStoreURL(f"{wrong}; known: {known}")
     return make(rest)
-
-
-def load_module(name: str) -> ModuleType:
-    """Import the settings module; raises `InvalidEnvironment` if that fails."""
-    try:
-        return importlib.import_module(name)
-    except Exception as error:
-        raise InvalidEnvironment(
-            f"{SETTINGS_MODULE_VARIABLE} names {name!r}, which can't be imported: {error}"
-        ) from error
