@@ -14,6 +14,8 @@ import papyra
 
 ROOT = Path(papyra.__file__).parent
 
+COMMANDS = {"inspect", "listing", "timeline", "checking", "compact", "copy", "metrics"}
+COMMANDS |= {"bench", "completion"}
 PARTS = ("appending", "moving", "reading", "recovery", "retention", "sharing")
 
 #: The house, from the ground up. A module may import what stands below it, or in its own row.
@@ -61,6 +63,14 @@ LAYERS: list[set[str]] = [
     {"testing.conformance._parts"},
     {f"testing.conformance._{part}" for part in PARTS},
     {"testing.conformance", "testing.pytest_plugin"},
+    {"cli._errors", "cli._values", "cli._lives"},
+    {"cli._output", "cli._page"},
+    {"cli._records", "cli._store"},
+    {"cli.app"},
+    {f"cli.{name}" for name in COMMANDS},
+    {"cli.top"},
+    {"cli"},
+    {"cli.__main__"},
 ]
 HEIGHT = {module: height for height, layer in enumerate(LAYERS) for module in layer}
 

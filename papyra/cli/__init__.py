@@ -1,0 +1,18 @@
+"""The command ``papyra``: look at a store, check it, mend it, move it. Extra ``papyra[cli]``."""
+
+from __future__ import annotations
+
+import sys
+
+__all__ = ("main",)
+
+
+def main() -> None:
+    """Do what the command line says, and exit as it went."""
+    try:
+        from papyra.cli.app import run  # noqa: PLC0415
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.partition(".")[0] == "papyra":
+            raise
+        sys.exit(f"error: the command needs {error.name}: pip install 'papyra[cli]'")
+    sys.exit(run(sys.argv[1:]))

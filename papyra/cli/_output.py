@@ -1,0 +1,213 @@
+"""What a command prints: for people on a terminal, plain and stable for other programs."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, Annotated, TypeAlias
+
+import msgspec
+from cyclopts import Parameter
+
+from papyra.cli._errors import CommandFailed, WrongUse
+from papyra.persistence.reports import ReportProgress, ScanProgress
+
+if TYPE_CHECKING:
+    from rich.console import Console, RenderableType
+    from rich.progress import Progress, TaskID
+
+__all__ = (
+    "AsJson",
+    "Yes",
+    "confirm",
+    "console",
+    "is_terminal",
+    "printable",
+    "progress",
+    "show",
+    "show_facts",
+    "show_json",
+    "show_table",
+    "tell",
+)
+
+AsJson: TypeAlias = Annotated[
+    bool, Parameter(name="--json", help="Print JSON, for other programs.")
+]
+Yes: TypeAlias = Annotated[bool, Parameter(name=("--yes", "-y"), help="Do it without asking.")]
+
+#: Seconds after which somebody wants to know how far it is.
+_WORTH_A_BAR = 0.3
+
+_encode = msgspec.json.Encoder().encode
+
+
+def is_terminal() -> bool:
+    """Return whether somebody reads what is printed."""
+    return sys.stdout.isatty()
+
+
+@functools.cache
+def console(*, stderr: bool = False) -> Console:
+    """Return where pictures, tables and colours go. What it is given is text, never markup."""
+    # When it is needed: other programs read what it has no part in.
+    from rich.console import Console  # noqa: PLC0415
+
+    without_colours = {"color_system": None} if os.environ.get("NO_COLOR") else {}
+    return Console(
+        stderr=stderr,
+        markup=False,
+        emoji=False,
+        highlight=False,
+        **without_colours,  # type: ignore[arg-type]
+    )
+
+
+def printable(text: str) -> str:
+    """Return `text` with what a terminal would obey, or a line would break at, escaped."""
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def show(*renderables: RenderableType) -> None:
+    """Print something for people."""
+    for renderable in renderables:
+        console().print(renderable)
+
+
+def show_json(value: object) -> None:
+    """Print one JSON document on one line."""
+    sys.stdout.write(_encode(value).decode() + "\n")
+
+
+def show_facts(facts: Sequence[tuple[str, str]]) -> None:
+    """Print names and values: aligned for people, separated by tabs for programs."""
+    facts = [(name, printable(value)) for name, value in facts]
+    if not is_terminal():
+        sys.stdout.writelines(f"{name}\t{value}\n" for name, value in facts)
+        return
+    from rich.table import Table  # noqa: PLC0415
+    from rich.text import Text  # noqa: PLC0415
+
+    grid = Table.grid(padding=(0, 2))
+    grid.add_column(style="dim", no_wrap=True)
+    grid.add_column(overflow="fold")
+    for name, value in facts:
+        grid.add_row(name, Text(value))
+    show(grid)
+
+
+def show_table(
+    columns: Sequence[str],
+    rows: Sequence[Sequence[str]],
+    *,
+    numbers: Sequence[str] = (),
+    styles: Callable[[Sequence[str]], str] = lambda _: "",
+) -> None:
+    """Print a table: drawn for people; for programs a line each, separated by tabs, no header.
+
+    The columns called `numbers` stand to the right.
+    """
+    rows = [[printable(cell) for cell in row] for row in rows]
+    if not is_terminal():
+        sys.stdout.writelines("\t".join(row) + "\n" for row in rows)
+        return
+    from rich.box import SIMPLE_HEAD  # noqa: PLC0415
+    from rich.table import Table  # noqa: PLC0415
+    from rich.text import Text  # noqa: PLC0415
+
+    table = Table(box=SIMPLE_HEAD, show_edge=False, pad_edge=False, header_style="bold")
+    for name in columns:
+        table.add_column(name, justify="right" if name in numbers else "left", overflow="fold")
+    for row in rows:
+        table.add_row(*map(Text, row), style=styles(row))
+    show(table)
+
+
+def tell(text: str, style: str = "") -> None:
+    """Say something to people that is no part of the result: on stderr."""
+    text = printable(text)
+    if not sys.stderr.isatty():
+        sys.stderr.write(text + "\n")
+        return
+    from rich.text import Text  # noqa: PLC0415
+
+    console(stderr=True).print(Text(text, style), soft_wrap=True)
+
+
+def confirm(question: str, *, yes: bool) -> bool:
+    """Return whether to go on: `yes`, or what somebody at the terminal answers.
+
+    Raises `WrongUse` where nobody can be asked.
+    """
+    if yes:
+        return True
+    if not (sys.stdin.isatty() and sys.stderr.isatty()):
+        raise WrongUse("this changes the store, and there is nobody to ask: add --yes")
+    from rich.prompt import Confirm  # noqa: PLC0415
+
+    try:
+        return Confirm.ask(question, console=console(stderr=True), default=False)
+    except EOFError:
+        raise CommandFailed("no answer: nothing was changed") from None
+
+
+@contextlib.contextmanager
+def progress(what: str, *, in_bytes: bool = False) -> Iterator[ReportProgress]:
+    """Show how far something is that takes its time, if somebody looks; yield what tells it."""
+    bar = _Bar(what, in_bytes=in_bytes)
+    try:
+        yield bar.show if sys.stderr.isatty() else bar.keep
+    finally:
+        bar.close()
+
+
+class _Bar:
+    """A bar on stderr, which is there once it is worth looking at."""
+
+    def __init__(self, what: str, *, in_bytes: bool) -> None:
+        self._what, self._in_bytes = what, in_bytes
+        self._since = time.monotonic()
+        self._bars: Progress | None = None
+        self._task: TaskID
+
+    def keep(self, how_far: ScanProgress) -> None:
+        """Say nothing."""
+
+    def show(self, how_far: ScanProgress) -> None:
+        """Draw how far it is."""
+        if self._bars is None:
+            if time.monotonic() - self._since < _WORTH_A_BAR:
+                return
+            self._bars = self._start()
+            self._task = self._bars.add_task(self._what)
+        self._bars.update(self._task, completed=how_far.done, total=how_far.total)
+
+    def close(self) -> None:
+        """Take it away."""
+        if self._bars is not None:
+            self._bars.stop()
+
+    def _start(self) -> Progress:
+        from rich.progress import (  # noqa: PLC0415
+            BarColumn,
+            DownloadColumn,
+            MofNCompleteColumn,
+            Progress,
+            ProgressColumn,
+            TextColumn,
+            TimeRemainingColumn,
+        )
+
+        amount: ProgressColumn = MofNCompleteColumn()
+        if self._in_bytes:
+            amount = DownloadColumn(binary_units=True)
+        columns = (TextColumn("{task.description}"), BarColumn(), amount, TimeRemainingColumn())
+        bars = Progress(*columns, console=console(stderr=True), transient=True)
+        bars.start()
+        return bars

@@ -1,0 +1,48 @@
+"""The page of a timeline: one HTML file that needs nothing else."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import html
+import re
+from importlib.resources import files
+
+import msgspec
+
+from papyra.cli._lives import Lives
+
+__all__ = ("page",)
+
+_PLACEHOLDER = re.compile(r"\{\{ (\w+) \}\}")
+
+#: What could end a script element, open a comment in it, or end a line of JavaScript. In JSON these
+#: occur in strings only, where the escape means the same.
+_ESCAPES = {ord(c): f"\\u{ord(c):04x}" for c in "<>&\u2028\u2029"}
+
+
+def page(lives: Lives) -> str:
+    """Return a page that shows `lives`. It can be written as UTF-8, whatever is in them."""
+    # A path that is not valid UTF-8 comes with lone surrogates, which no encoding takes.
+    store = lives.store.encode("utf-8", "backslashreplace").decode()
+    data = msgspec.json.encode(msgspec.structs.replace(lives, store=store)).decode()
+    template = files("papyra.cli").joinpath("timeline.html").read_text("utf-8")
+    content = {
+        "title": html.escape(f"{store} - timeline"),
+        "lives": data.translate(_ESCAPES),
+        "script": _source_of(template, '<script type="module">', "</script>"),
+        "style": _source_of(template, "<style>", "</style>"),
+    }
+    # In one pass, so that data that looks like a placeholder stays what it is.
+    return _PLACEHOLDER.sub(lambda found: content[found[1]], template)
+
+
+def _source_of(template: str, start: str, end: str) -> str:
+    """Return what is between the tags `start` and `end` as a source for Content-Security-Policy.
+
+    With the hash of its own script as the only source, the page runs nothing else, not even the
+    handler in an attribute.
+    """
+    text = template.partition(start)[2].partition(end)[0]
+    digest = hashlib.sha256(text.encode()).digest()
+    return f"'sha256-{base64.b64encode(digest).decode()}'"

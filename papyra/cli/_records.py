@@ -1,0 +1,94 @@
+"""Records, as lines."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, assert_never
+
+import msgspec
+
+from papyra.cli._output import is_terminal, printable
+from papyra.cli._values import said_time
+from papyra.persistence.records import (
+    PersistedAudit,
+    PersistedDeadLetter,
+    PersistedEvent,
+    Record,
+)
+
+if TYPE_CHECKING:
+    from rich.text import Text
+
+__all__ = ("cells", "json_lines", "style_of", "styled", "tabbed_lines")
+
+_encode = msgspec.json.Encoder().encode
+
+#: What happens to actors, as a terminal shows it.
+_STYLES = {
+    "ActorStarted": "green",
+    "ActorCrashed": "bold red",
+    "ActorRestarted": "yellow",
+    "ActorStopped": "dim",
+}
+
+
+def cells(record: Record) -> Sequence[str]:
+    """Return the columns of a record: position, time, what, whose, and what it holds."""
+    match record:
+        case PersistedEvent():
+            what, whose = record.event_type, record.actor_address
+        case PersistedDeadLetter():
+            what, whose = record.message_type, record.target
+        case PersistedAudit():
+            what, whose = "Audit", record.system_id
+        case _:
+            assert_never(record)
+    payload = _encode(record.payload).decode()
+    return (
+        str(record.seq),
+        said_time(record.timestamp),
+        printable(what),
+        printable(whose),
+        printable(payload),
+    )
+
+
+def json_lines(records: Iterable[Record]) -> str:
+    """Return a line of JSON for each record."""
+    return "".join(_encode(record).decode() + "\n" for record in records)
+
+
+def tabbed_lines(records: Iterable[Record]) -> str:
+    """Return a line of columns, separated by tabs, for each record."""
+    return "".join("\t".join(cells(record)) + "\n" for record in records)
+
+
+def style_of(record: Record) -> str:
+    """Return how a terminal shows what happened."""
+    match record:
+        case PersistedEvent():
+            return _STYLES.get(record.event_type, "bold")
+        case PersistedDeadLetter():
+            return "bold magenta"
+        case PersistedAudit():
+            return "bold blue"
+        case _:
+            assert_never(record)
+
+
+def styled(record: Record, width: int | None = None) -> Text:
+    """Return a record for a terminal, cut off at `width`."""
+    from rich.text import Text  # noqa: PLC0415
+
+    assert is_terminal() or width is not None
+    seq, time, what, whose, payload = cells(record)
+    text = Text.assemble(
+        (f"{seq:>7} ", "dim"),
+        (f"{time} ", "dim"),
+        (f"{what} ", style_of(record)),
+        (f"{whose} ", "cyan"),
+        payload,
+    )
+    if width is not None:
+        text.truncate(width, overflow="ellipsis")
+    return text

@@ -1,0 +1,143 @@
+"""The store that a command is about."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Annotated, TypeAlias
+
+import platformdirs
+from cyclopts import Parameter
+
+from papyra.cli._errors import CommandFailed, NothingToDo
+from papyra.cli._output import progress
+from papyra.conf import backend_from_url, settings
+from papyra.conf._urls import STORE_SCHEMES
+from papyra.exceptions import InvalidStoreURL
+from papyra.persistence.backends.base import PersistenceBackend
+
+__all__ = (
+    "StoreName",
+    "backend_at",
+    "exists",
+    "name_of",
+    "opened",
+    "place_of",
+    "reading",
+    "require_durable",
+)
+
+#: What every command takes first.
+StoreName: TypeAlias = Annotated[
+    str | None,
+    Parameter(
+        name="STORE",
+        help="A file, a directory or a URL; left out, what the environment or the settings name.",
+    ),
+]
+
+_URL = re.compile(r"([a-z][a-z0-9+.-]*):(?!\\)", re.IGNORECASE)
+_SEGMENT = re.compile(r"\d{20}\.ndjson")
+#: Somebody waits at a terminal: seconds for which a server that is away is tried again.
+_PATIENCE = 1
+
+
+def backend_at(name: str | None) -> PersistenceBackend:
+    """Return the backend of a store, not opened yet. It may be one that would write."""
+    if name is None:
+        return settings.resolve_persistence()
+    scheme = _URL.match(name)
+    if scheme is not None and (scheme[1] in STORE_SCHEMES or "://" in name):
+        return backend_from_url(_impatient(name))
+    # When they are needed: what is in a file says nothing of what else there could be.
+    path = Path(name)
+    if path.is_dir() or name.endswith("/") or (not path.exists() and not path.suffix):
+        from papyra.persistence.backends.rotating import RotatingFilePersistence  # noqa: PLC0415
+
+        return RotatingFilePersistence(path)
+    from papyra.persistence.backends.json import JsonFilePersistence  # noqa: PLC0415
+
+    if _SEGMENT.fullmatch(path.name):
+        raise CommandFailed(
+            f"{path} is one segment of a journal: name the directory, {path.parent}/"
+        )
+    return JsonFilePersistence(path)
+
+
+def _impatient(url: str) -> str:
+    if not url.startswith("redis") or "retry_for=" in url:
+        return url
+    return f"{url}{'&' if '?' in url else '?'}retry_for={_PATIENCE}"
+
+
+def place_of(backend: PersistenceBackend) -> Path | None:
+    """Return the file or the directory of a store; `None` if it is no such store."""
+    return getattr(backend, "path", None) or getattr(backend, "directory", None)
+
+
+def name_of(backend: PersistenceBackend) -> str:
+    """Return what to call a store, without any secrets."""
+    place = place_of(backend)
+    if place is not None:
+        return str(place)
+    config = getattr(backend, "config", None)
+    if config is not None:
+        return f"{config.location} {config.keys.tag}"
+    return "memory:" if not backend.capabilities.durable else type(backend).__name__
+
+
+def exists(backend: PersistenceBackend) -> bool:
+    """Return whether a store that is kept in files is there; of others, opening tells."""
+    place = place_of(backend)
+    if place is None:
+        return True
+    if not place.is_dir():
+        return place.exists()
+    return any(_SEGMENT.fullmatch(path.name) for path in place.iterdir())
+
+
+def require_durable(backend: PersistenceBackend, what: str) -> None:
+    """Raise `NothingToDo` for a store that is nowhere but in the process that has made it."""
+    if not backend.capabilities.durable:
+        raise NothingToDo(
+            f"{what} is not supported in memory, where nothing is on disk: there is nothing to do"
+        )
+
+
+@asynccontextmanager
+async def reading(name: str | None, what: str | None = None) -> AsyncIterator[PersistenceBackend]:
+    """Open a store to look at it: whoever writes it goes on, and nothing in it is changed.
+
+    For a command that needs something on disk, `what` says what it does.
+    """
+    backend = backend_at(name)
+    if what is not None:
+        require_durable(backend, what)
+    if not exists(backend):
+        place = place_of(backend)
+        missing = "no journal in" if place is not None and place.is_dir() else "no store at"
+        raise CommandFailed(f"there is {missing} {place}: see what STORE may be with --help")
+    cache = Path(platformdirs.user_cache_dir("papyra", appauthor=False))
+    with progress("opening", in_bytes=True) as opening:
+        reader = backend.reader(index_directory=cache, opening=opening)
+        await reader.flush()
+    async with opened(reader):
+        if backend.capabilities.durable and place_of(backend) is None and not reader.last_seq:
+            summary = await reader.summarize()
+            if not summary.total_records and summary.backend == "redis":
+                raise CommandFailed(
+                    f"there is no store at {name_of(backend)}: prefix and system_id say which"
+                )
+        yield reader
+
+
+@asynccontextmanager
+async def opened(backend: PersistenceBackend) -> AsyncIterator[PersistenceBackend]:
+    """Open a store, and close it."""
+    try:
+        async with backend:
+            yield backend
+    except InvalidStoreURL as error:
+        raise CommandFailed(str(error)) from error

@@ -1,0 +1,136 @@
+"""Times, durations and sizes, as people write and read them."""
+
+from __future__ import annotations
+
+import math
+import re
+import time
+from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
+from typing import Annotated, Any, TypeAlias, TypeVar
+
+from cyclopts import Parameter, Token
+
+__all__ = (
+    "Duration",
+    "Moment",
+    "Size",
+    "ago",
+    "duration",
+    "moment",
+    "said_bytes",
+    "said_count",
+    "said_duration",
+    "said_time",
+    "size",
+)
+
+ValueT = TypeVar("ValueT")
+
+_SECONDS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0, "w": 604800.0}
+_DURATION = re.compile(r"(\d+(?:\.\d+)?)\s*(ms|s|m|h|d|w)")
+
+_UNITS = ("", "K", "M", "G", "T", "P")
+_SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGTP]?)(iB|B|)", re.IGNORECASE)
+
+#: Unix times that a calendar has.
+_FIRST, _LAST = -62_135_596_800.0, 253_402_300_799.0
+
+
+def duration(text: str) -> float:
+    """Return seconds: ``90s``, ``2h``, ``1h30m``, ``7d``, ``500ms``; a plain number is seconds."""
+    text = text.strip()
+    if re.fullmatch(r"\d+(\.\d+)?", text):
+        return float(text)
+    parts = _DURATION.findall(text)
+    if not parts or "".join(map("".join, parts)) != text.replace(" ", ""):
+        raise ValueError(f"{text!r} is no duration: write 90s, 15m, 2h, 7d or 1h30m")
+    return sum(float(number) * _SECONDS[unit] for number, unit in parts)
+
+
+def size(text: str) -> int:
+    """Return bytes: ``512MiB`` and ``512M`` in steps of 1024, ``10MB`` in steps of 1000."""
+    match = _SIZE.fullmatch(text.strip())
+    if match is None:
+        raise ValueError(f"{text!r} is no size: write 512MiB, 1GiB, 10MB or a number of bytes")
+    number, unit, suffix = match.groups()
+    step = 1000 if unit and suffix.upper() == "B" else 1024
+    return int(float(number) * step ** _UNITS.index(unit.upper()))
+
+
+def moment(text: str, now: float) -> float:
+    """Return Unix time in seconds: ``1h`` is so long before `now`.
+
+    Otherwise a date, ``2013-01-31``, or a date and a time, ``2013-01-31T14:05``, in UTC unless it
+    says another zone; or Unix time itself.
+    """
+    text = text.strip()
+    if re.fullmatch(r"-?\d+(\.\d+)?", text):
+        return float(text)
+    if _DURATION.match(text):
+        return now - duration(text)
+    try:
+        when = datetime.fromisoformat(text)
+    except ValueError:
+        raise ValueError(
+            f"{text!r} is no time: write 1h for an hour ago, 2013-01-31, or 2013-01-31T14:05"
+        ) from None
+    return (when if when.tzinfo is not None else when.replace(tzinfo=UTC)).timestamp()
+
+
+def said_time(when: float | None) -> str:
+    """Return a time as ISO 8601 in UTC, to the millisecond."""
+    if when is None:
+        return "-"
+    if not _FIRST <= when <= _LAST:
+        return f"@{when:g}"  # Unix time that no calendar has
+    text = datetime.fromtimestamp(math.floor(when * 1000) / 1000, UTC).isoformat(
+        timespec="milliseconds"
+    )
+    return text.removesuffix("+00:00") + "Z"
+
+
+def said_duration(seconds: float) -> str:
+    """Return a duration in its two largest units: ``2h 5m``."""
+    if seconds < 1:
+        return f"{seconds * 1000:.0f}ms"
+    parts = []
+    for unit in ("d", "h", "m", "s"):
+        count, seconds = divmod(seconds, _SECONDS[unit])
+        if count:
+            parts.append(f"{count:.0f}{unit}")
+        elif parts:
+            break
+    return " ".join(parts[:2])
+
+
+def said_bytes(count: float) -> str:
+    """Return a size in steps of 1024: ``136.1 MiB``."""
+    for unit in _UNITS:
+        if count < 1024 or unit == _UNITS[-1]:
+            break
+        count /= 1024
+    return f"{count:.1f} {unit}iB" if unit else f"{count:.0f} B"
+
+
+def said_count(count: float) -> str:
+    """Return a number with separators: ``673,385``; one that is not whole with two digits."""
+    return f"{count:,.0f}" if count == int(count) or count >= 100 else f"{count:.2g}"
+
+
+def ago(when: float, now: float) -> str:
+    """Return how long before `now` a time is."""
+    return f"{said_duration(now - when)} ago" if now >= when else f"in {said_duration(when - now)}"
+
+
+def _converter(convert: Callable[[str], ValueT]) -> Callable[[Any, Sequence[Token]], ValueT]:
+    return lambda _, tokens: convert(tokens[0].value)
+
+
+Duration: TypeAlias = Annotated[
+    float, Parameter(converter=_converter(duration), metavar="DURATION")
+]
+Size: TypeAlias = Annotated[int, Parameter(converter=_converter(size), metavar="SIZE")]
+Moment: TypeAlias = Annotated[
+    float, Parameter(converter=_converter(lambda text: moment(text, time.time())), metavar="TIME")
+]

@@ -1,0 +1,134 @@
+"""The command line: which commands there are, and how each of them ends.
+
+Cyclopts rather than Typer: it imports a command when that is called, and Rich when there is
+something to draw, so that looking at a store takes half the time.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from collections.abc import Sequence
+
+from cyclopts import App, CycloptsError, Parameter
+
+from papyra.cli._errors import (
+    FAILED,
+    INTERRUPTED,
+    SUCCEEDED,
+    WRONG_USE,
+    CommandFailed,
+    NothingToDo,
+    WrongUse,
+    said_error,
+)
+from papyra.exceptions import PapyraError, SettingsError
+
+__all__ = ("COMMANDS", "make_app", "run")
+
+HELP = """Look at a store of Papyra's, check it, mend it, move it.
+
+STORE is a file, a directory or a URL. Left out, it is what PAPYRA_PERSISTENCE, or the module that \
+PAPYRA_SETTINGS_MODULE names, says.
+
+  events.ndjson
+  ./journal/
+  redis://host/0?prefix=papyra&system_id=orders
+  memory:
+"""
+
+NOTES = """Durations: 90s, 2h, 7d. Sizes: 512MiB, 1GiB. Times: 1h (ago), 2013-01-31T14:05 (UTC).
+
+Exit codes: 0 success, 1 failure, 2 wrong use, 3 anomalies found, 4 anomalies left after recovery.
+"""
+
+#: Each command, the module that has it, and the first line of its help.
+COMMANDS = {
+    "inspect": ("inspect", "Say what a store is, how much is in it, and how it is."),
+    "events": ("listing", "List events."),
+    "audits": ("listing", "List audits."),
+    "dead-letters": ("listing", "List messages that reached nobody."),
+    "timeline": ("timeline", "Show the lives of the actors, one lane each."),
+    "scan": ("checking", "Find everything that is wrong with a store."),
+    "recover": ("checking", "Mend what a scan finds, keeping all that can be read."),
+    "compact": ("compact", "Remove what is too old, or too much."),
+    "doctor": ("checking", "Make the check that a system makes when it starts."),
+    "copy": ("copy", "Copy the records of one store to another."),
+    "metrics": ("metrics", "Show counters."),
+    "top": ("top", "Watch a store live."),
+    "bench": ("bench", "Measure what this machine does with a store."),
+    "completion": ("completion", "Print what makes a shell complete these commands."),
+}
+
+
+def _version() -> str:
+    from importlib.metadata import version  # noqa: PLC0415 - it takes its time
+
+    return version("papyra")
+
+
+def make_app(called: str | None = None) -> App:
+    """Return the command line, when `called` is the command that is about to be called.
+
+    All the others are known by the first line of their help, so that none of them is imported.
+    """
+    app = App(
+        name="papyra",
+        help=HELP,
+        help_epilogue=NOTES,
+        help_format="plaintext",
+        version=_version,
+        version_flags="--version",
+        default_parameter=Parameter(negative="", show_default=False),
+    )
+    for name, (module, first_line) in COMMANDS.items():
+        function = name.replace("-", "_")
+        app.command(
+            f"papyra.cli.{module}:{function}",
+            name=name,
+            help=None if name == called else first_line,
+        )
+    return app
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Carry out a command line, and return the exit code. Errors are one line on stderr."""
+    _set_up_output()
+    try:
+        code = make_app(next(iter(arguments), None))(
+            list(arguments),
+            print_error=False,
+            exit_on_error=False,
+            result_action="return_value",
+        )
+        sys.stdout.flush()
+    except (CycloptsError, WrongUse, SettingsError) as error:
+        return _fail(said_error(error), WRONG_USE)
+    except NothingToDo as nothing:
+        sys.stdout.write(f"{nothing}\n")
+        return SUCCEEDED
+    except BrokenPipeError:
+        # Whoever reads has seen enough. Python would complain when it flushes at the end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return SUCCEEDED
+    except KeyboardInterrupt:
+        sys.stderr.write("\n" if sys.stderr.isatty() else "")
+        return INTERRUPTED
+    except (CommandFailed, PapyraError, OSError) as error:
+        return _fail(said_error(error), FAILED)
+    return code if isinstance(code, int) else SUCCEEDED
+
+
+def _fail(text: str, code: int) -> int:
+    from papyra.cli._output import tell  # noqa: PLC0415 - it is seldom needed
+
+    tell(f"error: {text}", "bold red")
+    return code
+
+
+def _set_up_output() -> None:
+    logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING)
+    for stream in (sys.stdout, sys.stderr):
+        # A terminal that can't show a character shows its number.
+        stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]

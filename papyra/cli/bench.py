@@ -1,0 +1,215 @@
+"""``papyra bench``."""
+
+from __future__ import annotations
+
+import tempfile
+import time
+import uuid
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import anyio
+import msgspec
+
+from papyra.cli._errors import WrongUse
+from papyra.cli._output import AsJson, is_terminal, progress, show_json, show_table, tell
+from papyra.cli._store import backend_at, place_of
+from papyra.cli._values import said_count
+from papyra.persistence.actor import PersistenceActor
+from papyra.persistence.backends.base import PersistenceBackend
+from papyra.persistence.messages import Append
+from papyra.persistence.records import PersistedEvent
+from papyra.persistence.reports import ScanProgress
+from papyra.ref import ActorRef
+from papyra.system import ActorSystem
+
+#: What is measured where no store is named.
+_DEFAULT = ("memory:", "json", "rotating")
+_TEMPORARY = {"json": "events.ndjson", "rotating": "journal/"}
+#: Tasks that ask at the same time.
+_TASKS = 100
+#: Records in a read.
+_NEWEST = 10
+
+
+class Result(msgspec.Struct, frozen=True):
+    """What one store does: records, and reads, a second."""
+
+    store: str
+    appends_told: float
+    appends_asked: float
+    appends_asked_by_100: float
+    newest_10_reads: float
+    records_read: float
+    #: nothing, where there is nothing to scan
+    records_scanned: float | None
+
+
+_TITLES = {
+    "appends_told": "appends told, one task",
+    "appends_asked": "appends asked, one task",
+    "appends_asked_by_100": f"appends asked, {_TASKS} tasks",
+    "newest_10_reads": f"reads of the newest {_NEWEST}",
+    "records_read": "records read from the first to the last",
+    "records_scanned": "records scanned",
+}
+
+
+def bench(*stores: str, records: int = 20_000, as_json: AsJson = False) -> None:
+    """Measure what this machine does with a store: appends, reads and a scan, a second.
+
+    A new store is made for that beside each STORE (in its directory, or on its server), and removed
+    afterwards; what is in STORE is not touched. Without one, memory and files in the directory for
+    temporary ones are measured.
+
+    Examples
+    --------
+      papyra bench
+      papyra bench /var/lib/app/journal/ redis://localhost/0 --records 100000
+
+    Parameters
+    ----------
+    stores
+        Where to measure.
+    records
+        How many records are told; asked from one task are a tenth of that.
+
+    """
+    if records < 100:
+        raise WrongUse("--records: at least 100, or there is nothing to measure")
+    results = [anyio.run(_measure, store, records) for store in stores or _DEFAULT]
+    if as_json:
+        for result in results:
+            show_json(result)
+        return
+    columns = [[_said(getattr(result, name)) for name in _TITLES] for result in results]
+    if is_terminal():
+        show_table(
+            ["a second", *(result.store for result in results)],
+            list(zip(_TITLES.values(), *columns, strict=True)),
+            numbers=[result.store for result in results],
+        )
+    else:
+        for result, figures in zip(results, columns, strict=True):
+            rows = zip(_TITLES, figures, strict=True)
+            show_table(["store", "what", "a second"], [(result.store, *row) for row in rows])
+    tell("figures of one machine, at one moment: compare them within a run", "dim")
+
+
+def _said(figure: float | None) -> str:
+    if figure is None:
+        return "-"
+    return said_count(round(figure)) if is_terminal() else f"{figure:.0f}"
+
+
+async def _measure(store: str, records: int) -> Result:
+    async with _scratch(store) as backend:
+        few = max(records // 10, 10)
+        results: dict[str, float | None] = dict.fromkeys(_TITLES)
+        done = 0
+        with progress(f"measuring {store}") as advance:
+
+            async def measure(name: str, count: int, work: Callable[[], Awaitable[object]]) -> None:
+                began = time.perf_counter()
+                await work()
+                results[name] = count / (time.perf_counter() - began)
+                nonlocal done
+                done += 1
+                advance(ScanProgress(done, len(_TITLES)))
+
+            async with ActorSystem("bench", audit_interval=None) as system:
+                ref = system.spawn(PersistenceActor, backend)
+                await measure("appends_told", records, lambda: _tell(ref, backend, records))
+                await measure("appends_asked", few, lambda: _ask(ref, few))
+                await measure("appends_asked_by_100", records, lambda: _ask_by_many(ref, records))
+                reads = 200
+                await measure("newest_10_reads", reads, lambda: _read_newest(backend, reads))
+                count = (await backend.summarize()).total_records
+                await measure("records_read", count, lambda: _read_all(backend))
+                if backend.capabilities.recovery:
+                    await measure("records_scanned", count, backend.scan)
+    return msgspec.convert({"store": store, **results}, Result)
+
+
+def _event(number: int) -> PersistedEvent:
+    payload = {"order_id": number, "item": "kettle", "count": 2, "paid": True}
+    return PersistedEvent("bench", "bench/desk", "OrderPlaced", payload, 1.7e9 + number)
+
+
+async def _tell(ref: ActorRef, backend: PersistenceBackend, count: int) -> None:
+    for number in range(count):
+        await ref.tell(Append(_event(number)))
+    await backend.flush()
+
+
+async def _ask(ref: ActorRef, count: int) -> None:
+    for number in range(count):
+        await ref.ask(Append(_event(number)))
+
+
+async def _ask_by_many(ref: ActorRef, count: int) -> None:
+    async with anyio.create_task_group() as tasks:
+        for _ in range(_TASKS):
+            tasks.start_soon(_ask, ref, count // _TASKS)
+
+
+async def _read_newest(backend: PersistenceBackend, count: int) -> None:
+    for _ in range(count):
+        await backend.list_events(limit=_NEWEST)
+
+
+async def _read_all(backend: PersistenceBackend) -> None:
+    async for _ in backend.stream("event"):
+        pass
+
+
+@asynccontextmanager
+async def _scratch(store: str) -> AsyncIterator[PersistenceBackend]:
+    """Make a store of the same sort in the same place, and remove it afterwards."""
+    if store in _TEMPORARY:
+        with tempfile.TemporaryDirectory(prefix="papyra-bench-") as directory:
+            yield backend_at(f"{directory}/{_TEMPORARY[store]}")
+        return
+    backend = backend_at(store)
+    place = place_of(backend)
+    if place is None:
+        async with _scratch_elsewhere(backend) as made:
+            yield made
+        return
+    with tempfile.TemporaryDirectory(prefix=".papyra-bench-", dir=_home_of(place)) as directory:
+        yield backend_at(f"{directory}/{place.name if place.suffix else 'journal/'}")
+
+
+def _home_of(place: Path) -> Path:
+    """Return the directory that a store is in, or will be."""
+    home = place.absolute().parent
+    while not home.is_dir():
+        home = home.parent
+    return home
+
+
+@asynccontextmanager
+async def _scratch_elsewhere(backend: PersistenceBackend) -> AsyncIterator[PersistenceBackend]:
+    if not backend.capabilities.durable:
+        yield backend
+        return
+    from papyra.persistence.backends._redis.link import AnyClient, RedisLink  # noqa: PLC0415
+    from papyra.persistence.backends.redis import RedisStreamsPersistence  # noqa: PLC0415
+
+    if not isinstance(backend, RedisStreamsPersistence):
+        raise WrongUse(f"a {type(backend).__name__} can't be measured: its place is not known")
+    config = msgspec.structs.replace(
+        backend.config, prefix="papyra-bench", system_id=uuid.uuid4().hex, read_only=False
+    )
+    try:
+        yield RedisStreamsPersistence(config)
+    finally:
+
+        async def remove(client: AnyClient) -> None:
+            await client.delete(*config.keys.all)
+
+        with anyio.CancelScope(shield=True):
+            link = RedisLink(config)
+            await link.call(remove)
+            await link.close()

@@ -1,0 +1,312 @@
+"""``papyra scan``, ``papyra recover`` and ``papyra doctor``."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import anyio
+import msgspec
+from cyclopts import Parameter
+
+from papyra.cli._errors import (
+    ANOMALIES_FOUND,
+    ANOMALIES_LEFT,
+    SUCCEEDED,
+    CommandFailed,
+    WrongUse,
+)
+from papyra.cli._output import (
+    AsJson,
+    Yes,
+    confirm,
+    is_terminal,
+    progress,
+    show_json,
+    show_table,
+    tell,
+)
+from papyra.cli._store import (
+    StoreName,
+    backend_at,
+    exists,
+    name_of,
+    opened,
+    place_of,
+    reading,
+    require_durable,
+)
+from papyra.cli._values import said_bytes
+from papyra.exceptions import StoreDamaged
+from papyra.persistence.backends.base import PersistenceBackend
+from papyra.persistence.reports import (
+    AnomalyKind,
+    PersistenceAnomaly,
+    PersistenceRecoveryConfig,
+    PersistenceScanReport,
+)
+from papyra.persistence.startup import PersistenceStartupConfig, check_store
+
+#: What each anomaly means to somebody who has just been woken up.
+_MEANINGS: dict[AnomalyKind, str] = {
+    "torn": "a write that did not come to its end, as a crash leaves it; it was never acknowledged",
+    "corrupt": "bytes that are no record: this one is lost",
+    "checksum": "a record that was changed after it was written: this one is lost",
+    "wrong_fields": "an entry that somebody else has put there",
+    "unknown_kind": "a record that a newer version has written; it is kept",
+    "gap": "records that were acknowledged and are not there any more",
+    "duplicate": "a record that is there twice, or in the wrong place",
+    "foreign_file": "a file that does not belong there; it is kept, unless there is a quarantine",
+    "missing_segment": "a whole file of the journal is gone, with the records in it",
+}
+
+#: What is no damage.
+_HARMLESS = frozenset({"torn", "unknown_kind", "foreign_file"})
+#: How many anomalies somebody reads.
+_ON_TERMINAL = 200
+
+Mode = Literal["repair", "quarantine"]
+
+
+def scan(store: StoreName = None, /, *, as_json: AsJson = False) -> int:
+    """Find everything that is wrong with a store: what it is, where, and what it means.
+
+    It reads every byte, and changes nothing. Exits with 3 if it has found something.
+
+    Examples:
+      papyra scan ./journal/
+      papyra scan events.ndjson --json | jq '.anomalies[].line'
+
+    """
+    return anyio.run(_scan, store, as_json)
+
+
+async def _scan(store: str | None, as_json: bool) -> int:
+    async with reading(store, "scanning") as backend:
+        report = await _scan_with_progress(backend)
+        name = name_of(backend)
+    if as_json:
+        show_json(_as_data(report))
+    else:
+        _show(name, report)
+    return SUCCEEDED if report.is_clean else ANOMALIES_FOUND
+
+
+async def _scan_with_progress(backend: PersistenceBackend) -> PersistenceScanReport:
+    with progress("scanning", in_bytes=place_of(backend) is not None) as advance:
+        return await backend.scan(advance)
+
+
+def _as_data(report: PersistenceScanReport) -> dict[str, Any]:
+    data: dict[str, Any] = msgspec.to_builtins(report)
+    del data["type"]
+    for anomaly, said in zip(report.anomalies, data["anomalies"], strict=True):
+        said["meaning"] = _MEANINGS[anomaly.kind]
+    return data | {"is_clean": report.is_clean}
+
+
+def _show(name: str, report: PersistenceScanReport) -> None:
+    counts = Counter(anomaly.kind for anomaly in report.anomalies)
+    _show_anomalies(report.anomalies)
+    if counts and is_terminal():
+        show_table(["", "meaning"], [(kind, _MEANINGS[kind]) for kind in counts])
+    found = ", ".join(f"{count} {kind}" for kind, count in counts.items()) or "nothing is wrong"
+    size = said_bytes(report.bytes_scanned)
+    tell(
+        f"{name}: {report.records_scanned:,} records ({size}) read: {found}",
+        "green" if report.is_clean else "bold red",
+    )
+    if counts:
+        tell("papyra recover --dry-run says what a recovery would do", "dim")
+
+
+def _show_anomalies(anomalies: Sequence[PersistenceAnomaly]) -> None:
+    shown = anomalies[:_ON_TERMINAL] if is_terminal() else anomalies
+    if not shown:
+        return
+    show_table(
+        ["what", "where", "detail"],
+        [(each.kind, _where(each), each.detail) for each in shown],
+        styles=lambda row: "yellow" if row[0] in _HARMLESS else "red",
+    )
+    if len(anomalies) > len(shown):
+        tell(f"and {len(anomalies) - len(shown):,} more: --json shows them all", "dim")
+
+
+def _where(anomaly: PersistenceAnomaly) -> str:
+    """Return where an anomaly is, the line as editors take it."""
+    parts = [anomaly.location or "", "" if anomaly.line is None else str(anomaly.line)]
+    place = ":".join(part for part in parts if part)
+    if anomaly.offset is not None:
+        place += f" (byte {anomaly.offset:,})"
+    if anomaly.entry is not None:
+        place += f" {anomaly.entry}"
+    return place
+
+
+def recover(
+    store: StoreName = None,
+    /,
+    *,
+    mode: Annotated[Mode, Parameter(name=("--mode", "-m"))] = "repair",
+    quarantine_dir: Path | None = None,
+    dry_run: bool = False,
+    yes: Yes = False,
+    as_json: AsJson = False,
+) -> int:
+    """Mend what a scan finds, keeping all that can be read.
+
+    It shows what it will do, asks, does it, and scans again. Exits with 4 if something is left.
+
+    Examples
+    --------
+      papyra recover events.ndjson --dry-run
+      papyra recover ./journal/ --mode quarantine --quarantine-dir /var/lib/damaged --yes
+
+    Parameters
+    ----------
+    mode
+        repair removes what is damaged; quarantine keeps a copy of it, too.
+    quarantine_dir
+        Where such copies go: a directory. Beside the store, if it is left out.
+    dry_run
+        Only show what it would do.
+
+    """
+    if quarantine_dir is not None and mode != "quarantine":
+        raise WrongUse("--quarantine-dir is for --mode quarantine")
+    place = None if quarantine_dir is None else str(quarantine_dir)
+    config = PersistenceRecoveryConfig(mode, place)
+    return anyio.run(_recover, store, config, dry_run, yes, as_json)
+
+
+async def _recover(
+    store: str | None,
+    config: PersistenceRecoveryConfig,
+    dry_run: bool,
+    yes: bool,
+    as_json: bool,
+) -> int:
+    async with reading(store, "recovering") as backend:
+        found = await _scan_with_progress(backend)
+        name = name_of(backend)
+    if not as_json or not (dry_run or found.is_clean):
+        _show_plan(name, found, config)
+    if found.is_clean or dry_run:
+        if as_json:
+            show_json({"done": False, "scan": _as_data(found)})
+        return SUCCEEDED if found.is_clean else ANOMALIES_FOUND
+    if not found.records_scanned and config.mode != "quarantine":
+        raise CommandFailed(
+            f"{name} has not one record that can be read, so it may be no store at all: "
+            "--mode quarantine keeps what is there"
+        )
+    if not confirm(f"recover {name}?", yes=yes):
+        raise CommandFailed("nothing was changed")
+    async with opened(backend_at(store)) as backend:
+        report = await backend.recover(config)
+    if as_json:
+        data = msgspec.to_builtins(report)
+        del data["type"]
+        show_json({"done": True, **data, "scan": _as_data(report.scan)})
+    else:
+        said = f"kept {report.records_kept:,} records, removed {report.records_removed:,}"
+        sys.stdout.write(f"{said}\n")
+        sys.stdout.writelines(f"the original is at {place}\n" for place in report.quarantined)
+        _show(name, report.scan)
+    return SUCCEEDED if report.scan.is_clean else ANOMALIES_LEFT
+
+
+def _show_plan(name: str, found: PersistenceScanReport, config: PersistenceRecoveryConfig) -> None:
+    """Say what a recovery will do about what was found."""
+    if found.is_clean:
+        tell(f"{name}: {found.records_scanned:,} records, nothing is wrong: nothing to do", "green")
+        return
+    counts = Counter(anomaly.kind for anomaly in found.anomalies)
+    show_table(
+        ["what", "how many", "what is done"],
+        [(kind, str(count), _plan(kind, config)) for kind, count in counts.items()],
+        numbers=["how many"],
+    )
+    tell(f"{name}: {found.records_scanned:,} records can be read, and are kept", "bold")
+
+
+def _plan(kind: AnomalyKind, config: PersistenceRecoveryConfig) -> str:
+    aside = config.mode == "quarantine"
+    match kind:
+        case "torn":
+            done = "it is cut off"
+        case "gap" | "missing_segment":
+            return "what is missing is written down as gone: it can't be brought back"
+        case "unknown_kind":
+            return "it is kept as it is"
+        case "foreign_file":
+            where = f"to {config.quarantine_dir}" if config.quarantine_dir else "beside the store"
+            return f"it is moved {where}" if aside else "it is left where it is"
+        case "duplicate":
+            done = "one is kept, in its place"
+        case _:
+            done = "it is removed"
+    return f"{done}; a copy of the damaged original is kept" if aside else done
+
+
+def doctor(
+    store: StoreName = None,
+    /,
+    *,
+    mode: Annotated[
+        Literal["ignore", "fail_on_anomaly", "recover"], Parameter(name=("--mode", "-m"))
+    ] = "fail_on_anomaly",
+    as_json: AsJson = False,
+) -> int:
+    """Make the check that a system makes when it starts, without any actors.
+
+    For init containers and CI. A torn end, as a crash leaves it, is cut off, and the modes do what
+    PersistenceStartupConfig says. Exits with 3 if a system would not start, with 4 if not even
+    after a recovery.
+
+    Examples
+    --------
+      papyra doctor ./journal/
+      papyra doctor redis://redis/0?system_id=shop --mode recover
+
+    Parameters
+    ----------
+    mode
+        What is done about damage: nothing, not starting, or a recovery.
+
+    """
+    return anyio.run(_doctor, store, PersistenceStartupConfig(mode), as_json)
+
+
+async def _doctor(store: str | None, config: PersistenceStartupConfig, as_json: bool) -> int:
+    backend = backend_at(store)
+    require_durable(backend, "a startup check")
+    name = name_of(backend)
+    report: PersistenceScanReport | None = None
+    code, said = SUCCEEDED, "a system can start"
+    if not exists(backend):
+        said = "there is no store yet: a system starts with a new one"
+    else:
+        logging.getLogger("papyra").setLevel(logging.ERROR)  # what it warns of is said below
+        try:
+            async with opened(backend):
+                report = await check_store(backend, config)
+        except StoreDamaged as error:
+            if not isinstance(error.report, PersistenceScanReport):
+                raise
+            report = error.report
+            code = ANOMALIES_LEFT if config.mode == "recover" else ANOMALIES_FOUND
+            said = "a system would not start"
+    if as_json:
+        scanned = None if report is None else _as_data(report)
+        show_json({"store": name, "mode": config.mode, "can_start": code == 0, "scan": scanned})
+        return code
+    if report is not None and report.anomalies:
+        _show_anomalies(report.anomalies)
+    tell(f"{name}: {said}", "bold red" if code else "green")
+    return code

@@ -1,0 +1,103 @@
+"""``papyra compact``."""
+
+from __future__ import annotations
+
+import sys
+
+import anyio
+import msgspec
+
+from papyra.cli._errors import CommandFailed, WrongUse
+from papyra.cli._output import AsJson, Yes, confirm, show_json, show_table, tell
+from papyra.cli._store import StoreName, backend_at, name_of, opened, reading
+from papyra.cli._values import Duration, Size, said_bytes
+from papyra.exceptions import InvalidPolicy
+from papyra.persistence.reports import CompactionReport
+from papyra.persistence.retention import RetentionPolicy
+
+
+def compact(
+    store: StoreName = None,
+    /,
+    *,
+    max_age: Duration | None = None,
+    max_records: int | None = None,
+    max_bytes: Size | None = None,
+    dry_run: bool = False,
+    yes: Yes = False,
+    as_json: AsJson = False,
+) -> None:
+    """Remove what is too old, or too much. Each limit is for each kind of record by itself.
+
+    Without a limit, those of the settings hold. It shows what would be left, asks, and does it.
+
+    Examples
+    --------
+      papyra compact events.ndjson --max-age 30d --dry-run
+      papyra compact ./journal/ --max-records 1000000 --max-bytes 1GiB --yes
+
+    Parameters
+    ----------
+    max_age
+        Keep what is no older.
+    max_records
+        Keep so many, the newest.
+    max_bytes
+        Keep the newest that fit into this.
+    dry_run
+        Only show what would be left.
+
+    """
+    try:
+        policy = RetentionPolicy(
+            max_records=max_records, max_age_seconds=max_age, max_total_bytes=max_bytes
+        )
+    except InvalidPolicy as error:
+        raise WrongUse(str(error)) from error
+    anyio.run(_compact, store, policy, dry_run, yes, as_json)
+
+
+async def _compact(
+    store: str | None, policy: RetentionPolicy, dry_run: bool, yes: bool, as_json: bool
+) -> None:
+    async with reading(store, "compacting") as backend:
+        name = name_of(backend)
+        if policy == RetentionPolicy():
+            policy = backend.retention
+        if policy == RetentionPolicy():
+            raise WrongUse("say what to keep: --max-age 30d, --max-records N or --max-bytes 1GiB")
+        plan = await backend.compact(policy, dry_run=True)
+    removed = plan.records_before - plan.records_after
+    if dry_run or not removed:
+        _report(name, plan, as_json=as_json, done=False)
+        return
+    if not as_json:
+        _report(name, plan, as_json=False, done=False)
+    if not confirm(f"remove {removed:,} records from {name}?", yes=yes):
+        raise CommandFailed("nothing was changed")
+    async with opened(backend_at(store)) as backend:
+        report = await backend.compact(policy)
+    _report(name, report, as_json=as_json, done=True)
+
+
+def _report(name: str, report: CompactionReport, *, as_json: bool, done: bool) -> None:
+    if as_json:
+        data = msgspec.to_builtins(report)
+        del data["type"]
+        show_json({"done": done, **data})
+        return
+    removed = report.records_before - report.records_after
+    freed = report.bytes_before - report.bytes_after
+    if not removed:
+        tell(f"{name}: {report.records_before:,} records, none of them to remove", "green")
+        return
+    show_table(
+        ["", "records", "size"],
+        [
+            ("before", f"{report.records_before:,}", said_bytes(report.bytes_before)),
+            ("removed" if done else "to remove", f"{removed:,}", said_bytes(freed)),
+            ("after", f"{report.records_after:,}", said_bytes(report.bytes_after)),
+        ],
+        numbers=["records", "size"],
+    )
+    sys.stdout.flush()

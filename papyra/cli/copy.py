@@ -1,0 +1,208 @@
+"""``papyra copy``."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import AsyncIterator
+from typing import Annotated
+
+import anyio
+import msgspec
+from cyclopts import Parameter
+
+from papyra.cli._errors import ANOMALIES_FOUND, SUCCEEDED, CommandFailed, WrongUse
+from papyra.cli._output import AsJson, progress, show_json, tell
+from papyra.cli._store import (
+    backend_at,
+    name_of,
+    opened,
+    place_of,
+    reading,
+    require_durable,
+)
+from papyra.cli._values import said_count
+from papyra.persistence.backends.base import PersistenceBackend
+from papyra.persistence.records import KINDS, Kind, Record
+from papyra.persistence.reports import ReportProgress, ScanProgress
+
+_encode = msgspec.json.Encoder().encode
+
+
+def copy(
+    source: Annotated[str, Parameter(name="SOURCE", help="Where to read: as STORE.")],
+    target: Annotated[str, Parameter(name="TARGET", help="Where to write: as STORE.")],
+    /,
+    *,
+    as_json: AsJson = False,
+) -> int:
+    """Copy the records of one store to another, with the positions that they have.
+
+    TARGET is empty, is not there yet, or holds a beginning of SOURCE: a copy that was interrupted
+    goes on when it is called again. In the end each record is read back and compared. What is
+    appended to SOURCE meanwhile waits for the next call. Exits with 3 if SOURCE is damaged.
+
+    Examples:
+      papyra copy events.ndjson ./journal/
+      papyra copy ./journal/ redis://localhost/0?system_id=shop
+
+    """
+    try:
+        return anyio.run(_copy, source, target, as_json)
+    except KeyboardInterrupt:
+        tell("interrupted: the same command goes on from there", "yellow")
+        raise
+
+
+async def _copy(source: str, target: str, as_json: bool) -> int:
+    async with reading(source, "copying") as origin:
+        destination = backend_at(target)
+        require_durable(destination, "copying to what is")
+        if name_of(origin) == name_of(destination) or _same_place(origin, destination):
+            raise WrongUse("SOURCE and TARGET are the same store")
+        with progress("checking the source", in_bytes=place_of(origin) is not None) as advance:
+            report = await origin.scan(advance)
+        # What was torn was never acknowledged, or is being written now.
+        damage = [anomaly for anomaly in report.anomalies if anomaly.kind != "torn"]
+        if damage:
+            tell(
+                f"error: {name_of(origin)} has {len(damage):,} anomalies, and would not be copied "
+                "whole: see papyra scan, and papyra recover",
+                "bold red",
+            )
+            return ANOMALIES_FOUND
+        began = time.monotonic()
+        async with opened(destination):
+            there, copied = await _bring_up_to_date(origin, destination)
+        took = time.monotonic() - began
+    if as_json:
+        show_json(
+            {"copied": copied, "there_before": there, "verified": there + copied, "seconds": took}
+        )
+    else:
+        rate = said_count(round((there + copied) / max(took, 1e-3)))
+        before = f" ({there:,} were there before)" if there else ""
+        tell(
+            f"{name_of(destination)}: {copied:,} records copied{before}, "
+            f"{there + copied:,} verified, {rate} a second",
+            "green",
+        )
+    return SUCCEEDED
+
+
+def _same_place(one: PersistenceBackend, other: PersistenceBackend) -> bool:
+    places = place_of(one), place_of(other)
+    return None not in places and len({place.resolve() for place in places if place}) == 1
+
+
+async def _bring_up_to_date(
+    origin: PersistenceBackend, destination: PersistenceBackend
+) -> tuple[int, int]:
+    """Copy what is missing and compare everything; return how many were there, and are now."""
+    last = origin.last_seq
+    # For a store on a server, this is what it had when it was opened.
+    resumed = destination.last_seq
+    if resumed > last:
+        raise CommandFailed(
+            f"{name_of(destination)} has records up to {resumed:,}, and {name_of(origin)} only up "
+            f"to {last:,}: that is no copy of it"
+        )
+    total = (await origin.summarize()).total_records
+    with progress("comparing what is there") as advance:
+        there = await _compare(origin, destination, 0, resumed, advance, total)
+    copied = 0
+    with progress("copying") as advance:
+        async for records in in_order(origin, resumed, last):
+            for start in range(0, len(records), destination.batch_limit):
+                part = records[start : start + destination.batch_limit]
+                await destination.restore(*part)
+                copied += len(part)
+                advance(ScanProgress(there + copied, max(total, there + copied)))
+    await destination.flush()
+    with progress("verifying") as advance:
+        verified = await _compare(origin, destination, resumed, last, advance, copied)
+    if verified != copied:
+        raise CommandFailed(f"{copied:,} records were copied, and {verified:,} are there")
+    return there, copied
+
+
+async def _compare(
+    origin: PersistenceBackend,
+    destination: PersistenceBackend,
+    after: int,
+    through: int,
+    advance: ReportProgress,
+    total: int,
+) -> int:
+    """Return how many records there are in a range; raise `CommandFailed` where they differ."""
+    if through <= after:
+        return 0
+    found: list[Record] = []
+    others, count = in_order(destination, after, through), 0
+    async for records in in_order(origin, after, through):
+        while len(found) < len(records) and (more := await anext(others, None)):
+            found += more
+        part, found = found[: len(records)], found[len(records) :]
+        if _encode(part) != _encode(records):
+            raise _difference(records, part, name_of(destination))
+        count += len(records)
+        advance(ScanProgress(count, max(total, count)))
+    if found := found or await anext(others, []):
+        raise CommandFailed(
+            f"{name_of(destination)} has a record {found[0].seq} that the source has not: "
+            "it is no copy of that"
+        )
+    return count
+
+
+def _difference(wanted: list[Record], found: list[Record], name: str) -> CommandFailed:
+    for position, record in enumerate(wanted):
+        if position >= len(found) or _encode(found[position]) != _encode(record):
+            return CommandFailed(f"{name} differs from the source at record {record.seq}")
+    raise AssertionError("they are the same")
+
+
+class _Feed:
+    """The records of one kind, page by page."""
+
+    def __init__(self, backend: PersistenceBackend, kind: Kind, after: int) -> None:
+        self._backend, self._kind = backend, kind
+        self._after = after
+        self._more = True
+        self._records: list[Record] = []
+
+    async def fill(self) -> None:
+        """See to it that there are records, if there are any left."""
+        while not self._records and self._more:
+            page = await self._backend.read(self._kind, after=self._after)
+            self._records, self._after, self._more = list(page.records), page.next_after, page.more
+
+    @property
+    def known_through(self) -> float:
+        """Up to which position it is known what comes."""
+        return self._after if self._more else float("inf")
+
+    def take(self, through: float) -> list[Record]:
+        """Return the records up to a position."""
+        if self._records and (self._records[-1].seq or 0) <= through:
+            taken, self._records = self._records, []
+            return taken
+        count = sum((record.seq or 0) <= through for record in self._records)
+        taken, self._records = self._records[:count], self._records[count:]
+        return taken
+
+
+async def in_order(
+    backend: PersistenceBackend, after: int, through: int
+) -> AsyncIterator[list[Record]]:
+    """Yield the records of all kinds in the order of their positions, many at once."""
+    feeds = [_Feed(backend, kind, after) for kind in KINDS]
+    while True:
+        for feed in feeds:
+            await feed.fill()
+        known = min(feed.known_through for feed in feeds)
+        records = [record for feed in feeds for record in feed.take(min(known, through))]
+        if records:
+            records.sort(key=lambda record: record.seq or 0)
+            yield records
+        if known >= through:
+            return

@@ -1,0 +1,185 @@
+"""``papyra inspect``."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import anyio
+import msgspec
+
+from papyra.cli._output import AsJson, console, is_terminal, show, show_facts, show_json
+from papyra.cli._records import styled, tabbed_lines
+from papyra.cli._store import StoreName, reading
+from papyra.cli._values import ago, said_bytes, said_count, said_duration, said_time
+from papyra.persistence.backends.base import PersistenceBackend
+from papyra.persistence.records import KINDS, Kind, PersistedAudit, Record
+from papyra.persistence.reports import StoreSummary
+from papyra.persistence.retention import RetentionPolicy
+
+#: How many parts the picture has of the time from the oldest record to the newest.
+_INTERVALS = 48
+#: How many of the newest events are shown.
+_NEWEST = 5
+_BARS = "▁▂▃▄▅▆▇█"
+
+_PLURALS: dict[Kind, str] = {"event": "events", "audit": "audits", "dead_letter": "dead letters"}
+_BACKENDS = {
+    "json": "JSON file",
+    "rotating": "rotating files",
+    "redis": "Redis Streams",
+}
+
+
+def inspect(store: StoreName = None, /, *, as_json: AsJson = False) -> None:
+    """Say what a store is, how much is in it, and how it is.
+
+    It does not look at every record: what is said of its health is what is known without that.
+    `papyra scan` looks at everything.
+
+    Examples:
+      papyra inspect events.ndjson
+      papyra inspect redis://localhost/0?system_id=shop
+      papyra inspect --json | jq .records
+
+    """
+    anyio.run(_inspect, store, as_json)
+
+
+async def _inspect(store: str | None, as_json: bool) -> None:
+    async with reading(store, "inspecting") as backend:
+        summary = await backend.summarize(_INTERVALS)
+        newest: Sequence[Record] = (await backend.read("event", newest=True, limit=_NEWEST)).records
+        audits = (await backend.read("audit", newest=True, limit=1)).records
+    if as_json:
+        show_json(_as_data(summary, backend, newest))
+        return
+    show_facts(_facts(summary, backend, audits))
+    if not is_terminal():
+        bars = sparkline(summary.intervals)
+        sys.stdout.write(f"records over time\t{bars}\n")
+        sys.stdout.write(tabbed_lines(newest))
+        return
+    _show_pictures(summary, newest)
+
+
+def _as_data(
+    summary: StoreSummary, backend: PersistenceBackend, newest: Sequence[Record]
+) -> dict[str, Any]:
+    data: dict[str, Any] = msgspec.to_builtins(summary)
+    del data["type"]
+    return data | {
+        "rate": _rate(summary),
+        "retention": backend.retention,
+        "newest_events": newest,
+    }
+
+
+def _facts(
+    summary: StoreSummary, backend: PersistenceBackend, audits: Sequence[Record]
+) -> list[tuple[str, str]]:
+    now = time.time()
+    size = "" if summary.stored_bytes is None else f"{said_bytes(summary.stored_bytes)}, of which "
+    kinds = ", ".join(f"{summary.records[kind]:,} {_PLURALS[kind]}" for kind in KINDS)
+    facts = [
+        ("store", summary.location),
+        ("backend", _BACKENDS.get(summary.backend, summary.backend) + _parts(summary)),
+        ("size", f"{size}{said_bytes(summary.total_bytes)} are records"),
+        ("records", f"{summary.total_records:,}: {kinds}"),
+        ("last position", f"{summary.last_seq:,}"),
+    ]
+    if summary.oldest is not None and summary.newest is not None:
+        span = said_duration(summary.newest - summary.oldest)
+        facts += [
+            ("first", said_time(summary.oldest)),
+            ("last", f"{said_time(summary.newest)}, {ago(summary.newest, now)}"),
+            ("rate", f"{_said_rate(_rate(summary))} over {span}"),
+        ]
+    facts += [
+        ("retention", _said_retention(backend.retention)),
+        ("writer", summary.writer or "nobody, as far as can be told"),
+        ("health", _health(summary)),
+    ]
+    if audits and isinstance(audits[0], PersistedAudit):
+        facts.append(("system", _said_audit(audits[0], now)))
+    return facts
+
+
+def _parts(summary: StoreSummary) -> str:
+    if summary.segments is None:
+        return ""
+    return f", {summary.segments} segment{'' if summary.segments == 1 else 's'}"
+
+
+def _rate(summary: StoreSummary) -> float | None:
+    """Return records a second, from the oldest to the newest."""
+    if summary.oldest is None or summary.newest is None or summary.newest <= summary.oldest:
+        return None
+    return summary.total_records / (summary.newest - summary.oldest)
+
+
+def _said_rate(rate: float | None) -> str:
+    if rate is None:
+        return "all at once"
+    for unit, seconds in (("second", 1), ("minute", 60), ("hour", 3600)):
+        if rate * seconds >= 1:
+            return f"{said_count(rate * seconds)} a {unit}"
+    return f"{said_count(rate * 86400)} a day"
+
+
+def _said_retention(policy: RetentionPolicy) -> str:
+    limits = []
+    if policy.max_records is not None:
+        limits.append(f"{policy.max_records:,} records of a kind")
+    if policy.max_age_seconds is not None:
+        limits.append(said_duration(policy.max_age_seconds))
+    if policy.max_total_bytes is not None:
+        limits.append(f"{said_bytes(policy.max_total_bytes)} of a kind")
+    return f"at most {', '.join(limits)}" if limits else "none is set here: everything is shown"
+
+
+def _health(summary: StoreSummary) -> str:
+    if summary.damaged:
+        return "damaged: papyra scan says where"
+    return "nothing wrong is known (papyra scan looks at everything)"
+
+
+def _said_audit(audit: PersistedAudit, now: float) -> str:
+    said = audit.payload if isinstance(audit.payload, dict) else {}
+    parts = [
+        f"{said[name]:,} {what}"
+        for name, what in (
+            ("actors", "actors"),
+            ("messages_waiting", "messages waiting"),
+            ("crashed", "crashes"),
+            ("dead_letters", "dead letters"),
+        )
+        if isinstance(said.get(name), int)
+    ]
+    return f"{audit.system_id}, {ago(audit.timestamp, now)}: {', '.join(parts) or 'unknown'}"
+
+
+def sparkline(counts: Sequence[int]) -> str:
+    """Return counts as bars; a count of zero is a space."""
+    most = max(counts, default=0) or 1
+    top = len(_BARS) - 1
+    return "".join(_BARS[min(top, count * top // most)] if count else " " for count in counts)
+
+
+def _show_pictures(summary: StoreSummary, newest: Sequence[Record]) -> None:
+    from rich.text import Text  # noqa: PLC0415
+
+    width = console().width
+    if summary.total_records:
+        bars = sparkline(summary.intervals)
+        first, last = said_time(summary.oldest), said_time(summary.newest)
+        room = max(len(bars), len(first) + len(last) + 1)
+        axis = f"{first}{last:>{room - len(first)}}"
+        show(Text("\nrecords over time", "dim"), Text(bars, "green", no_wrap=True))
+        if len(axis) <= width:
+            show(Text(axis, "dim"))
+    if newest:
+        show(Text("\nnewest events", "dim"))
+        show(*(styled(record, width) for record in newest))

@@ -1,0 +1,265 @@
+"""``papyra events``, ``papyra audits`` and ``papyra dead-letters``."""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, TextIO
+
+import anyio
+import msgspec
+from cyclopts import Parameter
+
+from papyra.cli._errors import WrongUse
+from papyra.cli._output import AsJson, console, is_terminal, tell
+from papyra.cli._records import json_lines, styled, tabbed_lines
+from papyra.cli._store import StoreName, reading
+from papyra.cli._values import Moment
+from papyra.exceptions import StoreNotReady, StoreUnreachable
+from papyra.persistence.backends.base import PersistenceBackend
+from papyra.persistence.messages import Read
+from papyra.persistence.records import PersistedDeadLetter, Record
+
+#: Seconds between two looks at what is new.
+_INTERVAL = 0.2
+#: What fits on a terminal, where nobody says how many.
+_ON_TERMINAL = 50
+#: What comes before the new, as `tail` has it.
+_BEFORE_NEW = 10
+#: Names of files that hold JSON.
+_JSON_SUFFIXES = frozenset({".json", ".jsonl", ".ndjson"})
+
+
+@Parameter(name="*")
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Selection:
+    """Which records, and how."""
+
+    since: Moment | None = None
+    "Only from then on."
+    until: Moment | None = None
+    "Only up to then."
+    limit: Annotated[int | None, Parameter(name=("--limit", "-n"))] = None
+    "The newest so many; on a terminal 50, elsewhere all of them."
+    reverse: Annotated[bool, Parameter(name=("--reverse", "-r"))] = False
+    "The newest first."
+    follow: Annotated[bool, Parameter(name=("--follow", "-f"))] = False
+    "Go on with what comes, until Ctrl-C."
+    as_json: AsJson = False
+    "Print a line of JSON for each."
+    output: Annotated[Path | None, Parameter(name=("--output", "-o"))] = None
+    "Write to a file; in JSON, if it is called so."
+
+    def check(self) -> None:
+        """Raise `WrongUse` for what makes no sense together."""
+        if self.limit is not None and self.limit < 0:
+            raise WrongUse(f"--limit is how many records, not {self.limit}")
+        if self.follow and (self.reverse or self.until is not None):
+            raise WrongUse("--follow goes on with what is new: leave out --reverse and --until")
+
+    @property
+    def count(self) -> int | None:
+        """How many records, of those that are there."""
+        if self.limit is None and self.follow:
+            return _BEFORE_NEW
+        if self.limit is None and self.output is None and not self.as_json and is_terminal():
+            return _ON_TERMINAL
+        return self.limit
+
+
+def events(
+    store: StoreName = None,
+    /,
+    *,
+    event_type: Annotated[str | None, Parameter(name=("--type", "-t"))] = None,
+    actor: Annotated[str | None, Parameter(name=("--actor", "-a"))] = None,
+    selection: Selection = Selection(),
+) -> None:
+    """List events, the oldest first.
+
+    Examples
+    --------
+      papyra events ./journal/ --since 1h --type ActorCrashed
+      papyra events events.ndjson --actor shop/desk --follow
+      papyra events --json | jq .payload
+
+    Parameters
+    ----------
+    event_type
+        Only events of this type.
+    actor
+        Only those of the actor with this address.
+
+    """
+    _run(store, Read("event", event_type=event_type, actor=actor), selection)
+
+
+def audits(
+    store: StoreName = None,
+    /,
+    *,
+    selection: Selection = Selection(),
+) -> None:
+    """List audits, the oldest first.
+
+    Examples:
+      papyra audits events.ndjson --limit 1
+      papyra audits --since 2h --json | jq .payload.messages_waiting
+
+    """
+    _run(store, Read("audit"), selection)
+
+
+def dead_letters(
+    store: StoreName = None,
+    /,
+    *,
+    message_type: Annotated[str | None, Parameter(name=("--type", "-t"))] = None,
+    actor: Annotated[str | None, Parameter(name=("--actor", "-a"))] = None,
+    selection: Selection = Selection(),
+) -> None:
+    """List messages that reached nobody, the oldest first.
+
+    Examples
+    --------
+      papyra dead-letters ./journal/ --since 1d
+      papyra dead-letters redis://localhost/0?system_id=shop --actor shop/desk --follow
+
+    Parameters
+    ----------
+    message_type
+        Only messages of this type.
+    actor
+        Only those to the actor with this address.
+
+    """
+
+    def is_wanted(record: Record) -> bool:
+        return isinstance(record, PersistedDeadLetter) and record.message_type == message_type
+
+    _run(store, Read("dead_letter", actor=actor), selection, is_wanted if message_type else None)
+
+
+def _run(
+    store: str | None,
+    request: Read,
+    selection: Selection,
+    is_wanted: Callable[[Record], bool] | None = None,
+) -> None:
+    selection.check()
+    request = msgspec.structs.replace(request, since=selection.since, until=selection.until)
+    anyio.run(_list, store, request, selection, is_wanted or (lambda _: True))
+
+
+async def _list(
+    store: str | None,
+    request: Read,
+    selection: Selection,
+    is_wanted: Callable[[Record], bool],
+) -> None:
+    async with reading(store) as backend:
+        with _printer(selection) as show:
+            last_seq, shown = backend.last_seq, 0
+            async for page in _pages(backend, request, selection, is_wanted):
+                show(page)
+                shown += len(page)
+                last_seq = max(last_seq, *(record.seq or 0 for record in page), 0)
+            if shown == selection.count and selection.limit is None and not selection.follow:
+                tell(f"the newest {shown}; --limit shows more", "dim")
+            elif not shown and not selection.follow and is_terminal():
+                tell("nothing is there, or nothing of that", "dim")
+            if selection.follow:
+                follow = msgspec.structs.replace(request, after=last_seq)
+                async for records in _new_pages(backend, follow):
+                    show([record for record in records if is_wanted(record)])
+
+
+async def _pages(
+    backend: PersistenceBackend,
+    request: Read,
+    selection: Selection,
+    is_wanted: Callable[[Record], bool],
+) -> AsyncIterator[list[Record]]:
+    """Yield what is there, in the order in which it is to be shown."""
+    wanted = selection.count
+    if wanted is None and not selection.reverse:
+        more = True
+        while more:
+            page = await backend.perform(request)
+            yield [record for record in page.records if is_wanted(record)]
+            request, more = msgspec.structs.replace(request, after=page.next_after), page.more
+        return
+    # Back from the newest; turned round in the end, if that is wanted.
+    request = msgspec.structs.replace(request, newest=True)
+    kept: list[Record] = []
+    more = wanted != 0
+    left = wanted
+    while more:
+        page = await backend.perform(msgspec.structs.replace(request, limit=left))
+        found = [record for record in reversed(page.records) if is_wanted(record)]
+        request = msgspec.structs.replace(request, before=page.next_before)
+        more = page.more
+        if left is not None:
+            left -= len(found)
+            more &= left > 0
+        if selection.reverse:
+            yield found
+        else:
+            kept += found
+    kept.reverse()
+    if kept:
+        yield kept
+
+
+async def _new_pages(
+    backend: PersistenceBackend, request: Read
+) -> AsyncIterator[tuple[Record, ...]]:
+    """Yield what comes, and wait for a server that is away."""
+    is_away = False
+    while True:
+        try:
+            page = await backend.perform(request)
+        except (StoreUnreachable, StoreNotReady) as error:
+            if not is_away:
+                tell(f"waiting: {error}", "yellow")
+            is_away = True
+            continue
+        is_away = False
+        if page.records:
+            yield page.records
+        request = msgspec.structs.replace(request, after=max(request.after, page.next_after))
+        if not page.more:
+            await anyio.sleep(_INTERVAL)
+
+
+@contextmanager
+def _printer(selection: Selection) -> Iterator[Callable[[list[Record]], None]]:
+    """Yield what prints records, or writes them to a file."""
+    if selection.output is None:
+        if not selection.as_json and is_terminal():
+            yield _print_for_people
+        else:
+            yield _writer(sys.stdout, as_json=selection.as_json)
+        return
+    as_json = selection.as_json or selection.output.suffix in _JSON_SUFFIXES
+    with selection.output.open("w", encoding="utf-8") as file:
+        yield _writer(file, as_json=as_json)
+    tell(f"written to {selection.output}", "dim")
+
+
+def _writer(file: TextIO, *, as_json: bool) -> Callable[[list[Record]], None]:
+    lines = json_lines if as_json else tabbed_lines
+
+    def write(records: list[Record]) -> None:
+        file.write(lines(records))
+        file.flush()
+
+    return write
+
+
+def _print_for_people(records: list[Record]) -> None:
+    for record in records:
+        console().print(styled(record), soft_wrap=True)

@@ -1,0 +1,209 @@
+"""``papyra metrics``."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import anyio
+import msgspec
+from cyclopts import Parameter
+
+from papyra.cli._errors import WrongUse
+from papyra.cli._output import AsJson, is_terminal, show_json, show_table
+from papyra.cli._store import StoreName, name_of, reading
+from papyra.cli._values import said_time
+from papyra.persistence.metrics import MetricsSnapshot
+from papyra.persistence.records import PersistedAudit
+from papyra.persistence.reports import StoreSummary
+
+if TYPE_CHECKING:
+    from prometheus_client.core import Metric
+
+#: What an audit says that only grows; the rest goes up and down.
+_COUNTED = frozenset(
+    {"started", "stopped", "crashed", "restarted", "dead_letters", "unclaimed_replies"}
+)
+
+
+def metrics(
+    store: StoreName = None,
+    /,
+    *,
+    output_format: Annotated[
+        Literal["table", "json", "prometheus"], Parameter(name="--format")
+    ] = "table",
+    as_json: AsJson = False,
+) -> None:
+    """Show counters: what the store holds now, and what its system has counted.
+
+    A system keeps its counters in memory, and writes them down with each audit: these are those of
+    the newest one.
+
+    Examples
+    --------
+      papyra metrics ./journal/
+      papyra metrics --format prometheus > /var/lib/node_exporter/papyra.prom
+
+    Parameters
+    ----------
+    output_format
+        For people, for programs, or in the text format of Prometheus.
+
+    """
+    if as_json and output_format == "prometheus":
+        raise WrongUse("--json and --format prometheus: one of them")
+    anyio.run(_metrics, store, "json" if as_json else output_format)
+
+
+async def _metrics(store: str | None, output_format: str) -> None:
+    async with reading(store) as backend:
+        summary = await backend.summarize()
+        page = await backend.read("audit", newest=True, limit=1)
+        name = name_of(backend)
+    audit: PersistedAudit | None = None
+    for record in page.records:
+        assert isinstance(record, PersistedAudit)
+        audit = record
+    holds = _holds(summary)
+    system = _numbers(audit.payload) if audit is not None else {}
+    counters = _counters(audit)
+    match output_format:
+        case "json":
+            data = {"store": name, "holds": holds, "counters": counters, "system": None}
+            if audit is not None:
+                data["system"] = {
+                    "system_id": audit.system_id,
+                    "timestamp": audit.timestamp,
+                    **system,
+                }
+            show_json(data)
+        case "prometheus":
+            sys.stdout.write(_exposition(name, holds, counters, system, audit))
+        case _:
+            _show(holds, counters, system, audit)
+
+
+def _holds(summary: StoreSummary) -> dict[str, Any]:
+    return {
+        "records": summary.records,
+        "record_bytes": summary.record_bytes,
+        "stored_bytes": summary.stored_bytes,
+        "last_seq": summary.last_seq,
+        "segments": summary.segments,
+        "oldest_timestamp": summary.oldest,
+        "newest_timestamp": summary.newest,
+        "damaged": int(summary.damaged),
+    }
+
+
+def _numbers(payload: object) -> dict[str, int]:
+    """Return the numbers in an audit's payload, whichever version has written it."""
+    said = payload if isinstance(payload, dict) else {}
+    return {name: value for name, value in said.items() if type(value) is int}
+
+
+def _counters(audit: PersistedAudit | None) -> dict[str, int]:
+    """Return the counters of the system's store; zeros, if there is no system that said any."""
+    payload = audit.payload if audit is not None and isinstance(audit.payload, dict) else {}
+    try:
+        snapshot = msgspec.convert(payload.get("persistence"), MetricsSnapshot)
+    except msgspec.ValidationError:
+        snapshot = MetricsSnapshot()
+    return dict(snapshot)
+
+
+def _show(
+    holds: dict[str, Any],
+    counters: dict[str, int],
+    system: dict[str, int],
+    audit: PersistedAudit | None,
+) -> None:
+    rows = [("store", name, _said(name, value)) for name, value in _flat(holds)]
+    rows += [("persistence", name, _said(name, value)) for name, value in counters.items()]
+    if audit is not None:
+        rows += [("system", "system_id", audit.system_id)]
+        rows += [("system", "time", said_time(audit.timestamp))]
+        rows += [("system", name, _said(name, value)) for name, value in system.items()]
+    show_table(["of", "name", "value"], rows, numbers=["value"])
+
+
+def _flat(holds: dict[str, Any]) -> Iterable[tuple[str, Any]]:
+    for name, value in holds.items():
+        if isinstance(value, dict):
+            yield from ((f"{name}.{kind}", each) for kind, each in value.items())
+        elif value is not None:
+            yield name, value
+
+
+def _said(name: str, value: float) -> str:
+    if name.endswith("timestamp"):
+        return said_time(value)
+    return f"{value:,}" if is_terminal() else str(value)
+
+
+def _exposition(
+    store: str,
+    holds: dict[str, Any],
+    counters: dict[str, int],
+    system: dict[str, int],
+    audit: PersistedAudit | None,
+) -> str:
+    """Return it all in the text format of Prometheus, version 0.0.4."""
+    from prometheus_client import CollectorRegistry, generate_latest  # noqa: PLC0415
+    from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily  # noqa: PLC0415
+
+    def collected() -> Iterable[Metric]:
+        for name, value in holds.items():
+            by_kind = isinstance(value, dict)
+            if value is None:
+                continue
+            unit = "_seconds" if name.endswith("timestamp") else ""
+            gauge = GaugeMetricFamily(
+                f"papyra_store_{name}{unit}",
+                f"What the store holds: {name.replace('_', ' ')}.",
+                labels=["store", *(["kind"] if by_kind else [])],
+            )
+            for kind, each in value.items() if by_kind else [(None, value)]:
+                gauge.add_metric([store, *([kind] if kind else [])], each)
+            yield gauge
+        if audit is None:
+            return
+        labels = ["store", "system_id"]
+        values = [store, audit.system_id]
+        for name, value in counters.items():
+            yield _family(
+                CounterMetricFamily, f"persistence_{name}", "the store", labels, values, value
+            )
+        for name, value in system.items():
+            family = CounterMetricFamily if name in _COUNTED else GaugeMetricFamily
+            yield _family(family, f"system_{name}", "the system", labels, values, value)
+        yield _family(
+            GaugeMetricFamily,
+            "system_audit_timestamp_seconds",
+            "the system",
+            labels,
+            values,
+            audit.timestamp,
+        )
+
+    class Collector:
+        def collect(self) -> Iterable[Metric]:
+            return collected()
+
+    registry = CollectorRegistry()
+    registry.register(Collector())
+    return generate_latest(registry).decode()
+
+
+def _family(
+    family: Any, name: str, whose: str, labels: list[str], values: list[str], value: float
+) -> Metric:
+    said = name.partition("_")[2].replace("_", " ")
+    metric: Any = family(
+        f"papyra_{name}", f"By the newest audit of {whose}: {said}.", labels=labels
+    )
+    metric.add_metric(values, value)
+    made: Metric = metric
+    return made

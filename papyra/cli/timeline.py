@@ -1,0 +1,197 @@
+"""``papyra timeline``."""
+
+from __future__ import annotations
+
+import itertools
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Annotated, NamedTuple
+
+import anyio
+from cyclopts import Parameter
+
+from papyra.cli._errors import WrongUse
+from papyra.cli._lives import Life, Lives, What, read_lives
+from papyra.cli._output import AsJson, console, is_terminal, printable, show, show_json, tell
+from papyra.cli._store import StoreName, name_of, reading
+from papyra.cli._values import Moment, said_time
+
+#: How many lanes a terminal shows, where nobody says how many.
+_ON_TERMINAL = 30
+#: Columns of a picture that nobody looks at on a terminal.
+_PIPED_WIDTH = 100
+
+
+class Marks(NamedTuple):
+    """The characters that a picture is made of."""
+
+    started: str
+    crashed: str
+    restarted: str
+    stopped: str
+    dead_letter: str
+    alive: str
+    down: str
+
+    def of(self, what: What) -> str:
+        """Return the mark of a step."""
+        mark: str = getattr(self, what)
+        return mark
+
+
+_MARKS = Marks("●", "✗", "↻", "■", "◆", "─", "╌")
+_ASCII_MARKS = Marks("o", "x", "r", "#", "!", "-", ".")
+
+#: What is shown where there are several in one place, the most important first.
+_RANK: Sequence[What] = ("crashed", "stopped", "restarted", "started")
+_STYLES: dict[What, str] = {
+    "crashed": "bold red",
+    "stopped": "blue",
+    "restarted": "yellow",
+    "started": "green",
+}
+
+
+def timeline(
+    store: StoreName = None,
+    /,
+    *,
+    since: Moment | None = None,
+    until: Moment | None = None,
+    actor: Annotated[str | None, Parameter(name=("--actor", "-a"))] = None,
+    limit: Annotated[int | None, Parameter(name=("--limit", "-n"))] = None,
+    html: Path | None = None,
+    as_json: AsJson = False,
+) -> None:
+    """Show the lives of the actors, one lane each: started, crashed, restarted, stopped.
+
+    Examples
+    --------
+      papyra timeline ./journal/ --since 2h
+      papyra timeline events.ndjson --actor shop/desk --html lives.html
+
+    Parameters
+    ----------
+    since
+        Only from then on.
+    until
+        Only up to then.
+    actor
+        Only this actor, and those below it.
+    limit
+        So many lanes at most, those with the most crashes; on a terminal 30.
+    html
+        Write one page, with a picture to look into, that needs nothing else.
+
+    """
+    if limit is not None and limit < 0:
+        raise WrongUse(f"--limit is how many lanes, not {limit}")
+    lives = anyio.run(_read, store, since, until, actor)
+    if limit is None and html is None and is_terminal() and not as_json:
+        limit = _ON_TERMINAL
+    every = len(lives.lives)
+    lives.lives = _most_eventful(lives.lives, limit)
+    if html is not None:
+        from papyra.cli._page import page  # noqa: PLC0415 - it has a template to read
+
+        html.write_text(page(lives), encoding="utf-8")
+        tell(f"{len(lives.lives):,} lives written to {html}", "dim")
+    elif as_json:
+        for life in lives.lives:
+            show_json(life)
+    else:
+        _show(lives)
+        if len(lives.lives) < every:
+            tell(f"{len(lives.lives):,} of {every:,} actors; --limit, --actor and --html show more")
+
+
+async def _read(
+    store: str | None, since: float | None, until: float | None, actor: str | None
+) -> Lives:
+    async with reading(store) as backend:
+        return await read_lives(backend, name_of(backend), since, until, actor)
+
+
+def _most_eventful(lives: list[Life], limit: int | None) -> list[Life]:
+    """Return up to `limit` lives, those with the most crashes and then the most steps, in order."""
+    if limit is None or len(lives) <= limit:
+        return lives
+    ranked = sorted(range(len(lives)), key=lambda n: (-lives[n].crashes, -len(lives[n].steps), n))
+    return [lives[number] for number in sorted(ranked[:limit])]
+
+
+def _show(lives: Lives) -> None:
+    if not lives.lives:
+        tell("no actor's life is recorded there, or none of that", "dim")
+        return
+    width = console().width if is_terminal() else _PIPED_WIDTH
+    encoding = (sys.stdout.encoding or "ascii").lower()
+    marks = _MARKS if encoding.startswith("utf") else _ASCII_MARKS
+    names = [printable(life.actor) for life in lives.lives]
+    label = min(max(map(len, names)), max(10, width // 3))
+    lines = [
+        (shortened(name, label).ljust(label + 1), lane(life, lives, width - label - 1, marks))
+        for name, life in zip(names, lives.lives, strict=True)
+    ]
+    first, last = said_time(lives.start), said_time(lives.end)
+    room = width - label - 1
+    axis = f"{first}{last:>{room - len(first)}}" if room > len(first) + len(last) else first
+    legend = "  ".join(f"{marks.of(what)} {what}" for what in reversed(_RANK))
+    legend += f"  {marks.dead_letter} dead letter"
+    if not is_terminal():
+        sys.stdout.writelines(f"{name}{picture}".rstrip() + "\n" for name, picture in lines)
+        sys.stdout.write(f"{'':{label + 1}}{axis}\n{legend}\n")
+        return
+    from rich.text import Text  # noqa: PLC0415
+
+    for name, picture in lines:
+        show(Text.assemble((name, "cyan"), *_coloured(picture, marks), no_wrap=True))
+    show(Text(f"{'':{label + 1}}{axis}", "dim", no_wrap=True), Text(legend, "dim"))
+
+
+def shortened(name: str, width: int) -> str:
+    """Return a name with its middle left out, if it is too long."""
+    if len(name) <= width:
+        return name
+    kept = width - 1
+    return f"{name[: kept // 3]}…{name[len(name) - (kept - kept // 3) :]}"
+
+
+def lane(life: Life, lives: Lives, width: int, marks: Marks) -> str:
+    """Return one life as a line of so many columns, from `lives.start` to `lives.end`."""
+    span = (lives.end - lives.start) or 1.0
+
+    def column(time: float) -> int:
+        return min(width - 1, max(0, int((time - lives.start) / span * width)))
+
+    cells = [" "] * width
+    # An actor whose story is known from its start on was not there before.
+    state = " " if life.is_whole else marks.alive
+    at = 0
+    for step in life.steps:
+        here = column(step.time)
+        cells[at:here] = state * (here - at)
+        at = here
+        match step.what:
+            case "crashed":
+                state = marks.down if step.detail.get("decision") == "restart" else marks.alive
+            case "stopped":
+                state = " "
+            case _:
+                state = marks.alive
+    cells[at:] = state * (width - at)
+    for letter in lives.dead_letters:
+        if letter.target == life.actor:
+            cells[column(letter.timestamp)] = marks.dead_letter
+    for step in sorted(life.steps, key=lambda step: _RANK.index(step.what), reverse=True):
+        cells[column(step.time)] = marks.of(step.what)
+    return "".join(cells)
+
+
+def _coloured(picture: str, marks: Marks) -> Iterator[tuple[str, str]]:
+    """Yield the parts of a lane, each with its style."""
+    styles = {marks.of(what): style for what, style in _STYLES.items()}
+    styles |= {marks.dead_letter: "magenta", marks.alive: "dim", marks.down: "red"}
+    for cell, run in itertools.groupby(picture):
+        yield "".join(run), styles.get(cell, "")

@@ -1,0 +1,252 @@
+"""The command as its users have it: a process, piped or on a terminal, and stores of every kind."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import re
+import subprocess
+import sys
+import uuid
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import anyio
+import pexpect
+import pytest
+
+from papyra.conf import backend_from_url
+from papyra.persistence import PersistedAudit, PersistedDeadLetter, PersistedEvent, Record
+from papyra.persistence.backends.base import PersistenceBackend
+from papyra.testing._redis_server import RedisServer, any_binary
+
+#: Unix time of the first record; 2025-07-01T00:00:00Z.
+T0 = 1_751_328_000.0
+#: Seconds that a command may take, which takes a fraction of one.
+PATIENCE = 60
+
+_ESCAPE = re.compile(r"\x1b(\[[0-9;?]*[A-Za-z]|[()][A-B0-2])")
+
+
+@dataclasses.dataclass(frozen=True)
+class Done:
+    """What became of a command."""
+
+    code: int
+    out: str
+    #: empty on a terminal, where everything goes to one place
+    err: str = ""
+
+    @property
+    def lines(self) -> list[str]:
+        return self.out.splitlines()
+
+    @property
+    def rows(self) -> list[list[str]]:
+        return [line.split("\t") for line in self.lines]
+
+    @property
+    def facts(self) -> dict[str, str]:
+        return {row[0]: row[1] for row in self.rows if len(row) == 2}
+
+    @property
+    def text(self) -> str:
+        """What is to be read on a terminal."""
+        return _ESCAPE.sub("", self.out).replace("\r\n", "\n")
+
+
+class Command:
+    """Calls ``papyra``."""
+
+    def __init__(self, home: Path) -> None:
+        self.home = home
+        self.program = [sys.executable, "-m", "papyra.cli"]
+
+    def environment(self, env: Mapping[str, str]) -> dict[str, str]:
+        kept = {
+            name: value
+            for name, value in os.environ.items()
+            if not name.startswith(("PAPYRA_", "NO_COLOR", "FORCE_COLOR", "CLICOLOR"))
+        }
+        return (
+            kept
+            | {"XDG_CACHE_HOME": str(self.home / "cache"), "TERM": "xterm-256color"}
+            | dict(env)
+        )
+
+    def __call__(
+        self,
+        *arguments: object,
+        env: Mapping[str, str] | None = None,
+        cwd: Path | None = None,
+        **options: Any,
+    ) -> Done:
+        """Call it with its output piped, as another program does."""
+        done = subprocess.run(
+            [*self.program, *map(str, arguments)],
+            check=False,
+            capture_output=True,
+            text=True,
+            stdin=subprocess.DEVNULL,
+            timeout=PATIENCE,
+            env=self.environment(env or {}),
+            cwd=cwd or self.home,
+            **options,
+        )
+        return Done(done.returncode, done.stdout, done.stderr)
+
+    def start(self, *arguments: object, **options: Any) -> subprocess.Popen[str]:
+        """Start it, piped; whoever started it ends it."""
+        return subprocess.Popen(
+            [*self.program, *map(str, arguments)],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            stdin=subprocess.DEVNULL,
+            text=True,
+            env=self.environment(options.pop("env", {})),
+            cwd=self.home,
+            **options,
+        )
+
+    def terminal(
+        self,
+        *arguments: object,
+        columns: int = 100,
+        rows: int = 40,
+        env: Mapping[str, str] | None = None,
+    ) -> pexpect.spawn[str]:
+        """Start it on a terminal."""
+        return pexpect.spawn(
+            self.program[0],
+            [*self.program[1:], *map(str, arguments)],
+            dimensions=(rows, columns),
+            env=self.environment(env or {}),
+            cwd=str(self.home),
+            timeout=PATIENCE,
+            encoding="utf-8",
+        )
+
+    def on_terminal(
+        self,
+        *arguments: object,
+        columns: int = 100,
+        answers: Sequence[str] = (),
+        env: Mapping[str, str] | None = None,
+    ) -> Done:
+        """Call it on a terminal, and answer its questions."""
+        child = self.terminal(*arguments, columns=columns, env=env)
+        seen = []
+        for answer in answers:
+            child.expect(r"\[y/n\]")
+            seen.append(f"{child.before}{child.after}")
+            child.sendline(answer)
+        child.expect(pexpect.EOF)
+        seen.append(child.before or "")
+        child.close()
+        code = child.exitstatus if child.exitstatus is not None else -(child.signalstatus or 0)
+        return Done(code, "".join(seen))
+
+
+@pytest.fixture
+def papyra(tmp_path: Path) -> Command:
+    return Command(tmp_path)
+
+
+@dataclasses.dataclass(frozen=True)
+class Store:
+    """One that commands are called on."""
+
+    kind: str
+    #: what to call it on the command line
+    name: str
+    #: of files: what it is in
+    path: Path | None = None
+    server: RedisServer | None = None
+    #: of a store on a server: what its keys begin with
+    tag: str = ""
+
+    def backend(self) -> PersistenceBackend:
+        """Return what writes it."""
+        return backend_from_url(self.url)
+
+    @property
+    def url(self) -> str:
+        return self.name if self.path is None else f"{self.kind}:{self.path}"
+
+    def append(self, *records: Record) -> None:
+        """Write records, and close it."""
+
+        async def write() -> None:
+            async with self.backend() as backend:
+                for start in range(0, len(records), 5_000):
+                    await backend.append(*records[start : start + 5_000])
+
+        anyio.run(write)
+
+    @property
+    def file(self) -> Path:
+        """The file of its last records."""
+        assert self.path is not None
+        if self.path.is_dir():
+            return max(self.path.glob("*.ndjson"))
+        return self.path
+
+
+@pytest.fixture(scope="session")
+def redis_server() -> Iterator[RedisServer]:
+    with RedisServer(any_binary()) as server:
+        yield server
+
+
+def new_store(kind: str, directory: Path, server: RedisServer) -> Store:
+    name = uuid.uuid4().hex[:8]
+    match kind:
+        case "json":
+            path = directory / f"{name}.ndjson"
+            return Store(kind, str(path), path)
+        case "rotating":
+            path = directory / name
+            return Store(kind, f"{path}/", path)
+        case _:
+            url = f"redis://127.0.0.1:{server.port}/0?prefix=test&system_id={name}"
+            return Store(kind, url, server=server, tag=f"{{test:{name}}}")
+
+
+@pytest.fixture(params=["json", "rotating", "redis"])
+def store(request: pytest.FixtureRequest, tmp_path: Path, redis_server: RedisServer) -> Store:
+    """A store of each kind, with nothing in it yet; nor is it there yet."""
+    return new_store(request.param, tmp_path, redis_server)
+
+
+@pytest.fixture(params=["json", "rotating"])
+def file_store(request: pytest.FixtureRequest, tmp_path: Path, redis_server: RedisServer) -> Store:
+    """A store in files."""
+    return new_store(request.param, tmp_path, redis_server)
+
+
+def event(number: int, **changes: Any) -> PersistedEvent:
+    fields: dict[str, Any] = {
+        "system_id": "shop",
+        "actor_address": f"shop/{'ab'[number % 2]}",
+        "event_type": "Counted",
+        "payload": {"n": number},
+        "timestamp": T0 + number,
+    }
+    return PersistedEvent(**(fields | changes))
+
+
+def audit(number: int) -> PersistedAudit:
+    return PersistedAudit("shop", {"actors": number}, T0 + number)
+
+
+def dead_letter(number: int) -> PersistedDeadLetter:
+    return PersistedDeadLetter("shop", "shop/gone", "str", f"m{number}", False, T0 + number)
+
+
+def life(actor: str, start: float, *steps: tuple[str, dict[str, Any]]) -> list[PersistedEvent]:
+    """Return the events of an actor's life, ten seconds apart."""
+    return [
+        PersistedEvent("shop", actor, event_type, payload, start + 10 * number)
+        for number, (event_type, payload) in enumerate(steps)
+    ]
