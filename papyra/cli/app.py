@@ -6,12 +6,14 @@ something to draw, so that looking at a store takes half the time.
 
 from __future__ import annotations
 
+import importlib
+import inspect
 import logging
 import os
 import sys
 from collections.abc import Sequence
 
-from cyclopts import App, CycloptsError, Parameter
+from cyclopts import App, CycloptsError, Group, Parameter
 
 from papyra.cli._errors import (
     FAILED,
@@ -46,20 +48,30 @@ Exit codes: 0 success, 1 failure, 2 wrong use, 3 anomalies found, 4 anomalies le
 #: Each command, the module that has it, and the first line of its help.
 COMMANDS = {
     "inspect": ("inspect", "Say what a store is, how much is in it, and how it is."),
-    "events": ("listing", "List events."),
-    "audits": ("listing", "List audits."),
-    "dead-letters": ("listing", "List messages that reached nobody."),
+    "events": ("listing", "List events, the oldest first."),
+    "audits": ("listing", "List audits, the oldest first."),
+    "dead-letters": ("listing", "List messages that reached nobody, the oldest first."),
     "timeline": ("timeline", "Show the lives of the actors, one lane each."),
+    "metrics": ("metrics", "Show what a store holds, and what its system has counted."),
+    "top": ("top", "Watch a store live."),
     "scan": ("checking", "Find everything that is wrong with a store."),
+    "doctor": ("checking", "Make the check that a system makes when it starts."),
     "recover": ("checking", "Mend what a scan finds, keeping all that can be read."),
     "compact": ("compact", "Remove what is too old, or too much."),
-    "doctor": ("checking", "Make the check that a system makes when it starts."),
     "copy": ("copy", "Copy the records of one store to another."),
-    "metrics": ("metrics", "Show counters."),
-    "top": ("top", "Watch a store live."),
     "bench": ("bench", "Measure what this machine does with a store."),
     "completion": ("completion", "Print what makes a shell complete these commands."),
 }
+
+#: What they are for, in the order of the help.
+_GROUPS = {
+    "Look": ("inspect", "events", "audits", "dead-letters", "timeline", "metrics", "top"),
+    "Check and mend": ("scan", "doctor", "recover"),
+    "Change and move": ("compact", "copy"),
+    "Other": ("bench", "completion"),
+}
+#: What a command takes, if that is not one store.
+_TAKES = {"copy": "SOURCE TARGET", "bench": "[STORE...]", "completion": "bash|zsh|fish"}
 
 
 def _version() -> str:
@@ -82,14 +94,31 @@ def make_app(called: str | None = None) -> App:
         version_flags="--version",
         default_parameter=Parameter(negative="", show_default=False),
     )
-    for name, (module, first_line) in COMMANDS.items():
-        function = name.replace("-", "_")
-        app.command(
-            f"papyra.cli.{module}:{function}",
-            name=name,
-            help=None if name == called else first_line,
-        )
+    app["--help"].group = app["--version"].group = Group("Options", sort_key=len(_GROUPS))
+    for position, (title, names) in enumerate(_GROUPS.items()):
+        group = Group(title, sort_key=position)
+        for name in names:
+            module, first_line = COMMANDS[name]
+            place, function = f"papyra.cli.{module}", name.replace("-", "_")
+            app.command(
+                f"{place}:{function}",
+                name=name,
+                help=_whole_help(place, function) if name == called else first_line,
+                usage=f"Usage: papyra {name} {_TAKES.get(name, '[STORE]')} [OPTIONS]",
+                group=group,
+                sort_key=names.index(name),
+            )
     return app
+
+
+def _whole_help(place: str, function: str) -> str:
+    """Return the docstring of a command without its parameters, a line for each paragraph."""
+    text = inspect.getdoc(getattr(importlib.import_module(place), function)) or ""
+    paragraphs = text.partition("\n\nParameters\n")[0].split("\n\n")
+    return "\n\n".join(
+        paragraph if paragraph.startswith("Examples:") else paragraph.replace("\n", " ")
+        for paragraph in paragraphs
+    )
 
 
 def run(arguments: Sequence[str]) -> int:

@@ -57,11 +57,11 @@ _TITLES = {
 
 
 def bench(*stores: str, records: int = 20_000, as_json: AsJson = False) -> None:
-    """Measure what this machine does with a store: appends, reads and a scan, a second.
+    """Measure what this machine does with a store.
 
-    A new store is made for that beside each STORE (in its directory, or on its server), and removed
-    afterwards; what is in STORE is not touched. Without one, memory and files in the directory for
-    temporary ones are measured.
+    Appends told and asked, reads, and a scan. A new store is made for that beside each STORE (in
+    its directory, or on its server), and removed afterwards; what is in STORE is not touched.
+    Without one, memory and files in the directory for temporary ones are measured.
 
     Examples
     --------

@@ -73,9 +73,10 @@ Mode = Literal["repair", "quarantine"]
 
 
 def scan(store: StoreName = None, /, *, as_json: AsJson = False) -> int:
-    """Find everything that is wrong with a store: what it is, where, and what it means.
+    """Find everything that is wrong with a store.
 
-    It reads every byte, and changes nothing. Exits with 3 if it has found something.
+    It says what it is, where, and what it means. It reads every byte, and changes nothing. Exits
+    with 3 if it has found something.
 
     Examples:
       papyra scan ./journal/
@@ -263,9 +264,9 @@ def doctor(
     ] = "fail_on_anomaly",
     as_json: AsJson = False,
 ) -> int:
-    """Make the check that a system makes when it starts, without any actors.
+    """Make the check that a system makes when it starts.
 
-    For init containers and CI. A torn end, as a crash leaves it, is cut off, and the modes do what
+    Without any actors: for init containers and CI. A torn end, as a crash leaves it, is cut off, and the modes do what
     PersistenceStartupConfig says. Exits with 3 if a system would not start, with 4 if not even
     after a recovery.
 

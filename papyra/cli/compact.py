@@ -27,9 +27,10 @@ def compact(
     yes: Yes = False,
     as_json: AsJson = False,
 ) -> None:
-    """Remove what is too old, or too much. Each limit is for each kind of record by itself.
+    """Remove what is too old, or too much.
 
-    Without a limit, those of the settings hold. It shows what would be left, asks, and does it.
+    Each limit is for each kind of record by itself; without any, those of the settings hold. It
+    shows what would be left, asks, and does it.
 
     Examples
     --------

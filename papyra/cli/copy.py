@@ -35,11 +35,12 @@ def copy(
     *,
     as_json: AsJson = False,
 ) -> int:
-    """Copy the records of one store to another, with the positions that they have.
+    """Copy the records of one store to another.
 
-    TARGET is empty, is not there yet, or holds a beginning of SOURCE: a copy that was interrupted
-    goes on when it is called again. In the end each record is read back and compared. What is
-    appended to SOURCE meanwhile waits for the next call. Exits with 3 if SOURCE is damaged.
+    They keep the positions that they have. TARGET is empty, is not there yet, or holds a beginning
+    of SOURCE: a copy that was interrupted goes on when it is called again. In the end each record
+    is read back and compared. What is appended to SOURCE meanwhile waits for the next call. Exits
+    with 3 if SOURCE is damaged.
 
     Examples:
       papyra copy events.ndjson ./journal/

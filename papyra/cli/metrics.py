@@ -36,7 +36,7 @@ def metrics(
     ] = "table",
     as_json: AsJson = False,
 ) -> None:
-    """Show counters: what the store holds now, and what its system has counted.
+    """Show what a store holds, and what its system has counted.
 
     A system keeps its counters in memory, and writes them down with each audit: these are those of
     the newest one.

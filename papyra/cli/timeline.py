@@ -64,7 +64,9 @@ def timeline(
     html: Path | None = None,
     as_json: AsJson = False,
 ) -> None:
-    """Show the lives of the actors, one lane each: started, crashed, restarted, stopped.
+    """Show the lives of the actors, one lane each.
+
+    When they started, crashed, were restarted and stopped, and what came when they were no more.
 
     Examples
     --------

@@ -43,9 +43,9 @@ def top(
     count: Annotated[int | None, Parameter(name=("--count", "-n"))] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Watch a store live: rates, the newest events, crashes and dead letters.
+    """Watch a store live.
 
-    Ends with q or Ctrl-C. Elsewhere than on a terminal, it prints a line for each look.
+    Rates, the newest events, crashes and dead letters. Ends with q or Ctrl-C. Elsewhere than on a terminal, it prints a line for each look.
 
     Examples
     --------

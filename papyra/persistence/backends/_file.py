@@ -103,12 +103,12 @@ class JournalFile:
 
     # Opening and closing
 
-    def open(self) -> None:
+    def open(self, advance: Advance | None = None) -> None:
         """Open the file, making it if there is none, and read it through."""
         if self._fd is None:
             self._open()
         try:
-            self._read_through()
+            self._read_through(advance)
         except BaseException:
             with contextlib.suppress(OSError):
                 self.close()
@@ -132,13 +132,13 @@ class JournalFile:
                     disk.remove(self.path)
                 raise
 
-    def _read_through(self) -> None:
+    def _read_through(self, advance: Advance | None = None) -> None:
         before = self._signature()
         self._index, self.end, self.damaged = SparseIndex(), 0, False
         self._unindexed, self._unindexed_records = [], 0
         found = ScanResult(tail_seq=self.base, last_seq=self.base)
         known_end = self._remember(found)
-        self._read_on(found)
+        self._read_on(found, advance)
         self._keep_in_mind(known_end)
         self._clean = self.end == self.disk.stat(self.fd).st_size
         self._trusted, self._sync_failed, self._synced_end = True, False, self.end
@@ -166,9 +166,9 @@ class JournalFile:
                 damaged=self.damaged,
             )
 
-    def _read_on(self, found: ScanResult) -> None:
+    def _read_on(self, found: ScanResult, advance: Advance | None = None) -> None:
         index = self.index
-        for part in self.walk(found, start=self.end):
+        for part in self.walk(found, advance, self.end):
             match part:
                 case Run(offset, first_seq, records, lengths):
                     index.extend(offset, first_seq, records, lengths)

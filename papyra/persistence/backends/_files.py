@@ -82,6 +82,8 @@ class FilePersistence(PersistenceBackend):
         self._lock = journal.lock()
         self._fsync: Fsync = fsync
         self._closing: threading.Event | None = None
+        #: is told how far opening is; see `reader`
+        self._opening: ReportProgress | None = None
 
     @property
     def _common(self) -> dict[str, Any]:
@@ -150,7 +152,7 @@ class FilePersistence(PersistenceBackend):
 
     def _open_journal(self) -> None:
         if self._journal.read_only:
-            self._journal.open()
+            self._open_to_read()
             return
         self._journal.prepare()
         self._lock.acquire()
@@ -169,6 +171,15 @@ class FilePersistence(PersistenceBackend):
                 daemon=True,
             )
             syncing.start()
+
+    def _open_to_read(self) -> None:
+        path = self._journal.path
+        if self._opening is None or not path.is_file():
+            self._journal.open()
+            return
+        advance = _Advance(self._opening, path.stat().st_size)
+        self._journal.open(advance)
+        advance.finish()
 
     def _close_journal(self) -> None:
         try:
@@ -302,15 +313,9 @@ class FilePersistence(PersistenceBackend):
         return self._look(lambda: self._scan_and_tell(report))
 
     def _scan_and_tell(self, tell: ReportProgress) -> ScanResult:
-        done, total = 0, self._journal.size()
-
-        def advance(length: int) -> None:
-            nonlocal done
-            done += length
-            tell(ScanProgress(done, max(done, total)))
-
+        advance = _Advance(tell, self._journal.size())
         found = self._journal.scan(advance)
-        tell(ScanProgress(max(done, total), max(done, total)))
+        advance.finish()
         return found
 
     def _recover_journal(self, config: PersistenceRecoveryConfig) -> PersistenceRecoveryReport:
@@ -347,3 +352,20 @@ class FilePersistence(PersistenceBackend):
 
     def _report(self, found: ScanResult) -> PersistenceScanReport:
         return PersistenceScanReport(self.name, found.records, found.bytes, tuple(found.anomalies))
+
+
+class _Advance:
+    """Tells how far a reading is, of so many bytes."""
+
+    def __init__(self, tell: ReportProgress, total: int) -> None:
+        self._tell = tell
+        self._done, self._total = 0, total
+
+    def __call__(self, length: int) -> None:
+        self._done += length
+        self._total = max(self._done, self._total)
+        self._tell(ScanProgress(self._done, self._total))
+
+    def finish(self) -> None:
+        """Tell that everything is read that there is."""
+        self(self._total - self._done)

@@ -53,7 +53,7 @@ class Journal(Protocol):
         """Make what the lock needs."""
         ...
 
-    def open(self) -> None:
+    def open(self, advance: Advance | None = None) -> None:
         """Open it, making it if it is not there."""
         ...
 
@@ -141,10 +141,10 @@ class OneFile:
     def prepare(self) -> None:
         """Make nothing: the lock is beside the file."""
 
-    def open(self) -> None:
+    def open(self, advance: Advance | None = None) -> None:
         """Open the file, making it if there is none, and read it through."""
         self._file = self._new_file()
-        self._file.open()
+        self._file.open(advance)
 
     def refresh(self) -> None:
         """Take in what another process has written since."""

@@ -75,11 +75,11 @@ class Segment(JournalFile):
             self._about = None
         return self._about
 
-    def _read_through(self) -> None:
+    def _read_through(self, advance: Advance | None = None) -> None:
         about = self._known()
         self._index = None if about is None else about.index(self.disk)
         if about is None or self._index is None:
-            super()._read_through()
+            super()._read_through(advance)
             self.write_down()
         elif self.through is not None:
             self.end = self._synced_end = about.size
@@ -156,7 +156,7 @@ class Segments:
         if self.disk.make_directory(self.path):
             self.disk.sync_directory(self.path.parent)
 
-    def open(self) -> None:
+    def open(self, advance: Advance | None = None) -> None:
         """Look what there is, finish what was begun, and open the last segment."""
         self._leftovers, self._loaded = [], []
         self._segments = self._found_segments()
@@ -168,7 +168,7 @@ class Segments:
                 self._segments.append(self._segment(0))
         if self._segments:
             last = self._segments[-1]
-            last.open()
+            last.open(advance)
             self._records_in_last = last.index.records
             self._end_is_missing = last.sidecar.exists()
 

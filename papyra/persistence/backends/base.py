@@ -52,6 +52,7 @@ from papyra.persistence.reports import (
     PersistenceRecoveryConfig,
     PersistenceRecoveryReport,
     PersistenceScanReport,
+    ReportProgress,
     StoreSummary,
 )
 from papyra.persistence.retention import RetentionPolicy
@@ -155,13 +156,16 @@ class PersistenceBackend(PersistenceVerbs, PersistenceMetricsMixin, abc.ABC):
         """The `seq` of the last record that was stored; 0 before the store was opened."""
         return self._last_seq
 
-    def reader(self, *, index_directory: Path | None = None) -> PersistenceBackend:
+    def reader(
+        self, *, index_directory: Path | None = None, opening: ReportProgress | None = None
+    ) -> PersistenceBackend:
         """Return a backend that looks at the same store and changes nothing; it may be this one.
 
-        Where a store has one writer, looking at it needs no leave of that. What opening has to find
-        out is kept in `index_directory`, if there is one, for the next reader.
+        Where a store has one writer, looking at it needs no leave of that. Where opening has to
+        read much, `opening` is told how far that is, and what it has found out is kept in
+        `index_directory`, if there is one, for the next reader.
         """
-        del index_directory  # for stores of which much has to be read
+        del index_directory, opening
         return self
 
     async def perform(self, request: Request[ReplyT]) -> ReplyT:

@@ -10,6 +10,7 @@ from typing import ClassVar
 
 from papyra.persistence.backends._files import FilePersistence, Fsync
 from papyra.persistence.backends._journal import OneFile
+from papyra.persistence.reports import ReportProgress
 from papyra.persistence.retention import RetentionPolicy
 
 __all__ = ("JsonFilePersistence",)
@@ -64,8 +65,12 @@ class JsonFilePersistence(FilePersistence):
         """The file."""
         return self._journal.path
 
-    def reader(self, *, index_directory: Path | None = None) -> JsonFilePersistence:
+    def reader(
+        self, *, index_directory: Path | None = None, opening: ReportProgress | None = None
+    ) -> JsonFilePersistence:
         """Return a backend that reads the same file, with `read_only`."""
-        return JsonFilePersistence(
+        reader = JsonFilePersistence(
             self.path, read_only=True, index_directory=index_directory, **self._common
         )
+        reader._opening = opening
+        return reader

@@ -43,6 +43,7 @@ from papyra.persistence.reports import (
     PersistenceRecoveryConfig,
     PersistenceRecoveryReport,
     PersistenceScanReport,
+    ReportProgress,
     ScanProgress,
     StoreSummary,
 )
@@ -113,9 +114,11 @@ class RedisStreamsPersistence(PersistenceBackend):
     def __repr__(self) -> str:
         return f"RedisStreamsPersistence({self.config!r})"
 
-    def reader(self, *, index_directory: Path | None = None) -> RedisStreamsPersistence:
+    def reader(
+        self, *, index_directory: Path | None = None, opening: ReportProgress | None = None
+    ) -> RedisStreamsPersistence:
         """Return a backend that reads the same streams, with `read_only`."""
-        del index_directory  # nothing has to be found out
+        del index_directory, opening  # nothing has to be found out
         return RedisStreamsPersistence(
             msgspec.structs.replace(self.config, read_only=True),
             retention_policy=self._retention,

@@ -12,6 +12,7 @@ from typing import ClassVar
 from papyra.exceptions import InvalidPolicy
 from papyra.persistence.backends._files import FilePersistence, Fsync
 from papyra.persistence.backends._segments import SegmentLimits, Segments
+from papyra.persistence.reports import ReportProgress
 from papyra.persistence.retention import RetentionPolicy
 
 __all__ = ("RotatingFilePersistence",)
@@ -79,8 +80,12 @@ class RotatingFilePersistence(FilePersistence):
         """The directory."""
         return self._journal.path
 
-    def reader(self, *, index_directory: Path | None = None) -> RotatingFilePersistence:
+    def reader(
+        self, *, index_directory: Path | None = None, opening: ReportProgress | None = None
+    ) -> RotatingFilePersistence:
         """Return a backend that reads the same files, with `read_only`."""
-        return RotatingFilePersistence(
+        reader = RotatingFilePersistence(
             self.directory, read_only=True, index_directory=index_directory, **self._common
         )
+        reader._opening = opening
+        return reader
