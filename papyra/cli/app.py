@@ -74,6 +74,10 @@ _GROUPS = {
 _TAKES = {"copy": "SOURCE TARGET", "bench": "[STORE...]", "completion": "bash|zsh|fish"}
 
 
+#: How a docstring begins its examples.
+_EXAMPLES = "Examples\n--------\n"
+
+
 def _version() -> str:
     from importlib.metadata import version  # noqa: PLC0415 - it takes its time
 
@@ -116,7 +120,9 @@ def _whole_help(place: str, function: str) -> str:
     text = inspect.getdoc(getattr(importlib.import_module(place), function)) or ""
     paragraphs = text.partition("\n\nParameters\n")[0].split("\n\n")
     return "\n\n".join(
-        paragraph if paragraph.startswith("Examples:") else paragraph.replace("\n", " ")
+        paragraph.replace(_EXAMPLES, "Examples:\n")
+        if paragraph.startswith(_EXAMPLES)
+        else paragraph.replace("\n", " ")
         for paragraph in paragraphs
     )
 

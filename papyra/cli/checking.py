@@ -78,7 +78,8 @@ def scan(store: StoreName = None, /, *, as_json: AsJson = False) -> int:
     It says what it is, where, and what it means. It reads every byte, and changes nothing. Exits
     with 3 if it has found something.
 
-    Examples:
+    Examples
+    --------
       papyra scan ./journal/
       papyra scan events.ndjson --json | jq '.anomalies[].line'
 
@@ -266,9 +267,9 @@ def doctor(
 ) -> int:
     """Make the check that a system makes when it starts.
 
-    Without any actors: for init containers and CI. A torn end, as a crash leaves it, is cut off, and the modes do what
-    PersistenceStartupConfig says. Exits with 3 if a system would not start, with 4 if not even
-    after a recovery.
+    Without any actors: for init containers and CI. A torn end, as a crash leaves it, is cut off,
+    and the modes do what PersistenceStartupConfig says. Exits with 3 if a system would not start,
+    with 4 if not even after a recovery.
 
     Examples
     --------

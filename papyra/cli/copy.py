@@ -42,7 +42,8 @@ def copy(
     is read back and compared. What is appended to SOURCE meanwhile waits for the next call. Exits
     with 3 if SOURCE is damaged.
 
-    Examples:
+    Examples
+    --------
       papyra copy events.ndjson ./journal/
       papyra copy ./journal/ redis://localhost/0?system_id=shop
 

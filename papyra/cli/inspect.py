@@ -39,7 +39,8 @@ def inspect(store: StoreName = None, /, *, as_json: AsJson = False) -> None:
     It does not look at every record: what is said of its health is what is known without that.
     `papyra scan` looks at everything.
 
-    Examples:
+    Examples
+    --------
       papyra inspect events.ndjson
       papyra inspect redis://localhost/0?system_id=shop
       papyra inspect --json | jq .records

@@ -105,7 +105,8 @@ def audits(
 ) -> None:
     """List audits, the oldest first.
 
-    Examples:
+    Examples
+    --------
       papyra audits events.ndjson --limit 1
       papyra audits --since 2h --json | jq .payload.messages_waiting
 

@@ -45,7 +45,8 @@ def top(
 ) -> None:
     """Watch a store live.
 
-    Rates, the newest events, crashes and dead letters. Ends with q or Ctrl-C. Elsewhere than on a terminal, it prints a line for each look.
+    Rates, the newest events, crashes and dead letters. Ends with q or Ctrl-C. Elsewhere than on a
+    terminal, it prints a line for each look.
 
     Examples
     --------
