@@ -74,10 +74,6 @@ _GROUPS = {
 _TAKES = {"copy": "SOURCE TARGET", "bench": "[STORE...]", "completion": "bash|zsh|fish"}
 
 
-#: How a docstring begins its examples.
-_EXAMPLES = "Examples\n--------\n"
-
-
 def _version() -> str:
     from importlib.metadata import version  # noqa: PLC0415 - it takes its time
 
@@ -107,7 +103,7 @@ def make_app(called: str | None = None) -> App:
             app.command(
                 f"{place}:{function}",
                 name=name,
-                help=_whole_help(place, function) if name == called else first_line,
+                **(_help_of(place, function) if name == called else {"help": first_line}),
                 usage=f"Usage: papyra {name} {_TAKES.get(name, '[STORE]')} [OPTIONS]",
                 group=group,
                 sort_key=names.index(name),
@@ -115,16 +111,18 @@ def make_app(called: str | None = None) -> App:
     return app
 
 
-def _whole_help(place: str, function: str) -> str:
-    """Return the docstring of a command without its parameters, a line for each paragraph."""
+def _help_of(place: str, function: str) -> dict[str, str]:
+    """Return what the docstring of a command says, but for its parameters; a line a paragraph.
+
+    Its examples go to the end, where they are looked for.
+    """
     text = inspect.getdoc(getattr(importlib.import_module(place), function)) or ""
-    paragraphs = text.partition("\n\nParameters\n")[0].split("\n\n")
-    return "\n\n".join(
-        paragraph.replace(_EXAMPLES, "Examples:\n")
-        if paragraph.startswith(_EXAMPLES)
-        else paragraph.replace("\n", " ")
-        for paragraph in paragraphs
-    )
+    said, _, rest = text.partition("\n\nExamples\n--------\n")
+    examples = rest.partition("\n\nParameters\n")[0]
+    return {
+        "help": "\n\n".join(part.replace("\n", " ") for part in said.split("\n\n")),
+        "help_epilogue": f"Examples:\n{examples}\n\n{NOTES}",
+    }
 
 
 def run(arguments: Sequence[str]) -> int:
