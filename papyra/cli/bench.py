@@ -66,7 +66,7 @@ def bench(*stores: str, records: int = 20_000, as_json: AsJson = False) -> None:
     Examples
     --------
       papyra bench
-      papyra bench /var/lib/app/journal/ redis://localhost/0 --records 100000
+      papyra bench /var/lib/app/journal/ 'redis://localhost/0' --records 100000
 
     Parameters
     ----------

@@ -274,7 +274,7 @@ def doctor(
     Examples
     --------
       papyra doctor ./journal/
-      papyra doctor redis://redis/0?system_id=shop --mode recover
+      papyra doctor 'redis://redis/0?system_id=shop' --mode recover
 
     Parameters
     ----------

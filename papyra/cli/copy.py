@@ -45,7 +45,7 @@ def copy(
     Examples
     --------
       papyra copy events.ndjson ./journal/
-      papyra copy ./journal/ redis://localhost/0?system_id=shop
+      papyra copy ./journal/ 'redis://localhost/0?system_id=shop'
 
     """
     try:

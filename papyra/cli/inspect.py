@@ -42,7 +42,7 @@ def inspect(store: StoreName = None, /, *, as_json: AsJson = False) -> None:
     Examples
     --------
       papyra inspect events.ndjson
-      papyra inspect redis://localhost/0?system_id=shop
+      papyra inspect 'redis://localhost/0?system_id=shop'
       papyra inspect --json | jq .records
 
     """

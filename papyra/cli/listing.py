@@ -127,7 +127,7 @@ def dead_letters(
     Examples
     --------
       papyra dead-letters ./journal/ --since 1d
-      papyra dead-letters redis://localhost/0?system_id=shop --actor shop/desk --follow
+      papyra dead-letters 'redis://localhost/0?system_id=shop' --actor shop/desk --follow
 
     Parameters
     ----------

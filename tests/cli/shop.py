@@ -1,0 +1,60 @@
+"""The store that the README shows: six hours of a shop, the same each time."""
+
+from __future__ import annotations
+
+import logging
+import random
+from pathlib import Path
+from typing import Any
+
+from papyra import Actor, ActorSystem, OneForOne
+from papyra.persistence import Record
+from papyra.persistence.backends.json import JsonFilePersistence
+from papyra.persistence.backends.memory import InMemoryPersistence
+from papyra.testing import ManualClock
+
+__all__ = ("open_the_shop",)
+
+#: 2026-01-01T09:00:00Z
+OPENED_AT = 1_767_258_000.0
+PLACES = ("till", "kitchen", "printer", "stock", "door")
+
+
+class Place(Actor):
+    """Keeps what it is told; a paper jam is too much for it."""
+
+    async def receive(self, message: Any) -> None:
+        if message == "jam":
+            raise ValueError("paper jam")
+        await self.context.persist(("OrderPlaced", {"item": message}))
+
+
+async def open_the_shop(path: Path) -> None:
+    """Run the shop for a day, in memory; then write its facts to the file at `path`."""
+    chance, clock = random.Random(7), ManualClock(OPENED_AT)
+    facts = InMemoryPersistence()
+    logging.disable(logging.ERROR)
+    try:
+        async with ActorSystem(
+            "shop",
+            persistence=facts,
+            clock=clock,
+            audit_interval=3600,
+            supervision=OneForOne(backoff=900, max_backoff=900),
+        ) as system:
+            places = {}
+            for name in PLACES:
+                places[name] = system.spawn(Place, name=name)
+                await clock.advance(180)
+            for number in range(200):
+                name = chance.choice(PLACES)
+                jams = name == "printer" and chance.random() < 0.12
+                await places[name].tell("jam" if jams else chance.choice(("tea", "coffee", "cake")))
+                await clock.advance(chance.expovariate(1 / 100))
+                if number == 130:
+                    await places["stock"].stop()
+    finally:
+        logging.disable(logging.NOTSET)
+    records: list[Record] = [*facts.events, *facts.audits, *facts.dead_letters]
+    async with JsonFilePersistence(path, fsync="no") as file:
+        await file.restore(*sorted(records, key=lambda record: record.seq or 0))

@@ -1,0 +1,62 @@
+"""What the README shows of the command is what it prints."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from pathlib import Path
+
+import anyio
+import pytest
+
+from tests.cli.conftest import Command
+from tests.cli.shop import open_the_shop
+from tests.test_readme import README
+
+SESSIONS = re.findall(r"^```console\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
+#: Each command, and what it is said to print.
+CALLS = [
+    (command, printed)
+    for session in SESSIONS
+    for command, printed in re.findall(r"^\$ (.*)\n((?:(?!\$ ).*\n)*)", session, re.MULTILINE)
+]
+
+
+def plain(text: str) -> list[str]:
+    """Return lines without what no run has in common with another."""
+    text = re.sub(r"\d+\w+ \d+\w+ ago", "some time ago", text)
+    text = re.sub(r"[\d,]+ a second", "so many a second", text)
+    text = re.sub(r"(some time ago.*?) *\r?\n {6,}", r"\1 ", text)  # which may need another line
+    return [line.rstrip() for line in text.splitlines()]
+
+
+@pytest.fixture
+def shop(papyra: Command) -> Command:
+    anyio.run(open_the_shop, papyra.home / "events.ndjson")
+    return papyra
+
+
+def spoil(path: Path) -> None:
+    """Do what the README says: change a byte, lose a line, and end in the middle of another."""
+    lines = path.read_text().splitlines(keepends=True)
+    lines[39] = lines[39].replace("coffee", "toffee")
+    del lines[89]
+    path.write_text("".join(lines)[:-20])
+
+
+def test_every_command_prints_what_the_readme_shows(shop: Command) -> None:
+    assert len(CALLS) >= 7
+    for line, printed in CALLS:
+        program, *arguments = shlex.split(line)
+        if program != "papyra":
+            spoil(shop.home / "events.ndjson")
+            continue
+        done = shop.on_terminal(*arguments, columns=80)
+        assert plain(done.text) == plain(printed), line
+
+
+def test_every_command_is_in_the_readme() -> None:
+    from papyra.cli.app import COMMANDS  # noqa: PLC0415
+
+    for name in COMMANDS:
+        assert re.search(rf"`(papyra )?{name}\b", README), name
