@@ -162,6 +162,10 @@ def _fail(text: str, code: int) -> int:
 
 def _set_up_output() -> None:
     logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING)
-    for stream in (sys.stdout, sys.stderr):
-        # A terminal that can't show a character shows its number.
-        stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:  # closed by whoever has called
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115
+        else:
+            # A terminal that can't show a character shows its number.
+            stream.reconfigure(errors="backslashreplace")

@@ -25,7 +25,7 @@ _INTERVALS = 48
 _NEWEST = 5
 _BARS = "▁▂▃▄▅▆▇█"
 
-_PLURALS: dict[Kind, str] = {"event": "events", "audit": "audits", "dead_letter": "dead letters"}
+_NAMES: dict[Kind, str] = {"event": "event", "audit": "audit", "dead_letter": "dead letter"}
 _BACKENDS = {
     "json": "JSON file",
     "rotating": "rotating files",
@@ -83,7 +83,7 @@ def _facts(
 ) -> list[tuple[str, str]]:
     now = time.time()
     size = "" if summary.stored_bytes is None else f"{said_bytes(summary.stored_bytes)}, of which "
-    kinds = ", ".join(f"{summary.records[kind]:,} {_PLURALS[kind]}" for kind in KINDS)
+    kinds = ", ".join(_counted(summary.records[kind], _NAMES[kind]) for kind in KINDS)
     facts = [
         ("store", summary.location),
         ("backend", _BACKENDS.get(summary.backend, summary.backend) + _parts(summary)),
@@ -100,7 +100,7 @@ def _facts(
         ]
     facts += [
         ("retention", _said_retention(backend.retention)),
-        ("writer", summary.writer or "nobody, as far as can be told"),
+        ("writer", _said_writer(summary)),
         ("health", _health(summary)),
     ]
     if audits and isinstance(audits[0], PersistedAudit):
@@ -111,7 +111,11 @@ def _facts(
 def _parts(summary: StoreSummary) -> str:
     if summary.segments is None:
         return ""
-    return f", {summary.segments} segment{'' if summary.segments == 1 else 's'}"
+    return f", {_counted(summary.segments, 'segment')}"
+
+
+def _counted(count: int, what: str) -> str:
+    return f"{count:,} {what}{'' if count == 1 else 's'}"
 
 
 def _rate(summary: StoreSummary) -> float | None:
@@ -139,6 +143,13 @@ def _said_retention(policy: RetentionPolicy) -> str:
     if policy.max_total_bytes is not None:
         limits.append(f"{said_bytes(policy.max_total_bytes)} of a kind")
     return f"at most {', '.join(limits)}" if limits else "none is set here: everything is shown"
+
+
+def _said_writer(summary: StoreSummary) -> str:
+    if summary.writer is None:
+        return "nobody, as far as can be told"
+    # A server knows who has become its writer, and not whether that is still there.
+    return f"{summary.writer}, the latest" if summary.backend == "redis" else summary.writer
 
 
 def _health(summary: StoreSummary) -> str:

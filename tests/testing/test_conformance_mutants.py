@@ -602,7 +602,7 @@ class CompactsByItsOwnPolicy(Shelf):
 
 @breaks("test_a_reader_sees_what_is_written_and_changes_nothing")
 class HasAReaderThatWrites(Shelf):
-    def reader(self, *, index_directory: Any = None) -> PersistenceBackend:
+    def reader(self, *, index_directory: Any = None, opening: Any = None) -> PersistenceBackend:
         return Shelf(self.disk)
 
 
