@@ -139,7 +139,7 @@ def run(arguments: Sequence[str]) -> int:
     except (CycloptsError, WrongUse, SettingsError) as error:
         return _fail(said_error(error), WRONG_USE)
     except NothingToDo as nothing:
-        sys.stdout.write(f"{nothing}\n")
+        _say_nothing_to_do(str(nothing), as_json="--json" in arguments)
         return SUCCEEDED
     except BrokenPipeError:
         # Whoever reads has seen enough. Python would complain when it flushes at the end.
@@ -151,6 +151,15 @@ def run(arguments: Sequence[str]) -> int:
     except (CommandFailed, PapyraError, OSError) as error:
         return _fail(said_error(error), FAILED)
     return code if isinstance(code, int) else SUCCEEDED
+
+
+def _say_nothing_to_do(text: str, *, as_json: bool) -> None:
+    from papyra.cli._output import show_json  # noqa: PLC0415 - it is seldom needed
+
+    if as_json:
+        show_json({"supported": False, "detail": text})
+    else:
+        sys.stdout.write(f"{text}\n")
 
 
 def _fail(text: str, code: int) -> int:

@@ -58,7 +58,7 @@ def copy(
 async def _copy(source: str, target: str, as_json: bool) -> int:
     async with reading(source, "copying") as origin:
         destination = backend_at(target)
-        require_durable(destination, "copying to what is")
+        require_durable(destination, "copying")
         if name_of(origin) == name_of(destination) or _same_place(origin, destination):
             raise WrongUse("SOURCE and TARGET are the same store")
         with progress("checking the source", in_bytes=place_of(origin) is not None) as advance:

@@ -21,6 +21,7 @@ from papyra import Actor, ActorSystem
 from papyra.persistence import PersistedEvent, PersistenceActor
 from papyra.persistence.backends.memory import InMemoryPersistence
 from papyra.testing import CheckedSystem, PersistenceProbe
+from tests.benchmarks.command import COMMAND_ROWS
 from tests.benchmarks.files import FILE_ROWS
 from tests.benchmarks.redis import REDIS_ROWS
 from tests.benchmarks.table import Loop, Options, Result, Row, compare
@@ -349,6 +350,7 @@ ROWS = [
     Row("resident bytes a record, less 32", "encoded bytes", 1.25, True, resident),
     *FILE_ROWS,
     *REDIS_ROWS,
+    *COMMAND_ROWS,
     Row("a typical test, in CPU time", "the same with pykka", 0.5, False, typical_test),
     Row(
         "all flights, one actor per aircraft", "a bare append loop", 0.15, False, all_flights, True
