@@ -79,13 +79,7 @@ def place_of(backend: PersistenceBackend) -> Path | None:
 
 def name_of(backend: PersistenceBackend) -> str:
     """Return what to call a store, without any secrets."""
-    place = place_of(backend)
-    if place is not None:
-        return str(place)
-    config = getattr(backend, "config", None)
-    if config is not None:
-        return f"{config.location} {config.keys.tag}"
-    return "memory:" if not backend.capabilities.durable else type(backend).__name__
+    return backend.location or ("" if backend.capabilities.durable else "memory:") or repr(backend)
 
 
 def exists(backend: PersistenceBackend) -> bool:

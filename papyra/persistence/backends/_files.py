@@ -86,6 +86,11 @@ class FilePersistence(PersistenceBackend):
         self._opening: ReportProgress | None = None
 
     @property
+    def location(self) -> str:
+        """The path of the file, or of the directory."""
+        return str(self._journal.path)
+
+    @property
     def _common(self) -> dict[str, Any]:
         """The arguments that a reader of the same journal shares."""
         return {
@@ -254,7 +259,7 @@ class FilePersistence(PersistenceBackend):
         is_empty = oldest > newest
         return StoreSummary(
             backend=self.name,
-            location=str(journal.path),
+            location=self.location,
             last_seq=journal.last_seq,
             records={kind: sum(each.counts[kind] for each in totals) for kind in KINDS},
             record_bytes={kind: sum(each.sizes[kind] for each in totals) for kind in KINDS},

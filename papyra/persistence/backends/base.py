@@ -152,6 +152,11 @@ class PersistenceBackend(PersistenceVerbs, PersistenceMetricsMixin, abc.ABC):
         return self._retention
 
     @property
+    def location(self) -> str:
+        """Where the records are: a path, or a URL without its secrets; empty if that is nowhere."""
+        return ""
+
+    @property
     def last_seq(self) -> int:
         """The `seq` of the last record that was stored; 0 before the store was opened."""
         return self._last_seq

@@ -111,6 +111,11 @@ class RedisStreamsPersistence(PersistenceBackend):
         self._groups = Groups(self._link, self._reader)
         self._session = Session(self._groups, config, self._asyncio, self._check_open)
 
+    @property
+    def location(self) -> str:
+        """The URL, without anything that may be secret, and what the keys begin with."""
+        return self.config.store_location
+
     def __repr__(self) -> str:
         return f"RedisStreamsPersistence({self.config!r})"
 

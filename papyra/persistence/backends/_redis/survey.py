@@ -66,7 +66,7 @@ class Survey:
         counts = await self._counts(state, first, last, intervals) if streams else ()
         return StoreSummary(
             backend="redis",
-            location=f"{self._link.location} {self._keys.tag}",
+            location=self._link.config.store_location,
             last_seq=state.last,
             records={kind: stream.length for kind, stream in state.streams.items()},
             record_bytes={kind: stream.held_bytes for kind, stream in state.streams.items()},
