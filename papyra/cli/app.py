@@ -25,7 +25,7 @@ from papyra.cli._errors import (
     WrongUse,
     said_error,
 )
-from papyra.exceptions import PapyraError, SettingsError
+from papyra.exceptions import MissingExtra, PapyraError, SettingsError
 
 __all__ = ("COMMANDS", "make_app", "run")
 
@@ -137,7 +137,8 @@ def run(arguments: Sequence[str]) -> int:
         )
         sys.stdout.flush()
     except (CycloptsError, WrongUse, SettingsError) as error:
-        return _fail(said_error(error), WRONG_USE)
+        is_missing = isinstance(error.__cause__, MissingExtra)
+        return _fail(said_error(error), FAILED if is_missing else WRONG_USE)
     except NothingToDo as nothing:
         _say_nothing_to_do(str(nothing), as_json="--json" in arguments)
         return SUCCEEDED
