@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -14,6 +16,8 @@ from papyra.persistence.backends._files import FilePersistence
 from papyra.persistence.backends.json import JsonFilePersistence
 from papyra.persistence.backends.rotating import RotatingFilePersistence
 from papyra.persistence.records import PersistedEvent
+from papyra.persistence.reports import ScanProgress
+from tests.persistence.appender import STORES
 
 MakeStore: TypeAlias = Callable[..., FilePersistence]
 
@@ -211,3 +215,31 @@ async def test_who_writes_is_told(make: MakeStore) -> None:
             assert f"process {os.getpid()} on" in str((await reader.summarize()).writer)
             await store.aclose()
             assert (await reader.summarize()).writer is None
+
+
+@pytest.mark.parametrize("name", ["json", "rotating"])
+async def test_a_process_that_was_killed_writes_no_more(tmp_path: Path, name: str) -> None:
+    command = [sys.executable, "-m", "tests.persistence.appender", name, str(tmp_path / "s"), "no"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        async with STORES[name](tmp_path / "s").reader() as reader:
+            assert f"process {process.pid} on" in str((await reader.summarize()).writer)
+            process.kill()
+            process.wait()
+            assert (await reader.summarize()).writer is None
+
+
+async def test_opening_says_how_far_it_is(tmp_path: Path) -> None:
+    store = JsonFilePersistence(tmp_path / "events.ndjson", fsync="no")
+    async with store:
+        await store.append(*map(an_event, range(5 * MANY)))
+    told: list[ScanProgress] = []
+    kept = tmp_path / "kept"
+    for _ in range(2):
+        async with store.reader(index_directory=kept, opening=told.append) as reader:
+            assert reader.last_seq == 5 * MANY
+    size = store.path.stat().st_size
+    assert told[-1] == ScanProgress(size, size)
+    assert told[0].done < size
+    assert [progress.done for progress in told].count(size) >= 2
