@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import sys
 from collections.abc import Callable, Sequence
 
 __all__ = ("finder",)
@@ -20,8 +21,10 @@ def finder(package: str, names: Sequence[str], modules: Sequence[str]) -> Callab
             for module in modules:
                 found = importlib.import_module(f"{package}.{module}")
                 if name in found.__all__:
-                    return getattr(found, name)
-        elif not name.startswith("_"):
+                    value = getattr(found, name)
+                    setattr(sys.modules[package], name, value)  # found without this from now on
+                    return value
+        elif name.isidentifier() and not name.startswith("_"):
             # A module that nobody has imported yet: `import papyra; papyra.persistence`.
             try:
                 return importlib.import_module(f"{package}.{name}")

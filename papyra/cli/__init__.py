@@ -15,4 +15,6 @@ def main() -> None:
         if error.name is None or error.name.partition(".")[0] == "papyra":
             raise
         sys.exit(f"error: the command needs {error.name}: pip install 'papyra[cli]'")
+    except KeyboardInterrupt:  # so soon
+        sys.exit(130)
     sys.exit(run(sys.argv[1:]))

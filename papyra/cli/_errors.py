@@ -36,8 +36,6 @@ class NothingToDo(Exception):
 
 def said_error(error: BaseException) -> str:
     """Return what went wrong in one line."""
-    if isinstance(error, BaseExceptionGroup) and len(error.exceptions) == 1:
-        return said_error(error.exceptions[0])
     cause = error.__cause__
     if isinstance(error, PapyraError) and isinstance(cause, OSError) and cause.strerror:
         return said_error(cause)

@@ -147,7 +147,7 @@ def confirm(question: str, *, yes: bool) -> bool:
     """
     if yes:
         return True
-    if not (sys.stdin.isatty() and sys.stderr.isatty()):
+    if not (sys.stdin is not None and sys.stdin.isatty() and sys.stderr.isatty()):
         raise WrongUse("this changes the store, and there is nobody to ask: add --yes")
     from rich.prompt import Confirm  # noqa: PLC0415
 

@@ -11,7 +11,7 @@ from typing import Annotated, TypeAlias
 import platformdirs
 from cyclopts import Parameter
 
-from papyra.cli._errors import CommandFailed, NothingToDo
+from papyra.cli._errors import CommandFailed, NothingToDo, WrongUse
 from papyra.cli._output import progress
 from papyra.conf import backend_from_url, settings
 from papyra.conf._urls import STORE_SCHEMES
@@ -21,6 +21,7 @@ from papyra.persistence.backends.base import PersistenceBackend
 __all__ = (
     "StoreName",
     "backend_at",
+    "check_output",
     "exists",
     "name_of",
     "opened",
@@ -40,8 +41,8 @@ StoreName: TypeAlias = Annotated[
 
 _URL = re.compile(r"([a-z][a-z0-9+.-]*):(?!\\)", re.IGNORECASE)
 _SEGMENT = re.compile(r"\d{20}\.ndjson")
-#: Somebody waits at a terminal: seconds for which a server that is away is tried again.
-_PATIENCE = 1
+#: Seconds for which a server that is away is tried again: somebody waits at a terminal.
+_RETRY_FOR = 1
 
 
 def backend_at(name: str | None) -> PersistenceBackend:
@@ -69,7 +70,7 @@ def backend_at(name: str | None) -> PersistenceBackend:
 def _impatient(url: str) -> str:
     if not url.startswith("redis") or "retry_for=" in url:
         return url
-    return f"{url}{'&' if '?' in url else '?'}retry_for={_PATIENCE}"
+    return f"{url}{'&' if '?' in url else '?'}retry_for={_RETRY_FOR}"
 
 
 def place_of(backend: PersistenceBackend) -> Path | None:
@@ -88,8 +89,17 @@ def exists(backend: PersistenceBackend) -> bool:
     if place is None:
         return True
     if not place.is_dir():
-        return place.exists()
+        return place.is_file()
     return any(_SEGMENT.fullmatch(path.name) for path in place.iterdir())
+
+
+def check_output(output: Path | None, name: str | None) -> None:
+    """Raise `WrongUse` for a file that is written to, if it is of the store that is read."""
+    place = None if output is None else place_of(backend_at(name))
+    if output is not None and place is not None:
+        target = output.resolve()
+        if place.resolve() in (target, *target.parents):
+            raise WrongUse(f"{output} is of the store itself: write to another file")
 
 
 def require_durable(backend: PersistenceBackend, what: str) -> None:
@@ -113,18 +123,29 @@ async def reading(name: str | None, what: str | None = None) -> AsyncIterator[Pe
         place = place_of(backend)
         missing = "no journal in" if place is not None and place.is_dir() else "no store at"
         raise CommandFailed(f"there is {missing} {place}: see what STORE may be with --help")
-    cache = Path(platformdirs.user_cache_dir("papyra", appauthor=False))
     with progress("opening", in_bytes=True) as opening:
-        reader = backend.reader(index_directory=cache, opening=opening)
+        reader = backend.reader(index_directory=_cache(), opening=opening)
         await reader.flush()
     async with opened(reader):
-        if backend.capabilities.durable and place_of(backend) is None and not reader.last_seq:
-            summary = await reader.summarize()
-            if not summary.total_records and summary.backend == "redis":
-                raise CommandFailed(
-                    f"there is no store at {name_of(backend)}: prefix and system_id say which"
-                )
+        if not reader.last_seq and await _is_nothing(reader):
+            raise CommandFailed(
+                f"there is no store at {name_of(backend)}: prefix and system_id say which"
+            )
         yield reader
+
+
+async def _is_nothing(reader: PersistenceBackend) -> bool:
+    """Return whether a server knows nothing of a store: an empty file is one, though."""
+    summary = await reader.summarize()
+    return summary.backend == "redis" and not summary.total_records
+
+
+def _cache() -> Path | None:
+    """Return the directory for what readers find out, if there can be one."""
+    try:
+        return Path(platformdirs.user_cache_dir("papyra", appauthor=False))
+    except RuntimeError:  # nobody's home: a process in a container may have any user's number
+        return None
 
 
 @asynccontextmanager

@@ -55,7 +55,10 @@ def size(text: str) -> int:
         raise ValueError(f"{text!r} is no size: write 512MiB, 1GiB, 10MB or a number of bytes")
     number, unit, suffix = match.groups()
     step = 1000 if unit and suffix.upper() == "B" else 1024
-    return int(float(number) * step ** _UNITS.index(unit.upper()))
+    count = float(number) * step ** _UNITS.index(unit.upper())
+    if not math.isfinite(count):
+        raise ValueError(f"{text[:20]!r}... is more than there can be")
+    return int(count)
 
 
 def moment(text: str, now: float) -> float:
@@ -92,6 +95,8 @@ def said_time(when: float | None) -> str:
 
 def said_duration(seconds: float) -> str:
     """Return a duration in its two largest units: ``2h 5m``."""
+    if not math.isfinite(seconds):
+        return "for ever"
     if seconds < 1:
         return f"{seconds * 1000:.0f}ms"
     parts = []

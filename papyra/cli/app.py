@@ -11,7 +11,8 @@ import inspect
 import logging
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 from cyclopts import App, CycloptsError, Group, Parameter
 
@@ -129,13 +130,14 @@ def run(arguments: Sequence[str]) -> int:
     """Carry out a command line, and return the exit code. Errors are one line on stderr."""
     _set_up_output()
     try:
-        code = make_app(next(iter(arguments), None))(
-            list(arguments),
-            print_error=False,
-            exit_on_error=False,
-            result_action="return_value",
-        )
-        sys.stdout.flush()
+        with _only_errors():
+            code = make_app(next(iter(arguments), None))(
+                list(arguments),
+                print_error=False,
+                exit_on_error=False,
+                result_action="return_value",
+            )
+            sys.stdout.flush()
     except (CycloptsError, WrongUse, SettingsError) as error:
         is_missing = isinstance(error.__cause__, MissingExtra)
         return _fail(said_error(error), FAILED if is_missing else WRONG_USE)
@@ -152,6 +154,18 @@ def run(arguments: Sequence[str]) -> int:
     except (CommandFailed, PapyraError, OSError) as error:
         return _fail(said_error(error), FAILED)
     return code if isinstance(code, int) else SUCCEEDED
+
+
+@contextmanager
+def _only_errors() -> Iterator[None]:
+    """Take the one error out of a group, in which tasks wrap it."""
+    try:
+        yield
+    except BaseExceptionGroup as group:
+        error: BaseException = group
+        while isinstance(error, BaseExceptionGroup) and len(error.exceptions) == 1:
+            (error,) = error.exceptions
+        raise error from error.__cause__
 
 
 def _say_nothing_to_do(text: str, *, as_json: bool) -> None:

@@ -14,7 +14,7 @@ import msgspec
 
 from papyra.cli._errors import WrongUse
 from papyra.cli._output import AsJson, is_terminal, progress, show_json, show_table, tell
-from papyra.cli._store import backend_at, place_of
+from papyra.cli._store import backend_at, name_of, place_of
 from papyra.cli._values import said_count
 from papyra.persistence.actor import PersistenceActor
 from papyra.persistence.backends.base import PersistenceBackend
@@ -104,11 +104,12 @@ def _said(figure: float | None) -> str:
 
 
 async def _measure(store: str, records: int) -> Result:
+    name = store if store in _TEMPORARY else name_of(backend_at(store))
     async with _scratch(store) as backend:
         few = max(records // 10, 10)
         results: dict[str, float | None] = dict.fromkeys(_TITLES)
         done = 0
-        with progress(f"measuring {store}") as advance:
+        with progress(f"measuring {name}") as advance:
 
             async def measure(name: str, count: int, work: Callable[[], Awaitable[object]]) -> None:
                 began = time.perf_counter()
@@ -129,7 +130,7 @@ async def _measure(store: str, records: int) -> Result:
                 await measure("records_read", count, lambda: _read_all(backend))
                 if backend.capabilities.recovery:
                     await measure("records_scanned", count, backend.scan)
-    return msgspec.convert({"store": store, **results}, Result)
+    return msgspec.convert({"store": name, **results}, Result)
 
 
 def _event(number: int) -> PersistedEvent:

@@ -42,11 +42,11 @@ from papyra.cli._store import (
 )
 from papyra.cli._values import said_bytes
 from papyra.exceptions import StoreDamaged
-from papyra.persistence.backends.base import PersistenceBackend
 from papyra.persistence.reports import (
     AnomalyKind,
     PersistenceAnomaly,
     PersistenceRecoveryConfig,
+    PersistenceRecoveryReport,
     PersistenceScanReport,
 )
 from papyra.persistence.startup import PersistenceStartupConfig, check_store
@@ -64,8 +64,8 @@ _MEANINGS: dict[AnomalyKind, str] = {
     "missing_segment": "a whole file of the journal is gone, with the records in it",
 }
 
-#: What is no damage.
-_HARMLESS = frozenset({"torn", "unknown_kind", "foreign_file"})
+#: Anomalies with which no record is lost.
+_NO_LOSS = frozenset({"torn", "unknown_kind", "foreign_file"})
 #: How many anomalies somebody reads.
 _ON_TERMINAL = 200
 
@@ -84,13 +84,7 @@ def scan(store: StoreName = None, /, *, as_json: AsJson = False) -> int:
       papyra scan events.ndjson --json | jq '.anomalies[].line'
 
     """
-    return anyio.run(_scan, store, as_json)
-
-
-async def _scan(store: str | None, as_json: bool) -> int:
-    async with reading(store, "scanning") as backend:
-        report = await _scan_with_progress(backend)
-        name = name_of(backend)
+    name, report = anyio.run(_scan, store, "scanning")
     if as_json:
         show_json(_as_data(report))
     else:
@@ -98,9 +92,11 @@ async def _scan(store: str | None, as_json: bool) -> int:
     return SUCCEEDED if report.is_clean else ANOMALIES_FOUND
 
 
-async def _scan_with_progress(backend: PersistenceBackend) -> PersistenceScanReport:
-    with progress("scanning", in_bytes=place_of(backend) is not None) as advance:
-        return await backend.scan(advance)
+async def _scan(store: str | None, what: str) -> tuple[str, PersistenceScanReport]:
+    """Return what a store is called, and what is wrong with it."""
+    async with reading(store, what) as backend:
+        with progress("scanning", in_bytes=place_of(backend) is not None) as advance:
+            return name_of(backend), await backend.scan(advance)
 
 
 def _as_data(report: PersistenceScanReport) -> dict[str, Any]:
@@ -133,7 +129,7 @@ def _show_anomalies(anomalies: Sequence[PersistenceAnomaly]) -> None:
     show_table(
         ["what", "where", "detail"],
         [(each.kind, _where(each), each.detail) for each in shown],
-        styles=lambda row: "yellow" if row[0] in _HARMLESS else "red",
+        styles=lambda row: "yellow" if row[0] in _NO_LOSS else "red",
     )
     if len(anomalies) > len(shown):
         tell(f"and {len(anomalies) - len(shown):,} more: --json shows them all", "dim")
@@ -183,19 +179,7 @@ def recover(
         raise WrongUse("--quarantine-dir is for --mode quarantine")
     place = None if quarantine_dir is None else str(quarantine_dir)
     config = PersistenceRecoveryConfig(mode, place)
-    return anyio.run(_recover, store, config, dry_run, yes, as_json)
-
-
-async def _recover(
-    store: str | None,
-    config: PersistenceRecoveryConfig,
-    dry_run: bool,
-    yes: bool,
-    as_json: bool,
-) -> int:
-    async with reading(store, "recovering") as backend:
-        found = await _scan_with_progress(backend)
-        name = name_of(backend)
+    name, found = anyio.run(_scan, store, "recovering")
     if not as_json or not (dry_run or found.is_clean):
         _show_plan(name, found, config)
     if found.is_clean or dry_run:
@@ -207,10 +191,10 @@ async def _recover(
             f"{name} has not one record that can be read, so it may be no store at all: "
             "--mode quarantine keeps what is there"
         )
+    # Outside of any event loop, which would keep Ctrl-C until there is an answer.
     if not confirm(f"recover {name}?", yes=yes):
         raise CommandFailed("nothing was changed")
-    async with opened(backend_at(store)) as backend:
-        report = await backend.recover(config)
+    report = anyio.run(_recover, store, config)
     if as_json:
         data = msgspec.to_builtins(report)
         del data["type"]
@@ -221,6 +205,13 @@ async def _recover(
         sys.stdout.writelines(f"the original is at {place}\n" for place in report.quarantined)
         _show(name, report.scan)
     return SUCCEEDED if report.scan.is_clean else ANOMALIES_LEFT
+
+
+async def _recover(
+    store: str | None, config: PersistenceRecoveryConfig
+) -> PersistenceRecoveryReport:
+    async with opened(backend_at(store)) as backend:
+        return await backend.recover(config)
 
 
 def _show_plan(name: str, found: PersistenceScanReport, config: PersistenceRecoveryConfig) -> None:

@@ -55,30 +55,34 @@ def compact(
         )
     except InvalidPolicy as error:
         raise WrongUse(str(error)) from error
-    anyio.run(_compact, store, policy, dry_run, yes, as_json)
-
-
-async def _compact(
-    store: str | None, policy: RetentionPolicy, dry_run: bool, yes: bool, as_json: bool
-) -> None:
-    async with reading(store, "compacting") as backend:
-        name = name_of(backend)
-        if policy == RetentionPolicy():
-            policy = backend.retention
-        if policy == RetentionPolicy():
-            raise WrongUse("say what to keep: --max-age 30d, --max-records N or --max-bytes 1GiB")
-        plan = await backend.compact(policy, dry_run=True)
+    name, policy, plan = anyio.run(_plan, store, policy)
     removed = plan.records_before - plan.records_after
     if dry_run or not removed:
         _report(name, plan, as_json=as_json, done=False)
         return
     if not as_json:
         _report(name, plan, as_json=False, done=False)
+    # Outside of any event loop, which would keep Ctrl-C until there is an answer.
     if not confirm(f"remove {removed:,} records from {name}?", yes=yes):
         raise CommandFailed("nothing was changed")
+    _report(name, anyio.run(_compact, store, policy), as_json=as_json, done=True)
+
+
+async def _plan(
+    store: str | None, policy: RetentionPolicy
+) -> tuple[str, RetentionPolicy, CompactionReport]:
+    """Return what a store is called, by which policy it is compacted, and what that would do."""
+    async with reading(store, "compacting") as backend:
+        if policy == RetentionPolicy():
+            policy = backend.retention
+        if policy == RetentionPolicy():
+            raise WrongUse("say what to keep: --max-age 30d, --max-records N or --max-bytes 1GiB")
+        return name_of(backend), policy, await backend.compact(policy, dry_run=True)
+
+
+async def _compact(store: str | None, policy: RetentionPolicy) -> CompactionReport:
     async with opened(backend_at(store)) as backend:
-        report = await backend.compact(policy)
-    _report(name, report, as_json=as_json, done=True)
+        return await backend.compact(policy)
 
 
 def _report(name: str, report: CompactionReport, *, as_json: bool, done: bool) -> None:

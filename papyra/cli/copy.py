@@ -74,6 +74,7 @@ async def _copy(source: str, target: str, as_json: bool) -> int:
             return ANOMALIES_FOUND
         began = time.monotonic()
         async with opened(destination):
+            await _check_destination(destination)
             there, copied = await _bring_up_to_date(origin, destination)
         took = time.monotonic() - began
     if as_json:
@@ -89,6 +90,17 @@ async def _copy(source: str, target: str, as_json: bool) -> int:
             "green",
         )
     return SUCCEEDED
+
+
+async def _check_destination(destination: PersistenceBackend) -> None:
+    """Raise `CommandFailed` for what is damaged, or no store at all: nothing is added to that."""
+    report = await destination.scan()
+    damage = [anomaly for anomaly in report.anomalies if anomaly.kind != "torn"]
+    if damage:
+        raise CommandFailed(
+            f"{name_of(destination)} has {len(damage):,} anomalies, so nothing was copied to it: "
+            "see papyra scan"
+        )
 
 
 def _same_place(one: PersistenceBackend, other: PersistenceBackend) -> bool:

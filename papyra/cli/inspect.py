@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 import time
 from collections.abc import Sequence
@@ -120,9 +121,11 @@ def _counted(count: int, what: str) -> str:
 
 def _rate(summary: StoreSummary) -> float | None:
     """Return records a second, from the oldest to the newest."""
-    if summary.oldest is None or summary.newest is None or summary.newest <= summary.oldest:
+    if summary.oldest is None or summary.newest is None:
         return None
-    return summary.total_records / (summary.newest - summary.oldest)
+    span = summary.newest - summary.oldest
+    # Times may be too close to each other, or too far, to speak of a rate.
+    return summary.total_records / span if 1e-6 < span < math.inf else None
 
 
 def _said_rate(rate: float | None) -> str:

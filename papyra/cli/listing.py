@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import sys
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, TextIO
@@ -16,7 +16,7 @@ from cyclopts import Parameter
 from papyra.cli._errors import WrongUse
 from papyra.cli._output import AsJson, console, is_terminal, tell
 from papyra.cli._records import json_lines, styled, tabbed_lines
-from papyra.cli._store import StoreName, reading
+from papyra.cli._store import StoreName, check_output, reading
 from papyra.cli._values import Moment
 from papyra.exceptions import StoreNotReady, StoreUnreachable
 from papyra.persistence.backends.base import PersistenceBackend
@@ -137,34 +137,31 @@ def dead_letters(
         Only those to the actor with this address.
 
     """
-
-    def is_wanted(record: Record) -> bool:
-        return isinstance(record, PersistedDeadLetter) and record.message_type == message_type
-
-    _run(store, Read("dead_letter", actor=actor), selection, is_wanted if message_type else None)
+    _run(store, Read("dead_letter", actor=actor), selection, message_type)
 
 
 def _run(
     store: str | None,
     request: Read,
     selection: Selection,
-    is_wanted: Callable[[Record], bool] | None = None,
+    message_type: str | None = None,
 ) -> None:
     selection.check()
+    check_output(selection.output, store)
     request = msgspec.structs.replace(request, since=selection.since, until=selection.until)
-    anyio.run(_list, store, request, selection, is_wanted or (lambda _: True))
+    anyio.run(_list, store, request, selection, message_type)
 
 
 async def _list(
     store: str | None,
     request: Read,
     selection: Selection,
-    is_wanted: Callable[[Record], bool],
+    message_type: str | None,
 ) -> None:
     async with reading(store) as backend:
         with _printer(selection) as show:
             last_seq, shown = backend.last_seq, 0
-            async for page in _pages(backend, request, selection, is_wanted):
+            async for page in _pages(backend, request, selection, message_type):
                 show(page)
                 shown += len(page)
                 last_seq = max(last_seq, *(record.seq or 0 for record in page), 0)
@@ -175,14 +172,14 @@ async def _list(
             if selection.follow:
                 follow = msgspec.structs.replace(request, after=last_seq)
                 async for records in _new_pages(backend, follow):
-                    show([record for record in records if is_wanted(record)])
+                    show(_chosen(records, message_type))
 
 
 async def _pages(
     backend: PersistenceBackend,
     request: Read,
     selection: Selection,
-    is_wanted: Callable[[Record], bool],
+    message_type: str | None,
 ) -> AsyncIterator[list[Record]]:
     """Yield what is there, in the order in which it is to be shown."""
     wanted = selection.count
@@ -190,7 +187,7 @@ async def _pages(
         more = True
         while more:
             page = await backend.perform(request)
-            yield [record for record in page.records if is_wanted(record)]
+            yield _chosen(page.records, message_type)
             request, more = msgspec.structs.replace(request, after=page.next_after), page.more
         return
     # Back from the newest; turned round in the end, if that is wanted.
@@ -199,8 +196,10 @@ async def _pages(
     more = wanted != 0
     left = wanted
     while more:
-        page = await backend.perform(msgspec.structs.replace(request, limit=left))
-        found = [record for record in reversed(page.records) if is_wanted(record)]
+        # How many have to be read for them is known where they are chosen by the backend alone.
+        limit = left if message_type is None else None
+        page = await backend.perform(msgspec.structs.replace(request, limit=limit))
+        found = _chosen(page.records, message_type)[::-1][:left]
         request = msgspec.structs.replace(request, before=page.next_before)
         more = page.more
         if left is not None:
@@ -215,6 +214,17 @@ async def _pages(
         yield kept
 
 
+def _chosen(records: Sequence[Record], message_type: str | None) -> list[Record]:
+    """Return the dead letters of a type, which a read can't choose; or everything."""
+    if message_type is None:
+        return list(records)
+    return [
+        record
+        for record in records
+        if isinstance(record, PersistedDeadLetter) and record.message_type == message_type
+    ]
+
+
 async def _new_pages(
     backend: PersistenceBackend, request: Read
 ) -> AsyncIterator[tuple[Record, ...]]:
@@ -227,6 +237,7 @@ async def _new_pages(
             if not is_away:
                 tell(f"waiting: {error}", "yellow")
             is_away = True
+            await anyio.sleep(_INTERVAL)
             continue
         is_away = False
         if page.records:

@@ -14,7 +14,7 @@ from cyclopts import Parameter
 from papyra.cli._errors import WrongUse
 from papyra.cli._lives import Life, Lives, What, read_lives
 from papyra.cli._output import AsJson, console, is_terminal, printable, show, show_json, tell
-from papyra.cli._store import StoreName, name_of, reading
+from papyra.cli._store import StoreName, check_output, name_of, reading
 from papyra.cli._values import Moment, said_time
 
 #: How many lanes a terminal shows, where nobody says how many.
@@ -89,6 +89,7 @@ def timeline(
     """
     if limit is not None and limit < 0:
         raise WrongUse(f"--limit is how many lanes, not {limit}")
+    check_output(html, store)
     lives = anyio.run(_read, store, since, until, actor)
     if limit is None and html is None and is_terminal() and not as_json:
         limit = _ON_TERMINAL
@@ -131,9 +132,16 @@ def _show(lives: Lives) -> None:
     encoding = (sys.stdout.encoding or "ascii").lower()
     marks = _MARKS if encoding.startswith("utf") else _ASCII_MARKS
     names = [printable(life.actor) for life in lives.lives]
-    label = min(max(map(len, names)), max(10, width // 3))
+    label = min(max(map(len, names)), max(10, width // 3), max(1, width - 5))
+    letters: dict[str, list[float]] = {}
+    for letter in lives.dead_letters:
+        letters.setdefault(letter.target, []).append(letter.timestamp)
+    span = Span(lives.start, lives.end, max(1, width - label - 1))
     lines = [
-        (shortened(name, label).ljust(label + 1), lane(life, lives, width - label - 1, marks))
+        (
+            shortened(name, label).ljust(label + 1),
+            lane(life, letters.get(life.actor, ()), span, marks),
+        )
         for name, life in zip(names, lives.lives, strict=True)
     ]
     first, last = said_time(lives.start), said_time(lives.end)
@@ -160,19 +168,29 @@ def shortened(name: str, width: int) -> str:
     return f"{name[: kept // 3]}…{name[len(name) - (kept - kept // 3) :]}"
 
 
-def lane(life: Life, lives: Lives, width: int, marks: Marks) -> str:
-    """Return one life as a line of so many columns, from `lives.start` to `lives.end`."""
-    span = (lives.end - lives.start) or 1.0
+class Span(NamedTuple):
+    """The time that a picture shows, in so many columns."""
 
-    def column(time: float) -> int:
-        return min(width - 1, max(0, int((time - lives.start) / span * width)))
+    start: float
+    end: float
+    width: int
 
-    cells = [" "] * width
+    def column(self, time: float) -> int:
+        """Return the column of a time."""
+        # In halves, as the whole of it may be more than a float holds.
+        length = self.end / 2 - self.start / 2
+        part = (time / 2 - self.start / 2) / length if length else 0.0
+        return min(self.width - 1, max(0, int(part * self.width)))
+
+
+def lane(life: Life, letters: Sequence[float], span: Span, marks: Marks) -> str:
+    """Return one life as a line; `letters` are the times of the dead letters to it."""
+    cells = [" "] * span.width
     # An actor whose story is known from its start on was not there before.
     state = " " if life.is_whole else marks.alive
     at = 0
     for step in life.steps:
-        here = column(step.time)
+        here = span.column(step.time)
         cells[at:here] = state * (here - at)
         at = here
         match step.what:
@@ -182,12 +200,11 @@ def lane(life: Life, lives: Lives, width: int, marks: Marks) -> str:
                 state = " "
             case _:
                 state = marks.alive
-    cells[at:] = state * (width - at)
-    for letter in lives.dead_letters:
-        if letter.target == life.actor:
-            cells[column(letter.timestamp)] = marks.dead_letter
+    cells[at:] = state * (span.width - at)
+    for time in letters:
+        cells[span.column(time)] = marks.dead_letter
     for step in sorted(life.steps, key=lambda step: _RANK.index(step.what), reverse=True):
-        cells[column(step.time)] = marks.of(step.what)
+        cells[span.column(step.time)] = marks.of(step.what)
     return "".join(cells)
 
 

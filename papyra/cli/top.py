@@ -193,7 +193,7 @@ async def _until_q(scope: anyio.CancelScope) -> None:
 @contextlib.contextmanager
 def _keys() -> Iterator[int | None]:
     """Let keys be read one by one, as they are pressed."""
-    if not sys.stdin.isatty():
+    if sys.stdin is None or not sys.stdin.isatty():
         yield None
         return
     import termios  # noqa: PLC0415

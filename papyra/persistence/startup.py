@@ -69,6 +69,12 @@ async def check_store(
             "recover(), or start with PersistenceStartupConfig(mode='recover')",
             report=report,
         )
+    if not report.records_scanned and config.recovery.mode == "repair":
+        raise StoreDamaged(
+            f"there is not one record that can be read, so this may be no store at all: "
+            f"{_named(report)}. A recovery with mode='quarantine' keeps what is there",
+            report=report,
+        )
     logger.warning("the store is damaged, and is recovered: %s", _named(report))
     recovery = await backend.recover(config.recovery)
     logger.warning(

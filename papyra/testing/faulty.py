@@ -262,7 +262,10 @@ class FaultyPersistence(PersistenceBackend):
 
     async def _store(self, batch: Batch) -> None:
         size = sum(map(len, batch.encoded))
-        await self._wrapped._write(batch.records, batch.encoded, size, batch.first_seq)
+        await self._wrapped._make_ready("write")
+        if not self._wrapped._prepared:
+            await self._wrapped._prepare_to_write()
+        await self._wrapped._store_batch(batch, size)
 
     async def _read(self, request: Read) -> Page:
         return await self._pass_on("read", request)

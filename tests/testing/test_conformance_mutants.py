@@ -64,14 +64,8 @@ class StoresABatchBackwards(Shelf):
 
 @breaks("test_an_append_of_nothing_stores_nothing")
 class StoresNothingAsSomething(Shelf):
-    async def _write(
-        self,
-        records: Sequence[Record],
-        encoded: Sequence[bytes],
-        size: int,
-        first_seq: int | None = None,
-    ) -> int:
-        first = await super()._write(records, encoded, size, first_seq)
+    async def _write(self, records: Sequence[Record], encoded: Sequence[bytes], size: int) -> int:
+        first = await super()._write(records, encoded, size)
         self._last_seq += not records
         return first
 

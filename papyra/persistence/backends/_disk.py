@@ -112,12 +112,16 @@ class FileLock:
         try:
             note = self._path.read_bytes()
             said = json.loads(note)
-            if said["host"] == socket.gethostname():
-                os.kill(said["pid"], 0)
-        except PermissionError:
-            pass  # somebody else's process: it is there
+            is_here, process = said["host"] == socket.gethostname(), int(said["pid"])
         except (OSError, ValueError, KeyError, TypeError):
             return None
+        if is_here:
+            try:
+                os.kill(process, 0)
+            except PermissionError:
+                pass  # somebody else's process: it is there
+            except (OSError, OverflowError):
+                return None
         return _text(note)
 
     def release(self) -> None:

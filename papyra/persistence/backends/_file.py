@@ -42,6 +42,8 @@ _UNINDEXED = 1000
 _TIME_RESOLUTION = 0.02
 #: Seconds that a reader waits for the rest of a line that is being written.
 _PATIENCE = 0.1
+#: Bytes at the end of what was read by which a reader knows that it is still the same.
+_TAIL = 256
 #: Bytes that are worth being kept in mind once they have been read.
 _WORTH_KEEPING = 64 * 1024
 #: Anomalies that no rewriting hides: a torn end is not taken over, the other is.
@@ -75,6 +77,9 @@ class JournalFile:
         self._recall = recall
         #: where the last acknowledged line ends; bytes
         self.end = 0
+        #: for a reader: the file's size and time before it was read, and the last bytes that were
+        self._seen = (0, 0)
+        self._seen_tail = b""
         self.last_seq = base
         self._tail_seq = base
         self._index: SparseIndex | None = None
@@ -167,7 +172,7 @@ class JournalFile:
             )
 
     def _read_on(self, found: ScanResult, advance: Advance | None = None) -> None:
-        index = self.index
+        index, stat = self.index, self.disk.stat(self.fd)
         for part in self.walk(found, advance, self.end):
             match part:
                 case Run(offset, first_seq, records, lengths):
@@ -185,6 +190,7 @@ class JournalFile:
             self.end = line.offset + len(line.data)
         self.last_seq, self._tail_seq = max(self.last_seq, found.last_seq), found.tail_seq
         self.damaged |= any(a.kind not in _HARMLESS for a in found.anomalies)
+        self._note_seen(stat)
 
     def refresh(self) -> None:
         """Take in what another process has written since; for a reader."""
@@ -193,11 +199,24 @@ class JournalFile:
             same = stat.st_ino == self.path.stat().st_ino
         except FileNotFoundError:
             same = False
-        if not same or stat.st_size < self.end:
+        if same and (stat.st_size, stat.st_mtime_ns) == self._seen:
+            return
+        # A line that was seen may have been taken back since, as it could not be synced.
+        if not same or stat.st_size < self.end or self._tail() != self._seen_tail:
             self.close()
             self.open()
         elif stat.st_size > self.end:
             self._read_on(ScanResult(tail_seq=self._tail_seq, last_seq=self.last_seq))
+
+    def _note_seen(self, stat: os.stat_result) -> None:
+        """Take note of how the file was when it was read."""
+        if self.read_only:
+            self._seen, self._seen_tail = (stat.st_size, stat.st_mtime_ns), self._tail()
+
+    def _tail(self) -> bytes:
+        """Return the last bytes that were read."""
+        start = max(0, self.end - _TAIL)
+        return self.disk.read(self.fd, self.end - start, start)
 
     def _signature(self) -> tuple[int, ...] | None:
         """Return what tells whether the file is the one it was; `None` if nothing would."""
@@ -304,6 +323,13 @@ class JournalFile:
         if not self._trusted:
             self._open_anew()
         self._sync(self.end)
+
+    def tidy(self) -> None:
+        """Cut off what a write that failed has left, if that could not be done at once."""
+        if self._fd is not None and not self._clean:
+            if not self._trusted:
+                self._open_anew()
+            self._cut()
 
     def settle(self) -> None:
         """Return when everything is on the device, where it may be already."""

@@ -6,6 +6,7 @@ import contextlib
 import functools
 import math
 import threading
+import time
 from collections.abc import Callable, Iterator
 from typing import Any, ClassVar, Literal, TypeAlias, TypeVar, get_args
 
@@ -40,6 +41,8 @@ SYNC_INTERVAL = 1.0
 
 #: How often a reader looks for files that are removed under its hands.
 _LOOKS = 5
+#: Seconds from one of these looks to the next.
+_LOOK_AGAIN_AFTER = 0.01
 
 #: Up to how many segments are looked into, where it matters what is when.
 _LOOKED_INTO = 16
@@ -197,7 +200,8 @@ class FilePersistence(PersistenceBackend):
             self._journal.sync_in_background()
 
     def _write_batch(self, batch: Batch, claim: Claim) -> None:
-        self._journal.append(batch, claim.or_raise, sync=self._fsync == "always")
+        sync = self._fsync == "always" and not batch.more
+        self._journal.append(batch, claim.or_raise, sync=sync)
 
     def _look(self, look: Callable[[], ResultT]) -> ResultT:
         """Return what `look` does; a reader sees what another process has written until then."""
@@ -207,6 +211,7 @@ class FilePersistence(PersistenceBackend):
                 self._journal.refresh()
                 self._last_seq = self._journal.last_seq
                 return look()
+            time.sleep(_LOOK_AGAIN_AFTER)
         return look()
 
     def _read_page(self, request: Read) -> Page:
@@ -281,7 +286,8 @@ class FilePersistence(PersistenceBackend):
                 yield from file.index.spans()
             else:
                 totals = file.totals()
-                yield totals.oldest, totals.newest, totals.records
+                if totals.records:
+                    yield totals.oldest, totals.newest, totals.records
 
     def _hidden(self, kind: Kind, policy: RetentionPolicy) -> Hidden:
         """Return what retention hides of a kind."""

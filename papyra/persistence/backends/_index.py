@@ -158,6 +158,8 @@ class SparseIndex(Totals):
 
     def spans(self) -> Iterator[tuple[float, float, int]]:
         """Yield from when to when there are how many records, block by block."""
+        if not len(self):
+            return
         totals = map(sum, zip(*(self._counts[kind] for kind in KINDS), strict=True))
         following = chain(itertools.islice(totals, 1, None), (self.records,))
         before = 0

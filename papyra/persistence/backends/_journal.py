@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -152,6 +153,9 @@ class OneFile:
 
     def close(self) -> None:
         """Close the file."""
+        if not self.read_only:
+            with contextlib.suppress(OSError):
+                self._file.tidy()
         self._file.close()
 
     def append(self, batch: Batch, claim: Callable[[], None], *, sync: bool) -> None:

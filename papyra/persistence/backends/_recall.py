@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
+import time
 from pathlib import Path
 from sys import byteorder
 from zlib import crc32
@@ -26,6 +27,8 @@ __all__ = ("Recall", "Recollection")
 _TAIL = 4096
 
 _VERSION = 1
+#: Seconds for which what is not written again is kept.
+_KEPT_FOR = 30 * 86400.0
 
 
 class Recollection(msgspec.Struct):
@@ -110,6 +113,13 @@ class Recall:
             temporary = self._path.with_suffix(f".{os.getpid()}")
             temporary.write_bytes(b"%08x%b" % (crc32(data), data))
             temporary.replace(self._path)
+            self._forget_old()
+
+    def _forget_old(self) -> None:
+        """Remove what nobody has kept for long."""
+        for path in self._path.parent.glob("*.recall"):
+            if time.time() - path.stat().st_mtime > _KEPT_FOR:
+                path.unlink()
 
     def _tail_crc(self, fd: int, end: int) -> int:
         start = max(0, end - _TAIL)

@@ -58,10 +58,10 @@ def drop_hidden(journal: JournalFile, hidden: Mapping[Kind, Hidden]) -> None:
     Lines that no record can be read from stay. Raises `StoreError` if there is damage, which would
     be lost from sight.
     """
-    if journal.damaged:
-        raise _damaged(journal)
     if is_visible(journal.index, journal.base, hidden):
         return
+    if journal.damaged:
+        raise _damaged(journal)
     with _Copy(journal) as copy:
         index = journal.index
         for number in range(len(index)):

@@ -85,6 +85,7 @@ class Segment(JournalFile):
             self.end = self._synced_end = about.size
             self.last_seq = self._tail_seq = self.through
             self._clean = self._trusted = True
+            self._note_seen(self.disk.stat(self.fd))
 
     def write_down(self) -> None:
         """Keep what it holds beside it, if it is sealed and sound, and if that can be done."""
@@ -228,6 +229,9 @@ class Segments:
 
     def close(self) -> None:
         """Close everything that is open."""
+        if self._segments and not self.read_only:
+            with contextlib.suppress(OSError):
+                self._segments[-1].tidy()
         for segment in self._segments:
             segment.close()
 
@@ -246,6 +250,8 @@ class Segments:
         try:
             for start, stop, is_new in self._parts(records, encoded):
                 if is_new:
+                    if not start:
+                        segment.tidy()
                     segment.settle()
                     # Nothing is missing where a batch begins later than the one before it ended.
                     segment = self._segment(first_seq + start - 1 if start else self.last_seq)

@@ -19,6 +19,7 @@ from papyra.exceptions import (
     BackendClosed,
     BackendInUse,
     InvalidPolicy,
+    InvalidRecord,
     InvalidRequest,
     PersistenceError,
     StoreError,
@@ -66,6 +67,9 @@ __all__ = (
 
 logger = logging.getLogger("papyra")
 
+#: The greatest position, which every store can write down, 14 digits long.
+MAX_SEQ = 10**14 - 1
+
 ReplyT = TypeVar("ReplyT")
 ResultT = TypeVar("ResultT")
 Parameters = ParamSpec("Parameters")
@@ -94,6 +98,11 @@ class Batch(msgspec.Struct, frozen=True):
     first_seq: int
     records: Sequence[Record]
     encoded: Sequence[bytes]
+    #: whether the records had these positions in another store, and so may get them again if this
+    #: fails
+    restored: bool = False
+    #: whether more of the same request follows at once: what makes it durable may wait for that
+    more: bool = False
 
 
 class Host(Protocol):
@@ -318,6 +327,8 @@ class PersistenceBackend(PersistenceVerbs, PersistenceMetricsMixin, abc.ABC):
 
     async def _write_runs(self, records: Sequence[Record]) -> Appended:
         """Store records at their own positions, run by run of those without a gap."""
+        if not isinstance(records, (tuple, list)):
+            raise InvalidRecord(f"Restore takes a tuple of records, not {records!r}")
         encoded = codec.encode(records)
         await self._make_ready("write")
         if records and not self._prepared:
@@ -325,49 +336,49 @@ class PersistenceBackend(PersistenceVerbs, PersistenceMetricsMixin, abc.ABC):
         seqs = [record.seq for record in records]
         last = self._last_seq
         for seq in seqs:
-            if type(seq) is not int or seq <= last:
+            if type(seq) is not int or not last < seq <= MAX_SEQ:
                 raise InvalidRequest(
-                    f"record {seq!r} can't be restored after record {last}: positions only rise"
+                    f"record {seq!r} can't be restored after record {last}: positions only rise, "
+                    f"up to {MAX_SEQ}"
                 )
             last = seq
         first = seqs[0] or 0 if seqs else last + 1
         start = 0
         for stop in range(1, len(seqs) + 1):
-            if stop == len(seqs) or seqs[stop] != cast("int", seqs[stop - 1]) + 1:
-                part = encoded[start:stop]
-                await self._write(records[start:stop], part, sum(map(len, part)), seqs[start])
-                start = stop
+            more = stop < len(seqs)
+            if more and seqs[stop] == cast("int", seqs[stop - 1]) + 1:
+                continue
+            part, first_seq = encoded[start:stop], cast("int", seqs[start])
+            batch = Batch(first_seq, records[start:stop], part, restored=True, more=more)
+            await self._store_batch(batch, sum(map(len, part)))
+            start = stop
         return Appended(first, last)
 
-    async def _write(
-        self,
-        records: Sequence[Record],
-        encoded: Sequence[bytes],
-        size: int,
-        first_seq: int | None = None,
-    ) -> int:
+    async def _write(self, records: Sequence[Record], encoded: Sequence[bytes], size: int) -> int:
         if self._state != "open":
             await self._make_ready("write")
         if records and not self._prepared:
             await self._prepare_to_write()
-        if first_seq is None:
-            first_seq = self._last_seq + 1
+        first_seq = self._last_seq + 1
         if records:
-            batch = Batch(first_seq, records, encoded)
-            try:
-                await self._append(batch)
-            except PersistenceError:
-                raise
-            except Exception as error:
-                raise _store_error("write", error) from error
-            self._last_seq = first_seq + len(records) - 1
-            metrics = self.metrics
-            metrics.commits += 1
-            metrics.records_written += len(records)
-            metrics.bytes_written += size
-            if self._subscribers:
-                self._publish(batch)
+            await self._store_batch(Batch(first_seq, records, encoded), size)
         return first_seq
+
+    async def _store_batch(self, batch: Batch, size: int) -> None:
+        try:
+            await self._append(batch)
+        except PersistenceError:
+            raise
+        except Exception as error:
+            raise _store_error("write", error) from error
+        count = len(batch.records)
+        self._last_seq = batch.first_seq + count - 1
+        metrics = self.metrics
+        metrics.commits += 1
+        metrics.records_written += count
+        metrics.bytes_written += size
+        if self._subscribers:
+            self._publish(batch)
 
     async def _prepare_to_write(self) -> None:
         with _store_errors("write"):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Awaitable, Callable, Iterable
+from itertools import accumulate, pairwise
 
 import msgspec
 
@@ -21,20 +22,25 @@ Span = tuple[float, float, int]
 def spread(spans: Iterable[Span], oldest: float, newest: float, intervals: int) -> tuple[int, ...]:
     """Return how many records there are in each of so many parts of a time, about.
 
-    Those of one span are taken to be spread evenly over it.
+    Those of one span are taken to be spread evenly over it. None is lost: the sum is theirs.
     """
     if not intervals:
         return ()
-    counts = [0.0] * intervals
-    width = (newest - oldest) / intervals or 1.0
+    shares = [0.0] * intervals
     last = intervals - 1
+    # In halves, as the whole of it may be more than a float holds.
+    width = (newest / 2 - oldest / 2) / intervals or 1.0
+
+    def part_of(time: float) -> int:
+        return min(last, max(0, int((time / 2 - oldest / 2) / width)))
+
     for start, end, count in spans:
-        first_part = min(last, max(0, int((start - oldest) / width)))
-        last_part = min(last, max(0, int((end - oldest) / width)))
+        first_part, last_part = part_of(start), part_of(end)
         share = count / (last_part - first_part + 1)
         for part in range(first_part, last_part + 1):
-            counts[part] += share
-    return tuple(map(round, counts))
+            shares[part] += share
+    upto = [round(total) for total in accumulate(shares)]
+    return tuple(after - before for before, after in pairwise([0, *upto]))
 
 
 async def summarize_pages(

@@ -97,8 +97,8 @@ end
 #: Make the caller the writer, with a new epoch, and say where the store ends.
 #:
 #: ARGV: the writer's name; the epoch that it builds on; the first and the last seq of a batch that
-#: is in doubt, which is taken back, or nothing; then what the caller knows was given: the last seq,
-#: n of each kind, and total of each kind.
+#: is in doubt, which is taken back, or nothing; whether its positions may be given again, 1 or 0;
+#: then what the caller knows was given: the last seq, n of each kind, and total of each kind.
 #: Returns ``ok``, the epoch, the last seq, ms, late, how many were taken back, n of each kind and
 #: total of each kind; or, if the epoch is another, ``fenced`` and the name of the writer. Called
 #: once more, whether since the answer was lost or the call was late, it changes nothing.
@@ -138,7 +138,10 @@ if epoch > expected and not is_repeated then
 end
 local in_doubt = ARGV[3] ~= '' and epoch == expected
 epoch = expected + 1
-local last = math.max(number(state[3]), tonumber(ARGV[5]))
+local last = tonumber(ARGV[6])
+if not in_doubt or ARGV[5] ~= '1' then
+  last = math.max(number(state[3]), last)
+end
 local ms, late = number(state[4]), number(state[5])
 local taken_back = 0
 local counts = {}
@@ -156,7 +159,7 @@ for i, kind in ipairs(kinds) do
     last, ms = math.max(last, end_seq), math.max(ms, end_ms)
     n, total = math.max(n, end_n), math.max(total, end_total)
   end
-  n, total = math.max(n, tonumber(ARGV[5 + i])), math.max(total, tonumber(ARGV[8 + i]))
+  n, total = math.max(n, tonumber(ARGV[6 + i])), math.max(total, tonumber(ARGV[9 + i]))
   call('HSET', meta, kind .. ':n', n, kind .. ':total', total)
   counts[i], counts[i + 3] = n, total
 end

@@ -61,6 +61,8 @@ class Writer:
         self.last_seq = 0
         #: the first and the last seq of what may have been stored, though its append failed
         self.doubt: tuple[int, int] | None = None
+        #: whether its positions may be given again
+        self._doubt_restored = False
         self._late = 0
         self._ms = 0
         self._counts = [0] * len(KINDS)
@@ -88,6 +90,7 @@ class Writer:
             self._name,
             self._epoch,
             *(self.doubt or ("", "")),
+            int(self._doubt_restored),
             self.last_seq,
             *self._counts,
             *self._totals,
@@ -167,7 +170,7 @@ class Writer:
                 return await self._store(client, args)
             except BaseException as error:
                 if not did_nothing(error):
-                    self.doubt = (first, first + count - 1)
+                    self.doubt, self._doubt_restored = (first, first + count - 1), batch.restored
                 raise
 
         # What is on its way is waited for: whoever is cancelled would not know what became of it.
