@@ -12,6 +12,7 @@ from typing import Annotated, Any, TypeAlias, TypeVar
 from cyclopts import Parameter, Token
 
 __all__ = (
+    "Count",
     "Duration",
     "Moment",
     "Size",
@@ -23,6 +24,7 @@ __all__ = (
     "said_duration",
     "said_time",
     "size",
+    "whole_number",
 )
 
 ValueT = TypeVar("ValueT")
@@ -59,6 +61,13 @@ def size(text: str) -> int:
     if not math.isfinite(count):
         raise ValueError(f"{text[:20]!r}... is more than there can be")
     return int(count)
+
+
+def whole_number(text: str) -> int:
+    """Return how many."""
+    if not re.fullmatch(r"-?\d{1,18}", text.strip()):
+        raise ValueError(f"{text!r} is no whole number")
+    return int(text)
 
 
 def moment(text: str, now: float) -> float:
@@ -135,6 +144,7 @@ def _converter(convert: Callable[[str], ValueT]) -> Callable[[Any, Sequence[Toke
 Duration: TypeAlias = Annotated[
     float, Parameter(converter=_converter(duration), metavar="DURATION")
 ]
+Count: TypeAlias = Annotated[int, Parameter(converter=_converter(whole_number), metavar="N")]
 Size: TypeAlias = Annotated[int, Parameter(converter=_converter(size), metavar="SIZE")]
 Moment: TypeAlias = Annotated[
     float, Parameter(converter=_converter(lambda text: moment(text, time.time())), metavar="TIME")

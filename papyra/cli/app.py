@@ -185,6 +185,8 @@ def _fail(text: str, code: int) -> int:
 
 
 def _set_up_output() -> None:
+    for level in (logging.WARNING, logging.ERROR):
+        logging.addLevelName(level, logging.getLevelName(level).lower())
     logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING)
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)

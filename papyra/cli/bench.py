@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import tempfile
 import time
 import uuid
@@ -15,7 +16,7 @@ import msgspec
 from papyra.cli._errors import WrongUse
 from papyra.cli._output import AsJson, is_terminal, progress, show_json, show_table, tell
 from papyra.cli._store import backend_at, name_of, place_of
-from papyra.cli._values import said_count
+from papyra.cli._values import Count, said_count
 from papyra.persistence.actor import PersistenceActor
 from papyra.persistence.backends.base import PersistenceBackend
 from papyra.persistence.messages import Append
@@ -56,7 +57,7 @@ _TITLES = {
 }
 
 
-def bench(*stores: str, records: int = 20_000, as_json: AsJson = False) -> None:
+def bench(*stores: str, records: Count = 20_000, as_json: AsJson = False) -> None:
     """Measure what this machine does with a store.
 
     Appends told and asked, reads, and a scan. A new store is made for that beside each STORE (in
@@ -78,6 +79,8 @@ def bench(*stores: str, records: int = 20_000, as_json: AsJson = False) -> None:
     """
     if records < 100:
         raise WrongUse("--records: at least 100, or there is nothing to measure")
+    # What an actor has to say of its store comes back to those who ask.
+    logging.getLogger("papyra").setLevel(logging.CRITICAL)
     results = [anyio.run(_measure, store, records) for store in stores or _DEFAULT]
     if as_json:
         for result in results:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import sys
 from collections import Counter
 from collections.abc import Sequence
@@ -180,7 +179,7 @@ def recover(
     place = None if quarantine_dir is None else str(quarantine_dir)
     config = PersistenceRecoveryConfig(mode, place)
     name, found = anyio.run(_scan, store, "recovering")
-    if not as_json or not (dry_run or found.is_clean):
+    if not as_json:
         _show_plan(name, found, config)
     if found.is_clean or dry_run:
         if as_json:
@@ -285,7 +284,6 @@ async def _doctor(store: str | None, config: PersistenceStartupConfig, as_json: 
     if not exists(backend):
         said = "there is no store yet: a system starts with a new one"
     else:
-        logging.getLogger("papyra").setLevel(logging.ERROR)  # what it warns of is said below
         try:
             async with opened(backend):
                 report = await check_store(backend, config)

@@ -10,7 +10,7 @@ import msgspec
 from papyra.cli._errors import CommandFailed, WrongUse
 from papyra.cli._output import AsJson, Yes, confirm, show_json, show_table, tell
 from papyra.cli._store import StoreName, backend_at, name_of, opened, reading
-from papyra.cli._values import Duration, Size, said_bytes
+from papyra.cli._values import Count, Duration, Size, said_bytes
 from papyra.exceptions import InvalidPolicy
 from papyra.persistence.reports import CompactionReport
 from papyra.persistence.retention import RetentionPolicy
@@ -21,7 +21,7 @@ def compact(
     /,
     *,
     max_age: Duration | None = None,
-    max_records: int | None = None,
+    max_records: Count | None = None,
     max_bytes: Size | None = None,
     dry_run: bool = False,
     yes: Yes = False,
@@ -29,8 +29,8 @@ def compact(
 ) -> None:
     """Remove what is too old, or too much.
 
-    Each limit is for each kind of record by itself; without any, those of the settings hold. It
-    shows what would be left, asks, and does it.
+    Each limit is for each kind of record by itself. Without any, and without STORE, those of the
+    settings hold. It shows what would be left, asks, and does it.
 
     Examples
     --------

@@ -17,7 +17,7 @@ from papyra.cli._errors import WrongUse
 from papyra.cli._output import AsJson, console, is_terminal, tell
 from papyra.cli._records import json_lines, styled, tabbed_lines
 from papyra.cli._store import StoreName, check_output, reading
-from papyra.cli._values import Moment
+from papyra.cli._values import Count, Moment
 from papyra.exceptions import StoreNotReady, StoreUnreachable
 from papyra.persistence.backends.base import PersistenceBackend
 from papyra.persistence.messages import Read
@@ -42,7 +42,7 @@ class Selection:
     "Only from then on."
     until: Moment | None = None
     "Only up to then."
-    limit: Annotated[int | None, Parameter(name=("--limit", "-n"))] = None
+    limit: Annotated[Count | None, Parameter(name=("--limit", "-n"))] = None
     "The newest so many; on a terminal 50, elsewhere all of them."
     reverse: Annotated[bool, Parameter(name=("--reverse", "-r"))] = False
     "The newest first."

@@ -15,7 +15,7 @@ from papyra.cli._errors import WrongUse
 from papyra.cli._lives import Life, Lives, What, read_lives
 from papyra.cli._output import AsJson, console, is_terminal, printable, show, show_json, tell
 from papyra.cli._store import StoreName, check_output, name_of, reading
-from papyra.cli._values import Moment, said_time
+from papyra.cli._values import Count, Moment, said_time
 
 #: How many lanes a terminal shows, where nobody says how many.
 _ON_TERMINAL = 30
@@ -60,7 +60,7 @@ def timeline(
     since: Moment | None = None,
     until: Moment | None = None,
     actor: Annotated[str | None, Parameter(name=("--actor", "-a"))] = None,
-    limit: Annotated[int | None, Parameter(name=("--limit", "-n"))] = None,
+    limit: Annotated[Count | None, Parameter(name=("--limit", "-n"))] = None,
     html: Path | None = None,
     as_json: AsJson = False,
 ) -> None:

@@ -18,7 +18,7 @@ from papyra.cli._errors import WrongUse
 from papyra.cli._output import AsJson, console, is_terminal, printable, show_json
 from papyra.cli._records import styled
 from papyra.cli._store import StoreName, name_of, reading
-from papyra.cli._values import Duration, ago, said_bytes, said_count, said_time
+from papyra.cli._values import Count, Duration, ago, said_bytes, said_count, said_time
 from papyra.cli.inspect import sparkline
 from papyra.exceptions import StoreNotReady, StoreUnreachable
 from papyra.persistence.backends.base import PersistenceBackend
@@ -40,7 +40,7 @@ def top(
     /,
     *,
     interval: Duration = 1.0,
-    count: Annotated[int | None, Parameter(name=("--count", "-n"))] = None,
+    count: Annotated[Count | None, Parameter(name=("--count", "-n"))] = None,
     as_json: AsJson = False,
 ) -> None:
     """Watch a store live.

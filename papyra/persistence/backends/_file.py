@@ -92,6 +92,8 @@ class JournalFile:
         self._unindexed_records = 0
         #: whether the file ends at `end`
         self._clean = True
+        #: whether it does not since a write has failed, and not as it was found so
+        self._left_behind = False
         #: whether the kernel can be trusted about what it wrote through this descriptor
         self._trusted = True
         #: up to where everything is on the device; bytes
@@ -313,6 +315,7 @@ class JournalFile:
         """Let nothing count that was written and not accepted; and `cut` it off, if that works."""
         # The next write goes through a new descriptor.
         self._written, self._trusted, self._clean = None, False, False
+        self._left_behind = True
         self._synced_end = min(self._synced_end, self.end)
         if cut:
             with contextlib.suppress(OSError):
@@ -325,11 +328,16 @@ class JournalFile:
         self._sync(self.end)
 
     def tidy(self) -> None:
-        """Cut off what a write that failed has left, if that could not be done at once."""
-        if self._fd is not None and not self._clean:
-            if not self._trusted:
-                self._open_anew()
-            self._cut()
+        """Cut off what is of no account, before another file follows."""
+        if not self._trusted:
+            self._open_anew()
+        self._cut()
+
+    def leave(self) -> None:
+        """Cut off what a failed write has left, if that could not be done at once; for the end."""
+        if self._fd is not None and self._left_behind:
+            with contextlib.suppress(OSError):
+                self.tidy()
 
     def settle(self) -> None:
         """Return when everything is on the device, where it may be already."""
@@ -364,7 +372,7 @@ class JournalFile:
         """Let the file end where the last acknowledged line does."""
         if not self._clean:
             self.disk.truncate(self.fd, self.end)
-            self._clean = True
+            self._clean, self._left_behind = True, False
 
     def _open_anew(self) -> None:
         fd = self.disk.open(self.path, os.O_RDWR)

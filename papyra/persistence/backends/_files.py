@@ -14,7 +14,7 @@ from papyra.exceptions import InvalidPolicy, StoreReadOnly
 from papyra.persistence.backends._file import JournalFile
 from papyra.persistence.backends._journal import Journal
 from papyra.persistence.backends._rewrite import Hidden, count_hidden
-from papyra.persistence.backends._thread import Claim, StoreThread
+from papyra.persistence.backends._thread import Claim, StoreThread, raise_if_cancelled
 from papyra.persistence.backends._walk import ScanResult
 from papyra.persistence.backends.base import Batch, Capabilities, PersistenceBackend
 from papyra.persistence.backends.page import collect_page
@@ -126,31 +126,41 @@ class FilePersistence(PersistenceBackend):
     async def _append(self, batch: Batch) -> None:
         self._must_write()
         claim, timeout = Claim(), self._call_timeout
-        await self._thread.run(self._write_batch, batch, claim, timeout=timeout, claim=claim)
+        await self._run(self._write_batch, batch, claim, timeout=timeout, claim=claim)
 
     async def _flush(self) -> None:
         if not self._journal.read_only:
             await self._thread.run(self._journal.sync, timeout=self._call_timeout)
 
     async def _read(self, request: Read) -> Page:
-        return await self._thread.run(self._read_page, request, timeout=self._call_timeout)
+        return await self._run(self._read_page, request, timeout=self._call_timeout)
 
     async def _summarize(self, request: Summarize) -> StoreSummary:
         look = functools.partial(self._look, functools.partial(self._sum_up, request.intervals))
-        return await self._thread.run(look, timeout=self._call_timeout)
+        return await self._run(look, timeout=self._call_timeout)
 
     async def _scan(self, request: Scan) -> PersistenceScanReport:
-        return self._report(await self._thread.run(self._scan_journal, request.progress))
+        return self._report(await self._run(self._scan_journal, request.progress))
 
     async def _recover(self, config: PersistenceRecoveryConfig) -> PersistenceRecoveryReport:
         self._must_write()
-        return await self._thread.run(self._recover_journal, config)
+        return await self._run(self._recover_journal, config)
 
     async def _compact(self, policy: RetentionPolicy, *, dry_run: bool) -> CompactionReport:
         if dry_run:
-            return await self._thread.run(self._look, functools.partial(self._count, policy))
+            return await self._run(self._look, functools.partial(self._count, policy))
         self._must_write()
-        return await self._thread.run(self._drop_hidden, policy)
+        return await self._run(self._drop_hidden, policy)
+
+    async def _run(
+        self,
+        function: Callable[..., ResultT],
+        *args: object,
+        timeout: float | None = None,
+        claim: Claim | None = None,
+    ) -> ResultT:
+        await raise_if_cancelled()
+        return await self._thread.run(function, *args, timeout=timeout, claim=claim)
 
     def _must_write(self) -> None:
         if self._journal.read_only:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -153,9 +152,7 @@ class OneFile:
 
     def close(self) -> None:
         """Close the file."""
-        if not self.read_only:
-            with contextlib.suppress(OSError):
-                self._file.tidy()
+        self._file.leave()
         self._file.close()
 
     def append(self, batch: Batch, claim: Callable[[], None], *, sync: bool) -> None:

@@ -171,7 +171,18 @@ class Segments:
             last = self._segments[-1]
             last.open(advance)
             self._records_in_last = last.index.records
-            self._end_is_missing = last.sidecar.exists()
+            self._end_is_missing = self._lacks_its_end()
+
+    def _lacks_its_end(self) -> bool:
+        """Return whether a segment followed the last one, and is not there any more."""
+        last = self._segments[-1]
+        if not last.sidecar.exists():
+            return False
+        # A writer may have sealed it since the directory was listed: then another one is there.
+        return not any(
+            match is not None and match[2] == "ndjson" and int(match[1]) - 1 > last.base
+            for match in map(_NAME.fullmatch, self.disk.list(self.path))
+        )
 
     def _segment(self, base: int) -> Segment:
         path = self.path / f"{base + 1:020}.ndjson"
@@ -226,13 +237,12 @@ class Segments:
         self._loaded = [segment for segment in self._segments[:-1] if segment.is_loaded]
         if self._segments and not self._segments[-1].is_loaded:
             self._segments[-1].open()
+        self._end_is_missing = bool(self._segments) and self._lacks_its_end()
 
     def close(self) -> None:
         """Close everything that is open."""
-        if self._segments and not self.read_only:
-            with contextlib.suppress(OSError):
-                self._segments[-1].tidy()
         for segment in self._segments:
+            segment.leave()
             segment.close()
 
     # Writing

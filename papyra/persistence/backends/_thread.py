@@ -12,10 +12,11 @@ from collections.abc import Callable
 from typing import Any, Generic, TypeVar, cast
 
 import anyio
+import anyio.lowlevel
 
 from papyra._signal import Signal, signals_of_this_loop
 
-__all__ = ("Claim", "StoreThread")
+__all__ = ("Claim", "StoreThread", "raise_if_cancelled")
 
 ResultT = TypeVar("ResultT")
 
@@ -79,6 +80,19 @@ class _Call(Generic[ResultT]):
             task = cast("asyncio.Task[Any]", asyncio.current_task())
             task.uncancel()
             task.cancel()  # so that it strikes at what is awaited next
+
+
+async def raise_if_cancelled() -> None:
+    """Let a cancellation strike that came while a call was waited for.
+
+    A call is waited for to its end, so whoever makes one after the other would never notice it.
+    """
+    await anyio.lowlevel.checkpoint_if_cancelled()
+    trio = sys.modules.get("trio")
+    if trio is None or not trio.lowlevel.in_trio_task():
+        task = asyncio.current_task()
+        if task is not None and task.cancelling():
+            await asyncio.sleep(0)  # by asyncio itself, of which anyio does not know
 
 
 class StoreThread:

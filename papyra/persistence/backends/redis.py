@@ -325,6 +325,8 @@ class RedisStreamsPersistence(PersistenceBackend):
 
     async def _trim(self, policy: RetentionPolicy, *, dry_run: bool) -> CompactionReport:
         before = after = await self._survey.state()
+        if not all(stream.agrees for stream in before.streams.values()):
+            raise StoreError(f"{self.location} is damaged: recover it before compacting it")
         operator = "=" if self.config.trim == "exact" else "~"
         for number, kind in enumerate(KINDS, start=1):
             if policy == RetentionPolicy() or not before.streams[kind].length:

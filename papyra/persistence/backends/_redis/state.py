@@ -49,15 +49,18 @@ class StreamState:
 
     def trimmed_to(self, n: int, total: int) -> StreamState:
         """Return what it would be with records up to the n-th gone, which have so many bytes."""
-        gone = (
-            n
-            - self.trimmed_n
-            - sum(
-                max(0, min(last, n) - max(first, self.trimmed_n + 1) + 1)
-                for first, last, *_ in self.lost
-            )
-        )
-        return replace(self, length=self.length - gone, trimmed_n=n, trimmed_total=total)
+        left = self.length - self._entries_through(n)
+        return replace(self, length=left, trimmed_n=n, trimmed_total=total)
+
+    @property
+    def agrees(self) -> bool:
+        """Whether there are as many entries as the counters say."""
+        return self.length == self._entries_through(self.n)
+
+    def _entries_through(self, n: int) -> int:
+        """Return how many entries there are of the first n that were given."""
+        lost = (min(last, n) - max(first, self.trimmed_n + 1) + 1 for first, last, *_ in self.lost)
+        return n - self.trimmed_n - sum(max(0, count) for count in lost)
 
     @property
     def average(self) -> int:
