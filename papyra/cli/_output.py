@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import json
 import os
 import sys
 import time
@@ -25,7 +26,9 @@ __all__ = (
     "Yes",
     "confirm",
     "console",
+    "has_unicode",
     "is_terminal",
+    "json_text",
     "printable",
     "progress",
     "show",
@@ -67,11 +70,30 @@ def console(*, stderr: bool = False) -> Console:
     )
 
 
+def has_unicode() -> bool:
+    """Return whether every character can be printed as it is."""
+    return (sys.stdout.encoding or "ascii").lower().startswith("utf")
+
+
 def printable(text: str) -> str:
-    """Return `text` with what a terminal would obey, or a line would break at, escaped."""
+    """Return `text` with what a terminal would obey, or can't show, escaped; always one line."""
+    if not has_unicode():
+        text = text.encode("ascii", "backslashreplace").decode()
     if text.isprintable():
         return text
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def json_text(value: object) -> str:
+    """Return a value as JSON on one line, with what `printable` escapes escaped as JSON does it."""
+    text = _encode(value).decode()
+    if text.isascii() and text.isprintable():
+        return text
+    keeps_unicode = has_unicode()
+    return "".join(
+        c if c.isprintable() and (keeps_unicode or c.isascii()) else json.dumps(c)[1:-1]
+        for c in text
+    )
 
 
 def show(*renderables: RenderableType) -> None:
@@ -82,7 +104,7 @@ def show(*renderables: RenderableType) -> None:
 
 def show_json(value: object) -> None:
     """Print one JSON document on one line."""
-    sys.stdout.write(_encode(value).decode() + "\n")
+    sys.stdout.write(json_text(value) + "\n")
 
 
 def show_facts(facts: Sequence[tuple[str, str]]) -> None:

@@ -5,9 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, assert_never
 
-import msgspec
-
-from papyra.cli._output import is_terminal, printable
+from papyra.cli._output import has_unicode, is_terminal, json_text, printable
 from papyra.cli._values import said_time
 from papyra.persistence.records import (
     PersistedAudit,
@@ -20,8 +18,6 @@ if TYPE_CHECKING:
     from rich.text import Text
 
 __all__ = ("cells", "json_lines", "style_of", "styled", "tabbed_lines")
-
-_encode = msgspec.json.Encoder().encode
 
 #: What happens to actors, as a terminal shows it.
 _STYLES = {
@@ -43,19 +39,18 @@ def cells(record: Record) -> Sequence[str]:
             what, whose = "Audit", record.system_id
         case _:
             assert_never(record)
-    payload = _encode(record.payload).decode()
     return (
         str(record.seq),
         said_time(record.timestamp),
         printable(what),
         printable(whose),
-        printable(payload),
+        json_text(record.payload),
     )
 
 
 def json_lines(records: Iterable[Record]) -> str:
     """Return a line of JSON for each record."""
-    return "".join(_encode(record).decode() + "\n" for record in records)
+    return "".join(json_text(record) + "\n" for record in records)
 
 
 def tabbed_lines(records: Iterable[Record]) -> str:
@@ -90,5 +85,5 @@ def styled(record: Record, width: int | None = None) -> Text:
         payload,
     )
     if width is not None:
-        text.truncate(width, overflow="ellipsis")
+        text.truncate(width, overflow="ellipsis" if has_unicode() else "crop")
     return text

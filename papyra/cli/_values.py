@@ -7,6 +7,7 @@ import re
 import time
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
+from fractions import Fraction
 from typing import Annotated, Any, TypeAlias, TypeVar
 
 from cyclopts import Parameter, Token
@@ -57,10 +58,10 @@ def size(text: str) -> int:
         raise ValueError(f"{text!r} is no size: write 512MiB, 1GiB, 10MB or a number of bytes")
     number, unit, suffix = match.groups()
     step = 1000 if unit and suffix.upper() == "B" else 1024
-    count = float(number) * step ** _UNITS.index(unit.upper())
-    if not math.isfinite(count):
-        raise ValueError(f"{text[:20]!r}... is more than there can be")
-    return int(count)
+    count = int(Fraction(number) * step ** _UNITS.index(unit.upper()))
+    if count >= 2**63:
+        raise ValueError(f"{text[:20]!r} is more than there can be")
+    return count
 
 
 def whole_number(text: str) -> int:
@@ -96,9 +97,8 @@ def said_time(when: float | None) -> str:
         return "-"
     if not _FIRST <= when <= _LAST:
         return f"@{when:g}"  # Unix time that no calendar has
-    text = datetime.fromtimestamp(math.floor(when * 1000) / 1000, UTC).isoformat(
-        timespec="milliseconds"
-    )
+    # To the microsecond, as floats are a little off; what is less than a millisecond is left out.
+    text = datetime.fromtimestamp(when, UTC).isoformat(timespec="milliseconds")
     return text.removesuffix("+00:00") + "Z"
 
 
@@ -106,7 +106,7 @@ def said_duration(seconds: float) -> str:
     """Return a duration in its two largest units: ``2h 5m``."""
     if not math.isfinite(seconds):
         return "for ever"
-    if seconds < 1:
+    if seconds < 0.9995:
         return f"{seconds * 1000:.0f}ms"
     parts = []
     for unit in ("d", "h", "m", "s"):
@@ -121,7 +121,7 @@ def said_duration(seconds: float) -> str:
 def said_bytes(count: float) -> str:
     """Return a size in steps of 1024: ``136.1 MiB``."""
     for unit in _UNITS:
-        if count < 1024 or unit == _UNITS[-1]:
+        if round(count, 1) < 1024 or unit == _UNITS[-1]:
             break
         count /= 1024
     return f"{count:.1f} {unit}iB" if unit else f"{count:.0f} B"
@@ -129,7 +129,7 @@ def said_bytes(count: float) -> str:
 
 def said_count(count: float) -> str:
     """Return a number with separators: ``673,385``; one that is not whole with two digits."""
-    return f"{count:,.0f}" if count == int(count) or count >= 100 else f"{count:.2g}"
+    return f"{count:,.0f}" if count == int(count) or count >= 9.95 else f"{count:.2g}"
 
 
 def ago(when: float, now: float) -> str:

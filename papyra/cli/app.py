@@ -93,6 +93,7 @@ def make_app(called: str | None = None) -> App:
         help_format="plaintext",
         version=_version,
         version_flags="--version",
+        suppress_keyboard_interrupt=False,
         default_parameter=Parameter(negative="", show_default=False),
     )
     app["--help"].group = app["--version"].group = Group("Options", sort_key=len(_GROUPS))
@@ -131,19 +132,10 @@ def run(arguments: Sequence[str]) -> int:
     _set_up_output()
     try:
         with _only_errors():
-            code = make_app(next(iter(arguments), None))(
-                list(arguments),
-                print_error=False,
-                exit_on_error=False,
-                result_action="return_value",
-            )
-            sys.stdout.flush()
+            return _carry_out(arguments)
     except (CycloptsError, WrongUse, SettingsError) as error:
         is_missing = isinstance(error.__cause__, MissingExtra)
         return _fail(said_error(error), FAILED if is_missing else WRONG_USE)
-    except NothingToDo as nothing:
-        _say_nothing_to_do(str(nothing), as_json="--json" in arguments)
-        return SUCCEEDED
     except BrokenPipeError:
         # Whoever reads has seen enough. Python would complain when it flushes at the end.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -153,6 +145,25 @@ def run(arguments: Sequence[str]) -> int:
         return INTERRUPTED
     except (CommandFailed, PapyraError, OSError) as error:
         return _fail(said_error(error), FAILED)
+
+
+def _carry_out(arguments: Sequence[str]) -> int:
+    try:
+        code = make_app(next(iter(arguments), None))(
+            list(arguments),
+            print_error=False,
+            exit_on_error=False,
+            result_action="return_value",
+        )
+    except NothingToDo as nothing:
+        code = SUCCEEDED
+        _say_nothing_to_do(str(nothing), as_json="--json" in arguments)
+    except SystemExit as leaving:
+        # Rich leaves on its own when nobody reads.
+        if isinstance(leaving.__context__, BrokenPipeError):
+            raise leaving.__context__ from None
+        raise
+    sys.stdout.flush()
     return code if isinstance(code, int) else SUCCEEDED
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 from collections import Counter
 from collections.abc import Sequence
@@ -279,14 +280,21 @@ async def _doctor(store: str | None, config: PersistenceStartupConfig, as_json: 
     backend = backend_at(store)
     require_durable(backend, "a startup check")
     name = name_of(backend)
+    found: PersistenceScanReport | None = None
     report: PersistenceScanReport | None = None
     code, said = SUCCEEDED, "a system can start"
     if not exists(backend):
         said = "there is no store yet: a system starts with a new one"
     else:
+        logging.getLogger("papyra").setLevel(logging.ERROR)  # what it warns of is said below
         try:
             async with opened(backend):
-                report = await check_store(backend, config)
+                if config.mode != "ignore":
+                    with progress("scanning", in_bytes=place_of(backend) is not None) as advance:
+                        found = report = await backend.scan(advance)
+                if found is not None and not found.is_clean:
+                    report = await check_store(backend, config)
+                    said = "mended, so a system can start"
         except StoreDamaged as error:
             if not isinstance(error.report, PersistenceScanReport):
                 raise
@@ -294,10 +302,13 @@ async def _doctor(store: str | None, config: PersistenceStartupConfig, as_json: 
             code = ANOMALIES_LEFT if config.mode == "recover" else ANOMALIES_FOUND
             said = "a system would not start"
     if as_json:
-        scanned = None if report is None else _as_data(report)
-        show_json({"store": name, "mode": config.mode, "can_start": code == 0, "scan": scanned})
+        scans = {"found": found, "scan": report}
+        show_json(
+            {"store": name, "mode": config.mode, "can_start": code == SUCCEEDED}
+            | {key: None if scan is None else _as_data(scan) for key, scan in scans.items()}
+        )
         return code
-    if report is not None and report.anomalies:
-        _show_anomalies(report.anomalies)
+    if found is not None:
+        _show_anomalies(found.anomalies)
     tell(f"{name}: {said}", "bold red" if code else "green")
     return code

@@ -11,7 +11,15 @@ from typing import Any
 import anyio
 import msgspec
 
-from papyra.cli._output import AsJson, console, is_terminal, show, show_facts, show_json
+from papyra.cli._output import (
+    AsJson,
+    console,
+    has_unicode,
+    is_terminal,
+    show,
+    show_facts,
+    show_json,
+)
 from papyra.cli._records import styled, tabbed_lines
 from papyra.cli._store import StoreName, reading
 from papyra.cli._values import ago, said_bytes, said_count, said_duration, said_time
@@ -25,6 +33,7 @@ _INTERVALS = 48
 #: How many of the newest events are shown.
 _NEWEST = 5
 _BARS = "▁▂▃▄▅▆▇█"
+_ASCII_BARS = "._-=+*#@"
 
 _NAMES: dict[Kind, str] = {"event": "event", "audit": "audit", "dead_letter": "dead letter"}
 _BACKENDS = {
@@ -51,8 +60,9 @@ def inspect(store: StoreName = None, /, *, as_json: AsJson = False) -> None:
 
 
 async def _inspect(store: str | None, as_json: bool) -> None:
+    intervals = min(_INTERVALS, console().width) if is_terminal() else _INTERVALS
     async with reading(store, "inspecting") as backend:
-        summary = await backend.summarize(_INTERVALS)
+        summary = await backend.summarize(intervals)
         newest: Sequence[Record] = (await backend.read("event", newest=True, limit=_NEWEST)).records
         audits = (await backend.read("audit", newest=True, limit=1)).records
     if as_json:
@@ -178,9 +188,10 @@ def _said_audit(audit: PersistedAudit, now: float) -> str:
 
 def sparkline(counts: Sequence[int]) -> str:
     """Return counts as bars; a count of zero is a space."""
+    bars = _BARS if has_unicode() else _ASCII_BARS
     most = max(counts, default=0) or 1
-    top = len(_BARS) - 1
-    return "".join(_BARS[min(top, count * top // most)] if count else " " for count in counts)
+    top = len(bars) - 1
+    return "".join(bars[min(top, count * top // most)] if count else " " for count in counts)
 
 
 def _show_pictures(summary: StoreSummary, newest: Sequence[Record]) -> None:

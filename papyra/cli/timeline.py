@@ -10,10 +10,20 @@ from typing import Annotated, NamedTuple
 
 import anyio
 from cyclopts import Parameter
+from rich.cells import cell_len, set_cell_size
 
 from papyra.cli._errors import WrongUse
 from papyra.cli._lives import Life, Lives, What, read_lives
-from papyra.cli._output import AsJson, console, is_terminal, printable, show, show_json, tell
+from papyra.cli._output import (
+    AsJson,
+    console,
+    has_unicode,
+    is_terminal,
+    printable,
+    show,
+    show_json,
+    tell,
+)
 from papyra.cli._store import StoreName, check_output, name_of, reading
 from papyra.cli._values import Count, Moment, said_time
 
@@ -129,10 +139,9 @@ def _show(lives: Lives) -> None:
         tell("no actor's life is recorded there, or none of that", "dim")
         return
     width = console().width if is_terminal() else _PIPED_WIDTH
-    encoding = (sys.stdout.encoding or "ascii").lower()
-    marks = _MARKS if encoding.startswith("utf") else _ASCII_MARKS
+    marks = _MARKS if has_unicode() else _ASCII_MARKS
     names = [printable(life.actor) for life in lives.lives]
-    label = min(max(map(len, names)), max(10, width // 3), max(1, width - 5))
+    label = min(max(map(cell_len, names)), max(10, width // 3), max(1, width - 5))
     letters: dict[str, list[float]] = {}
     for letter in lives.dead_letters:
         letters.setdefault(letter.target, []).append(letter.timestamp)
@@ -161,11 +170,14 @@ def _show(lives: Lives) -> None:
 
 
 def shortened(name: str, width: int) -> str:
-    """Return a name with its middle left out, if it is too long."""
-    if len(name) <= width:
+    """Return a name with its middle left out, if it takes more than so many columns."""
+    if cell_len(name) <= width:
         return name
-    kept = width - 1
-    return f"{name[: kept // 3]}…{name[len(name) - (kept - kept // 3) :]}"
+    head = set_cell_size(name, (width - 1) // 3)
+    tail = name
+    while cell_len(tail) > width - 1 - cell_len(head):
+        tail = tail[1:]
+    return f"{head}{'…' if has_unicode() else '~'}{tail}"
 
 
 class Span(NamedTuple):

@@ -69,7 +69,9 @@ def _redis(scheme: str, rest: str) -> PersistenceBackend:
             RedisStreamsPersistence,
         )
 
-        return RedisStreamsPersistence(RedisStreamsConfig.from_url(f"{scheme}:{rest}"))
+        config = RedisStreamsConfig.from_url(f"{scheme}:{rest}")
+        config.check_options()
+        return RedisStreamsPersistence(config)
     except (InvalidPolicy, MissingExtra) as error:
         raise InvalidStoreURL(str(error)) from error
 

@@ -144,3 +144,30 @@ async def test_reads_and_scans_go_on_after_a_cut(proxy: Proxy, config: RedisStre
                 assert not proxy.cuts or verb == store.flush
                 proxy.cuts.clear()
         assert len(await everything(store)) == 30
+
+
+@pytest.mark.parametrize("cut", CUTS, ids=str)
+@pytest.mark.parametrize("reopen", [False, True], ids=["at once", "reopened"])
+async def test_what_could_not_be_restored_can_be_restored_again(
+    proxy: Proxy, config: RedisStreamsConfig, make: MakeStore, cut: Cut, reopen: bool
+) -> None:
+    """The same records, at the same positions: taking them back has not used these up."""
+    records = [msgspec.structs.replace(a_record(seq), seq=seq) for seq in (3, 4, 9, 10, 11)]
+    proxy.marker = scripts.APPEND.sha.encode()
+    store = through(proxy, config, retry_for=0.0)
+    async with store:
+        await store.restore(*records[:2])
+        proxy.cuts.append(cut)
+        with pytest.raises(StoreUnreachable):
+            await store.restore(*records[2:])
+        if reopen:
+            await store.aclose()
+            store = make()
+            await store.flush()
+        assert (await store.restore(*records[2:])).last_seq == 11
+        if cut.place == "late":
+            assert b"fenced" in proxy.release() or reopen
+        assert await everything(store) == records
+        assert (await store.append(a_record(12))).first_seq == 12
+        assert (await store.scan()).is_clean
+        await store.aclose()

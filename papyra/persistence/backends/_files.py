@@ -44,7 +44,9 @@ _LOOKS = 5
 #: Seconds from one of these looks to the next.
 _LOOK_AGAIN_AFTER = 0.01
 
-#: Up to how many segments are looked into, where it matters what is when.
+#: Up to how many records are looked at one by one, where it matters what is when; and up to how
+#: many segments are looked into, where it matters what is when.
+_COUNTED = 5_000
 _LOOKED_INTO = 16
 
 _FOREVER = float("inf")
@@ -272,6 +274,7 @@ class FilePersistence(PersistenceBackend):
         oldest = min((each.oldest for each in totals), default=_FOREVER)
         newest = max((each.newest for each in totals), default=-_FOREVER)
         is_empty = oldest > newest
+        spans = self._spans(sum(each.records for each in totals)) if intervals else ()
         return StoreSummary(
             backend=self.name,
             location=self.location,
@@ -281,18 +284,20 @@ class FilePersistence(PersistenceBackend):
             stored_bytes=journal.size(),
             oldest=None if is_empty else oldest,
             newest=None if is_empty else newest,
-            intervals=spread([] if is_empty else self._spans(), oldest, newest, intervals)
-            if intervals
-            else (),
+            intervals=(0,) * intervals if is_empty else spread(spans, oldest, newest, intervals),
             segments=journal.segments,
             writer=self._lock.holder(),
             damaged=journal.is_damaged(),
         )
 
-    def _spans(self) -> Iterator[Span]:
+    def _spans(self, records: int) -> Iterator[Span]:
         is_short = (self._journal.segments or 1) <= _LOOKED_INTO
         for file in self._journal.files(newest=False):
-            if is_short:
+            if records <= _COUNTED:
+                for block in range(len(file.index)):
+                    for record, _ in file.records(block):
+                        yield record.timestamp, record.timestamp, 1
+            elif is_short:
                 yield from file.index.spans()
             else:
                 totals = file.totals()

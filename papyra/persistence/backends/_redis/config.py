@@ -144,6 +144,21 @@ class RedisStreamsConfig(msgspec.Struct, frozen=True, kw_only=True):
         except msgspec.ValidationError as error:
             raise InvalidPolicy(f"an option of a Redis URL makes no sense: {error}") from None
 
+    def check_options(self) -> None:
+        """Raise `InvalidPolicy` for an option of a server's URL that redis-py does not know."""
+        target = Target.of(self.url)
+        if target.topology != "server":
+            return
+        from redis.asyncio import ConnectionPool  # noqa: PLC0415 - which takes its time
+
+        try:
+            ConnectionPool.from_url(target.plain_url).make_connection()  # type: ignore[no-untyped-call]
+        except (TypeError, ValueError) as error:
+            # Their words may repeat a value.
+            name = re.search(r"unexpected keyword argument '(\w+)'", str(error))
+            what = f"{name[1]!r}" if name else "one with a value that it can't have"
+            raise InvalidPolicy(f"the URL has an unknown option: {what}") from None
+
     @property
     def replicas(self) -> int:
         """How many replicas must have a record before it is acknowledged."""

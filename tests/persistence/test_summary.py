@@ -1,0 +1,100 @@
+"""What stores hold, summed up: after everything that can be done to them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from papyra.exceptions import InvalidRecord, InvalidRequest
+from papyra.persistence import Append, PersistedEvent, Restore, Summarize
+from papyra.persistence.backends.base import MAX_SEQ, PersistenceBackend
+from papyra.persistence.backends.json import JsonFilePersistence
+from papyra.persistence.backends.memory import InMemoryPersistence
+from papyra.persistence.backends.retention import RetentionPolicy
+from papyra.persistence.backends.rotating import RotatingFilePersistence
+from papyra.persistence.backends.summary import spread
+
+TIMES = st.floats(allow_nan=False, allow_infinity=False)
+
+
+def an_event(number: int, timestamp: float | None = None) -> PersistedEvent:
+    time = float(number) if timestamp is None else timestamp
+    return PersistedEvent("s", "s/a", "Counted", {"n": number}, time)
+
+
+@given(st.lists(st.tuples(TIMES, TIMES, st.integers(1, 1000)), min_size=1), st.integers(1, 60))
+def test_no_record_is_lost_between_intervals(
+    spans: list[tuple[float, float, int]], intervals: int
+) -> None:
+    spans = [(min(start, end), max(start, end), count) for start, end, count in spans]
+    oldest, newest = min(span[0] for span in spans), max(span[1] for span in spans)
+    counts = spread(spans, oldest, newest, intervals)
+    assert len(counts) == intervals
+    assert min(counts) >= 0
+    assert sum(counts) == sum(count for *_, count in spans)
+
+
+def test_records_are_counted_where_they_are() -> None:
+    spans = [(0.0, 0.0, 3), (10.0, 10.0, 1), (5.0, 9.99, 10)]
+    assert spread(spans, 0.0, 10.0, 2) == (3, 11)
+    assert spread(spans, 0.0, 10.0, 0) == ()
+
+
+@pytest.mark.parametrize("segments", [5, 40])
+async def test_segments_that_hold_nothing_any_more_are_passed_over(
+    tmp_path: Path, segments: int
+) -> None:
+    async with RotatingFilePersistence(tmp_path, max_segment_records=10, fsync="no") as store:
+        for first in range(0, segments * 10, 10):
+            await store.append(*map(an_event, range(first, first + 10)))
+        await store.compact(RetentionPolicy(max_records=(segments - 2) * 10))
+        async with store.reader() as reader:
+            for backend in (store, reader):
+                summary = await backend.summarize(intervals=7)
+                assert summary.total_records == sum(summary.intervals) == (segments - 2) * 10
+                assert summary.oldest == 20
+
+
+@pytest.mark.parametrize("times", [[1e308, -1e308, 0.0], [5e-324, 0.0], [-3.5], [7.0, 7.0]])
+async def test_times_may_be_any(tmp_path: Path, times: list[float]) -> None:
+    stores: list[PersistenceBackend] = [
+        InMemoryPersistence(),
+        JsonFilePersistence(tmp_path / "events.ndjson", fsync="no"),
+        RotatingFilePersistence(tmp_path / "journal", fsync="no"),
+    ]
+    for store in stores:
+        async with store:
+            await store.append(*(an_event(n, time) for n, time in enumerate(times)))
+            summary = await store.summarize(intervals=5)
+            assert (summary.oldest, summary.newest) == (min(times), max(times))
+            assert sum(summary.intervals) == len(times)
+
+
+@pytest.mark.parametrize("bad", [-1, 1.5, "3", True, None])
+def test_intervals_are_a_number(bad: object) -> None:
+    with pytest.raises(InvalidRequest):
+        Summarize(bad)  # type: ignore[arg-type]
+
+
+async def test_a_position_that_no_store_could_write_is_refused(tmp_path: Path) -> None:
+    last = msgspec.structs.replace(an_event(1), seq=MAX_SEQ)
+    for store in (InMemoryPersistence(), JsonFilePersistence(tmp_path / "e.ndjson", fsync="no")):
+        async with store:
+            for seq in (MAX_SEQ + 1, 2**64, 10**400):
+                with pytest.raises(InvalidRequest, match="positions only rise"):
+                    await store.restore(msgspec.structs.replace(last, seq=seq))
+            await store.restore(last)
+            assert [event.seq for event in await store.list_events()] == [MAX_SEQ]
+            assert store.metrics.write_errors == 3
+
+
+@pytest.mark.parametrize("records", [None, an_event(1), [1], Append(an_event(1))])
+async def test_restoring_takes_records(records: object) -> None:
+    store = InMemoryPersistence()
+    with pytest.raises(InvalidRecord):
+        await store.perform(Restore(records))  # type: ignore[arg-type]
+    assert store.metrics.write_errors == 1
