@@ -6,7 +6,7 @@ import math
 import re
 import time
 from collections.abc import Callable, Sequence
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from fractions import Fraction
 from typing import Annotated, Any, TypeAlias, TypeVar
 
@@ -36,6 +36,7 @@ _DURATION = re.compile(r"(\d+(?:\.\d+)?)\s*(ms|s|m|h|d|w)")
 _UNITS = ("", "K", "M", "G", "T", "P")
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGTP]?)(iB|B|)", re.IGNORECASE)
 
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 #: Unix times that a calendar has.
 _FIRST, _LAST = -62_135_596_800.0, 253_402_300_799.0
 
@@ -59,8 +60,8 @@ def size(text: str) -> int:
     number, unit, suffix = match.groups()
     step = 1000 if unit and suffix.upper() == "B" else 1024
     count = int(Fraction(number) * step ** _UNITS.index(unit.upper()))
-    if count >= 2**63:
-        raise ValueError(f"{text[:20]!r} is more than there can be")
+    if count >= 10**36:
+        raise ValueError(f"{text[:20]}... is more bytes than there are")
     return count
 
 
@@ -97,8 +98,7 @@ def said_time(when: float | None) -> str:
         return "-"
     if not _FIRST <= when <= _LAST:
         return f"@{when:g}"  # Unix time that no calendar has
-    # To the microsecond, as floats are a little off; what is less than a millisecond is left out.
-    text = datetime.fromtimestamp(when, UTC).isoformat(timespec="milliseconds")
+    text = (_EPOCH + timedelta(milliseconds=round(when * 1000))).isoformat(timespec="milliseconds")
     return text.removesuffix("+00:00") + "Z"
 
 
@@ -108,7 +108,7 @@ def said_duration(seconds: float) -> str:
         return "for ever"
     if seconds < 0.9995:
         return f"{seconds * 1000:.0f}ms"
-    parts = []
+    seconds, parts = max(seconds, 1.0), []
     for unit in ("d", "h", "m", "s"):
         count, seconds = divmod(seconds, _SECONDS[unit])
         if count:

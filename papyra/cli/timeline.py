@@ -148,7 +148,7 @@ def _show(lives: Lives) -> None:
     span = Span(lives.start, lives.end, max(1, width - label - 1))
     lines = [
         (
-            shortened(name, label).ljust(label + 1),
+            set_cell_size(shortened(name, label), label + 1),
             lane(life, letters.get(life.actor, ()), span, marks),
         )
         for name, life in zip(names, lives.lives, strict=True)
