@@ -15,7 +15,6 @@ from papyra.cli._errors import CommandFailed, NothingToDo, WrongUse
 from papyra.cli._output import progress
 from papyra.conf import backend_from_url, settings
 from papyra.conf._urls import STORE_SCHEMES
-from papyra.exceptions import InvalidStoreURL
 from papyra.persistence.backends.base import PersistenceBackend
 
 __all__ = (
@@ -24,7 +23,6 @@ __all__ = (
     "check_output",
     "exists",
     "name_of",
-    "opened",
     "place_of",
     "reading",
     "require_durable",
@@ -39,7 +37,7 @@ StoreName: TypeAlias = Annotated[
     ),
 ]
 
-_URL = re.compile(r"([a-z][a-z0-9+.-]*):(?!\\)", re.IGNORECASE)
+_URL = re.compile(r"([a-z][a-z0-9+.-]*):", re.IGNORECASE)
 _SEGMENT = re.compile(r"\d{20}\.ndjson")
 #: Seconds for which a server that is away is tried again: somebody waits at a terminal.
 _RETRY_FOR = 1
@@ -52,7 +50,7 @@ def backend_at(name: str | None) -> PersistenceBackend:
     scheme = _URL.match(name)
     if scheme is not None and (scheme[1] in STORE_SCHEMES or "://" in name):
         return backend_from_url(_impatient(name))
-    # When they are needed: what is in a file says nothing of what else there could be.
+    # Imported when they are needed: none of them needs the others.
     path = Path(name)
     if path.is_dir() or name.endswith("/") or (not path.exists() and not path.suffix):
         from papyra.persistence.backends.rotating import RotatingFilePersistence  # noqa: PLC0415
@@ -126,7 +124,7 @@ async def reading(name: str | None, what: str | None = None) -> AsyncIterator[Pe
     with progress("opening", in_bytes=True) as opening:
         reader = backend.reader(index_directory=_cache(), opening=opening)
         await reader.flush()
-    async with opened(reader):
+    async with reader:
         if not reader.last_seq and await _is_nothing(reader):
             raise CommandFailed(
                 f"there is no store at {name_of(backend)}: prefix and system_id say which"
@@ -146,13 +144,3 @@ def _cache() -> Path | None:
         return Path(platformdirs.user_cache_dir("papyra", appauthor=False))
     except RuntimeError:  # nobody's home: a process in a container may have any user's number
         return None
-
-
-@asynccontextmanager
-async def opened(backend: PersistenceBackend) -> AsyncIterator[PersistenceBackend]:
-    """Open a store, and close it."""
-    try:
-        async with backend:
-            yield backend
-    except InvalidStoreURL as error:
-        raise CommandFailed(str(error)) from error

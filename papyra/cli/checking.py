@@ -35,7 +35,6 @@ from papyra.cli._store import (
     backend_at,
     exists,
     name_of,
-    opened,
     place_of,
     reading,
     require_durable,
@@ -210,7 +209,7 @@ def recover(
 async def _recover(
     store: str | None, config: PersistenceRecoveryConfig
 ) -> PersistenceRecoveryReport:
-    async with opened(backend_at(store)) as backend:
+    async with backend_at(store) as backend:
         return await backend.recover(config)
 
 
@@ -288,7 +287,7 @@ async def _doctor(store: str | None, config: PersistenceStartupConfig, as_json: 
     else:
         logging.getLogger("papyra").setLevel(logging.ERROR)  # what it warns of is said below
         try:
-            async with opened(backend):
+            async with backend:
                 if config.mode != "ignore":
                     with progress("scanning", in_bytes=place_of(backend) is not None) as advance:
                         found = report = await backend.scan(advance)

@@ -9,7 +9,7 @@ import msgspec
 
 from papyra.cli._errors import CommandFailed, WrongUse
 from papyra.cli._output import AsJson, Yes, confirm, show_json, show_table, tell
-from papyra.cli._store import StoreName, backend_at, name_of, opened, reading
+from papyra.cli._store import StoreName, backend_at, name_of, reading
 from papyra.cli._values import Count, Duration, Size, said_bytes
 from papyra.exceptions import InvalidPolicy
 from papyra.persistence.reports import CompactionReport
@@ -81,7 +81,7 @@ async def _plan(
 
 
 async def _compact(store: str | None, policy: RetentionPolicy) -> CompactionReport:
-    async with opened(backend_at(store)) as backend:
+    async with backend_at(store) as backend:
         return await backend.compact(policy)
 
 

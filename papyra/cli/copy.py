@@ -15,7 +15,6 @@ from papyra.cli._output import AsJson, progress, show_json, tell
 from papyra.cli._store import (
     backend_at,
     name_of,
-    opened,
     place_of,
     reading,
     require_durable,
@@ -73,7 +72,7 @@ async def _copy(source: str, target: str, as_json: bool) -> int:
             )
             return ANOMALIES_FOUND
         began = time.monotonic()
-        async with opened(destination):
+        async with destination:
             await _check_destination(destination)
             there, copied = await _bring_up_to_date(origin, destination)
         took = time.monotonic() - began
