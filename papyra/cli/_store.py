@@ -8,7 +8,6 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Annotated, TypeAlias
 
-import platformdirs
 from cyclopts import Parameter
 
 from papyra.cli._errors import CommandFailed, NothingToDo, WrongUse
@@ -122,7 +121,8 @@ async def reading(name: str | None, what: str | None = None) -> AsyncIterator[Pe
         missing = "no journal in" if place is not None and place.is_dir() else "no store at"
         raise CommandFailed(f"there is {missing} {place}: see what STORE may be with --help")
     with progress("opening", in_bytes=True) as opening:
-        reader = backend.reader(index_directory=_cache(), opening=opening)
+        cache = None if place_of(backend) is None else _cache()
+        reader = backend.reader(index_directory=cache, opening=opening)
         await reader.flush()
     async with reader:
         if not reader.last_seq and await _is_nothing(reader):
@@ -140,6 +140,8 @@ async def _is_nothing(reader: PersistenceBackend) -> bool:
 
 def _cache() -> Path | None:
     """Return the directory for what readers find out, if there can be one."""
+    import platformdirs  # noqa: PLC0415 - it is for files alone
+
     try:
         return Path(platformdirs.user_cache_dir("papyra", appauthor=False))
     except RuntimeError:  # nobody's home: a process in a container may have any user's number
