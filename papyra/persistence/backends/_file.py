@@ -150,8 +150,8 @@ class JournalFile:
         self._clean = self.end == self.disk.stat(self.fd).st_size
         self._trusted, self._sync_failed, self._synced_end = True, False, self.end
         after = self._signature()
-        is_all = before == after and after is not None and not known_end
-        self._found_opening = (after, found) if is_all and after is not None else None
+        is_about_all = before == after and not known_end
+        self._found_opening = (after, found) if after is not None and is_about_all else None
 
     def _remember(self, found: ScanResult) -> int:
         """Take in what another reader has found; return up to where that is."""
