@@ -76,6 +76,8 @@ _CLASSES: tuple[tuple[type[BaseException], type[StoreError]], ...] = (
     (redis.exceptions.TryAgainError, StoreNotReady),
     (redis.exceptions.MovedError, StoreNotReady),
     (redis.exceptions.SlotNotCoveredError, StoreNotReady),
+    # Sent from node to node until redis-py gave up, as while a slot moves: nobody has done it.
+    (redis.exceptions.ClusterError, StoreNotReady),
     (redis.exceptions.RedisClusterException, StoreUnreachable),
     (redis.exceptions.ConnectionError, StoreUnreachable),
     (redis.exceptions.TimeoutError, StoreUnreachable),
