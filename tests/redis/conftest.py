@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, TypeAlias
 from urllib.parse import urlsplit
 
+import anyio
 import pytest
 import redis
 
@@ -21,6 +22,12 @@ MakeStore: TypeAlias = Callable[..., RedisStreamsPersistence]
 BINARIES = server_binaries()
 #: Where stores are that need no server of their own, if it is set.
 URL = os.environ.get("REDIS_URL")
+
+
+async def until(condition: Callable[[], object]) -> None:
+    """Wait for a condition, and leave the processor to the servers meanwhile."""
+    while not condition():  # noqa: ASYNC110 - another process makes it true
+        await anyio.sleep(0.005)
 
 
 class GivenServer(RedisServer):

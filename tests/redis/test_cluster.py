@@ -18,13 +18,9 @@ from papyra.persistence import Append, PersistenceActor
 from papyra.persistence.backends.redis import RedisStreamsConfig, RedisStreamsPersistence
 from papyra.testing._redis_server import RedisServer
 from papyra.testing.conformance._parts import a_record, an_event, everything, without_seq
+from tests.redis.conftest import until
 
 SLOTS = 16_384
-
-
-async def until(condition: Callable[[], object]) -> None:
-    while not condition():
-        await anyio.lowlevel.checkpoint()
 
 
 def port_with_bus() -> int:
@@ -82,8 +78,12 @@ class Cluster:
         return slot
 
     async def move(self, slot: int, *, pause: Callable[[], Any]) -> None:
-        """Move a slot to another node, key by key, as ``redis-cli --cluster reshard`` does."""
-        owner = next(n for n in range(3) if self._has(n, slot))
+        """Move a slot to another node, key by key, as ``redis-cli --cluster reshard`` does.
+
+        Nodes tell each other by gossip who has a slot. One that is moved again before all of them
+        know may go back to who had it, so this waits until they do.
+        """
+        owner = self._owners(slot)[0]
         target = (owner + 1) % 3
         source, taker = self.admins[owner], self.admins[target]
         taker.execute_command("CLUSTER", "SETSLOT", slot, "IMPORTING", self.ids[owner])
@@ -96,12 +96,17 @@ class Cluster:
         for admin in (taker, source, self.admins[(owner + 2) % 3]):
             admin.execute_command("CLUSTER", "SETSLOT", slot, "NODE", self.ids[target])
             await pause()
+        await until(lambda: self._owners(slot) == [target] * 3)
 
-    def _has(self, number: int, slot: int) -> bool:
-        for start, stop, (_, port, *_), *_ in self.admins[0].execute_command("CLUSTER", "SLOTS"):
-            if start <= slot <= stop:
-                return bool(port == self.nodes[number].port)
-        return False
+    def _owners(self, slot: int) -> list[int]:
+        """Return who has a slot, as each of the nodes says; -1 where it does not know."""
+        numbers = {node.port: number for number, node in enumerate(self.nodes)}
+        owners = []
+        for admin in self.admins:
+            ranges = admin.execute_command("CLUSTER", "SLOTS")
+            ports = [port for start, stop, (_, port, *_), *_ in ranges if start <= slot <= stop]
+            owners.append(numbers[ports[0]] if ports else -1)
+        return owners
 
 
 @pytest.fixture(scope="session")
@@ -141,14 +146,16 @@ async def test_a_slot_is_moved_while_the_store_is_written(cluster: Cluster, seed
             for _ in range(20):
                 await anyio.lowlevel.checkpoint()
 
+        async def ten_more() -> None:
+            enough = written + 10
+            await until(lambda: written >= enough)
+
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(write)
-            # Once: nodes tell each other by gossip who has a slot, and one that is moved again
-            # before all of them know may go back to who had it.
-            await until(lambda: written >= 10)
-            await cluster.move(slot, pause=pause)
-            before = written
-            await until(lambda: written >= before + 10)
+            for _ in range(3):
+                await ten_more()
+                await cluster.move(slot, pause=pause)
+            await ten_more()
             is_over = True
         assert [without_seq(r) for r in await everything(store)] == list(
             map(a_record, range(written))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,17 +14,13 @@ from papyra.exceptions import StoreError, StoreNotAcknowledged
 from papyra.persistence.backends.redis import RedisStreamsConfig, RedisStreamsPersistence
 from papyra.testing._redis_server import RedisServer, free_port
 from papyra.testing.conformance._parts import a_record, an_event, everything
+from tests.redis.conftest import until
 
 SERVICE = "orders"
 
 
 def client(server: RedisServer) -> redis.Redis:
     return redis.Redis(port=server.port)
-
-
-async def until(condition: Callable[[], object]) -> None:
-    while not condition():
-        await anyio.lowlevel.checkpoint()
 
 
 def store_on(url: str, **changes: Any) -> RedisStreamsPersistence:
@@ -38,15 +34,19 @@ def replica(binary: Path, own_server: RedisServer) -> Iterator[RedisServer]:
         yield server
 
 
-async def is_in_step(replica: RedisServer) -> None:
+async def is_in_step(replica: RedisServer, master: RedisServer) -> None:
+    """Wait until the replica has what the master has, and the master knows it."""
     with client(replica) as admin:
         await until(lambda: admin.info("replication")["master_link_status"] == "up")
+    with client(master) as admin:
+        await until(lambda: admin.set("probe", 1) and admin.wait(1, 1000))
+        admin.delete("probe")
 
 
 async def test_a_replica_has_what_was_acknowledged(
     own_server: RedisServer, replica: RedisServer
 ) -> None:
-    await is_in_step(replica)
+    await is_in_step(replica, own_server)
     async with store_on(own_server.url, acknowledge="replicas:1") as store:
         for number in range(20):
             await store.append(an_event(number))
@@ -62,10 +62,11 @@ async def test_a_replica_has_what_was_acknowledged(
 async def test_what_no_replica_confirms_is_taken_back(
     own_server: RedisServer, replica: RedisServer
 ) -> None:
-    await is_in_step(replica)
+    await is_in_step(replica, own_server)
+    async with store_on(own_server.url, acknowledge="replicas:1") as store:
+        await store.append(a_record(0))
     options = {"acknowledge": "replicas:1", "acknowledge_timeout": 0.1}
     async with store_on(own_server.url, **options) as store:
-        await store.append(a_record(0))
         replica.pause()
         with pytest.raises(StoreNotAcknowledged, match="0 of 1 replicas"):
             await store.append(a_record(100))
@@ -87,8 +88,8 @@ async def test_what_no_replica_confirms_is_taken_back(
 async def test_two_replicas_are_more_than_one(
     own_server: RedisServer, replica: RedisServer
 ) -> None:
-    await is_in_step(replica)
-    options = {"acknowledge": "replicas:2", "acknowledge_timeout": 0.05}
+    await is_in_step(replica, own_server)
+    options = {"acknowledge": "replicas:2", "acknowledge_timeout": 0.5}
     async with store_on(own_server.url, **options) as store:
         with pytest.raises(StoreNotAcknowledged, match="1 of 2 replicas"):
             await store.append(a_record(0))
@@ -148,7 +149,7 @@ class Sentinels:
             conf = directory / f"sentinel-{number}.conf"
             conf.write_text(
                 f"sentinel monitor {SERVICE} 127.0.0.1 {self.master.port} 2\n"
-                f"sentinel down-after-milliseconds {SERVICE} 300\n"
+                f"sentinel down-after-milliseconds {SERVICE} 1000\n"
                 f"sentinel failover-timeout {SERVICE} 3000\n"
             )
             self.sentinels.append(Sentinel(binary, conf, free_port()))
@@ -163,7 +164,7 @@ class Sentinels:
         return f"redis+sentinel://{hosts}/{SERVICE}/0"
 
     async def are_ready(self) -> None:
-        await is_in_step(self.replica)
+        await is_in_step(self.replica, self.master)
         for sentinel in self.sentinels:
             with client(sentinel) as admin:
 
@@ -203,7 +204,7 @@ async def test_a_replica_is_promoted_while_the_store_is_written(sentinels: Senti
     await sentinels.are_ready()
     acknowledged: list[int] = []
     raised = 0
-    options = {"acknowledge": "replicas:1", "acknowledge_timeout": 0.3, "max_backoff": 0.05}
+    options = {"acknowledge": "replicas:1", "acknowledge_timeout": 1.0, "max_backoff": 0.05}
     async with store_on(sentinels.url, timeout=1.0, **options) as store:
         for number in range(20):
             await store.append(an_event(number))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import shutil
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import anyio
@@ -27,6 +27,7 @@ from papyra.persistence import Append, CircuitBreakerPolicy, PersistenceActor
 from papyra.persistence.backends.redis import RedisStreamsConfig, RedisStreamsPersistence
 from papyra.testing._redis_server import RedisServer
 from papyra.testing.conformance._parts import a_record, an_event, everything
+from tests.redis.conftest import until
 
 SECRET = "s3cret-pa55word"
 
@@ -131,11 +132,6 @@ def _save(admin: redis.Redis) -> str:
     if not info["rdb_bgsave_in_progress"]:
         admin.bgsave()
     return str(info["rdb_last_bgsave_status"])
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    while not condition():
-        await anyio.lowlevel.checkpoint()
 
 
 async def test_a_password_that_is_missing_or_wrong(
