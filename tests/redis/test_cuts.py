@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+import anyio
 import msgspec
 import pytest
 
@@ -12,8 +13,8 @@ from papyra.exceptions import StoreUnreachable
 from papyra.persistence.backends._redis import scripts
 from papyra.persistence.backends.redis import RedisStreamsConfig, RedisStreamsPersistence
 from papyra.testing._redis_server import RedisServer
-from papyra.testing.conformance._parts import a_record, everything, without_seq
-from tests.redis.conftest import MakeStore
+from papyra.testing.conformance._parts import a_record, an_event, everything, without_seq
+from tests.redis.conftest import MakeStore, until
 from tests.redis.proxy import Cut, Proxy
 
 CUTS = [
@@ -92,14 +93,49 @@ async def test_what_raised_is_not_stored(
         if cut.place == "late":
             # ... nor when it arrives after all.
             assert b"fenced" in proxy.release()
-        was_stored = cut.place in ("after", "in reply")
-        assert appended.first_seq == (2 + size if was_stored else 2)
+        # Its positions stay unused, whether it was stored or not.
+        assert appended.first_seq == 2 + size
     async with make() as store:
         records = await everything(store)
         assert numbers(records) == [0, 1, 2]
         assert [r.seq for r in records] == [1, appended.first_seq, appended.last_seq]
         assert (await store.scan()).is_clean
         assert (await store.append(a_record(3))).first_seq == appended.last_seq + 1
+
+
+async def test_followers_do_not_see_what_is_struck_out(
+    proxy: Proxy, config: RedisStreamsConfig, make: MakeStore
+) -> None:
+    """What did not arrive is added and removed at once, in front of those who wait."""
+    proxy.marker = scripts.APPEND.sha.encode()
+    followed: list[int] = []
+    consumed: list[int] = []
+    async with through(proxy, config, retry_for=0) as store, make() as other:
+        await store.append(an_event(0))
+
+        async def follow() -> None:
+            async for event in other.follow():
+                followed.append(event.payload["n"])  # noqa: PERF401 - each as it comes
+
+        async def consume() -> None:
+            async for delivery in other.consume("group", "one"):
+                consumed.append(delivery.record.payload["n"])
+                await other.ack("group", delivery)
+
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(follow)
+            tasks.start_soon(consume)
+            for number in range(1, 6):
+                await until(lambda: len(followed) == len(consumed) == number)  # noqa: B023
+                proxy.cuts.append(Cut("before"))
+                with pytest.raises(StoreUnreachable):
+                    await store.append(an_event(100), an_event(101))
+                await store.append(an_event(number))
+            await until(lambda: len(followed) == len(consumed) == 6)
+            tasks.cancel_scope.cancel()
+        assert followed == consumed == [*range(6)]
+        assert await other.pending("group") == []
+        assert (await store.scan()).is_clean
 
 
 async def test_what_raised_is_taken_back_when_the_store_is_closed(

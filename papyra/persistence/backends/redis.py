@@ -252,8 +252,9 @@ class RedisStreamsPersistence(PersistenceBackend):
             self._last_seq = await self._asyncio.run(self._look)
 
     async def _read(self, request: Read) -> Page:
-        now, doubt = self._clock(), self._writer.doubt
-        return await self._asyncio.run(self._reader.page, request, now, doubt)
+        doubt = self._writer.doubt
+        seqs = range(0) if doubt is None else doubt.seqs
+        return await self._asyncio.run(self._reader.page, request, self._clock(), seqs)
 
     async def _summarize(self, request: Summarize) -> StoreSummary:
         return await self._asyncio.run(self._survey.summarize, request.intervals)

@@ -48,10 +48,10 @@ class Reader:
         #: the ids at the ends of the last page of each kind, by seq: where the next one begins
         self._bookmarks: dict[Kind, dict[int, bytes]] = {kind: {} for kind in KINDS}
 
-    async def page(self, request: Read, now: float, doubt: tuple[int, int] | None) -> Page:
+    async def page(self, request: Read, now: float, doubt: range) -> Page:
         """Return a page of what retention lets reads see at Unix time `now`.
 
-        What is in `doubt`, from a seq to a seq, is left out.
+        Positions that are in `doubt` are left out.
         """
         oldest = self._retention.oldest_time(now)
         since = max(
@@ -102,7 +102,7 @@ class Reader:
                     and seq > request.after
                     and (request.before is None or seq < request.before)
                     and since <= record.timestamp <= until
-                    and (doubt is None or not doubt[0] <= seq <= doubt[1])
+                    and seq not in doubt
                 ):
                     seen.add(seq)
                     candidates.append((record, length))

@@ -96,9 +96,10 @@ end
 
 #: Make the caller the writer, with a new epoch, and say where the store ends.
 #:
-#: ARGV: the writer's name; the epoch that it builds on; the first and the last seq of a batch that
-#: is in doubt, which is taken back, or nothing; whether its positions may be given again, 1 or 0;
-#: then what the caller knows was given: the last seq, n of each kind, and total of each kind.
+#: ARGV: the writer's name; the epoch that it builds on; a batch that is in doubt, which is taken
+#: back, or nothing; then what the caller knows was given: the last seq, n of each kind, and total
+#: of each kind. The batch is a JSON array: its first seq, how many records it has, whether its
+#: positions may be given again, the kinds as with ``APPEND``, and the milliseconds of each record.
 #: Returns ``ok``, the epoch, the last seq, ms, late, how many were taken back, n of each kind and
 #: total of each kind; or, if the epoch is another, ``fenced`` and the name of the writer. Called
 #: once more, whether since the answer was lost or the call was late, it changes nothing.
@@ -127,6 +128,19 @@ local function take_back(key, first, last)
   return n, bytes
 end
 
+-- Add what is in doubt without its records, and remove it. A server that was killed while it wrote
+-- a batch to its append-only file may have kept the commands it came to, to run them when it starts
+-- the next time: then these run after them.
+local function strike_out(first, count, which, times)
+  for position = 1, count do
+    local i = string.byte(which, #which > 1 and position or 1) - 48
+    local id = times[position] .. '-' .. first + position - 1
+    if type(redis.pcall('XADD', KEYS[i + 1], id, 'taken', 'back')) == 'string' then
+      call('XDEL', KEYS[i + 1], id)
+    end
+  end
+end
+
 local state = call('HMGET', meta, 'epoch', 'writer', 'last', 'ms', 'late', 'format')
 if number(state[6]) > 1 then
   return {'format', state[6]}
@@ -136,13 +150,15 @@ local is_repeated = epoch == expected + 1 and state[2] == ARGV[1]
 if epoch > expected and not is_repeated then
   return {'fenced', state[2] or ''}
 end
-local in_doubt = ARGV[3] ~= '' and epoch == expected
+local in_doubt, first, count, given_again, which, times = ARGV[3] ~= '' and epoch == expected
+if in_doubt then
+  first, count, given_again, which, times = unpack(cjson.decode(ARGV[3]))
+end
 epoch = expected + 1
-local last = tonumber(ARGV[6])
-if not in_doubt or ARGV[5] ~= '1' then
+local last, ms, late = tonumber(ARGV[4]), number(state[4]), number(state[5])
+if not given_again then
   last = math.max(number(state[3]), last)
 end
-local ms, late = number(state[4]), number(state[5])
 local taken_back = 0
 local counts = {}
 for i, kind in ipairs(kinds) do
@@ -150,7 +166,7 @@ for i, kind in ipairs(kinds) do
   local n = number(call('HGET', meta, kind .. ':n'))
   local total = number(call('HGET', meta, kind .. ':total'))
   if in_doubt then
-    local removed, bytes = take_back(key, tonumber(ARGV[3]), tonumber(ARGV[4]))
+    local removed, bytes = take_back(key, first, first + count - 1)
     taken_back, n, total = taken_back + removed, n - removed, total - bytes
   end
   local entry = tail(key)
@@ -159,9 +175,16 @@ for i, kind in ipairs(kinds) do
     last, ms = math.max(last, end_seq), math.max(ms, end_ms)
     n, total = math.max(n, end_n), math.max(total, end_total)
   end
-  n, total = math.max(n, tonumber(ARGV[6 + i])), math.max(total, tonumber(ARGV[9 + i]))
+  n, total = math.max(n, tonumber(ARGV[4 + i])), math.max(total, tonumber(ARGV[7 + i]))
   call('HSET', meta, kind .. ':n', n, kind .. ':total', total)
   counts[i], counts[i + 3] = n, total
+end
+if in_doubt and taken_back == 0 then
+  strike_out(first, count, which, times)
+  ms = math.max(ms, times[count])
+  if not given_again then
+    last = math.max(last, first + count - 1)
+  end
 end
 call('HSET', meta, 'format', 1, 'epoch', epoch, 'writer', ARGV[1], 'last', last, 'ms', ms,
   'late', late)

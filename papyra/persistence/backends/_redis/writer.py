@@ -26,7 +26,7 @@ from papyra.persistence.records import (
     Record,
 )
 
-__all__ = ("Writer",)
+__all__ = ("Doubt", "Writer")
 
 logger = logging.getLogger("papyra")
 
@@ -39,6 +39,24 @@ _DIGITS: dict[type, int] = {
     PersistedAudit: _FIRST_DIGIT + 1,
     PersistedDeadLetter: _FIRST_DIGIT + 2,
 }
+
+
+class Doubt(msgspec.Struct, frozen=True, array_like=True):
+    """A batch that may have been stored, though its append failed. ``CLAIM`` takes it so."""
+
+    first_seq: int
+    count: int
+    #: whether its positions may be given again
+    restored: bool
+    #: a digit for each record, or one for all
+    kinds: str
+    #: of the records, in milliseconds
+    times: Sequence[int]
+
+    @property
+    def seqs(self) -> range:
+        """Its positions."""
+        return range(self.first_seq, self.first_seq + self.count)
 
 
 class Writer:
@@ -59,10 +77,8 @@ class Writer:
         #: whether this is, as far as it knows, the writer
         self.is_claimed = False
         self.last_seq = 0
-        #: the first and the last seq of what may have been stored, though its append failed
-        self.doubt: tuple[int, int] | None = None
-        #: whether its positions may be given again
-        self._doubt_restored = False
+        #: what may have been stored, though its append failed
+        self.doubt: Doubt | None = None
         self._late = 0
         self._ms = 0
         self._counts = [0] * len(KINDS)
@@ -89,8 +105,7 @@ class Writer:
             self._keys.all,
             self._name,
             self._epoch,
-            *(self.doubt or ("", "")),
-            int(self._doubt_restored),
+            "" if self.doubt is None else _encode(self.doubt),
             self.last_seq,
             *self._counts,
             *self._totals,
@@ -148,6 +163,7 @@ class Writer:
     async def _send(self, batch: Batch) -> list[Any]:
         first, count = batch.first_seq, len(batch.records)
         times, late = milliseconds([record.timestamp for record in batch.records], self._ms)
+        kinds = _digits(batch.records)
         header = (
             self._epoch,
             self.last_seq,
@@ -161,7 +177,7 @@ class Writer:
         args = (
             b"\n".join((*batch.encoded, b"")),
             checksums(batch.encoded, first),
-            _digits(batch.records),
+            kinds,
             _encode(header),
         )
 
@@ -170,7 +186,7 @@ class Writer:
                 return await self._store(client, args)
             except BaseException as error:
                 if not did_nothing(error):
-                    self.doubt, self._doubt_restored = (first, first + count - 1), batch.restored
+                    self.doubt = Doubt(first, count, batch.restored, kinds.decode(), times)
                 raise
 
         # What is on its way is waited for: whoever is cancelled would not know what became of it.
