@@ -20,7 +20,7 @@ from papyra.persistence.backends._redis import scripts
 from papyra.persistence.backends.redis import RedisStreamsConfig, RedisStreamsPersistence
 from papyra.persistence.records import Record
 from papyra.testing._redis_server import RedisServer
-from papyra.testing.conformance._parts import a_record, everything, without_seq
+from papyra.testing.conformance._parts import T0, a_record, an_event, everything, without_seq
 from tests.redis.proxy import Cut, Proxy
 
 #: What an append of three records of different kinds writes: MULTI, three XADD, four HSET, EXEC.
@@ -44,16 +44,16 @@ def proxy(logging_server: RedisServer) -> Iterator[Proxy]:
         yield proxy
 
 
-def tear(server: RedisServer, command: int) -> None:
-    """Cut the file in the middle of a command of the last transaction in it."""
+def tear(server: RedisServer, command: int, commands: int = COMMANDS) -> None:
+    """Cut the file in the middle of a command of the last transaction in it, which has so many."""
     places = [*server.directory.glob("appendonly*.aof"), *server.directory.glob("*/*.incr.aof")]
     (path,) = places
     data = path.read_bytes()
     start = data.rindex(b"*1\r\n$5\r\nMULTI\r\n")
-    commands = [start + match.start() for match in re.finditer(rb"\*\d+\r\n\$", data[start:])]
-    assert len(commands) == COMMANDS
-    end = (*commands, len(data))[command + 1]
-    path.write_bytes(data[: (commands[command] + end) // 2])
+    starts = [start + match.start() for match in re.finditer(rb"\*\d+\r\n\$", data[start:])]
+    assert len(starts) == commands
+    end = (*starts, len(data))[command + 1]
+    path.write_bytes(data[: (starts[command] + end) // 2])
 
 
 @contextlib.asynccontextmanager
@@ -120,3 +120,43 @@ async def test_what_was_to_be_restored_keeps_its_positions(
         first = [msgspec.structs.replace(a_record(i), seq=i + 1) for i in range(2)]
         assert await everything(store) == [*first, *later]
         assert (await store.scan()).is_clean
+
+
+@pytest.mark.parametrize("command", [2, 3, 4])
+@pytest.mark.parametrize("count", [1, 3, 5])
+async def test_what_its_writer_did_not_survive_either_is_found(
+    logging_server: RedisServer, proxy: Proxy, command: int, count: int
+) -> None:
+    """Who writes next does not know of it: it comes back, and a recovery removes it."""
+    config = RedisStreamsConfig(url=proxy.url, retry_for=0)
+    store = RedisStreamsPersistence(config)
+    await store.append(an_event(0), an_event(1))
+    proxy.cuts.append(Cut("after"))
+    with pytest.raises(StoreUnreachable):
+        await store.append(*map(an_event, range(300, 303)))
+    logging_server.kill()
+    with contextlib.suppress(StoreUnreachable):  # to sync, where the server knows that
+        await store.aclose()
+    tear(logging_server, command, commands=6)
+    logging_server.start()
+    config = RedisStreamsConfig(url=logging_server.url)
+    async with RedisStreamsPersistence(config) as store:
+        await store.append(*map(an_event, range(400, 400 + count)))
+    logging_server.kill()
+    logging_server.start()
+    expected = [0, 1, *range(400, 400 + count)]
+    async with RedisStreamsPersistence(config) as store:
+        if count >= command - 1:
+            # Others have all its positions: nobody sees it.
+            assert [event.payload["n"] for event in await store.list_events()] == expected
+            page = await store.read("event")
+            assert [event.payload["n"] for event in page.records] == expected
+        report = await store.scan()
+        assert report.records_scanned == len(expected)
+        ids = [anomaly.entry for anomaly in report.anomalies]
+        assert ids == [f"{(T0 + 300 + i) * 1000:.0f}-{3 + i}" for i in range(command - 1)]
+        assert {anomaly.kind for anomaly in report.anomalies} == {"duplicate"}
+        recovery = await store.recover()
+        assert (recovery.records_removed, recovery.records_kept) == (command - 1, len(expected))
+        shown = [event.payload["n"] for event in await store.list_events()]
+        assert shown == expected

@@ -72,7 +72,13 @@ class RedisStreamsPersistence(PersistenceBackend):
     While the server can't be reached, or is not ready, calls are tried again for
     ``config.retry_for`` seconds. An append that fails for good may have been stored without an
     answer: it is not shown, and taken back before anything else is written; its positions stay
-    unused then. Others that follow the stream may have seen it.
+    unused. Others that follow the stream may have seen it.
+
+    A server that is killed in the middle of writing a batch to its append-only file may keep a part
+    of it there, and bring it back when it starts the time after next. The writer that was told of
+    the failure prevents that. Where it was killed as well, the part comes back at positions that
+    others have been given since: a scan calls it ``duplicate``, and `recover` removes it, and not
+    the others.
 
     Errors of the server have names of their own: `StoreUnreachable`, `StoreNotReady`,
     `StoreNotWritable`, `StoreFull`, `StoreAccessDenied`, `StoreWrongType`, `StoreNotAcknowledged`.

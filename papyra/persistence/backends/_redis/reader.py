@@ -67,18 +67,17 @@ class Reader:
         stop = await self._stop(request)
 
         wanted = MAX_PAGE_RECORDS if request.limit is None else request.limit
-        candidates: list[tuple[Record, int]] = []
-        fetched = matches = size = 0
+        found = _Candidates(request)
+        fetched = 0
         is_filtered = request.event_type is not None or request.actor is not None
         count = FIRST_FETCH if request.limit is None or is_filtered else wanted + 1
         edge, is_end = b"", False
-        seen: set[int] = set()  # somebody may have put in copies
         while not (
             is_end
-            or matches > wanted
-            or len(candidates) > MAX_PAGE_RECORDS
+            or found.matches > wanted
+            or len(found.records) > MAX_PAGE_RECORDS
             or fetched >= MAX_FETCHED
-            or (candidates and size - candidates[-1][1] >= MAX_PAGE_BYTES)
+            or (found.records and found.size - found.records[-1][1] >= MAX_PAGE_BYTES)
         ):
             raws = await self._fetch(request, start, stop, min(count, PAGE_ENTRIES))
             is_end = len(raws) < min(count, PAGE_ENTRIES)
@@ -98,16 +97,12 @@ class Reader:
                     continue
                 seq = record.seq or 0
                 if (
-                    seq not in seen
-                    and seq > request.after
+                    seq > request.after
                     and (request.before is None or seq < request.before)
                     and since <= record.timestamp <= until
                     and seq not in doubt
                 ):
-                    seen.add(seq)
-                    candidates.append((record, length))
-                    size += length
-                    matches += request.selects(record)
+                    found.add(seq, record, length)
             if raws:
                 if request.newest:
                     stop = f"({edge.decode()}"
@@ -115,7 +110,7 @@ class Reader:
                     start = f"({edge.decode()}"
                 average = fetched_bytes // len(raws) + 1
                 count = min(2 * count, max(1, PAGE_BYTES // average))
-        page = collect_page(request, candidates)
+        page = collect_page(request, found.records)
         if not page.more and not is_end and edge:
             # Much was looked at, and little of it was what is looked for.
             seq = id_of(edge)[1]
@@ -213,6 +208,37 @@ class Reader:
             return entries
 
         return await self._link.call(fetch)
+
+
+class _Candidates:
+    """What a page may show, and the bytes of each record.
+
+    A position that is there twice is shown as it is there last, and as a scan has it.
+    """
+
+    def __init__(self, request: Read) -> None:
+        self._request = request
+        self.records: list[tuple[Record, int]] = []
+        #: of the records, in bytes
+        self.size = 0
+        #: how many of them the request selects
+        self.matches = 0
+        self._places: dict[int, int] = {}
+
+    def add(self, seq: int, record: Record, length: int) -> None:
+        """Take a record, in the order in which they are read."""
+        place = self._places.setdefault(seq, len(self.records))
+        if place == len(self.records):
+            self.records.append((record, length))
+        elif self._request.newest:
+            return
+        else:
+            replaced, replaced_length = self.records[place]
+            self.records[place] = (record, length)
+            self.size -= replaced_length
+            self.matches -= self._request.selects(replaced)
+        self.size += length
+        self.matches += self._request.selects(record)
 
 
 def _later(one: str, other: str) -> str:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+from collections import deque
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from papyra.exceptions import StoreAccessDenied
 from papyra.persistence.backends._redis import scripts
@@ -18,6 +20,7 @@ from papyra.persistence.backends._redis.entries import (
 )
 from papyra.persistence.backends._redis.link import AnyClient, RedisLink
 from papyra.persistence.backends._redis.state import Range, StoreState, StreamState
+from papyra.persistence.backends.commit import MAX_COMMIT_RECORDS
 from papyra.persistence.records import KINDS, Kind
 from papyra.persistence.reports import PersistenceAnomaly, StoreSummary
 
@@ -175,6 +178,18 @@ class Survey:
         found.anomalies.append(PersistenceAnomaly("corrupt", detail, self._keys.meta))
 
 
+class _Seen(NamedTuple):
+    """What is kept of a good entry: not its record, as there may be many of them."""
+
+    id: bytes
+    seq: int
+    n: int
+    size: int
+    crc: bytes
+    #: n, total and seq before it
+    before: tuple[int, int, int]
+
+
 class _Walk:
     """One stream's entries, one after the other."""
 
@@ -187,6 +202,8 @@ class _Walk:
         self.n = self._stream.trimmed_n
         self._total = self._stream.trimmed_total
         self._seq = 0
+        #: the last good entries, as many as a batch may have
+        self._recent: deque[_Seen] = deque(maxlen=MAX_COMMIT_RECORDS)
         #: what seems to be missing, and the seq of the record after it
         self.suspects: list[tuple[Range, int | None]] = []
 
@@ -206,20 +223,23 @@ class _Walk:
             assert wrong is not None
             found.records -= 1
             found.bytes_read -= len(entry.record)
-            self._reject(raw[0], wrong, entry)
+            self._reject(raw[0], wrong, entry.seq)
             if not follows:
                 return
             found.gone[self.kind].append((entry.n, entry.n, self._total, entry.total))
-        elif entry.n <= self.n or entry.seq <= self._seq:
-            found.records -= 1
-            found.bytes_read -= len(entry.record)
-            self._reject(raw[0], ("duplicate", f"record {entry.seq} is there twice"), entry)
+        elif (entry.n <= self.n or entry.seq <= self._seq) and not self._replaces(
+            entry, raw[1][b"crc"]
+        ):
+            self._discard(raw[0], entry.seq, len(entry.record))
             return
         else:
             if wrong is not None:
                 found.anomalies.append(self._anomaly(wrong, raw[0], entry.seq))
-            if not follows:
+            if entry.n != self.n + 1 or entry.total_before != self._total:
                 self._miss(entry.n - 1, entry.total_before, entry.seq)
+            before = (self.n, self._total, self._seq)
+            seen = _Seen(raw[0], entry.seq, entry.n, len(entry.record), raw[1][b"crc"], before)
+            self._recent.append(seen)
         self.n, self._total, self._seq = entry.n, entry.total, entry.seq
 
     def finish(self) -> None:
@@ -238,14 +258,40 @@ class _Walk:
             self._found.gone[self.kind].append((first, last, before, after))
             self._found.anomalies.append(PersistenceAnomaly("gap", detail, self._key, seq=seq))
 
+    def _replaces(self, entry: Entry, crc: bytes) -> bool:
+        """Return whether an entry is not a copy, but one that came where others had been given up.
+
+        A server that was killed while it wrote a batch may bring a part of it back later, in front
+        of what was stored at its positions since. That part is discarded.
+        """
+        given_up = []
+        for seen in reversed(self._recent):
+            given_up.append(seen)
+            if seen.n <= entry.n:
+                break
+        else:
+            return False
+        n, total, seq = seen.before
+        is_copy = (seen.seq, seen.crc) == (entry.seq, crc)
+        if is_copy or (n, total) != (entry.n - 1, entry.total_before) or seq >= entry.seq:
+            return False
+        for seen in reversed(given_up):
+            self._recent.pop()
+            self._discard(seen.id, seen.seq, seen.size)
+        self.n, self._total, self._seq = n, total, seq
+        return True
+
+    def _discard(self, identifier: bytes, seq: int, size: int) -> None:
+        self._found.records -= 1
+        self._found.bytes_read -= size
+        self._reject(identifier, ("duplicate", f"record {seq} is there twice"), seq)
+
     def _miss(self, last: int, total: int, seq: int | None) -> None:
         self.suspects.append(((self.n + 1, last, self._total, total), seq))
 
-    def _reject(self, identifier: bytes, wrong: Wrong, entry: Entry | None) -> None:
+    def _reject(self, identifier: bytes, wrong: Wrong, seq: int | None) -> None:
         self._found.bad[self.kind].append(identifier)
-        self._found.anomalies.append(
-            self._anomaly(wrong, identifier, entry.seq if entry is not None else None)
-        )
+        self._found.anomalies.append(self._anomaly(wrong, identifier, seq))
 
     def _anomaly(self, wrong: Wrong, identifier: bytes, seq: int | None) -> PersistenceAnomaly:
         kind, detail = wrong
