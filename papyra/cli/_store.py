@@ -86,7 +86,7 @@ def exists(backend: PersistenceBackend) -> bool:
     if place is None:
         return True
     if not place.is_dir():
-        return place.is_file()
+        return place.exists()  # what is no file is refused when it is opened
     return any(_SEGMENT.fullmatch(path.name) for path in place.iterdir())
 
 

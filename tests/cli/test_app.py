@@ -263,11 +263,13 @@ def test_what_is_no_store_is_a_failure_of_one_line(papyra: Command) -> None:
             listener.bind("socket.ndjson")
         finally:
             os.chdir(before)
+        os.mkfifo(home / "pipe.ndjson")  # which nobody writes: it is not waited for
         (home / "directory.ndjson").mkdir()
         (home / "file").write_text("")
         (home / "file.ndjson").write_text("")
         for name in (
             "socket.ndjson",
+            "pipe.ndjson",
             "directory.ndjson",
             "file/",
             "file.ndjson/x",
@@ -275,6 +277,16 @@ def test_what_is_no_store_is_a_failure_of_one_line(papyra: Command) -> None:
         ):
             for command in (["events"], ["inspect"], ["scan"]):
                 assert is_one_error(papyra(*call(name, command)), 1), name
+        for name in ("socket.ndjson", "pipe.ndjson"):
+            # A system would not start with these.
+            for more in (["doctor"], ["recover", "--yes"], ["compact", "--max-age", "1d", "--yes"]):
+                done = papyra(*call(name, more))
+                assert is_one_error(done, 1), name
+                assert "no regular file" in done.err
+            (home / "source.ndjson").touch()
+            done = papyra("copy", "source.ndjson", name)
+            assert is_one_error(done, 1)
+            assert "no regular file" in done.err
 
 
 def test_a_segment_is_told_from_its_journal(papyra: Command) -> None:

@@ -857,6 +857,22 @@ def test_top_waits_for_a_server_that_goes_away_and_comes_back(
         assert screen.end() == 0
 
 
+def test_top_ends_with_one_line_when_the_store_can_be_read_no_more(
+    papyra: Command, tmp_path: Path, redis_server: RedisServer
+) -> None:
+    store = new_store("redis", tmp_path, redis_server)
+    store.append(event(1))
+    screen = watch(papyra, store)
+    screen.until(has("1 records"))
+    redis_server.cli("DEL", f"{store.tag}:events")
+    redis_server.cli("SET", f"{store.tag}:events", "no stream")
+    assert screen.end() == 1
+    # Behind the alternate screen, which is left.
+    after = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", screen.raw.rpartition("\x1b[?1049l")[2])
+    [line] = after.split("\r\n")[:-1]
+    assert "WRONGTYPE" in line
+
+
 def test_top_without_colour_has_none(papyra: Command, hostile: Store) -> None:
     done = papyra.on_terminal("top", hostile.name, "-n", 1, env={"NO_COLOR": "1"})
     assert done.code == 0

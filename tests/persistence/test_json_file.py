@@ -473,3 +473,11 @@ async def test_bytes_written_are_those_of_the_records(path: Path) -> None:
     async with open_store(path) as store:
         await store.append(event(1))
         assert store.metrics.bytes_written == len(msgspec.json.encode(event(1)))
+
+
+async def test_what_is_no_regular_file_is_refused(path: Path) -> None:
+    """And not waited for, as reading a pipe would be."""
+    os.mkfifo(path)
+    for store in (open_store(path), open_store(path, read_only=True), open_store(path).reader()):
+        with pytest.raises(StoreError, match="no regular file"):
+            await store.list_events()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -158,6 +159,24 @@ async def test_where_nothing_can_be_kept_reading_works_all_the_same(
         for _ in range(2):
             _, (records, *_) = await bytes_to_open(make, kept)
             assert records["event"] == MANY
+
+
+async def test_what_was_not_written_for_a_month_is_forgotten(make: MakeStore, kept: Path) -> None:
+    kept.mkdir()
+    days = {"old.recall": 31, "young.recall": 29, "old.of-somebody-else": 31}
+    for name, age in days.items():
+        (kept / name).write_bytes(b"")
+        then = time.time() - age * 86400
+        os.utime(kept / name, (then, then))
+    async with make(fsync="no") as store:
+        await store.append(*map(an_event, range(MANY)))
+    await bytes_to_open(make, kept)
+    (own,) = {path.name for path in kept.iterdir()} - days.keys()
+    assert {path.name for path in kept.iterdir()} == {
+        own,
+        "young.recall",
+        "old.of-somebody-else",
+    }
 
 
 async def test_damage_that_a_reader_has_seen_is_known_to_the_next(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import json
 import os
@@ -22,7 +23,10 @@ class Disk:
     """What the operating system does with files. Everything raises `OSError`."""
 
     def open(self, path: Path, flags: int) -> int:
-        """Open a file; it is not inherited by other programs."""
+        """Open a file, and nothing else that has a name; other programs do not inherit it."""
+        if path.exists() and not (path.is_file() or path.is_dir()):
+            # Opening a pipe would wait for who writes it.
+            raise OSError(errno.EINVAL, "this is no regular file", str(path))
         return os.open(path, flags | os.O_CLOEXEC, 0o644)
 
     def close(self, fd: int) -> None:
