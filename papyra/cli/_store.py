@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Annotated, TypeAlias
 
@@ -120,11 +120,11 @@ async def reading(name: str | None, what: str | None = None) -> AsyncIterator[Pe
         place = place_of(backend)
         missing = "no journal in" if place is not None and place.is_dir() else "no store at"
         raise CommandFailed(f"there is {missing} {place}: see what STORE may be with --help")
-    with progress("opening", in_bytes=True) as opening:
-        cache = None if place_of(backend) is None else _cache()
-        reader = backend.reader(index_directory=cache, opening=opening)
-        await reader.flush()
-    async with reader:
+    async with AsyncExitStack() as stack:
+        with progress("opening", in_bytes=True) as opening:
+            cache = None if place_of(backend) is None else _cache()
+            reader = backend.reader(index_directory=cache, opening=opening)
+            await stack.enter_async_context(reader)
         if not reader.last_seq and await _is_nothing(reader):
             raise CommandFailed(
                 f"there is no store at {name_of(backend)}: prefix and system_id say which"
