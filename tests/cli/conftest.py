@@ -76,25 +76,29 @@ class Command:
         )
 
     def __call__(
-        self,
-        *arguments: object,
-        env: Mapping[str, str] | None = None,
-        cwd: Path | None = None,
-        **options: Any,
+        self, *arguments: object, env: Mapping[str, str] | None = None, **options: Any
     ) -> Done:
         """Call it with its output piped, as another program does."""
+        return self._run([*self.program, *map(str, arguments)], env or {}, **options)
+
+    def shell(self, script: str) -> Done:
+        """Have a shell carry out what may call it."""
+        options = ("--norc", "--noprofile", "-o", "pipefail")
+        return self._run(["bash", *options, "-c", script], {})
+
+    def _run(self, command: Sequence[str], env: Mapping[str, str], **options: Any) -> Done:
+        settings: dict[str, Any] = {"cwd": self.home, "stdout": subprocess.PIPE, **options}
         done = subprocess.run(
-            [*self.program, *map(str, arguments)],
+            command,
             check=False,
-            capture_output=True,
-            text=True,
             stdin=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
             timeout=PATIENCE,
-            env=self.environment(env or {}),
-            cwd=cwd or self.home,
-            **options,
+            env=self.environment(env),
+            **settings,
         )
-        return Done(done.returncode, done.stdout, done.stderr)
+        return Done(done.returncode, done.stdout or "", done.stderr)
 
     def start(self, *arguments: object, **options: Any) -> subprocess.Popen[str]:
         """Start it, piped; whoever started it ends it."""

@@ -510,24 +510,9 @@ def to_nobody(papyra: Command, *arguments: str) -> Done:
     read_end, write_end = os.pipe()
     os.close(read_end)
     try:
-        return to(papyra, write_end, *arguments)
+        return papyra(*arguments, stdout=write_end)
     finally:
         os.close(write_end)
-
-
-def to(papyra: Command, output: int, *arguments: str) -> Done:
-    done = subprocess.run(
-        [*papyra.program, *arguments],
-        check=False,
-        stdin=subprocess.DEVNULL,
-        stdout=output,
-        stderr=subprocess.PIPE,
-        text=True,
-        env=papyra.environment({}),
-        cwd=papyra.home,
-        timeout=PATIENCE,
-    )
-    return Done(done.returncode, "", done.stderr)
 
 
 PRINTING: list[list[str]] = [
@@ -559,7 +544,7 @@ def test_an_output_that_nobody_reads_or_that_is_full(papyra: Command, arguments:
     done = to_nobody(papyra, *arguments)
     assert (done.code, done.err) == (0, expected.err)
     with open("/dev/full", "w") as full:
-        done = to(papyra, full.fileno(), *arguments)
+        done = papyra(*arguments, stdout=full)
     assert done.code == 1
     assert done.err.removeprefix(expected.err) == "error: No space left on device\n"
 

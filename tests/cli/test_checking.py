@@ -366,15 +366,16 @@ import signal, sys
 import anyio
 from papyra import ActorSystem
 from papyra.conf import backend_from_url
-from papyra.persistence import AppendMany, PersistedEvent
+from papyra.persistence import AppendMany, PersistedEvent, PersistenceStartupConfig
 
 url, pace, size = sys.argv[1], float(sys.argv[2] or -1), int(sys.argv[3])
+startup = PersistenceStartupConfig(sys.argv[4]) if sys.argv[4] else None
+options = {"persistence": backend_from_url(url), "startup": startup, "audit_interval": None}
 ending = []
 signal.signal(signal.SIGTERM, lambda *_: ending.append(True))
 
 async def main():
-    store = backend_from_url(url)
-    async with ActorSystem("live", persistence=store, audit_interval=None) as system:
+    async with ActorSystem("live", **options) as system:
         number = 0
         while not ending:
             if pace >= 0 or not number:
@@ -403,13 +404,16 @@ class Live:
 
 
 @contextmanager
-def a_live_system(url: str, *, pace: float | None = None, size: int = 10) -> Iterator[Live]:
+def a_live_system(
+    url: str, *, pace: float | None = None, size: int = 10, startup: str = ""
+) -> Iterator[Live]:
     """Let another process write, and go on so, with `pace` seconds between, or rest.
 
-    It must end well in the end.
+    `startup` is the mode of its check, if there is to be one. It must end well in the end.
     """
+    pause = "" if pace is None else str(pace)
     with subprocess.Popen(
-        [sys.executable, "-c", _WRITER, url, "" if pace is None else str(pace), str(size)],
+        [sys.executable, "-c", _WRITER, url, pause, str(size), startup],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -1012,7 +1016,7 @@ def test_who_has_files_open_is_named_and_left_alone(papyra: Command, file_store:
     fill(store)
     # A wound that a reader sees, and a writer that has the store open passes over.
     damage(store)
-    with a_live_system_on_damage(store) as live:
+    with a_live_system(store.url, size=1, startup="ignore") as live:
         before = contents(store)
         assert papyra("scan", store.name).code == 3
         for arguments in (
@@ -1035,29 +1039,6 @@ def test_who_has_files_open_is_named_and_left_alone(papyra: Command, file_store:
         assert papyra("recover", store.name, "--dry-run").code == 3
         assert contents(store) == before
     assert papyra("recover", store.name, "--yes").code == 0
-
-
-@contextmanager
-def a_live_system_on_damage(store: Store) -> Iterator[Live]:
-    """Let another process have a damaged store open, with startup mode ``ignore``."""
-    program = _WRITER.replace(
-        "audit_interval=None", "audit_interval=None, startup=PersistenceStartupConfig('ignore')"
-    ).replace("AppendMany,", "AppendMany, PersistenceStartupConfig,")
-    with subprocess.Popen(
-        [sys.executable, "-c", program, store.url, "", "1"],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    ) as process:
-        try:
-            live = Live(process)
-            live.written()
-            yield live
-            process.send_signal(signal.SIGTERM)
-            _, said = process.communicate(timeout=30)
-            assert (process.returncode, said) == (0, "")
-        finally:
-            process.kill()
 
 
 def test_a_system_on_a_server_goes_on_whatever_is_looked_at_or_mended(

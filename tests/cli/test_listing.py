@@ -338,19 +338,6 @@ def test_jq_reads_what_is_listed_in_json(papyra: Command, stores: Stores) -> Non
     assert jq.compile(".").input_text(hostile.out).all() == read_json(hostile.out)
 
 
-def in_shell(papyra: Command, command: str) -> Done:
-    done = subprocess.run(
-        ["bash", "-o", "pipefail", "-c", command],
-        check=False,
-        capture_output=True,
-        text=True,
-        env=papyra.environment({}),
-        cwd=papyra.home,
-        timeout=PATIENCE,
-    )
-    return Done(done.returncode, done.stdout, done.stderr)
-
-
 # On a terminal
 
 
@@ -546,25 +533,11 @@ def test_output_that_cannot_be_written_is_one_error(
 def test_a_full_disk_is_one_error(papyra: Command, stores: Stores, command: str) -> None:
     for options in ([], ["--json", "--limit", "1"]):
         with open("/dev/full", "w") as full:
-            done = papyra_to(papyra, full, command, stores.plain.name, *options)
+            done = papyra(command, stores.plain.name, *options, stdout=full)
         assert (done.code, done.err) == (1, "error: No space left on device\n"), options
     done = papyra(command, stores.plain.name, "--output", "/dev/full")
     assert (done.code, done.out) == (1, "")
     assert re.fullmatch(r"error: .*No space left on device\n", done.err)
-
-
-def papyra_to(papyra: Command, file: Any, *arguments: str) -> Done:
-    done = subprocess.run(
-        [*papyra.program, *arguments],
-        check=False,
-        stdout=file,
-        stderr=subprocess.PIPE,
-        text=True,
-        env=papyra.environment({}),
-        cwd=papyra.home,
-        timeout=PATIENCE,
-    )
-    return Done(done.returncode, "", done.stderr)
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -575,7 +548,7 @@ def test_a_reader_that_has_seen_enough_is_no_error(
     # The last record alone is more than a pipe holds.
     for options in ("--json", "--reverse"):
         listing = f"{program} {command} '{stores.hostile.name}' {options}"
-        done = in_shell(papyra, f"{listing} | head -1; echo ${{PIPESTATUS[0]}}")
+        done = papyra.shell(f"{listing} | head -1; echo ${{PIPESTATUS[0]}}")
         assert done.err == "", options
         assert len(done.lines) == 2
         assert done.lines[-1] == "0", options

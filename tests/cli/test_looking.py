@@ -882,19 +882,6 @@ def test_top_without_colour_has_none(papyra: Command, hostile: Store) -> None:
 # completion
 
 
-def bash(papyra: Command, script: str) -> Done:
-    done = subprocess.run(
-        ["bash", "--norc", "--noprofile", "-c", script],
-        check=False,
-        capture_output=True,
-        text=True,
-        env=papyra.environment({}),
-        cwd=papyra.home,
-        timeout=PATIENCE,
-    )
-    return Done(done.returncode, done.stdout, done.stderr)
-
-
 @pytest.fixture
 def completion(papyra: Command) -> Path:
     done = papyra("completion", "bash")
@@ -905,7 +892,7 @@ def completion(papyra: Command) -> Path:
 
 
 def test_bash_completes_commands_and_options(papyra: Command, completion: Path) -> None:
-    assert bash(papyra, f"bash -n {completion}") == Done(0, "")
+    assert papyra.shell(f"bash -n {completion}") == Done(0, "")
     complete = f"""
     source {completion}
     name=$(complete -p papyra | sed 's/.*-F \\([^ ]*\\).*/\\1/')
@@ -922,7 +909,7 @@ def test_bash_completes_commands_and_options(papyra: Command, completion: Path) 
     completed papyra metrics --format prom
     completed papyra completion z
     """
-    done = bash(papyra, complete)
+    done = papyra.shell(complete)
     assert done.err == ""
     inspect, dead, every, follow, prometheus, shell = (line.strip() for line in done.lines)
     assert inspect == "inspect"
