@@ -7,7 +7,6 @@ audits and dead letters. They are deterministic, as Redis before version 7 wants
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass, field
 
 __all__ = (
     "APPEND",
@@ -25,16 +24,12 @@ __all__ = (
 # 5138, for 99 trillion records, and for as many bytes.
 
 
-@dataclass(frozen=True)
 class Script:
     """A script, and the name under which a server keeps it."""
 
-    source: str
-    sha: str = field(init=False)
-
-    def __post_init__(self) -> None:
-        digest = hashlib.sha1(self.source.encode(), usedforsecurity=False).hexdigest()
-        object.__setattr__(self, "sha", digest)
+    def __init__(self, source: str) -> None:
+        self.source = source
+        self.sha = hashlib.sha1(source.encode(), usedforsecurity=False).hexdigest()
 
 
 _COMMON = """

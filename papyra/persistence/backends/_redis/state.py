@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
 from typing import Any, TypeAlias
 
 import msgspec
@@ -21,8 +20,7 @@ Range: TypeAlias = tuple[int, int, int, int]
 _decode_ranges = msgspec.json.Decoder(list[Range]).decode
 
 
-@dataclass
-class StreamState:
+class StreamState(msgspec.Struct):
     """One kind's stream."""
 
     #: entries
@@ -35,7 +33,7 @@ class StreamState:
     #: how many of them are gone, from the oldest on, and their bytes
     trimmed_n: int = 0
     trimmed_total: int = 0
-    lost: list[Range] = field(default_factory=list)
+    lost: list[Range] = []
 
     @property
     def held_bytes(self) -> int:
@@ -50,7 +48,7 @@ class StreamState:
     def trimmed_to(self, n: int, total: int) -> StreamState:
         """Return what it would be with records up to the n-th gone, which have so many bytes."""
         left = self.length - self._entries_through(n)
-        return replace(self, length=left, trimmed_n=n, trimmed_total=total)
+        return msgspec.structs.replace(self, length=left, trimmed_n=n, trimmed_total=total)
 
     @property
     def agrees(self) -> bool:
@@ -68,8 +66,7 @@ class StreamState:
         return self.total // self.n + 1 if self.n else 200
 
 
-@dataclass
-class StoreState:
+class StoreState(msgspec.Struct):
     """The whole of it."""
 
     #: whether the hash was there
@@ -111,7 +108,7 @@ class StoreState:
 
     def with_stream(self, kind: Kind, stream: StreamState) -> StoreState:
         """Return this with another stream of a kind."""
-        return replace(self, streams={**self.streams, kind: stream})
+        return msgspec.structs.replace(self, streams={**self.streams, kind: stream})
 
     @property
     def held_bytes(self) -> int:

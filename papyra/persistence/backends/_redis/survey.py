@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Sequence
-from dataclasses import dataclass, field
 from typing import NamedTuple
+
+import msgspec
 
 from papyra.exceptions import StoreAccessDenied
 from papyra.persistence.backends._redis import scripts
@@ -33,18 +34,21 @@ PAGE_ENTRIES = 1000
 REMOVED_AT_ONCE = 500
 
 
-@dataclass
-class Findings:
+class Findings(msgspec.Struct):
     """What a walk has found."""
 
     records: int = 0
     #: of the records, encoded
     bytes_read: int = 0
-    anomalies: list[PersistenceAnomaly] = field(default_factory=list)
+    anomalies: list[PersistenceAnomaly] = []
     #: the ids of entries that a recovery removes
-    bad: dict[Kind, list[bytes]] = field(default_factory=lambda: {kind: [] for kind in KINDS})
+    bad: dict[Kind, list[bytes]] = msgspec.field(
+        default_factory=lambda: {kind: [] for kind in KINDS}
+    )
     #: what a recovery notes as gone: what is missing, and what it removes
-    gone: dict[Kind, list[Range]] = field(default_factory=lambda: {kind: [] for kind in KINDS})
+    gone: dict[Kind, list[Range]] = msgspec.field(
+        default_factory=lambda: {kind: [] for kind in KINDS}
+    )
     #: whether the counters are missing, or behind what there is
     wrong_counters: bool = False
 
