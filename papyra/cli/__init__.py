@@ -21,4 +21,7 @@ def main() -> None:
         sys.exit(f"error: the command needs {error.name}: pip install 'papyra[cli]'")
     except KeyboardInterrupt:  # so soon
         sys.exit(130)
-    sys.exit(run(sys.argv[1:]))
+    code = run(sys.argv[1:])
+    # Nor is there anything to be found at the end: everything goes with the process.
+    gc.freeze()
+    sys.exit(code)
