@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from tests.benchmarks import redis
 from tests.benchmarks.files import directory, filled
 from tests.benchmarks.table import Loop, Options, Result, Row, compare
 
@@ -24,7 +25,15 @@ def timed(*command: str | Path) -> float:
     return time.perf_counter() - started
 
 
-def starts(*arguments: str, store: int | None = None) -> Callable[[Loop, Options], Result]:
+def on_redis(count: int) -> str:
+    """Return the URL of a store of so many records."""
+    config = redis.filled(count)
+    return f"{config.url}?prefix={config.prefix}&system_id={config.system_id}"
+
+
+def starts(
+    *arguments: str, store: int | None = None, kind: Callable[[int], str | Path] = filled
+) -> Callable[[Loop, Options], Result]:
     """Compare a command, on a store of so many records, with an interpreter that does nothing."""
 
     def measure(loop: Loop, options: Options) -> Result:
@@ -32,7 +41,7 @@ def starts(*arguments: str, store: int | None = None) -> Callable[[Loop, Options
         program = Path(sys.executable).with_name("papyra")
         command: list[str | Path] = [program, *arguments]
         if store is not None:
-            command.append(filled(options.count(store)))
+            command.append(kind(options.count(store)))
         timed(*command)  # the first one finds out what the next ones know
         # How many times as long: what takes longer is the reference.
         nothing = functools.partial(timed, sys.executable, "-c", "pass")
@@ -57,5 +66,19 @@ COMMAND_ROWS = [
         50,
         True,
         starts("inspect", store=MILLION),
+    ),
+    Row(
+        "papyra events -n 10, on Redis",
+        "python -c pass",
+        21,
+        True,
+        starts("events", "-n", "10", store=MILLION, kind=on_redis),
+    ),
+    Row(
+        "papyra inspect, on Redis",
+        "python -c pass",
+        50,
+        True,
+        starts("inspect", store=MILLION, kind=on_redis),
     ),
 ]
