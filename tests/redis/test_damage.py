@@ -240,3 +240,31 @@ async def test_progress_is_told_in_records(make: MakeStore) -> None:
     assert told[-1] == (3000, 3000)
     assert len(told) > 3
     assert told == sorted(told)
+
+
+async def test_copies_of_many_are_all_found(
+    server: RedisServer, config: RedisStreamsConfig, make: MakeStore
+) -> None:
+    """However far back what they are copies of is, and also of copies."""
+    key = config.keys.streams["event"]
+    async with make() as store:
+        await store.append(*map(an_event, range(300)))
+    entries = chunked(server.cli("XRANGE", key, "-", "+").splitlines(), 9)
+    ms = int(entries[-1][0].partition("-")[0])
+    originals = [entries[at] for at in (299, 298, *range(290, 300), 5, *range(100, 110), 299, 299)]
+    for number, (identifier, *fields) in enumerate(originals, start=1):
+        server.cli("XADD", key, f"{ms + number}-{identifier.partition('-')[2]}", *fields)
+    async with make() as store:
+        report = await store.scan()
+        assert report.records_scanned == 300
+        seqs = [int(entry[0].partition("-")[2]) for entry in originals]
+        assert [anomaly.seq for anomaly in report.anomalies] == seqs
+        assert {anomaly.kind for anomaly in report.anomalies} == {"duplicate"}
+        recovery = await store.recover()
+        assert (recovery.records_kept, recovery.records_removed) == (300, len(originals))
+        assert recovery.scan.is_clean
+    assert chunked(server.cli("XRANGE", key, "-", "+").splitlines(), 9) == entries
+
+
+def chunked(lines: list[str], size: int) -> list[list[str]]:
+    return [lines[start : start + size] for start in range(0, len(lines), size)]

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections import deque
 from collections.abc import AsyncIterator, Callable, Sequence
-from typing import NamedTuple
 
 import msgspec
 
@@ -30,6 +28,8 @@ __all__ = ("Findings", "Survey")
 #: Bytes of records in a page, about; and the most entries.
 PAGE_BYTES = 4 * 1024 * 1024
 PAGE_ENTRIES = 1000
+#: Entries that one call looks back.
+LOOKED_BACK = 100
 #: How many entries one call removes.
 REMOVED_AT_ONCE = 500
 
@@ -124,7 +124,8 @@ class Survey:
             walk = _Walk(kind, self._keys.streams[kind], state, found)
             async for page in self._pages(kind, state.streams[kind]):
                 for raw in page:
-                    walk.visit(raw)
+                    if not walk.visit(raw):
+                        walk.decide(raw, await self._before(walk, raw))
                 if walk.suspects:
                     await self._settle(walk)
                 done += len(page)
@@ -161,6 +162,27 @@ class Survey:
         state = (await self.state()).streams[walk.kind]
         walk.report_suspects(state.trimmed_n, state.lost)
 
+    async def _before(self, walk: _Walk, raw: RawEntry) -> list[_Seen]:
+        """Return the good entries before one, newest first, back to the first of lower n."""
+        entry, _ = read(raw)
+        assert entry is not None
+        key, stop, found = self._keys.streams[walk.kind], f"({raw[0].decode()}", list[_Seen]()
+
+        async def read_page(client: AnyClient) -> Sequence[RawEntry]:
+            page: Sequence[RawEntry] = await client.xrevrange(key, stop, "-", LOOKED_BACK)
+            return page
+
+        while page := await self._link.call(read_page):
+            for each in page:
+                earlier, _ = (None, None) if each[0] in walk.doubles else read(each)
+                crc = each[1].get(b"crc", b"")
+                if earlier is not None and check(earlier, crc, walk.kind)[0] is not None:
+                    found.append(_Seen(each[0], earlier.seq, earlier.n, earlier.total, crc))
+                    if earlier.n < entry.n or len(found) > MAX_COMMIT_RECORDS:
+                        return found
+            stop = f"({page[-1][0].decode()}"
+        return [*found, walk.start]
+
     async def _pages(self, kind: Kind, stream: StreamState) -> AsyncIterator[Sequence[RawEntry]]:
         key, start = self._keys.streams[kind], "-"
         count = max(1, min(PAGE_ENTRIES, PAGE_BYTES // stream.average))
@@ -182,16 +204,14 @@ class Survey:
         found.anomalies.append(PersistenceAnomaly("corrupt", detail, self._keys.meta))
 
 
-class _Seen(NamedTuple):
-    """What is kept of a good entry: not its record, as there may be many of them."""
+class _Seen(msgspec.Struct, frozen=True):
+    """What tells a good entry from another, without its record, which may be large."""
 
     id: bytes
     seq: int
     n: int
-    size: int
+    total: int
     crc: bytes
-    #: n, total and seq before it
-    before: tuple[int, int, int]
 
 
 class _Walk:
@@ -202,23 +222,24 @@ class _Walk:
         self._key = key
         self._found = found
         self._stream = state.streams[kind]
+        #: what stands for all that was trimmed
+        self.start = _Seen(b"", 0, self._stream.trimmed_n, self._stream.trimmed_total, b"")
         #: the n, the total and the seq of the last entry in order
-        self.n = self._stream.trimmed_n
-        self._total = self._stream.trimmed_total
-        self._seq = 0
-        #: the last good entries, as many as a batch may have
-        self._recent: deque[_Seen] = deque(maxlen=MAX_COMMIT_RECORDS)
+        self.n, self._total, self._seq = self.start.n, self.start.total, self.start.seq
+        #: the ids of what is there twice, and n and total of the last copy
+        self.doubles: set[bytes] = set()
+        self._copied = (0, 0)
         #: what seems to be missing, and the seq of the record after it
         self.suspects: list[tuple[Range, int | None]] = []
 
-    def visit(self, raw: RawEntry) -> None:
-        """Check an entry."""
+    def visit(self, raw: RawEntry) -> bool:
+        """Check an entry; return False for one whose place was given before: see `decide`."""
         found = self._found
         entry, wrong = read(raw)
         if entry is None:
             assert wrong is not None
             self._reject(raw[0], wrong, None)
-            return
+            return True
         found.records += 1
         found.bytes_read += len(entry.record)
         record, wrong = check(entry, raw[1][b"crc"], self.kind)
@@ -229,21 +250,43 @@ class _Walk:
             found.bytes_read -= len(entry.record)
             self._reject(raw[0], wrong, entry.seq)
             if not follows:
-                return
+                return True
             found.gone[self.kind].append((entry.n, entry.n, self._total, entry.total))
-        elif (entry.n <= self.n or entry.seq <= self._seq) and not self._replaces(
-            entry, raw[1][b"crc"]
-        ):
-            self._discard(raw[0], entry.seq, len(entry.record))
-            return
+        elif entry.n <= self.n or entry.seq <= self._seq:
+            # What goes on after a copy is one, too; so is what no batch reaches back to.
+            goes_on = (entry.n - 1, entry.total_before) == self._copied
+            if not goes_on and self.n - entry.n < MAX_COMMIT_RECORDS:
+                return False
+            self._discard_copy(entry)
+            return True
         else:
             if wrong is not None:
                 found.anomalies.append(self._anomaly(wrong, raw[0], entry.seq))
-            if entry.n != self.n + 1 or entry.total_before != self._total:
+            if not follows:
                 self._miss(entry.n - 1, entry.total_before, entry.seq)
-            before = (self.n, self._total, self._seq)
-            seen = _Seen(raw[0], entry.seq, entry.n, len(entry.record), raw[1][b"crc"], before)
-            self._recent.append(seen)
+        self.n, self._total, self._seq = entry.n, entry.total, entry.seq
+        return True
+
+    def decide(self, raw: RawEntry, earlier: Sequence[_Seen]) -> None:
+        """Say whether an entry is a copy, or has come where `earlier` ones were given up.
+
+        A server that was killed while it wrote a batch may bring a part of it back later, in front
+        of what was stored in its place since. That part goes.
+        """
+        entry, _ = read(raw)
+        assert entry is not None
+        *given_up, before = earlier
+        if (
+            not given_up
+            or (given_up[-1].seq, given_up[-1].crc) == (entry.seq, raw[1][b"crc"])
+            or (before.n, before.total) != (entry.n - 1, entry.total_before)
+            or before.seq >= entry.seq
+        ):
+            self._discard_copy(entry)
+            return
+        for each in reversed(given_up):
+            self._discard(each.id, each.seq, each.total - before.total)
+            before = each
         self.n, self._total, self._seq = entry.n, entry.total, entry.seq
 
     def finish(self) -> None:
@@ -262,30 +305,12 @@ class _Walk:
             self._found.gone[self.kind].append((first, last, before, after))
             self._found.anomalies.append(PersistenceAnomaly("gap", detail, self._key, seq=seq))
 
-    def _replaces(self, entry: Entry, crc: bytes) -> bool:
-        """Return whether an entry is not a copy, but one that came where others had been given up.
-
-        A server that was killed while it wrote a batch may bring a part of it back later, in front
-        of what was stored at its positions since. That part is discarded.
-        """
-        given_up = []
-        for seen in reversed(self._recent):
-            given_up.append(seen)
-            if seen.n <= entry.n:
-                break
-        else:
-            return False
-        n, total, seq = seen.before
-        is_copy = (seen.seq, seen.crc) == (entry.seq, crc)
-        if is_copy or (n, total) != (entry.n - 1, entry.total_before) or seq >= entry.seq:
-            return False
-        for seen in reversed(given_up):
-            self._recent.pop()
-            self._discard(seen.id, seen.seq, seen.size)
-        self.n, self._total, self._seq = n, total, seq
-        return True
+    def _discard_copy(self, entry: Entry) -> None:
+        self._copied = (entry.n, entry.total)
+        self._discard(entry.id, entry.seq, len(entry.record))
 
     def _discard(self, identifier: bytes, seq: int, size: int) -> None:
+        self.doubles.add(identifier)
         self._found.records -= 1
         self._found.bytes_read -= size
         self._reject(identifier, ("duplicate", f"record {seq} is there twice"), seq)
