@@ -314,12 +314,15 @@ class RedisStreamsPersistence(PersistenceBackend):
         return state.last
 
     async def _mend(self, config: PersistenceRecoveryConfig) -> PersistenceRecoveryReport:
+        quarantine = config.mode == "quarantine"
         found = await self._survey.scan()
+        removed, copies = await self._survey.repair(found, quarantine=quarantine)
         if found.wrong_counters:
-            # They are made anew from what is there.
+            # They are made anew from what is there, once nothing is there that should not be.
             await self._writer.claim()
             found = await self._survey.scan()
-        removed, copies = await self._survey.repair(found, quarantine=config.mode == "quarantine")
+            more, more_copies = await self._survey.repair(found, quarantine=quarantine)
+            removed, copies = removed + more, list(dict.fromkeys(copies + more_copies))
         found = await self._survey.scan()
         return PersistenceRecoveryReport(
             NAME,

@@ -93,8 +93,9 @@ end
 #:
 #: ARGV: the writer's name; the epoch that it builds on; a batch that is in doubt, which is taken
 #: back, or nothing; then what the caller knows was given: the last seq, n of each kind, and total
-#: of each kind. The batch is a JSON array: its first seq, how many records it has, whether its
-#: positions may be given again, the kinds as with ``APPEND``, and the milliseconds of each record.
+#: of each kind. The batch is a JSON array: the last seq before it, its first, how many records it
+#: has, whether its positions may be given again, the kinds as with ``APPEND``, and the milliseconds
+#: of each record.
 #: Returns ``ok``, the epoch, the last seq, ms, late, how many were taken back, n of each kind and
 #: total of each kind; or, if the epoch is another, ``fenced`` and the name of the writer. Called
 #: once more, whether since the answer was lost or the call was late, it changes nothing.
@@ -125,15 +126,32 @@ end
 
 -- Add what is in doubt without its records, and remove it. A server that was killed while it wrote
 -- a batch to its append-only file may have kept the commands it came to, to run them when it starts
--- the next time: then these run after them.
-local function strike_out(first, count, which, times)
-  for position = 1, count do
-    local i = string.byte(which, #which > 1 and position or 1) - 48
-    local id = times[position] .. '-' .. first + position - 1
-    if type(redis.pcall('XADD', KEYS[i + 1], id, 'taken', 'back')) == 'string' then
-      call('XDEL', KEYS[i + 1], id)
+-- the next time: then these run after them. The ids are those that APPEND gives. Returns the
+-- greatest milliseconds.
+local function strike_out(first, count, given_again, which, times)
+  local floor, ms = {0, 0, 0}, 0
+  for i = 1, 3 do
+    local info = call('EXISTS', KEYS[i + 1]) == 1 and call('XINFO', 'STREAM', KEYS[i + 1]) or {}
+    for j = 1, #info, 2 do
+      if info[j] == 'last-generated-id' then
+        local last_ms, seq = string.match(info[j + 1], '^(%d+)-(%d+)$')
+        floor[i] = tonumber(last_ms) + (tonumber(seq) >= first and 1 or 0)
+      end
     end
   end
+  for position = 1, count do
+    local i = string.byte(which, #which > 1 and position or 1) - 48
+    local time = math.max(times[position], floor[i])
+    -- Behind the latest id of all, nobody could have these positions again.
+    if time < 99999999999999 + (given_again and 0 or 1) then
+      local id = time .. '-' .. first + position - 1
+      if type(redis.pcall('XADD', KEYS[i + 1], id, 'taken', 'back')) == 'string' then
+        call('XDEL', KEYS[i + 1], id)
+        ms = math.max(ms, time)
+      end
+    end
+  end
+  return ms
 end
 
 local state = call('HMGET', meta, 'epoch', 'writer', 'last', 'ms', 'late', 'format')
@@ -145,15 +163,14 @@ local is_repeated = epoch == expected + 1 and state[2] == ARGV[1]
 if epoch > expected and not is_repeated then
   return {'fenced', state[2] or ''}
 end
-local in_doubt, first, count, given_again, which, times = ARGV[3] ~= '' and epoch == expected
+local in_doubt = ARGV[3] ~= '' and epoch == expected
+local before, first, count, given_again, which, times
 if in_doubt then
-  first, count, given_again, which, times = unpack(cjson.decode(ARGV[3]))
+  before, first, count, given_again, which, times = unpack(cjson.decode(ARGV[3]))
 end
 epoch = expected + 1
 local last, ms, late = tonumber(ARGV[4]), number(state[4]), number(state[5])
-if not given_again then
-  last = math.max(number(state[3]), last)
-end
+last = math.max(given_again and before or number(state[3]), last)
 local taken_back = 0
 local counts = {}
 for i, kind in ipairs(kinds) do
@@ -175,11 +192,10 @@ for i, kind in ipairs(kinds) do
   counts[i], counts[i + 3] = n, total
 end
 if in_doubt and taken_back == 0 then
-  strike_out(first, count, which, times)
-  ms = math.max(ms, times[count])
-  if not given_again then
-    last = math.max(last, first + count - 1)
-  end
+  ms = math.max(ms, strike_out(first, count, given_again, which, times))
+end
+if in_doubt and not given_again then
+  last = math.max(last, first + count - 1)
 end
 call('HSET', meta, 'format', 1, 'epoch', epoch, 'writer', ARGV[1], 'last', last, 'ms', ms,
   'late', late)

@@ -10,7 +10,6 @@ import msgspec
 from papyra.exceptions import StoreAccessDenied
 from papyra.persistence.backends._redis import scripts
 from papyra.persistence.backends._redis.entries import (
-    Entry,
     RawEntry,
     Wrong,
     check,
@@ -28,8 +27,6 @@ __all__ = ("Findings", "Survey")
 #: Bytes of records in a page, about; and the most entries.
 PAGE_BYTES = 4 * 1024 * 1024
 PAGE_ENTRIES = 1000
-#: Entries that one call looks back.
-LOOKED_BACK = 100
 #: How many entries one call removes.
 REMOVED_AT_ONCE = 500
 
@@ -120,12 +117,12 @@ class Survey:
         state, found, done = await self.state(), Findings(), 0
         if not state.known and state.entries:
             self._note_wrong_counters(found, "what is known about the streams is missing")
-        for kind in KINDS:
-            walk = _Walk(kind, self._keys.streams[kind], state, found)
-            async for page in self._pages(kind, state.streams[kind]):
+        walks = [_Walk(kind, self._keys.streams[kind], state, found) for kind in KINDS]
+        for walk in walks:
+            async for page in self._pages(walk, state.streams[walk.kind]):
                 for raw in page:
                     if not walk.visit(raw):
-                        walk.decide(raw, await self._before(walk, raw))
+                        await self._decide(walk, raw)
                 if walk.suspects:
                     await self._settle(walk)
                 done += len(page)
@@ -134,8 +131,12 @@ class Survey:
             walk.finish()
             if walk.suspects:
                 await self._settle(walk)
-            if walk.n > state.streams[kind].n and state.known:
-                self._note_wrong_counters(found, f"there are more {kind} records than counted")
+        if state.known:
+            for walk in walks:
+                await self._discard_remains(walk)
+                if walk.is_beyond:
+                    detail = f"there are more {walk.kind} records than counted"
+                    self._note_wrong_counters(found, detail)
         if advance is not None:
             advance(done, done)
         return found
@@ -162,30 +163,83 @@ class Survey:
         state = (await self.state()).streams[walk.kind]
         walk.report_suspects(state.trimmed_n, state.lost)
 
-    async def _before(self, walk: _Walk, raw: RawEntry) -> list[_Seen]:
-        """Return the good entries before one, newest first, back to the first of lower n."""
-        entry, _ = read(raw)
-        assert entry is not None
-        key, stop, found = self._keys.streams[walk.kind], f"({raw[0].decode()}", list[_Seen]()
+    async def _decide(self, walk: _Walk, raw: RawEntry) -> None:
+        """Find out whether an entry is a copy, or has come where others were given up.
+
+        A server that was killed while it wrote a batch may bring a part of it back later, in front
+        of what was stored in its place since. That part goes.
+        """
+        seen = _Seen.of(raw, walk.kind)
+        assert seen is not None
+        original = await self._first_at(walk.kind, seen.seq)
+        # Among what is in disorder, a search may have found a later one.
+        is_earlier = original is not None and id_of(original.id) < id_of(seen.id)
+        if original is not None and is_earlier and original.is_like(seen):
+            walk.discard_copy(seen)
+            return
+        given_up, before = await self._since(walk, seen)
+        first = given_up[-1] if given_up else seen
+        is_in_place = (first.n, first.total - first.size) == (seen.n, seen.total - seen.size)
+        if first.is_like(seen) or not is_in_place or before >= seen.seq:
+            walk.discard_copy(seen)
+        else:
+            walk.replace(given_up, seen)
+
+    async def _since(self, walk: _Walk, seen: _Seen) -> tuple[list[_Seen], int]:
+        """Return the good entries before one, back to one of lower n, and the seq of that."""
+        key, stop, found = self._keys.streams[walk.kind], f"({seen.id.decode()}", list[_Seen]()
+        count = walk.page_entries
 
         async def read_page(client: AnyClient) -> Sequence[RawEntry]:
-            page: Sequence[RawEntry] = await client.xrevrange(key, stop, "-", LOOKED_BACK)
+            page: Sequence[RawEntry] = await client.xrevrange(key, stop, "-", count)
             return page
 
         while page := await self._link.call(read_page):
-            for each in page:
-                earlier, _ = (None, None) if each[0] in walk.doubles else read(each)
-                crc = each[1].get(b"crc", b"")
-                if earlier is not None and check(earlier, crc, walk.kind)[0] is not None:
-                    found.append(_Seen(each[0], earlier.seq, earlier.n, earlier.total, crc))
-                    if earlier.n < entry.n or len(found) > MAX_COMMIT_RECORDS:
-                        return found
+            for raw in page:
+                earlier = None if raw[0] in walk.doubles else _Seen.of(raw, walk.kind)
+                if earlier is not None:
+                    if earlier.n < seen.n:
+                        return found, earlier.seq
+                    found.append(earlier)
             stop = f"({page[-1][0].decode()}"
-        return [*found, walk.start]
+        return found, 0
 
-    async def _pages(self, kind: Kind, stream: StreamState) -> AsyncIterator[Sequence[RawEntry]]:
-        key, start = self._keys.streams[kind], "-"
-        count = max(1, min(PAGE_ENTRIES, PAGE_BYTES // stream.average))
+    async def _first_at(self, kind: Kind, seq: int) -> _Seen | None:
+        """Return the first entry of a kind at a seq, or after it."""
+        after, number = seq - 1 or "", KINDS.index(kind) + 1
+        start = await self._link.run(scripts.FIND, self._keys.all, number, after, "", "")
+
+        async def fetch(client: AnyClient) -> Sequence[RawEntry]:
+            entries: Sequence[RawEntry] = await client.xrange(
+                self._keys.streams[kind], start, "+", 1
+            )
+            return entries
+
+        entries = await self._link.call(fetch) if start else ()
+        return _Seen.of(entries[0], kind) if entries else None
+
+    async def _discard_remains(self, walk: _Walk) -> None:
+        """Discard what nobody has counted, if a record of another kind has its position.
+
+        That, too, is a part of a batch that a server has brought back.
+        """
+        remains = []
+        for seen in walk.uncounted:
+            if not await self._is_taken(seen, walk.kind):
+                break
+            remains.append(seen)
+        walk.give_up(remains)
+
+    async def _is_taken(self, seen: _Seen, kind: Kind) -> bool:
+        for other in KINDS:
+            if other != kind:
+                found = await self._first_at(other, seen.seq)
+                if found is not None and found.seq == seen.seq:
+                    return True
+        return False
+
+    async def _pages(self, walk: _Walk, stream: StreamState) -> AsyncIterator[Sequence[RawEntry]]:
+        key, start, count = self._keys.streams[walk.kind], "-", walk.page_entries
         if not stream.length:
             return
 
@@ -211,7 +265,24 @@ class _Seen(msgspec.Struct, frozen=True):
     seq: int
     n: int
     total: int
+    size: int
     crc: bytes
+
+    @classmethod
+    def of(cls, raw: RawEntry, kind: Kind) -> _Seen | None:
+        """Return it; `None` for an entry that is bad."""
+        entry, _ = read(raw)
+        if entry is None:
+            return None
+        crc = raw[1][b"crc"]
+        record, wrong = check(entry, crc, kind)
+        if record is None and (wrong is None or wrong[0] != "unknown_kind"):
+            return None
+        return cls(entry.id, entry.seq, entry.n, entry.total, len(entry.record), crc)
+
+    def is_like(self, other: _Seen) -> bool:
+        """Return whether both hold the same record at the same position."""
+        return (self.seq, self.size, self.crc) == (other.seq, other.size, other.crc)
 
 
 class _Walk:
@@ -222,13 +293,17 @@ class _Walk:
         self._key = key
         self._found = found
         self._stream = state.streams[kind]
-        #: what stands for all that was trimmed
-        self.start = _Seen(b"", 0, self._stream.trimmed_n, self._stream.trimmed_total, b"")
+        #: how many entries to read at once
+        self.page_entries = max(1, min(PAGE_ENTRIES, PAGE_BYTES // self._stream.average))
         #: the n, the total and the seq of the last entry in order
-        self.n, self._total, self._seq = self.start.n, self.start.total, self.start.seq
-        #: the ids of what is there twice, and n and total of the last copy
+        self.n = self._stream.trimmed_n
+        self._total = self._stream.trimmed_total
+        self._seq = 0
+        #: the ids of what is there twice; n and total of a copy that came last
         self.doubles: set[bytes] = set()
-        self._copied = (0, 0)
+        self._copied: tuple[int, int] | None = None
+        #: what is there beyond the counters: all of it, or more than a commit has
+        self.uncounted: list[_Seen] = []
         #: what seems to be missing, and the seq of the record after it
         self.suspects: list[tuple[Range, int | None]] = []
 
@@ -253,41 +328,57 @@ class _Walk:
                 return True
             found.gone[self.kind].append((entry.n, entry.n, self._total, entry.total))
         elif entry.n <= self.n or entry.seq <= self._seq:
-            # What goes on after a copy is one, too; so is what no batch reaches back to.
-            goes_on = (entry.n - 1, entry.total_before) == self._copied
-            if not goes_on and self.n - entry.n < MAX_COMMIT_RECORDS:
+            seen = _Seen.of(raw, self.kind)
+            if seen is None or (entry.n - 1, entry.total_before) != self._copied:
                 return False
-            self._discard_copy(entry)
+            self.discard_copy(seen)  # it goes on where the last one ended
             return True
         else:
             if wrong is not None:
                 found.anomalies.append(self._anomaly(wrong, raw[0], entry.seq))
             if not follows:
                 self._miss(entry.n - 1, entry.total_before, entry.seq)
+            if entry.n > self._stream.n and len(self.uncounted) <= MAX_COMMIT_RECORDS:
+                seen = _Seen.of(raw, self.kind)
+                assert seen is not None
+                self.uncounted.append(seen)
+        self._copied = None
         self.n, self._total, self._seq = entry.n, entry.total, entry.seq
         return True
 
-    def decide(self, raw: RawEntry, earlier: Sequence[_Seen]) -> None:
-        """Say whether an entry is a copy, or has come where `earlier` ones were given up.
+    def replace(self, given_up: Sequence[_Seen], by: _Seen) -> None:
+        """Take an entry instead of others that came before it, newest first."""
+        for seen in reversed(given_up):
+            self.discard(seen)
+        self.uncounted = [seen for seen in self.uncounted if seen.id not in self.doubles]
+        if by.n > self._stream.n:
+            self.uncounted.append(by)
+        self._copied = None
+        self.n, self._total, self._seq = by.n, by.total, by.seq
 
-        A server that was killed while it wrote a batch may bring a part of it back later, in front
-        of what was stored in its place since. That part goes.
-        """
-        entry, _ = read(raw)
-        assert entry is not None
-        *given_up, before = earlier
-        if (
-            not given_up
-            or (given_up[-1].seq, given_up[-1].crc) == (entry.seq, raw[1][b"crc"])
-            or (before.n, before.total) != (entry.n - 1, entry.total_before)
-            or before.seq >= entry.seq
-        ):
-            self._discard_copy(entry)
-            return
-        for each in reversed(given_up):
-            self._discard(each.id, each.seq, each.total - before.total)
-            before = each
-        self.n, self._total, self._seq = entry.n, entry.total, entry.seq
+    def give_up(self, remains: Sequence[_Seen]) -> None:
+        """Reject the first of what is beyond the counters; the rest of it, if any, is good."""
+        for seen in remains:
+            self.discard(seen)
+        if remains and len(remains) == len(self.uncounted):
+            self.n = self._stream.n
+
+    @property
+    def is_beyond(self) -> bool:
+        """Whether there is more than was counted."""
+        return self.n > self._stream.n
+
+    def discard_copy(self, seen: _Seen) -> None:
+        """Reject an entry that is there already."""
+        self._copied = (seen.n, seen.total)
+        self.discard(seen)
+
+    def discard(self, seen: _Seen) -> None:
+        """Reject an entry that is good, but whose position another one has."""
+        self.doubles.add(seen.id)
+        self._found.records -= 1
+        self._found.bytes_read -= seen.size
+        self._reject(seen.id, ("duplicate", f"record {seen.seq} is there twice"), seen.seq)
 
     def finish(self) -> None:
         """Look whether records are missing at the end."""
@@ -304,16 +395,6 @@ class _Walk:
             detail = f"{max(last - first + 1, 1)} of kind {self.kind} are missing {where}"
             self._found.gone[self.kind].append((first, last, before, after))
             self._found.anomalies.append(PersistenceAnomaly("gap", detail, self._key, seq=seq))
-
-    def _discard_copy(self, entry: Entry) -> None:
-        self._copied = (entry.n, entry.total)
-        self._discard(entry.id, entry.seq, len(entry.record))
-
-    def _discard(self, identifier: bytes, seq: int, size: int) -> None:
-        self.doubles.add(identifier)
-        self._found.records -= 1
-        self._found.bytes_read -= size
-        self._reject(identifier, ("duplicate", f"record {seq} is there twice"), seq)
 
     def _miss(self, last: int, total: int, seq: int | None) -> None:
         self.suspects.append(((self.n + 1, last, self._total, total), seq))

@@ -44,6 +44,8 @@ _DIGITS: dict[type, int] = {
 class Doubt(msgspec.Struct, frozen=True, array_like=True):
     """A batch that may have been stored, though its append failed. ``CLAIM`` takes it so."""
 
+    #: the last position before
+    last_seq: int
     first_seq: int
     count: int
     #: whether its positions may be given again
@@ -186,7 +188,9 @@ class Writer:
                 return await self._store(client, args)
             except BaseException as error:
                 if not did_nothing(error):
-                    self.doubt = Doubt(first, count, batch.restored, kinds.decode(), times)
+                    self.doubt = Doubt(
+                        self.last_seq, first, count, batch.restored, kinds.decode(), times
+                    )
                 raise
 
         # What is on its way is waited for: whoever is cancelled would not know what became of it.
