@@ -76,9 +76,11 @@ class RedisStreamsPersistence(PersistenceBackend):
 
     A server that is killed in the middle of writing a batch to its append-only file may keep a part
     of it there, and bring it back when it starts the time after next. The writer that was told of
-    the failure prevents that. Where it was killed as well, the part comes back at positions that
-    others have been given since: a scan calls it ``duplicate``, and `recover` removes it, and not
-    the others.
+    the failure prevents that. Where it was killed as well, the part comes back in the place of what
+    was written since: a scan says so, and `recover` removes it and keeps the others. Until then a
+    page may show it; and records whose time is before that of the part are lost to the server,
+    which refuses their ids. With ``aof-load-truncated no`` none of this happens: the server then
+    waits for somebody to cut the file, and ``redis-check-aof --fix`` does so in front of the batch.
 
     Errors of the server have names of their own: `StoreUnreachable`, `StoreNotReady`,
     `StoreNotWritable`, `StoreFull`, `StoreAccessDenied`, `StoreWrongType`, `StoreNotAcknowledged`.

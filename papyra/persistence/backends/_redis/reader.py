@@ -213,7 +213,7 @@ class Reader:
 class _Candidates:
     """What a page may show, and the bytes of each record.
 
-    A position that is there twice is shown as it is there last, and as a scan has it.
+    A position that is there twice is shown as the last of the two that were read has it.
     """
 
     def __init__(self, request: Read) -> None:
