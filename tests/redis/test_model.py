@@ -22,7 +22,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from papyra.exceptions import StoreFenced
 from papyra.persistence import PersistenceRecoveryConfig, Read, Record
 from papyra.persistence.backends import page
-from papyra.persistence.backends._redis import groups, reader, survey
+from papyra.persistence.backends._redis import groups, reader, survey, walk
 from papyra.persistence.backends.redis import RedisStreamsConfig, RedisStreamsPersistence
 from papyra.persistence.backends.retention import RetentionPolicy
 from papyra.persistence.records import KINDS, kind_of
@@ -91,7 +91,7 @@ class Store(RuleBasedStateMachine):
             (reader, "MAX_FETCHED", 6),
             (reader, "FIRST_FETCH", 2),
             (reader, "PAGE_ENTRIES", 3),
-            (survey, "PAGE_ENTRIES", 3),
+            (walk, "PAGE_ENTRIES", 3),
             (survey, "REMOVED_AT_ONCE", 2),
             (groups, "COUNT", 3),
         ):

@@ -33,7 +33,8 @@ from papyra.persistence.backends._redis.groups import (
 from papyra.persistence.backends._redis.link import RedisLink
 from papyra.persistence.backends._redis.reader import Reader
 from papyra.persistence.backends._redis.state import FORMAT, StoreState, StreamState
-from papyra.persistence.backends._redis.survey import Findings, Survey
+from papyra.persistence.backends._redis.survey import Survey
+from papyra.persistence.backends._redis.walk import Findings
 from papyra.persistence.backends._redis.writer import Writer
 from papyra.persistence.backends.base import Batch, Capabilities, PersistenceBackend
 from papyra.persistence.messages import Page, Read, Scan, Summarize

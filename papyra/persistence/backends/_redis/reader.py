@@ -18,7 +18,7 @@ from papyra.persistence.backends._redis.entries import (
     record_of,
 )
 from papyra.persistence.backends._redis.link import AnyClient, RedisLink
-from papyra.persistence.backends._redis.survey import PAGE_BYTES, PAGE_ENTRIES
+from papyra.persistence.backends._redis.walk import PAGE_BYTES, PAGE_ENTRIES
 from papyra.persistence.backends.page import MAX_PAGE_BYTES, MAX_PAGE_RECORDS, collect_page
 from papyra.persistence.messages import Page, Read
 from papyra.persistence.records import KINDS, Kind, Record
