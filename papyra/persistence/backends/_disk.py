@@ -8,6 +8,7 @@ import fcntl
 import json
 import os
 import socket
+import stat
 from pathlib import Path
 
 from papyra.exceptions import BackendInUse
@@ -24,9 +25,10 @@ class Disk:
 
     def open(self, path: Path, flags: int) -> int:
         """Open a file, and nothing else that has a name; other programs do not inherit it."""
-        if path.exists() and not (path.is_file() or path.is_dir()):
+        with contextlib.suppress(FileNotFoundError):
             # Opening a pipe would wait for who writes it.
-            raise OSError(errno.EINVAL, "this is no regular file", str(path))
+            if not stat.S_ISREG(path.stat().st_mode):
+                raise OSError(errno.EINVAL, "this is no regular file", str(path))
         return os.open(path, flags | os.O_CLOEXEC, 0o644)
 
     def close(self, fd: int) -> None:
