@@ -25,8 +25,12 @@ URL = os.environ.get("REDIS_URL")
 
 
 async def until(condition: Callable[[], object]) -> None:
-    """Wait for a condition, and leave the processor to the servers meanwhile."""
-    while not condition():  # noqa: ASYNC110 - another process makes it true
+    """Wait for a condition: as long as it takes, and no longer.
+
+    What servers agree on they tell nobody, so they are asked, with a pause between: who asks all
+    the time takes the processor that they need to agree.
+    """
+    while not condition():  # noqa: ASYNC110 - no event of this process makes it true
         await anyio.sleep(0.005)
 
 
