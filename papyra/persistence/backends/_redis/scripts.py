@@ -32,6 +32,20 @@ class Script:
         self.sha = hashlib.sha1(source.encode(), usedforsecurity=False).hexdigest()
 
 
+_FLOOR = """
+-- The least milliseconds that an entry with the seq `first` can have in a stream that is there, and
+-- the last id in it: a later one than is known, if somebody else has put entries there.
+local function floor_of(key, first)
+  local info = redis.call('XINFO', 'STREAM', key)
+  for j = 1, #info, 2 do
+    if info[j] == 'last-generated-id' then
+      local ms, seq = string.match(info[j + 1], '^(%d+)-(%d+)$')
+      return tonumber(ms) + (tonumber(seq) >= first and 1 or 0), info[j + 1]
+    end
+  end
+end
+"""
+
 _COMMON = """
 local call = redis.call
 local kinds = {'event', 'audit', 'dead_letter'}
@@ -93,14 +107,14 @@ end
 #:
 #: ARGV: the writer's name; the epoch that it builds on; a batch that is in doubt, which is taken
 #: back, or nothing; then what the caller knows was given: the last seq, n of each kind, and total
-#: of each kind. The batch is a JSON array: the last seq before it, its first, how many records it
-#: has, whether its positions may be given again, the kinds as with ``APPEND``, and the milliseconds
-#: of each record.
+#: of each kind. The batch is a JSON array: the last seq before it, its first, whether its positions
+#: may be given again, the kinds as with ``APPEND``, and the milliseconds of each record.
 #: Returns ``ok``, the epoch, the last seq, ms, late, how many were taken back, n of each kind and
 #: total of each kind; or, if the epoch is another, ``fenced`` and the name of the writer. Called
 #: once more, whether since the answer was lost or the call was late, it changes nothing.
 CLAIM = Script(
     _COMMON
+    + _FLOOR
     + """
 local function take_back(key, first, last)
   local n, bytes, upper, done = 0, 0, '+', false
@@ -128,18 +142,14 @@ end
 -- a batch to its append-only file may have kept the commands it came to, to run them when it starts
 -- the next time: then these run after them. The ids are those that APPEND gives. Returns the
 -- greatest milliseconds.
-local function strike_out(first, count, given_again, which, times)
+local function strike_out(first, given_again, which, times)
   local floor, ms = {0, 0, 0}, 0
   for i = 1, 3 do
-    local info = call('EXISTS', KEYS[i + 1]) == 1 and call('XINFO', 'STREAM', KEYS[i + 1]) or {}
-    for j = 1, #info, 2 do
-      if info[j] == 'last-generated-id' then
-        local last_ms, seq = string.match(info[j + 1], '^(%d+)-(%d+)$')
-        floor[i] = tonumber(last_ms) + (tonumber(seq) >= first and 1 or 0)
-      end
+    if call('EXISTS', KEYS[i + 1]) == 1 then
+      floor[i] = floor_of(KEYS[i + 1], first)
     end
   end
-  for position = 1, count do
+  for position = 1, #times do
     local i = string.byte(which, #which > 1 and position or 1) - 48
     local time = math.max(times[position], floor[i])
     -- Behind the latest id of all, nobody could have these positions again.
@@ -164,9 +174,9 @@ if epoch > expected and not is_repeated then
   return {'fenced', state[2] or ''}
 end
 local in_doubt = ARGV[3] ~= '' and epoch == expected
-local before, first, count, given_again, which, times
+local before, first, given_again, which, times
 if in_doubt then
-  before, first, count, given_again, which, times = unpack(cjson.decode(ARGV[3]))
+  before, first, given_again, which, times = unpack(cjson.decode(ARGV[3]))
 end
 epoch = expected + 1
 local last, ms, late = tonumber(ARGV[4]), number(state[4]), number(state[5])
@@ -178,7 +188,7 @@ for i, kind in ipairs(kinds) do
   local n = number(call('HGET', meta, kind .. ':n'))
   local total = number(call('HGET', meta, kind .. ':total'))
   if in_doubt then
-    local removed, bytes = take_back(key, first, first + count - 1)
+    local removed, bytes = take_back(key, first, first + #times - 1)
     taken_back, n, total = taken_back + removed, n - removed, total - bytes
   end
   local entry = tail(key)
@@ -192,10 +202,10 @@ for i, kind in ipairs(kinds) do
   counts[i], counts[i + 3] = n, total
 end
 if in_doubt and taken_back == 0 then
-  ms = math.max(ms, strike_out(first, count, given_again, which, times))
+  ms = math.max(ms, strike_out(first, given_again, which, times))
 end
 if in_doubt and not given_again then
-  last = math.max(last, first + count - 1)
+  last = math.max(last, first + #times - 1)
 end
 call('HSET', meta, 'format', 1, 'epoch', epoch, 'writer', ARGV[1], 'last', last, 'ms', ms,
   'late', late)
@@ -215,7 +225,8 @@ return {'ok', epoch, last, ms, late, taken_back, unpack(counts)}
 #: writer; ``behind``, for a server that has lost what it had; ``blocked``, the key and the id of an
 #: entry behind which nothing more can be stored.
 APPEND = Script(
-    """
+    _FLOOR
+    + """
 local call = redis.call
 local meta = KEYS[1]
 local lines, sums, which = ARGV[1], ARGV[2], ARGV[3]
@@ -239,17 +250,11 @@ end
 local late, floor = latest, {0, 0, 0}
 local kinds = {'event', 'audit', 'dead_letter'}
 
--- Where the stream ends: later than expected, if somebody else has put entries there.
 local function look(i)
-  local info = call('XINFO', 'STREAM', KEYS[i + 1])
-  for j = 1, #info, 2 do
-    if info[j] == 'last-generated-id' then
-      local ms, seq = string.match(info[j + 1], '^(%d+)-(%d+)$')
-      floor[i] = tonumber(ms) + (tonumber(seq) >= first and 1 or 0)
-      if floor[i] > 99999999999999 then
-        return {'blocked', KEYS[i + 1], info[j + 1]}
-      end
-    end
+  local last_id
+  floor[i], last_id = floor_of(KEYS[i + 1], first)
+  if floor[i] > 99999999999999 then
+    return {'blocked', KEYS[i + 1], last_id}
   end
 end
 

@@ -47,7 +47,6 @@ class Doubt(msgspec.Struct, frozen=True, array_like=True):
     #: the last position before
     last_seq: int
     first_seq: int
-    count: int
     #: whether its positions may be given again
     restored: bool
     #: a digit for each record, or one for all
@@ -58,7 +57,7 @@ class Doubt(msgspec.Struct, frozen=True, array_like=True):
     @property
     def seqs(self) -> range:
         """Its positions."""
-        return range(self.first_seq, self.first_seq + self.count)
+        return range(self.first_seq, self.first_seq + len(self.times))
 
 
 class Writer:
@@ -188,9 +187,7 @@ class Writer:
                 return await self._store(client, args)
             except BaseException as error:
                 if not did_nothing(error):
-                    self.doubt = Doubt(
-                        self.last_seq, first, count, batch.restored, kinds.decode(), times
-                    )
+                    self.doubt = Doubt(self.last_seq, first, batch.restored, kinds.decode(), times)
                 raise
 
         # What is on its way is waited for: whoever is cancelled would not know what became of it.
