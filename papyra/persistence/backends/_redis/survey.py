@@ -94,8 +94,9 @@ class Survey:
         for walk in walks:
             async for page in self._pages(walk, state.streams[walk.kind]):
                 for raw in page:
-                    if not walk.visit(raw):
-                        await self._decide(walk, raw)
+                    unclear = walk.visit(raw)
+                    if unclear is not None:
+                        await self._decide(walk, unclear)
                 if walk.suspects:
                     await self._settle(walk)
                 done += len(page)
@@ -136,14 +137,12 @@ class Survey:
         state = (await self.state()).streams[walk.kind]
         walk.report_suspects(state.trimmed_n, state.lost)
 
-    async def _decide(self, walk: Walk, raw: RawEntry) -> None:
+    async def _decide(self, walk: Walk, seen: Seen) -> None:
         """Find out whether an entry is a copy, or has come where others were given up.
 
         A server that was killed while it wrote a batch may bring a part of it back later, in front
         of what was stored in its place since. That part goes.
         """
-        seen = Seen.of(raw, walk.kind)
-        assert seen is not None
         original = await self._first_at(walk.kind, seen.seq)
         # Among what is in disorder, a search may have found a later one.
         is_earlier = original is not None and id_of(original.id) < id_of(seen.id)
@@ -169,7 +168,7 @@ class Survey:
 
         while page := await self._link.call(read_page):
             for raw in page:
-                earlier = None if raw[0] in walk.doubles else Seen.of(raw, walk.kind)
+                earlier = None if raw[0] in walk.doubles else Seen.read(raw, walk.kind)
                 if earlier is not None:
                     if earlier.n < seen.n:
                         return found, earlier.seq
@@ -189,7 +188,7 @@ class Survey:
             return entries
 
         entries = await self._link.call(fetch) if start else ()
-        return Seen.of(entries[0], kind) if entries else None
+        return Seen.read(entries[0], kind) if entries else None
 
     async def _discard_remains(self, walk: Walk) -> None:
         """Discard what nobody has counted, if a record of another kind has its position.

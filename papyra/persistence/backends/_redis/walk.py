@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import msgspec
 
-from papyra.persistence.backends._redis.entries import RawEntry, Wrong, check, read
+from papyra.persistence.backends._redis.entries import Entry, RawEntry, Wrong, check, read
 from papyra.persistence.backends._redis.state import Range, StoreState
 from papyra.persistence.backends.commit import MAX_COMMIT_RECORDS
 from papyra.persistence.records import KINDS, Kind
@@ -49,16 +49,20 @@ class Seen(msgspec.Struct, frozen=True):
     crc: bytes
 
     @classmethod
-    def of(cls, raw: RawEntry, kind: Kind) -> Seen | None:
+    def of(cls, entry: Entry, crc: bytes) -> Seen:
+        """Return it for an entry that is good."""
+        return cls(entry.id, entry.seq, entry.n, entry.total, len(entry.record), crc)
+
+    @classmethod
+    def read(cls, raw: RawEntry, kind: Kind) -> Seen | None:
         """Return it; `None` for an entry that is bad."""
         entry, _ = read(raw)
         if entry is None:
             return None
         crc = raw[1][b"crc"]
         record, wrong = check(entry, crc, kind)
-        if record is None and (wrong is None or wrong[0] != "unknown_kind"):
-            return None
-        return cls(entry.id, entry.seq, entry.n, entry.total, len(entry.record), crc)
+        is_good = record is not None or (wrong is not None and wrong[0] == "unknown_kind")
+        return cls.of(entry, crc) if is_good else None
 
     def is_like(self, other: Seen) -> bool:
         """Return whether both hold the same record at the same position."""
@@ -87,17 +91,17 @@ class Walk:
         #: what seems to be missing, and the seq of the record after it
         self.suspects: list[tuple[Range, int | None]] = []
 
-    def visit(self, raw: RawEntry) -> bool:
-        """Check an entry; return False for one whose place was given before.
+    def visit(self, raw: RawEntry) -> Seen | None:
+        """Check an entry; return it if its place was given before.
 
-        That may be a copy (`discard_copy`), or be what `replace` takes instead of others.
+        It may be a copy then (`discard_copy`), or be what is there instead of others (`replace`).
         """
         found = self._found
         entry, wrong = read(raw)
         if entry is None:
             assert wrong is not None
             self._reject(raw[0], wrong, None)
-            return True
+            return None
         found.records += 1
         found.bytes_read += len(entry.record)
         record, wrong = check(entry, raw[1][b"crc"], self.kind)
@@ -108,26 +112,24 @@ class Walk:
             found.bytes_read -= len(entry.record)
             self._reject(raw[0], wrong, entry.seq)
             if not follows:
-                return True
+                return None
             found.gone[self.kind].append((entry.n, entry.n, self._total, entry.total))
         elif entry.n <= self.n or entry.seq <= self._seq:
-            seen = Seen.of(raw, self.kind)
-            if seen is None or (entry.n - 1, entry.total_before) != self._copied:
-                return False
+            seen = Seen.of(entry, raw[1][b"crc"])
+            if (entry.n - 1, entry.total_before) != self._copied:
+                return seen
             self.discard_copy(seen)  # it goes on where the last one ended
-            return True
+            return None
         else:
             if wrong is not None:
                 found.anomalies.append(self._anomaly(wrong, raw[0], entry.seq))
             if not follows:
                 self._miss(entry.n - 1, entry.total_before, entry.seq)
             if entry.n > self._stream.n and len(self.uncounted) <= MAX_COMMIT_RECORDS:
-                seen = Seen.of(raw, self.kind)
-                assert seen is not None
-                self.uncounted.append(seen)
+                self.uncounted.append(Seen.of(entry, raw[1][b"crc"]))
         self._copied = None
         self.n, self._total, self._seq = entry.n, entry.total, entry.seq
-        return True
+        return None
 
     def replace(self, given_up: Sequence[Seen], by: Seen) -> None:
         """Take an entry instead of others that came before it, newest first."""
