@@ -10,8 +10,8 @@ from papyra._children import Children
 from papyra._facts import Facts
 from papyra._failures import Failures, Outcome, Supervisor
 from papyra._life import Life
+from papyra._loop import HomeLoop
 from papyra._recipe import Recipe
-from papyra._signal import NewSignal
 from papyra._watch import DeathWatch
 from papyra.address import ActorAddress
 from papyra.clock import Clock
@@ -44,7 +44,7 @@ class Runtime(Protocol):
     def mailbox_capacity(self) -> int: ...
 
     @property
-    def new_signal(self) -> NewSignal: ...
+    def loop(self) -> HomeLoop: ...
 
     @property
     def system(self) -> ActorSystem: ...
@@ -87,9 +87,9 @@ class Cell:
         self.address = address
         self.clock = runtime.clock
         self.dispatcher = runtime.dispatcher
-        self.new_signal = runtime.new_signal
+        self.loop = runtime.loop
         self.mailbox: Mailbox[object] = Mailbox(
-            recipe.capacity(runtime.mailbox_capacity), self.new_signal
+            recipe.capacity(runtime.mailbox_capacity), self.loop.new_signal
         )
         self.ref = ActorRef(self)
         self.children = Children()
@@ -137,6 +137,7 @@ class Cell:
         return self.parent.ref
 
     def spawn(self, recipe: Recipe, name: str | None) -> ActorRef:
+        self.loop.check()
         if not self.can_have_children:
             # In __init__ there is nobody yet to supervise them, should it fail.
             raise NoChildrenNow(
@@ -147,9 +148,11 @@ class Cell:
         return spawn(self, self._runtime, address, recipe, self.facts)
 
     def watch(self, other: Cell) -> None:
+        self.loop.check()
         self.death_watch.add(other.death_watch)
 
     def unwatch(self, other: Cell) -> None:
+        self.loop.check()
         self.death_watch.remove(other.death_watch)
 
     def refuse_nowait(self, message: object, *, expects_reply: bool) -> None:
@@ -180,6 +183,7 @@ class Cell:
 
     async def stop(self) -> None:
         """Stop after what is in the mailbox, and wait for that unless it would be in vain."""
+        self.loop.check()
         self.mailbox.close()
         caller = current_cell.get()
         if caller is None:

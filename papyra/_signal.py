@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import sys
 from collections.abc import Awaitable, Callable
 from typing import Any, Protocol, TypeAlias, cast
@@ -38,8 +39,8 @@ class _AsyncioSignal:
 
     __slots__ = ("_future",)
 
-    def __init__(self) -> None:
-        self._future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._future: asyncio.Future[None] = loop.create_future()
 
     def set(self) -> None:
         # The future is cancelled together with the task that waits for it.
@@ -59,4 +60,4 @@ def signals_of_this_loop() -> NewSignal:
     trio = sys.modules.get("trio")
     if trio is not None and trio.lowlevel.in_trio_task():
         return cast("NewSignal", trio.Event)
-    return _AsyncioSignal
+    return functools.partial(_AsyncioSignal, asyncio.get_running_loop())

@@ -88,6 +88,7 @@ class ActorContext:
         What else is in its mailbox becomes dead letters. To have that handled first, use
         ``self_ref.stop()``.
         """
+        self._cell.loop.check()
         self._cell.stop_now()
 
     def event(self, event: object) -> PersistedEvent:

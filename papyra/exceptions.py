@@ -43,6 +43,7 @@ __all__ = (
     "UnencodablePayload",
     "UnknownSetting",
     "WouldDeadlock",
+    "WrongLoop",
     "WrongTask",
 )
 
@@ -112,6 +113,10 @@ class SystemNotRunning(PapyraError):
 
 class WouldDeadlock(PapyraError, RuntimeError):
     """An actor was about to wait for itself."""
+
+
+class WrongLoop(PapyraError, RuntimeError):
+    """An actor was to be reached outside of its system's event loop. `ActorSystem.portal` can."""
 
 
 class WrongTask(PapyraError, RuntimeError):

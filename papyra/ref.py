@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from contextvars import ContextVar
+from threading import get_ident
 from typing import TYPE_CHECKING, Any
 
 from papyra._signal import Signal
@@ -45,14 +46,19 @@ class Ask:
 
 
 class ActorRef:
-    """A handle to an actor. It stays valid across restarts, and after the actor has stopped."""
+    """A handle to an actor. It stays valid across restarts, and after the actor has stopped.
 
-    __slots__ = ("__weakref__", "_cell", "_mailbox", "_put_nowait")
+    It is used in the event loop that its system was started on. Elsewhere, so in another thread,
+    its methods raise `WrongLoop`: ``system.portal.call(ref.ask, message)`` is the way from there.
+    """
+
+    __slots__ = ("__weakref__", "_cell", "_mailbox", "_put_nowait", "_thread")
 
     def __init__(self, cell: Cell) -> None:
         self._cell = cell
         self._mailbox = cell.mailbox
         self._put_nowait = cell.mailbox.put_nowait
+        self._thread = cell.loop.thread
 
     @property
     def address(self) -> ActorAddress:
@@ -71,15 +77,21 @@ class ActorRef:
         room. Messages of one sender are handled in the order they were told. A message to an actor
         that has stopped becomes a dead letter; that is no error.
         """
+        if get_ident() != self._thread:
+            self._cell.loop.refuse()
         try:
             self._put_nowait(message)
         except MailboxFull:
+            self._cell.loop.check()
             await self._mailbox.queue_up(message)
         except MailboxClosed:
+            self._cell.loop.check()
             await self._cell.refuse(message, expects_reply=False)
 
     def tell_nowait(self, message: object) -> None:
         """Put `message` into the mailbox; raise `MailboxFull` if there is no room."""
+        if get_ident() != self._thread:
+            self._cell.loop.refuse()
         try:
             self._put_nowait(message)
         except MailboxFull:
@@ -88,6 +100,7 @@ class ActorRef:
                 "wait for room with 'await ref.tell(...)'"
             ) from None
         except MailboxClosed:
+            self._cell.loop.check()
             self._cell.refuse_nowait(message, expects_reply=False)
 
     async def ask(self, message: object, timeout: float | None = None) -> Any:
@@ -99,9 +112,10 @@ class ActorRef:
         itself. A sender that gives up while the message is in
         the mailbox does not take it back.
         """
+        self._cell.loop.check()
         if current_cell.get() is self._cell:
             self._cell.refuse_to_wait_for_itself()
-        ask = Ask(message, self._cell.new_signal())
+        ask = Ask(message, self._cell.loop.new_signal())
         if timeout is None:
             await self._send(ask)
         elif type(timeout) not in (int, float) or not timeout >= 0:

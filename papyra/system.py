@@ -16,8 +16,9 @@ from papyra._cell import Cell, spawn
 from papyra._children import Children
 from papyra._facts import NoFacts, StoredFacts, text_of
 from papyra._failures import Outcome
+from papyra._loop import HomeLoop
+from papyra._portal import Portal
 from papyra._recipe import Recipe
-from papyra._signal import NewSignal, signals_of_this_loop
 from papyra.actor import Actor
 from papyra.address import ActorAddress, check_name
 from papyra.audit import AuditReport
@@ -113,6 +114,7 @@ class ActorSystem:
         self._persistence: ActorRef | None = None
         self._facts: StoredFacts | None = None
         self._host_task: int | None = None
+        self._portal: Portal | None = None
         self._stopping = anyio.Event()
         self._failure: Exception | None = None
         self._stored_before = 0
@@ -157,6 +159,19 @@ class ActorSystem:
         """Whether actors can be spawned."""
         return self._persistence is not None and not self._stopping.is_set()
 
+    @property
+    def portal(self) -> Portal:
+        """The way to the actors from other threads: ``system.portal.call(ref.ask, message)``.
+
+        Raises `SystemNotRunning` before the start, and when the last actor has stopped.
+        """
+        if self._portal is None or self._portal.closed:
+            raise SystemNotRunning(
+                f"the system {self._system_id!r} is not running: its portal is open from its start "
+                "until the last actor has stopped"
+            )
+        return self._portal
+
     def spawn(
         self,
         actor_class: type[Actor],
@@ -171,8 +186,10 @@ class ActorSystem:
         sent meanwhile wait. Without a `name`, one is made from the class.
 
         Raises `ActorInitializationError` from what ``__init__`` raised (if that is a `PapyraError`,
-        just that), `DuplicateActorName`, `InvalidActorName`, `InvalidActor` or `SystemNotRunning`.
+        just that), `DuplicateActorName`, `InvalidActorName`, `InvalidActor`, `SystemNotRunning` or
+        `WrongLoop`.
         """
+        self._check_loop()
         if self._facts is None or not self.is_running:
             raise SystemNotRunning(
                 f"the system {self._system_id!r} is not running: "
@@ -185,6 +202,7 @@ class ActorSystem:
 
     def find(self, address: ActorAddress | str) -> ActorRef | None:
         """Return the living actor at `address`, given whole (``"shop/cart/line-1"``), or `None`."""
+        self._check_loop()
         system_id, *names = str(address).split("/")
         if system_id != self._system_id:
             return None
@@ -198,6 +216,7 @@ class ActorSystem:
 
     def audit(self) -> AuditReport:
         """Return what the system looks like now. Records nothing."""
+        self._check_loop()
         cells = list(descendants(self._guardian.children))
         deepest = max(cells, key=lambda cell: len(cell.mailbox), default=None)
         facts = self._facts
@@ -232,6 +251,7 @@ class ActorSystem:
             self._backend = settings.resolve_persistence()
         self._host_task = anyio.get_current_task().id
         await self._runtime.task_group.__aenter__()
+        self._portal = Portal(self._system_id, self._runtime.loop, self._runtime.task_group)
         try:
             recipe = Recipe(PersistenceActor, (self._backend, self._breaker), {}, None)
             address = self._address.child(PERSISTENCE_NAME)
@@ -256,6 +276,7 @@ class ActorSystem:
         """
         if self._host_task is None or self._stopping.is_set():
             return
+        self._check_loop()
         if anyio.get_current_task().id != self._host_task:
             raise WrongTask("a system is stopped by the task that started it")
         await self._shut_down(None)
@@ -273,6 +294,11 @@ class ActorSystem:
         if not self._stopping.is_set():
             await self._shut_down(exc)
 
+    def _check_loop(self) -> None:
+        """Raise `WrongLoop` outside of the system's own, while there is one."""
+        if self._portal is not None and not self._portal.closed:
+            self._runtime.loop.check()
+
     @property
     def _address(self) -> ActorAddress:
         return ActorAddress(self._system_id, "")
@@ -281,6 +307,8 @@ class ActorSystem:
         """Stop everything; raise what is to come out of the block in place of `exc`."""
         self._stopping.set()
         await self._stop_all(self._guardian.children, drain=exc is None)
+        if self._portal is not None:
+            self._portal.close()
         if self._facts is not None:
             self._facts.audit(self.audit())
         await self._stop_all(self._own.children, drain=True)
@@ -350,9 +378,9 @@ class _Runtime:
         return anyio.create_task_group()
 
     @functools.cached_property
-    def new_signal(self) -> NewSignal:
-        """What tasks of the system's event loop wait for."""
-        return signals_of_this_loop()
+    def loop(self) -> HomeLoop:
+        """Where the system was started."""
+        return HomeLoop(self.system.system_id)
 
     def launch(self, cell: Cell) -> None:
         self.task_group.start_soon(cell.run, name=str(cell.address))

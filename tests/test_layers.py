@@ -22,6 +22,8 @@ PARTS = ("appending", "moving", "reading", "recovery", "retention", "sharing")
 LAYERS: list[set[str]] = [
     {"exceptions", "_lazy"},
     {"address", "clock", "_signal"},
+    {"_loop"},
+    {"_portal"},
     {"persistence.records", "persistence.metrics", "persistence.breaker", "persistence.retention"},
     {"persistence.reports"},
     {"persistence.messages", "persistence.codec"},
@@ -84,6 +86,8 @@ RUNTIME |= {
     "_watch",
     "_children",
     "_cell",
+    "_loop",
+    "_portal",
     "clock",
     "dispatcher",
 }
