@@ -35,7 +35,7 @@ class Portal:
         self._tasks = tasks
         self._lock = threading.Lock()
         self._entered: concurrent.futures.Future[BlockingPortal] | None = None
-        self._closing = anyio.Event()
+        self._closing: anyio.Event | None = None
         self.closed = False
 
     @overload
@@ -91,7 +91,8 @@ class Portal:
         with self._lock:
             self.closed = True
             entered = self._entered
-        self._closing.set()
+        if self._closing is not None:
+            self._closing.set()
         if entered is not None and not entered.done():
             entered.set_exception(self._not_running())
 
@@ -122,20 +123,22 @@ class Portal:
             return self._entered
 
     def _open(self, entered: concurrent.futures.Future[BlockingPortal]) -> None:
+        if self.closed:
+            return
         try:
             # The thread that came first must not give its context to all that follow.
             self._loop.empty_context().run(self._tasks.start_soon, self._stay_open, entered)
         except RuntimeError as error:  # the task group has been left
-            if not entered.done():
-                entered.set_exception(error)
+            entered.set_exception(error)
 
     async def _stay_open(self, entered: concurrent.futures.Future[BlockingPortal]) -> None:
+        self._closing = anyio.Event()
         # Shielded as actors are: their threads may need it until the last of them has stopped.
         with anyio.CancelScope(shield=True):
             async with BlockingPortal() as portal:
-                if not entered.done():
+                if not self.closed:
                     entered.set_result(portal)
-                await self._closing.wait()
+                    await self._closing.wait()
                 await portal.stop(cancel_remaining=True)
 
     def _not_running(self) -> SystemNotRunning:

@@ -39,6 +39,7 @@ class Mailbox(Generic[T]):
         "_capacity",
         "_closed",
         "_items",
+        "_limit",
         "_low_water",
         "_new_signal",
         "_senders",
@@ -51,6 +52,9 @@ class Mailbox(Generic[T]):
                 f"a mailbox's capacity is a whole number greater than 0, not {capacity!r}"
             )
         self._capacity = capacity
+        # How many it takes at this moment: none when it is closed, nor when senders wait, as nobody
+        # may pass them even if there is room again. One comparison says it all.
+        self._limit = capacity
         self._low_water = capacity // 2
         self._items: deque[T] = deque()
         self._closed = False
@@ -75,11 +79,8 @@ class Mailbox(Generic[T]):
 
         Raises `MailboxFull` if there is no room or others wait for it, and `MailboxClosed`.
         """
-        if self._closed:
-            raise MailboxClosed
-        # Nobody may pass the senders that wait, even if there is room again.
-        if len(self._items) >= self._capacity or self._senders:
-            raise MailboxFull
+        if len(self._items) >= self._limit:
+            raise MailboxClosed if self._closed else MailboxFull
         self._items.append(item)
         if self._wakeup is not None:
             self.wake()
@@ -99,11 +100,13 @@ class Mailbox(Generic[T]):
         """Add `item` once there is room, after `put_nowait` has said that there is none."""
         admitted = self._new_signal()
         self._senders[admitted] = item
+        self._limit = 0
         try:
             await admitted.wait()
         except BaseException:
             # Cancelled. If the item was let in at the same moment, it stays where it is.
             self._senders.pop(admitted, None)
+            self._set_limit()
             raise
 
     def push(self, item: T) -> None:
@@ -169,8 +172,8 @@ class Mailbox(Generic[T]):
 
     def close(self) -> None:
         """Take no more messages. What it holds can still be taken, waiting senders' included."""
-        self._admit(everybody=True)
         self._closed = True
+        self._admit(everybody=True)
         self.wake()
 
     def _admit(self, everybody: bool = False) -> None:
@@ -178,3 +181,7 @@ class Mailbox(Generic[T]):
             admitted, item = self._senders.popitem(last=False)
             self._items.append(item)
             admitted.set()
+        self._set_limit()
+
+    def _set_limit(self) -> None:
+        self._limit = 0 if self._closed or self._senders else self._capacity
