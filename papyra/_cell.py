@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal, Protocol
+from collections.abc import Callable, Sequence
+from contextvars import Context, ContextVar
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import anyio
 
 from papyra._children import Children
+from papyra._contexts import captured
 from papyra._facts import Facts
 from papyra._failures import Failures, Outcome, Supervisor
 from papyra._life import Life
@@ -22,7 +25,7 @@ from papyra.exceptions import (
     WouldDeadlock,
 )
 from papyra.mailbox import Mailbox
-from papyra.ref import ActorRef, current_cell
+from papyra.ref import ActorRef, Ask, Told, current_cell
 from papyra.supervision import Decision, SupervisionPolicy
 
 if TYPE_CHECKING:
@@ -45,6 +48,9 @@ class Runtime(Protocol):
 
     @property
     def loop(self) -> HomeLoop: ...
+
+    @property
+    def propagate(self) -> Sequence[ContextVar[Any]]: ...
 
     @property
     def system(self) -> ActorSystem: ...
@@ -91,6 +97,11 @@ class Cell:
         self.mailbox: Mailbox[object] = Mailbox(
             recipe.capacity(runtime.mailbox_capacity), self.loop.new_signal
         )
+        #: the context variables that travel with messages
+        self.propagate = runtime.propagate
+        self.put_nowait: Callable[[object], None] = (
+            self._put_with_values if self.propagate else self.mailbox.put_nowait
+        )
         self.ref = ActorRef(self)
         self.children = Children()
         #: set when the actor has stopped, and all that follows from it is done
@@ -115,6 +126,11 @@ class Cell:
         self._runtime = runtime
         self._waits_for: Cell | None = None
         self._life = Life(self, recipe)
+
+    @property
+    def variables(self) -> Context:
+        """What is set where the actor lives."""
+        return self._life.variables
 
     @property
     def policy(self) -> SupervisionPolicy:
@@ -154,6 +170,10 @@ class Cell:
     def unwatch(self, other: Cell) -> None:
         self.loop.check()
         self.death_watch.remove(other.death_watch)
+
+    async def queue_up(self, item: object) -> None:
+        """Put a message into the mailbox when there is room."""
+        await self.mailbox.queue_up(self._with_values(item) if self.propagate else item)
 
     def refuse_nowait(self, message: object, *, expects_reply: bool) -> None:
         self.facts.dead_letter_nowait(self.address, message, expects_reply)
@@ -207,6 +227,18 @@ class Cell:
 
     async def run(self) -> None:
         await self._life.run()
+
+    def _put_with_values(self, item: object) -> None:
+        self.mailbox.put_nowait(self._with_values(item))
+
+    def _with_values(self, item: object) -> object:
+        """Return `item` with what is to travel along; a batch has no one sender."""
+        message = item.message if type(item) is Ask else item
+        values = () if self._life.takes_in_batches(message) else captured(self.propagate)
+        if type(item) is Ask:
+            item.values = values
+            return item
+        return Told(item, values) if values else item
 
     def _can_stop_only_after(self, other: Cell) -> bool:
         """Return whether this cell, or one that it must wait for, is `other`."""

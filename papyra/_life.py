@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextvars import Context
 from typing import TYPE_CHECKING
 
 import anyio
 from anyio.lowlevel import checkpoint
 
+from papyra._contexts import Values, carrying, run_in
 from papyra._facts import text_of
 from papyra._recipe import Recipe
 from papyra.actor import Failure
@@ -15,7 +17,7 @@ from papyra.dispatcher import Dispatcher
 from papyra.events import ActorRestarted, ActorStarted
 from papyra.events import ActorStopped as ActorStoppedEvent
 from papyra.exceptions import ActorInitializationError, ActorStopped, PapyraError
-from papyra.ref import Ask, Terminated, current_cell
+from papyra.ref import Ask, Terminated, Told, current_cell
 from papyra.supervision import Decision
 
 if TYPE_CHECKING:
@@ -30,7 +32,7 @@ _NOTHING = object()
 class Life:
     """Runs the actor of one cell, one instance after the other.
 
-    The loop is in `_live`. Whatever ends it, `_end` sees to it that nobody waits in vain.
+    The loop is in `_incarnation`. Whatever ends it, `_end` sees to it that nobody waits in vain.
     """
 
     def __init__(self, cell: Cell, recipe: Recipe) -> None:
@@ -45,8 +47,12 @@ class Life:
         self._task_id: int | None = None
         self._dispatcher = cell.dispatcher
         self._throughput = (cell.dispatcher or Dispatcher).throughput
+        #: what the message at hand has brought along
+        self._values: Values = ()
+        #: the context that the instance is made in; the actor's task starts from a copy
+        self.variables = self._new_variables()
         try:
-            self.actor = recipe.make(cell.context)
+            self.actor = self.variables.run(recipe.make, cell.context)
         except PapyraError:
             raise  # it says what is wrong already
         except Exception as error:
@@ -59,36 +65,58 @@ class Life:
         """Return whether this is called by the actor itself."""
         return anyio.get_current_task().id == self._task_id
 
+    def takes_in_batches(self, message: object) -> bool:
+        """Return whether `message` is one for ``receive_batch``."""
+        return type(message) in self._batch_types
+
     async def run(self) -> None:
-        current_cell.set(self._cell)
         self._task_id = anyio.get_current_task().id
         with self._cell.scope:
             try:
                 await self._live()
             finally:
-                await self._end()
+                # The first instance has lived in the context of the task itself.
+                end = self._end()
+                await (run_in(self.variables, end) if self._restarts else end)
 
     async def _live(self) -> None:
         if not self._throughput:
             await self._next_turn()
-        if not await self._begin():
-            return
+        another = await self._incarnation()
+        while another:
+            self.variables = self._new_variables()
+            another = await run_in(self.variables, self._incarnation(anew=True))
+
+    async def _incarnation(self, *, anew: bool = False) -> bool:
+        """Start an instance, have it handle messages, and return whether another is to follow."""
+        if not await self._begin(anew):
+            return False
+        handle = self._handle_with_values if self._cell.propagate else self._handle
         handled = 0
         while True:
             if handled >= self._throughput and len(self._mailbox):
                 # A busy actor lets the others run now and then.
                 await self._next_turn()
                 handled = 0
-            if self._cell.order is not None and not await self._carry_out_order():
-                return
+            if self._cell.order is not None:
+                return await self._carry_out_order()
             item = self._mailbox.pop(_NOTHING)
             if item is not _NOTHING:
-                handled += await self._handle(item)
+                handled += await handle(item)
             elif self._mailbox.closed:
-                return
+                return False
             else:
                 await self._mailbox.wait()
                 handled = 0
+
+    def _new_variables(self) -> Context:
+        variables = self._cell.loop.empty_context.copy()
+        variables.run(current_cell.set, self._cell)
+        return variables
+
+    async def _handle_with_values(self, item: object) -> int:
+        self._values = item.values if isinstance(item, (Ask, Told)) else ()
+        return await self._handle(item.message if isinstance(item, Told) else item)
 
     async def _handle(self, item: object) -> int:
         """Handle one message, or the run of them that it starts; return how many there were."""
@@ -98,6 +126,8 @@ class Life:
             return await self._handle_run(item, message)
         try:
             handling = self.actor.receive(message)
+            if self._cell.propagate:
+                handling = carrying(self._cell.propagate, self._values, handling)
             if self._dispatcher is not None:
                 handling = self._dispatcher.handle(self._cell.ref, (message,), handling)
             reply = await handling
@@ -176,42 +206,40 @@ class Life:
         if outcome is not Decision.RESUME:
             self._cell.obey(outcome)
 
-    async def _begin(self, *, anew: bool = False) -> bool:
-        """Run ``on_start``, on new instances as long as supervision allows it.
+    async def _begin(self, anew: bool) -> bool:
+        """Run ``on_start``, for a restart on a new instance; return whether the actor goes on.
 
-        Return whether the actor is ready for messages.
+        It goes on as supervision says, so one that could not start may go on with a restart.
         """
-        while True:
-            if anew and not await self._back_off():
+        if anew and not await self._back_off():
+            return False
+        where = "__init__"
+        try:
+            if anew:
+                self._restarts += 1
+                self.actor = self._recipe.make(self._cell.context)
+            where = "on_start"
+            self._cell.can_have_children = True
+            await self.actor.on_start()
+        except BaseException as caught:
+            error = self._own_failure(caught)
+            if error is None:
+                raise
+            outcome = await self._cell.failures.judge(error, where)
+            if outcome is not Decision.RESTART or self._cell.order is Decision.STOP:
+                # An instance that could not start has nothing to resume either.
+                self._cell.reason = "failed"
                 return False
-            where = "__init__"
-            try:
-                if anew:
-                    self._restarts += 1
-                    self.actor = self._recipe.make(self._cell.context)
-                where = "on_start"
-                self._cell.can_have_children = True
-                await self.actor.on_start()
-            except BaseException as caught:
-                error = self._own_failure(caught)
-                if error is None:
-                    raise
-                outcome = await self._cell.failures.judge(error, where)
-                await self._stop_children(drain=False)
-                if outcome is not Decision.RESTART or self._cell.order is Decision.STOP:
-                    # An instance that could not start has nothing to resume either.
-                    self._cell.reason = "failed"
-                    return False
-                anew = True
-            else:
-                self._started = True
-                self._cell.facts.lifecycle(
-                    self._cell.address,
-                    ActorRestarted(self._restarts)
-                    if anew
-                    else ActorStarted(self._recipe.actor_class.__name__),
-                )
-                return True
+            self._cell.obey(outcome)
+        else:
+            self._started = True
+            self._cell.facts.lifecycle(
+                self._cell.address,
+                ActorRestarted(self._restarts)
+                if anew
+                else ActorStarted(self._recipe.actor_class.__name__),
+            )
+        return True
 
     async def _back_off(self) -> bool:
         """Wait as long as supervision says before a restart; return whether there is to be one.
@@ -224,13 +252,13 @@ class Life:
         return self._cell.order is not Decision.STOP
 
     async def _carry_out_order(self) -> bool:
-        """Do what was decided, and return whether the actor goes on."""
+        """Do what was decided, and return whether another instance is to follow."""
         order, self._cell.order = self._cell.order, None
         if order is Decision.STOP:
             return False
         await self._stop_children(drain=False)
         await self._dismiss()
-        return await self._begin(anew=True)
+        return True
 
     def _own_failure(self, caught: BaseException) -> Exception | None:
         """Return the error that supervision has to deal with, or `None` to let `caught` pass."""
@@ -269,7 +297,7 @@ class Life:
                 case Ask(message=message):
                     item.fail(ActorStopped(f"{self._cell.address} stopped before it could reply"))
                     self._cell.refuse_nowait(message, expects_reply=True)
-                case message:
+                case Told(message=message) | message:
                     self._cell.refuse_nowait(message, expects_reply=False)
             unhandled += 1
         return unhandled

@@ -127,7 +127,7 @@ class Portal:
             return
         try:
             # The thread that came first must not give its context to all that follow.
-            self._loop.empty_context().run(self._tasks.start_soon, self._stay_open, entered)
+            self._loop.empty_context.copy().run(self._tasks.start_soon, self._stay_open, entered)
         except RuntimeError as error:  # the task group has been left
             entered.set_exception(error)
 

@@ -13,8 +13,9 @@ from papyra.exceptions import ActorStopped, AskTimeout, InvalidPolicy, MailboxCl
 
 if TYPE_CHECKING:
     from papyra._cell import Cell
+    from papyra._contexts import Values
 
-__all__ = ("ActorRef", "Ask", "Terminated", "current_cell")
+__all__ = ("ActorRef", "Ask", "Terminated", "Told", "current_cell")
 
 #: The actor in whose task, or in a task made there, the code runs.
 current_cell: ContextVar[Cell | None] = ContextVar("papyra_current_cell", default=None)
@@ -23,10 +24,12 @@ current_cell: ContextVar[Cell | None] = ContextVar("papyra_current_cell", defaul
 class Ask:
     """A message in a mailbox whose sender waits for the reply. Only the runtime sees these."""
 
-    __slots__ = ("done", "error", "given_up", "message", "reply")
+    __slots__ = ("done", "error", "given_up", "message", "reply", "values")
 
     def __init__(self, message: object, done: Signal) -> None:
         self.message = message
+        #: the sender's context variables, as far as they travel
+        self.values: Values = ()
         #: set once there is a reply or an error
         self.done = done
         self.reply: object = None
@@ -45,6 +48,16 @@ class Ask:
         self.done.set()
 
 
+class Told:
+    """A message in a mailbox, with context variables of its sender. Only the runtime sees these."""
+
+    __slots__ = ("message", "values")
+
+    def __init__(self, message: object, values: Values) -> None:
+        self.message = message
+        self.values = values
+
+
 class ActorRef:
     """A handle to an actor. It stays valid across restarts, and after the actor has stopped.
 
@@ -57,7 +70,7 @@ class ActorRef:
     def __init__(self, cell: Cell) -> None:
         self._cell = cell
         self._mailbox = cell.mailbox
-        self._put_nowait = cell.mailbox.put_nowait
+        self._put_nowait = cell.put_nowait
         self._thread = cell.loop.thread
 
     @property
@@ -83,7 +96,7 @@ class ActorRef:
             self._put_nowait(message)
         except MailboxFull:
             self._cell.loop.check()
-            await self._mailbox.queue_up(message)
+            await self._cell.queue_up(message)
         except MailboxClosed:
             self._cell.loop.check()
             await self._cell.refuse(message, expects_reply=False)
@@ -146,7 +159,7 @@ class ActorRef:
         try:
             self._put_nowait(ask)
         except MailboxFull:
-            await self._mailbox.queue_up(ask)
+            await self._cell.queue_up(ask)
         except MailboxClosed:
             await self._cell.refuse(ask.message, expects_reply=True)
             ask.fail(ActorStopped(f"{self.address} has stopped"))

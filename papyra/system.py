@@ -5,7 +5,8 @@ from __future__ import annotations
 import functools
 import logging
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from contextvars import ContextVar
 from types import TracebackType
 from typing import Any, Self
 
@@ -77,6 +78,7 @@ class ActorSystem:
         audit_interval: float | None = 60.0,
         clock: Clock | None = None,
         dispatcher: Dispatcher | None = None,
+        propagate: Iterable[ContextVar[Any]] = (),
     ) -> None:
         """Make a system that is to be started.
 
@@ -87,6 +89,10 @@ class ActorSystem:
         `mailbox_capacity` is how many messages a mailbox takes before senders wait. Between two
         audits are `audit_interval` seconds; `None` leaves only the one at the end. `clock` and
         `dispatcher` are for tests, and for instruments.
+
+        An actor starts with no context variable set. Those in `propagate` travel with each message:
+        around `receive` they have the values that they had where it was told or asked, unset ones
+        included. A batch, which has many senders, sees the actor's own.
 
         Raises `InvalidActorName`, `InvalidPolicy` or `InvalidSetting` for what makes no sense.
         """
@@ -106,7 +112,9 @@ class ActorSystem:
         self._breaker = breaker
         self._shutdown_timeout = shutdown_timeout
         self._audit_interval = audit_interval
-        self._runtime = _Runtime(self, clock or SystemClock(), dispatcher, mailbox_capacity)
+        self._runtime = _Runtime(
+            self, clock or SystemClock(), dispatcher, mailbox_capacity, _variables(propagate)
+        )
         self._guardian = _Guardian(supervision or OneForOne(), self._fail)
         # The persistence actor answers for its own errors. One that it does not is a bug, and no
         # reason to drop what it holds.
@@ -366,11 +374,13 @@ class _Runtime:
         clock: Clock,
         dispatcher: Dispatcher | None,
         mailbox_capacity: int,
+        propagate: tuple[ContextVar[Any], ...],
     ) -> None:
         self.system = system
         self.clock = clock
         self.dispatcher = dispatcher
         self.mailbox_capacity = mailbox_capacity
+        self.propagate = propagate
 
     @functools.cached_property
     def task_group(self) -> TaskGroup:
@@ -383,7 +393,9 @@ class _Runtime:
         return HomeLoop(self.system.system_id)
 
     def launch(self, cell: Cell) -> None:
-        self.task_group.start_soon(cell.run, name=str(cell.address))
+        # It must not keep the context variables of whoever spawned it: they are of one request.
+        start = functools.partial(self.task_group.start_soon, name=str(cell.address))
+        cell.variables.run(start, cell.run)
 
 
 class _Guardian:
@@ -412,6 +424,14 @@ def descendants(children: Children) -> Iterator[Cell]:
         cell = ahead.pop()
         yield cell
         ahead += cell.children
+
+
+def _variables(propagate: Iterable[ContextVar[Any]]) -> tuple[ContextVar[Any], ...]:
+    variables = tuple(propagate) if isinstance(propagate, Iterable) else (propagate,)
+    for variable in variables:
+        if not isinstance(variable, ContextVar) or not isinstance(propagate, Iterable):
+            raise InvalidSetting(f"propagate is a tuple of ContextVars, not {propagate!r}")
+    return tuple(dict.fromkeys(variables))
 
 
 def _check_limits(

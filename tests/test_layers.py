@@ -22,7 +22,7 @@ PARTS = ("appending", "moving", "reading", "recovery", "retention", "sharing")
 LAYERS: list[set[str]] = [
     {"exceptions", "_lazy"},
     {"address", "clock", "_signal"},
-    {"_loop"},
+    {"_loop", "_contexts"},
     {"_portal"},
     {"persistence.records", "persistence.metrics", "persistence.breaker", "persistence.retention"},
     {"persistence.reports"},
@@ -87,6 +87,7 @@ RUNTIME |= {
     "_children",
     "_cell",
     "_loop",
+    "_contexts",
     "_portal",
     "clock",
     "dispatcher",

@@ -1,0 +1,77 @@
+"""The context variables of actors: each life starts with none, and messages bring theirs along."""
+
+from __future__ import annotations
+
+import types
+from collections.abc import Coroutine, Generator, Iterable, Sequence
+from contextvars import Context, ContextVar, copy_context
+from typing import Any, TypeAlias, TypeVar
+
+__all__ = ("Values", "captured", "carrying", "run_in")
+
+ReplyT = TypeVar("ReplyT")
+
+#: Variables with the values that they had at a message's sender; without those that were unset.
+Values: TypeAlias = Sequence[tuple[ContextVar[Any], Any]]
+
+_UNSET: Any = object()
+
+
+def captured(variables: Iterable[ContextVar[Any]]) -> Values:
+    """Return those of `variables` that are set here, with their values."""
+    values = [(variable, variable.get(_UNSET)) for variable in variables]
+    return [(variable, value) for variable, value in values if value is not _UNSET]
+
+
+async def carrying(
+    variables: Sequence[ContextVar[Any]], values: Values, handling: Coroutine[Any, Any, ReplyT]
+) -> ReplyT:
+    """Await `handling` with `values` set, and with the rest of `variables` unset."""
+    brought = {variable for variable, _ in values}
+    to_unset = [v for v in variables if v not in brought and v.get(_UNSET) is not _UNSET]
+    if to_unset:
+        # The actor has set them for itself.
+        handling = _without(to_unset, handling)
+    tokens = [(variable, variable.set(value)) for variable, value in values]
+    try:
+        return await handling
+    finally:
+        for variable, token in tokens:
+            variable.reset(token)
+
+
+async def _without(
+    variables: Sequence[ContextVar[Any]], handling: Coroutine[Any, Any, ReplyT]
+) -> ReplyT:
+    # No variable can be unset but by who has set it. So `handling` runs in a copy of the context
+    # that lacks them, and what it sets otherwise is set here afterwards.
+    before, inside = copy_context(), Context()
+    for variable, value in before.items():
+        if variable not in variables:
+            inside.run(variable.set, value)
+    try:
+        return await run_in(inside, handling)
+    finally:
+        for variable, value in inside.items():
+            if variable not in variables and before.get(variable, _UNSET) is not value:
+                variable.set(value)
+
+
+@types.coroutine
+def run_in(context: Context, coroutine: Coroutine[Any, Any, ReplyT]) -> Generator[Any, Any, ReplyT]:
+    """Await `coroutine` in `context`, in the task that this is awaited in."""
+    try:
+        waits_for = context.run(coroutine.send, None)
+        while True:
+            try:
+                value = yield waits_for
+            except GeneratorExit:
+                context.run(coroutine.close)
+                raise
+            except BaseException as error:  # noqa: BLE001 - thrown into the coroutine
+                waits_for = context.run(coroutine.throw, error)
+            else:
+                waits_for = context.run(coroutine.send, value)
+    except StopIteration as stop:
+        reply: ReplyT = stop.value
+        return reply
