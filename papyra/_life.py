@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Coroutine, Sequence
 from contextvars import Context
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import anyio
 from anyio.lowlevel import checkpoint
@@ -47,6 +47,7 @@ class Life:
         self._task_id: int | None = None
         self._dispatcher = cell.dispatcher
         self._throughput = (cell.dispatcher or Dispatcher).throughput
+        self._is_surrounded = cell.dispatcher is not None or bool(cell.propagate)
         #: what the message at hand has brought along
         self._values: Values = ()
         #: the context that the instance is made in; the actor's task starts from a copy
@@ -126,10 +127,8 @@ class Life:
             return await self._handle_run(item, message)
         try:
             handling = self.actor.receive(message)
-            if self._cell.propagate:
-                handling = carrying(self._cell.propagate, self._values, handling)
-            if self._dispatcher is not None:
-                handling = self._dispatcher.handle(self._cell.ref, (message,), handling)
+            if self._is_surrounded:
+                handling = self._surround(message, handling)
             reply = await handling
         except BaseException as caught:  # noqa: BLE001 - raised again unless supervision takes it
             await self._handle_failure(caught, "receive", message, [item])
@@ -137,6 +136,14 @@ class Life:
             if ask is not None:
                 self._answer(ask, reply)
         return 1
+
+    def _surround(self, message: object, handling: Coroutine[Any, Any, Any]) -> Any:
+        """Return `handling` with what belongs around it."""
+        if self._cell.propagate:
+            handling = carrying(self._cell.propagate, self._values, handling)
+        if self._dispatcher is not None:
+            handling = self._dispatcher.handle(self._cell.ref, (message,), handling)
+        return handling
 
     async def _next_turn(self) -> None:
         if self._dispatcher is None:

@@ -26,7 +26,8 @@ class HomeLoop:
     def __init__(self, system_id: str) -> None:
         """Take the loop that is running."""
         self._system_id = system_id
-        self._asyncio, self._trio = _running()
+        self._asyncio: Any = asyncio._get_running_loop()
+        self._trio = _trio_run()
         #: the thread it runs in
         self.thread = get_ident()
         self.new_signal: NewSignal = signals_of_this_loop()
@@ -37,13 +38,9 @@ class HomeLoop:
         else:
             self.current_task = sys.modules["trio"].lowlevel.current_task
 
-    def is_here(self) -> bool:
-        """Return whether this code runs on it."""
-        return _running() == (self._asyncio, self._trio)
-
     def check(self) -> None:
         """Raise `WrongLoop` unless this code runs on it."""
-        if not self.is_here():
+        if asyncio._get_running_loop() is not self._asyncio or _trio_run() is not self._trio:
             self.refuse()
 
     def refuse(self) -> None:
@@ -75,12 +72,15 @@ class HomeLoop:
         return context
 
 
-def _running() -> tuple[Any, Any]:
-    """Return the loop of asyncio and the run of trio in which this code runs; `None` for none.
+def _trio_run() -> Any:
+    """Return the run of trio in which this code runs, or `None`.
 
-    There may be both: trio as a guest of asyncio, or one that was run inside the other. Between the
-    turns of a guest there is no task of trio.
+    One of asyncio may be running, too: trio as its guest, or one that was run inside the other.
+    Between the turns of a guest there is no task of trio.
     """
-    lowlevel = getattr(sys.modules.get("trio"), "lowlevel", None)
-    run = lowlevel.current_trio_token() if lowlevel and lowlevel.in_trio_task() else None
-    return asyncio._get_running_loop(), run
+    trio = sys.modules.get("trio")
+    # While a thread imports trio, it is there, and has no `lowlevel` yet.
+    lowlevel = getattr(trio, "lowlevel", None) if trio is not None else None
+    if lowlevel is None or not lowlevel.in_trio_task():
+        return None
+    return lowlevel.current_trio_token()

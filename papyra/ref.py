@@ -28,12 +28,12 @@ class Ask:
 
     def __init__(self, message: object, done: Signal) -> None:
         self.message = message
-        #: the sender's context variables, as far as they travel
-        self.values: Values = ()
         #: set once there is a reply or an error
         self.done = done
         self.reply: object = None
         self.error: Exception | None = None
+        #: the sender's context variables, set where some are registered
+        self.values: Values
         #: whether the sender has stopped waiting for the reply
         self.given_up = False
 
