@@ -10,7 +10,7 @@ import anyio
 
 from papyra._children import Children
 from papyra._contexts import captured
-from papyra._facts import Facts
+from papyra._facts import Facts, text_of
 from papyra._failures import Failures, Outcome, Supervisor
 from papyra._life import Life
 from papyra._loop import HomeLoop
@@ -21,6 +21,7 @@ from papyra.clock import Clock
 from papyra.context import ActorContext
 from papyra.dispatcher import Dispatcher
 from papyra.exceptions import (
+    ActorStopped,
     NoChildrenNow,
     WouldDeadlock,
 )
@@ -118,6 +119,8 @@ class Cell:
         self.restart_delay = 0.0
         #: why it stops
         self.reason: Literal["stopped", "failed", "cancelled"] = "stopped"
+        #: the error, its own or another's, for which it stops or restarts
+        self.cause: BaseException | None = None
         #: around all that the actor does; shielded, as a cancelled caller of the system must not
         #: tear actors down out of order
         self.scope = anyio.CancelScope(shield=True)
@@ -145,7 +148,7 @@ class Cell:
     async def fail(self, error: Exception) -> Outcome:
         outcome = await self.failures.judge(error, "a child")
         if outcome is not Decision.RESUME:
-            self.obey(outcome)
+            self.obey(outcome, error)
         return outcome
 
     @property
@@ -187,19 +190,27 @@ class Cell:
                 f"{self.address} can't ask itself: it would wait for a message that it handles next"
             )
 
-    def obey(self, order: Literal[Decision.RESTART, Decision.STOP]) -> None:
-        """Restart or stop after the message at hand."""
+    def obey(self, order: Literal[Decision.RESTART, Decision.STOP], cause: Exception) -> None:
+        """Restart or stop after the message at hand, because of `cause`."""
         if order is Decision.STOP:
             self.reason = "failed"
-            self.stop_now()
+            self.stop_now(cause)
         elif self.order is None:
-            self.order = order
+            self.order, self.cause = order, cause
             self.mailbox.wake()
 
-    def stop_now(self) -> None:
+    def stop_now(self, cause: BaseException | None = None) -> None:
         """Stop after the message at hand."""
-        self.order = Decision.STOP
+        if self.order is not Decision.STOP:
+            self.order, self.cause = Decision.STOP, cause
         self.mailbox.close()
+
+    def stopped_error(self, what: str, handled: Literal["never", "maybe"]) -> ActorStopped:
+        """Return the error for who asked this actor, which stops or has stopped."""
+        why = "" if self.cause is None else f": {type(self.cause).__name__}: {text_of(self.cause)}"
+        error = ActorStopped(f"{self.address} {what}{why}", handled=handled)
+        error.__cause__ = self.cause
+        return error
 
     async def stop(self) -> None:
         """Stop after what is in the mailbox, and wait for that unless it would be in vain."""

@@ -56,18 +56,20 @@ class Children:
         """Forget `cell`; its name is free."""
         self._cells.pop(cell.address.name, None)
 
-    async def stop(self, *, drain: bool) -> None:
+    async def stop(self, *, drain: bool, cause: BaseException | None = None) -> None:
         """Stop all, the last spawned first, as Erlang's supervisors do.
 
         Later actors are given refs to earlier ones more often than the other way round; so what a
         later one still sends while it stops finds the earlier ones alive. With `drain`, each
-        handles what is in its mailbox first.
+        handles what is in its mailbox first. `cause` is what those are told who wait for a reply.
         """
         if not drain:
             for cell in self:
-                cell.stop_now()
+                cell.stop_now(cause)
         while self._cells:
             cell = next(reversed(self._cells.values()))
+            if cell.cause is None:
+                cell.cause = cause
             cell.mailbox.close()
             await cell.stopped.wait()
 

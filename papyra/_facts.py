@@ -152,7 +152,7 @@ def printable(text: str) -> str:
     return text.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
-def text_of(error: Exception) -> str:
+def text_of(error: BaseException) -> str:
     """Return ``str(error)``, even if that raises."""
     try:
         return str(error)

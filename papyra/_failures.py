@@ -79,7 +79,7 @@ class Failures:
             for sibling in self._parent.children:
                 if sibling is not self._cell:
                     sibling.restart_delay = self._cell.restart_delay
-                    sibling.obey(decision)
+                    sibling.obey(decision, error)
         return decision
 
     def record(

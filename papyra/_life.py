@@ -16,7 +16,7 @@ from papyra.actor import Failure
 from papyra.dispatcher import Dispatcher
 from papyra.events import ActorRestarted, ActorStarted
 from papyra.events import ActorStopped as ActorStoppedEvent
-from papyra.exceptions import ActorInitializationError, ActorStopped, PapyraError
+from papyra.exceptions import ActorInitializationError, PapyraError
 from papyra.ref import Ask, Terminated, Told, current_cell
 from papyra.supervision import Decision
 
@@ -204,14 +204,15 @@ class Life:
         for item in items:
             if type(item) is Ask:
                 item.fail(
-                    error
-                    or ActorStopped(f"{self._cell.address} was cancelled before it could reply")
+                    self._cell.stopped_error("was cancelled before it could reply", "maybe")
+                    if error is None
+                    else error
                 )
         if error is None:
             raise caught
         outcome = await self._cell.failures.judge(error, where, type(message).__name__)
         if outcome is not Decision.RESUME:
-            self._cell.obey(outcome)
+            self._cell.obey(outcome, error)
 
     async def _begin(self, anew: bool) -> bool:
         """Run ``on_start``, for a restart on a new instance; return whether the actor goes on.
@@ -224,6 +225,7 @@ class Life:
         try:
             if anew:
                 self._restarts += 1
+                self._cell.cause = None
                 self.actor = self._recipe.make(self._cell.context)
             where = "on_start"
             self._cell.can_have_children = True
@@ -235,9 +237,9 @@ class Life:
             outcome = await self._cell.failures.judge(error, where)
             if outcome is not Decision.RESTART or self._cell.order is Decision.STOP:
                 # An instance that could not start has nothing to resume either.
-                self._cell.reason = "failed"
+                self._cell.reason, self._cell.cause = "failed", error
                 return False
-            self._cell.obey(outcome)
+            self._cell.obey(outcome, error)
         else:
             self._started = True
             self._cell.facts.lifecycle(
@@ -302,7 +304,7 @@ class Life:
                 case Terminated():
                     continue  # the runtime's own, and nobody misses it
                 case Ask(message=message):
-                    item.fail(ActorStopped(f"{self._cell.address} stopped before it could reply"))
+                    item.fail(self._cell.stopped_error("stopped before it could reply", "never"))
                     self._cell.refuse_nowait(message, expects_reply=True)
                 case Told(message=message) | message:
                     self._cell.refuse_nowait(message, expects_reply=False)
@@ -313,7 +315,7 @@ class Life:
         self._cell.can_have_children = False
         # When this actor is cancelled its descendants are too, so this does not take long.
         with anyio.CancelScope(shield=True):
-            await self._cell.children.stop(drain=drain)
+            await self._cell.children.stop(drain=drain, cause=self._cell.cause)
 
     async def _dismiss(self) -> None:
         """Run ``on_stop`` if it is owed."""

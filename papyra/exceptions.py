@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 __all__ = (
     "ActorInitializationError",
     "ActorStopped",
@@ -60,7 +62,17 @@ class ActorInitializationError(PapyraError):
 
 
 class ActorStopped(PapyraError):
-    """The actor that was asked has stopped, or stopped before it could reply."""
+    """The actor that was asked has stopped, or stopped before it could reply.
+
+    `__cause__` is the error for which it stopped, its own or that of one above it. It is `None`
+    where somebody had it stopped. `handled` says whether the message had an effect.
+    """
+
+    # With a default, as exceptions are copied and pickled by their message alone.
+    def __init__(self, message: str, *, handled: Literal["never", "maybe"] = "never") -> None:
+        super().__init__(message)
+        #: ``"never"``: nobody looked at the message; ``"maybe"``: the actor was handling it
+        self.handled = handled
 
 
 class AskTimeout(PapyraError, TimeoutError):

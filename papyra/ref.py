@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from papyra._signal import Signal
 from papyra.address import ActorAddress
-from papyra.exceptions import ActorStopped, AskTimeout, InvalidPolicy, MailboxClosed, MailboxFull
+from papyra.exceptions import AskTimeout, InvalidPolicy, MailboxClosed, MailboxFull
 
 if TYPE_CHECKING:
     from papyra._cell import Cell
@@ -162,7 +162,8 @@ class ActorRef:
             await self._cell.queue_up(ask)
         except MailboxClosed:
             await self._cell.refuse(ask.message, expects_reply=True)
-            ask.fail(ActorStopped(f"{self.address} has stopped"))
+            what = "has stopped" if self._cell.stopped.is_set() else "is stopping"
+            ask.fail(self._cell.stopped_error(what, "never"))
         try:
             await ask.done.wait()
         except BaseException:

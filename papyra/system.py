@@ -314,7 +314,8 @@ class ActorSystem:
     async def _shut_down(self, exc: BaseException | None) -> None:
         """Stop everything; raise what is to come out of the block in place of `exc`."""
         self._stopping.set()
-        await self._stop_all(self._guardian.children, drain=exc is None)
+        cause = exc if self._failure is None else self._failure
+        await self._stop_all(self._guardian.children, drain=exc is None, cause=cause)
         if self._portal is not None:
             self._portal.close()
         if self._facts is not None:
@@ -337,9 +338,11 @@ class ActorSystem:
                 f"{type(self._failure).__name__}: {text_of(self._failure)}"
             ) from self._failure
 
-    async def _stop_all(self, children: Children, *, drain: bool) -> None:
+    async def _stop_all(
+        self, children: Children, *, drain: bool, cause: BaseException | None = None
+    ) -> None:
         with anyio.move_on_after(self._shutdown_timeout, shield=True) as scope:
-            await children.stop(drain=drain)
+            await children.stop(drain=drain, cause=cause)
         if scope.cancelled_caught:
             late = [str(cell.address) for cell in descendants(children)]
             self._cancelled += late

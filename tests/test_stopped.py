@@ -1,0 +1,216 @@
+"""`ActorStopped` says why the actor stopped, and what became of the message."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+from collections.abc import Sequence
+from typing import Any
+
+import anyio
+import pytest
+
+from papyra import Actor, ActorRef, ActorSystem, Decision, OneForAll, OneForOne
+from papyra.exceptions import ActorStopped, EscalatedFailure
+from papyra.testing import wait_until_idle
+from tests.actors import Echo, Gate, Parent, spawn_child
+
+STOP = OneForOne(default=Decision.STOP)
+
+
+class CanNotStart(Actor):
+    async def on_start(self) -> None:
+        raise OSError("no such device")
+
+    async def receive(self, message: Any) -> Any:
+        return message
+
+
+async def stopped_error(ref: ActorRef, message: Any = "x") -> ActorStopped:
+    with pytest.raises(ActorStopped) as caught:
+        await ref.ask(message)
+    return caught.value
+
+
+@pytest.mark.parametrize("supervision", [STOP, OneForOne(max_restarts=2)])
+async def test_an_actor_that_can_not_start_says_why(supervision: OneForOne) -> None:
+    async with ActorSystem("shop", supervision=supervision) as system:
+        ref = system.spawn(CanNotStart, name="x")
+        early = await stopped_error(ref)
+        late = await stopped_error(ref)
+    for error in (early, late):
+        assert repr(error.__cause__) == "OSError('no such device')"
+        assert error.handled == "never"
+    assert str(early) == "shop/x stopped before it could reply: OSError: no such device"
+    assert str(late) == "shop/x has stopped: OSError: no such device"
+
+
+async def test_an_actor_that_crashed_and_was_stopped_says_why() -> None:
+    entered, release = anyio.Event(), anyio.Event()
+    errors: list[ActorStopped] = []
+
+    class Crashes(Gate):
+        async def receive(self, message: Any) -> Any:
+            await super().receive(message)
+            raise ValueError("boom")
+
+    async with ActorSystem("shop", supervision=STOP) as system:
+        ref = system.spawn(Crashes)
+        await ref.tell((entered, release))
+        await entered.wait()
+
+        async def ask() -> None:
+            errors.append(await stopped_error(ref))
+
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(ask)
+            await wait_until_idle()
+            release.set()
+        errors.append(await stopped_error(ref))
+    assert [repr(error.__cause__) for error in errors] == ["ValueError('boom')"] * 2
+    assert [error.handled for error in errors] == ["never"] * 2
+
+
+async def test_the_one_whose_message_crashed_the_actor_gets_the_crash_itself() -> None:
+    async with ActorSystem(supervision=STOP) as system:
+        ref = system.spawn(Echo)
+        with pytest.raises(ValueError, match="boom"):
+            await ref.ask(ValueError("boom"))
+        error = await stopped_error(ref)
+    assert isinstance(error.__cause__, ValueError)
+
+
+async def test_an_error_that_counts_as_false_is_an_error_all_the_same() -> None:
+    class Empty(Exception):
+        def __len__(self) -> int:
+            return 0
+
+    async with ActorSystem(supervision=STOP) as system:
+        parent = system.spawn(Parent)
+        child = await spawn_child(parent, Echo)
+        with pytest.raises(Empty):
+            await parent.ask(Empty())
+        for ref in (parent, child):
+            assert isinstance((await stopped_error(ref)).__cause__, Empty)
+
+
+async def test_an_actor_that_restarts_too_often_says_what_for() -> None:
+    async with ActorSystem(supervision=OneForOne(max_restarts=1)) as system:
+        ref = system.spawn(Echo)
+        for number in range(2):
+            with pytest.raises(ValueError, match=str(number)):
+                await ref.ask(ValueError(number))
+        assert repr((await stopped_error(ref)).__cause__) == "ValueError(1)"
+
+
+async def test_an_actor_that_was_told_to_stop_names_no_cause() -> None:
+    async with ActorSystem("shop") as system:
+        ref = system.spawn(Echo, name="echo")
+        with pytest.raises(ValueError, match="forgotten"):
+            await ref.ask(ValueError("forgotten"))  # it has restarted since
+        await ref.stop()
+        error = await stopped_error(ref)
+    assert (str(error), error.__cause__, error.handled) == (
+        "shop/echo has stopped",
+        None,
+        "never",
+    )
+
+
+async def test_an_actor_that_is_stopping_says_so() -> None:
+    entered, release = anyio.Event(), anyio.Event()
+    async with ActorSystem("shop") as system:
+        ref = system.spawn(Gate, name="gate")
+        await ref.tell((entered, release))
+        await entered.wait()
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(ref.stop)
+            await wait_until_idle()
+            assert str(await stopped_error(ref)) == "shop/gate is stopping"
+            release.set()
+
+
+async def test_those_who_stop_with_another_say_what_that_one_failed_of() -> None:
+    async with ActorSystem(supervision=STOP) as system:
+        parent = system.spawn(Parent)
+        child = await spawn_child(parent, Parent)
+        grandchild = await spawn_child(child, Echo)
+        await parent.tell(ValueError("boom"))
+        await wait_until_idle()
+        for ref in (parent, child, grandchild):
+            assert repr((await stopped_error(ref)).__cause__) == "ValueError('boom')"
+
+
+async def test_the_children_of_one_that_restarts_say_what_for() -> None:
+    async with ActorSystem() as system:
+        parent = system.spawn(Parent)
+        child = await spawn_child(parent, Echo)
+        with pytest.raises(ValueError, match="boom"):
+            await parent.ask(ValueError("boom"))
+        await parent.ask("still here")
+        assert repr((await stopped_error(child)).__cause__) == "ValueError('boom')"
+
+
+async def test_siblings_that_stop_all_for_one_say_for_which_error() -> None:
+    async with ActorSystem(supervision=OneForAll(default=Decision.STOP)) as system:
+        one, two = system.spawn(Echo), system.spawn(Echo)
+        await one.tell(ValueError("boom"))
+        await wait_until_idle()
+        assert repr((await stopped_error(two)).__cause__) == "ValueError('boom')"
+
+
+async def test_a_system_that_failed_says_what_of() -> None:
+    refs: list[ActorRef] = []
+    with pytest.raises(EscalatedFailure):
+        async with ActorSystem(supervision=OneForOne(default=Decision.ESCALATE)) as system:
+            refs += [system.spawn(Echo), system.spawn(Echo)]
+            await refs[0].tell(ValueError("boom"))
+            await anyio.sleep_forever()
+    for ref in refs:
+        assert repr((await stopped_error(ref)).__cause__) == "ValueError('boom')"
+
+
+class SlowBatches(Actor):
+    batch_types = (int,)
+
+    async def receive(self, message: Any) -> Any:
+        entered, release = message
+        entered.set()
+        await release.wait()
+
+    async def receive_batch(self, messages: Sequence[int]) -> Sequence[Any]:
+        await anyio.sleep_forever()
+        return messages
+
+
+@pytest.mark.parametrize("batch", [False, True])
+async def test_a_message_that_was_at_hand_when_the_actor_was_cancelled_may_have_had_an_effect(
+    batch: bool,
+) -> None:
+    outcomes: dict[Any, ActorStopped] = {}
+
+    async def ask(ref: ActorRef, message: Any) -> None:
+        outcomes[message] = await stopped_error(ref, message)
+
+    entered = anyio.Event()
+    first: Any = 1 if batch else (entered, anyio.Event())
+    async with (
+        anyio.create_task_group() as tasks,
+        ActorSystem("shop", shutdown_timeout=0.01) as system,
+    ):
+        ref = system.spawn(SlowBatches, name="slow")
+        tasks.start_soon(ask, ref, first)
+        await wait_until_idle()
+        tasks.start_soon(ask, ref, "waits")
+        await wait_until_idle()
+    assert (str(outcomes[first]), outcomes[first].handled) == (
+        "shop/slow was cancelled before it could reply",
+        "maybe",
+    )
+    assert outcomes["waits"].handled == "never"
+
+
+def test_it_is_copied_and_pickled_like_any_other_exception() -> None:
+    error = ActorStopped("shop/x has stopped", handled="maybe")
+    for twin in (copy.copy(error), pickle.loads(pickle.dumps(error))):
+        assert (str(twin), twin.handled) == ("shop/x has stopped", "maybe")
