@@ -15,6 +15,8 @@ from papyra._failures import Failures, Outcome, Supervisor
 from papyra._life import Life
 from papyra._loop import HomeLoop
 from papyra._recipe import Recipe
+from papyra._signal import Signal
+from papyra._waits import Waits
 from papyra._watch import DeathWatch
 from papyra.address import ActorAddress
 from papyra.clock import Clock
@@ -23,7 +25,6 @@ from papyra.dispatcher import Dispatcher
 from papyra.exceptions import (
     ActorStopped,
     NoChildrenNow,
-    WouldDeadlock,
 )
 from papyra.mailbox import Mailbox
 from papyra.ref import ActorRef, Ask, Told, current_cell
@@ -126,8 +127,11 @@ class Cell:
         self.scope = anyio.CancelScope(shield=True)
         self.can_have_children = False
 
+        #: whether it is part of the system, which waits for no user's actor
+        self.is_systems_own = address.name.startswith("$")
+        self.waits = Waits(self)
+
         self._runtime = runtime
-        self._waits_for: Cell | None = None
         self._life = Life(self, recipe)
 
     @property
@@ -174,9 +178,24 @@ class Cell:
         self.loop.check()
         self.death_watch.remove(other.death_watch)
 
-    async def queue_up(self, item: object) -> None:
+    async def queue_up(self, item: object, admitted: Signal | None = None) -> None:
         """Put a message into the mailbox when there is room."""
-        await self.mailbox.queue_up(self._with_values(item) if self.propagate else item)
+        await self.mailbox.queue_up(self._with_values(item) if self.propagate else item, admitted)
+
+    async def queue_up_told(self, message: object) -> None:
+        """Put a message that was told into the mailbox when there is room.
+
+        Raises `WouldDeadlock` if there can't be any before the caller goes on.
+        """
+        self.loop.check()
+        caller = current_cell.get()
+        admitted = self.loop.new_signal()
+        counts = caller is not None and caller.waits.begin(self, admitted)
+        try:
+            await self.queue_up(message, admitted)
+        finally:
+            if caller is not None and counts:
+                caller.waits.end()
 
     def refuse_nowait(self, message: object, *, expects_reply: bool) -> None:
         self.facts.dead_letter_nowait(self.address, message, expects_reply)
@@ -184,11 +203,9 @@ class Cell:
     async def refuse(self, message: object, *, expects_reply: bool) -> None:
         await self.facts.dead_letter(self.address, message, expects_reply)
 
-    def refuse_to_wait_for_itself(self) -> None:
-        if self._life.runs_in_this_task():
-            raise WouldDeadlock(
-                f"{self.address} can't ask itself: it would wait for a message that it handles next"
-            )
+    def runs_in_this_task(self) -> bool:
+        """Return whether this is called by the actor itself."""
+        return self._life.runs_in_this_task()
 
     def obey(self, order: Literal[Decision.RESTART, Decision.STOP], cause: Exception) -> None:
         """Restart or stop after the message at hand, because of `cause`."""
@@ -219,12 +236,8 @@ class Cell:
         caller = current_cell.get()
         if caller is None:
             await self.stopped.wait()
-        elif not self._can_stop_only_after(caller):
-            caller._waits_for = self
-            try:
-                await self.stopped.wait()
-            finally:
-                caller._waits_for = None
+        else:
+            await caller.waits.for_end_of(self)
 
     def cancel(self) -> None:
         """Cancel what this actor and its descendants are doing."""
@@ -250,18 +263,3 @@ class Cell:
             item.values = values
             return item
         return Told(item, values) if values else item
-
-    def _can_stop_only_after(self, other: Cell) -> bool:
-        """Return whether this cell, or one that it must wait for, is `other`."""
-        seen: set[Cell] = set()
-        ahead = [self]
-        while ahead:
-            cell = ahead.pop()
-            if cell is other:
-                return True
-            if cell not in seen:
-                seen.add(cell)
-                ahead += cell.children
-                if cell._waits_for is not None:
-                    ahead.append(cell._waits_for)
-        return False

@@ -96,9 +96,13 @@ class Mailbox(Generic[T]):
         except MailboxFull:
             await self.queue_up(item)
 
-    async def queue_up(self, item: T) -> None:
-        """Add `item` once there is room, after `put_nowait` has said that there is none."""
-        admitted = self._new_signal()
+    async def queue_up(self, item: T, admitted: Signal | None = None) -> None:
+        """Add `item` once there is room, after `put_nowait` has said that there is none.
+
+        `admitted` is set when there is, and a new signal where nobody else wants to know.
+        """
+        if admitted is None:
+            admitted = self._new_signal()
         self._senders[admitted] = item
         self._limit = 0
         try:

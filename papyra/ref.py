@@ -95,8 +95,7 @@ class ActorRef:
         try:
             self._put_nowait(message)
         except MailboxFull:
-            self._cell.loop.check()
-            await self._cell.queue_up(message)
+            await self._cell.queue_up_told(message)
         except MailboxClosed:
             self._cell.loop.check()
             await self._cell.refuse(message, expects_reply=False)
@@ -126,21 +125,26 @@ class ActorRef:
         the mailbox does not take it back.
         """
         self._cell.loop.check()
-        if current_cell.get() is self._cell:
-            self._cell.refuse_to_wait_for_itself()
-        ask = Ask(message, self._cell.loop.new_signal())
-        if timeout is None:
-            await self._send(ask)
-        elif type(timeout) not in (int, float) or not timeout >= 0:
+        if timeout is not None and (type(timeout) not in (int, float) or not timeout >= 0):
             raise InvalidPolicy(f"timeout is seconds, 0 or more, not {timeout!r}")
-        else:
-            with self._cell.clock.move_on_after(timeout):
+        ask = Ask(message, self._cell.loop.new_signal())
+        caller = current_cell.get()
+        waits = caller.waits if caller is not None else None
+        if waits is not None and not waits.begin(self._cell, ask.done, limited=timeout is not None):
+            waits = None
+        try:
+            if timeout is None:
                 await self._send(ask)
-            if not ask.done.is_set():
-                raise AskTimeout(
-                    f"{self.address} did not reply to {type(message).__name__} "
-                    f"within {timeout} seconds"
-                )
+            else:
+                with self._cell.clock.move_on_after(timeout):
+                    await self._send(ask)
+        finally:
+            if waits is not None:
+                waits.end()
+        if timeout is not None and not ask.done.is_set():
+            raise AskTimeout(
+                f"{self.address} did not reply to {type(message).__name__} within {timeout} seconds"
+            )
         if ask.error is not None:
             raise ask.error
         return ask.reply

@@ -1,0 +1,121 @@
+"""Who waits for whom, so that no actor waits for itself."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, NamedTuple
+
+import anyio
+
+from papyra.exceptions import WouldDeadlock
+
+if TYPE_CHECKING:
+    from papyra._cell import Cell
+    from papyra._signal import Signal
+
+__all__ = ("Waits",)
+
+
+class _Wait(NamedTuple):
+    """What an actor waits for in its own task, so that it handles nothing meanwhile."""
+
+    on: Cell
+    #: set when the wait is over
+    until: Signal
+    #: whether `on` must have stopped, not only come to its next message
+    to_stop: bool
+
+
+class Waits:
+    """What one actor waits for.
+
+    Only what is certain counts: waits in the actor's own task, without a time limit. Tasks that it
+    has made may wait for the actor itself, and a limit is a way out.
+    """
+
+    def __init__(self, cell: Cell) -> None:
+        self._cell = cell
+        self._own: _Wait | None = None
+        # In whichever task, and with a limit or not: nobody has to see an actor stop.
+        self._stops: list[Cell] = []
+
+    def begin(self, on: Cell, until: Signal, *, limited: bool = False) -> bool:
+        """Note that this actor waits for `on` to handle a message, and return whether it counts.
+
+        Raises `WouldDeadlock` if `on` can't come to that before this actor goes on.
+        """
+        if on is not self._cell and (limited or on.is_systems_own):
+            return False
+        if not self._cell.runs_in_this_task():
+            return False
+        if on is not self._cell and anyio.current_effective_deadline() < math.inf:
+            return False
+        if chain := on.waits.chain_to(self._cell):
+            raise WouldDeadlock(_sentence(self._cell, chain))
+        self._own = _Wait(on, until, to_stop=False)
+        return True
+
+    def end(self) -> None:
+        """Note that the wait is over."""
+        self._own = None
+
+    async def for_end_of(self, other: Cell) -> None:
+        """Wait until `other` has stopped, unless it can't stop before this actor goes on."""
+        if other.waits.chain_to(self._cell, to_stop=True):
+            return
+        wait = _Wait(other, other.stopped, to_stop=True)
+        self._stops.append(other)
+        if self._cell.runs_in_this_task() and anyio.current_effective_deadline() == math.inf:
+            self._own = wait
+        try:
+            await other.stopped.wait()
+        finally:
+            self._stops.remove(other)
+            if self._own is wait:
+                self._own = None
+
+    def chain_to(self, other: Cell, *, to_stop: bool = False) -> list[Cell]:
+        """Return the actors, this one first and `other` last, of which each waits for the next.
+
+        Empty if this one can come to its next message, or `to_stop` to its end, without `other`.
+        """
+        came_from: dict[tuple[Cell, bool], tuple[Cell, bool] | None] = {(self._cell, to_stop): None}
+        ahead = [(self._cell, to_stop)]
+        while ahead:
+            here = ahead.pop()
+            if here[0] is other:
+                return _way(here, came_from)
+            for step in here[0].waits._next(*here, stops=to_stop):
+                if step not in came_from:
+                    came_from[step] = here
+                    ahead.append(step)
+        return []
+
+    def _next(self, cell: Cell, to_stop: bool, *, stops: bool) -> Iterator[tuple[Cell, bool]]:
+        own = self._own
+        if own is not None and not own.until.is_set():
+            yield own.on, own.to_stop
+        if to_stop or not cell.can_have_children:
+            # It stops them now, or before it stops itself.
+            yield from ((child, True) for child in cell.children)
+        if stops:
+            yield from ((other, True) for other in self._stops)
+
+
+def _way(
+    end: tuple[Cell, bool], came_from: dict[tuple[Cell, bool], tuple[Cell, bool] | None]
+) -> list[Cell]:
+    way: list[Cell] = []
+    step: tuple[Cell, bool] | None = end
+    while step is not None:
+        way.append(step[0])
+        step = came_from[step]
+    return way[::-1]
+
+
+def _sentence(cell: Cell, chain: list[Cell]) -> str:
+    if len(chain) == 1:
+        return f"{cell.address} can't wait for itself: it handles its next message after this one"
+    waits = ", which waits for ".join(str(link.address) for link in chain)
+    return f"{cell.address} can't wait for {waits}: none of them would ever go on"
