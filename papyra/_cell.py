@@ -126,6 +126,8 @@ class Cell:
         #: tear actors down out of order
         self.scope = anyio.CancelScope(shield=True)
         self.can_have_children = False
+        #: the task that the actor lives in
+        self.task: object = None
 
         #: whether it is part of the system, which waits for no user's actor
         self.is_systems_own = address.name.startswith("$")
@@ -205,7 +207,7 @@ class Cell:
 
     def runs_in_this_task(self) -> bool:
         """Return whether this is called by the actor itself."""
-        return self._life.runs_in_this_task()
+        return self.loop.current_task() is self.task
 
     def obey(self, order: Literal[Decision.RESTART, Decision.STOP], cause: Exception) -> None:
         """Restart or stop after the message at hand, because of `cause`."""

@@ -44,7 +44,6 @@ class Life:
         self._run_types = self._batch_types | {Ask}
         self._started = False  # whether on_stop is owed
         self._restarts = 0
-        self._task: object = None
         self._dispatcher = cell.dispatcher
         self._throughput = (cell.dispatcher or Dispatcher).throughput
         self._is_surrounded = cell.dispatcher is not None or bool(cell.propagate)
@@ -62,16 +61,12 @@ class Life:
                 f"{type(error).__name__}: {text_of(error)}"
             ) from error
 
-    def runs_in_this_task(self) -> bool:
-        """Return whether this is called by the actor itself."""
-        return self._cell.loop.current_task() is self._task
-
     def takes_in_batches(self, message: object) -> bool:
         """Return whether `message` is one for ``receive_batch``."""
         return type(message) in self._batch_types
 
     async def run(self) -> None:
-        self._task = self._cell.loop.current_task()
+        self._cell.task = self._cell.loop.current_task()
         with self._cell.scope:
             try:
                 await self._live()

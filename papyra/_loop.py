@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import math
 import sys
 from collections.abc import Callable
 from contextvars import Context
 from threading import get_ident
 from typing import Any
+
+import anyio
 
 from papyra._signal import NewSignal, signals_of_this_loop
 from papyra.exceptions import WrongLoop
@@ -31,12 +34,35 @@ class HomeLoop:
         #: the thread it runs in
         self.thread = get_ident()
         self.new_signal: NewSignal = signals_of_this_loop()
+        #: whether a task can only be looked into while it runs
+        self.is_opaque = self._trio is not None
         #: returns the running task
         self.current_task: Callable[[], object]
+        self._current_deadline: Callable[[], float]
         if self._trio is None:
             self.current_task = functools.partial(asyncio.current_task, self._asyncio)
+            self._current_deadline = anyio.current_effective_deadline
         else:
             self.current_task = sys.modules["trio"].lowlevel.current_task
+            self._current_deadline = sys.modules["trio"].current_effective_deadline
+
+    def has_deadline(self, task: Any) -> bool:
+        """Return whether `task` is in a cancel scope that has a deadline, or is cancelled.
+
+        Trio can only be asked about the task that is running.
+        """
+        if self.is_opaque or task is (here := self.current_task()):
+            return self._current_deadline() < math.inf
+        # As those do who bring their own tasks along: for this moment, it is the running one.
+        self._switch(here, task)
+        try:
+            return self._current_deadline() < math.inf
+        finally:
+            self._switch(task, here)
+
+    def _switch(self, before: Any, after: Any) -> None:
+        asyncio._leave_task(self._asyncio, before)
+        asyncio._enter_task(self._asyncio, after)
 
     def check(self) -> None:
         """Raise `WrongLoop` unless this code runs on it."""

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, NamedTuple
-
-import anyio
+from typing import TYPE_CHECKING, TypeAlias
 
 from papyra.exceptions import WouldDeadlock
 
@@ -17,14 +14,9 @@ if TYPE_CHECKING:
 __all__ = ("Waits",)
 
 
-class _Wait(NamedTuple):
-    """What an actor waits for in its own task, so that it handles nothing meanwhile."""
-
-    on: Cell
-    #: set when the wait is over
-    until: Signal
-    #: whether `on` must have stopped, not only come to its next message
-    to_stop: bool
+#: What an actor waits for in its own task, so that it handles nothing meanwhile: for whom, until
+#: when, and whether that one must have stopped, not only come to its next message.
+_Wait: TypeAlias = "tuple[Cell, Signal, bool]"
 
 
 class Waits:
@@ -45,15 +37,20 @@ class Waits:
 
         Raises `WouldDeadlock` if `on` can't come to that before this actor goes on.
         """
-        if on is not self._cell and (limited or on.is_systems_own):
+        cell = self._cell
+        if on is cell:
+            if cell.runs_in_this_task():
+                raise WouldDeadlock(_sentence(cell, [cell]))
             return False
-        if not self._cell.runs_in_this_task():
+        if limited or on.is_systems_own or cell.loop.current_task() is not cell.task:
             return False
-        if on is not self._cell and anyio.current_effective_deadline() < math.inf:
+        if cell.loop.is_opaque and cell.loop.has_deadline(cell.task):
             return False
-        if chain := on.waits.chain_to(self._cell):
-            raise WouldDeadlock(_sentence(self._cell, chain))
-        self._own = _Wait(on, until, to_stop=False)
+        if on.waits._own is not None or not on.can_have_children:
+            chain = on.waits.chain_to(cell)
+            if chain and not any(link.loop.has_deadline(link.task) for link in chain):
+                raise WouldDeadlock(_sentence(cell, chain))
+        self._own = (on, until, False)
         return True
 
     def end(self) -> None:
@@ -64,9 +61,9 @@ class Waits:
         """Wait until `other` has stopped, unless it can't stop before this actor goes on."""
         if other.waits.chain_to(self._cell, to_stop=True):
             return
-        wait = _Wait(other, other.stopped, to_stop=True)
+        wait = (other, other.stopped, True)
         self._stops.append(other)
-        if self._cell.runs_in_this_task() and anyio.current_effective_deadline() == math.inf:
+        if self._cell.runs_in_this_task() and not self._cell.loop.has_deadline(self._cell.task):
             self._own = wait
         try:
             await other.stopped.wait()
@@ -93,9 +90,10 @@ class Waits:
         return []
 
     def _next(self, cell: Cell, to_stop: bool, *, stops: bool) -> Iterator[tuple[Cell, bool]]:
-        own = self._own
-        if own is not None and not own.until.is_set():
-            yield own.on, own.to_stop
+        if self._own is not None:
+            on, until, must_stop = self._own
+            if not until.is_set():
+                yield on, must_stop
         if to_stop or not cell.can_have_children:
             # It stops them now, or before it stops itself.
             yield from ((child, True) for child in cell.children)

@@ -129,22 +129,22 @@ class ActorRef:
             raise InvalidPolicy(f"timeout is seconds, 0 or more, not {timeout!r}")
         ask = Ask(message, self._cell.loop.new_signal())
         caller = current_cell.get()
-        waits = caller.waits if caller is not None else None
-        if waits is not None and not waits.begin(self._cell, ask.done, limited=timeout is not None):
-            waits = None
-        try:
-            if timeout is None:
+        counts = caller and caller.waits.begin(self._cell, ask.done, limited=timeout is not None)
+        if timeout is not None:
+            with self._cell.clock.move_on_after(timeout):
                 await self._send(ask)
-            else:
-                with self._cell.clock.move_on_after(timeout):
-                    await self._send(ask)
-        finally:
-            if waits is not None:
-                waits.end()
-        if timeout is not None and not ask.done.is_set():
-            raise AskTimeout(
-                f"{self.address} did not reply to {type(message).__name__} within {timeout} seconds"
-            )
+            if not ask.done.is_set():
+                raise AskTimeout(
+                    f"{self.address} did not reply to {type(message).__name__} "
+                    f"within {timeout} seconds"
+                )
+        elif caller and counts:
+            try:
+                await self._send(ask)
+            finally:
+                caller.waits.end()
+        else:
+            await self._send(ask)
         if ask.error is not None:
             raise ask.error
         return ask.reply
