@@ -25,6 +25,7 @@ from papyra.dispatcher import Dispatcher
 from papyra.exceptions import (
     ActorStopped,
     NoChildrenNow,
+    UnhandledMessage,
 )
 from papyra.mailbox import Mailbox
 from papyra.ref import ActorRef, Ask, Told, current_cell
@@ -208,6 +209,13 @@ class Cell:
     def runs_in_this_task(self) -> bool:
         """Return whether this is called by the actor itself."""
         return self.loop.current_task() is self.task
+
+    def unhandled(self, message: object) -> UnhandledMessage:
+        """Make a dead letter of `message`, and fail the ask that it came with, if any."""
+        error = UnhandledMessage(f"{self.address} does not handle {type(message).__name__}")
+        if not self._life.refuse_at_hand(message, error):
+            self.refuse_nowait(message, expects_reply=False)
+        return error
 
     def obey(self, order: Literal[Decision.RESTART, Decision.STOP], cause: Exception) -> None:
         """Restart or stop after the message at hand, because of `cause`."""

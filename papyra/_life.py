@@ -47,6 +47,11 @@ class Life:
         self._dispatcher = cell.dispatcher
         self._throughput = (cell.dispatcher or Dispatcher).throughput
         self._is_surrounded = cell.dispatcher is not None or bool(cell.propagate)
+        #: what is being handled, as it was in the mailbox: one message, or a run of them
+        self._at_hand: object = _NOTHING
+        self._run_at_hand: Sequence[object] = ()
+        #: what of it the actor had no use for, and whether it was asked; dead letters soon
+        self._refused: list[tuple[object, bool]] = []
         #: what the message at hand has brought along
         self._values: Values = ()
         #: the context that the instance is made in; the actor's task starts from a copy
@@ -64,6 +69,19 @@ class Life:
     def takes_in_batches(self, message: object) -> bool:
         """Return whether `message` is one for ``receive_batch``."""
         return type(message) in self._batch_types
+
+    def refuse_at_hand(self, message: object, error: Exception) -> bool:
+        """Have `message` refused with `error`; return whether it is being handled."""
+        for item in self._run_at_hand or [self._at_hand]:
+            ask = item if type(item) is Ask else None
+            if ask is None and item is message:
+                self._refused.append((message, False))
+                return True
+            if ask is not None and ask.message is message and ask.error is None:
+                ask.fail(error)
+                self._refused.append((message, True))
+                return True
+        return False
 
     async def run(self) -> None:
         self._cell.task = self._cell.loop.current_task()
@@ -102,6 +120,7 @@ class Life:
             elif self._mailbox.closed:
                 return False
             else:
+                self._at_hand = _NOTHING  # not to keep it in memory
                 await self._mailbox.wait()
                 handled = 0
 
@@ -120,6 +139,7 @@ class Life:
         message = item if ask is None else ask.message
         if type(message) in self._batch_types:
             return await self._handle_run(item, message)
+        self._at_hand = item
         try:
             handling = self.actor.receive(message)
             if self._is_surrounded:
@@ -130,6 +150,8 @@ class Life:
         else:
             if ask is not None:
                 self._answer(ask, reply)
+            if self._refused:
+                await self._refuse_unhandled()
         return 1
 
     def _surround(self, message: object, handling: Coroutine[Any, Any, Any]) -> Any:
@@ -154,6 +176,7 @@ class Life:
             messages = run
             if Ask in map(type, run):
                 messages = [item.message if type(item) is Ask else item for item in run]
+        self._run_at_hand = run
         try:
             handling = self.actor.receive_batch(messages)
             if self._dispatcher is not None:
@@ -173,7 +196,15 @@ class Life:
         else:
             for ask, reply in answers:
                 self._answer(ask, reply)
+            if self._refused:
+                await self._refuse_unhandled()
+        self._run_at_hand = ()
         return len(run)
+
+    async def _refuse_unhandled(self) -> None:
+        while self._refused:
+            message, asked = self._refused.pop(0)
+            await self._cell.refuse(message, expects_reply=asked)
 
     def _answer(self, ask: Ask, reply: object) -> None:
         if ask.given_up:
@@ -205,6 +236,8 @@ class Life:
                 )
         if error is None:
             raise caught
+        self._run_at_hand = ()
+        await self._refuse_unhandled()
         outcome = await self._cell.failures.judge(error, where, type(message).__name__)
         if outcome is not Decision.RESUME:
             self._cell.obey(outcome, error)
@@ -293,6 +326,8 @@ class Life:
             cell.stopped.set()
 
     def _refuse_the_rest(self) -> int:
+        for message, asked in self._refused:
+            self._cell.refuse_nowait(message, expects_reply=asked)
         unhandled = 0
         while (item := self._mailbox.pop(_NOTHING)) is not _NOTHING:
             match item:

@@ -31,6 +31,7 @@ class HomeLoop:
         self._system_id = system_id
         self._asyncio: Any = asyncio._get_running_loop()
         self._trio = _trio_run()
+        self._trio_run = _trio_run if self._trio is None else _run_of(sys.modules["trio"].lowlevel)
         #: the thread it runs in
         self.thread = get_ident()
         self.new_signal: NewSignal = signals_of_this_loop()
@@ -66,7 +67,7 @@ class HomeLoop:
 
     def check(self) -> None:
         """Raise `WrongLoop` unless this code runs on it."""
-        if asyncio._get_running_loop() is not self._asyncio or _trio_run() is not self._trio:
+        if asyncio._get_running_loop() is not self._asyncio or self._trio_run() is not self._trio:
             self.refuse()
 
     def refuse(self) -> None:
@@ -107,6 +108,9 @@ def _trio_run() -> Any:
     trio = sys.modules.get("trio")
     # While a thread imports trio, it is there, and has no `lowlevel` yet.
     lowlevel = getattr(trio, "lowlevel", None) if trio is not None else None
-    if lowlevel is None or not lowlevel.in_trio_task():
-        return None
-    return lowlevel.current_trio_token()
+    return None if lowlevel is None else _run_of(lowlevel)()
+
+
+def _run_of(lowlevel: Any) -> Callable[[], Any]:
+    in_trio_task, current_trio_token = lowlevel.in_trio_task, lowlevel.current_trio_token
+    return lambda: current_trio_token() if in_trio_task() else None

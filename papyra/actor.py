@@ -72,8 +72,18 @@ class Actor(abc.ABC):
     async def receive(self, message: Any) -> Any:
         """Handle one message; what it returns is the reply, if the message was asked.
 
-        What it raises goes to the one who asked, and to supervision.
+        What it raises goes to the one who asked, and to supervision. A message that it has no use
+        for belongs to `unhandled`, as here: ``case _: return self.unhandled(message)``.
         """
+        return self.unhandled(message)
+
+    def unhandled(self, message: Any) -> Failure:
+        """Make a dead letter of `message`; whoever asked gets `UnhandledMessage`.
+
+        It is called while `message` is handled. To return the failure that it returns, or to leave
+        it, comes to the same.
+        """
+        return Failure(self.context.unhandled(message))
 
     async def receive_batch(self, messages: Sequence[Any]) -> Sequence[Any]:
         """Handle a run of adjacent messages, all of `batch_types`; return a reply for each.

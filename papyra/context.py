@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from papyra._recipe import Recipe
 from papyra.actor import Actor
 from papyra.clock import Clock
+from papyra.exceptions import UnhandledMessage
 from papyra.persistence.messages import Append, Appended
 from papyra.persistence.records import PersistedEvent, event_record
 from papyra.ref import ActorRef
@@ -90,6 +91,11 @@ class ActorContext:
         """
         self._cell.loop.check()
         self._cell.stop_now()
+
+    def unhandled(self, message: object) -> UnhandledMessage:
+        """Do what `Actor.unhandled` does, and return the error."""
+        self._cell.loop.check()
+        return self._cell.unhandled(message)
 
     def event(self, event: object) -> PersistedEvent:
         """Return `event` as a record of this actor's, with the time now.

@@ -43,6 +43,7 @@ __all__ = (
     "SystemAlreadyStarted",
     "SystemNotRunning",
     "UnencodablePayload",
+    "UnhandledMessage",
     "UnknownSetting",
     "WouldDeadlock",
     "WrongLoop",
@@ -121,6 +122,10 @@ class SystemAlreadyStarted(PapyraError):
 
 class SystemNotRunning(PapyraError):
     """The actor system has not been started, is stopping, or has stopped."""
+
+
+class UnhandledMessage(PapyraError, TypeError):
+    """The actor that was asked has no use for a message like this. The message is a dead letter."""
 
 
 class WouldDeadlock(PapyraError, RuntimeError):

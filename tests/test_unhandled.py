@@ -1,0 +1,175 @@
+"""What no case matches is said to be unhandled: a dead letter, and an error to the asker."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+
+from papyra import Actor, ActorSystem, Decision, OneForOne
+from papyra.exceptions import UnhandledMessage
+from papyra.persistence.backends.memory import InMemoryPersistence
+from papyra.testing import wait_until_idle
+from tests.actors import letters, story
+
+
+class Returns(Actor):
+    async def receive(self, message: Any) -> Any:
+        match message:
+            case "known":
+                return "reply"
+            case _:
+                return self.unhandled(message)
+
+
+class Calls(Actor):
+    async def receive(self, message: Any) -> Any:
+        if message == "known":
+            return "reply"
+        self.unhandled(message)
+        return None
+
+
+class Inherits(Actor):
+    async def receive(self, message: Any) -> Any:
+        return "reply" if message == "known" else await super().receive(message)
+
+
+@pytest.mark.parametrize("actor_class", [Returns, Calls, Inherits])
+async def test_who_asks_what_is_not_handled_gets_an_error_and_the_actor_goes_on(
+    persistence: InMemoryPersistence, actor_class: type[Actor]
+) -> None:
+    async with ActorSystem("shop", persistence=persistence) as system:
+        ref = system.spawn(actor_class, name="desk")
+        for _ in range(2):
+            with pytest.raises(UnhandledMessage, match="shop/desk does not handle str"):
+                await ref.ask("typo")
+        assert await ref.ask("known") == "reply"
+    assert [(e.target, e.payload, e.expects_reply) for e in persistence.dead_letters] == [
+        ("shop/desk", "typo", True)
+    ] * 2
+    assert "ActorCrashed" not in story(persistence)
+
+
+@pytest.mark.parametrize("actor_class", [Returns, Calls, Inherits])
+async def test_what_is_told_and_not_handled_is_a_dead_letter(
+    persistence: InMemoryPersistence, actor_class: type[Actor]
+) -> None:
+    async with ActorSystem(persistence=persistence) as system:
+        ref = system.spawn(actor_class)
+        await ref.tell("typo")
+        # Equal to what was not handled, and another message.
+        assert await ref.ask("known") == "reply"
+        await ref.tell(["a", "list"])
+    assert letters(persistence) == ["typo", ["a", "list"]]
+    assert not any(letter.expects_reply for letter in persistence.dead_letters)
+
+
+async def test_so_it_is_where_variables_travel_along(persistence: InMemoryPersistence) -> None:
+    from contextvars import ContextVar  # noqa: PLC0415
+
+    variable: ContextVar[int] = ContextVar("variable")
+    variable.set(1)
+    async with ActorSystem(persistence=persistence, propagate=(variable,)) as system:
+        ref = system.spawn(Calls)
+        await ref.tell("told")
+        with pytest.raises(UnhandledMessage):
+            await ref.ask("asked")
+    assert [(e.payload, e.expects_reply) for e in persistence.dead_letters] == [
+        ("told", False),
+        ("asked", True),
+    ]
+
+
+async def test_in_a_batch_each_is_handled_or_not_by_itself(
+    persistence: InMemoryPersistence,
+) -> None:
+    class Picky(Actor):
+        batch_types = (int,)
+
+        async def receive(self, message: Any) -> Any:
+            await wait_until_idle()
+
+        async def receive_batch(self, messages: Sequence[int]) -> Sequence[Any]:
+            return [self.unhandled(m) if m % 2 else self.calls(m) for m in messages]
+
+        def calls(self, message: int) -> int:
+            if message > 10:
+                self.unhandled(message)
+            return message
+
+    import anyio  # noqa: PLC0415
+
+    outcomes: list[Any] = []
+
+    async def ask(number: int) -> None:
+        try:
+            outcomes.append((number, await ref.ask(number)))
+        except UnhandledMessage:
+            outcomes.append((number, "unhandled"))
+
+    async with ActorSystem(persistence=persistence) as system, anyio.create_task_group() as tasks:
+        ref = system.spawn(Picky)
+        await ref.tell("hold")
+        for number in (1, 2, 1, 12, 2, 1):
+            tasks.start_soon(ask, number)
+    assert sorted(outcomes, key=str) == [
+        *[(1, "unhandled")] * 3,
+        (12, "unhandled"),
+        *[(2, 2)] * 2,
+    ]
+    assert sorted(letters(persistence)) == [1, 1, 1, 12]
+
+
+async def test_a_crash_after_it_is_a_crash_and_the_letter_is_kept(
+    persistence: InMemoryPersistence,
+) -> None:
+    class Crashes(Actor):
+        async def receive(self, message: Any) -> Any:
+            self.unhandled(message)
+            raise ValueError("boom")
+
+    resume = OneForOne(default=Decision.RESUME)
+    async with ActorSystem(persistence=persistence, supervision=resume) as system:
+        with pytest.raises(ValueError, match="boom"):
+            await system.spawn(Crashes).ask("x")
+    assert letters(persistence) == ["x"]
+
+
+async def test_a_message_that_is_not_at_hand_is_just_a_dead_letter(
+    persistence: InMemoryPersistence,
+) -> None:
+    class Keeps(Actor):
+        kept: Any = None
+
+        async def receive(self, message: Any) -> Any:
+            if self.kept is not None:
+                self.unhandled(self.kept)
+            self.kept = message
+            return message
+
+    async with ActorSystem(persistence=persistence) as system:
+        ref = system.spawn(Keeps)
+        assert await ref.ask("first") == "first"
+        assert await ref.ask("second") == "second"
+    assert [(e.payload, e.expects_reply) for e in persistence.dead_letters] == [("first", False)]
+
+
+async def test_many_of_them_wait_for_the_store_as_every_sender_does(
+    persistence: InMemoryPersistence,
+) -> None:
+    longest = 0
+
+    class Counts(Calls):
+        async def receive(self, message: Any) -> Any:
+            nonlocal longest
+            longest = max(longest, self.context.system.audit().persistence_waiting)
+            return await super().receive(message)
+
+    async with ActorSystem(persistence=persistence, mailbox_capacity=30_000) as system:
+        ref = system.spawn(Counts)
+        for number in range(25_000):
+            await ref.tell(number)
+    assert len(persistence.dead_letters) == 25_000
+    assert longest <= 10_001  # its mailbox, and a step of an actor's life
