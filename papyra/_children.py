@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
+from papyra.address import users_name
 from papyra.exceptions import DuplicateActorName
 
 if TYPE_CHECKING:
@@ -30,23 +31,24 @@ class Children:
         """Return the child called `name`."""
         return self._cells.get(name)
 
-    def free_name(self, actor_class: type, name: str | None) -> str:
+    def free_name(self, actor_class: type, name: object) -> str:
         """Return `name` if it is free, or make one from the class if it is `None`.
 
-        Raises `DuplicateActorName`.
+        Raises `InvalidActorName` and `DuplicateActorName`.
         """
         if name is not None:
-            if name in self._cells:
+            given = users_name(name)
+            if given in self._cells:
                 raise DuplicateActorName(
-                    f"there is an actor at {self._cells[name].address} already: "
+                    f"there is an actor at {self._cells[given].address} already: "
                     "choose another name, or stop that one first"
                 )
-            return name
+            return given
         while True:
             self._spawned += 1
-            name = f"{actor_class.__name__}-{self._spawned}"
-            if name not in self._cells:
-                return name
+            made = users_name(f"{actor_class.__name__}-{self._spawned}")
+            if made not in self._cells:
+                return made
 
     def add(self, cell: Cell) -> None:
         """Take `cell` in under its name."""

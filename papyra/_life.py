@@ -106,7 +106,7 @@ class Life:
         if not await self._begin(anew):
             return False
         handle = self._handle_with_values if self._cell.propagate else self._handle
-        handled = 0
+        handled = -1 if anew else 0  # a restart has had its turn for the first message already
         while True:
             if handled >= self._throughput and len(self._mailbox):
                 # A busy actor lets the others run now and then.

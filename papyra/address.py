@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import reprlib
+
 import msgspec
 
 from papyra.exceptions import InvalidActorName
 
-__all__ = ("ActorAddress", "check_name")
+__all__ = ("ActorAddress", "check_name", "users_name")
 
 
 class ActorAddress(msgspec.Struct, frozen=True, order=True):
@@ -43,7 +45,31 @@ class ActorAddress(msgspec.Struct, frozen=True, order=True):
         return ActorAddress(self.system_id, f"{self.path}/{name}" if self.path else name)
 
 
+#: Characters in one name. A longer one is no name but data that got there by mistake.
+MAX_NAME_LENGTH = 1_000
+
+
 def check_name(name: object) -> None:
     """Raise `InvalidActorName` unless `name` can be a part of an address."""
     if not isinstance(name, str) or not name or not name.isprintable() or "/" in name:
-        raise InvalidActorName(name)
+        raise _invalid(name, "use a printable string without '/'")
+    if len(name) > MAX_NAME_LENGTH:
+        raise _invalid(name, f"use at most {MAX_NAME_LENGTH:,} characters")
+
+
+def users_name(name: object) -> str:
+    """Return the name that a user gives to an actor.
+
+    Raises `InvalidActorName` as `check_name` does, and for those that start with ``$``: they are
+    the system's own.
+    """
+    check_name(name)
+    # As it is written into addresses: a member of an enum, say, may show itself as something else.
+    plain = str.__str__(name)
+    if plain.startswith("$"):
+        raise _invalid(name, "names that start with '$' are the system's own")
+    return plain
+
+
+def _invalid(name: object, why: str) -> InvalidActorName:
+    return InvalidActorName(f"{reprlib.repr(name)} can't be part of an address: {why}")

@@ -96,12 +96,10 @@ class InvalidActor(PapyraError, TypeError):
 
 
 class InvalidActorName(PapyraError, ValueError):
-    """The name of an actor, or the id of a system, must be a printable string without ``/``."""
+    """The name of an actor, or the id of a system, must be a printable string without ``/``.
 
-    def __init__(self, name: object) -> None:
-        super().__init__(
-            f"{name!r} can't be part of an address: use a printable string without '/'"
-        )
+    Names of actors that start with ``$`` are the system's own.
+    """
 
 
 class MailboxClosed(PapyraError):

@@ -209,12 +209,17 @@ class ActorSystem:
         return spawn(self._guardian, self._runtime, address, recipe, self._facts)
 
     def find(self, address: ActorAddress | str) -> ActorRef | None:
-        """Return the living actor at `address`, given whole (``"shop/cart/line-1"``), or `None`."""
+        """Return the living actor at `address`, given whole (``"shop/cart/line-1"``), or `None`.
+
+        That may be the system's own, ``"shop/$persistence"``.
+        """
         self._check_loop()
         system_id, *names = str(address).split("/")
         if system_id != self._system_id:
             return None
-        children, found = self._guardian.children, None
+        # Users' names don't start like the system's own.
+        is_own = names[:1] == [PERSISTENCE_NAME]
+        children, found = (self._own if is_own else self._guardian).children, None
         for name in names:
             found = children.get(name)
             if found is None:

@@ -12,6 +12,7 @@ from papyra import Actor, ActorRef, ActorSystem
 from papyra.exceptions import (
     ActorStopped,
     BackendInUse,
+    DuplicateActorName,
     InvalidActorName,
     InvalidPolicy,
     InvalidSetting,
@@ -432,3 +433,53 @@ async def test_a_spawn_outside_of_the_event_loop_leaves_nothing_behind() -> None
         thread.join()
         assert system.audit().actors == 0
     assert isinstance(errors[0], RuntimeError)
+
+
+RESERVED = ("$persistence", "$", "$x", "$persistence-1")
+ODD: tuple[Any, ...] = ("", "a/b", "a\x1bb", "\ud800", "n" * 1_001, 7, b"x", [], {}, object())
+
+
+@pytest.mark.parametrize("name", [*RESERVED, *ODD], ids=str)
+async def test_names_that_are_the_systems_own_or_none_at_all_are_refused(name: Any) -> None:
+    async with ActorSystem("shop") as system:
+        with pytest.raises(InvalidActorName):
+            system.spawn(Echo, name=name)
+        parent = system.spawn(Parent)
+        with pytest.raises(InvalidActorName):
+            await spawn_child(parent, Echo, name=name)
+        assert system.audit().actors <= 1
+
+
+async def test_a_class_with_a_reserved_name_needs_another_one() -> None:
+    async with ActorSystem("shop") as system:
+        for name in ("$Odd", "a/b"):
+            odd = type(name, (Echo,), {})
+            with pytest.raises(InvalidActorName):
+                system.spawn(odd)
+            assert str(system.spawn(odd, name="fine").address) == "shop/fine"
+            fine = system.find("shop/fine")
+            assert fine is not None
+            await fine.stop()
+
+
+async def test_find_returns_the_systems_own_persistence_actor_and_no_impostor() -> None:
+    async with ActorSystem("shop") as system:
+        assert system.find("shop/$persistence") is system.persistence
+        for address in ("shop/$persistence/x", "shop/$x", "shop/", "shop", "$persistence"):
+            assert system.find(address) is None
+
+
+async def test_a_name_is_what_it_is_written_as_whatever_it_says_of_itself() -> None:
+    class Name(str):
+        def __str__(self) -> str:
+            return "another"
+
+        def __format__(self, spec: str) -> str:
+            return "another"
+
+    async with ActorSystem("shop") as system:
+        ref = system.spawn(Echo, name=Name("one"))
+        assert str(ref.address) == "shop/one"
+        assert system.find("shop/one") is ref
+        with pytest.raises(DuplicateActorName):
+            system.spawn(Echo, name="one")
