@@ -44,6 +44,8 @@ class Waits:
             return False
         if limited or on.is_systems_own or cell.loop.current_task() is not cell.task:
             return False
+        if cell.dispatcher is not None and cell.dispatcher.finds_deadlocks:
+            return False
         if cell.loop.is_opaque and cell.loop.has_deadline(cell.task):
             return False
         if on.waits._own is not None or not on.can_have_children:

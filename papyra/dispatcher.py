@@ -24,6 +24,9 @@ class Dispatcher:
 
     #: messages an actor handles before the others get their turn; 0 to ask before each message
     throughput: int = 100
+    #: whether it finds out by itself that nobody can go on: circles of waits are left to it then,
+    #: as a `WouldDeadlock` is a failure like any other, which supervision may well hide
+    finds_deadlocks: bool = False
 
     async def next_turn(self, ref: ActorRef) -> None:
         """Return when the actor `ref`, in whose mailbox there are messages, may go on.

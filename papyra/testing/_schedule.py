@@ -40,6 +40,7 @@ class SeededDispatcher(Dispatcher):
     """
 
     throughput = 0
+    finds_deadlocks = True
 
     def __init__(self, seed: int, clock: ManualClock) -> None:
         self._random = random.Random(seed)  # noqa: S311 - for the same order again, no secret
