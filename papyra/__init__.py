@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from papyra.clock import Clock, SystemClock
     from papyra.context import ActorContext
     from papyra.exceptions import PapyraError
+    from papyra.message import Message
     from papyra.ref import ActorRef, Terminated
     from papyra.supervision import Decision, OneForAll, OneForOne, SupervisionPolicy
     from papyra.system import ActorSystem
@@ -25,6 +26,7 @@ __all__ = (
     "Clock",
     "Decision",
     "Failure",
+    "Message",
     "OneForAll",
     "OneForOne",
     "PapyraError",
@@ -40,6 +42,7 @@ _MODULES = (
     "clock",
     "audit",
     "supervision",
+    "message",
     "ref",
     "actor",
     "context",

@@ -5,11 +5,12 @@ from __future__ import annotations
 import dataclasses
 from contextvars import ContextVar
 from threading import get_ident
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, overload
 
 from papyra._signal import Signal
 from papyra.address import ActorAddress
 from papyra.exceptions import AskTimeout, InvalidPolicy, MailboxClosed, MailboxFull
+from papyra.message import Message, ReplyT
 
 if TYPE_CHECKING:
     from papyra._cell import Cell
@@ -114,6 +115,12 @@ class ActorRef:
         except MailboxClosed:
             self._cell.loop.check()
             self._cell.refuse_nowait(message, expects_reply=False)
+
+    @overload
+    async def ask(self, message: Message[ReplyT], timeout: float | None = None) -> ReplyT: ...
+
+    @overload
+    async def ask(self, message: object, timeout: float | None = None) -> Any: ...
 
     async def ask(self, message: object, timeout: float | None = None) -> Any:
         """Send `message`, wait, and return what the actor's ``receive`` returned for it.

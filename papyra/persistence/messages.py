@@ -7,11 +7,12 @@ frozen structs, tagged with their names, so they can be encoded and decoded as a
 from __future__ import annotations
 
 import math
-from typing import Any, Generic, TypeAlias, TypeVar, assert_never
+from typing import Any, TypeAlias, assert_never
 
 import msgspec
 
 from papyra.exceptions import InvalidRequest
+from papyra.message import Message, ReplyT
 from papyra.persistence.metrics import MetricsSnapshot
 from papyra.persistence.records import (
     KINDS,
@@ -49,8 +50,6 @@ __all__ = (
     "Summarize",
 )
 
-ReplyT = TypeVar("ReplyT")
-
 
 class Appended(msgspec.Struct, frozen=True, tag=True):
     """Where the records were stored: positions `first_seq` to `last_seq`, both included.
@@ -81,7 +80,7 @@ class Flushed(msgspec.Struct, frozen=True, tag=True):
     last_seq: int
 
 
-class Request(msgspec.Struct, Generic[ReplyT], frozen=True, tag=True):
+class Request(msgspec.Struct, Message[ReplyT], frozen=True, tag=True):
     """What a persistence actor understands; `ReplyT` is what it replies."""
 
 
