@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import time
 from typing import Protocol
 
 import anyio
 
-__all__ = ("Clock", "SystemClock")
+from papyra._seconds import is_seconds, seconds, shown
+from papyra.exceptions import InvalidPolicy
+
+__all__ = ("Clock", "SystemClock", "span")
 
 
 class Clock(Protocol):
@@ -43,9 +47,20 @@ class SystemClock:
         return time.monotonic()
 
     def move_on_after(self, seconds: float) -> contextlib.AbstractContextManager[anyio.CancelScope]:
-        """Return `anyio.move_on_after(seconds)`."""
-        return anyio.move_on_after(seconds)
+        """Return `anyio.move_on_after(seconds)`; raises `InvalidPolicy` for what is no number."""
+        return anyio.move_on_after(span(seconds))
 
     async def sleep(self, seconds: float) -> None:
-        """Wait as `anyio.sleep` does."""
-        await anyio.sleep(seconds)
+        """Wait as `anyio.sleep` does; raises `InvalidPolicy` for what is no number."""
+        length = span(seconds)
+        await (anyio.sleep_forever() if length == math.inf else anyio.sleep(length))
+
+
+def span(value: float) -> float:
+    """Return `value` as a wait takes it: over at once if negative, never if it is infinity.
+
+    Raises `InvalidPolicy` for what is no number of seconds.
+    """
+    if not is_seconds(value, -math.inf):
+        raise InvalidPolicy(f"a wait takes seconds, not {shown(value)}")
+    return max(0.0, seconds(value))

@@ -9,6 +9,7 @@ from typing import Generic, NamedTuple, TypeVar
 
 import anyio
 
+from papyra._seconds import shown
 from papyra._signal import NewSignal, Signal
 from papyra.exceptions import InvalidPolicy, MailboxClosed, MailboxFull
 
@@ -49,7 +50,7 @@ class Mailbox(Generic[T]):
     def __init__(self, capacity: int, new_signal: NewSignal = anyio.Event) -> None:
         if type(capacity) is not int or capacity < 1:
             raise InvalidPolicy(
-                f"a mailbox's capacity is a whole number greater than 0, not {capacity!r}"
+                f"a mailbox's capacity is a whole number greater than 0, not {shown(capacity)}"
             )
         self._capacity = capacity
         # How many it takes at this moment: none when it is closed, nor when senders wait, as nobody

@@ -7,6 +7,7 @@ from contextvars import ContextVar
 from threading import get_ident
 from typing import TYPE_CHECKING, Any, overload
 
+from papyra._seconds import is_seconds, seconds, shown
 from papyra._signal import Signal
 from papyra.address import ActorAddress
 from papyra.exceptions import AskTimeout, InvalidPolicy, MailboxClosed, MailboxFull
@@ -89,7 +90,8 @@ class ActorRef:
 
         It returns once the message is in the mailbox, at once and without a task switch if there is
         room. Messages of one sender are handled in the order they were told. A message to an actor
-        that has stopped becomes a dead letter; that is no error.
+        that has stopped becomes a dead letter; that is no error. Raises `WouldDeadlock` in an actor
+        whose wait for room could not end before it goes on, as for room in its own mailbox.
         """
         if get_ident() != self._thread:
             self._cell.loop.refuse()
@@ -126,19 +128,20 @@ class ActorRef:
         """Send `message`, wait, and return what the actor's ``receive`` returned for it.
 
         What ``receive`` raised is raised here too. Other errors: `ActorStopped` if the actor has
-        stopped, or stops before it replies; `AskTimeout` after `timeout` seconds, `None` for no
-        limit; `InvalidPolicy` for a timeout that makes no sense; `WouldDeadlock` in the actor
-        itself. A sender that gives up while the message is in
-        the mailbox does not take it back.
+        stopped, or stops before it replies; `UnhandledMessage` if it has no use for the message;
+        `AskTimeout` after `timeout` seconds, `None` or infinity for no limit; `InvalidPolicy` for a
+        timeout that makes no sense; `WouldDeadlock` in the actor itself, and in one that it waits
+        for, if neither has a time limit. A sender that gives up while the message is in the
+        mailbox does not take it back.
         """
         self._cell.loop.check()
-        if timeout is not None and (type(timeout) not in (int, float) or not timeout >= 0):
-            raise InvalidPolicy(f"timeout is seconds, 0 or more, not {timeout!r}")
+        if timeout is not None and not is_seconds(timeout):
+            raise InvalidPolicy(f"timeout is seconds, 0 or more, not {shown(timeout)}")
         ask = Ask(message, self._cell.loop.new_signal())
         caller = current_cell.get()
         counts = caller and caller.waits.begin(self._cell, ask.done, limited=timeout is not None)
         if timeout is not None:
-            with self._cell.clock.move_on_after(timeout):
+            with self._cell.clock.move_on_after(seconds(timeout)):
                 await self._send(ask)
             if not ask.done.is_set():
                 raise AskTimeout(

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import enum
-import math
 from collections.abc import Mapping
 
 import msgspec
+from msgspec.structs import force_setattr
 
+from papyra._seconds import LONGEST, is_seconds, seconds, shown
 from papyra.exceptions import InvalidPolicy
 
 __all__ = ("Decision", "OneForAll", "OneForOne", "SupervisionPolicy")
@@ -55,14 +56,17 @@ class SupervisionPolicy(msgspec.Struct, frozen=True, kw_only=True, tag=True):
                 raise InvalidPolicy(f"on maps to decisions, not to {decision!r}")
         if type(self.max_restarts) is not int or self.max_restarts < 0:
             raise InvalidPolicy(
-                f"max_restarts is a whole number, 0 or greater, not {self.max_restarts!r}"
+                f"max_restarts is a whole number, 0 or greater, not {shown(self.max_restarts)}"
             )
-        if type(self.within) not in (float, int) or math.isnan(self.within) or self.within <= 0:
-            raise InvalidPolicy(f"within is seconds, greater than 0, not {self.within!r}")
+        if not is_seconds(self.within, above=True):
+            raise InvalidPolicy(f"within is seconds, greater than 0, not {shown(self.within)}")
         for name in ("backoff", "max_backoff"):
-            seconds = getattr(self, name)
-            if type(seconds) not in (float, int) or not 0 <= seconds < math.inf:
-                raise InvalidPolicy(f"{name} is seconds, 0 or more, not {seconds!r}")
+            value = getattr(self, name)
+            if not is_seconds(value, finite=True):
+                raise InvalidPolicy(f"{name} is seconds, 0 or more, not {shown(value)}")
+        for name in ("within", "backoff", "max_backoff"):
+            value = getattr(self, name)
+            force_setattr(self, name, seconds(value) if name == "within" else min(value, LONGEST))
 
     def decide(self, error: Exception) -> Decision:
         """Return the decision about `error`."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import logging
-import math
 from collections.abc import Callable, Iterable, Iterator
 from contextvars import ContextVar
 from types import TracebackType
@@ -20,6 +19,7 @@ from papyra._failures import Outcome
 from papyra._loop import HomeLoop
 from papyra._portal import Portal
 from papyra._recipe import Recipe
+from papyra._seconds import is_seconds, seconds, shown
 from papyra.actor import Actor
 from papyra.address import ActorAddress, check_name
 from papyra.audit import AuditReport
@@ -110,8 +110,8 @@ class ActorSystem:
         self._backend = persistence
         self._startup = startup or PersistenceStartupConfig()
         self._breaker = breaker
-        self._shutdown_timeout = shutdown_timeout
-        self._audit_interval = audit_interval
+        self._shutdown_timeout = seconds(shutdown_timeout)
+        self._audit_interval = None if audit_interval is None else seconds(audit_interval)
         self._runtime = _Runtime(
             self, clock or SystemClock(), dispatcher, mailbox_capacity, _variables(propagate)
         )
@@ -447,13 +447,11 @@ def _check_limits(
 ) -> None:
     if type(mailbox_capacity) is not int or mailbox_capacity < 1:
         raise InvalidPolicy(
-            f"mailbox_capacity is a whole number greater than 0, not {mailbox_capacity!r}"
+            f"mailbox_capacity is a whole number greater than 0, not {shown(mailbox_capacity)}"
         )
-    if not _is_number(shutdown_timeout) or shutdown_timeout < 0:
-        raise InvalidPolicy(f"shutdown_timeout is seconds, 0 or more, not {shutdown_timeout!r}")
-    if audit_interval is not None and (not _is_number(audit_interval) or audit_interval <= 0):
-        raise InvalidPolicy(f"audit_interval is seconds, more than 0, not {audit_interval!r}")
-
-
-def _is_number(value: object) -> bool:
-    return type(value) in (int, float) and not math.isnan(value)  # type: ignore[arg-type]
+    if not is_seconds(shutdown_timeout):
+        raise InvalidPolicy(
+            f"shutdown_timeout is seconds, 0 or more, not {shown(shutdown_timeout)}"
+        )
+    if audit_interval is not None and not is_seconds(audit_interval, above=True):
+        raise InvalidPolicy(f"audit_interval is seconds, more than 0, not {shown(audit_interval)}")

@@ -21,6 +21,7 @@ PARTS = ("appending", "moving", "reading", "recovery", "retention", "sharing")
 #: The house, from the ground up. A module may import what stands below it, or in its own row.
 LAYERS: list[set[str]] = [
     {"exceptions", "_lazy", "message"},
+    {"_seconds"},
     {"address", "clock", "_signal"},
     {"_loop", "_contexts"},
     {"_portal"},

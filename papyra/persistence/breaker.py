@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import math
-
 import msgspec
 
+from papyra._seconds import is_seconds, shown
 from papyra.exceptions import InvalidPolicy
 
 __all__ = ("CircuitBreaker", "CircuitBreakerPolicy")
@@ -25,9 +24,9 @@ class CircuitBreakerPolicy(msgspec.Struct, frozen=True, kw_only=True):
     def __post_init__(self) -> None:
         failures, timeout = self.max_failures, self.reset_timeout
         if failures is not None and (type(failures) is not int or failures < 1):
-            raise InvalidPolicy(f"max_failures is a whole number above 0, not {failures!r}")
-        if type(timeout) not in (int, float) or not 0 < timeout < math.inf:
-            raise InvalidPolicy(f"reset_timeout is seconds, more than 0, not {timeout!r}")
+            raise InvalidPolicy(f"max_failures is a whole number above 0, not {shown(failures)}")
+        if not is_seconds(timeout, above=True, finite=True):
+            raise InvalidPolicy(f"reset_timeout is seconds, more than 0, not {shown(timeout)}")
 
 
 class CircuitBreaker:

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import math
-
 import msgspec
 
+from papyra._seconds import is_seconds, shown
 from papyra.exceptions import InvalidPolicy
 
 __all__ = ("RetentionPolicy",)
@@ -31,12 +30,10 @@ class RetentionPolicy(msgspec.Struct, frozen=True, kw_only=True):
         for name in ("max_records", "max_total_bytes"):
             value = getattr(self, name)
             if value is not None and (type(value) is not int or value < 1):
-                raise InvalidPolicy(f"{name} is a whole number greater than 0, not {value!r}")
+                raise InvalidPolicy(f"{name} is a whole number greater than 0, not {shown(value)}")
         age = self.max_age_seconds
-        if age is not None and (
-            type(age) not in (float, int) or not math.isfinite(age) or age <= 0
-        ):
-            raise InvalidPolicy(f"max_age_seconds is a number greater than 0, not {age!r}")
+        if age is not None and not is_seconds(age, above=True, finite=True):
+            raise InvalidPolicy(f"max_age_seconds is a number greater than 0, not {shown(age)}")
 
     def oldest_time(self, now: float) -> float | None:
         """Return the timestamp below which records are too old at Unix time `now`."""

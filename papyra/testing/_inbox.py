@@ -7,6 +7,7 @@ from typing import Generic, TypeVar
 
 import anyio
 
+from papyra._seconds import is_seconds, seconds, shown
 from papyra.clock import Clock
 from papyra.exceptions import InvalidPolicy
 from papyra.testing._patterns import Pattern, difference
@@ -55,7 +56,7 @@ class Inbox(Generic[T]):
         With `next_only` the oldest that is left must match. Raises `AssertionError`.
         """
         __tracebackhide__ = True
-        _check_seconds("timeout", timeout)
+        timeout = checked_seconds("timeout", timeout)
         position = self._find(pattern, among, 0, next_only)
         if position is None:
             with anyio.move_on_after(timeout):
@@ -96,7 +97,7 @@ class Inbox(Generic[T]):
         """Raise `AssertionError` if an item matches that is there, or comes in time."""
         __tracebackhide__ = True
         if within is not None:
-            _check_seconds("within", within)
+            within = checked_seconds("within", within)
         self._refuse(pattern, among)
         if within is None:
             await wait_until_idle(cushion=1)
@@ -173,6 +174,8 @@ class Inbox(Generic[T]):
         return "\n".join(lines)
 
 
-def _check_seconds(name: str, seconds: float) -> None:
-    if type(seconds) not in (int, float) or not seconds >= 0:
-        raise InvalidPolicy(f"{name} is seconds, 0 or more, not {seconds!r}")
+def checked_seconds(name: str, value: float) -> float:
+    """Return `value` as a length of time; raise `InvalidPolicy` for what is none."""
+    if not is_seconds(value):
+        raise InvalidPolicy(f"{name} is seconds, 0 or more, not {shown(value)}")
+    return seconds(value)

@@ -10,6 +10,8 @@ from collections.abc import Iterator
 
 import anyio
 
+from papyra._seconds import LONGEST, is_seconds, shown
+from papyra.clock import span
 from papyra.exceptions import InvalidPolicy
 from papyra.testing.idle import wait_until_idle
 
@@ -31,7 +33,9 @@ class ManualClock:
 
     def __init__(self, time: float = 1_000_000_000.0) -> None:
         """Start at Unix time `time`, and at 0.0 of `monotonic`."""
-        self._start = time
+        if not is_seconds(time, -LONGEST) or not time <= LONGEST * 100:
+            raise InvalidPolicy(f"a clock starts at Unix time in seconds, not {shown(time)}")
+        self._start = float(time)
         self._now = 0.0
         self._numbers = itertools.count()
         #: (deadline, number, scope), a heap; the number keeps those of one moment in order
@@ -49,11 +53,12 @@ class ManualClock:
     @contextlib.contextmanager
     def move_on_after(self, seconds: float) -> Iterator[anyio.CancelScope]:
         """Return a cancel scope that is cancelled once the clock has been advanced that far."""
+        length = span(seconds)
         with anyio.CancelScope() as scope:
-            entry = (self._now + seconds, next(self._numbers), scope)
-            if seconds <= 0:
+            entry = (self._now + length, next(self._numbers), scope)
+            if length <= 0:
                 scope.cancel()
-            elif seconds < math.inf:
+            elif length < math.inf:
                 heapq.heappush(self._deadlines, entry)
             try:
                 yield scope
@@ -78,8 +83,8 @@ class ManualClock:
         Whatever becomes due has run, until it waits again, before time goes further. So an actor
         that sleeps for ten seconds in a loop wakes six times in a minute.
         """
-        if type(seconds) not in (int, float) or not 0 <= seconds < math.inf:
-            raise InvalidPolicy(f"a clock is advanced by seconds, 0 or more, not {seconds!r}")
+        if not is_seconds(seconds) or not seconds <= LONGEST * 100:
+            raise InvalidPolicy(f"a clock is advanced by seconds, 0 or more, not {shown(seconds)}")
         with self._guard:
             target = self._now + seconds
             # Somebody may be on the way to wait for this.

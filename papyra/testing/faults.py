@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Any, Generic, Literal, Protocol, TypeAlias, TypeVar, get_args
 
+from papyra._seconds import is_seconds, shown
 from papyra.exceptions import InvalidPolicy, PersistenceError, StoreError
 from papyra.persistence.messages import Request
 from papyra.persistence.records import KINDS, Kind, Record, kind_of
@@ -81,8 +82,8 @@ class Delay:
     seconds: float
 
     def __post_init__(self) -> None:
-        if type(self.seconds) not in (int, float) or not self.seconds >= 0:
-            raise InvalidPolicy(f"a delay is seconds, 0 or more, not {self.seconds!r}")
+        if not is_seconds(self.seconds):
+            raise InvalidPolicy(f"a delay is seconds, 0 or more, not {shown(self.seconds)}")
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

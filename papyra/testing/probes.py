@@ -16,7 +16,7 @@ from papyra.persistence.backends.base import Batch
 from papyra.persistence.records import KINDS, PersistedDeadLetter, PersistedEvent, Record
 from papyra.ref import ActorRef, Terminated
 from papyra.system import ActorSystem
-from papyra.testing._inbox import Inbox
+from papyra.testing._inbox import Inbox, checked_seconds
 from papyra.testing._patterns import MessagePattern, RecordPattern, actor_of, type_of
 
 __all__ = ("PersistenceProbe", "TestProbe")
@@ -168,7 +168,7 @@ class PersistenceProbe:
 
     async def _read_the_past(self, timeout: float) -> None:
         missed: list[Record] = []
-        with anyio.move_on_after(timeout) as scope:
+        with anyio.move_on_after(checked_seconds("timeout", timeout)) as scope:
             for kind in KINDS:
                 missed += [r async for r in self._backend.stream(kind, after=self._start)]
         if scope.cancelled_caught:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import math
 import threading
 import time
 from collections.abc import Callable, Iterator
 from typing import Any, ClassVar, Literal, TypeAlias, TypeVar, get_args
 
+from papyra._seconds import is_seconds, shown
 from papyra.exceptions import InvalidPolicy, StoreReadOnly
 from papyra.persistence.backends._file import JournalFile
 from papyra.persistence.backends._journal import Journal
@@ -76,11 +76,9 @@ class FilePersistence(PersistenceBackend):
         super().__init__(retention_policy=retention_policy, clock=clock)
         if fsync not in get_args(Fsync):
             raise InvalidPolicy(f"fsync is one of {', '.join(get_args(Fsync))}, not {fsync!r}")
-        if call_timeout is not None and (
-            type(call_timeout) not in (int, float) or not 0 < call_timeout < math.inf
-        ):
+        if call_timeout is not None and not is_seconds(call_timeout, above=True, finite=True):
             raise InvalidPolicy(
-                f"call_timeout is seconds, more than 0, or None, not {call_timeout!r}"
+                f"call_timeout is seconds, more than 0, or None, not {shown(call_timeout)}"
             )
         self._call_timeout = call_timeout
         self._journal = journal

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import math
 import time
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
@@ -11,6 +10,7 @@ from pathlib import Path
 import anyio
 import msgspec
 
+from papyra._seconds import LONGEST, is_seconds, shown
 from papyra.exceptions import (
     BackendClosed,
     InvalidPolicy,
@@ -394,5 +394,5 @@ def _check_names(*names: str) -> None:
 
 
 def _check_seconds(seconds: float, least: float = 0.0) -> None:
-    if type(seconds) not in (int, float) or not least <= seconds < math.inf:
-        raise InvalidRequest(f"this is no number of seconds: {seconds!r}")
+    if not is_seconds(seconds, least) or seconds > LONGEST:
+        raise InvalidRequest(f"this is no number of seconds: {shown(seconds)}")

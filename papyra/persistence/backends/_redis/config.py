@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import math
 import re
 from typing import Any, Literal, TypeAlias
 from urllib.parse import parse_qsl, unquote, urlencode, urlsplit
 
 import msgspec
 
+from papyra._seconds import LONGEST, is_seconds, shown
 from papyra.exceptions import InvalidPolicy
 from papyra.persistence.records import KINDS, Kind
 
@@ -120,8 +120,8 @@ class RedisStreamsConfig(msgspec.Struct, frozen=True, kw_only=True):
 
     def _check_seconds(self, name: str, least: float) -> None:
         value = getattr(self, name)
-        if type(value) not in (int, float) or not least <= value < math.inf:
-            raise InvalidPolicy(f"{name} is seconds, not {value!r}")
+        if not is_seconds(value, least) or value > LONGEST:
+            raise InvalidPolicy(f"{name} is seconds, not {shown(value)}")
 
     @classmethod
     def from_url(cls, url: str) -> RedisStreamsConfig:
