@@ -200,8 +200,13 @@ class Cell:
             if caller is not None and counts:
                 caller.waits.end()
 
-    def refuse_nowait(self, message: object, *, expects_reply: bool) -> None:
-        self.facts.dead_letter_nowait(self.address, message, expects_reply)
+    def refuse_nowait(self, message: object) -> None:
+        """Make a dead letter of a message that was told; raise `MailboxFull` without room."""
+        self.facts.dead_letter_nowait(self.address, message, False)
+
+    def leave(self, message: object, *, expects_reply: bool) -> None:
+        """Make a dead letter of a message that was in the mailbox."""
+        self.facts.dead_letter_left(self.address, message, expects_reply)
 
     async def refuse(self, message: object, *, expects_reply: bool) -> None:
         await self.facts.dead_letter(self.address, message, expects_reply)
@@ -214,7 +219,7 @@ class Cell:
         """Make a dead letter of `message`, and fail the ask that it came with, if any."""
         error = UnhandledMessage(f"{self.address} does not handle {type(message).__name__}")
         if not self._life.refuse_at_hand(message, error):
-            self.refuse_nowait(message, expects_reply=False)
+            self.leave(message, expects_reply=False)
         return error
 
     def obey(self, order: Literal[Decision.RESTART, Decision.STOP], cause: Exception) -> None:

@@ -17,7 +17,7 @@ from papyra.events import (
     ActorStopped,
     LifecycleEvent,
 )
-from papyra.exceptions import MailboxClosed
+from papyra.exceptions import MailboxClosed, MailboxFull
 from papyra.mailbox import Mailbox
 from papyra.persistence.codec import encodable
 from papyra.persistence.messages import Append
@@ -40,7 +40,11 @@ class Facts(Protocol):
         ...
 
     def dead_letter_nowait(self, target: ActorAddress, message: object, asked: bool) -> None:
-        """Record a message that was not handled."""
+        """Record a message that was not handled; raise `MailboxFull` if the store is behind."""
+        ...
+
+    def dead_letter_left(self, target: ActorAddress, message: object, asked: bool) -> None:
+        """Record a message that was left in a mailbox, even if the store is behind."""
         ...
 
     async def dead_letter(self, target: ActorAddress, message: object, asked: bool) -> None:
@@ -80,6 +84,12 @@ class StoredFacts:
         self._push(PersistedAudit(self._system_id, report, self._clock.time()))
 
     def dead_letter_nowait(self, target: ActorAddress, message: object, asked: bool) -> None:
+        # There is no end to what may be sent to an actor that has stopped.
+        if not (self._store.has_room or self._store.closed):
+            raise MailboxFull
+        self._push(self._dead_letter(target, message, asked))
+
+    def dead_letter_left(self, target: ActorAddress, message: object, asked: bool) -> None:
         self._push(self._dead_letter(target, message, asked))
 
     async def dead_letter(self, target: ActorAddress, message: object, asked: bool) -> None:
@@ -109,7 +119,8 @@ class StoredFacts:
 
     def _push(self, record: Record) -> None:
         try:
-            # Beyond the capacity if need be: these are few, and nobody is there to wait.
+            # Beyond the capacity if need be: these are no more than mailboxes hold, and nobody is
+            # there to wait.
             self._store.push(Append(record))
         except MailboxClosed:
             _log_unrecorded(record)
@@ -129,6 +140,9 @@ class NoFacts:
             "reply to" if asked else "handle",
             type(message).__name__,
         )
+
+    def dead_letter_left(self, target: ActorAddress, message: object, asked: bool) -> None:
+        self.dead_letter_nowait(target, message, asked)
 
     async def dead_letter(self, target: ActorAddress, message: object, asked: bool) -> None:
         self.dead_letter_nowait(target, message, asked)

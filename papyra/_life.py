@@ -327,7 +327,7 @@ class Life:
 
     def _refuse_the_rest(self) -> int:
         for message, asked in self._refused:
-            self._cell.refuse_nowait(message, expects_reply=asked)
+            self._cell.leave(message, expects_reply=asked)
         unhandled = 0
         while (item := self._mailbox.pop(_NOTHING)) is not _NOTHING:
             match item:
@@ -335,9 +335,9 @@ class Life:
                     continue  # the runtime's own, and nobody misses it
                 case Ask(message=message):
                     item.fail(self._cell.stopped_error("stopped before it could reply", "never"))
-                    self._cell.refuse_nowait(message, expects_reply=True)
+                    self._cell.leave(message, expects_reply=True)
                 case Told(message=message) | message:
-                    self._cell.refuse_nowait(message, expects_reply=False)
+                    self._cell.leave(message, expects_reply=False)
             unhandled += 1
         return unhandled
 

@@ -71,6 +71,11 @@ class Mailbox(Generic[T]):
         """Whether it takes no more messages."""
         return self._closed
 
+    @property
+    def has_room(self) -> bool:
+        """Whether it takes a message at this moment."""
+        return len(self._items) < self._limit
+
     def statistics(self) -> MailboxStatistics:
         """Return how full it is."""
         return MailboxStatistics(len(self._items), self._capacity, len(self._senders), self._closed)

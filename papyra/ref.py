@@ -104,7 +104,11 @@ class ActorRef:
             await self._cell.refuse(message, expects_reply=False)
 
     def tell_nowait(self, message: object) -> None:
-        """Put `message` into the mailbox; raise `MailboxFull` if there is no room."""
+        """Put `message` into the mailbox; raise `MailboxFull` if there is no room.
+
+        A message to an actor that has stopped becomes a dead letter, and `MailboxFull` is raised if
+        the store has no room for it.
+        """
         if get_ident() != self._thread:
             self._cell.loop.refuse()
         try:
@@ -115,8 +119,17 @@ class ActorRef:
                 "wait for room with 'await ref.tell(...)'"
             ) from None
         except MailboxClosed:
-            self._cell.loop.check()
-            self._cell.refuse_nowait(message, expects_reply=False)
+            self._refuse_nowait(message)
+
+    def _refuse_nowait(self, message: object) -> None:
+        self._cell.loop.check()
+        try:
+            self._cell.refuse_nowait(message)
+        except MailboxFull:
+            raise MailboxFull(
+                f"{self.address} takes no more messages, and the store has no room for another "
+                "dead letter: wait for it with 'await ref.tell(...)'"
+            ) from None
 
     @overload
     async def ask(self, message: Message[ReplyT], timeout: float | None = None) -> ReplyT: ...
