@@ -83,6 +83,26 @@ def test_asyncio_timeouts_strike(make: MakeStore) -> None:
     asyncio.run(main())
 
 
+def test_a_timeout_that_strikes_while_an_append_succeeds_does_not_strike_after_its_block(
+    make: MakeStore,
+) -> None:
+    async def main() -> None:
+        async with make() as store:
+            disk = slow_down(store)
+            loop, task = asyncio.get_running_loop(), asyncio.current_task()
+            assert task is not None
+            async with asyncio.timeout(0.01) as timeout:
+                loop.call_later(0.02, disk.go_on.set)
+                assert (await store.append(event(1))).first_seq == 1
+            assert timeout.expired()
+            assert not task.cancelling()
+            for _ in range(5):
+                await asyncio.sleep(0)
+            assert await numbers(store) == [1]
+
+    asyncio.run(main())
+
+
 @pytest.mark.parametrize("hangs", ["write", "sync"])
 async def test_a_disk_that_does_not_answer_hangs_nobody(make: MakeStore, hangs: str) -> None:
     async with make(fsync="always", call_timeout=0.05) as store:

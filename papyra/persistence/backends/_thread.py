@@ -57,10 +57,12 @@ class _Call(Generic[ResultT]):
             self.result = self.function()
         except BaseException as error:  # noqa: BLE001 - it is the caller's, whatever it is
             self.error = error
-
-    def finish(self) -> None:
-        """Wake the task that waits; in the event loop."""
+        # Here, and not where the task is woken: a Ctrl-C may get in between there, and whatever
+        # wakes the task next must find this.
         self.finished = True
+
+    def wake(self) -> None:
+        """Wake the task that waits; in the event loop."""
         self.done.set()
 
     async def wait(self, timeout: float) -> None:
@@ -77,9 +79,22 @@ class _Call(Generic[ResultT]):
                     # By asyncio itself, which knows no shields.
                     was_cancelled = True
         if was_cancelled:
-            task = cast("asyncio.Task[Any]", asyncio.current_task())
+            _strike_later(cast("asyncio.Task[Any]", asyncio.current_task()))
+
+
+def _strike_later(task: asyncio.Task[Any]) -> None:
+    """Have the cancellation that `task` has waited through strike at what it awaits next.
+
+    Unless whoever called ``cancel()`` takes it back before: `asyncio.timeout` does, when its block
+    comes to its end after all.
+    """
+
+    def strike() -> None:
+        if task.cancelling():
             task.uncancel()
-            task.cancel()  # so that it strikes at what is awaited next
+            task.cancel()
+
+    asyncio.get_running_loop().call_soon(strike)
 
 
 async def raise_if_cancelled() -> None:
@@ -150,7 +165,7 @@ class StoreThread:
             call.carry_out()
             # If the event loop is no more, nor is anybody who waits.
             with contextlib.suppress(RuntimeError):
-                call.enter_loop(call.finish)
+                call.enter_loop(call.wake)
 
 
 def _door_to_this_loop() -> Callable[[Callable[[], object]], object]:
