@@ -28,7 +28,7 @@ from papyra.exceptions import (
     UnhandledMessage,
 )
 from papyra.mailbox import Mailbox
-from papyra.ref import ActorRef, Ask, Told, current_cell
+from papyra.ref import ActorRef, Ask, Terminated, Told, current_cell
 from papyra.supervision import Decision, SupervisionPolicy
 
 if TYPE_CHECKING:
@@ -60,6 +60,14 @@ class Runtime(Protocol):
 
     def launch(self, cell: Cell) -> None:
         """Run `cell` in a task of its own."""
+        ...
+
+    def interrupt(self, error: BaseException) -> None:
+        """End the system, as `error`, which is no `Exception`, demands; it comes out of it."""
+        ...
+
+    async def park(self) -> None:
+        """Return when all actors have stopped."""
         ...
 
 
@@ -152,6 +160,13 @@ class Cell:
             raise TypeError(f"on_child_failure returned {decision!r}, which is no Decision")
         return decision
 
+    @property
+    def shields_children(self) -> bool:
+        return False
+
+    def child_was_cancelled(self) -> None:
+        raise AssertionError("it does not go on")
+
     async def fail(self, error: Exception) -> Outcome:
         outcome = await self.failures.judge(error, "a child")
         if outcome is not Decision.RESUME:
@@ -199,6 +214,11 @@ class Cell:
         finally:
             if caller is not None and counts:
                 caller.waits.end()
+
+    def forget_watches(self) -> None:
+        """Take back every `watch`, and the notices of deaths that are in the mailbox."""
+        self.death_watch.forget()
+        self.mailbox.discard(Terminated)
 
     def refuse_nowait(self, message: object) -> None:
         """Make a dead letter of a message that was told; raise `MailboxFull` without room."""
@@ -265,6 +285,7 @@ class Cell:
             ahead += cell.children
 
     async def run(self) -> None:
+        """Run one incarnation."""
         await self._life.run()
 
     def _put_with_values(self, item: object) -> None:
@@ -278,3 +299,23 @@ class Cell:
             item.values = values
             return item
         return Told(item, values) if values else item
+
+    @property
+    def begun(self) -> int:
+        """How many incarnations have begun to run."""
+        return self._life.begun
+
+    def launch_again(self) -> None:
+        """Run the next incarnation."""
+        self.scope = anyio.CancelScope(shield=True)
+        if self.reason == "cancelled":
+            self.scope.cancel()
+        self._runtime.launch(self)
+
+    def interrupt(self, error: BaseException) -> None:
+        """End the system with `error`."""
+        self._runtime.interrupt(error)
+
+    async def park(self) -> None:
+        """Return when all actors of the system have stopped."""
+        await self._runtime.park()

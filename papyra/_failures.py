@@ -41,6 +41,15 @@ class Supervisor(Protocol):
         """The cells it supervises."""
         ...
 
+    @property
+    def shields_children(self) -> bool:
+        """Whether nothing but the end of the system stops them, not even Ctrl-C."""
+        ...
+
+    def child_was_cancelled(self) -> None:
+        """Take note that somebody cancelled the task of a child that goes on all the same."""
+        ...
+
     async def decide(self, child: ActorRef, error: Exception) -> Decision:
         """Decide about a child's failure."""
         ...

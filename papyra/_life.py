@@ -9,14 +9,22 @@ from typing import TYPE_CHECKING, Any
 import anyio
 from anyio.lowlevel import checkpoint
 
-from papyra._contexts import Values, carrying, run_in
+from papyra._cancellation import (
+    cancel_groups_left_open,
+    cancelled_by_its_task,
+    cancelled_within,
+    enable_interrupts,
+    take_cancellation,
+    without_cancellation,
+)
+from papyra._contexts import Values, carrying
 from papyra._facts import text_of
 from papyra._recipe import Recipe
 from papyra.actor import Failure
 from papyra.dispatcher import Dispatcher
 from papyra.events import ActorRestarted, ActorStarted
 from papyra.events import ActorStopped as ActorStoppedEvent
-from papyra.exceptions import ActorInitializationError, PapyraError
+from papyra.exceptions import ActorInitializationError, PapyraError, TaskGroupLeftOpen
 from papyra.ref import Ask, Terminated, Told, current_cell
 from papyra.supervision import Decision
 
@@ -30,9 +38,11 @@ _NOTHING = object()
 
 
 class Life:
-    """Runs the actor of one cell, one instance after the other.
+    """Runs the actor of one cell: one incarnation after the other, each in a task of its own.
 
-    The loop is in `_incarnation`. Whatever ends it, `_end` sees to it that nobody waits in vain.
+    So one leaves nothing to the next: no context variable, no cancellation, no scope that it has
+    not left. The loop is in `_handle_messages`. Whatever ends it, `_stop` and `_end` see to it that
+    nobody waits in vain.
     """
 
     def __init__(self, cell: Cell, recipe: Recipe) -> None:
@@ -43,7 +53,14 @@ class Life:
         # What the mailbox may hold of a run: messages told, and messages asked, to be looked into.
         self._run_types = self._batch_types | {Ask}
         self._started = False  # whether on_stop is owed
+        self._again = False  # whether another incarnation follows
+        self._restarting = False  # whether this one follows another
         self._restarts = 0
+        #: incarnations that have begun to run
+        self.begun = 0
+        self._unhandled = 0
+        #: what was being handled when a cancellation struck
+        self._struck: Sequence[object] = ()
         self._dispatcher = cell.dispatcher
         self._throughput = (cell.dispatcher or Dispatcher).throughput
         self._is_surrounded = cell.dispatcher is not None or bool(cell.propagate)
@@ -54,7 +71,7 @@ class Life:
         self._refused: list[tuple[object, bool]] = []
         #: what the message at hand has brought along
         self._values: Values = ()
-        #: the context that the instance is made in; the actor's task starts from a copy
+        #: the context that the instance is made in; the incarnation's task starts from a copy
         self.variables = self._new_variables()
         try:
             self.actor = self.variables.run(recipe.make, cell.context)
@@ -84,45 +101,88 @@ class Life:
         return False
 
     async def run(self) -> None:
+        """Run one incarnation, in the task that is running; then start the next, or end."""
+        self.begun += 1
         self._cell.task = self._cell.loop.current_task()
-        with self._cell.scope:
-            try:
+        left_open = False
+        try:
+            with self._cell.scope:
                 await self._live()
-            finally:
-                # The first instance has lived in the context of the task itself.
-                end = self._end()
-                await (run_in(self.variables, end) if self._restarts else end)
+        except Exception as error:  # noqa: BLE001 - the scope's: one within it stands open
+            left_open = True
+            self._leave_open(error)
+        if self._again:
+            self._restarting = True
+            self.variables = self._new_variables()
+            self._cell.launch_again()
+        else:
+            self._end()
+        if left_open:
+            # A task that ended within a group of its own would end the group that it is in itself.
+            await self._cell.park()
 
     async def _live(self) -> None:
-        if not self._throughput:
-            await self._next_turn()
-        another = await self._incarnation()
-        while another:
-            self.variables = self._new_variables()
-            another = await run_in(self.variables, self._incarnation(anew=True))
+        """Run one incarnation, and let nothing out that is not the event loop's own."""
+        self._again = False
+        try:
+            if self._cell.parent.shields_children:
+                self._again = await self._incarnation()
+            else:
+                # Users' code may be interrupted by Ctrl-C wherever it is, what follows may not.
+                self._again = await enable_interrupts(self._users_incarnation)()
+        except GeneratorExit:
+            raise  # the event loop is gone, and nothing can be awaited any more
+        except BaseException as caught:  # noqa: BLE001 - a cancellation, or an interrupt
+            await self._be_struck(caught)
+        if not self._again:
+            await self._stop()
 
-    async def _incarnation(self, *, anew: bool = False) -> bool:
-        """Start an instance, have it handle messages, and return whether another is to follow."""
-        if not await self._begin(anew):
-            return False
-        handle = self._handle_with_values if self._cell.propagate else self._handle
-        handled = -1 if anew else 0  # a restart has had its turn for the first message already
+    async def _users_incarnation(self) -> bool:
+        return await self._incarnation()
+
+    async def _incarnation(self) -> bool:
+        """Start, handle messages, and return whether supervision wants another incarnation."""
+        if not self._throughput and not self._restarting:
+            await self._next_turn()
+        if not await self._begin():
+            return self._again
         while True:
+            try:
+                await self._handle_messages()
+                break
+            except anyio.get_cancelled_exc_class():
+                if not self._outlives_cancellation():
+                    raise
+        if self._cell.order is not Decision.RESTART:
+            return False
+        self._cell.order = None
+        await self._stop_children(drain=False)
+        await self._dismiss(record=True)
+        return True
+
+    async def _handle_messages(self) -> None:
+        """Handle messages until there will be no more, or an order is to be obeyed."""
+        handle = self._handle_with_values if self._cell.propagate else self._handle
+        handled = 0
+        while self._cell.order is None:
             if handled >= self._throughput and len(self._mailbox):
                 # A busy actor lets the others run now and then.
                 await self._next_turn()
                 handled = 0
-            if self._cell.order is not None:
-                return await self._carry_out_order()
+                if self._is_under_order():
+                    return
             item = self._mailbox.pop(_NOTHING)
             if item is not _NOTHING:
                 handled += await handle(item)
             elif self._mailbox.closed:
-                return False
+                return
             else:
                 self._at_hand = _NOTHING  # not to keep it in memory
                 await self._mailbox.wait()
                 handled = 0
+
+    def _is_under_order(self) -> bool:
+        return self._cell.order is not None
 
     def _new_variables(self) -> Context:
         variables = self._cell.loop.empty_context.copy()
@@ -226,7 +286,18 @@ class Life:
     async def _handle_failure(
         self, caught: BaseException, where: str, message: object, items: Sequence[object]
     ) -> None:
-        error = self._own_failure(caught)
+        error = self._failure(caught)
+        if error is None:
+            self._struck = items
+            raise caught
+        self._fail(items, error)
+        self._run_at_hand = ()
+        await self._refuse_unhandled()
+        outcome = await self._cell.failures.judge(error, where, type(message).__name__)
+        if outcome is not Decision.RESUME:
+            self._cell.obey(outcome, error)
+
+    def _fail(self, items: Sequence[object], error: Exception | None) -> None:
         for item in items:
             if type(item) is Ask:
                 item.fail(
@@ -234,24 +305,18 @@ class Life:
                     if error is None
                     else error
                 )
-        if error is None:
-            raise caught
-        self._run_at_hand = ()
-        await self._refuse_unhandled()
-        outcome = await self._cell.failures.judge(error, where, type(message).__name__)
-        if outcome is not Decision.RESUME:
-            self._cell.obey(outcome, error)
 
-    async def _begin(self, anew: bool) -> bool:
-        """Run ``on_start``, for a restart on a new instance; return whether the actor goes on.
+    async def _begin(self) -> bool:
+        """Run ``on_start``, on a new instance if this is a restart.
 
-        It goes on as supervision says, so one that could not start may go on with a restart.
+        Return whether the actor is ready for messages. If not, `_again` says what supervision
+        wants.
         """
-        if anew and not await self._back_off():
-            return False
         where = "__init__"
         try:
-            if anew:
+            if self._restarting:
+                if not await self._back_off():
+                    return False
                 self._restarts += 1
                 self._cell.cause = None
                 self.actor = self._recipe.make(self._cell.context)
@@ -259,74 +324,154 @@ class Life:
             self._cell.can_have_children = True
             await self.actor.on_start()
         except BaseException as caught:
-            error = self._own_failure(caught)
+            error = self._failure(caught)
             if error is None:
                 raise
-            outcome = await self._cell.failures.judge(error, where)
-            if outcome is not Decision.RESTART or self._cell.order is Decision.STOP:
-                # An instance that could not start has nothing to resume either.
-                self._cell.reason, self._cell.cause = "failed", error
-                return False
-            self._cell.obey(outcome, error)
-        else:
-            self._started = True
-            self._cell.facts.lifecycle(
-                self._cell.address,
-                ActorRestarted(self._restarts)
-                if anew
-                else ActorStarted(self._recipe.actor_class.__name__),
-            )
+            await self._judge_ended(error, where)
+            if self._again and self._mailbox.closed:
+                # Whoever wants it to stop need not wait until it starts.
+                self._again, self._cell.reason = False, "failed"
+                self._cell.cause = error
+            return False
+        self._started = True
+        self._cell.facts.lifecycle(
+            self._cell.address,
+            ActorRestarted(self._restarts)
+            if self._restarting
+            else ActorStarted(self._recipe.actor_class.__name__),
+        )
         return True
+
+    async def _judge_ended(self, error: Exception, where: str) -> None:
+        """Have supervision decide about an instance that is not running: there is no resuming."""
+        outcome = await self._cell.failures.judge(error, where)
+        await self._stop_children(drain=False)
+        self._again = outcome is Decision.RESTART and self._cell.order is not Decision.STOP
+        if self._again:
+            self._cell.cause = error
+        else:
+            self._cell.reason, self._cell.cause = "failed", error
 
     async def _back_off(self) -> bool:
         """Wait as long as supervision says before a restart; return whether there is to be one.
 
         Somebody who wants the actor to stop does not have to wait for that.
         """
+        self._cell.forget_watches()
         if self._cell.restart_delay:
             with self._cell.clock.move_on_after(self._cell.restart_delay):
                 await self._mailbox.wait_closed()
         return self._cell.order is not Decision.STOP
 
-    async def _carry_out_order(self) -> bool:
-        """Do what was decided, and return whether another instance is to follow."""
-        order, self._cell.order = self._cell.order, None
-        if order is Decision.STOP:
+    def _failure(self, caught: BaseException) -> Exception | None:
+        """Return the error that supervision has to deal with.
+
+        `None` for a cancellation of this actor, whosever it is, and for what is to end the program.
+        """
+        rest = without_cancellation(caught)
+        if rest is not None:
+            return rest if isinstance(rest, Exception) else None
+        if self._cell.scope.cancel_called or cancelled_within() or cancelled_by_its_task():
+            return None
+        # asyncio raises this also in those who wait for a future that somebody cancelled. Nobody
+        # cancelled this actor, so it has failed like any other.
+        error = PapyraError(f"something that {self._cell.address} waited for was cancelled")
+        error.__cause__ = caught
+        return error
+
+    def _outlives_cancellation(self) -> bool:
+        """Return whether the actor goes on, although somebody cancelled its task.
+
+        If so, it starts over with what it was handling.
+        """
+        if (
+            self._cell.scope.cancel_called
+            or cancelled_within()
+            or not self._cell.parent.shields_children
+        ):
             return False
-        await self._stop_children(drain=False)
-        await self._dismiss()
+        self._cell.parent.child_was_cancelled()
+        take_cancellation()
+        self._mailbox.put_back(self._struck)
+        self._struck = ()
         return True
 
-    def _own_failure(self, caught: BaseException) -> Exception | None:
-        """Return the error that supervision has to deal with, or `None` to let `caught` pass."""
-        if isinstance(caught, Exception):
-            return caught
-        if (
-            isinstance(caught, anyio.get_cancelled_exc_class())
-            and not self._cell.scope.cancel_called
-        ):
-            # asyncio raises this also in those who wait for a future that somebody cancelled.
-            # Nobody cancelled this actor, so it has failed like any other.
-            error = PapyraError(f"something that {self._cell.address} waited for was cancelled")
-            error.__cause__ = caught
-            return error
-        return None
+    async def _be_struck(self, caught: BaseException) -> None:
+        """End the incarnation as `caught` demands, which is no failure of the actor's own."""
+        cell = self._cell
+        interrupt = without_cancellation(caught)
+        if interrupt is not None:
+            cell.reason, cell.cause = "failed", interrupt
+            cell.interrupt(interrupt)
+        elif not cell.scope.cancel_called:
+            await self._be_cancelled()
+        self._fail_struck(None)
 
-    async def _end(self) -> None:
-        self._mailbox.close()
-        unhandled = self._refuse_the_rest()
+    async def _be_cancelled(self) -> None:
+        """End the incarnation, as neither the system nor supervision has cancelled it.
+
+        Either somebody cancelled the task: that ends the actor. Or it was in a task group, in which
+        a task failed: leaving that in ``on_stop`` raises the error, and supervision decides.
+        """
+        cell = self._cell
+        await self._stop_children(drain=False)
+        error = await self._dismiss()
+        if cancelled_within():
+            return  # it is still in that group, and `run` finds it there
+        if cancelled_by_its_task():
+            cell.reason = "cancelled"
+            if error is not None:
+                cell.failures.record(error, "on_stop")
+            return
+        error = error or PapyraError(f"a scope that {cell.address} had entered was cancelled")
+        self._fail_struck(error)
+        await self._judge_ended(error, "on_stop")
+
+    def _fail_struck(self, error: Exception | None) -> None:
+        items, self._struck = self._struck, ()
+        self._fail(items, error)
+
+    def _leave_open(self, caught: Exception) -> None:
+        """Stop, as the actor is still in a task group, or a scope, that nobody else can leave."""
+        error = TaskGroupLeftOpen(
+            f"{self._cell.address} has ended within a task group, or a cancel scope, that it "
+            "entered: what on_start enters, on_stop has to leave"
+        )
+        error.__cause__ = caught
+        self._again = False
+        self._cell.reason, self._cell.cause = "failed", error
+        self._cell.failures.record(error, "on_stop", Decision.STOP)
+        self._fail_struck(error)
+        self._close()
+        cancel_groups_left_open()
+
+    async def _stop(self) -> None:
+        """Stop what there is of the actor, in order."""
+        cell = self._cell
+        self._close()
         try:
-            await self._stop_children(drain=self._cell.reason == "stopped")
-            await self._dismiss()
+            await self._stop_children(drain=cell.reason == "stopped")
+        except anyio.get_cancelled_exc_class():
+            cell.reason = "cancelled"
+        await self._dismiss(record=True)
+
+    def _close(self) -> None:
+        self._mailbox.close()
+        self._unhandled += self._refuse_the_rest()
+
+    def _end(self) -> None:
+        """Say that the actor has stopped, to all who want to know."""
+        cell = self._cell
+        try:
+            cell.facts.lifecycle(cell.address, ActorStoppedEvent(cell.reason, self._unhandled))
         finally:
-            cell = self._cell
-            cell.facts.lifecycle(cell.address, ActorStoppedEvent(cell.reason, unhandled))
             cell.parent.children.remove(cell)
             cell.death_watch.end()
             cell.stopped.set()
 
     def _refuse_the_rest(self) -> int:
-        for message, asked in self._refused:
+        refused, self._refused = self._refused, []
+        for message, asked in refused:
             self._cell.leave(message, expects_reply=asked)
         unhandled = 0
         while (item := self._mailbox.pop(_NOTHING)) is not _NOTHING:
@@ -342,19 +487,33 @@ class Life:
         return unhandled
 
     async def _stop_children(self, *, drain: bool) -> None:
+        """Stop the children, whoever is cancelled meanwhile; then let the cancellation strike."""
         self._cell.can_have_children = False
+        children, blow = self._cell.children, None
         # When this actor is cancelled its descendants are too, so this does not take long.
         with anyio.CancelScope(shield=True):
-            await self._cell.children.stop(drain=drain, cause=self._cell.cause)
+            while len(children):
+                try:
+                    await children.stop(drain=drain, cause=self._cell.cause)
+                except anyio.get_cancelled_exc_class() as error:
+                    drain, blow = False, error
+        if blow is not None:
+            raise blow
 
-    async def _dismiss(self) -> None:
-        """Run ``on_stop`` if it is owed."""
-        if self._started:
-            self._started = False
-            try:
-                await self.actor.on_stop()
-            except BaseException as caught:
-                error = self._own_failure(caught)
-                if error is None:
-                    raise
+    async def _dismiss(self, *, record: bool = False) -> Exception | None:
+        """Run ``on_stop`` if it is owed, and return, or record, what it raised."""
+        if not self._started:
+            return None
+        self._started = False
+        try:
+            await self.actor.on_stop()
+        except GeneratorExit:
+            raise
+        except BaseException as caught:  # noqa: BLE001 - sorted out here
+            error = self._failure(caught)
+            if error is None and (interrupt := without_cancellation(caught)) is not None:
+                self._cell.interrupt(interrupt)
+            if error is not None and record:
                 self._cell.failures.record(error, "on_stop")
+            return error
+        return None

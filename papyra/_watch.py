@@ -39,11 +39,15 @@ class DeathWatch:
         other._watchers.pop(self, None)
         self._watched.pop(other, None)
 
+    def forget(self) -> None:
+        """Watch nobody any more."""
+        for other in tuple(self._watched):
+            self.remove(other)
+
     def end(self) -> None:
         """Tell the watchers, and watch nobody any more."""
         self._over = True
-        for other in tuple(self._watched):
-            self.remove(other)
+        self.forget()
         for watcher in tuple(self._watchers):
             watcher.remove(self)
             watcher._tell(self)

@@ -42,6 +42,7 @@ __all__ = (
     "StoreWrongType",
     "SystemAlreadyStarted",
     "SystemNotRunning",
+    "TaskGroupLeftOpen",
     "UnencodablePayload",
     "UnhandledMessage",
     "UnknownSetting",
@@ -122,6 +123,10 @@ class SystemNotRunning(PapyraError):
     """The actor system has not been started, is stopping, or has stopped."""
 
 
+class TaskGroupLeftOpen(PapyraError, RuntimeError):
+    """An actor has ended within a task group, or a cancel scope, that it had entered."""
+
+
 class UnhandledMessage(PapyraError, TypeError):
     """The actor that was asked has no use for a message like this. The message is a dead letter."""
 
@@ -135,7 +140,7 @@ class WrongLoop(PapyraError, RuntimeError):
 
 
 class WrongTask(PapyraError, RuntimeError):
-    """A system must be stopped by the task that started it."""
+    """A system must be stopped, and its ``async with`` left, by the task that started it."""
 
 
 # Settings, policies, installation

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict, deque
-from collections.abc import Container, Iterator
+from collections.abc import Container, Iterator, Sequence
 from itertools import islice, takewhile
 from typing import Generic, NamedTuple, TypeVar
 
@@ -127,6 +127,10 @@ class Mailbox(Generic[T]):
         if self._wakeup is not None:
             self.wake()
 
+    def put_back(self, items: Sequence[T]) -> None:
+        """Put `items`, which were taken, where they were: at the front."""
+        self._items.extendleft(reversed(items))
+
     def pop(self, default: D) -> T | D:
         """Take the oldest message, or return `default` if there is none."""
         if not self._items:
@@ -154,6 +158,14 @@ class Mailbox(Generic[T]):
         if self._senders and len(self._items) <= self._low_water:
             self._admit()
         return run
+
+    def discard(self, item_type: type) -> None:
+        """Drop what it holds of exactly this type."""
+        kept = [item for item in self._items if type(item) is not item_type]
+        if len(kept) < len(self._items):
+            self._items = deque(kept)
+            if len(kept) <= self._low_water:
+                self._admit()
 
     async def wait(self) -> None:
         """Return when there may be something to do: a message, `close()` or `wake()`."""

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
-import logging
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from contextvars import ContextVar
 from types import TracebackType
 from typing import Any, Self
@@ -12,6 +12,12 @@ from typing import Any, Self
 import anyio
 from anyio.abc import TaskGroup
 
+from papyra._cancellation import (
+    shield_from_interrupts,
+    start_surely,
+    wait_through,
+    without_cancellation,
+)
 from papyra._cell import Cell, spawn
 from papyra._children import Children
 from papyra._facts import NoFacts, StoredFacts, text_of
@@ -20,6 +26,7 @@ from papyra._loop import HomeLoop
 from papyra._portal import Portal
 from papyra._recipe import Recipe
 from papyra._seconds import is_seconds, seconds, shown
+from papyra._shutdown import Shutdown, descendants
 from papyra.actor import Actor
 from papyra.address import ActorAddress, check_name
 from papyra.audit import AuditReport
@@ -44,9 +51,7 @@ from papyra.persistence.startup import PersistenceStartupConfig, check_store
 from papyra.ref import ActorRef
 from papyra.supervision import Decision, OneForOne, SupervisionPolicy
 
-__all__ = ("PERSISTENCE_NAME", "ActorSystem", "descendants")
-
-logger = logging.getLogger("papyra")
+__all__ = ("PERSISTENCE_NAME", "ActorSystem")
 
 #: The name of a system's own persistence actor.
 PERSISTENCE_NAME = "$persistence"
@@ -110,23 +115,33 @@ class ActorSystem:
         self._backend = persistence
         self._startup = startup or PersistenceStartupConfig()
         self._breaker = breaker
-        self._shutdown_timeout = seconds(shutdown_timeout)
         self._audit_interval = None if audit_interval is None else seconds(audit_interval)
         self._runtime = _Runtime(
-            self, clock or SystemClock(), dispatcher, mailbox_capacity, _variables(propagate)
+            self,
+            clock or SystemClock(),
+            dispatcher,
+            mailbox_capacity,
+            _variables(propagate),
+            self._end_by,
         )
         self._guardian = _Guardian(supervision or OneForOne(), self._fail)
         # The persistence actor answers for its own errors. One that it does not is a bug, and no
         # reason to drop what it holds.
-        self._own = _Guardian(OneForOne(default=Decision.RESUME), self._fail)
+        self._own = _Guardian(
+            OneForOne(default=Decision.RESUME), self._fail, self._lose_persistence
+        )
+        self._shutdown = Shutdown(
+            seconds(shutdown_timeout), self._guardian.children, self._own.children
+        )
         self._persistence: ActorRef | None = None
         self._facts: StoredFacts | None = None
         self._host_task: int | None = None
         self._portal: Portal | None = None
-        self._stopping = anyio.Event()
+        self._is_left = False
         self._failure: Exception | None = None
+        self._interrupt: BaseException | None = None
+        self._has_lost_persistence = False
         self._stored_before = 0
-        self._cancelled: list[str] = []
 
     @property
     def system_id(self) -> str:
@@ -160,12 +175,12 @@ class ActorSystem:
     @property
     def cancelled_actors(self) -> tuple[str, ...]:
         """The addresses of the actors that did not stop in time when the system stopped."""
-        return tuple(self._cancelled)
+        return tuple(self._shutdown.cancelled)
 
     @property
     def is_running(self) -> bool:
         """Whether actors can be spawned."""
-        return self._persistence is not None and not self._stopping.is_set()
+        return self._persistence is not None and not self._shutdown.begun.is_set()
 
     @property
     def portal(self) -> Portal:
@@ -256,6 +271,9 @@ class ActorSystem:
         `StoreDamaged` as `startup` says, `InvalidEnvironment`, and `SystemAlreadyStarted` the
         second time.
         """
+        # A Ctrl-C in the midst of these would leave a system that nobody ever stops.
+        for function in (ActorSystem.start, ActorSystem.__aenter__, ActorSystem.__aexit__):
+            shield_from_interrupts(function)
         if self._host_task is not None:
             raise SystemAlreadyStarted(
                 f"the system {self._system_id!r} was started before: make a new ActorSystem"
@@ -285,9 +303,10 @@ class ActorSystem:
 
         It must be called by the task that called `start`: that is the one the system's task group
         belongs to. Raises `WrongTask` elsewhere, so inside actors, and `EscalatedFailure` if that
-        is why the system stops.
+        is why the system stops. A cancellation that strikes meanwhile is raised when everybody has
+        stopped.
         """
-        if self._host_task is None or self._stopping.is_set():
+        if self._host_task is None or self._is_left:
             return
         self._check_loop()
         if anyio.get_current_task().id != self._host_task:
@@ -304,7 +323,7 @@ class ActorSystem:
         exc: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        if not self._stopping.is_set():
+        if not self._is_left:
             await self._shut_down(exc)
 
     def _check_loop(self) -> None:
@@ -318,59 +337,101 @@ class ActorSystem:
 
     async def _shut_down(self, exc: BaseException | None) -> None:
         """Stop everything; raise what is to come out of the block in place of `exc`."""
-        self._stopping.set()
-        cause = exc if self._failure is None else self._failure
-        await self._stop_all(self._guardian.children, drain=exc is None, cause=cause)
-        if self._portal is not None:
-            self._portal.close()
-        if self._facts is not None:
-            self._facts.audit(self.audit())
-        await self._stop_all(self._own.children, drain=True)
+        self._is_left = True
+        self._begin_shutdown(exc if self._failure is None else self._failure)
+        blow = await shield_from_interrupts(wait_through)(
+            self._shutdown.ended, self._shutdown.hurry
+        )
+        if anyio.get_current_task().id != self._host_task:
+            raise WrongTask(
+                f"the system {self._system_id!r} was left by another task than entered it. All of "
+                "it has stopped; next time run 'async with ActorSystem()' in a task of its own, "
+                "which waits for an event that others set when they are done"
+            )
+        error = await self._leave_group(exc)
+        self._raise_what_ended_it()
+        if blow is not None:
+            raise blow
+        if error is not None and error is not exc:
+            raise error
+        if self._has_lost_persistence and error is None:
+            raise EscalatedFailure(
+                f"somebody cancelled the task of {self.persistence.address}, without which the "
+                "system can't go on"
+            )
+
+    async def _leave_group(self, exc: BaseException | None) -> BaseException | None:
+        """Leave the task group, in which nobody is left; return what becomes of `exc`."""
         # An exception stays what it is: the task group would wrap it in an ExceptionGroup. A
         # cancellation may be the group's own, alone or among others, so the group has to see it.
-        # If so, the group raises what it was cancelled for, or `_failure` says it.
-        cancelled = None
-        if isinstance(exc, (anyio.get_cancelled_exc_class(), BaseExceptionGroup)):
-            cancelled = exc if not isinstance(exc, Exception) else None
-        await self._runtime.task_group.__aexit__(
-            type(cancelled) if cancelled else None,
-            cancelled,
-            cancelled.__traceback__ if cancelled else None,
-        )
+        seen = exc if exc is not None and without_cancellation(exc) is not exc else None
+        try:
+            taken = await self._runtime.task_group.__aexit__(
+                type(seen) if seen else None, seen, seen.__traceback__ if seen else None
+            )
+        except BaseException as error:  # noqa: BLE001 - the caller raises it
+            # The event loop's word about tasks that ended within groups of their own: the failures
+            # of those actors tell it already.
+            return exc if self._runtime.parked else error
+        return None if taken else exc
+
+    def _raise_what_ended_it(self) -> None:
+        """Raise what has ended the system from within, if anything has."""
+        if self._interrupt is not None:
+            raise self._interrupt
         if self._failure is not None:
             raise EscalatedFailure(
                 f"a failure was escalated past the top-level actors of {self._system_id!r}: "
                 f"{type(self._failure).__name__}: {text_of(self._failure)}"
             ) from self._failure
 
-    async def _stop_all(
-        self, children: Children, *, drain: bool, cause: BaseException | None = None
-    ) -> None:
-        with anyio.move_on_after(self._shutdown_timeout, shield=True) as scope:
-            await children.stop(drain=drain, cause=cause)
-        if scope.cancelled_caught:
-            late = [str(cell.address) for cell in descendants(children)]
-            self._cancelled += late
-            logger.warning(
-                "cancelled, as they had not stopped after %g seconds: %s",
-                self._shutdown_timeout,
-                ", ".join(late),
-            )
-            children.cancel()
-            with anyio.CancelScope(shield=True):
-                await children.stop(drain=False)
+    def _begin_shutdown(self, cause: BaseException | None) -> None:
+        """Begin to stop everything: in order if there is no `cause`, else after what is at hand."""
+        self._shutdown.begin(self._runtime.task_group, self._before_store, cause)
+
+    def _before_store(self) -> None:
+        """Do what comes after the last actor."""
+        if self._portal is not None:
+            self._portal.close()
+        if self._facts is not None:
+            self._facts.audit(self.audit())
 
     async def _audit_every(self, interval: float) -> None:
-        while not self._stopping.is_set():
-            with self.clock.move_on_after(interval):
-                await self._stopping.wait()
-            if self._facts is not None and not self._stopping.is_set():
-                self._facts.audit(self.audit())
+        begun = self._shutdown.begun
+        with contextlib.suppress(anyio.get_cancelled_exc_class()):
+            while not begun.is_set():
+                with self.clock.move_on_after(interval):
+                    await begun.wait()
+                if self._facts is not None and not begun.is_set():
+                    self._facts.audit(self.audit())
 
     def _fail(self, error: Exception) -> None:
+        """End the system, as nobody is left to deal with `error`."""
         if self._failure is None:
             self._failure = error
-            self._runtime.task_group.cancel_scope.cancel()
+            self._cancel_block()
+
+    def _end_by(self, error: BaseException) -> None:
+        """End the system by what an actor raised, such as `SystemExit`."""
+        if self._interrupt is None:
+            self._interrupt = error
+            self._cancel_block()
+        if self._shutdown.begun.is_set():
+            self._shutdown.hurry()
+
+    def _lose_persistence(self) -> None:
+        """End the system in order, as somebody cancelled the task of its persistence actor."""
+        self._has_lost_persistence = True
+        self._begin_shutdown(
+            EscalatedFailure(
+                f"somebody cancelled the task of {self.persistence.address}, without which the "
+                "system can't go on"
+            )
+        )
+        self._cancel_block()
+
+    def _cancel_block(self) -> None:
+        self._runtime.task_group.cancel_scope.cancel()
 
 
 class _Runtime:
@@ -383,12 +444,16 @@ class _Runtime:
         dispatcher: Dispatcher | None,
         mailbox_capacity: int,
         propagate: tuple[ContextVar[Any], ...],
+        interrupt: Callable[[BaseException], None],
     ) -> None:
         self.system = system
         self.clock = clock
         self.dispatcher = dispatcher
         self.mailbox_capacity = mailbox_capacity
         self.propagate = propagate
+        self.interrupt = interrupt
+        #: tasks that have nothing to do any more, and yet must not end before their actors' groups
+        self.parked = 0
 
     @functools.cached_property
     def task_group(self) -> TaskGroup:
@@ -402,8 +467,13 @@ class _Runtime:
 
     def launch(self, cell: Cell) -> None:
         # It must not keep the context variables of whoever spawned it: they are of one request.
-        start = functools.partial(self.task_group.start_soon, name=str(cell.address))
-        cell.variables.run(start, cell.run)
+        run, before = shield_from_interrupts(cell.run), cell.begun
+        start = functools.partial(self.task_group.start_soon, run, name=str(cell.address))
+        start_surely(functools.partial(cell.variables.run, start), lambda: cell.begun > before)
+
+    async def park(self) -> None:
+        self.parked += 1
+        await wait_through(self.system._shutdown.ended)
 
 
 class _Guardian:
@@ -411,10 +481,21 @@ class _Guardian:
 
     ref: None = None
 
-    def __init__(self, policy: SupervisionPolicy, escalate: Callable[[Exception], None]) -> None:
+    def __init__(
+        self,
+        policy: SupervisionPolicy,
+        escalate: Callable[[Exception], None],
+        child_was_cancelled: Callable[[], None] | None = None,
+    ) -> None:
         self.policy = policy
         self.children = Children()
+        self.shields_children = child_was_cancelled is not None
+        self._child_was_cancelled = child_was_cancelled
         self._escalate = escalate
+
+    def child_was_cancelled(self) -> None:
+        if self._child_was_cancelled is not None:
+            self._child_was_cancelled()
 
     async def decide(self, child: ActorRef, error: Exception) -> Decision:
         del child
@@ -423,15 +504,6 @@ class _Guardian:
     async def fail(self, error: Exception) -> Outcome:
         self._escalate(error)
         return Decision.STOP
-
-
-def descendants(children: Children) -> Iterator[Cell]:
-    """Yield the cells in `children`, and those below them."""
-    ahead = list(children)
-    while ahead:
-        cell = ahead.pop()
-        yield cell
-        ahead += cell.children
 
 
 def _variables(propagate: Iterable[ContextVar[Any]]) -> tuple[ContextVar[Any], ...]:

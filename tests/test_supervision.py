@@ -1,11 +1,12 @@
 from __future__ import annotations
 
+from contextvars import ContextVar
 from typing import Any
 
 import anyio
 import pytest
 
-from papyra import Actor, ActorRef, ActorSystem, Decision, OneForAll, OneForOne
+from papyra import Actor, ActorRef, ActorSystem, Decision, OneForAll, OneForOne, Terminated
 from papyra.events import ActorRestarted
 from papyra.exceptions import ActorStopped, EscalatedFailure, InvalidPolicy
 from papyra.persistence.backends.memory import InMemoryPersistence
@@ -417,3 +418,103 @@ async def test_one_for_one_leaves_the_siblings_alone() -> None:
         assert await two.ask(None) == 1
         await crash(one)
         assert await two.ask(None) == 2
+
+
+class Watching(Actor):
+    """Spawns and watches a child when it starts, and another one when that has terminated."""
+
+    def __init__(self, log: list[Any]) -> None:
+        self.log = log
+
+    async def on_start(self) -> None:
+        self.log.append("start")
+        self.spawn_child()
+
+    def spawn_child(self) -> None:
+        self.child = self.context.spawn(Echo, name="child")
+        self.context.watch(self.child)
+
+    async def receive(self, message: Any) -> Any:
+        match message:
+            case Terminated(ref):
+                self.log.append(("terminated", ref is self.child))
+                self.spawn_child()
+            case "child":
+                return self.child
+            case _:
+                raise ValueError(message)
+        return None
+
+
+async def test_a_restart_leaves_no_watch_of_the_former_incarnation(
+    persistence: InMemoryPersistence,
+) -> None:
+    log: list[Any] = []
+    async with ActorSystem("shop", persistence=persistence) as system:
+        ref = system.spawn(Watching, log, name="parent")
+        with pytest.raises(ValueError, match="once"):
+            await ref.ask("once")
+        child = await ref.ask("child")
+        assert await child.ask("alive") == "alive"
+        await child.stop()  # which the new incarnation does watch
+        await ref.ask("child")
+    assert log == ["start", "start", ("terminated", True)]
+    assert story(persistence, "shop/parent").count("ActorCrashed") == 1
+
+
+async def test_a_restart_leaves_no_notice_of_a_death_in_the_mailbox() -> None:
+    entered, release = anyio.Event(), anyio.Event()
+    log: list[Any] = []
+
+    class Blocked(Watching):
+        async def receive(self, message: Any) -> Any:
+            if message == "crash when told":
+                entered.set()
+                await release.wait()
+            return await super().receive(message)
+
+    async with ActorSystem() as system:
+        ref = system.spawn(Blocked, log)
+        child = await ref.ask("child")
+        await ref.tell("crash when told")
+        await entered.wait()
+        await child.stop()  # its notice is in the mailbox now
+        release.set()
+        assert await (await ref.ask("child")).ask("alive") == "alive"
+    assert log == ["start", "start"]
+
+
+async def test_a_restart_leaves_no_context_variable_of_the_former_incarnation() -> None:
+    variable: ContextVar[str] = ContextVar("variable", default="none")
+
+    class Sets(Actor):
+        async def receive(self, message: Any) -> Any:
+            if isinstance(message, Exception):
+                raise message
+            before = variable.get()
+            variable.set(message)
+            return before
+
+    async with ActorSystem() as system:
+        ref = system.spawn(Sets)
+        assert [await ref.ask("a"), await ref.ask("b")] == ["none", "a"]
+        with pytest.raises(KeyError):
+            await ref.ask(KeyError())
+        assert await ref.ask("c") == "none"
+
+
+async def test_an_on_start_that_always_fails_lets_the_event_loop_run_and_can_be_stopped(
+    persistence: InMemoryPersistence,
+) -> None:
+    class NeverStarts(Echo):
+        async def on_start(self) -> None:
+            raise ValueError("not today")
+
+    policy = OneForOne(max_restarts=10**9, within=1e-9)
+    async with ActorSystem("shop", persistence=persistence, supervision=policy) as system:
+        ref = system.spawn(NeverStarts, name="never")
+        while story(persistence).count("ActorCrashed") < 100:
+            await anyio.lowlevel.checkpoint()
+        await ref.stop()
+        assert system.find("shop/never") is None
+    assert story(persistence, "shop/never")[-1] == "ActorStopped"

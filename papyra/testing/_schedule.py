@@ -10,10 +10,11 @@ from typing import Any
 
 import anyio
 
+from papyra._shutdown import descendants
 from papyra.dispatcher import Dispatcher
 from papyra.persistence.backends.base import PersistenceBackend
 from papyra.ref import ActorRef
-from papyra.system import ActorSystem, descendants
+from papyra.system import ActorSystem
 from papyra.testing.clock import ManualClock
 from papyra.testing.idle import wait_until_idle
 
@@ -114,7 +115,7 @@ class ScheduledSystem(ActorSystem):
 
     def give_up(self) -> str:
         """Cancel every actor, now and when it stops; return who there was, in words."""
-        self._shutdown_timeout = 0.0
+        self._shutdown.timeout = 0.0
         actors = ", ".join(
             f"{cell.address} ({len(cell.mailbox)} messages waiting)"
             for cell in descendants(self._guardian.children)

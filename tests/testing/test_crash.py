@@ -245,8 +245,10 @@ async def test_a_scenario_that_gets_stuck_fails(monkeypatch: pytest.MonkeyPatch)
         async def receive(self, message: Any) -> Any:
             return await self.context.system.clock.sleep(float("inf"))
 
-    def build(system: ActorSystem) -> ActorRef:
-        return system.spawn(Stubborn, name="account")
+    async def build(system: ActorSystem) -> ActorRef:
+        ref = system.spawn(Stubborn, name="account")
+        await ref.ask("balance")  # else the scenario may be over before the actor has started
+        return ref
 
     with pytest.raises(CrashPointFailed, match="nobody can go on"):
         await crash_everywhere(build, DEPOSITS, lambda run: None, points=[1])

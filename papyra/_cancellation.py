@@ -1,0 +1,138 @@
+"""Cancellation that nobody here asked for: tell whose it is, and wait through it.
+
+anyio's cancel scopes know each other, so a shielded one keeps the others out. What knows no scopes
+is asyncio's own ``Task.cancel()``, with all that stands on it (`asyncio.timeout`, ``wait_for``, the
+first Ctrl-C, the end of `asyncio.run`), and trio's ``KeyboardInterrupt``.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import sys
+from collections.abc import Callable
+from types import ModuleType
+from typing import TypeVar
+
+import anyio
+
+__all__ = (
+    "cancel_groups_left_open",
+    "cancelled_by_its_task",
+    "cancelled_within",
+    "enable_interrupts",
+    "running_trio",
+    "shield_from_interrupts",
+    "start_surely",
+    "take_cancellation",
+    "wait_through",
+    "without_cancellation",
+)
+
+FunctionT = TypeVar("FunctionT", bound=Callable[..., object])
+
+
+def running_trio() -> ModuleType | None:
+    """Return the module trio if the running event loop is trio's."""
+    # Whoever runs on trio has imported it. It comes first: its guest mode runs inside asyncio.
+    trio = sys.modules.get("trio")
+    return trio if trio is not None and trio.lowlevel.in_trio_task() else None
+
+
+def cancelled_within() -> bool:
+    """Return whether a scope is cancelled that is entered, and not yet left, in this task."""
+    return anyio.current_effective_deadline() == -math.inf
+
+
+def cancelled_by_its_task() -> bool:
+    """Return whether somebody called ``cancel()`` on the running asyncio task."""
+    if running_trio() is not None:
+        return False
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0
+
+
+def take_cancellation() -> None:
+    """Take the calls of ``cancel()`` on the running asyncio task for dealt with."""
+    task = asyncio.current_task()
+    while task is not None and task.cancelling():
+        task.uncancel()
+
+
+def without_cancellation(error: BaseException) -> BaseException | None:
+    """Return what is left of `error` without cancellation, alone or in groups; perhaps nothing."""
+    cancelled = anyio.get_cancelled_exc_class()
+    if isinstance(error, BaseExceptionGroup):
+        return error.split(cancelled)[1]
+    return None if isinstance(error, cancelled) else error
+
+
+async def wait_through(
+    event: anyio.Event, struck: Callable[[], None] | None = None
+) -> BaseException | None:
+    """Wait until `event` is set, whatever strikes meanwhile; return what is to be raised for it.
+
+    That is the last ``KeyboardInterrupt``, or else the first cancellation. `struck` is called each
+    time.
+    """
+    blow: BaseException | None = None
+    with anyio.CancelScope(shield=True):
+        while not event.is_set():
+            try:
+                await event.wait()
+            except (anyio.get_cancelled_exc_class(), KeyboardInterrupt) as error:
+                if blow is None or isinstance(error, KeyboardInterrupt):
+                    blow = error
+                if struck is not None:
+                    struck()
+    return blow
+
+
+def start_surely(start: Callable[[], object], has_begun: Callable[[], bool]) -> None:
+    """Call `start`, which starts a task; and again, should that be cancelled before it has begun.
+
+    asyncio never runs such a task, not even what it would do in the end.
+    """
+    start()
+    if running_trio() is None:
+        loop = asyncio.get_running_loop()
+
+        async def again() -> None:
+            start_surely(start, has_begun)
+
+        def check(*_: object) -> None:
+            if not has_begun():
+                # In a task, as anyio starts none elsewhere; in another one, if this is cancelled.
+                loop.create_task(again()).add_done_callback(check)
+
+        # The task's own first step is in the queue already, and comes before this.
+        loop.call_soon(check)
+
+
+def shield_from_interrupts(function: FunctionT) -> FunctionT:
+    """Return `function` so that trio raises no ``KeyboardInterrupt`` in its midst.
+
+    It strikes the main task where that waits next.
+    """
+    trio = running_trio()
+    return function if trio is None else trio.lowlevel.enable_ki_protection(function)
+
+
+def enable_interrupts(function: FunctionT) -> FunctionT:
+    """Return `function` with `shield_from_interrupts` undone for it, and for what it calls."""
+    trio = running_trio()
+    return function if trio is None else trio.lowlevel.disable_ki_protection(function)
+
+
+def cancel_groups_left_open() -> None:
+    """Cancel the tasks of the groups that the running task has entered and will not leave."""
+    trio = running_trio()
+    if trio is not None:
+        for nursery in trio.lowlevel.current_task().child_nurseries:
+            nursery.cancel_scope.cancel()
+        return
+    ours = anyio.get_current_task().id
+    theirs = {task.id for task in anyio.get_running_tasks() if task.parent_id == ours}
+    for task in asyncio.all_tasks():
+        if id(task) in theirs:
+            task.cancel()

@@ -1,0 +1,41 @@
+"""A program that somebody presses Ctrl-C in: it acknowledges numbers on its standard output."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+import anyio
+
+from papyra import Actor, ActorSystem
+from papyra.persistence.backends.json import JsonFilePersistence
+from tests.conftest import LOOPS
+
+
+class Counter(Actor):
+    async def receive(self, number: int) -> None:
+        await self.context.persist(("Counted", {"number": number}))
+        print(number, flush=True)
+
+
+class Busy(Actor):
+    async def receive(self, message: Any) -> None:
+        for _ in range(1_000):
+            await anyio.lowlevel.checkpoint()
+        await self.context.self_ref.tell(message)
+
+
+async def main(path: str) -> None:
+    print("begun", flush=True)
+    store = JsonFilePersistence(path, fsync="no")
+    async with ActorSystem("program", persistence=store, shutdown_timeout=0.5) as system:
+        counter = system.spawn(Counter)
+        await system.spawn(Busy).tell("go on")
+        for number in range(int(sys.argv[3])):
+            await counter.ask(number)
+    print("left", flush=True)
+
+
+if __name__ == "__main__":
+    name, options = LOOPS[sys.argv[1]]
+    anyio.run(main, sys.argv[2], backend=name, backend_options=options)
