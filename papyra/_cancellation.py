@@ -21,6 +21,7 @@ __all__ = (
     "cancelled_by_its_task",
     "cancelled_within",
     "enable_interrupts",
+    "in_a_task",
     "running_trio",
     "shield_from_interrupts",
     "start_surely",
@@ -95,18 +96,29 @@ def start_surely(start: Callable[[], object], has_begun: Callable[[], bool]) -> 
     """
     start()
     if running_trio() is None:
-        loop = asyncio.get_running_loop()
 
-        async def again() -> None:
-            start_surely(start, has_begun)
-
-        def check(*_: object) -> None:
+        def check() -> None:
             if not has_begun():
-                # In a task, as anyio starts none elsewhere; in another one, if this is cancelled.
-                loop.create_task(again()).add_done_callback(check)
+                in_a_task(lambda: start_surely(start, has_begun))
 
         # The task's own first step is in the queue already, and comes before this.
-        loop.call_soon(check)
+        asyncio.get_running_loop().call_soon(check)
+
+
+def in_a_task(function: Callable[[], object]) -> None:
+    """Call `function` in a task of asyncio's, soon; anyio starts no task in a mere callback."""
+    has_run = False
+
+    async def run() -> None:
+        nonlocal has_run
+        has_run = True
+        function()
+
+    def check(*_: object) -> None:
+        if not has_run:
+            asyncio.get_running_loop().create_task(run()).add_done_callback(check)
+
+    check()
 
 
 def shield_from_interrupts(function: FunctionT) -> FunctionT:

@@ -26,6 +26,8 @@ class Waits:
     has made may wait for the actor itself, and a limit is a way out.
     """
 
+    __slots__ = ("_cell", "_own", "_stops")
+
     def __init__(self, cell: Cell) -> None:
         self._cell = cell
         self._own: _Wait | None = None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import functools
 from collections.abc import Callable, Iterable
@@ -13,8 +14,9 @@ import anyio
 from anyio.abc import TaskGroup
 
 from papyra._cancellation import (
+    in_a_task,
+    running_trio,
     shield_from_interrupts,
-    start_surely,
     wait_through,
     without_cancellation,
 )
@@ -465,11 +467,25 @@ class _Runtime:
         """Where the system was started."""
         return HomeLoop(self.system.system_id)
 
+    @functools.cached_property
+    def _call_soon(self) -> Callable[..., object] | None:
+        return None if running_trio() else asyncio.get_running_loop().call_soon
+
     def launch(self, cell: Cell) -> None:
+        before = cell.begun
         # It must not keep the context variables of whoever spawned it: they are of one request.
-        run, before = shield_from_interrupts(cell.run), cell.begun
-        start = functools.partial(self.task_group.start_soon, run, name=str(cell.address))
-        start_surely(functools.partial(cell.variables.run, start), lambda: cell.begun > before)
+        cell.variables.run(self._start, cell)
+        if self._call_soon is not None:
+            # The task's first step is in the queue already, and comes before this.
+            self._call_soon(self._launch_unless_begun, cell, before)
+
+    def _start(self, cell: Cell) -> None:
+        self.task_group.start_soon(shield_from_interrupts(cell.run), name=str(cell.address))
+
+    def _launch_unless_begun(self, cell: Cell, before: int) -> None:
+        """Launch `cell` again if its task was cancelled before it has begun: it never will."""
+        if cell.begun == before:
+            in_a_task(functools.partial(self.launch, cell))
 
     async def park(self) -> None:
         self.parked += 1
