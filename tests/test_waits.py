@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
+import random
 from collections.abc import Callable
 from typing import Any
 
@@ -9,7 +12,7 @@ import anyio
 import pytest
 
 from papyra import Actor, ActorRef, ActorSystem, Decision, OneForOne
-from papyra.exceptions import AskTimeout, WouldDeadlock
+from papyra.exceptions import ActorStopped, AskTimeout, NoChildrenNow, WouldDeadlock
 from papyra.testing import wait_until_idle
 from tests.actors import Parent
 
@@ -335,3 +338,92 @@ async def test_one_that_has_been_let_in_does_not_count_as_waiting() -> None:
         await wait_until_idle()
         release.set()
     assert replies == ["word"]
+
+
+# Random programs. More of them: ``PAPYRA_PROGRAMS=1000 python -m pytest tests/test_waits.py``
+
+SEEDS = range(int(os.environ.get("PAPYRA_PROGRAMS", "25")))
+
+#: What to do, to which of the actors, and what that one is to do then.
+Plan = list[tuple[str, int, Any]]
+
+
+class Planned(Actor):
+    """Does what a plan says. It has no way out of a wait but its end."""
+
+    supervision = OneForOne(default=Decision.RESUME)
+
+    def __init__(self, refs: list[ActorRef], told: list[str], at_stop: Plan | None = None) -> None:
+        self.refs, self.told, self.at_stop = refs, told, at_stop or []
+
+    async def receive(self, message: Plan) -> None:
+        await self.do_all(message)
+
+    async def on_stop(self) -> None:
+        await self.do_all(self.at_stop)
+
+    async def do_all(self, plan: Plan) -> None:
+        for step in plan:
+            try:
+                await self.do(*step)
+            except WouldDeadlock as error:
+                self.told.append(str(error))
+            except (ActorStopped, NoChildrenNow):
+                return
+
+    async def do(self, what: str, number: int, plan: Any) -> None:
+        match what:
+            case "ask":
+                await self.refs[number].ask(plan)
+            case "tell":
+                await self.refs[number].tell(plan)
+            case "stop":
+                await self.refs[number].stop()
+            case "child":
+                child = self.context.spawn(Planned, self.refs, self.told, plan[1])
+                await child.tell(plan[0])
+                await child.stop()
+            case "crash":
+                raise ValueError
+
+
+def make_plan(dice: random.Random, kinds: list[str], first: int, last: int, depth: int) -> Plan:
+    """Return a plan for an actor that reaches those from `first` on; see below."""
+    plan: Plan = []
+    for _ in range(dice.randint(0, 3) if depth and first <= last else 0):
+        kind, number = dice.choice(kinds), dice.randint(first, last)
+        # Without circles, an actor reaches later ones only.
+        onward = number + 1 if "stop" not in kinds else first
+        sub: Any = make_plan(dice, kinds, onward, last, depth - 1)
+        if kind == "child":
+            sub = [make_plan(dice, kinds, first, last, depth - 1) for _ in range(2)]
+        plan.append((kind, number, sub))
+    return plan
+
+
+@pytest.mark.parametrize("circles", [False, True])
+@pytest.mark.parametrize("seed", SEEDS)
+async def test_no_program_hangs_and_without_circles_nobody_is_told(
+    seed: int, circles: bool
+) -> None:
+    dice = random.Random(seed)
+    kinds = ["ask", "ask", "tell", "tell", "child"] + ["stop", "crash"] * circles
+    refs: list[ActorRef] = []
+    told: list[str] = []
+
+    async def client() -> None:
+        for _ in range(3):
+            number = dice.randrange(len(refs))
+            first = 0 if circles else number + 1
+            with contextlib.suppress(ActorStopped, ValueError):
+                await refs[number].ask(make_plan(dice, kinds, first, len(refs) - 1, 3))
+
+    # It is stopped by nobody's time limit: a program that hangs fails by that of the test.
+    async with (
+        resuming(mailbox_capacity=dice.randint(1, 3), shutdown_timeout=1e9) as system,
+        anyio.create_task_group() as tasks,
+    ):
+        refs += [system.spawn(Planned, refs, told) for _ in range(dice.randint(1, 5))]
+        for _ in range(4):
+            tasks.start_soon(client)
+    assert circles or told == []
