@@ -220,9 +220,9 @@ class Cell:
         self.death_watch.forget()
         self.mailbox.discard(Terminated)
 
-    def refuse_nowait(self, message: object) -> None:
-        """Make a dead letter of a message that was told; raise `MailboxFull` without room."""
-        self.facts.dead_letter_nowait(self.address, message, False)
+    def refuse_nowait(self, message: object, *, expects_reply: bool) -> None:
+        """Make a dead letter of `message`; raise `MailboxFull` if the store has no room for it."""
+        self.facts.dead_letter_nowait(self.address, message, expects_reply)
 
     def leave(self, message: object, *, expects_reply: bool) -> None:
         """Make a dead letter of a message that was in the mailbox."""

@@ -24,7 +24,12 @@ from papyra.actor import Failure
 from papyra.dispatcher import Dispatcher
 from papyra.events import ActorRestarted, ActorStarted
 from papyra.events import ActorStopped as ActorStoppedEvent
-from papyra.exceptions import ActorInitializationError, PapyraError, TaskGroupLeftOpen
+from papyra.exceptions import (
+    ActorInitializationError,
+    MailboxFull,
+    PapyraError,
+    TaskGroupLeftOpen,
+)
 from papyra.ref import Ask, Terminated, Told, current_cell
 from papyra.supervision import Decision
 
@@ -67,7 +72,7 @@ class Life:
         #: what is being handled, as it was in the mailbox: one message, or a run of them
         self._at_hand: object = _NOTHING
         self._run_at_hand: Sequence[object] = ()
-        #: what of it the actor had no use for, and whether it was asked; dead letters soon
+        #: what the actor had no use for, and the store no room; and whether it was asked
         self._refused: list[tuple[object, bool]] = []
         #: what the message at hand has brought along
         self._values: Values = ()
@@ -92,13 +97,19 @@ class Life:
         for item in self._run_at_hand or [self._at_hand]:
             ask = item if type(item) is Ask else None
             if ask is None and item is message:
-                self._refused.append((message, False))
+                self._refuse(message, asked=False)
                 return True
             if ask is not None and ask.message is message and ask.error is None:
+                self._refuse(message, asked=True)
                 ask.fail(error)
-                self._refused.append((message, True))
                 return True
         return False
+
+    def _refuse(self, message: object, *, asked: bool) -> None:
+        try:
+            self._cell.refuse_nowait(message, expects_reply=asked)
+        except MailboxFull:
+            self._refused.append((message, asked))
 
     async def run(self) -> None:
         """Run one incarnation, in the task that is running; then start the next, or end."""
@@ -167,6 +178,8 @@ class Life:
         while self._cell.order is None:
             if handled >= self._throughput and len(self._mailbox):
                 # A busy actor lets the others run now and then.
+                if self._refused:
+                    await self._refuse_the_unhandled()
                 await self._next_turn()
                 handled = 0
                 if self._is_under_order():
@@ -178,6 +191,8 @@ class Life:
                 return
             else:
                 self._at_hand = _NOTHING  # not to keep it in memory
+                if self._refused:
+                    await self._refuse_the_unhandled()
                 await self._mailbox.wait()
                 handled = 0
 
@@ -210,8 +225,6 @@ class Life:
         else:
             if ask is not None:
                 self._answer(ask, reply)
-            if self._refused:
-                await self._refuse_unhandled()
         return 1
 
     def _surround(self, message: object, handling: Coroutine[Any, Any, Any]) -> Any:
@@ -256,12 +269,11 @@ class Life:
         else:
             for ask, reply in answers:
                 self._answer(ask, reply)
-            if self._refused:
-                await self._refuse_unhandled()
         self._run_at_hand = ()
         return len(run)
 
-    async def _refuse_unhandled(self) -> None:
+    async def _refuse_the_unhandled(self) -> None:
+        """Wait until the store has taken what it had no room for: an actor's turn bounds that."""
         while self._refused:
             message, asked = self._refused.pop(0)
             await self._cell.refuse(message, expects_reply=asked)
@@ -292,7 +304,6 @@ class Life:
             raise caught
         self._fail(items, error)
         self._run_at_hand = ()
-        await self._refuse_unhandled()
         outcome = await self._cell.failures.judge(error, where, type(message).__name__)
         if outcome is not Decision.RESUME:
             self._cell.obey(outcome, error)

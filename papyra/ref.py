@@ -124,7 +124,7 @@ class ActorRef:
     def _refuse_nowait(self, message: object) -> None:
         self._cell.loop.check()
         try:
-            self._cell.refuse_nowait(message)
+            self._cell.refuse_nowait(message, expects_reply=False)
         except MailboxFull:
             raise MailboxFull(
                 f"{self.address} takes no more messages, and the store has no room for another "
