@@ -229,10 +229,11 @@ class Life:
 
     def _surround(self, message: object, handling: Coroutine[Any, Any, Any]) -> Any:
         """Return `handling` with what belongs around it."""
-        if self._cell.propagate:
-            handling = carrying(self._cell.propagate, self._values, handling)
         if self._dispatcher is not None:
             handling = self._dispatcher.handle(self._cell.ref, (message,), handling)
+        if self._cell.propagate:
+            # Outermost: instruments see the sender's variables, too.
+            handling = carrying(self._cell.propagate, self._values, handling)
         return handling
 
     async def _next_turn(self) -> None:

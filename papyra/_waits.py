@@ -32,7 +32,7 @@ class Waits:
         self._cell = cell
         self._own: _Wait | None = None
         # In whichever task, and with a limit or not: nobody has to see an actor stop.
-        self._stops: list[Cell] = []
+        self._stops: tuple[Cell, ...] = ()
 
     def begin(self, on: Cell, until: Signal, *, limited: bool = False) -> bool:
         """Note that this actor waits for `on` to handle a message, and return whether it counts.
@@ -66,13 +66,15 @@ class Waits:
         if other.waits.chain_to(self._cell, to_stop=True):
             return
         wait = (other, other.stopped, True)
-        self._stops.append(other)
+        self._stops += (other,)
         if self._cell.runs_in_this_task() and not self._cell.loop.has_deadline(self._cell.task):
             self._own = wait
         try:
             await other.stopped.wait()
         finally:
-            self._stops.remove(other)
+            stops = list(self._stops)
+            stops.remove(other)
+            self._stops = tuple(stops)
             if self._own is wait:
                 self._own = None
 

@@ -5,19 +5,22 @@ from __future__ import annotations
 import asyncio
 import functools
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from contextvars import ContextVar
-from typing import Any
+from typing import Any, TypeVar
 
 import anyio
 import pytest
 import sniffio
 
 from papyra import Actor, ActorRef, ActorSystem, Decision, OneForOne
+from papyra.dispatcher import Dispatcher
 from papyra.exceptions import AskTimeout, InvalidSetting
 from papyra.persistence.backends.memory import InMemoryPersistence
 from papyra.testing import wait_until_idle
 from tests.actors import Gate, letters
+
+ReplyT = TypeVar("ReplyT")
 
 request_id: ContextVar[str] = ContextVar("request_id")
 tenant: ContextVar[str] = ContextVar("tenant", default="nobody")
@@ -363,6 +366,29 @@ async def test_a_thread_sends_its_own_values_through_the_portal() -> None:
         await anyio.to_thread.run_sync(thread.join)
         assert replies == [("plain", "nobody")]
         assert await ref.ask("x") == (None, "nobody")
+
+
+async def test_instruments_see_them_and_may_refuse_a_message() -> None:
+    seen: list[Any] = []
+
+    class Looks(Dispatcher):
+        async def handle(
+            self, ref: ActorRef, messages: Sequence[Any], handling: Coroutine[Any, Any, ReplyT]
+        ) -> ReplyT:
+            if not ref.address.name.startswith("$"):
+                seen.append(request_id.get(None))
+            if messages == ("refuse",):
+                handling.close()
+                raise ValueError("refused")
+            return await handling
+
+    async with propagating(dispatcher=Looks()) as system:
+        ref = system.spawn(Sees)
+        request_id.set("r1")
+        assert await ref.ask("x") == ("r1", "nobody")
+        with pytest.raises(ValueError, match="refused"):
+            await ref.ask("refuse")
+        assert seen == ["r1", "r1"]
 
 
 async def test_a_restarted_actor_gets_them_too() -> None:
