@@ -435,7 +435,8 @@ class Life:
             if error is not None:
                 cell.failures.record(error, "on_stop")
             return
-        error = error or PapyraError(f"a scope that {cell.address} had entered was cancelled")
+        if error is None:
+            error = PapyraError(f"a scope that {cell.address} had entered was cancelled")
         self._fail_struck(error)
         await self._judge_ended(error, "on_stop")
 
@@ -475,16 +476,20 @@ class Life:
         """Say that the actor has stopped, to all who want to know."""
         cell = self._cell
         try:
+            self._leave_the_unhandled()  # what on_stop may have added
             cell.facts.lifecycle(cell.address, ActorStoppedEvent(cell.reason, self._unhandled))
         finally:
             cell.parent.children.remove(cell)
             cell.death_watch.end()
             cell.stopped.set()
 
-    def _refuse_the_rest(self) -> int:
+    def _leave_the_unhandled(self) -> None:
         refused, self._refused = self._refused, []
         for message, asked in refused:
             self._cell.leave(message, expects_reply=asked)
+
+    def _refuse_the_rest(self) -> int:
+        self._leave_the_unhandled()
         unhandled = 0
         while (item := self._mailbox.pop(_NOTHING)) is not _NOTHING:
             match item:
