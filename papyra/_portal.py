@@ -24,9 +24,10 @@ ValueT = TypeVar("ValueT")
 class Portal:
     """anyio's `BlockingPortal` into the event loop of a system, for as long as the system runs.
 
-    Its methods are for other threads: ``system.portal.call(ref.ask, message)``. It is entered when
-    it is first used. Calls that have not come to their end when the last actor has are cancelled.
-    They, and whoever comes later, raise `SystemNotRunning`.
+    Its methods are for other threads: ``system.portal.call(ref.ask, message)``. They wait, so from
+    another event loop ``await anyio.to_thread.run_sync(system.portal.call, ref.ask, message)``. The
+    portal is entered when it is first used. Calls that are under way when the last actor has
+    stopped are cancelled: they, and whoever comes later, raise `SystemNotRunning`.
     """
 
     def __init__(self, system_id: str, loop: HomeLoop, tasks: TaskGroup) -> None:

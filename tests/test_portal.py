@@ -136,6 +136,18 @@ async def test_an_actor_at_work_in_a_worker_thread_asks_others_through_the_porta
         assert await system.spawn(Worker).ask(other) == "from a thread"
 
 
+@pytest.mark.parametrize("other", ["asyncio", "trio"])
+async def test_another_event_loop_asks_in_a_worker_thread_of_its_own(other: str) -> None:
+    async with ActorSystem() as system:
+        ref = system.spawn(Echo)
+
+        async def ask() -> Any:
+            return await anyio.to_thread.run_sync(system.portal.call, ref.ask, "from afar")
+
+        reply = await anyio.to_thread.run_sync(lambda: anyio.run(ask, backend=other))
+    assert reply == "from afar"
+
+
 async def test_while_actors_handle_what_they_were_told_the_portal_is_open() -> None:
     replies: list[Any] = []
 

@@ -151,7 +151,7 @@ async def run_scheduled(
             try:
                 await program()
             except Exception as caught:  # noqa: BLE001 - raised again below, out of the group
-                error = error or caught
+                error = caught if error is None else error
             tasks.cancel_scope.cancel()
     if error is not None:
         raise error

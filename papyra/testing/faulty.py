@@ -113,14 +113,16 @@ class FaultyPersistence(PersistenceBackend):
         With `kind`, only one that is about such records. With `after`, it is done all the same, but
         its callers are told that it failed: an answer that got lost.
         """
-        fault = Fail(error or InjectedFault(f"{operation} failed on purpose"), after)
+        fault = Fail(
+            InjectedFault(f"{operation} failed on purpose") if error is None else error, after
+        )
         self.use(Rule(fault, operation, kind, times=times))
 
     def fail_when(
         self, predicate: Callable[[Operation], object], error: Exception | None = None
     ) -> None:
         """Fail each operation for which `predicate` holds, until `clear`."""
-        fault = Fail(error or InjectedFault("an operation failed on purpose"))
+        fault = Fail(InjectedFault("an operation failed on purpose") if error is None else error)
         self.use(Rule(fault, None, predicate=predicate))
 
     def fail_every(
@@ -132,7 +134,8 @@ class FaultyPersistence(PersistenceBackend):
         kind: Kind | None = None,
     ) -> None:
         """Fail every `n`-th operation of this name, until `clear`."""
-        fault = Fail(error or InjectedFault(f"every {n}. {operation} fails on purpose"))
+        injected = InjectedFault(f"every {n}. {operation} fails on purpose")
+        fault = Fail(injected if error is None else error)
         self.use(Rule(fault, operation, kind, every=n))
 
     def reject(
@@ -152,7 +155,9 @@ class FaultyPersistence(PersistenceBackend):
         def holds(operation: Operation) -> bool:
             return predicate is None or any(map(predicate, operation.records))
 
-        fault = Reject(error or InvalidRecord("a record was rejected on purpose"))
+        fault = Reject(
+            InvalidRecord("a record was rejected on purpose") if error is None else error
+        )
         self._rejections.append(Rule(fault, "append", kind, predicate=holds, times=times))
 
     def delay(
