@@ -206,7 +206,7 @@ class Cell:
         Raises `WouldDeadlock` if there can't be any before the caller goes on.
         """
         self.loop.check()
-        caller = current_cell.get()
+        caller = self.caller()
         admitted = self.loop.new_signal()
         counts = caller is not None and caller.waits.begin(self, admitted)
         try:
@@ -230,6 +230,16 @@ class Cell:
 
     async def refuse(self, message: object, *, expects_reply: bool) -> None:
         await self.facts.dead_letter(self.address, message, expects_reply)
+
+    def caller(self) -> Cell | None:
+        """Return the actor that uses this one's ref.
+
+        None of another loop: context variables get also into threads that run loops of their own.
+        """
+        caller = current_cell.get()
+        if caller is None or caller.loop is self.loop or caller.loop.is_same(self.loop):
+            return caller
+        return None
 
     def runs_in_this_task(self) -> bool:
         """Return whether this is called by the actor itself."""
@@ -268,7 +278,7 @@ class Cell:
         """Stop after what is in the mailbox, and wait for that unless it would be in vain."""
         self.loop.check()
         self.mailbox.close()
-        caller = current_cell.get()
+        caller = self.caller()
         if caller is None:
             await self.stopped.wait()
         else:

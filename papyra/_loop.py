@@ -78,6 +78,10 @@ class HomeLoop:
             "function in place of ref.ask, from a thread other than the system's own"
         )
 
+    def is_same(self, other: HomeLoop) -> bool:
+        """Return whether `other` is this loop, as another system sees it."""
+        return self._asyncio is other._asyncio and self._trio is other._trio
+
     def call_soon(self, function: Callable[[], object]) -> None:
         """Have the loop call `function`, from any thread; raise `RuntimeError` if it has ended."""
         if self._trio is None:

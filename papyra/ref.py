@@ -151,7 +151,7 @@ class ActorRef:
         if timeout is not None and not is_seconds(timeout):
             raise InvalidPolicy(f"timeout is seconds, 0 or more, not {shown(timeout)}")
         ask = Ask(message, self._cell.loop.new_signal())
-        caller = current_cell.get()
+        caller = None if current_cell.get() is None else self._cell.caller()
         counts = caller and caller.waits.begin(self._cell, ask.done, limited=timeout is not None)
         if timeout is not None:
             with self._cell.clock.move_on_after(seconds(timeout)):

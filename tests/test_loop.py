@@ -279,3 +279,35 @@ def test_a_thread_that_has_the_number_of_one_that_is_gone_is_another_thread() ->
         thread.start()
         thread.join()
     assert outcomes == ["refused"]
+
+
+@pytest.mark.parametrize("other", ["asyncio", "trio"])
+async def test_an_actor_may_run_a_loop_and_a_system_of_its_own_in_a_thread(other: str) -> None:
+    class Hosts(Actor):
+        async def receive(self, message: Any) -> Any:
+            return await anyio.to_thread.run_sync(lambda: anyio.run(live, backend=other))
+
+    async def live() -> Any:
+        async with ActorSystem("inner", mailbox_capacity=1) as system:
+            ref = system.spawn(Echo)
+            for word in ("one", "two", "three"):
+                await ref.tell(word)
+            reply = await ref.ask("x")
+            assert await ref.ask("x", timeout=5) == reply
+            await ref.stop()
+            return reply
+
+    async with ActorSystem("outer") as system:
+        assert await system.spawn(Hosts).ask("go") == "x"
+
+
+async def test_an_actor_reaches_those_of_another_system_in_its_loop() -> None:
+    class Asks(Actor):
+        async def receive(self, message: ActorRef) -> Any:
+            reply = await message.ask("x")
+            await message.tell("x")
+            await message.stop()
+            return reply
+
+    async with ActorSystem("one") as one, ActorSystem("two") as two:
+        assert await one.spawn(Asks).ask(two.spawn(Echo)) == "x"
