@@ -50,8 +50,11 @@ class HomeLoop:
     def has_deadline(self, task: Any) -> bool:
         """Return whether `task` is in a cancel scope that has a deadline, or is cancelled.
 
-        Trio can only be asked about the task that is running.
+        `None` stands for one that has not begun. Trio can only be asked about the task that is
+        running.
         """
+        if task is None:
+            return False
         if self.is_opaque or task is (here := self.current_task()):
             return self._current_deadline() < math.inf
         # As those do who bring their own tasks along: for this moment, it is the running one.
