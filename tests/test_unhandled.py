@@ -167,9 +167,9 @@ async def test_many_of_them_wait_for_the_store_as_every_sender_does(
             longest = max(longest, self.context.system.audit().persistence_waiting)
             return await super().receive(message)
 
-    async with ActorSystem(persistence=persistence, mailbox_capacity=30_000) as system:
+    async with ActorSystem(persistence=persistence, mailbox_capacity=15_000) as system:
         ref = system.spawn(Counts)
-        for number in range(25_000):
+        for number in range(12_000):
             await ref.tell(number)
-    assert len(persistence.dead_letters) == 25_000
+    assert len(persistence.dead_letters) == 12_000
     assert longest <= 10_001  # its mailbox, and a step of an actor's life
