@@ -55,6 +55,8 @@ def cancelled_by_its_task() -> bool:
 
 def take_cancellation() -> None:
     """Take the calls of ``cancel()`` on the running asyncio task for dealt with."""
+    if running_trio() is not None:
+        return
     task = asyncio.current_task()
     while task is not None and task.cancelling():
         task.uncancel()

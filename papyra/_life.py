@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Coroutine, Sequence
 from contextvars import Context
 from typing import TYPE_CHECKING, Any
@@ -117,7 +118,8 @@ class Life:
         self._cell.task = self._cell.loop.current_task()
         left_open = False
         try:
-            with self._cell.scope:
+            # The scope lets a cancellation of asyncio's own pass, which has been dealt with.
+            with contextlib.suppress(anyio.get_cancelled_exc_class()), self._cell.scope:
                 await self._live()
         except Exception as error:  # noqa: BLE001 - the scope's: one within it stands open
             left_open = True
@@ -144,7 +146,11 @@ class Life:
         except GeneratorExit:
             raise  # the event loop is gone, and nothing can be awaited any more
         except BaseException as caught:  # noqa: BLE001 - a cancellation, or an interrupt
-            await self._be_struck(caught)
+            try:
+                await self._be_struck(caught)
+            except anyio.get_cancelled_exc_class():
+                self._again, self._cell.reason = False, "cancelled"
+                self._fail_struck(None)
         if not self._again:
             await self._stop()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
@@ -114,15 +115,17 @@ async def _all_stop(
 ) -> bool:
     """Stop `children`; return False if `time` is up, after so many seconds or before."""
     time.deadline = anyio.current_time() + seconds
-    with time:
+    # asyncio's own cancellation, when the event loop is being closed, strikes this task like any
+    # other, and may strike together with the scope's.
+    with contextlib.suppress(anyio.get_cancelled_exc_class()), time:
         while len(children):
             try:
                 await children.stop(drain=drain, cause=cause)
             except anyio.get_cancelled_exc_class():
                 if time.cancel_called:
                     raise
-                # asyncio's: the event loop is being closed, and cancels this task like any other.
                 take_cancellation()
+    take_cancellation()
     return not len(children)
 
 

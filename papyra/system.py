@@ -142,7 +142,7 @@ class ActorSystem:
         self._is_left = False
         self._failure: Exception | None = None
         self._interrupt: BaseException | None = None
-        self._has_lost_persistence = False
+        self._lost: EscalatedFailure | None = None
         self._stored_before = 0
 
     @property
@@ -356,11 +356,8 @@ class ActorSystem:
             raise blow
         if error is not None and error is not exc:
             raise error
-        if self._has_lost_persistence and error is None:
-            raise EscalatedFailure(
-                f"somebody cancelled the task of {self.persistence.address}, without which the "
-                "system can't go on"
-            )
+        if self._lost is not None and error is None:
+            raise self._lost
 
     async def _leave_group(self, exc: BaseException | None) -> BaseException | None:
         """Leave the task group, in which nobody is left; return what becomes of `exc`."""
@@ -423,14 +420,13 @@ class ActorSystem:
 
     def _lose_persistence(self) -> None:
         """End the system in order, as somebody cancelled the task of its persistence actor."""
-        self._has_lost_persistence = True
-        self._begin_shutdown(
-            EscalatedFailure(
-                f"somebody cancelled the task of {self.persistence.address}, without which the "
-                "system can't go on"
-            )
-        )
+        self._lose(f"{self.persistence.address}, without which the system can't go on")
+        self._begin_shutdown(self._lost)
         self._cancel_block()
+
+    def _lose(self, what: str) -> None:
+        """Take note of what is to be said if nothing else explains why the block was cancelled."""
+        self._lost = self._lost or EscalatedFailure(f"somebody cancelled the task of {what}")
 
     def _cancel_block(self) -> None:
         self._runtime.task_group.cancel_scope.cancel()
@@ -485,6 +481,8 @@ class _Runtime:
     def _launch_unless_begun(self, cell: Cell, before: int) -> None:
         """Launch `cell` again if its task was cancelled before it has begun: it never will."""
         if cell.begun == before:
+            # For the task group this is a task that has failed: it has cancelled the others.
+            self.system._lose(f"{cell.address} before it had begun")
             in_a_task(functools.partial(self.launch, cell))
 
     async def park(self) -> None:

@@ -19,7 +19,7 @@ import pytest
 from papyra.persistence.backends.json import JsonFilePersistence
 from tests.conftest import LOOPS
 
-RUNS = int(os.environ.get("PAPYRA_INTERRUPTS", "4"))
+RUNS = int(os.environ.get("PAPYRA_INTERRUPTS", "2"))
 #: Seconds after which a process has hung.
 PATIENCE = 30
 

@@ -5,6 +5,7 @@ More of them: ``PAPYRA_PROGRAMS=1000 python -m pytest tests/test_programs.py``.
 
 from __future__ import annotations
 
+import asyncio
 import collections
 import itertools
 import os
@@ -13,10 +14,11 @@ from typing import Any
 
 import anyio
 import pytest
+import uvloop
 from anyio.lowlevel import checkpoint
 
 from papyra import Actor, ActorRef, ActorSystem, Decision, OneForAll, OneForOne, Terminated
-from papyra.exceptions import ActorStopped, AskTimeout, MailboxFull, WouldDeadlock
+from papyra.exceptions import ActorStopped, AskTimeout, EscalatedFailure, MailboxFull, WouldDeadlock
 from papyra.persistence import Record
 from papyra.persistence.backends.memory import InMemoryPersistence
 from papyra.supervision import SupervisionPolicy
@@ -234,3 +236,81 @@ async def test_no_program_loses_anything_in_any_order() -> None:
         await explore(program, [seed], persistence=new_store, system_id="world")
         check_messages(worlds[-1], stores[-1])
         check_lives(stores[-1])
+
+
+class Strikes:
+    """Cancels tasks of asyncio in some turns of the loop: actors', the system's own, or all."""
+
+    def __init__(self, seed: int, host: asyncio.Task[None]) -> None:
+        self._random = random.Random(seed)
+        self._loop = asyncio.get_running_loop()
+        self._spared = asyncio.current_task()
+        self._host = host
+        self._victims = self._random.choice(["actors", "sweep", "host", "$persistence", "some"])
+        self._turns = self._random.choices(range(300), k=4)
+        self._turn = 0
+
+    def count(self) -> None:
+        if self._turn in self._turns:
+            for task in asyncio.all_tasks(self._loop) - {self._spared}:
+                if self._strikes(task.get_name()):
+                    task.cancel()
+        self._turn += 1
+        if not self._host.done():
+            self._loop.call_soon(self.count)
+
+    def _strikes(self, name: str) -> bool:
+        match self._victims:
+            case "sweep":
+                return True
+            case "some":
+                return self._random.random() < 0.2
+            case "actors":
+                return name.startswith("world/Node") and self._random.random() < 0.3
+            case victim:
+                return name.endswith(victim)
+
+
+# asyncio never runs a task that is cancelled before it has begun.
+@pytest.mark.filterwarnings("ignore:coroutine '.*' was never awaited:RuntimeWarning")
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.parametrize("new_loop", [asyncio.new_event_loop, uvloop.new_event_loop])
+@pytest.mark.parametrize("seed", SEEDS)
+def test_no_program_hangs_whichever_tasks_are_cancelled(seed: int, new_loop: Any) -> None:
+    persistence, world = InMemoryPersistence(), World(seed)
+
+    async def live() -> None:
+        async with ActorSystem(
+            "world",
+            persistence=persistence,
+            supervision=world.policy(top=True),
+            mailbox_capacity=world.random.choice([1, 2, 10, 1000]),
+            shutdown_timeout=5,
+        ) as system:
+            for _ in range(4):
+                world.refs.append(system.spawn(Node, world, 1))
+            async with anyio.create_task_group() as tasks:
+                for name in range(1, 6):
+                    tasks.start_soon(sender, world, name)
+
+    async def main() -> None:
+        host = asyncio.create_task(live(), name="host")
+        Strikes(seed, host).count()
+        await asyncio.wait([host])
+        if not host.cancelled() and (error := host.exception()) is not None:
+            assert isinstance(error, EscalatedFailure), error
+        while others := asyncio.all_tasks() - {asyncio.current_task()}:
+            await asyncio.wait(others)
+
+    with asyncio.Runner(loop_factory=new_loop) as runner:
+        runner.run(main())
+    assert not any(ref.is_alive for ref in world.refs)
+    check_lives(persistence)
+    persistence.attach(Host())  # nobody hosts it any more
+
+
+class Host:
+    owner = "the test"
+
+    def ask(self, request: Any) -> Any:
+        raise NotImplementedError
