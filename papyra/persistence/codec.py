@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
-import reprlib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+import sys
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import msgspec
 
+from papyra._stack import on_fresh_stack
+from papyra._text import MEANT, shown, text_of, type_name
 from papyra.exceptions import InvalidRecord, StoreError, UnencodablePayload
+from papyra.persistence._forms import depth_of, is_simple
+from papyra.persistence._payload import MAX_DEPTH, Room, come_back, fault_in, to_json
 from papyra.persistence.records import (
     PersistedAudit,
     PersistedDeadLetter,
@@ -18,20 +21,44 @@ from papyra.persistence.records import (
     Record,
 )
 
-__all__ = ("decode", "decode_numbered", "encodable", "encode")
+__all__ = (
+    "MAX_DEPTH",
+    "Room",
+    "decode",
+    "decode_numbered",
+    "encodable",
+    "encode",
+    "may_be_a_record",
+    "plain",
+    "stored_size",
+)
 
-_encoder = msgspec.json.Encoder()
-_encode: Callable[[object], bytes] = _encoder.encode
-_encode_lines: Callable[[Sequence[Record]], bytes] = _encoder.encode_lines
+#: How many containers may be inside each other in what is read, and so in what is restored: more
+#: than `MAX_DEPTH`, as older programs wrote what they could.
+_READABLE_DEPTH = 500
+#: A limit of recursion up to which Python raises before the stack overflows.
+_SAFE_RECURSION = 1000
+#: Records that are encoded in one call, at most: a bad one costs its neighbours no more.
+_RUN = 1000
+#: Encoded bytes up to which a payload is small.
+_SMALL = 2000
+
+_encode: Callable[[object], bytes] = msgspec.json.Encoder().encode
+_encode_lines: Callable[[Sequence[Record]], bytes] = msgspec.json.Encoder().encode_lines
 _decode: Callable[[bytes | memoryview], Record] = msgspec.json.Decoder(
     PersistedEvent | PersistedAudit | PersistedDeadLetter
 ).decode
+_decode_any: Callable[[bytes], Any] = msgspec.json.Decoder().decode
 
-#: What msgspec raises for a value that it can't write.
-_ENCODING_ERRORS = (TypeError, ValueError, OverflowError, RecursionError)
 
-#: What msgspec raises for bytes that are no record.
-_DECODING_ERRORS = (msgspec.DecodeError, UnicodeDecodeError)
+class _Tagged(msgspec.Struct):
+    kind: str
+
+
+_decode_tagged = msgspec.json.Decoder(_Tagged).decode
+
+#: What msgspec raises for bytes that are no record, or are nested too deeply to be read.
+_DECODING_ERRORS = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 
 #: What the fields of each type of record must be: structs don't check that themselves, and a
 #: record that can be written but not read would be lost.
@@ -47,55 +74,36 @@ _FIELDS: dict[type, tuple[tuple[str, type], ...]] = {
 }
 _NUMBERS = frozenset({float, int})
 
-#: Shortens, and survives a ``__repr__`` that raises.
-_repr = reprlib.Repr()
-_repr.maxother = _repr.maxstring = 80
 
-
-def encode(records: Sequence[Record]) -> list[bytes]:
+def encode(records: Sequence[Record], *, restored: bool = False) -> list[bytes]:
     """Return each record as a JSON object on one line, without its `seq`.
 
     Raises `InvalidRecord` for what is no record, or has a field of the wrong type, and
-    `UnencodablePayload` for a payload that JSON has no form for: NaN and the infinities too, which
-    would otherwise come back as null. A `msgspec.Raw` in a payload is taken at its word.
+    `UnencodablePayload` for a payload that would not come back as `PersistedEvent` says, whatever
+    it raises itself. Records that are restored may be nested more deeply than new ones.
     """
-    # A run of plain events is encoded in one call. Whatever is out of the ordinary goes the long
-    # way, which knows what is wrong and where.
-    if len(records) > 8 and _are_plain_events(records):
-        try:
-            lines = _encode_lines(records)
-        except _ENCODING_ERRORS:
-            pass
-        else:
-            encoded = lines.split(b"\n")
-            if b"null" not in lines and len(encoded) == len(records) + 1:
-                encoded.pop()  # what follows the last line: nothing
-                return encoded
-    return [_encode_one(record) for record in records]
-
-
-def _encode_one(record: Record) -> bytes:
-    _check(record)
-    if record.seq is not None:
-        record = msgspec.structs.replace(record, seq=None)
-    try:
-        encoded = _encode(record)
-    except _ENCODING_ERRORS as error:
-        for name in record.__struct_fields__:
-            _find_unencodable(getattr(record, name), name)
-        raise InvalidRecord(f"a record can't be encoded: {error}") from error
-    if b"null" in encoded or b"\n" in encoded:
-        _find_unencodable(record.payload, "payload")
+    encoded: list[bytes] = []
+    depth = _READABLE_DEPTH if restored else MAX_DEPTH
+    for start in range(0, len(records), _RUN):
+        some = records[start : start + _RUN]
+        # Events about which nothing is special are encoded in one call. Whatever is out of the
+        # ordinary goes the long way, which knows what is wrong and where.
+        run = _encode_run(some)
+        encoded += [_encode_one(record, depth) for record in some] if run is None else run
     return encoded
 
 
 def decode(data: bytes | memoryview, seq: int) -> Record:
     """Return the record that `data` holds, with its position.
 
-    Raises `StoreError` when `data` is no record.
+    Raises `StoreError` when `data` is no record, or nested too deeply to be read.
     """
     try:
-        record = _decode(data)
+        _refuse_overflow((data,))
+        try:
+            record = _decode(data)
+        except RecursionError:  # here, but perhaps not elsewhere
+            record = on_fresh_stack(_decode, data)
     except _DECODING_ERRORS as error:
         raise StoreError(f"the bytes of record {seq} can't be read: {error}") from error
     # Nobody else has seen this record yet, so it may still be completed, frozen or not. A copy
@@ -104,102 +112,194 @@ def decode(data: bytes | memoryview, seq: int) -> Record:
     return record
 
 
-def decode_numbered(data: Iterable[bytes]) -> list[Record]:
+def decode_numbered(data: Sequence[bytes]) -> list[Record]:
     """Return the records that `data` holds, each of which names its own `seq`.
 
-    Raises `StoreError` when one of them is no record.
+    Raises `StoreError` when one of them is no record, or nested too deeply to be read.
     """
     try:
-        return list(map(_decode, data))
+        _refuse_overflow(data)
+        try:
+            return list(map(_decode, data))
+        except RecursionError:
+            return on_fresh_stack(lambda: list(map(_decode, data)))
     except _DECODING_ERRORS as error:
         raise StoreError(f"there are bytes that can't be read: {error}") from error
 
 
-def encodable(value: object) -> bool:
-    """Return whether `value` could be a payload."""
+def may_be_a_record(data: bytes) -> bool:
+    """Return whether what `decode` can't read may be a record all the same, for somebody else."""
     try:
-        _find_unencodable(value, "payload")
-    except UnencodablePayload:
+        _refuse_overflow((data,))
+        _decode_tagged(data)
+    except RecursionError:
+        return True
+    except _DECODING_ERRORS:
         return False
     return True
 
 
-def _are_plain_events(records: Sequence[Record]) -> bool:
-    odd = [
-        record
-        for record in records
-        if type(record) is not PersistedEvent
-        or type(record.system_id) is not str
-        or type(record.actor_address) is not str
-        or type(record.event_type) is not str
-        or type(record.timestamp) is not float
-        or record.seq is not None
-    ]
-    return not odd and math.isfinite(sum([record.timestamp for record in records]))
+def plain(payload: object, room: Room | None = None) -> Any:
+    """Return a payload as it comes back: plain data, which nobody else holds.
+
+    Raises `UnencodablePayload` for one that does not come back, or takes up more than there is
+    `room` for.
+    """
+    if come_back((payload,), room=room):
+        try:
+            return _decode_any(to_json(payload))
+        except MEANT:
+            raise
+        except BaseException as error:  # whatever a user's object raises
+            raise UnencodablePayload(f"JSON has no form for this: {text_of(error)}") from error
+    raise UnencodablePayload("this would not come back as it is")
 
 
-def _check(record: Record) -> None:
+def encodable(value: object) -> bool:
+    """Return whether `value` could be a payload."""
+    return fault_in(value) is None
+
+
+def stored_size(record: Record) -> int:
+    """Return how many bytes a record takes that was read."""
+    return len(to_json(msgspec.structs.replace(record, seq=None)))
+
+
+def _encode_run(records: Sequence[Record]) -> list[bytes] | None:
+    """Encode events about which nothing is special; return `None` if something is."""
+    try:
+        payloads = [
+            record.payload
+            for record in records
+            if type(record) is PersistedEvent
+            and type(record.system_id) is str
+            and type(record.actor_address) is str
+            and type(record.event_type) is str
+            and type(record.timestamp) is float
+            and record.seq is None
+        ]
+        if len(payloads) < len(records):
+            return None
+        if not math.isfinite(sum([record.timestamp for record in records])):
+            return None
+        # What would overflow the stack must not even be encoded.
+        if _may_overflow() and not come_back(payloads, once=True):
+            return None
+        lines = _encode_lines(records)
+        if not (_are_simple(payloads) if len(lines) < _SMALL else come_back(payloads)):
+            return None
+        encoded = lines.split(b"\n")
+        encoded.pop()  # what follows the last line: nothing
+        return encoded if len(encoded) == len(records) else None
+    except MEANT:
+        raise
+    except BaseException:  # noqa: BLE001 - one record is bad; each is encoded by itself now
+        return None
+
+
+def _encode_one(record: Record, depth: int) -> bytes:
+    try:
+        try:
+            return _encode_checked(record, depth)
+        except RecursionError:
+            return on_fresh_stack(_encode_closely, record, depth)
+    except (InvalidRecord, *MEANT):
+        raise
+    except BaseException as error:
+        # Nothing waits here: even a cancellation can only be raised by what is in the record.
+        raise InvalidRecord(f"{shown(record)} can't be encoded: {text_of(error)}") from error
+
+
+def _encode_checked(record: Record, depth: int) -> bytes:
+    record = _checked(record)
+    encoded = _encode_plain(record, depth)
+    return _encode_closely(record, depth) if encoded is None else encoded
+
+
+def _encode_plain(record: Record, depth: int) -> bytes | None:
+    """Encode a record in whose payload nothing is special; return `None` if something is."""
+    try:
+        payload = record.payload
+        if _may_overflow() and not come_back((payload,), depth, once=True):
+            return None
+        encoded = _encode(record)
+        return encoded if come_back((payload,), depth) and b"\n" not in encoded else None
+    except MEANT:
+        raise
+    except BaseException:  # noqa: BLE001 - it is found out more closely what that was
+        return None
+
+
+def _encode_closely(record: Record, depth: int) -> bytes:
+    """Encode a record that is out of the ordinary, or say what is wrong with it."""
+    record = _checked(record)
+    fault = fault_in(record.payload, depth)
+    if fault is not None:
+        raise fault
+    for name, _ in _FIELDS[type(record)]:
+        try:
+            to_json(getattr(record, name))
+        except UnicodeEncodeError as error:
+            raise InvalidRecord(
+                f"{name} is {_said(getattr(record, name))}, which JSON has no form for ({error})"
+            ) from error
+    try:
+        return to_json(record)
+    except (RecursionError, *MEANT):
+        raise
+    except BaseException as error:
+        raise UnencodablePayload(
+            f"payload is {_said(record.payload)}, which JSON has no form for ({text_of(error)})",
+            path="payload",
+        ) from error
+
+
+def _checked(record: Record) -> Record:
+    """Return a record whose fields can be read again, without its `seq`."""
     fields = _FIELDS.get(type(record))
     if fields is None:
         raise InvalidRecord(
             "a record is a PersistedEvent, a PersistedAudit or a PersistedDeadLetter, "
-            f"not {_shortened(record)}"
+            f"not {_said(record)}"
         )
     for name, wanted in fields:
         value = getattr(record, name)
         if type(value) is not wanted:
             raise InvalidRecord(
-                f"{type(record).__name__}.{name} is a {wanted.__name__}, not {_shortened(value)}"
+                f"{type_name(record)}.{name} is a {wanted.__name__}, not {_said(value)}"
             )
     timestamp = record.timestamp
-    if type(timestamp) not in _NUMBERS or not math.isfinite(timestamp):
+    if not _is_time(timestamp):
         raise InvalidRecord(
-            f"{type(record).__name__}.timestamp is Unix time in seconds, "
-            f"not {_shortened(timestamp)}"
+            f"{type_name(record)}.timestamp is Unix time in seconds, not {_said(timestamp)}"
         )
+    if record.seq is None and type(timestamp) is float:
+        return record
+    return msgspec.structs.replace(record, seq=None, timestamp=float(timestamp))
 
 
-def _find_unencodable(value: object, path: str, above: frozenset[int] = frozenset()) -> None:
-    """Raise `UnencodablePayload` for the first value in `value` that JSON has no form for."""
-    if id(value) in above:
-        raise UnencodablePayload(f"{path} contains itself, which JSON can't", path=path)
-    if isinstance(value, float) and not math.isfinite(value):
-        raise UnencodablePayload(f"{path} is {value}, which JSON has no form for", path=path)
-    if isinstance(value, msgspec.Raw):
-        if b"\n" in bytes(value):
-            raise UnencodablePayload(f"{path} is raw JSON of more than one line", path=path)
-        return
+def _is_time(value: object) -> bool:
     try:
-        parts = list(_parts(value, path))
-        for part, where in parts:
-            _find_unencodable(part, where, above | {id(value)})
-    except RecursionError:
-        raise UnencodablePayload(f"{path} is nested too deeply", path=path) from None
-    if parts and not isinstance(value, Mapping):
-        return
-    try:
-        _encode(value)
-    except _ENCODING_ERRORS as error:
-        raise UnencodablePayload(
-            f"{path} is {_shortened(value)}, which JSON has no form for ({error})", path=path
-        ) from error
+        return type(value) in _NUMBERS and math.isfinite(value)  # type: ignore[arg-type]
+    except OverflowError:  # an integer beyond all floats
+        return False
 
 
-def _parts(value: object, path: str) -> Iterator[tuple[Any, str]]:
-    """Return what `value` is made of, and the path to each part."""
-    if isinstance(value, Mapping):
-        for key, item in value.items():
-            yield item, f"{path}[{key!r}]"
-    elif isinstance(value, (list, tuple, set, frozenset)):
-        for position, item in enumerate(value):
-            yield item, f"{path}[{position}]"
-    elif isinstance(value, msgspec.Struct):
-        for name in value.__struct_fields__:
-            yield getattr(value, name), f"{path}.{name}"
-    elif dataclasses.is_dataclass(value) and not isinstance(value, type):
-        for field in dataclasses.fields(value):
-            yield getattr(value, field.name), f"{path}.{field.name}"
+def _are_simple(payloads: Sequence[Any]) -> bool:
+    """Return whether all of a few small payloads come back."""
+    return all(map(is_simple, payloads)) or come_back(payloads)
 
 
-def _shortened(value: object) -> str:
-    return f"{type(value).__name__} {_repr.repr(value)}"
+def _may_overflow() -> bool:
+    """Return whether the stack may overflow before Python raises `RecursionError`."""
+    return sys.getrecursionlimit() > _SAFE_RECURSION
+
+
+def _refuse_overflow(data: Iterable[bytes | memoryview]) -> None:
+    """Raise `RecursionError` for what must not even be decoded, as it would overflow the stack."""
+    if _may_overflow() and any(depth_of(bytes(each)) > _SAFE_RECURSION for each in data):
+        raise RecursionError("it is nested too deeply")
+
+
+def _said(value: object) -> str:
+    return f"{type_name(value)} {shown(value)}"

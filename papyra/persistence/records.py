@@ -33,13 +33,23 @@ KINDS: tuple[Kind, ...] = get_args(Kind)
 class PersistedEvent(
     msgspec.Struct, frozen=True, tag_field="kind", tag="event", omit_defaults=True, gc=False
 ):
-    """Something that happened to an actor: a domain event, or a step of its life."""
+    """Something that happened to an actor: a domain event, or a step of its life.
+
+    A payload is what msgspec can write as JSON, and comes back as plain data: dicts, lists, text,
+    numbers, booleans and `None`, as `msgspec.to_builtins` makes them of it. What would come back as
+    something else is refused with `UnencodablePayload`, which names the path to it: NaN and the
+    infinities, whatever holds them; keys that are one as strings (``1`` and ``"1"``); fields that
+    are not set; private fields of attrs classes; times whose offset from UTC has seconds; integers
+    of more than 4,300 digits; more than 100 levels; and a `msgspec.Raw` that is not one JSON value
+    on one line, or has a name twice. It is encoded when it is written: what is changed between
+    ``tell`` and that is stored as it is then.
+    """
 
     system_id: str
     #: ``str()`` of the actor's address
     actor_address: str
     event_type: str
-    #: anything msgspec can write as JSON; read back as plain dicts, lists, strings and numbers
+    #: plain data, once it is read back
     payload: Any
     #: Unix time in seconds
     timestamp: float
@@ -53,7 +63,7 @@ class PersistedAudit(
     """A snapshot of a system's health. The runtime's own have an `AuditReport` as payload."""
 
     system_id: str
-    #: anything msgspec can write as JSON; read back as plain data
+    #: as in `PersistedEvent`
     payload: Any
     #: Unix time in seconds
     timestamp: float

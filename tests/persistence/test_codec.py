@@ -1,11 +1,18 @@
 from __future__ import annotations
 
+import asyncio
 import dataclasses
 import datetime
 import decimal
 import enum
+import itertools
 import math
+import random
+import subprocess
+import sys
+import uuid
 from collections import OrderedDict
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import msgspec
@@ -15,8 +22,18 @@ from hypothesis import strategies as st
 
 from papyra.exceptions import InvalidRecord, StoreError, UnencodablePayload
 from papyra.persistence import PersistedAudit, PersistedDeadLetter
-from papyra.persistence.codec import decode, encodable, encode
+from papyra.persistence.codec import (
+    MAX_DEPTH,
+    decode,
+    decode_numbered,
+    encodable,
+    encode,
+    may_be_a_record,
+    plain,
+)
 from tests.actors import event
+from tests.persistence import payloads
+from tests.persistence.payloads import BAD_JSON, GOOD_JSON, Refused, comes_back_as
 
 
 class Line(msgspec.Struct):
@@ -116,6 +133,365 @@ def test_a_payload_nested_too_deeply_is_refused() -> None:
         encode([event(payload=deep)])
 
 
+@given(st.integers(0), st.sampled_from([1, 12]))
+def test_what_is_accepted_comes_back_and_what_would_not_is_refused(seed: int, crowd: int) -> None:
+    payload = payloads.payload(random.Random(seed))
+    records = [event(payload=payload), *(event(number) for number in range(1, crowd))]
+    try:
+        expected = comes_back_as(payload)
+    except Refused:
+        with pytest.raises(UnencodablePayload) as caught:
+            encode(records)
+        assert str(caught.value).startswith(caught.value.path)
+        with pytest.raises(UnencodablePayload):
+            plain(payload)
+    else:
+        lines = encode(records)
+        record = decode(lines[0], 1)
+        assert record == msgspec.structs.replace(records[0], payload=expected, seq=1)
+        assert plain(payload) == expected
+        assert not any(b"\n" in line or b"\r" in line for line in lines)
+
+
+def test_what_is_accepted_can_be_turned_back_into_what_it_was() -> None:
+    kept: list[Any] = [
+        payloads.Tagged(1),
+        payloads.Tagged([2], 4),
+        payloads.Array("a"),
+        payloads.Open(1, 3),
+        payloads.Slotted(None),
+        payloads.Number.TWO,
+        payloads.Pair(1, 2),
+        datetime.datetime(2020, 6, 1, 2, 30, tzinfo=payloads.AMSTERDAM),
+        datetime.timedelta(days=-1, microseconds=1),
+        decimal.Decimal("1E+10"),
+        uuid.UUID(int=7),
+        2**64 - 1,
+    ]
+    for value in kept:
+        (data,) = encode([event(payload=value)])
+        assert msgspec.convert(decode(data, 1).payload, type(value)) == value
+
+
+@pytest.mark.parametrize("crowd", [1, 12], ids=["alone", "in a run"])
+@pytest.mark.parametrize("data", BAD_JSON, ids=lambda data: repr(data[:20]))
+def test_raw_json_that_would_not_come_back_is_refused(data: bytes, crowd: int) -> None:
+    records = [event(number) for number in range(crowd)]
+    records[0] = event(payload={"a": [msgspec.Raw(data)]})
+    with pytest.raises(UnencodablePayload, match="is raw JSON") as caught:
+        encode(records)
+    assert caught.value.path == "payload['a'][0]"
+
+
+@pytest.mark.parametrize("data", [data for data, _ in GOOD_JSON], ids=lambda data: repr(data[:20]))
+def test_raw_json_comes_back_as_what_it_says(data: bytes) -> None:
+    (line,) = encode([event(payload=[msgspec.Raw(data)])])
+    assert decode(line, 1).payload == [msgspec.json.decode(data)]
+
+
+class Nan(enum.Enum):
+    NAN = math.nan
+
+
+class Own(set[int]):
+    def __iter__(self) -> Iterator[int]:
+        return iter(())
+
+
+@dataclasses.dataclass
+class Actor:
+    """What tells its attributes as it likes."""
+
+    x: int = 1
+
+    def __getattribute__(self, name: str) -> Any:
+        return object.__getattribute__(self, name)
+
+
+def without(value: Any, name: str) -> Any:
+    """Return a value with one field not set, be it frozen or not."""
+    if isinstance(value, msgspec.Struct):
+        getattr(type(value), name).__delete__(value)
+    else:
+        delattr(value, name)
+    return value
+
+
+@pytest.mark.parametrize("crowd", [1, 12], ids=["alone", "in a run"])
+@pytest.mark.parametrize(
+    ("value", "path", "wrong"),
+    [
+        ({1: "a", "1": "b"}, "", "keys that are one in JSON: 1 and '1'"),
+        ({payloads.Odd.ONE: 1, payloads.Odd.TEXT: 2}, "", "keys that are one"),
+        ({payloads.Unequal("a"): 1, "a": 2}, "", "keys that are one"),
+        ({uuid.UUID(int=1): 1, str(uuid.UUID(int=1)): 2}, "", "keys that are one"),
+        ({datetime.date(2020, 1, 1): 1, "2020-01-01": 2}, "", "keys that are one"),
+        ({b"a": 1, "YQ==": 2}, "", "keys that are one"),
+        ({math.nan: 1}, "", "the key nan"),
+        ({decimal.Decimal("NaN"): 1}, "", "the key Decimal"),
+        ({True: 1}, "", "keys are supported"),
+        ({None: 1}, "", "keys are supported"),
+        (Nan.NAN, "", "is nan"),
+        (payloads.Line([Nan.NAN]), ".x[0]", "is nan"),
+        (payloads.Open(1, math.inf), "._y", "is inf"),
+        (decimal.Decimal("NaN"), "", "is Decimal"),
+        (decimal.Decimal("-Infinity"), "", "is Decimal"),
+        (datetime.datetime(1900, 1, 1, tzinfo=payloads.AMSTERDAM), "", "seconds off UTC"),
+        (without(payloads.Line(1), "y"), ".y", "is not set"),
+        (without(payloads.Open(1), "_y"), "._y", "is not set"),
+        (without(payloads.Slotted(1), "x"), ".x", "is not set"),
+        (Own({1}), "", "makes up what it holds"),
+        (Actor(), "", "makes up what it holds"),
+        (10**5000, "", "is <int of 16610 bits>"),
+        ((1 for _ in ()), "", "is generator"),
+        (msgspec.Raw(b"1,2"), "", "is raw JSON that can't be read"),
+    ],
+    ids=map(str, itertools.count()),
+)
+def test_what_would_not_come_back_is_refused_with_its_path(
+    value: Any, path: str, wrong: str, crowd: int
+) -> None:
+    records = [event(number) for number in range(crowd)]
+    records[-1] = event(payload={"here": value})
+    with pytest.raises(UnencodablePayload, match=wrong) as caught:
+        encode(records)
+    assert caught.value.path == f"payload['here']{path}"
+    assert not encodable(value)
+
+
+def test_a_payload_that_stands_for_what_is_left_out_is_refused() -> None:
+    for crowd in (1, 12):
+        with pytest.raises(UnencodablePayload, match="payload is"):
+            encode([event(payload=msgspec.UNSET)] * crowd)
+
+
+@pytest.mark.skipif(not payloads.ATTRS, reason="attrs is not installed")
+def test_attributes_of_attrs_classes_do_not_vanish() -> None:
+    defined, loose, private = payloads.ATTRS
+    with pytest.raises(UnencodablePayload, match="is private") as caught:
+        encode([event(payload=[private(1)])])
+    assert caught.value.path == "payload[0]._y"
+    with pytest.raises(UnencodablePayload, match="is nan") as caught:
+        encode([event(payload=defined(1, math.nan))])
+    assert caught.value.path == "payload.y"
+    with pytest.raises(UnencodablePayload, match="is not set"):
+        encode([event(payload=without(defined(1), "y"))])
+    odd = loose(1)
+    vars(odd)['x":1,"y'] = 2
+    with pytest.raises(UnencodablePayload, match="has an attribute"):
+        encode([event(payload=odd)])
+
+
+def test_more_digits_than_others_read_are_refused_even_where_they_can_be_written() -> None:
+    before = sys.get_int_max_str_digits()
+    sys.set_int_max_str_digits(0)
+    try:
+        for crowd in (1, 12):
+            with pytest.raises(UnencodablePayload, match="4300 digits"):
+                encode([event(payload=[1, 10**4300])] * crowd)
+            assert len(encode([event(payload=[1, 10**4299])] * crowd)) == crowd
+    finally:
+        sys.set_int_max_str_digits(before)
+
+
+#: Ways to put a value into another one, one level deeper.
+NESTS: list[Callable[[Any], Any]] = [
+    lambda part: [part],
+    lambda part: (part,),
+    lambda part: {"a": part},
+    lambda part: {1: part},
+    payloads.Line,
+    payloads.Array,
+    payloads.Open,
+    payloads.Slotted,
+    *payloads.ATTRS[:2],
+]
+
+
+def nested(depth: int, seed: int) -> Any:
+    """Make a payload of so many levels, of all kinds, with raw JSON at the bottom."""
+    r = random.Random(seed)
+    value: Any = msgspec.Raw(b"[" * (depth // 3) + b"]" * (depth // 3)) if seed % 2 else [[]]
+    for _ in range(depth - (depth // 3 if seed % 2 else 2)):
+        value = r.choice(NESTS)(value)
+    return value
+
+
+@pytest.mark.parametrize("crowd", [1, 12], ids=["alone", "in a run"])
+def test_the_greatest_depth_is_the_same_however_a_payload_nests(crowd: int) -> None:
+    for seed in range(20):
+        lines = encode([event(payload=nested(MAX_DEPTH, seed))] * crowd)
+        assert decode(lines[0], 1).payload == comes_back_as(nested(MAX_DEPTH, seed))
+        for depth in (MAX_DEPTH + 1, MAX_DEPTH + 50, 990, 1200):
+            with pytest.raises(UnencodablePayload, match="nested too deeply"):
+                encode([event(payload=nested(depth, seed))] * crowd)
+
+
+def deep_in_the_stack(left: int, function: Callable[[], Any]) -> Any:
+    """Call a function with so many frames left of the stack."""
+    frame, depth = sys._getframe(), 0
+    while frame.f_back is not None:
+        frame, depth = frame.f_back, depth + 1
+
+    def descend(levels: int) -> Any:
+        return function() if levels <= 0 else descend(levels - 1)
+
+    return descend(sys.getrecursionlimit() - depth - left)
+
+
+def test_what_is_accepted_is_written_and_read_at_any_depth_of_the_stack() -> None:
+    record = event(payload=nested(MAX_DEPTH, 1))
+    (line,) = encode([record])
+    payload = decode(line, 1).payload
+    for left in (12, 20, 50, 90, 150, 300):
+        assert deep_in_the_stack(left, lambda: decode(line, 1)).payload == payload
+        assert deep_in_the_stack(left, lambda: decode_numbered([line] * 3))[2].payload == payload
+    for left in (40, 90, 150, 300):
+        assert deep_in_the_stack(left, lambda: encode([record])) == [line]
+        assert deep_in_the_stack(left, lambda: encode([record] * 12)) == [line] * 12
+        with pytest.raises(UnencodablePayload, match="nested too deeply"):
+            deep_in_the_stack(left, lambda: encode([event(payload=nested(MAX_DEPTH + 1, 1))]))
+
+
+def test_bytes_that_are_nested_too_deeply_are_an_error_of_that_record() -> None:
+    line = encode([event(payload="here")])[0]
+    for depth in (1200, 100_000):
+        deep_line = line.replace(b'"here"', b"[" * depth + b"]" * depth)
+        for read in (
+            lambda data=deep_line: decode(data, 5),
+            lambda d=deep_line: decode_numbered([d]),
+        ):
+            with pytest.raises(StoreError, match="can't be read"):
+                read()
+        assert may_be_a_record(deep_line)
+    assert not may_be_a_record(b'{"kind":1}')
+    half_deep = line.replace(b'"here"', b"[" * 900 + b"]" * 900)
+    assert deep_in_the_stack(100, lambda: decode(half_deep, 1)).actor_address == "shop/order-1"
+
+
+LIMITS = """
+import sys, threading
+limit, stack = map(int, sys.argv[1:])
+from papyra.exceptions import StoreError, UnencodablePayload
+from papyra.persistence import PersistedEvent, codec
+def check():
+    event = PersistedEvent("s", "s/a", "E", "here", 1.0)
+    deep = payload = []
+    for depth in range(99):
+        deep = [deep]
+    line, = codec.encode([PersistedEvent("s", "s/a", "E", deep, 1.0)])
+    assert codec.decode(line, 1).payload == deep
+    deeper = line.replace(b"[", b"[" * 2000).replace(b"]", b"]" * 2000)
+    for read in (codec.decode, lambda data, seq: codec.decode_numbered([data])):
+        try:
+            read(deeper, 1)
+        except StoreError:
+            pass
+        else:
+            raise AssertionError
+    assert codec.may_be_a_record(deeper)
+    for _ in range(40_000):
+        deep = [deep]
+    itself = []
+    itself += [itself, {"a": itself}]
+    for payload in (deep, itself, {"a": (deep, itself)}):
+        for crowd in (1, 12):
+            try:
+                codec.encode([PersistedEvent("s", "s/a", "E", payload, 1.0)] * crowd)
+            except UnencodablePayload:
+                pass
+            else:
+                raise AssertionError
+    while deep:
+        deep = deep.pop()
+threading.stack_size(stack)
+sys.setrecursionlimit(limit)
+thread = threading.Thread(target=check)
+errors = []
+threading.excepthook = errors.append
+thread.start()
+thread.join()
+sys.exit(bool(errors) and repr(errors))
+"""
+
+
+@pytest.mark.parametrize("limit", [200, 1000, 10**6])
+@pytest.mark.parametrize("stack", [1024 * 1024, 0], ids=["small stack", "default stack"])
+def test_no_limit_of_recursion_makes_a_depth_overflow_the_stack(limit: int, stack: int) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", LIMITS, str(limit), str(stack)],
+        capture_output=True,
+        check=False,
+        text=True,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+class Hostile:
+    """Raises whatever it is asked."""
+
+    def __init__(self, error: BaseException) -> None:
+        object.__setattr__(self, "error", error)
+
+    def __getattribute__(self, name: str) -> Any:
+        raise object.__getattribute__(self, "error")
+
+    def __repr__(self) -> str:
+        raise object.__getattribute__(self, "error")
+
+    __hash__ = __eq__ = __str__ = __iter__ = __len__ = __repr__  # type: ignore[assignment]
+
+
+class HostileZone(datetime.tzinfo):
+    """Raises in the middle of the encoding."""
+
+    def __init__(self, error: BaseException) -> None:
+        self.error = error
+
+    def utcoffset(self, when: object) -> Any:
+        raise self.error
+
+    dst = tzname = utcoffset
+
+
+def hostile_values(error: BaseException) -> list[Any]:
+    zone = datetime.datetime(2020, 1, 1, tzinfo=HostileZone(error))
+    return [Hostile(error), {"zone": zone}, payloads.Line(zone), {"a": [Hostile(error)]}]
+
+
+ERRORS = [
+    RuntimeError("no"),
+    RecursionError("no"),
+    MemoryError(),
+    AttributeError("no"),
+    Hostile,
+    GeneratorExit(),
+    asyncio.CancelledError(),
+    BaseException("no"),
+]
+
+
+@pytest.mark.parametrize("error", ERRORS, ids=lambda error: type(error).__name__)
+@pytest.mark.parametrize("crowd", [1, 12], ids=["alone", "in a run"])
+def test_whatever_a_payload_raises_is_an_invalid_record(error: Any, crowd: int) -> None:
+    error = ZeroDivisionError(Hostile(ValueError())) if error is Hostile else error
+    for payload in hostile_values(error):
+        records = [event(number) for number in range(crowd)]
+        records[-1] = event(payload=payload)
+        with pytest.raises(InvalidRecord):
+            encode(records)
+        with pytest.raises(UnencodablePayload):
+            plain(payload)
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, SystemExit])
+def test_what_ends_the_program_is_never_held_up(error: type[BaseException]) -> None:
+    payload = datetime.datetime(2020, 1, 1, tzinfo=HostileZone(error()))
+    for crowd in (1, 12):
+        with pytest.raises(error):
+            encode([event(payload=payload)] * crowd)
+
+
 audit = PersistedAudit("shop", {}, 1.0)
 letter = PersistedDeadLetter("shop", "shop/a", "str", "x", True, 1.0)
 
@@ -131,6 +507,14 @@ letter = PersistedDeadLetter("shop", "shop/a", "str", "x", True, 1.0)
         (event(timestamp=True), "PersistedEvent.timestamp is Unix time"),
         (event(timestamp=math.nan), "PersistedEvent.timestamp is Unix time"),
         (event(timestamp=math.inf), "PersistedEvent.timestamp is Unix time"),
+        (event(timestamp=10**400), "PersistedEvent.timestamp is Unix time"),
+        (event(timestamp=-(10**400)), "PersistedEvent.timestamp is Unix time"),
+        (event(timestamp=decimal.Decimal(1)), "PersistedEvent.timestamp is Unix time"),
+        (event(actor_address=payloads.Text("a/b")), "actor_address is a str, not Text"),
+        (event(event_type="\ud800"), "event_type is str"),
+        (without(event(), "payload"), "can't be encoded: .*payload"),
+        (without(event(), "system_id"), "can't be encoded: .*system_id"),
+        (without(event(), "seq"), "can't be encoded: .*seq"),
         (event(system_id="\udcff"), "system_id is str"),
         (msgspec.structs.replace(audit, timestamp=None), "PersistedAudit.timestamp"),
         (msgspec.structs.replace(letter, expects_reply=1), "expects_reply is a bool"),
@@ -161,9 +545,11 @@ def test_the_seq_of_another_store_is_not_written() -> None:
             assert b"seq" not in data
 
 
-def test_whole_numbers_are_times_too() -> None:
-    (data,) = encode([event(timestamp=5)])
-    assert decode(data, 1).timestamp == 5.0
+@pytest.mark.parametrize("time", [5, -5, 2**53 + 1, 10**300, -0.5])
+def test_whole_numbers_are_times_too(time: float) -> None:
+    for crowd in (1, 12):
+        data = encode([event(timestamp=time)] * crowd)[0]
+        assert decode(data, 1).timestamp == float(time)
 
 
 NOT_UTF8 = encode([event()])[0].replace(b"shop", b"sh\xe5p")

@@ -55,7 +55,7 @@ async def summarize_pages(
         while more:
             page = await read(request)
             records[kind] += len(page.records)
-            sizes[kind] += sum(map(len, codec.encode(page.records)))
+            sizes[kind] += sum(map(codec.stored_size, page.records))
             times.extend(record.timestamp for record in page.records)
             request, more = msgspec.structs.replace(request, after=page.next_after), page.more
     oldest, newest = (min(times), max(times)) if times else (None, None)

@@ -143,8 +143,8 @@ def check(entry: Entry, crc: bytes, kind: Kind) -> tuple[Record | None, Wrong | 
     try:
         record = codec.decode(entry.record, seq)
     except StoreError as error:
-        is_newer = isinstance(_tag(entry.record), str)
-        return None, ("unknown_kind" if is_newer else "corrupt", str(error))
+        is_kept = codec.may_be_a_record(entry.record)
+        return None, ("unknown_kind" if is_kept else "corrupt", str(error))
     if kind_of(record) != kind:
         return None, ("corrupt", f"record {seq} is of the kind {kind_of(record)}, not {kind}")
     return record, None
@@ -157,18 +157,3 @@ def record_of(raw: RawEntry, kind: Kind) -> tuple[Record | None, int, Wrong | No
         return None, 0, wrong
     record, wrong = check(entry, raw[1][b"crc"], kind)
     return record, len(entry.record), wrong
-
-
-def _tag(encoded: bytes) -> object:
-    """Return what kind of record this says that it is."""
-    try:
-        return _decode_any(encoded).kind
-    except (msgspec.DecodeError, UnicodeDecodeError):
-        return None
-
-
-class _Tagged(msgspec.Struct):
-    kind: str
-
-
-_decode_any = msgspec.json.Decoder(_Tagged).decode
