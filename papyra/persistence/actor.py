@@ -111,8 +111,8 @@ class PersistenceActor(Actor):
         metrics.write_errors += len(messages)
         for message in messages:
             # Nobody has checked yet that there are records in it.
-            records = (1,) if isinstance(message, Append) else message.records
-            metrics.records_dropped += len(records) if isinstance(records, (tuple, list)) else 0
+            records = (1,) if type(message) is Append else getattr(message, "records", ())
+            metrics.records_dropped += len(records) if type(records) in (tuple, list) else 0
         self._log(*[error] * len(messages))
         return [Failure(StoreUnavailable(*error.args)) for _ in messages]
 

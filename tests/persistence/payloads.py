@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import dataclasses
 import datetime
@@ -12,7 +13,7 @@ import math
 import random
 import uuid
 from collections import OrderedDict, defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 from zoneinfo import ZoneInfo
 
@@ -243,6 +244,87 @@ def payload(r: random.Random, depth: int = 0) -> Any:
         *(lambda kind=kind: kind(part()) for kind in ATTRS),
     ]
     return r.choice(makers)()
+
+
+class Hostile:
+    """Raises whatever it is asked, be it what it is."""
+
+    def __init__(self, error: BaseException) -> None:
+        object.__setattr__(self, "error", error)
+
+    def __getattribute__(self, name: str) -> Any:
+        raise object.__getattribute__(self, "error")
+
+    def __repr__(self) -> str:
+        raise object.__getattribute__(self, "error")
+
+    __hash__ = __eq__ = __str__ = __iter__ = __len__ = __repr__  # type: ignore[assignment]
+
+
+class HostileZone(datetime.tzinfo):
+    """Raises in the middle of the encoding."""
+
+    def __init__(self, error: BaseException) -> None:
+        self.error = error
+
+    def utcoffset(self, when: object) -> Any:
+        raise self.error
+
+    dst = tzname = utcoffset
+
+
+class HostileMeta(type):
+    """Makes types that raise when they are looked up, or asked for their name."""
+
+    def __hash__(cls) -> int:
+        raise ZeroDivisionError("no hash")
+
+    @property
+    def __name__(cls) -> str:  # type: ignore[override]
+        raise ZeroDivisionError("no name")
+
+
+class Unnamed(metaclass=HostileMeta):
+    pass
+
+
+class Endless(list[Any]):
+    """A list that never ends, if it is asked."""
+
+    def __iter__(self) -> Iterator[Any]:
+        while True:
+            yield 1
+
+    def __len__(self) -> int:
+        raise OverflowError
+
+
+def without(value: Any, name: str) -> Any:
+    """Return a value with one field not set, be it frozen or not."""
+    if isinstance(value, msgspec.Struct):
+        getattr(type(value), name).__delete__(value)
+    else:
+        delattr(value, name)
+    return value
+
+
+#: What may be raised in the middle of anything, and does not end the program.
+ERRORS: list[BaseException] = [
+    RuntimeError("no"),
+    RecursionError("no"),
+    MemoryError(),
+    AttributeError("no"),
+    ZeroDivisionError(Hostile(ValueError())),
+    GeneratorExit(),
+    asyncio.CancelledError(),
+    BaseException("no"),
+]
+
+
+def hostile(error: BaseException) -> list[Any]:
+    """Make payloads that raise."""
+    zone = datetime.datetime(2020, 1, 1, tzinfo=HostileZone(error))
+    return [Hostile(error), {"zone": zone}, Line(zone), {"a": [Hostile(error)]}]
 
 
 class Refused(Exception):

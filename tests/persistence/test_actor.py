@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from typing import Any
 
 import anyio
@@ -30,12 +31,14 @@ from papyra.persistence import (
     Read,
     Recover,
     ResetMetrics,
+    Restore,
     Scan,
 )
 from papyra.persistence.backends import commit
 from papyra.persistence.backends.memory import InMemoryPersistence
 from papyra.testing import FaultyPersistence, wait_until_idle
 from tests.actors import event
+from tests.persistence import payloads
 
 
 async def busy(system: ActorSystem) -> tuple[ActorRef, FaultyPersistence]:
@@ -176,6 +179,74 @@ async def test_a_bad_record_in_a_run_fails_its_own_caller_only() -> None:
     assert isinstance(replies[5], InvalidRecord)
     assert numbers(persistence) == [0, 1, 3, 4, 8]
     assert persistence.metrics.snapshot().write_errors == 4
+
+
+BAD_RECORDS: list[Any] = [
+    event(timestamp=10**400),
+    event(timestamp=math.nan),
+    event(payload={"n": 10**5000}),
+    event(payload=payloads.without(payloads.Line(1), "y")),
+    event(payload=payloads.Unnamed()),
+    event(event_type="\ud800"),
+    payloads.without(event(), "payload"),
+    payloads.without(event(), "timestamp"),
+    payloads.Hostile(RuntimeError("no")),
+    payloads.Unnamed(),
+    *(event(payload=payload) for error in payloads.ERRORS for payload in payloads.hostile(error)),
+]
+
+
+async def test_a_bad_record_fails_its_own_caller_whatever_it_raises() -> None:
+    failed: list[int] = []
+    requests: list[Any] = [
+        *map(Append, BAD_RECORDS),
+        *(AppendMany((event(), record)) for record in BAD_RECORDS),
+        payloads.without(Append(event()), "record"),
+        payloads.without(AppendMany(()), "records"),
+        AppendMany(payloads.Hostile(RuntimeError("no"))),  # type: ignore[arg-type]
+        AppendMany(payloads.Endless([object()])),  # type: ignore[arg-type]
+    ]
+
+    async def ask(ref: ActorRef, number: int, request: Any) -> None:
+        try:
+            await ref.ask(request)
+        except InvalidRecord:
+            failed.append(number)
+
+    async with ActorSystem() as system:
+        ref, persistence = await busy(system)
+        async with anyio.create_task_group() as tasks:
+            for number, request in enumerate(requests):
+                await ref.tell(Append(event(number + 1)))
+                tasks.start_soon(ask, ref, number, request)
+                await wait_until_idle()
+                await ref.tell(request)
+            persistence.release()
+        await ref.ask(Flush())
+        assert persistence.metrics.write_errors == 2 * len(requests)
+    assert sorted(failed) == list(range(len(requests)))
+    assert numbers(persistence) == list(range(len(requests) + 1))
+
+
+async def test_what_is_no_request_fails_who_asked_whatever_it_raises() -> None:
+    strangers: list[Any] = [10**5000, payloads.Unnamed(), payloads.Endless(), Append]
+    strangers += map(payloads.Hostile, payloads.ERRORS)
+    async with ActorSystem() as system:
+        ref = system.spawn(PersistenceActor, InMemoryPersistence())
+        for stranger in strangers:
+            with pytest.raises(InvalidRequest, match="is no request"):
+                await ref.ask(stranger)
+            await ref.tell(stranger)
+        for records in (payloads.Hostile(RuntimeError("no")), payloads.Endless(), 10**5000):
+            with pytest.raises(InvalidRecord, match="takes a tuple of records"):
+                await ref.ask(Restore(records))  # type: ignore[arg-type]
+        for record in BAD_RECORDS:
+            with pytest.raises(InvalidRecord):
+                await ref.ask(Restore((record,)))
+        for seq in (10**5000, -1, payloads.Hostile(RuntimeError("no"))):
+            with pytest.raises(InvalidRequest, match="can't be restored"):
+                await ref.ask(Restore((event(seq=seq),)))
+        assert (await ref.ask(Append(event()))).first_seq == 1
 
 
 async def test_a_failing_store_fails_its_callers_and_nothing_else(

@@ -14,6 +14,7 @@ from typing import ClassVar, Literal, ParamSpec, Protocol, Self, TypeVar, assert
 import anyio
 import msgspec
 
+from papyra._text import shown
 from papyra.exceptions import (
     BackendBusy,
     BackendClosed,
@@ -66,6 +67,10 @@ __all__ = (
 )
 
 logger = logging.getLogger("papyra")
+
+_RECORDS = (tuple, list)
+#: Characters of what a store raises that are passed on.
+_ERROR_LENGTH = 4000
 
 #: The greatest position, which every store can write down, 14 digits long.
 MAX_SEQ = 10**14 - 1
@@ -191,9 +196,10 @@ class PersistenceBackend(PersistenceVerbs, PersistenceMetricsMixin, abc.ABC):
 
     async def carry_out(self, request: Request[ReplyT]) -> ReplyT:
         """Carry out `request` on the spot. For the host; everybody else calls `perform`."""
-        if not isinstance(request, AnyRequest):
-            raise InvalidRequest(f"{request!r} is no request to a persistence backend")
-        return cast("ReplyT", await self._carry_out(request))
+        # By its type, as users' objects may raise when they are asked what they are.
+        if not issubclass(type(request), AnyRequest):
+            raise InvalidRequest(f"{shown(request)} is no request to a persistence backend")
+        return cast("ReplyT", await self._carry_out(cast("AnyRequest", request)))
 
     def commit(self, requests: Sequence[Append | AppendMany]) -> Awaitable[Committed]:
         """Store what `requests` hold, in order; return the replies, and which of them are errors.
@@ -327,9 +333,9 @@ class PersistenceBackend(PersistenceVerbs, PersistenceMetricsMixin, abc.ABC):
 
     async def _write_runs(self, records: Sequence[Record]) -> Appended:
         """Store records at their own positions, run by run of those without a gap."""
-        if not isinstance(records, (tuple, list)):
-            raise InvalidRecord(f"Restore takes a tuple of records, not {records!r}")
-        encoded = codec.encode(records)
+        if type(records) not in _RECORDS:
+            raise InvalidRecord(f"Restore takes a tuple of records, not {shown(records)}")
+        encoded = codec.encode(records, restored=True)
         await self._make_ready("write")
         if records and not self._prepared:
             await self._prepare_to_write()
@@ -338,8 +344,8 @@ class PersistenceBackend(PersistenceVerbs, PersistenceMetricsMixin, abc.ABC):
         for seq in seqs:
             if type(seq) is not int or not last < seq <= MAX_SEQ:
                 raise InvalidRequest(
-                    f"record {seq!r} can't be restored after record {last}: positions only rise, "
-                    f"up to {MAX_SEQ}"
+                    f"record {shown(seq)} can't be restored after record {last}: "
+                    f"positions only rise, up to {MAX_SEQ}"
                 )
             last = seq
         first = seqs[0] or 0 if seqs else last + 1
@@ -496,4 +502,4 @@ def _store_errors(operation: str) -> Iterator[None]:
 
 
 def _store_error(operation: str, error: Exception) -> StoreError:
-    return StoreError(f"{operation} failed: {error!r}")
+    return StoreError(f"{operation} failed: {shown(error, length=_ERROR_LENGTH)}")

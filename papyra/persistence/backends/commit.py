@@ -6,6 +6,7 @@ import copy
 from collections.abc import Awaitable, Callable, Sequence
 from typing import TypeAlias, cast, overload
 
+from papyra._text import MEANT, shown, text_of
 from papyra.exceptions import InvalidRecord, PersistenceError
 from papyra.persistence import codec
 from papyra.persistence.messages import Append, Appended, AppendMany
@@ -112,24 +113,34 @@ class _Part:
 def _flatten(requests: Sequence[Append | AppendMany]) -> tuple[list[Record], Sequence[int]]:
     """Return all the records, and for each request how many there are up to its last one.
 
-    Raises `InvalidRecord` for an `AppendMany` of something else.
+    Raises `InvalidRecord` for a request without them, whatever that raises itself.
     """
-    if len(requests) == 1 and type(request := requests[0]) is Append:
-        return [request.record], (1,)
-    if set(map(type, requests)) == _APPENDS:
-        appends = cast("Sequence[Append]", requests)
-        return [append.record for append in appends], range(1, len(requests) + 1)
-    records: list[Record] = []
-    ends: list[int] = []
-    for request in requests:
-        if isinstance(request, Append):
-            records.append(request.record)
-        elif isinstance(request.records, (tuple, list)):
-            records.extend(request.records)
-        else:
-            raise InvalidRecord(f"AppendMany takes a tuple of records, not {request.records!r}")
-        ends.append(len(records))
+    try:
+        if len(requests) == 1 and type(request := requests[0]) is Append:
+            return [request.record], (1,)
+        if set(map(type, requests)) == _APPENDS:
+            appends = cast("Sequence[Append]", requests)
+            return [append.record for append in appends], range(1, len(requests) + 1)
+        records: list[Record] = []
+        ends: list[int] = []
+        for request in requests:
+            records += _records_of(request)
+            ends.append(len(records))
+    except (InvalidRecord, *MEANT):
+        raise
+    except BaseException as error:
+        raise InvalidRecord(f"a request whose records can't be had: {text_of(error)}") from error
     return records, ends
+
+
+def _records_of(request: Append | AppendMany) -> Sequence[Record]:
+    if isinstance(request, Append):
+        return (request.record,)
+    if not issubclass(type(request.records), (tuple, list)):
+        raise InvalidRecord(f"AppendMany takes a tuple of records, not {shown(request.records)}")
+    # Past what a class of the user's has made of iteration.
+    exact = tuple if issubclass(type(request.records), tuple) else list
+    return list(exact.__iter__(request.records))  # type: ignore[arg-type]
 
 
 def _copy(error: PersistenceError) -> PersistenceError:
