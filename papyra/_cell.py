@@ -10,12 +10,13 @@ import anyio
 
 from papyra._children import Children
 from papyra._contexts import captured
-from papyra._facts import Facts, text_of
+from papyra._facts import Facts
 from papyra._failures import Failures, Outcome, Supervisor
 from papyra._life import Life
 from papyra._loop import HomeLoop
 from papyra._recipe import Recipe
 from papyra._signal import Signal
+from papyra._text import text_of, type_name
 from papyra._waits import Waits
 from papyra._watch import DeathWatch
 from papyra.address import ActorAddress
@@ -247,7 +248,7 @@ class Cell:
 
     def unhandled(self, message: object) -> UnhandledMessage:
         """Make a dead letter of `message`, and fail the ask that it came with, if any."""
-        error = UnhandledMessage(f"{self.address} does not handle {type(message).__name__}")
+        error = UnhandledMessage(f"{self.address} does not handle {type_name(message)}")
         if not self._life.refuse_at_hand(message, error):
             self.leave(message, expects_reply=False)
         return error
@@ -269,7 +270,7 @@ class Cell:
 
     def stopped_error(self, what: str, handled: Literal["never", "maybe"]) -> ActorStopped:
         """Return the error for who asked this actor, which stops or has stopped."""
-        why = "" if self.cause is None else f": {type(self.cause).__name__}: {text_of(self.cause)}"
+        why = "" if self.cause is None else f": {type_name(self.cause)}: {text_of(self.cause)}"
         error = ActorStopped(f"{self.address} {what}{why}", handled=handled)
         error.__cause__ = self.cause
         return error

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import logging
-import reprlib
 from collections import deque
 from typing import Protocol
 
+from papyra._text import MEANT, shown, type_name
 from papyra.address import ActorAddress
 from papyra.audit import AuditReport
 from papyra.clock import Clock
@@ -17,19 +17,21 @@ from papyra.events import (
     ActorStopped,
     LifecycleEvent,
 )
-from papyra.exceptions import MailboxClosed, MailboxFull
+from papyra.exceptions import MailboxClosed, MailboxFull, UnencodablePayload
 from papyra.mailbox import Mailbox
-from papyra.persistence.codec import encodable
+from papyra.persistence import codec
 from papyra.persistence.messages import Append
 from papyra.persistence.records import PersistedAudit, PersistedDeadLetter, PersistedEvent, Record
 
-__all__ = ("Facts", "NoFacts", "StoredFacts", "printable", "storable", "text_of")
+__all__ = ("Facts", "NoFacts", "StoredFacts", "storable")
 
 logger = logging.getLogger("papyra")
 
-#: Shortens, and survives a ``__repr__`` that raises.
-_repr = reprlib.Repr()
-_repr.maxother = _repr.maxstring = 200
+#: How much a message may take up to be stored as it is: about its bytes, and eight for each value
+#: in it. Nobody sends a letter so that it is found dead, and the event loop has other work to do.
+_ROOM = 1024 * 1024
+#: Types of large values of which little is looked at to show them.
+_SHORTENED = frozenset({dict, list, tuple, set, frozenset, str, bytes})
 
 
 class Facts(Protocol):
@@ -101,18 +103,28 @@ class StoredFacts:
 
     def unclaimed(self, address: ActorAddress, message: object) -> None:
         self.unclaimed_replies += 1
-        self.latest_unclaimed.append((str(address), type(message).__name__))
-        logger.info("%s replied to %s too late", address, type(message).__name__)
+        self.latest_unclaimed.append((str(address), type_name(message)))
+        logger.info("%s replied to %s too late", address, type_name(message))
 
     def _dead_letter(
         self, target: ActorAddress, message: object, asked: bool
     ) -> PersistedDeadLetter:
         self.dead_letters += 1
+        try:
+            return self._letter(target, message, asked, storable(message))
+        except MEANT:
+            # The program is to end, but there is a word of this first.
+            self._push(self._letter(target, message, asked, {"repr": f"<{type_name(message)}>"}))
+            raise
+
+    def _letter(
+        self, target: ActorAddress, message: object, asked: bool, payload: object
+    ) -> PersistedDeadLetter:
         return PersistedDeadLetter(
             self._system_id,
             str(target),
-            type(message).__name__,
-            storable(message),
+            type_name(message),
+            payload,
             asked,
             self._clock.time(),
         )
@@ -138,7 +150,7 @@ class NoFacts:
             "%s has stopped and can't %s %s",
             target,
             "reply to" if asked else "handle",
-            type(message).__name__,
+            type_name(message),
         )
 
     def dead_letter_left(self, target: ActorAddress, message: object, asked: bool) -> None:
@@ -156,19 +168,12 @@ def _log_unrecorded(record: Record) -> None:
 
 
 def storable(message: object) -> object:
-    """Return the payload of a dead letter."""
-    # A message may hold anything; that it could not be stored is no reason to lose it.
-    return message if encodable(message) else {"repr": printable(_repr.repr(message))}
-
-
-def printable(text: str) -> str:
-    """Return `text` so that it can be stored: half surrogates, as in odd file names, escaped."""
-    return text.encode("utf-8", "backslashreplace").decode("utf-8")
-
-
-def text_of(error: BaseException) -> str:
-    """Return ``str(error)``, even if that raises."""
+    """Return the payload of a dead letter: the message as it is now, or what can be said of it."""
+    room = codec.Room(_ROOM)
     try:
-        return str(error)
-    except Exception as another:  # noqa: BLE001 - users' code, and nothing to handle
-        return f"(its text can't be had: __str__ raised {type(another).__name__})"
+        return codec.plain(message, room)
+    except UnencodablePayload:
+        if room.left < 0 and not any(type(message) is kind for kind in _SHORTENED):
+            return {"repr": f"<{type_name(message)}, too large to be kept>"}
+    # A message may hold anything; that it could not be stored is no reason to lose it.
+    return {"repr": shown(message)}

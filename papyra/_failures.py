@@ -6,7 +6,8 @@ import logging
 from collections import deque
 from typing import TYPE_CHECKING, Literal, Protocol
 
-from papyra._facts import Facts, printable, text_of
+from papyra._facts import Facts
+from papyra._text import text_of, type_name
 from papyra.events import ActorCrashed
 from papyra.supervision import Decision, OneForAll, SupervisionPolicy
 
@@ -103,8 +104,8 @@ class Failures:
         self._facts.lifecycle(
             self._cell.address,
             ActorCrashed(
-                type(error).__name__,
-                printable(text_of(error)),
+                type_name(error),
+                text_of(error),
                 where,
                 None if decision is None else decision.value,
                 message_type,

@@ -19,8 +19,8 @@ from papyra._cancellation import (
     without_cancellation,
 )
 from papyra._contexts import Values, carrying
-from papyra._facts import text_of
 from papyra._recipe import Recipe
+from papyra._text import text_of, type_name
 from papyra.actor import Failure
 from papyra.dispatcher import Dispatcher
 from papyra.events import ActorRestarted, ActorStarted
@@ -38,6 +38,9 @@ if TYPE_CHECKING:
     from papyra._cell import Cell
 
 __all__ = ("Life",)
+
+#: Dead letters that are made before the event loop has its turn.
+_LETTERS_AT_ONCE = 16
 
 #: What an empty mailbox gives; `None` is a message like any other.
 _NOTHING = object()
@@ -64,7 +67,7 @@ class Life:
         self._restarts = 0
         #: incarnations that have begun to run
         self.begun = 0
-        self._unhandled = 0
+        self._unhandled = 0  # messages that became dead letters at the end
         #: what was being handled when a cancellation struck
         self._struck: Sequence[object] = ()
         self._dispatcher = cell.dispatcher
@@ -86,7 +89,7 @@ class Life:
         except Exception as error:
             raise ActorInitializationError(
                 f"{recipe.actor_class.__name__}.__init__ raised "
-                f"{type(error).__name__}: {text_of(error)}"
+                f"{type_name(error)}: {text_of(error)}"
             ) from error
 
     def takes_in_batches(self, message: object) -> bool:
@@ -218,7 +221,11 @@ class Life:
         """Handle one message, or the run of them that it starts; return how many there were."""
         ask = item if type(item) is Ask else None
         message = item if ask is None else ask.message
-        if type(message) in self._batch_types:
+        try:
+            is_batched = type(message) in self._batch_types
+        except Exception:  # noqa: BLE001 - a type that can't be hashed: what is it to us?
+            is_batched = False
+        if is_batched:
             return await self._handle_run(item, message)
         self._at_hand = item
         try:
@@ -311,7 +318,7 @@ class Life:
             raise caught
         self._fail(items, error)
         self._run_at_hand = ()
-        outcome = await self._cell.failures.judge(error, where, type(message).__name__)
+        outcome = await self._cell.failures.judge(error, where, type_name(message))
         if outcome is not Decision.RESUME:
             self._cell.obey(outcome, error)
 
@@ -461,22 +468,20 @@ class Life:
         self._cell.reason, self._cell.cause = "failed", error
         self._cell.failures.record(error, "on_stop", Decision.STOP)
         self._fail_struck(error)
-        self._close()
+        self._mailbox.close()
+        self._refuse_at_once()
         cancel_groups_left_open()
 
     async def _stop(self) -> None:
         """Stop what there is of the actor, in order."""
         cell = self._cell
-        self._close()
+        self._mailbox.close()
         try:
+            await self._refuse_the_rest()
             await self._stop_children(drain=cell.reason == "stopped")
         except anyio.get_cancelled_exc_class():
             cell.reason = "cancelled"
         await self._dismiss(record=True)
-
-    def _close(self) -> None:
-        self._mailbox.close()
-        self._unhandled += self._refuse_the_rest()
 
     def _end(self) -> None:
         """Say that the actor has stopped, to all who want to know."""
@@ -494,20 +499,38 @@ class Life:
         for message, asked in refused:
             self._cell.leave(message, expects_reply=asked)
 
-    def _refuse_the_rest(self) -> int:
-        self._leave_the_unhandled()
-        unhandled = 0
-        while (item := self._mailbox.pop(_NOTHING)) is not _NOTHING:
-            match item:
-                case Terminated():
-                    continue  # the runtime's own, and nobody misses it
-                case Ask(message=message):
-                    item.fail(self._cell.stopped_error("stopped before it could reply", "never"))
-                    self._cell.leave(message, expects_reply=True)
-                case Told(message=message) | message:
-                    self._cell.leave(message, expects_reply=False)
-            unhandled += 1
-        return unhandled
+    async def _refuse_the_rest(self) -> None:
+        """Make dead letters of what is in the mailbox, and let the others run meanwhile."""
+        try:
+            self._leave_the_unhandled()
+            refused = 0
+            while self._refuse_one():
+                refused += 1
+                if not refused % _LETTERS_AT_ONCE:
+                    with anyio.CancelScope(shield=True):
+                        await checkpoint()
+        finally:
+            # Whatever was raised, by a message or by who waits for it all: nobody waits in vain.
+            self._refuse_at_once()
+
+    def _refuse_at_once(self) -> None:
+        while self._refuse_one():
+            pass
+
+    def _refuse_one(self) -> bool:
+        """Refuse the oldest message; return whether there was one."""
+        item = self._mailbox.pop(_NOTHING)
+        if type(item) is Ask:
+            self._unhandled += 1
+            try:
+                self._cell.leave(item.message, expects_reply=True)
+            finally:
+                item.fail(self._cell.stopped_error("stopped before it could reply", "never"))
+        # A `Terminated` is the runtime's own, and nobody misses it.
+        elif item is not _NOTHING and type(item) is not Terminated:
+            self._unhandled += 1
+            self._cell.leave(item.message if type(item) is Told else item, expects_reply=False)
+        return item is not _NOTHING
 
     async def _stop_children(self, *, drain: bool) -> None:
         """Stop the children, whoever is cancelled meanwhile; then let the cancellation strike."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections import OrderedDict, deque
 from collections.abc import Container, Iterator, Sequence
 from itertools import islice, takewhile
@@ -142,7 +143,10 @@ class Mailbox(Generic[T]):
 
     def types(self, accepted: Container[type], limit: int) -> list[type]:
         """Return the types of the oldest messages, at most `limit`, while they are accepted."""
-        return list(takewhile(accepted.__contains__, map(type, islice(self._items, limit))))
+        types: list[type] = []
+        with contextlib.suppress(Exception):  # a type that can't be hashed is not accepted
+            types.extend(takewhile(accepted.__contains__, map(type, islice(self._items, limit))))
+        return types
 
     def peek(self, count: int) -> Iterator[T]:
         """Iterate over the oldest messages, at most `count`, and leave them where they are."""

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, overload
 
 from papyra._seconds import is_seconds, seconds, shown
 from papyra._signal import Signal
+from papyra._text import type_name
 from papyra.address import ActorAddress
 from papyra.exceptions import AskTimeout, InvalidPolicy, MailboxClosed, MailboxFull
 from papyra.message import Message, ReplyT
@@ -158,7 +159,7 @@ class ActorRef:
                 await self._send(ask)
             if not ask.done.is_set():
                 raise AskTimeout(
-                    f"{self.address} did not reply to {type(message).__name__} "
+                    f"{self.address} did not reply to {type_name(message)} "
                     f"within {timeout} seconds"
                 )
         elif caller and counts:

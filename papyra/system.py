@@ -22,13 +22,14 @@ from papyra._cancellation import (
 )
 from papyra._cell import Cell, spawn
 from papyra._children import Children
-from papyra._facts import NoFacts, StoredFacts, text_of
+from papyra._facts import NoFacts, StoredFacts
 from papyra._failures import Outcome
 from papyra._loop import HomeLoop
 from papyra._portal import Portal
 from papyra._recipe import Recipe
 from papyra._seconds import is_seconds, seconds, shown
 from papyra._shutdown import Shutdown, descendants
+from papyra._text import text_of, type_name
 from papyra.actor import Actor
 from papyra.address import ActorAddress, check_name
 from papyra.audit import AuditReport
@@ -381,7 +382,7 @@ class ActorSystem:
         if self._failure is not None:
             raise EscalatedFailure(
                 f"a failure was escalated past the top-level actors of {self._system_id!r}: "
-                f"{type(self._failure).__name__}: {text_of(self._failure)}"
+                f"{type_name(self._failure)}: {text_of(self._failure)}"
             ) from self._failure
 
     def _begin_shutdown(self, cause: BaseException | None) -> None:

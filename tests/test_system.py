@@ -6,9 +6,14 @@ import threading
 from typing import Any
 
 import anyio
+import msgspec
 import pytest
+from anyio.lowlevel import checkpoint
 
 from papyra import Actor, ActorRef, ActorSystem
+from papyra._facts import StoredFacts
+from papyra.address import ActorAddress
+from papyra.clock import SystemClock
 from papyra.exceptions import (
     ActorStopped,
     BackendInUse,
@@ -21,10 +26,12 @@ from papyra.exceptions import (
     SystemNotRunning,
     WrongTask,
 )
+from papyra.mailbox import Mailbox
 from papyra.persistence import Append, GetMetrics
 from papyra.persistence.backends.memory import InMemoryPersistence
 from papyra.testing import ManualClock, wait_until_idle
 from tests.actors import Echo, Gate, Log, Parent, event, letters, spawn_child, story
+from tests.persistence import payloads
 
 
 async def test_leaving_the_block_lets_each_actor_handle_what_it_was_told() -> None:
@@ -333,6 +340,151 @@ async def test_a_message_that_can_not_be_stored_is_a_dead_letter_by_its_repr(
     assert odd == {"repr": "<odd \\udcff>"}
     assert worse["repr"].startswith("<Worse instance at ")
     assert nan == {"repr": "{'nan': nan}"}
+
+
+class Items(dict[str, Any]):
+    def items(self) -> Any:
+        raise RuntimeError("no items")
+
+
+class Greedy:
+    def __repr__(self) -> str:
+        return "x" * 1_000_000
+
+
+deep: Any = []
+for _ in range(2000):
+    deep = [deep]
+itself: list[Any] = []
+itself.append(itself)
+
+#: Messages, and what is stored of them; `...` stands for what a ``__repr__`` says, or cannot.
+HOSTILE: list[tuple[Any, Any]] = [
+    ({"n": 10**5000}, "{'n': <int of 16610 bits>}"),
+    (payloads.without(payloads.Line(1), "y"), ...),
+    (Items(a=1), {"a": 1}),
+    (payloads.Endless([1]), [1]),
+    (payloads.Endless([object()]), ...),
+    (deep, "[[[[[...]]]]]"),
+    (itself, "[[[[[...]]]]]"),
+    ({1: "a", "1": "b"}, "{1: 'a', '1': 'b'}"),
+    (msgspec.Raw(b'{},"target":"bank"'), ...),
+    (payloads.Unnamed(), ...),
+    (payloads.Text("text"), "'text'"),
+    (Greedy(), ...),
+    ((number for number in range(3)), ...),
+    (list(range(1_000_000)), "[0, 1, 2, 3, 4, 5, ...]"),
+    ("x" * 2_000_000, ...),
+    (payloads.Line(b"x" * 2_000_000), "<Line, too large to be kept>"),
+    ([[[itself] * 1000] * 1000] * 1000, ...),
+    *((message, ...) for error in payloads.ERRORS for message in payloads.hostile(error)),
+]
+
+
+class Leaver(Actor):
+    """Stops after its first message, once it is let go."""
+
+    async def receive(self, message: Any) -> None:
+        entered, release = message
+        entered.set()
+        await release.wait()
+        self.context.stop()
+
+
+@pytest.mark.parametrize("capacity", [1, 1000], ids=["told by those who wait", "told"])
+async def test_an_actor_ends_whatever_its_messages_do(
+    persistence: InMemoryPersistence, capacity: int
+) -> None:
+    outcomes: list[object] = []
+
+    async def ask(ref: ActorRef, message: object) -> None:
+        try:
+            outcomes.append(await ref.ask(message))
+        except ActorStopped as error:
+            outcomes.append(error)
+
+    async with ActorSystem(persistence=persistence) as system:
+        ref = system.spawn(Leaver, mailbox_capacity=capacity)
+        entered, release = anyio.Event(), anyio.Event()
+        await ref.tell((entered, release))
+        await entered.wait()
+        async with anyio.create_task_group() as tasks:
+            for message, _ in HOSTILE:
+                tasks.start_soon(ref.tell, message)
+                tasks.start_soon(ask, ref, message)
+            await wait_until_idle()
+            release.set()
+        await ref.stop()
+        for message, _ in HOSTILE:
+            await ref.tell(message)
+            ref.tell_nowait(message)
+            await ask(ref, message)
+    assert len(outcomes) == 2 * len(HOSTILE)
+    assert all(isinstance(outcome, ActorStopped) for outcome in outcomes)
+    stored = letters(persistence)
+    assert len(stored) == 5 * len(HOSTILE)
+    (stopped,) = [e for e in persistence.events if e.event_type == "ActorStopped"][:1]
+    assert stopped.payload["unhandled"] == 2 * len(HOSTILE)
+    for (_, expected), payload in zip(HOSTILE, stored[2 * len(HOSTILE) :: 3], strict=True):
+        if expected is ...:
+            assert 2 < len(payload["repr"]) <= 200
+        else:
+            assert payload == ({"repr": expected} if isinstance(expected, str) else expected)
+    assert persistence.metrics.write_errors == 0
+
+
+async def test_a_dead_letter_is_the_message_as_it_was_then(
+    persistence: InMemoryPersistence,
+) -> None:
+    message = {"items": [1]}
+    async with ActorSystem(persistence=persistence) as system:
+        ref = system.spawn(Echo)
+        await ref.stop()
+        await ref.tell(message)
+        message["items"].append(object())  # type: ignore[arg-type]
+    assert letters(persistence) == [{"items": [1]}]
+
+
+async def test_the_others_go_on_while_many_dead_letters_are_made(
+    persistence: InMemoryPersistence,
+) -> None:
+    turns = 0
+
+    async def count_turns() -> None:
+        nonlocal turns
+        while not stopped:
+            turns += 1
+            await checkpoint()
+
+    stopped = False
+    async with ActorSystem(persistence=persistence) as system:
+        ref = system.spawn(Leaver)
+        entered, release = anyio.Event(), anyio.Event()
+        await ref.tell((entered, release))
+        await entered.wait()
+        for number in range(1000):
+            await ref.tell(number)
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(count_turns)
+            release.set()
+            await ref.stop()
+            stopped = True
+    assert letters(persistence) == list(range(1000))
+    assert turns > 50
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, SystemExit])
+def test_what_ends_the_program_in_a_message_ends_it_after_its_dead_letter(
+    error: type[BaseException],
+) -> None:
+    store: Mailbox[object] = Mailbox(10)
+    facts = StoredFacts("shop", SystemClock(), store)
+    with pytest.raises(error):
+        facts.dead_letter_nowait(ActorAddress("shop", "a"), payloads.Hostile(error()), False)
+    append = store.pop(None)
+    assert isinstance(append, Append)
+    assert append.record.payload == {"repr": "<Hostile>"}
+    assert store.pop(None) is None
 
 
 async def test_dead_letters_wait_when_the_store_is_behind() -> None:

@@ -81,7 +81,8 @@ class PersistedDeadLetter(
     target: str
     #: the name of the message's type
     message_type: str
-    #: the message, or ``{"repr": ...}`` if JSON has no form for it
+    #: the message as it was then; ``{"repr": ...}`` where that would not come back, or is larger
+    #: than some MiB
     payload: Any
     #: whether the sender waited for a reply; it got `ActorStopped`
     expects_reply: bool
