@@ -15,6 +15,8 @@ from papyra.exceptions import BackendInUse
 
 __all__ = ("Disk", "FileLock")
 
+#: Bytes of what a lock says of its holder, at most.
+_NOTE_BYTES = 1000
 
 #: macOS has only this.
 _fdatasync = getattr(os, "fdatasync", os.fsync)
@@ -96,7 +98,7 @@ class FileLock:
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            holder = _text(os.pread(fd, 1000, 0))
+            holder = _text(os.pread(fd, _NOTE_BYTES, 0))
             os.close(fd)
             raise BackendInUse(
                 f"{holder} has {self._store} open: one process at a time writes to a store",
@@ -116,10 +118,10 @@ class FileLock:
         A process of this machine that has not given it back, but is no more, does not have it.
         """
         try:
-            note = self._path.read_bytes()
+            note = self._path.read_bytes()[:_NOTE_BYTES]
             said = json.loads(note)
             is_here, process = said["host"] == socket.gethostname(), int(said["pid"])
-        except (OSError, ValueError, KeyError, TypeError):
+        except (OSError, ValueError, KeyError, TypeError, RecursionError):
             return None
         if is_here:
             try:
@@ -143,5 +145,5 @@ def _text(note: bytes) -> str:
     try:
         holder = json.loads(note)
         return f"process {holder['pid']} on {holder['host']}"
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         return "another process"  # which had no time yet to say who it is

@@ -71,7 +71,8 @@ class Recall:
 
     def read(self, fd: int) -> tuple[Recollection, SparseIndex] | None:
         """Return what is known of the file that is open as `fd`; `None` if nothing is."""
-        with contextlib.suppress(OSError, msgspec.DecodeError, ValueError, KeyError):
+        unusable = (OSError, msgspec.DecodeError, ValueError, KeyError, RecursionError)
+        with contextlib.suppress(*unusable):
             data = self._path.read_bytes()
             if data[:8] != b"%08x" % crc32(data[8:]):
                 return None

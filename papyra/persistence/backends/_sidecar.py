@@ -102,7 +102,7 @@ def read_sidecar(disk: Disk, path: Path) -> Sidecar | None:
         if checksum != b"%08x" % crc32(rest):
             return None
         head = msgspec.json.decode(rest, type=_Head)
-    except (OSError, msgspec.DecodeError):
+    except (OSError, msgspec.DecodeError, RecursionError):
         return None
     totals = Totals()
     if head.version != 1 or head.order != byteorder or head.counts.keys() != totals.counts.keys():
