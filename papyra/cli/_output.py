@@ -11,10 +11,10 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Annotated, TypeAlias
 
-import msgspec
 from cyclopts import Parameter
 
 from papyra.cli._errors import CommandFailed, WrongUse
+from papyra.persistence.codec import to_json
 from papyra.persistence.reports import ReportProgress, ScanProgress
 
 if TYPE_CHECKING:
@@ -45,8 +45,6 @@ Yes: TypeAlias = Annotated[bool, Parameter(name=("--yes", "-y"), help="Do it wit
 
 #: Seconds after which somebody wants to know how far it is.
 _WORTH_A_BAR = 0.3
-
-_encode = msgspec.json.Encoder().encode
 
 
 def is_terminal() -> bool:
@@ -86,7 +84,7 @@ def printable(text: str) -> str:
 
 def json_text(value: object) -> str:
     """Return a value as JSON on one line, with what `printable` escapes escaped as JSON does it."""
-    text = _encode(value).decode()
+    text = to_json(value).decode()
     if text.isascii() and text.isprintable():
         return text
     keeps_unicode = has_unicode()

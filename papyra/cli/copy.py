@@ -7,7 +7,6 @@ from collections.abc import AsyncIterator
 from typing import Annotated
 
 import anyio
-import msgspec
 from cyclopts import Parameter
 
 from papyra.cli._errors import ANOMALIES_FOUND, SUCCEEDED, CommandFailed, WrongUse
@@ -21,10 +20,9 @@ from papyra.cli._store import (
 )
 from papyra.cli._values import said_count
 from papyra.persistence.backends.base import PersistenceBackend
+from papyra.persistence.codec import to_json
 from papyra.persistence.records import KINDS, Kind, Record
 from papyra.persistence.reports import ReportProgress, ScanProgress
-
-_encode = msgspec.json.Encoder().encode
 
 
 def copy(
@@ -155,7 +153,7 @@ async def _compare(
         while len(found) < len(records) and (more := await anext(others, None)):
             found += more
         part, found = found[: len(records)], found[len(records) :]
-        if _encode(part) != _encode(records):
+        if to_json(part) != to_json(records):
             raise _difference(records, part, name_of(destination))
         count += len(records)
         advance(ScanProgress(count, max(total, count)))
@@ -169,7 +167,7 @@ async def _compare(
 
 def _difference(wanted: list[Record], found: list[Record], name: str) -> CommandFailed:
     for position, record in enumerate(wanted):
-        if position >= len(found) or _encode(found[position]) != _encode(record):
+        if position >= len(found) or to_json(found[position]) != to_json(record):
             return CommandFailed(f"{name} differs from the source at record {record.seq}")
     raise AssertionError("they are the same")
 

@@ -24,6 +24,8 @@ __all__ = ("MAX_DEPTH", "Room", "come_back", "fault_in", "to_json")
 #: however much of its stack is used up already.
 MAX_DEPTH = 100
 
+#: Containers among which one is looked for that contains itself.
+_MANY = 10_000
 #: Types in a level up to which it is gone through once for each of them.
 _FEW = 4
 _TEXTS = frozenset({str, bytes, bytearray})
@@ -167,7 +169,7 @@ def _cycle_in(value: Any) -> str | None:
     above, done = {id(value)}, set[int]()
     ahead = [(value, _positions_in(value))]
     way: list[tuple[Any, int]] = []
-    while ahead:
+    while ahead and len(above) + len(done) < _MANY:
         value, positions = ahead[-1]
         for part, position in positions:
             if id(part) in above:

@@ -31,12 +31,10 @@ __all__ = (
     "may_be_a_record",
     "plain",
     "stored_size",
+    "to_json",
 )
 
-#: How many containers may be inside each other in what is read, and so in what is restored: more
-#: than `MAX_DEPTH`, as older programs wrote what they could.
-_READABLE_DEPTH = 500
-#: A limit of recursion up to which Python raises before the stack overflows.
+#: A limit of recursion, and a depth, up to which Python raises before the stack overflows.
 _SAFE_RECURSION = 1000
 #: Records that are encoded in one call, at most: a bad one costs its neighbours no more.
 _RUN = 1000
@@ -83,13 +81,13 @@ def encode(records: Sequence[Record], *, restored: bool = False) -> list[bytes]:
     it raises itself. Records that are restored may be nested more deeply than new ones.
     """
     encoded: list[bytes] = []
-    depth = _READABLE_DEPTH if restored else MAX_DEPTH
     for start in range(0, len(records), _RUN):
         some = records[start : start + _RUN]
         # Events about which nothing is special are encoded in one call. Whatever is out of the
         # ordinary goes the long way, which knows what is wrong and where.
         run = _encode_run(some)
-        encoded += [_encode_one(record, depth) for record in some] if run is None else run
+        encode_one = _encode_restored if restored else _encode_one
+        encoded += map(encode_one, some) if run is None else run
     return encoded
 
 
@@ -197,7 +195,18 @@ def _encode_run(records: Sequence[Record]) -> list[bytes] | None:
         return None
 
 
-def _encode_one(record: Record, depth: int) -> bytes:
+def _encode_restored(record: Record) -> bytes:
+    """Encode a record that was accepted once, by an older program perhaps, at any depth."""
+    encoded = _encode_one(record, _SAFE_RECURSION)
+    if encoded.count(b"[") + encoded.count(b"{") > MAX_DEPTH:
+        try:
+            decode(encoded, 0)
+        except StoreError as error:
+            raise UnencodablePayload(f"payload can't be read again: {error}") from error
+    return encoded
+
+
+def _encode_one(record: Record, depth: int = MAX_DEPTH) -> bytes:
     try:
         try:
             return _encode_checked(record, depth)
