@@ -101,7 +101,8 @@ class ActorContext:
         """Return `event` as a record of this actor's, with the time now.
 
         `event` is a msgspec Struct or a dataclass, whose class gives the event type, or a pair of
-        type name and mapping. Raises `InvalidRecord` for anything else.
+        type name and mapping. Raises `InvalidRecord` for anything else. The record holds `event`
+        itself, and is encoded when it is written: do not change it after it was told.
         """
         return event_record(self._system_id, self._actor_address, event, self._cell.clock.time())
 

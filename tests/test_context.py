@@ -10,6 +10,8 @@ from papyra import Actor, ActorSystem
 from papyra.exceptions import InvalidRecord, UnencodablePayload
 from papyra.persistence import Append, AppendMany
 from papyra.persistence.backends.memory import InMemoryPersistence
+from papyra.persistence.records import event_record
+from tests.persistence import payloads
 
 
 class OrderPlaced(msgspec.Struct):
@@ -50,6 +52,15 @@ async def test_anything_else_is_no_event(persistence: InMemoryPersistence, event
     async with ActorSystem(persistence=persistence) as system:
         with pytest.raises(InvalidRecord, match="an event is a msgspec Struct"):
             await system.spawn(Keeper).ask(event)
+
+
+def test_what_an_event_is_does_not_depend_on_what_it_says_it_is() -> None:
+    hostile = payloads.Hostile(ZeroDivisionError("no"))
+    events = [hostile, ("A", hostile), (hostile, {}), payloads.Endless(), payloads.Unnamed()]
+    for event in events:
+        with pytest.raises(InvalidRecord, match="an event is a msgspec Struct"):
+            event_record("shop", "shop/a", event, 1.0)
+    assert event_record("shop", "shop/a", payloads.Pair("A", {}), 1.0).event_type == "A"
 
 
 async def test_persist_raises_what_the_append_raises(persistence: InMemoryPersistence) -> None:

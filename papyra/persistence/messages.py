@@ -11,6 +11,7 @@ from typing import Any, TypeAlias, assert_never
 
 import msgspec
 
+from papyra._text import shown
 from papyra.exceptions import InvalidRequest
 from papyra.message import Message, ReplyT
 from papyra.persistence.metrics import MetricsSnapshot
@@ -85,7 +86,11 @@ class Request(msgspec.Struct, Message[ReplyT], frozen=True, tag=True):
 
 
 class Append(Request[Appended], frozen=True, gc=False):
-    """Store one record."""
+    """Store one record.
+
+    It is encoded when it is written, with its neighbours, which is after ``tell`` has returned: a
+    payload that can be changed belongs to the store from then on.
+    """
 
     record: Record
 
@@ -122,23 +127,25 @@ class Read(Request[Page], frozen=True):
 
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
-            raise InvalidRequest(f"kind is one of {', '.join(KINDS)}, not {self.kind!r}")
+            raise InvalidRequest(f"kind is one of {', '.join(KINDS)}, not {shown(self.kind)}")
         for name in ("after", "limit", "before"):
             value = getattr(self, name)
             if value is None and name != "after":
                 continue
             if type(value) is not int or value < 0:
-                raise InvalidRequest(f"{name} is a whole number, 0 or greater, not {value!r}")
+                raise InvalidRequest(f"{name} is a whole number, 0 or greater, not {shown(value)}")
         for name in ("since", "until"):
             value = getattr(self, name)
             if value is not None and (type(value) not in (float, int) or math.isnan(value)):
-                raise InvalidRequest(f"{name} is Unix time in seconds, not {value!r}")
+                raise InvalidRequest(f"{name} is Unix time in seconds, not {shown(value)}")
         for name in ("event_type", "actor"):
             value = getattr(self, name)
             if value is not None and not isinstance(value, str):
-                raise InvalidRequest(f"{name} is a string, not {value!r}")
+                raise InvalidRequest(f"{name} is a string, not {shown(value)}")
         if self.event_type is not None and self.kind != "event":
-            raise InvalidRequest(f"event_type selects events, not records of kind {self.kind!r}")
+            raise InvalidRequest(
+                f"event_type selects events, not records of kind {shown(self.kind)}"
+            )
         if self.actor is not None and self.kind == "audit":
             raise InvalidRequest("actor selects events or dead letters: an audit is of a system")
 
@@ -177,7 +184,7 @@ class Summarize(Request[StoreSummary], frozen=True):
 
     def __post_init__(self) -> None:
         if type(self.intervals) is not int or self.intervals < 0:
-            raise InvalidRequest(f"intervals is a whole number, not {self.intervals!r}")
+            raise InvalidRequest(f"intervals is a whole number, not {shown(self.intervals)}")
 
 
 class GetMetrics(Request[MetricsSnapshot], frozen=True):
@@ -214,9 +221,9 @@ class Compact(Request[CompactionReport], frozen=True):
 
     def __post_init__(self) -> None:
         if self.policy is not None and not isinstance(self.policy, RetentionPolicy):
-            raise InvalidRequest(f"policy is a RetentionPolicy, not {self.policy!r}")
+            raise InvalidRequest(f"policy is a RetentionPolicy, not {shown(self.policy)}")
         if type(self.dry_run) is not bool:
-            raise InvalidRequest(f"dry_run is True or False, not {self.dry_run!r}")
+            raise InvalidRequest(f"dry_run is True or False, not {shown(self.dry_run)}")
 
 
 class Flush(Request[Flushed], frozen=True):

@@ -8,6 +8,7 @@ from typing import Any, Literal, TypeAlias, get_args
 
 import msgspec
 
+from papyra._text import shown, type_name
 from papyra.exceptions import InvalidRecord
 
 __all__ = (
@@ -41,8 +42,7 @@ class PersistedEvent(
     infinities, whatever holds them; keys that are one as strings (``1`` and ``"1"``); fields that
     are not set; private fields of attrs classes; times whose offset from UTC has seconds; integers
     of more than 4,300 digits; more than 100 levels; and a `msgspec.Raw` that is not one JSON value
-    on one line, or has a name twice. It is encoded when it is written: what is changed between
-    ``tell`` and that is stored as it is then.
+    on one line, or has a name twice.
     """
 
     system_id: str
@@ -115,18 +115,22 @@ def event_record(
     `event` is a msgspec Struct or a dataclass, whose class gives the event type, or a pair of type
     name and mapping. Raises `InvalidRecord` for anything else.
     """
-    payload: object = event
-    if isinstance(event, msgspec.Struct) or (
-        dataclasses.is_dataclass(event) and not isinstance(event, type)
-    ):
-        event_type = type(event).__name__
-    else:
-        match event:
-            case (str(event_type), Mapping() as payload):
-                pass
-            case _:
-                raise InvalidRecord(
-                    "an event is a msgspec Struct, a dataclass, or a pair of type name and "
-                    f"mapping, not {event!r}"
-                )
-    return PersistedEvent(system_id, actor_address, event_type, payload, timestamp)
+    # By their types, as users' objects may raise when they are asked what they are.
+    kind = type(event)
+    if issubclass(kind, msgspec.Struct) or dataclasses.is_dataclass(kind):
+        return PersistedEvent(system_id, actor_address, type_name(event), event, timestamp)
+    pair: list[Any] = []
+    for exact in (tuple, list):
+        if issubclass(kind, exact):
+            pair = list(exact.__iter__(event))  # type: ignore[arg-type]
+    if list(map(type, pair[:1])) == [str] and len(pair) == 2 and _is_mapping(pair[1]):
+        event_type, payload = pair
+        return PersistedEvent(system_id, actor_address, event_type, payload, timestamp)
+    raise InvalidRecord(
+        "an event is a msgspec Struct, a dataclass, or a pair of type name and mapping, "
+        f"not {shown(event)}"
+    )
+
+
+def _is_mapping(value: object) -> bool:
+    return issubclass(type(value), Mapping)
