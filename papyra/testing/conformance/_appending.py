@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import decimal
+import enum
 import math
 from typing import Any
 
 import anyio
+import msgspec
 import pytest
 
 from papyra.exceptions import (
@@ -13,6 +16,7 @@ from papyra.exceptions import (
     UnencodablePayload,
 )
 from papyra.persistence.backends.page import MAX_PAGE_RECORDS
+from papyra.persistence.codec import MAX_DEPTH
 from papyra.persistence.messages import Append, AppendMany
 from papyra.persistence.records import (
     PersistedAudit,
@@ -26,6 +30,14 @@ from papyra.testing.conformance._parts import (
     hosted,
     without_seq,
 )
+
+
+class _Note(msgspec.Struct):
+    text: Any
+
+
+class _Odd(enum.Enum):
+    NAN = math.nan
 
 
 class Appending:
@@ -74,22 +86,31 @@ class Appending:
             assert await everything(backend) == []
 
     async def test_a_bad_record_fails_its_own_caller_only(self, make_backend: MakeBackend) -> None:
+        unset = _Note("")
+        del unset.text
+        bad = {
+            3: an_event(3, payload=object()),
+            4: an_event(4, timestamp=10**400),
+            6: an_event(6, payload={"n": 10**5000}),
+            9: an_event(9, payload=[unset]),
+        }
         async with hosted(make_backend()) as (backend, ref):
             outcomes: dict[int, object] = {}
 
             async def ask(number: int) -> None:
-                record = an_event(number, payload=object() if number == 3 else {"n": number})
                 try:
-                    outcomes[number] = await ref.ask(Append(record))
+                    outcomes[number] = await ref.ask(Append(bad.get(number, an_event(number))))
                 except InvalidRecord as error:
                     outcomes[number] = error
 
             async with anyio.create_task_group() as tasks:
-                for number in range(8):
+                for number in range(12):
                     tasks.start_soon(ask, number)
-            assert [n for n, outcome in outcomes.items() if isinstance(outcome, Exception)] == [3]
+            failed = {n for n, outcome in outcomes.items() if isinstance(outcome, Exception)}
+            assert failed == bad.keys()
             stored = await backend.list_events()
-            assert sorted(event.payload["n"] for event in stored) == [0, 1, 2, 4, 5, 6, 7]
+            assert sorted(event.payload["n"] for event in stored) == [0, 1, 2, 5, 7, 8, 10, 11]
+            assert backend.metrics.write_errors == len(bad)
 
     async def test_a_run_of_appends_keeps_the_order_of_the_mailbox(
         self, make_backend: MakeBackend
@@ -135,6 +156,44 @@ class Appending:
                 assert caught.value.path == path
             assert await everything(backend) == []
 
+    async def test_what_would_not_come_back_is_refused_with_its_path(
+        self, make_backend: MakeBackend
+    ) -> None:
+        elsewhere = b'{},"actor_address":"s/x","event_type":"X","payload":{"n":1}'
+        deep: Any = []
+        for _ in range(MAX_DEPTH):
+            deep = [deep]
+        async with make_backend() as backend:
+            for value, place in [
+                ({1: "a", "1": "b"}, ""),
+                (_Odd.NAN, ""),
+                (_Note(math.inf), ".text"),
+                (decimal.Decimal("NaN"), ""),
+                (msgspec.Raw(elsewhere), ""),
+                (msgspec.Raw(b'{"a":1,"a":2}'), ""),
+                (msgspec.Raw(b"[1,"), ""),
+                ([msgspec.Raw(b"[" * 1200 + b"]" * 1200)], "[0]"),
+            ]:
+                with pytest.raises(UnencodablePayload) as caught:
+                    await backend.append(an_event(1, payload={"here": value}))
+                assert caught.value.path == f"payload['here']{place}"
+            with pytest.raises(UnencodablePayload, match="nested too deeply"):
+                await backend.append(an_event(1, payload=deep))
+            assert await everything(backend) == []
+
+    async def test_what_is_nested_as_deeply_as_may_be_is_read_again(
+        self, make_backend: MakeBackend
+    ) -> None:
+        deep: Any = ["here"]
+        for number in range(1, MAX_DEPTH):
+            deep = {"a": deep} if number % 2 else [deep, number]
+        record = an_event(1, payload=deep)
+        async with make_backend() as backend:
+            await backend.append(an_event(0), record, an_event(2))
+            assert [without_seq(each) for each in await everything(backend)][1] == record
+            assert (await backend.list_events(limit=2))[0].payload == deep
+            assert (await backend.scan()).is_clean
+
     async def test_a_record_of_wrong_types_is_refused(self, make_backend: MakeBackend) -> None:
         wrong: list[Any] = [
             "a string",
@@ -143,6 +202,7 @@ class Appending:
             an_event(1, event_type=5),
             an_event(1, timestamp=math.nan),
             an_event(1, timestamp="now"),
+            an_event(1, timestamp=10**400),
             PersistedAudit("s", {}, math.inf),
         ]
         async with make_backend() as backend:
