@@ -221,11 +221,7 @@ class Life:
         """Handle one message, or the run of them that it starts; return how many there were."""
         ask = item if type(item) is Ask else None
         message = item if ask is None else ask.message
-        try:
-            is_batched = type(message) in self._batch_types
-        except Exception:  # noqa: BLE001 - a type that can't be hashed: what is it to us?
-            is_batched = False
-        if is_batched:
+        if self._batch_types and self._is_batched(message):
             return await self._handle_run(item, message)
         self._at_hand = item
         try:
@@ -259,9 +255,10 @@ class Life:
         """Handle the run of adjacent messages of batch types that starts with `first`."""
         run, messages = [first], [message]
         if len(self._mailbox):
-            run += self._mailbox.pop_run(self._run_length())
+            length, has_asks = self._run_length()
+            run += self._mailbox.pop_run(length)
             messages = run
-            if Ask in map(type, run):
+            if has_asks or type(first) is Ask:
                 messages = [item.message if type(item) is Ask else item for item in run]
         self._run_at_hand = run
         try:
@@ -300,14 +297,21 @@ class Life:
         else:
             ask.resolve(reply)
 
-    def _run_length(self) -> int:
-        """Return how many more messages, from the oldest on, can be part of a run."""
+    def _run_length(self) -> tuple[int, bool]:
+        """Return how many more of the oldest messages can be part of a run, and if any is asked."""
         types = self._mailbox.types(self._run_types, self.actor.batch_limit - 1)
-        if Ask in types:
+        has_asks = Ask in types
+        if has_asks:
             for position, item in enumerate(self._mailbox.peek(len(types))):
-                if type(item) is Ask and type(item.message) not in self._batch_types:
-                    return position
-        return len(types)
+                if type(item) is Ask and not self._is_batched(item.message):
+                    return position, True
+        return len(types), has_asks
+
+    def _is_batched(self, message: object) -> bool:
+        try:
+            return type(message) in self._batch_types
+        except Exception:  # noqa: BLE001 - a type that can't be hashed is none of them
+            return False
 
     async def _handle_failure(
         self, caught: BaseException, where: str, message: object, items: Sequence[object]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections import OrderedDict, deque
-from collections.abc import Container, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from itertools import islice, takewhile
 from typing import Generic, NamedTuple, TypeVar
 
@@ -141,12 +141,15 @@ class Mailbox(Generic[T]):
             self._admit()
         return item
 
-    def types(self, accepted: Container[type], limit: int) -> list[type]:
+    def types(self, accepted: frozenset[type], limit: int) -> list[type]:
         """Return the types of the oldest messages, at most `limit`, while they are accepted."""
-        types: list[type] = []
+        types = list(map(type, islice(self._items, limit)))
+        found: list[type] = []
         with contextlib.suppress(Exception):  # a type that can't be hashed is not accepted
-            types.extend(takewhile(accepted.__contains__, map(type, islice(self._items, limit))))
-        return types
+            if accepted.issuperset(types):
+                return types
+            found.extend(takewhile(accepted.__contains__, types))
+        return found
 
     def peek(self, count: int) -> Iterator[T]:
         """Iterate over the oldest messages, at most `count`, and leave them where they are."""

@@ -24,6 +24,7 @@ from papyra.persistence.backends.memory import InMemoryPersistence
 from papyra.testing import wait_until_idle
 from tests.actors import Batches, Echo, Log, Parent, letters, spawn_child, story
 from tests.conftest import LOOPS
+from tests.persistence import payloads
 
 
 async def test_an_actor_that_fails_to_initialize_is_reported_where_it_is_spawned(
@@ -433,6 +434,43 @@ async def test_an_asked_message_of_another_type_ends_the_batch() -> None:
             await ref.tell(2)
             release.set()
         assert await ref.ask("batches") == [[], [1], [], [2]]
+
+
+async def test_a_message_whose_type_raises_is_handled_like_any_other() -> None:
+    entered, release = anyio.Event(), anyio.Event()
+    async with ActorSystem() as system:
+        ref = system.spawn(Batches)
+        await ref.tell((entered, release))
+        await entered.wait()
+        async with anyio.create_task_group() as tasks:
+            await ref.tell(1)
+            await ref.tell(payloads.Unnamed())
+            await ref.tell(2)
+            tasks.start_soon(ref.ask, payloads.Unnamed())
+            await wait_until_idle()
+            await ref.tell(3)
+            release.set()
+        assert await ref.ask("batches") == [[], [1], [], [2], [], [3]]
+
+
+async def test_a_crash_is_recorded_whatever_the_message_and_the_error_are(
+    persistence: InMemoryPersistence,
+) -> None:
+    class Mute(Exception, metaclass=payloads.HostileMeta):
+        def __str__(self) -> str:
+            raise self
+
+    class Raises(Actor):
+        async def receive(self, message: Any) -> None:
+            raise Mute
+
+    async with ActorSystem(persistence=persistence) as system:
+        ref = system.spawn(Raises)
+        with pytest.raises(Mute):
+            await ref.ask(payloads.Unnamed())
+    (crashed,) = [e.payload for e in persistence.events if e.event_type == "ActorCrashed"]
+    assert (crashed["error_type"], crashed["message_type"]) == ("Mute", "Unnamed")
+    assert crashed["error"] == "(its text can't be had: __str__ raised Mute)"
 
 
 async def test_a_batch_that_fails_fails_everyone_who_asked_in_it() -> None:
