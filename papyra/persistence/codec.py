@@ -36,6 +36,8 @@ __all__ = (
 
 #: A limit of recursion, and a depth, up to which Python raises before the stack overflows.
 _SAFE_RECURSION = 1000
+#: From 3.12 on, Python has a limit of its own for calls of C, many times as high.
+_COUNTS_C_APART = sys.version_info >= (3, 12)
 #: Records that are encoded in one call, at most: a bad one costs its neighbours no more.
 _RUN = 1000
 #: Encoded bytes up to which a payload is small.
@@ -97,11 +99,12 @@ def decode(data: bytes | memoryview, seq: int) -> Record:
     Raises `StoreError` when `data` is no record, or nested too deeply to be read.
     """
     try:
-        _refuse_overflow((data,))
         try:
+            if _may_overflow():
+                _refuse_overflow((data,))
             record = _decode(data)
         except RecursionError:  # here, but perhaps not elsewhere
-            record = on_fresh_stack(_decode, data)
+            (record,) = on_fresh_stack(_decode_all, (data,))
     except _DECODING_ERRORS as error:
         raise StoreError(f"the bytes of record {seq} can't be read: {error}") from error
     # Nobody else has seen this record yet, so it may still be completed, frozen or not. A copy
@@ -116,11 +119,10 @@ def decode_numbered(data: Sequence[bytes]) -> list[Record]:
     Raises `StoreError` when one of them is no record, or nested too deeply to be read.
     """
     try:
-        _refuse_overflow(data)
         try:
-            return list(map(_decode, data))
+            return _decode_all(data)
         except RecursionError:
-            return on_fresh_stack(lambda: list(map(_decode, data)))
+            return on_fresh_stack(_decode_all, data)
     except _DECODING_ERRORS as error:
         raise StoreError(f"there are bytes that can't be read: {error}") from error
 
@@ -128,9 +130,10 @@ def decode_numbered(data: Sequence[bytes]) -> list[Record]:
 def may_be_a_record(data: bytes) -> bool:
     """Return whether what `decode` can't read may be a record all the same, for somebody else."""
     try:
-        _refuse_overflow((data,))
+        if _may_overflow():
+            _refuse_overflow((data,))
         _decode_tagged(data)
-    except RecursionError:
+    except (_TooDeep, RecursionError):
         return True
     except _DECODING_ERRORS:
         return False
@@ -181,10 +184,12 @@ def _encode_run(records: Sequence[Record]) -> list[bytes] | None:
         if not math.isfinite(sum([record.timestamp for record in records])):
             return None
         # What would overflow the stack must not even be encoded.
-        if _may_overflow() and not come_back(payloads, once=True):
+        is_checked = _may_overflow()
+        if is_checked and not come_back(payloads, once=True):
             return None
         lines = _encode_lines(records)
-        if not (_are_simple(payloads) if len(lines) < _SMALL else come_back(payloads)):
+        look = _are_simple if len(lines) < _SMALL else come_back
+        if not is_checked and not look(payloads):
             return None
         encoded = lines.split(b"\n")
         encoded.pop()  # what follows the last line: nothing
@@ -301,13 +306,24 @@ def _are_simple(payloads: Sequence[Any]) -> bool:
 
 def _may_overflow() -> bool:
     """Return whether the stack may overflow before Python raises `RecursionError`."""
-    return sys.getrecursionlimit() > _SAFE_RECURSION
+    return _COUNTS_C_APART or sys.getrecursionlimit() > _SAFE_RECURSION
+
+
+def _decode_all(data: Sequence[bytes | memoryview]) -> list[Record]:
+    if _may_overflow():
+        _refuse_overflow(data)
+    return list(map(_decode, data))
+
+
+class _TooDeep(msgspec.DecodeError):
+    """What must not even be decoded."""
 
 
 def _refuse_overflow(data: Iterable[bytes | memoryview]) -> None:
-    """Raise `RecursionError` for what must not even be decoded, as it would overflow the stack."""
-    if _may_overflow() and any(depth_of(bytes(each)) > _SAFE_RECURSION for each in data):
-        raise RecursionError("it is nested too deeply")
+    """Raise `_TooDeep` for what would overflow the stack."""
+    for each in data:
+        if len(each) > 2 * _SAFE_RECURSION and depth_of(bytes(each)) > _SAFE_RECURSION:
+            raise _TooDeep("it is nested too deeply")
 
 
 def _said(value: object) -> str:

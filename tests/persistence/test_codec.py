@@ -320,7 +320,7 @@ def nested(depth: int, seed: int) -> Any:
 
 @pytest.mark.parametrize("crowd", [1, 12], ids=["alone", "in a run"])
 def test_the_greatest_depth_is_the_same_however_a_payload_nests(crowd: int) -> None:
-    for seed in range(20):
+    for seed in range(8):
         lines = encode([event(payload=nested(MAX_DEPTH, seed))] * crowd)
         assert decode(lines[0], 1).payload == comes_back_as(nested(MAX_DEPTH, seed))
         for depth in (MAX_DEPTH + 1, MAX_DEPTH + 50, 990, 1200):
@@ -372,7 +372,7 @@ def test_bytes_that_are_nested_too_deeply_are_an_error_of_that_record() -> None:
 
 LIMITS = """
 import sys, threading
-limit, stack = map(int, sys.argv[1:])
+limit, stack, counts_apart = map(int, sys.argv[1:])
 from papyra.exceptions import StoreError, UnencodablePayload
 from papyra.persistence import PersistedEvent, codec
 def check():
@@ -407,6 +407,7 @@ def check():
         deep = deep.pop()
 threading.stack_size(stack)
 sys.setrecursionlimit(limit)
+codec._COUNTS_C_APART = counts_apart
 thread = threading.Thread(target=check)
 errors = []
 threading.excepthook = errors.append
@@ -416,11 +417,14 @@ sys.exit(bool(errors) and repr(errors))
 """
 
 
+@pytest.mark.parametrize("counts_apart", [False, True])
 @pytest.mark.parametrize("limit", [200, 1000, 10**6])
 @pytest.mark.parametrize("stack", [1024 * 1024, 0], ids=["small stack", "default stack"])
-def test_no_limit_of_recursion_makes_a_depth_overflow_the_stack(limit: int, stack: int) -> None:
+def test_no_limit_of_recursion_makes_a_depth_overflow_the_stack(
+    limit: int, stack: int, counts_apart: bool
+) -> None:
     done = subprocess.run(
-        [sys.executable, "-c", LIMITS, str(limit), str(stack)],
+        [sys.executable, "-c", LIMITS, str(limit), str(stack), str(int(counts_apart))],
         capture_output=True,
         check=False,
         text=True,
