@@ -16,6 +16,7 @@ __all__ = (
     "InvalidActor",
     "InvalidActorName",
     "InvalidEnvironment",
+    "InvalidPath",
     "InvalidPolicy",
     "InvalidRecord",
     "InvalidRequest",
@@ -29,10 +30,13 @@ __all__ = (
     "PersistenceError",
     "SettingsError",
     "StoreAccessDenied",
+    "StoreChanged",
     "StoreDamaged",
     "StoreError",
     "StoreFenced",
+    "StoreForked",
     "StoreFull",
+    "StoreMoved",
     "StoreNotAcknowledged",
     "StoreNotReady",
     "StoreNotWritable",
@@ -46,6 +50,7 @@ __all__ = (
     "UnencodablePayload",
     "UnhandledMessage",
     "UnknownSetting",
+    "UnsupportedPlatform",
     "WouldDeadlock",
     "WrongLoop",
     "WrongTask",
@@ -154,6 +159,14 @@ class InvalidPolicy(PapyraError, ValueError):
     """A policy, a capacity or a time limit that makes no sense."""
 
 
+class InvalidPath(PapyraError, ValueError):
+    """A path that no store can have: an empty one, say."""
+
+
+class UnsupportedPlatform(PapyraError, NotImplementedError):
+    """A backend needs what this system lacks; the message says what, and what can be done."""
+
+
 class SettingsError(PapyraError):
     """The root of what wrong settings raise."""
 
@@ -229,6 +242,27 @@ class StoreUnavailable(StoreError):
     """The store has failed so often that it is not asked for a while. Nothing was stored."""
 
 
+# What may become of files
+
+
+class StoreMoved(StoreError, OSError):
+    """A store in files was renamed, removed or replaced while it was open.
+
+    Nothing more is acknowledged until it has its name again, or the backend is opened anew.
+    """
+
+
+class StoreChanged(StoreError, OSError):
+    """Another program has cut off, or written to, the file of a store that was open.
+
+    Nothing more is acknowledged until it is recovered, or the backend is opened anew.
+    """
+
+
+class StoreForked(StoreError):
+    """A store that was opened before a fork is used in the child, which has to open its own."""
+
+
 # What a server may say
 
 
@@ -249,7 +283,7 @@ class StoreFull(StoreError):
 
 
 class StoreAccessDenied(StoreError):
-    """The server wants another user or password, or this user may not do that."""
+    """The server or the system wants another user or password, or this user may not do that."""
 
 
 class StoreWrongType(StoreError):

@@ -159,8 +159,7 @@ class ActorRef:
                 await self._send(ask)
             if not ask.done.is_set():
                 raise AskTimeout(
-                    f"{self.address} did not reply to {type_name(message)} "
-                    f"within {timeout} seconds"
+                    f"{self.address} did not reply to {type_name(message)} within {timeout} seconds"
                 )
         elif caller and counts:
             try:

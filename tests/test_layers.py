@@ -34,7 +34,10 @@ LAYERS: list[set[str]] = [
     {f"persistence.backends.{name}" for name in ("retention", "commit", "page", "summary")},
     {"persistence.backends.verbs"},
     {"persistence.backends.base"},
-    {f"persistence.backends.{name}" for name in ("_line", "_disk", "_thread", "_asyncio")},
+    {
+        f"persistence.backends.{name}"
+        for name in ("_line", "_disk", "_place", "_thread", "_asyncio")
+    },
     {"persistence.backends._index", "persistence.backends._walk"},
     {"persistence.backends._recall"},
     {"persistence.backends._file"},

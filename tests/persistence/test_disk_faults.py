@@ -25,7 +25,10 @@ from tests.actors import event
 
 CALLS = (
     "open",
+    "create",
     "close",
+    "lock",
+    "unlock",
     "stat",
     "read",
     "write",

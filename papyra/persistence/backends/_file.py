@@ -10,7 +10,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from time import monotonic, sleep, time
 
-from papyra.persistence.backends._disk import Disk
+from papyra.exceptions import StoreChanged, StoreError, StoreMoved
+from papyra.persistence.backends._disk import Disk, identity, lock_file
 from papyra.persistence.backends._index import SparseIndex, Totals
 from papyra.persistence.backends._line import (
     VERSION,
@@ -65,8 +66,14 @@ class JournalFile:
         *,
         read_only: bool = False,
         recall: Recall | None = None,
+        name: Path | None = None,
     ) -> None:
+        #: its name, from the root on
         self.path = path
+        #: what reports call it
+        self.name = name or path
+        #: the file itself, where its name is a link
+        self.real = path
         self.disk = disk
         #: the `seq` before the file's first
         self.base = base
@@ -85,6 +92,14 @@ class JournalFile:
         self._index: SparseIndex | None = None
         self._fd: int | None = None
         self._fd_lock = threading.Lock()
+        #: the descriptor that the file is locked through, for a writer
+        self._lock_fd: int | None = None
+        #: which file it is, whatever its name leads to by now
+        self._identity = (0, 0)
+        #: how many bytes it has, if nobody else writes to it; `None` after a write that failed
+        self._size: int | None = None
+        #: whether this file was made by this object, and was not there before
+        self.is_made = False
         #: what was written, and does not count yet
         self._written: Run | None = None
         #: what counts, and is not in the index yet
@@ -122,22 +137,64 @@ class JournalFile:
             raise
 
     def _open(self) -> None:
-        disk = self.disk
+        self.real = self._find()
         if self.read_only:
-            self._fd = disk.open(self.path, os.O_RDONLY)
+            self._fd = self.disk.open(self.real, os.O_RDONLY)
             return
         # What a rewriting left behind that did not come to its end.
-        disk.remove(self.temporary)
-        existed = self.path.exists()
-        self._fd = disk.open(self.path, os.O_RDWR | os.O_CREAT)
-        if not existed:
-            try:
-                disk.sync_directory(self.parent)
-            except BaseException:
-                with contextlib.suppress(OSError):
-                    self.close()
-                    disk.remove(self.path)
-                raise
+        self.disk.remove(self.temporary)
+        if self.through is not None:
+            # Nobody writes to it, and where it is gone it is not made anew.
+            self._take(self.disk.open(self.real, os.O_RDWR), lock=False)
+            return
+        while self._fd is None:
+            self._open_to_write()
+
+    def _open_to_write(self) -> None:
+        """Open the file and lock it, unless it was made or replaced just then."""
+        self.real = self._find()
+        try:
+            fd = self.disk.open(self.real, os.O_RDWR)
+        except FileNotFoundError:
+            with contextlib.suppress(FileExistsError):
+                self.create()
+            return
+        self._take(fd)
+        try:
+            self._check_name()
+        except StoreMoved:
+            self.close()
+
+    def create(self, like: os.stat_result | None = None) -> None:
+        """Make the file, with the owner and the mode of the one that it is `like`, and open it.
+
+        Raises `FileExistsError` if something has its name.
+        """
+        fd = self.disk.create(self.real, like)
+        self.is_made = True
+        try:
+            self._take(fd)
+            self.disk.sync_directory(self.parent)
+        except BaseException:
+            with contextlib.suppress(OSError):
+                self.close()
+                self.disk.remove(self.real)
+            raise
+
+    def _find(self) -> Path:
+        """Return where the file is, whose name may be a link."""
+        return Path(os.path.realpath(self.path))
+
+    def _take(self, fd: int, *, lock: bool = True) -> None:
+        """Use a descriptor from now on. Raises `BackendInUse` if somebody else has the file."""
+        try:
+            if lock:
+                lock_file(self.disk, fd, self.name)
+            self._identity = identity(self.disk.stat(fd))
+        except BaseException:
+            self.disk.close(fd)
+            raise
+        self._fd, self._lock_fd = fd, fd if lock else None
 
     def _read_through(self, advance: Advance | None = None) -> None:
         before = self._signature()
@@ -147,7 +204,8 @@ class JournalFile:
         known_end = self._remember(found)
         self._read_on(found, advance)
         self._keep_in_mind(known_end)
-        self._clean = self.end == self.disk.stat(self.fd).st_size
+        self._size = self.disk.stat(self.fd).st_size
+        self._clean = self.end == self._size
         self._trusted, self._sync_failed, self._synced_end = True, False, self.end
         after = self._signature()
         is_about_all = before == after and not known_end
@@ -198,7 +256,7 @@ class JournalFile:
         """Take in what another process has written since; for a reader."""
         stat = self.disk.stat(self.fd)
         try:
-            same = stat.st_ino == self.path.stat().st_ino
+            same = identity(stat) == identity(self.path.stat())
         except FileNotFoundError:
             same = False
         if same and (stat.st_size, stat.st_mtime_ns) == self._seen:
@@ -230,9 +288,14 @@ class JournalFile:
     def close(self) -> None:
         """Close the file."""
         with self._fd_lock:
-            fd, self._fd = self._fd, None
-        if fd is not None:
-            self.disk.close(fd)
+            fds = {fd for fd in (self._fd, self._lock_fd) if fd is not None}
+            lock_fd, self._fd, self._lock_fd = self._lock_fd, None, None
+        with contextlib.ExitStack() as stack:
+            for fd in fds:
+                stack.callback(self.disk.close, fd)
+            if lock_fd is not None:
+                # It is held as long as there are copies of the descriptor.
+                stack.callback(self.disk.unlock, lock_fd)
 
     @property
     def index(self) -> SparseIndex:
@@ -282,17 +345,19 @@ class JournalFile:
         lines = make_lines(first_seq, self._tail_seq, encoded)
         extra = len(lines[0]) - len(encoded[0]) - head_length(first_seq)
         data = b"".join(lines)
+        self._require_trust()
+        self._check(self._size)
         try:
-            if not self._trusted:
-                self._open_anew()
             self._cut()
-            self._clean = False
+            self._clean, self._size = False, None
             self._write_all(self.fd, data, self.end)
             if sync:
                 self._sync(self.end + len(data))
+            self._check(self.end + len(data))
         except OSError:
             self.discard()
             raise
+        self._size = self.end + len(data)
         self._written = Run(self.end, first_seq, records, list(map(len, lines)), extra)
 
     def accept(self) -> None:
@@ -313,7 +378,10 @@ class JournalFile:
 
     def discard(self, *, cut: bool = True) -> None:
         """Let nothing count that was written and not accepted; and `cut` it off, if that works."""
+        if self._size is not None and self._written is None:
+            return  # and nothing was
         # The next write goes through a new descriptor.
+        self._size = None
         self._written, self._trusted, self._clean = None, False, False
         self._left_behind = True
         self._synced_end = min(self._synced_end, self.end)
@@ -323,14 +391,13 @@ class JournalFile:
 
     def sync(self) -> None:
         """Return when everything is on the device."""
-        if not self._trusted:
-            self._open_anew()
+        self._require_trust()
         self._sync(self.end)
+        self.check_name()
 
     def tidy(self) -> None:
         """Cut off what is of no account, before another file follows."""
-        if not self._trusted:
-            self._open_anew()
+        self._require_trust()
         self._cut()
 
     def leave(self) -> None:
@@ -371,14 +438,76 @@ class JournalFile:
     def _cut(self) -> None:
         """Let the file end where the last acknowledged line does."""
         if not self._clean:
+            if self.disk.stat(self.fd).st_size < self.end:
+                raise self._changed()
             self.disk.truncate(self.fd, self.end)
-            self._clean, self._left_behind = True, False
+            self._clean, self._left_behind, self._size = True, False, self.end
+
+    # Whether it is still what was opened
+
+    def _check(self, size: int | None) -> None:
+        """Raise `StoreMoved` or `StoreChanged` if somebody else has done something to the file.
+
+        It should have this `size`, or, where that is not known, at least what was acknowledged.
+        """
+        found = self._check_name().st_size
+        if found < self.end or size not in (None, found):
+            raise self._changed()
+
+    def check_name(self) -> None:
+        """Raise `StoreMoved` if the name leads to another file by now, or to none."""
+        if self._fd is not None and not self.read_only:
+            self._check_name()
+
+    def _check_name(self) -> os.stat_result:
+        if self._fd is None:
+            self._open()
+        try:
+            about = self.disk.stat(self.path)
+        except (FileNotFoundError, NotADirectoryError):
+            raise self._moved("renamed or removed") from None
+        if (about.st_dev, about.st_ino) != self._identity:
+            raise self._moved("replaced by another")
+        return about
+
+    def _check_links(self) -> None:
+        links = self.disk.stat(self.fd).st_nlink
+        if links > 1:
+            raise StoreError(
+                f"{self.name} has {links} names (hard links), and to write it anew would leave "
+                "the others with what is old: remove them, or copy them"
+            )
+
+    def _moved(self, how: str) -> StoreMoved:
+        return StoreMoved(
+            f"{self.name} was {how} while it was open, and nothing more is stored in it: "
+            "put it back, or open the store anew"
+        )
+
+    def _changed(self) -> StoreChanged:
+        return StoreChanged(
+            f"{self.name} was cut off or written to by another program while it was open: "
+            "scan it, recover it, or open the store anew"
+        )
+
+    def _require_trust(self) -> None:
+        """Open the file anew if a write through this descriptor has failed."""
+        if not self._trusted:
+            self._open_anew()
 
     def _open_anew(self) -> None:
-        fd = self.disk.open(self.path, os.O_RDWR)
-        with contextlib.suppress(OSError):
-            self.close()
-        self._fd = fd
+        try:
+            fd = self.disk.open(self.real, os.O_RDWR)
+        except FileNotFoundError:
+            raise self._moved("renamed or removed") from None
+        if identity(self.disk.stat(fd)) != self._identity:
+            self.disk.close(fd)
+            raise self._moved("replaced by another")
+        with self._fd_lock:
+            old, self._fd = self._fd, fd
+        if old is not None and old != self._lock_fd:
+            with contextlib.suppress(OSError):
+                self.disk.close(old)
         if self._sync_failed:
             # After a failed sync the kernel may take pages for clean that are not on the device
             # (PostgreSQL's fsync story), so syncing once more proves nothing. What the cache still
@@ -479,7 +608,7 @@ class JournalFile:
         self, found: ScanResult, advance: Advance | None = None, start: int = 0
     ) -> Iterator[Part]:
         """Yield everything that follows `start`, where a line begins; see `walk`."""
-        return walk(self._chunks(start), found, str(self.path), self.belongs, advance)
+        return walk(self._chunks(start), found, str(self.name), self.belongs, advance)
 
     def belongs(self, seq: int) -> bool:
         """Return whether this is the file for a record."""
@@ -487,6 +616,7 @@ class JournalFile:
 
     def scan(self, found: ScanResult, advance: Advance | None = None) -> None:
         """Check every line, going on from what was found before this file; change nothing."""
+        self.check_name()
         for _ in self.walk(found, advance):
             pass
 
@@ -500,12 +630,19 @@ class JournalFile:
     @property
     def parent(self) -> Path:
         """The directory that the file is in."""
-        return self.path.parent
+        return self.real.parent
 
     @property
     def temporary(self) -> Path:
         """The name of what is to take the file's place, until it does."""
-        return self.path.with_name(self.path.name + ".new")
+        return self.real.with_name(self.real.name + ".new")
+
+    def begin_anew(self) -> int:
+        """Make the file that is to take this one's place, with its owner and mode."""
+        self.check_name()
+        self._check_links()
+        self.disk.remove(self.temporary)
+        return self.disk.create(self.temporary, self.disk.stat(self.fd), copy=True)
 
     def read_block(self, number: int) -> tuple[bytes, int]:
         """Return what is in a block, and where in the file it begins."""
@@ -523,10 +660,17 @@ class JournalFile:
         Nothing is written to it until `sync_name` was successful: a crash of the machine could
         bring back the old one.
         """
-        self.disk.replace(self.temporary, self.path)
+        is_locked = self._lock_fd is not None
+        self.check_name()
+        self._check_links()
+        new = identity(self.disk.stat(fd))
+        if is_locked:
+            lock_file(self.disk, fd, self.name)
+        self.disk.replace(self.temporary, self.real)
         with contextlib.suppress(OSError):
             self.close()
-        self._fd, self._index, self.end = fd, index, end
+        self._fd, self._lock_fd, self._identity = fd, fd if is_locked else None, new
+        self._index, self.end, self._size = index, end, end
         self._unindexed, self._unindexed_records = [], 0
         self._clean, self._sync_failed, self._synced_end = True, False, end
         self._tail_seq, self._found_opening, self.damaged = self.last_seq, None, False

@@ -10,7 +10,14 @@ from collections.abc import Callable, Iterator
 from typing import Any, ClassVar, Literal, TypeAlias, TypeVar, get_args
 
 from papyra._seconds import is_seconds, shown
-from papyra.exceptions import InvalidPolicy, StoreReadOnly
+from papyra.exceptions import (
+    InvalidPolicy,
+    PersistenceError,
+    StoreAccessDenied,
+    StoreReadOnly,
+    UnsupportedPlatform,
+)
+from papyra.persistence.backends._disk import CAN_WRITE, whose
 from papyra.persistence.backends._file import JournalFile
 from papyra.persistence.backends._journal import Journal
 from papyra.persistence.backends._rewrite import Hidden, count_hidden
@@ -74,6 +81,11 @@ class FilePersistence(PersistenceBackend):
         clock: Callable[[], float],
     ) -> None:
         super().__init__(retention_policy=retention_policy, clock=clock)
+        if not journal.read_only and not CAN_WRITE:
+            raise UnsupportedPlatform(
+                f"{type(self).__name__} needs the file locks of POSIX (fcntl) to write, as Linux "
+                "and macOS have them: here it only reads, with read_only=True"
+            )
         if fsync not in get_args(Fsync):
             raise InvalidPolicy(f"fsync is one of {', '.join(get_args(Fsync))}, not {fsync!r}")
         if call_timeout is not None and not is_seconds(call_timeout, above=True, finite=True):
@@ -91,7 +103,7 @@ class FilePersistence(PersistenceBackend):
     @property
     def location(self) -> str:
         """The path of the file, or of the directory."""
-        return str(self._journal.path)
+        return str(self._journal.place.name)
 
     @property
     def _common(self) -> dict[str, Any]:
@@ -106,8 +118,10 @@ class FilePersistence(PersistenceBackend):
         thread = StoreThread(f"papyra {self._journal.path.name}")
         try:
             await thread.run(self._open_journal)
-        except BaseException:
+        except BaseException as error:
             thread.stop()
+            if isinstance(error, OSError):
+                raise self._named(error) from error.__cause__
             raise
         self._thread = thread
         return self._journal.last_seq
@@ -160,11 +174,25 @@ class FilePersistence(PersistenceBackend):
         claim: Claim | None = None,
     ) -> ResultT:
         await raise_if_cancelled()
-        return await self._thread.run(function, *args, timeout=timeout, claim=claim)
+        try:
+            return await self._thread.run(function, *args, timeout=timeout, claim=claim)
+        except OSError as error:
+            raise self._named(error) from error.__cause__
+
+    def _named(self, error: OSError) -> Exception:
+        """Return an error that says which file it is about, and who may use that."""
+        if isinstance(error, PersistenceError):
+            return error
+        error.filename = error.filename or str(self._journal.path)
+        if not isinstance(error, PermissionError):
+            return error
+        denied = StoreAccessDenied(f"{error}{whose(error.filename)}")
+        denied.__cause__ = error
+        return denied
 
     def _must_write(self) -> None:
         if self._journal.read_only:
-            raise StoreReadOnly(f"{self._journal.path} was opened to be read only")
+            raise StoreReadOnly(f"{self._journal.place.name} was opened to be read only")
 
     # In the thread
 
@@ -173,6 +201,7 @@ class FilePersistence(PersistenceBackend):
             self._open_to_read()
             return
         self._journal.prepare()
+        self._lock = self._journal.lock()
         self._lock.acquire()
         try:
             self._journal.open()
@@ -191,6 +220,7 @@ class FilePersistence(PersistenceBackend):
             syncing.start()
 
     def _open_to_read(self) -> None:
+        self._lock = self._journal.lock()
         path = self._journal.path
         if self._opening is None or not path.is_file():
             self._journal.open()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -9,8 +10,16 @@ from typing import Protocol
 
 from papyra.persistence.backends._disk import Disk, FileLock
 from papyra.persistence.backends._file import JournalFile
+from papyra.persistence.backends._place import Place
 from papyra.persistence.backends._recall import Recall
-from papyra.persistence.backends._rewrite import Hidden, drop_hidden, name_aside, put_aside, repair
+from papyra.persistence.backends._rewrite import (
+    Hidden,
+    aside_of,
+    drop_hidden,
+    name_aside,
+    put_aside,
+    repair,
+)
 from papyra.persistence.backends._walk import Advance, ScanResult
 from papyra.persistence.backends.base import Batch
 from papyra.persistence.records import Kind
@@ -35,9 +44,11 @@ class Journal(Protocol):
     disk: Disk
     read_only: bool
 
+    place: Place
+
     @property
     def path(self) -> Path:
-        """The file, or the directory."""
+        """The file, or the directory, from the root on."""
         ...
 
     @property
@@ -116,9 +127,14 @@ class OneFile:
     segments: int | None = None
 
     def __init__(
-        self, path: Path, *, read_only: bool = False, index_directory: Path | None = None
+        self,
+        path: Path | Place,
+        *,
+        read_only: bool = False,
+        index_directory: Path | None = None,
     ) -> None:
-        self.path = path
+        self.place = Place(path)
+        self.path = path = self.place.path
         self.disk = Disk()
         self.read_only = read_only
         self._recall = None
@@ -127,7 +143,13 @@ class OneFile:
         self._file = self._new_file()
 
     def _new_file(self) -> JournalFile:
-        return JournalFile(self.path, self.disk, read_only=self.read_only, recall=self._recall)
+        return JournalFile(
+            self.path,
+            self.disk,
+            read_only=self.read_only,
+            recall=self._recall,
+            name=self.place.name,
+        )
 
     @property
     def last_seq(self) -> int:
@@ -135,8 +157,9 @@ class OneFile:
         return self._file.last_seq
 
     def lock(self) -> FileLock:
-        """Return the lock: a file beside this one."""
-        return FileLock(self.path.with_name(self.path.name + ".lock"), self.path)
+        """Return the lock: a file beside this one, wherever links lead to."""
+        real = Path(os.path.realpath(self.path))
+        return FileLock(real.with_name(real.name + ".lock"), self.path)
 
     def prepare(self) -> None:
         """Make nothing: the lock is beside the file."""
@@ -204,7 +227,7 @@ class OneFile:
         mended = Mended()
         if self.scan().anomalies:
             if config.mode == "quarantine":
-                place = Path(config.quarantine_dir or self.path.parent)
+                place = aside_of(config, self._file.parent)
                 mended.moved.append(put_aside(self._file, name_aside(self.path, place)))
             mended.removed = repair(self._file)
         return mended

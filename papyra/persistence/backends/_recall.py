@@ -73,7 +73,7 @@ class Recall:
         """Return what is known of the file that is open as `fd`; `None` if nothing is."""
         unusable = (OSError, msgspec.DecodeError, ValueError, KeyError, RecursionError)
         with contextlib.suppress(*unusable):
-            data = self._path.read_bytes()
+            data = self._kept()
             if data[:8] != b"%08x" % crc32(data[8:]):
                 return None
             known = msgspec.msgpack.decode(data[8:], type=Recollection)
@@ -112,9 +112,15 @@ class Recall:
             self._path.parent.mkdir(parents=True, exist_ok=True)
             # Another reader may be doing the same.
             temporary = self._path.with_suffix(f".{os.getpid()}")
-            temporary.write_bytes(b"%08x%b" % (crc32(data), data))
+            self._disk.remove(temporary)
+            with open(self._disk.create(temporary), "wb") as file:
+                file.write(b"%08x%b" % (crc32(data), data))
             temporary.replace(self._path)
             self._forget_old()
+
+    def _kept(self) -> bytes:
+        with open(self._disk.open(self._path, os.O_RDONLY), "rb") as file:
+            return file.read()
 
     def _forget_old(self) -> None:
         """Remove what nobody has kept for long."""

@@ -6,7 +6,6 @@ import contextlib
 import heapq
 import itertools
 import os
-import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple, Self
@@ -21,11 +20,14 @@ from papyra.persistence.backends._line import (
     parse_lines,
     tombstone,
 )
+from papyra.persistence.backends._place import Place
 from papyra.persistence.backends._walk import Run, ScanResult, decode
 from papyra.persistence.records import Kind, Record, kind_of
+from papyra.persistence.reports import PersistenceRecoveryConfig
 
 __all__ = (
     "Hidden",
+    "aside_of",
     "count_hidden",
     "drop_hidden",
     "is_hidden",
@@ -164,10 +166,15 @@ def repair(journal: JournalFile) -> int:
     return removed + len(doubled)
 
 
+def aside_of(config: PersistenceRecoveryConfig, parent: Path) -> Path:
+    """Return the directory for damaged originals: the one that was asked for, or `parent`."""
+    return parent if not config.quarantine_dir else Place(config.quarantine_dir).name
+
+
 def name_aside(path: Path, place: Path) -> Path:
     """Return a name in a directory under which the damaged original of `path` can be kept."""
     names = (place / f"{path.name}.damaged-{number}" for number in itertools.count(1))
-    return next(name for name in names if not name.exists())
+    return next(name for name in names if not os.path.lexists(name))
 
 
 def put_aside(journal: JournalFile, target: Path) -> str:
@@ -175,11 +182,22 @@ def put_aside(journal: JournalFile, target: Path) -> str:
 
     It can be put back by renaming it.
     """
-    journal.disk.make_directory(target.parent)
-    shutil.copy2(journal.path, target)
-    with target.open("rb") as file:
-        journal.disk.sync(file.fileno())
-    journal.disk.sync_directory(target.parent)
+    disk, source = journal.disk, journal.fd
+    journal.check_name()
+    disk.make_directory(target.parent)
+    about, position = disk.stat(source), 0
+    fd = disk.create(target, about)
+    try:
+        while data := disk.read(source, _CHUNK, position):
+            written = 0
+            while written < len(data):
+                written += disk.write(fd, data[written:], position + written)
+            position += len(data)
+        disk.sync(fd)
+    finally:
+        disk.close(fd)
+    os.utime(target, ns=(about.st_atime_ns, about.st_mtime_ns))
+    disk.sync_directory(target.parent)
     return str(target)
 
 
@@ -197,7 +215,7 @@ class _Copy:
 
     def __enter__(self) -> Self:
         self._handed_over = False
-        self._fd = self._disk.open(self._journal.temporary, os.O_RDWR | os.O_CREAT | os.O_TRUNC)
+        self._fd = self._journal.begin_anew()
         return self
 
     def __exit__(self, exc_type: type[BaseException] | None, *_: object) -> None:
@@ -273,4 +291,4 @@ def is_hidden(totals: Totals | Block, last_seq: int, hidden: Mapping[Kind, Hidde
 
 
 def _damaged(journal: JournalFile) -> StoreError:
-    return StoreError(f"{journal.path} is damaged: recover it before compacting it")
+    return StoreError(f"{journal.name} is damaged: recover it before compacting it")

@@ -10,14 +10,17 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from papyra.persistence.backends._disk import Disk, FileLock
+from papyra.exceptions import StoreMoved
+from papyra.persistence.backends._disk import Disk, FileLock, identity, is_regular
 from papyra.persistence.backends._file import JournalFile
 from papyra.persistence.backends._index import Totals
 from papyra.persistence.backends._journal import Mended
 from papyra.persistence.backends._line import Line, head_length, parse_lines, tombstone
+from papyra.persistence.backends._place import Place
 from papyra.persistence.backends._recall import Recall
 from papyra.persistence.backends._rewrite import (
     Hidden,
+    aside_of,
     drop_hidden,
     is_hidden,
     is_visible,
@@ -27,13 +30,13 @@ from papyra.persistence.backends._rewrite import (
 )
 from papyra.persistence.backends._sidecar import Sidecar, read_sidecar, write_sidecar
 from papyra.persistence.backends._walk import Advance, ScanResult
-from papyra.persistence.backends.base import Batch
+from papyra.persistence.backends.base import MAX_SEQ, Batch
 from papyra.persistence.records import Kind, Record
 from papyra.persistence.reports import PersistenceAnomaly, PersistenceRecoveryConfig
 
 __all__ = ("SegmentLimits", "Segments")
 
-_NAME = re.compile(r"(\d{20})\.(ndjson|ndjson\.new|index)")
+_NAME = re.compile(r"([0-9]{20})\.(ndjson|ndjson\.new|index)")
 #: No tombstone is longer.
 _TOMBSTONE_BYTES = 200
 #: How many sealed segments are kept open, with their indexes.
@@ -54,6 +57,13 @@ class Segment(JournalFile):
     """One of the files. It is sealed when another follows it, and does not change then."""
 
     _about: Sidecar | None = None
+
+    def _find(self) -> Path:
+        # What is a link is none of the segments.
+        return self.path
+
+    def _check_links(self) -> None:
+        """Let others have the file: it is the directory that the store goes by."""
 
     @property
     def sidecar(self) -> Path:
@@ -96,6 +106,12 @@ class Segment(JournalFile):
             if stat.st_size == self.end:
                 write_sidecar(self.disk, self.sidecar, self.index, stat)
 
+    def begin(self, like: Segment) -> None:
+        """Make it, and open it, after one that gives it owner and mode."""
+        like.check_name()
+        self.create(self.disk.stat(like.fd))
+        self._read_through()
+
     @property
     def is_loaded(self) -> bool:
         """Whether its index is in memory."""
@@ -119,13 +135,14 @@ class Segments:
 
     def __init__(
         self,
-        path: Path,
+        path: Path | Place,
         limits: SegmentLimits,
         *,
         read_only: bool = False,
         index_directory: Path | None = None,
     ) -> None:
-        self.path = path
+        self.place = Place(path)
+        self.path = self.place.path
         self.disk = Disk()
         self.read_only = read_only
         self._index_directory = index_directory if read_only else None
@@ -138,6 +155,8 @@ class Segments:
         #: segments that a compaction had removed, and somebody has put there again
         self._put_back: list[Path] = []
         self._records_in_last = 0
+        #: which directory it is, whatever its name leads to by now
+        self._identity = (0, 0)
         #: whether a segment followed the last one, and is not there any more
         self._end_is_missing = False
 
@@ -148,7 +167,7 @@ class Segments:
 
     def lock(self) -> FileLock:
         """Return the lock: a file in the directory."""
-        return FileLock(self.path / ".lock", self.path)
+        return FileLock(self.path / ".lock", self.path, directory=self.path)
 
     # Opening and closing
 
@@ -160,6 +179,7 @@ class Segments:
     def open(self, advance: Advance | None = None) -> None:
         """Look what there is, finish what was begun, and open the last segment."""
         self._leftovers, self._loaded = [], []
+        self._identity = identity(self.disk.stat(self.path))
         self._segments = self._found_segments()
         if not self.read_only:
             for path in self._leftovers:
@@ -176,28 +196,36 @@ class Segments:
     def _lacks_its_end(self) -> bool:
         """Return whether a segment followed the last one, and is not there any more."""
         last = self._segments[-1]
-        if not last.sidecar.exists():
+        if not is_regular(last.sidecar):
             return False
         # A writer may have sealed it since the directory was listed: then another one is there.
         return not any(
-            match is not None and match[2] == "ndjson" and int(match[1]) - 1 > last.base
-            for match in map(_NAME.fullmatch, self.disk.list(self.path))
+            base > last.base and kind == "ndjson"
+            for base, kind in filter(None, map(self._parse, self.disk.list(self.path)))
         )
+
+    def _parse(self, name: str) -> tuple[int, str] | None:
+        """Return base and kind of one of the journal's files; `None` for what is foreign."""
+        match = _NAME.fullmatch(name)
+        if match is None or not 0 < int(match[1]) <= MAX_SEQ or not is_regular(self.path / name):
+            return None
+        return int(match[1]) - 1, match[2]
 
     def _segment(self, base: int) -> Segment:
         path = self.path / f"{base + 1:020}.ndjson"
         recall = None
         if self._index_directory is not None:
             recall = Recall(self.disk, self._index_directory, path)
-        return Segment(path, self.disk, base, read_only=self.read_only, recall=recall)
+        name = self.place.name / path.name
+        return Segment(path, self.disk, base, read_only=self.read_only, recall=recall, name=name)
 
     def _found_segments(self) -> list[Segment]:
         bases = []
         for name in self.disk.list(self.path):
-            match = _NAME.fullmatch(name)
-            if match is not None and match[2] == "ndjson":
-                bases.append(int(match[1]) - 1)
-            elif match is not None and match[2] == "ndjson.new":
+            base, kind = self._parse(name) or (0, "foreign")
+            if kind == "ndjson":
+                bases.append(base)
+            elif kind == "ndjson.new":
                 self._leftovers.append(self.path / name)
         segments: list[Segment] = []
         buried, buried_at = 0, 0
@@ -264,9 +292,10 @@ class Segments:
                         segment.tidy()
                     segment.settle()
                     # Nothing is missing where a batch begins later than the one before it ended.
+                    like = segment
                     segment = self._segment(first_seq + start - 1 if start else self.last_seq)
                     begun.append(segment)
-                    segment.open()
+                    segment.begin(like)
                     in_last = 0
                 more_follows = stop < len(records)
                 segment.write(
@@ -281,7 +310,7 @@ class Segments:
             for unused in begun:
                 unused.unload()
             # The newest first: what is left of them always follows upon what was there before.
-            self._leftovers = [unused.path for unused in reversed(begun)]
+            self._leftovers = [unused.path for unused in reversed(begun) if unused.is_made]
             with contextlib.suppress(OSError):
                 self._remove_leftovers()
             last.discard(cut=not self._leftovers)
@@ -380,7 +409,10 @@ class Segments:
         """Check every line of every segment, and what else is in the directory; change nothing."""
         found = ScanResult()
         before: Segment | None = None
+        self._check_name()
         for segment in self._segments:
+            if segment.through is not None and not is_regular(segment.path):
+                continue  # it was removed, as the next one will say
             if segment.base > found.last_seq:
                 _note_missing(found, segment, before)
             found.tail_seq = found.last_seq = segment.base
@@ -390,19 +422,41 @@ class Segments:
             before = segment
         if self._end_is_missing and before is not None:
             detail = f"the segment after record {before.last_seq} is not there"
-            found.anomalies.append(PersistenceAnomaly("missing_segment", detail, str(self.path)))
+            place = str(self.place.name)
+            found.anomalies.append(PersistenceAnomaly("missing_segment", detail, place))
         for path in self._foreign_files():
-            detail = "this is no file of a Papyra journal"
-            if path in self._put_back:
-                detail = "a compaction has removed the records of this segment"
-            found.anomalies.append(PersistenceAnomaly("foreign_file", detail, str(path)))
+            found.anomalies.append(
+                PersistenceAnomaly("foreign_file", self._why_foreign(path), self._named(path))
+            )
         return found
+
+    def _check_name(self) -> None:
+        """Raise `StoreMoved` if the name of the directory leads elsewhere by now, or nowhere."""
+        if self.read_only:
+            return
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+            if identity(self.disk.stat(self.path)) == self._identity:
+                return
+        raise StoreMoved(
+            f"{self.place.name} was renamed, removed or replaced while it was open: "
+            "put it back, or open the store anew"
+        )
 
     def _foreign_files(self) -> list[Path]:
         names = self.disk.list(self.path)
-        known = _NAME.fullmatch
-        foreign = [self.path / name for name in names if not known(name) and name[0] != "."]
+        foreign = [self.path / name for name in names if name[0] != "." and not self._parse(name)]
         return foreign + self._put_back
+
+    def _why_foreign(self, path: Path) -> str:
+        if path in self._put_back:
+            return "a compaction has removed the records of this segment"
+        if _NAME.fullmatch(path.name) and not is_regular(path):
+            return "this has the name of a segment, and is a link or no file at all"
+        return "this is no file of a Papyra journal"
+
+    def _named(self, path: Path) -> str:
+        """Return how reports call something in the directory, whatever bytes its name is of."""
+        return os.fsencode(self.place.name / path.name).decode(errors="backslashreplace")
 
     def recover(self, config: PersistenceRecoveryConfig) -> Mended:
         """Rewrite the segments that are damaged, and stand tombstones for those that are gone.
@@ -412,12 +466,14 @@ class Segments:
         mended = Mended()
         found = self.scan()
         anomalies, mended_through = found.anomalies, set[int | None]()
-        aside = name_aside(self.path, Path(config.quarantine_dir or self.path.parent))
+        place = aside_of(config, Path(os.path.realpath(self.path)).parent)
+        aside = name_aside(self.path, place)
         for segment in self._segments:
-            here = [a for a in anomalies if a.location == str(segment.path)]
+            here = [a for a in anomalies if a.location == str(segment.name)]
             # A line of another segment is not kept in this one, but it is not thrown away either.
             strays = any(a.seq is not None and not segment.belongs(a.seq) for a in here)
             if here and (strays or config.mode == "quarantine"):
+                self._make_aside(aside, mended)
                 mended.moved.append(put_aside(segment, aside / segment.path.name))
             if here:
                 mended.removed += repair(segment)
@@ -427,10 +483,13 @@ class Segments:
             if through not in mended_through:
                 self._write_tombstone(after, through)
         if self._end_is_missing:
-            self._segment(self.last_seq).open()
+            next_one = self._segment(self.last_seq)
+            next_one.begin(self._segments[-1])
+            next_one.close()
         if config.mode == "quarantine":
-            for path in self._foreign_files():
-                self.disk.make_directory(aside)
+            # Whatever is no file stays, as the `lost+found` of a file system does.
+            for path in filter(is_regular, self._foreign_files()):
+                self._make_aside(aside, mended)
                 shutil.move(path, aside)
                 mended.moved.append(str(aside / path.name))
         if anomalies:
@@ -438,10 +497,17 @@ class Segments:
             self.open()
         return mended
 
+    def _make_aside(self, aside: Path, mended: Mended) -> None:
+        if not mended.moved:
+            self.disk.make_directory(aside, anew=True)
+
     def _write_tombstone(self, base: int, through: int) -> Segment:
         """Write a segment that stands for all between `base` and `through`."""
         segment, line = self._segment(base), tombstone(through, base)
-        fd = self.disk.open(segment.temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+        like = segment if is_regular(segment.path) else self._segments[-1]
+        self._check_name()
+        self.disk.remove(segment.temporary)
+        fd = self.disk.create(segment.temporary, self.disk.stat(like.path))
         try:
             self.disk.write(fd, line, 0)
             self.disk.sync(fd)
@@ -456,6 +522,7 @@ class Segments:
 
     def drop_hidden(self, hidden: Mapping[Kind, Hidden]) -> None:
         """Remove segments in which all is hidden, and rewrite those in which some is."""
+        self._check_name()
         self._remove_leftovers()
         run: list[Segment] = []
         for segment in self.files(newest=False):
@@ -510,8 +577,8 @@ def _note_missing(found: ScanResult, segment: Segment, before: Segment | None) -
     missing = f"{after + 1} to {segment.base}" if segment.base > after + 1 else segment.base
     if before is not None and before.lost_lines():
         detail = f"missing before record {segment.base + 1}: {missing}"
-        found.anomalies.append(PersistenceAnomaly("gap", detail, str(before.path)))
+        found.anomalies.append(PersistenceAnomaly("gap", detail, str(before.name)))
     else:
-        detail, place = f"there is no segment with the records {missing}", segment.path.parent
+        detail, place = f"there is no segment with the records {missing}", segment.name.parent
         found.anomalies.append(PersistenceAnomaly("missing_segment", detail, str(place)))
         found.missing.append((after, segment.base))

@@ -87,7 +87,7 @@ def write_sidecar(disk: Disk, path: Path, index: SparseIndex, segment: os.stat_r
     line = (b"%08x %b" % (crc32(head), head)).ljust(_HEAD_BYTES - 1) + b"\n"
     # Not in place of an older one, which a reader may just be reading.
     disk.remove(path)
-    fd = disk.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    fd = disk.create(path, segment)
     try:
         disk.write(fd, line + data, 0)
     finally:

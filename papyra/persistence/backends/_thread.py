@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import math
+import os
 import queue
 import sys
 import threading
@@ -15,6 +16,7 @@ import anyio
 import anyio.lowlevel
 
 from papyra._signal import Signal, signals_of_this_loop
+from papyra.exceptions import StoreForked
 
 __all__ = ("Claim", "StoreThread", "raise_if_cancelled")
 
@@ -120,6 +122,7 @@ class StoreThread:
     def __init__(self, name: str) -> None:
         self._calls: queue.SimpleQueue[_Call[Any] | None] = queue.SimpleQueue()
         self._given_up: _Call[Any] | None = None
+        self._process = os.getpid()
         # A daemon: an application that never closes its store can end all the same.
         threading.Thread(target=self._work, name=name, daemon=True).start()
 
@@ -135,8 +138,14 @@ class StoreThread:
         Whoever is cancelled meanwhile waits for it all the same, and gets the result: what was
         stored must be known to be. Raises `TimeoutError` when it takes longer than `timeout`
         seconds, unless it has taken its `claim` by then; and at once, as long as a call that was
-        given up so is not at its end.
+        given up so is not at its end. Raises `StoreForked` in another process than it was made in,
+        where there is no such thread.
         """
+        if os.getpid() != self._process:
+            raise StoreForked(
+                f"this store was opened by process {self._process}, before that forked process "
+                f"{os.getpid()}: make a backend here, once the other is closed"
+            )
         if self._given_up is not None and not self._given_up.finished:
             raise TimeoutError("the store has not yet answered what it was asked before")
         call = _Call(lambda: function(*args))

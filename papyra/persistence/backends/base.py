@@ -502,4 +502,7 @@ def _store_errors(operation: str) -> Iterator[None]:
 
 
 def _store_error(operation: str, error: Exception) -> StoreError:
-    return StoreError(f"{operation} failed: {shown(error, length=_ERROR_LENGTH)}")
+    path = getattr(error, "filename", None)
+    text = shown(error, length=_ERROR_LENGTH)
+    place = "" if path is None or str(path) in text else f": {path}"
+    return StoreError(f"{operation} failed: {text}{place}")

@@ -10,6 +10,7 @@ from typing import ClassVar
 
 from papyra.persistence.backends._files import FilePersistence, Fsync
 from papyra.persistence.backends._journal import OneFile
+from papyra.persistence.backends._place import Place
 from papyra.persistence.reports import ReportProgress
 from papyra.persistence.retention import RetentionPolicy
 
@@ -43,7 +44,7 @@ class JsonFilePersistence(FilePersistence):
 
     def __init__(
         self,
-        path: str | os.PathLike[str],
+        path: str | bytes | os.PathLike[str] | os.PathLike[bytes],
         *,
         fsync: Fsync = "always",
         call_timeout: float | None = 30.0,
@@ -53,7 +54,7 @@ class JsonFilePersistence(FilePersistence):
         index_directory: Path | None = None,
     ) -> None:
         super().__init__(
-            OneFile(Path(path), read_only=read_only, index_directory=index_directory),
+            OneFile(Place(path), read_only=read_only, index_directory=index_directory),
             fsync=fsync,
             call_timeout=call_timeout,
             retention_policy=retention_policy,
@@ -62,15 +63,15 @@ class JsonFilePersistence(FilePersistence):
 
     @property
     def path(self) -> Path:
-        """The file."""
-        return self._journal.path
+        """The file, as it was named."""
+        return self._journal.place.name
 
     def reader(
         self, *, index_directory: Path | None = None, opening: ReportProgress | None = None
     ) -> JsonFilePersistence:
         """Return a backend that reads the same file, with `read_only`."""
         reader = JsonFilePersistence(
-            self.path, read_only=True, index_directory=index_directory, **self._common
+            self._journal.place, read_only=True, index_directory=index_directory, **self._common
         )
         reader._opening = opening
         return reader

@@ -11,6 +11,7 @@ from typing import ClassVar
 
 from papyra.exceptions import InvalidPolicy
 from papyra.persistence.backends._files import FilePersistence, Fsync
+from papyra.persistence.backends._place import Place
 from papyra.persistence.backends._segments import SegmentLimits, Segments
 from papyra.persistence.reports import ReportProgress
 from papyra.persistence.retention import RetentionPolicy
@@ -43,7 +44,7 @@ class RotatingFilePersistence(FilePersistence):
 
     def __init__(
         self,
-        directory: str | os.PathLike[str],
+        directory: str | bytes | os.PathLike[str] | os.PathLike[bytes],
         *,
         max_segment_bytes: int = 64 * 1024 * 1024,
         max_segment_records: int | None = None,
@@ -64,7 +65,7 @@ class RotatingFilePersistence(FilePersistence):
             raise InvalidPolicy(f"max_segment_age is seconds, more than 0, or None, not {age!r}")
         super().__init__(
             Segments(
-                Path(directory),
+                Place(directory),
                 SegmentLimits(max_segment_bytes, records, age),
                 read_only=read_only,
                 index_directory=index_directory,
@@ -77,15 +78,15 @@ class RotatingFilePersistence(FilePersistence):
 
     @property
     def directory(self) -> Path:
-        """The directory."""
-        return self._journal.path
+        """The directory, as it was named."""
+        return self._journal.place.name
 
     def reader(
         self, *, index_directory: Path | None = None, opening: ReportProgress | None = None
     ) -> RotatingFilePersistence:
         """Return a backend that reads the same files, with `read_only`."""
         reader = RotatingFilePersistence(
-            self.directory, read_only=True, index_directory=index_directory, **self._common
+            self._journal.place, read_only=True, index_directory=index_directory, **self._common
         )
         reader._opening = opening
         return reader
