@@ -30,9 +30,10 @@ _NAMED = 5
 class PersistenceStartupConfig(msgspec.Struct, frozen=True):
     """What a system does when it starts on a store that can be damaged.
 
-    ``fail_on_anomaly`` scans, and does not start if anything is wrong. The one exception is a torn
-    end, which is what an ordinary crash leaves: nothing in it was ever acknowledged, so it is cut
-    off, with a warning in the log. ``recover`` recovers as `recovery` says, scans again, and starts
+    ``fail_on_anomaly`` scans, and does not start if anything is wrong. There are two exceptions,
+    with a warning in the log: a torn end, which is what an ordinary crash leaves, is cut off, as
+    nothing in it was ever acknowledged; and what is foreign in the directory of a store stays
+    there. ``recover`` recovers as `recovery` says, scans again, and starts
     if that helped. ``ignore`` does not look.
     """
 
@@ -60,7 +61,11 @@ async def check_store(
     report = await backend.scan()
     if report.is_clean:
         return report
-    if all(anomaly.kind == "torn" for anomaly in report.anomalies):
+    kinds = {anomaly.kind for anomaly in report.anomalies}
+    if kinds == {"foreign_file"}:
+        logger.warning("not all that is there is the store's: %s", _named(report))
+        return report
+    if kinds <= {"torn", "foreign_file"}:
         logger.warning("a torn end, as a crash leaves it, is cut off: %s", _named(report))
         return (await backend.recover()).scan
     if config.mode == "fail_on_anomaly":
@@ -100,5 +105,6 @@ def _named(report: PersistenceScanReport) -> str:
 
 
 def _one(anomaly: PersistenceAnomaly) -> str:
-    place = f" ({anomaly.location}, line {anomaly.line})" if anomaly.location else ""
+    line = "" if anomaly.line is None else f", line {anomaly.line}"
+    place = f" ({anomaly.location}{line})" if anomaly.location else ""
     return f"{anomaly.kind}: {anomaly.detail}{place}"
