@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -42,26 +43,29 @@ _SEGMENT = re.compile(r"\d{20}\.ndjson")
 _RETRY_FOR = 1
 
 
-def backend_at(name: str | None) -> PersistenceBackend:
-    """Return the backend of a store, not opened yet. It may be one that would write."""
+def backend_at(name: str | None, *, read_only: bool = False) -> PersistenceBackend:
+    """Return the backend of a store, not opened yet. It may be one that would write.
+
+    To look at files, it can be `read_only`, as some systems can't write them.
+    """
     if name is None:
-        return settings.resolve_persistence()
+        return settings.resolve_persistence(read_only=read_only)
     scheme = _URL.match(name)
     if scheme is not None and (scheme[1] in STORE_SCHEMES or "://" in name):
-        return backend_from_url(_impatient(name))
+        return backend_from_url(_impatient(name), read_only=read_only)
     # Imported when they are needed: none of them needs the others.
-    path = Path(name)
+    path = Path(os.path.expanduser(name))
     if path.is_dir() or name.endswith("/") or (not path.exists() and not path.suffix):
         from papyra.persistence.backends.rotating import RotatingFilePersistence  # noqa: PLC0415
 
-        return RotatingFilePersistence(path)
+        return RotatingFilePersistence(name, read_only=read_only)
     from papyra.persistence.backends.json import JsonFilePersistence  # noqa: PLC0415
 
     if _SEGMENT.fullmatch(path.name):
         raise CommandFailed(
             f"{path} is one segment of a journal: name the directory, {path.parent}/"
         )
-    return JsonFilePersistence(path)
+    return JsonFilePersistence(name, read_only=read_only)
 
 
 def _impatient(url: str) -> str:
@@ -92,7 +96,7 @@ def exists(backend: PersistenceBackend) -> bool:
 
 def check_output(output: Path | None, name: str | None) -> None:
     """Raise `WrongUse` for a file that is written to, if it is of the store that is read."""
-    place = None if output is None else place_of(backend_at(name))
+    place = None if output is None else place_of(backend_at(name, read_only=True))
     if output is not None and place is not None:
         target = output.resolve()
         if place.resolve() in (target, *target.parents):
@@ -113,7 +117,7 @@ async def reading(name: str | None, what: str | None = None) -> AsyncIterator[Pe
 
     For a command that needs something on disk, `what` says what it does.
     """
-    backend = backend_at(name)
+    backend = backend_at(name, read_only=True)
     if what is not None:
         require_durable(backend, what)
     if not exists(backend):

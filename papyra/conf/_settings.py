@@ -55,18 +55,19 @@ class Settings:
             for name, value in before.items():
                 setattr(self, name, value)
 
-    def resolve_persistence(self) -> PersistenceBackend:
+    def resolve_persistence(self, *, read_only: bool = False) -> PersistenceBackend:
         """Return the backend for a system that was given none.
 
         That is, in this order: `persistence`; what ``PAPYRA_PERSISTENCE`` says; the attribute
         ``persistence`` of the module that ``PAPYRA_SETTINGS_MODULE`` names; a new
-        `InMemoryPersistence`. Raises `InvalidEnvironment` for variables that can't be followed.
+        `InMemoryPersistence`. For whoever only looks, files that the variable names can be
+        `read_only`. Raises `InvalidEnvironment` for variables that can't be followed.
         """
         if self.persistence is not None:
             return self.persistence
         if url := os.environ.get(PERSISTENCE_VARIABLE):
             try:
-                return backend_from_url(url)
+                return backend_from_url(url, read_only=read_only)
             except InvalidStoreURL as error:
                 raise InvalidEnvironment(f"{PERSISTENCE_VARIABLE}: {error}") from error
         if module := os.environ.get(SETTINGS_MODULE_VARIABLE):

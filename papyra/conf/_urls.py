@@ -6,7 +6,7 @@ import functools
 from collections.abc import Callable, Mapping
 from urllib.parse import parse_qsl, unquote
 
-from papyra.exceptions import InvalidPolicy, InvalidStoreURL, MissingExtra
+from papyra.exceptions import InvalidPolicy, InvalidStoreURL, MissingExtra, UnsupportedPlatform
 from papyra.persistence.backends.base import PersistenceBackend
 from papyra.persistence.backends.memory import InMemoryPersistence
 
@@ -19,14 +19,15 @@ def _memory(rest: str) -> PersistenceBackend:
     return InMemoryPersistence()
 
 
-def _json(rest: str) -> PersistenceBackend:
-    # When it is needed: it stands on what only POSIX has.
+def _json(rest: str, *, read_only: bool) -> PersistenceBackend:
+    # When it is needed, as it takes its time.
     from papyra.persistence.backends.json import JsonFilePersistence  # noqa: PLC0415
 
-    return _files("json", rest, JsonFilePersistence, {"fsync": str})
+    make = functools.partial(JsonFilePersistence, read_only=read_only)
+    return _files("json", rest, make, {"fsync": str})
 
 
-def _rotating(rest: str) -> PersistenceBackend:
+def _rotating(rest: str, *, read_only: bool) -> PersistenceBackend:
     from papyra.persistence.backends.rotating import RotatingFilePersistence  # noqa: PLC0415
 
     options: dict[str, Callable[[str], object]] = {
@@ -35,7 +36,8 @@ def _rotating(rest: str) -> PersistenceBackend:
         "max_segment_records": int,
         "max_segment_age": float,
     }
-    return _files("rotating", rest, RotatingFilePersistence, options)
+    make = functools.partial(RotatingFilePersistence, read_only=read_only)
+    return _files("rotating", rest, make, options)
 
 
 def _files(
@@ -57,7 +59,7 @@ def _files(
         raise InvalidStoreURL(f"'{scheme}:' takes a path, and ?{known}=..., not {rest!r}")
     try:
         return make(path, **{name: options[name](value) for name, value in given.items()})
-    except (InvalidPolicy, ValueError) as error:
+    except (InvalidPolicy, UnsupportedPlatform, ValueError) as error:
         raise InvalidStoreURL(str(error)) from error
 
 
@@ -80,30 +82,32 @@ _REDIS_SCHEMES = tuple(
     f"redis{tls}{topology}" for tls in ("", "s") for topology in ("", "+sentinel", "+cluster")
 )
 
+_FILES = {"json": _json, "rotating": _rotating}
 _SCHEMES: Mapping[str, Callable[[str], PersistenceBackend]] = {
     "memory": _memory,
-    "json": _json,
-    "rotating": _rotating,
     # What comes after the colon is read together with the scheme.
     **{scheme: functools.partial(_redis, scheme) for scheme in _REDIS_SCHEMES},
 }
 
 
 #: What a store's URL may begin with.
-STORE_SCHEMES = tuple(_SCHEMES)
+STORE_SCHEMES = (*_SCHEMES, *_FILES)
 
 
-def backend_from_url(url: str) -> PersistenceBackend:
+def backend_from_url(url: str, *, read_only: bool = False) -> PersistenceBackend:
     """Return a new backend, not opened yet, on the store that `url` names.
 
     Such as ``memory:``, ``json:///var/lib/app/events.ndjson?fsync=everysec``,
-    ``rotating:///var/lib/app/journal`` or ``redis://localhost/0?system_id=orders``. Raises
-    `InvalidStoreURL`, which repeats no part of it that may be secret.
+    ``rotating:///var/lib/app/journal`` or ``redis://localhost/0?system_id=orders``. Of files, one
+    that is `read_only` takes no lock. Raises `InvalidStoreURL`, which repeats no part of it that
+    may be secret.
     """
     scheme, colon, rest = url.partition(":")
+    if colon and scheme in _FILES:
+        return _FILES[scheme](rest, read_only=read_only)
     make = _SCHEMES.get(scheme) if colon else None
     if make is None:
-        known = ", ".join(f"{name}:" for name in sorted(_SCHEMES))
+        known = ", ".join(f"{name}:" for name in sorted(STORE_SCHEMES))
         # The scheme only: the rest of a URL may hold a password.
         wrong = f"unknown scheme {scheme + ':'!r}" if colon else "a URL without a scheme"
         raise InvalidStoreURL(f"{wrong}; known: {known}")
