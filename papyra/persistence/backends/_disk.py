@@ -169,10 +169,10 @@ def whose(path: str | bytes) -> str:
         with contextlib.suppress(OSError):
             about = place.lstat()
             return (
-                f" ({place} belongs to user {about.st_uid}, group {about.st_gid}, and has mode "
-                f"{stat.S_IMODE(about.st_mode):04o}; this process is user {os.geteuid()})"
+                f"{place} belongs to user {about.st_uid}, group {about.st_gid}, and has mode "
+                f"{stat.S_IMODE(about.st_mode):04o}; this process is user {os.geteuid()}"
             )
-    return ""
+    return f"{path!r} is nowhere to be seen"
 
 
 def is_regular(path: Path) -> bool:

@@ -25,6 +25,7 @@ from papyra.persistence.backends._line import (
 from papyra.persistence.backends._recall import Recall
 from papyra.persistence.backends._walk import Advance, Part, Run, ScanResult, decode, walk
 from papyra.persistence.records import Kind, Record, kind_of
+from papyra.persistence.reports import PersistenceAnomaly
 
 __all__ = ("JournalFile",)
 
@@ -616,9 +617,18 @@ class JournalFile:
 
     def scan(self, found: ScanResult, advance: Advance | None = None) -> None:
         """Check every line, going on from what was found before this file; change nothing."""
-        self.check_name()
         for _ in self.walk(found, advance):
             pass
+        self._note_cut_off(found)
+
+    def _note_cut_off(self, found: ScanResult) -> None:
+        """Note what was acknowledged and is not there any more, at the end; for a writer."""
+        if self.through is None and not self.read_only and found.last_seq < self.last_seq:
+            first = found.last_seq + 1
+            missing = f"{first} to {self.last_seq}" if first < self.last_seq else first
+            detail = f"missing after record {found.last_seq}: {missing}"
+            found.anomalies.append(PersistenceAnomaly("gap", detail, str(self.name)))
+            found.last_seq = self.last_seq
 
     def found_opening(self) -> ScanResult | None:
         """Return what opening the file has found, once, if the file is still the same."""
@@ -651,6 +661,7 @@ class JournalFile:
 
     def cut(self) -> None:
         """Let the file on the device end where the last acknowledged line does."""
+        self._clean = self.disk.stat(self.fd).st_size == self.end
         self._cut()
         self.disk.sync(self.fd)
 
@@ -667,10 +678,11 @@ class JournalFile:
         if is_locked:
             lock_file(self.disk, fd, self.name)
         self.disk.replace(self.temporary, self.real)
+        self._size = end
         with contextlib.suppress(OSError):
             self.close()
         self._fd, self._lock_fd, self._identity = fd, fd if is_locked else None, new
-        self._index, self.end, self._size = index, end, end
+        self._index, self.end = index, end
         self._unindexed, self._unindexed_records = [], 0
         self._clean, self._sync_failed, self._synced_end = True, False, end
         self._tail_seq, self._found_opening, self.damaged = self.last_seq, None, False

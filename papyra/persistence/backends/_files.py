@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import os
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -14,6 +15,7 @@ from papyra.exceptions import (
     InvalidPolicy,
     PersistenceError,
     StoreAccessDenied,
+    StoreError,
     StoreReadOnly,
     UnsupportedPlatform,
 )
@@ -121,7 +123,7 @@ class FilePersistence(PersistenceBackend):
         except BaseException as error:
             thread.stop()
             if isinstance(error, OSError):
-                raise self._named(error) from error.__cause__
+                raise self._named(error, "open failed: ") from error
             raise
         self._thread = thread
         return self._journal.last_seq
@@ -177,18 +179,19 @@ class FilePersistence(PersistenceBackend):
         try:
             return await self._thread.run(function, *args, timeout=timeout, claim=claim)
         except OSError as error:
-            raise self._named(error) from error.__cause__
+            raise self._named(error) from error
 
-    def _named(self, error: OSError) -> Exception:
+    def _named(self, error: OSError, operation: str = "") -> Exception:
         """Return an error that says which file it is about, and who may use that."""
         if isinstance(error, PersistenceError):
             return error
-        error.filename = error.filename or str(self._journal.path)
-        if not isinstance(error, PermissionError):
+        place = str(self._journal.path)
+        error.filename = file = os.fsdecode(error.filename or place)
+        if isinstance(error, PermissionError):
+            return StoreAccessDenied(f"{operation}{place}: {error!r}: {whose(file)}")
+        if place in file:
             return error
-        denied = StoreAccessDenied(f"{error}{whose(error.filename)}")
-        denied.__cause__ = error
-        return denied
+        return StoreError(f"{operation}{place}: {error!r}: {file}")
 
     def _must_write(self) -> None:
         if self._journal.read_only:
@@ -362,6 +365,7 @@ class FilePersistence(PersistenceBackend):
         return 0
 
     def _scan_journal(self, report: ReportProgress | None) -> ScanResult:
+        self._journal.check_name()
         if report is None:
             return self._look(self._journal.scan)
         return self._look(lambda: self._scan_and_tell(report))
@@ -373,6 +377,7 @@ class FilePersistence(PersistenceBackend):
         return found
 
     def _recover_journal(self, config: PersistenceRecoveryConfig) -> PersistenceRecoveryReport:
+        self._journal.check_name()
         mended = self._journal.recover(config)
         found = self._journal.scan()
         return PersistenceRecoveryReport(
@@ -385,6 +390,7 @@ class FilePersistence(PersistenceBackend):
         )
 
     def _drop_hidden(self, policy: RetentionPolicy) -> CompactionReport:
+        self._journal.check_name()
         before = self._held()
         self._journal.drop_hidden({kind: self._hidden(kind, policy) for kind in KINDS})
         return self._compacted(before, self._held())

@@ -83,6 +83,10 @@ class Journal(Protocol):
         """
         ...
 
+    def check_name(self) -> None:
+        """Raise `StoreMoved` if the name leads to something else by now, for a writer."""
+        ...
+
     def sync(self) -> None:
         """Return when everything is on the device."""
         ...
@@ -188,6 +192,10 @@ class OneFile:
             file.discard()
             raise
         file.accept()
+
+    def check_name(self) -> None:
+        """Raise `StoreMoved` if the name leads to another file by now, or to none."""
+        self._file.check_name()
 
     def sync(self) -> None:
         """Return when everything is on the device."""

@@ -153,7 +153,7 @@ def repair(journal: JournalFile) -> int:
     last_seq = max(journal.last_seq, found.last_seq)
     if journal.through is not None:
         last_seq = journal.through
-    elif all(anomaly.kind == "torn" for anomaly in found.anomalies):
+    elif found.last_seq >= journal.last_seq and all(a.kind == "torn" for a in found.anomalies):
         journal.cut()
         return removed
     doubled = {line.seq for line in _ascending(journal) if line.seq in strays} if strays else set()

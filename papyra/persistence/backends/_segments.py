@@ -173,8 +173,9 @@ class Segments:
 
     def prepare(self) -> None:
         """Make the directory, if there is none."""
-        if self.disk.make_directory(self.path):
-            self.disk.sync_directory(self.path.parent)
+        real = Path(os.path.realpath(self.path))  # where a link leads, which may be nowhere yet
+        if self.disk.make_directory(real):
+            self.disk.sync_directory(real.parent)
 
     def open(self, advance: Advance | None = None) -> None:
         """Look what there is, finish what was begun, and open the last segment."""
@@ -409,7 +410,6 @@ class Segments:
         """Check every line of every segment, and what else is in the directory; change nothing."""
         found = ScanResult()
         before: Segment | None = None
-        self._check_name()
         for segment in self._segments:
             if segment.through is not None and not is_regular(segment.path):
                 continue  # it was removed, as the next one will say
@@ -430,10 +430,14 @@ class Segments:
             )
         return found
 
-    def _check_name(self) -> None:
-        """Raise `StoreMoved` if the name of the directory leads elsewhere by now, or nowhere."""
+    def check_name(self) -> None:
+        """Raise `StoreMoved` if name of directory or last segment lead elsewhere by now."""
         if self.read_only:
             return
+        self._check_directory()
+        self._segments[-1].check_name()
+
+    def _check_directory(self) -> None:
         with contextlib.suppress(FileNotFoundError, NotADirectoryError):
             if identity(self.disk.stat(self.path)) == self._identity:
                 return
@@ -505,7 +509,7 @@ class Segments:
         """Write a segment that stands for all between `base` and `through`."""
         segment, line = self._segment(base), tombstone(through, base)
         like = segment if is_regular(segment.path) else self._segments[-1]
-        self._check_name()
+        self._check_directory()
         self.disk.remove(segment.temporary)
         fd = self.disk.create(segment.temporary, self.disk.stat(like.path))
         try:
@@ -522,7 +526,6 @@ class Segments:
 
     def drop_hidden(self, hidden: Mapping[Kind, Hidden]) -> None:
         """Remove segments in which all is hidden, and rewrite those in which some is."""
-        self._check_name()
         self._remove_leftovers()
         run: list[Segment] = []
         for segment in self.files(newest=False):

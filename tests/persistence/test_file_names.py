@@ -1,0 +1,573 @@
+"""A store is the file that was opened, whatever it is called, and whatever becomes of its name."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from papyra import ActorSystem
+from papyra.exceptions import BackendInUse, InvalidPath, StoreChanged, StoreError, StoreMoved
+from papyra.persistence import Append, PersistenceActor, PersistenceRecoveryConfig
+from papyra.persistence.backends._files import FilePersistence
+from papyra.persistence.backends.json import JsonFilePersistence
+from papyra.persistence.backends.retention import RetentionPolicy
+from papyra.persistence.backends.rotating import RotatingFilePersistence
+from tests.actors import event
+
+KEEP_TWO = RetentionPolicy(max_records=2)
+
+
+def open_store(kind: str, path: Any, **options: Any) -> FilePersistence:
+    options = {"fsync": "no"} | options
+    if kind == "json":
+        return JsonFilePersistence(path, **options)
+    return RotatingFilePersistence(path, max_segment_records=3, **options)
+
+
+@pytest.fixture(params=["json", "rotating"])
+def kind(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+async def numbers(store: FilePersistence) -> list[int]:
+    return [e.payload["order_id"] for e in await store.list_events()]
+
+
+async def stored(kind: str, path: Any) -> list[int]:
+    async with open_store(kind, path, read_only=True) as store:
+        assert (await store.scan()).is_clean
+        return await numbers(store)
+
+
+@contextmanager
+def working_in(path: Path) -> Iterator[None]:
+    before = Path.cwd()
+    os.chdir(path)
+    try:
+        yield
+    finally:
+        os.chdir(before)
+
+
+@contextmanager
+def mounted(source: Path, target: Path) -> Iterator[bool]:
+    """Mount a file or a directory under a second name; say whether this process may do that."""
+    if source.is_dir():
+        target.mkdir()
+    else:
+        target.touch()
+    command = ["mount", "--bind", str(source), str(target)]
+    may = bool(shutil.which("mount")) and not subprocess.run(command, check=False).returncode
+    try:
+        yield may
+    finally:
+        if may:
+            subprocess.run(["umount", str(target)], check=True)
+
+
+# Two names
+
+
+async def refuse_a_second_writer(kind: str, name: Any) -> None:
+    with pytest.raises(BackendInUse, match=rf"process {os.getpid()} on .* has .* open"):
+        await open_store(kind, name).append(event(9))
+
+
+@pytest.mark.parametrize("how", ["link", "chain", "folder", "relative", "dots"])
+async def test_a_store_has_one_writer_by_whatever_name_it_goes(
+    tmp_path: Path, kind: str, how: str
+) -> None:
+    place = tmp_path / "place"
+    place.mkdir()
+    path = place / "store"
+    names: dict[str, Any] = {
+        "link": tmp_path / "link",
+        "chain": tmp_path / "chain",
+        "folder": tmp_path / "folder" / "store",
+        "relative": "place/../place/store",
+        "dots": tmp_path / "folder" / ".." / "place" / "store",
+    }
+    (tmp_path / "link").symlink_to(Path("place", "store"))
+    (tmp_path / "chain").symlink_to("link")
+    (tmp_path / "folder").symlink_to(place)
+    with working_in(tmp_path):
+        for first, second in ((path, names[how]), (names[how], path)):
+            async with open_store(kind, first) as store:
+                await store.append(event(1))
+                await refuse_a_second_writer(kind, second)
+                await store.compact(KEEP_TWO)
+                await store.append(*map(event, range(5)))
+                await store.compact(KEEP_TWO)
+                await refuse_a_second_writer(kind, second)
+        async with open_store(kind, names[how]) as store:
+            assert (await numbers(store))[-2:] == [3, 4]
+
+
+async def test_a_hard_link_is_no_second_store(tmp_path: Path) -> None:
+    path, other = tmp_path / "a", tmp_path / "b"
+    async with open_store("json", path) as store:
+        await store.append(*map(event, range(5)))
+        other.hardlink_to(path)
+        await refuse_a_second_writer("json", other)
+        # Written anew, it would be two stores, of which one goes on with old positions.
+        with pytest.raises(StoreError, match=r"a has 2 names \(hard links\)"):
+            await store.compact(KEEP_TWO)
+        await store.append(event(5))
+        assert await stored("json", other) == [0, 1, 2, 3, 4, 5]
+        other.unlink()
+        await store.compact(KEEP_TWO)
+        assert await numbers(store) == [4, 5]
+
+
+async def test_segments_that_are_linked_elsewhere_are_a_copy(tmp_path: Path) -> None:
+    """So they are no reason not to compact, but nobody writes to the one that is written to."""
+    path, copy = tmp_path / "store", tmp_path / "copy"
+    async with open_store("rotating", path) as store:
+        await store.append(*map(event, range(8)))
+        copy.mkdir()
+        for segment in path.glob("*.ndjson"):
+            (copy / segment.name).hardlink_to(segment)
+        with pytest.raises(BackendInUse, match=rf"process {os.getpid()} .*copy/0+7.ndjson open"):
+            await open_store("rotating", copy).append(event(9))
+        await store.compact(KEEP_TWO)
+        await store.append(event(8))
+    assert await stored("rotating", path) == [6, 7, 8]
+    assert await stored("rotating", copy) == list(range(9)), "and what came into the last one"
+
+
+async def test_a_mount_is_no_second_store(tmp_path: Path, kind: str) -> None:
+    path, other = tmp_path / "store", tmp_path / "mounted"
+    async with open_store(kind, path) as store:
+        await store.append(event(1))
+        with mounted(path, other) as is_mounted:
+            if is_mounted:
+                await refuse_a_second_writer(kind, other)
+            await store.append(event(2))
+    assert await stored(kind, path) == [1, 2]
+
+
+async def test_a_lock_file_that_is_removed_lets_nobody_in(tmp_path: Path, kind: str) -> None:
+    path = tmp_path / "store"
+    lock = tmp_path / "store.lock" if kind == "json" else path / ".lock"
+    async with open_store(kind, path) as store:
+        await store.append(event(1))
+        for _ in range(2):
+            lock.unlink()
+            await refuse_a_second_writer(kind, path)
+        await store.append(*map(event, range(2, 8)))
+        await store.compact(KEEP_TWO)
+        lock.unlink()
+        await refuse_a_second_writer(kind, path)
+    async with open_store(kind, path) as store:
+        assert await numbers(store) == [6, 7]
+
+
+async def test_a_store_that_was_in_use_can_be_opened_later(tmp_path: Path, kind: str) -> None:
+    path = tmp_path / "store"
+    (tmp_path / "link").symlink_to(path)
+    second = open_store(kind, tmp_path / "link")
+    async with open_store(kind, path) as first:
+        await first.append(event(1))
+        for _ in range(3):
+            with pytest.raises(BackendInUse):
+                await second.append(event(2))
+    assert (await second.append(event(2))).first_seq == 2
+    await second.aclose()
+
+
+def test_of_many_writers_at_once_one_has_the_store(tmp_path: Path, kind: str) -> None:
+    """Be the lock file removed between any two steps of theirs."""
+    path = tmp_path / "store"
+    lock = tmp_path / "store.lock" if kind == "json" else path / ".lock"
+    holders: list[int] = []
+    most: list[int] = []
+    done = threading.Event()
+
+    def remove_locks() -> None:
+        while not done.is_set():
+            lock.unlink(missing_ok=True)
+
+    def write() -> None:
+        for _ in range(60):
+            store = open_store(kind, path)
+            try:
+                store._open_journal()
+            except BackendInUse:
+                continue
+            holders.append(1)
+            most.append(len(holders))
+            holders.pop()
+            store._close_journal()
+
+    remover = threading.Thread(target=remove_locks)
+    writers = [threading.Thread(target=write) for _ in range(4)]
+    remover.start()
+    for writer in writers:
+        writer.start()
+    for writer in writers:
+        writer.join()
+    done.set()
+    remover.join()
+    assert set(most) == {1}
+
+
+# Links
+
+
+async def test_a_link_to_a_store_stays_one(tmp_path: Path, kind: str) -> None:
+    (tmp_path / "place").mkdir()
+    path, link = tmp_path / "place" / "store", tmp_path / "link"
+    link.symlink_to(path)  # which is not there yet
+    async with open_store(kind, link) as store:
+        await store.append(*map(event, range(1, 9)))
+        await store.compact(KEEP_TWO)
+        await store.append(event(9))
+    files = [path] if kind == "json" else sorted(path.glob("*.ndjson"))
+    files[-1].write_bytes(b"xx\n" + files[-1].read_bytes())
+    async with open_store(kind, link) as store:
+        report = await store.recover(PersistenceRecoveryConfig("quarantine"))
+        assert report.scan.is_clean
+        (aside,) = report.quarantined
+        assert Path(aside).is_relative_to(tmp_path / "place")
+    assert link.is_symlink()
+    assert await stored(kind, path) == [7, 8, 9]
+    assert sorted(tmp_path.iterdir()) == [link, tmp_path / "place"]
+
+
+async def test_a_link_that_leads_elsewhere_is_noticed(tmp_path: Path, kind: str) -> None:
+    link = tmp_path / "link"
+    for name in ("one", "two"):
+        async with open_store(kind, tmp_path / name) as store:
+            await store.append(event(1))
+    link.symlink_to("one")
+    store = open_store(kind, link)
+    await store.list_events()
+    link.unlink()
+    link.symlink_to("two")
+    verbs: list[Callable[[], Any]] = [lambda: store.append(event(2)), store.aclose]
+    for verb in verbs:
+        with pytest.raises(StoreMoved, match=r"link\S* was replaced"):
+            await verb()
+    assert await stored(kind, tmp_path / "one") == await stored(kind, tmp_path / "two") == [1]
+
+
+# The working directory
+
+
+async def test_a_store_stays_where_it_was_named(tmp_path: Path, kind: str) -> None:
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    with working_in(tmp_path):
+        store = open_store(kind, "store")
+        unopened = open_store(kind, "other")
+        assert store.location == "store"
+        await store.append(event(1))
+        os.chdir(elsewhere)
+        await store.append(*map(event, range(2, 9)))
+        await store.compact(KEEP_TWO)
+        await store.append(event(9))
+        reader = store.reader()
+        assert isinstance(reader, FilePersistence)
+        assert await numbers(reader) == [7, 8, 9]
+        await reader.aclose()
+        await store.recover(PersistenceRecoveryConfig("quarantine"))
+        await store.aclose()
+        await unopened.append(event(1))
+        await unopened.aclose()
+        assert list(elsewhere.iterdir()) == []
+    assert await stored(kind, tmp_path / "store") == [7, 8, 9]
+    assert await stored(kind, tmp_path / "other") == [1]
+
+
+# What others do to it
+
+
+def files_of(kind: str, path: Path) -> list[Path]:
+    return [path] if kind == "json" else sorted(path.glob("*.ndjson"))
+
+
+def rename(kind: str, path: Path) -> None:
+    path.rename(path.with_name("away"))
+
+
+def rename_file(kind: str, path: Path) -> None:
+    last = files_of(kind, path)[-1]
+    last.rename(path.with_name("away"))
+
+
+def remove(kind: str, path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink()
+
+
+def replace(kind: str, path: Path) -> None:
+    """Do what an editor does, or a restore: the same bytes, in another file."""
+    copy = path.with_name("copy")
+    if path.is_dir():
+        shutil.copytree(path, copy)
+        path.rename(path.with_name("away"))
+    else:
+        shutil.copy2(path, copy)
+    copy.replace(path)
+
+
+def rotate_log(kind: str, path: Path) -> None:
+    last = files_of(kind, path)[-1]
+    last.rename(last.with_name(f".{last.name}.1"))
+    last.touch()
+
+
+def replace_by_file(kind: str, path: Path) -> None:
+    remove(kind, path)
+    path.write_bytes(b"") if kind == "rotating" else path.mkdir()
+
+
+def contents(path: Path) -> dict[Path, bytes]:
+    files = (p for p in path.rglob("*") if p.is_file() and not p.name.endswith(".lock"))
+    return {file: file.read_bytes() for file in files}
+
+
+MOVES: list[Callable[[str, Path], None]] = [
+    rename,
+    rename_file,
+    remove,
+    replace,
+    rotate_log,
+    replace_by_file,
+]
+
+
+@pytest.mark.parametrize("move", MOVES, ids=lambda move: move.__name__)
+@pytest.mark.parametrize("fsync", ["always", "no"])
+async def test_a_store_whose_name_leads_elsewhere_acknowledges_nothing(
+    tmp_path: Path, kind: str, move: Callable[[str, Path], None], fsync: str
+) -> None:
+    path = tmp_path / "store"
+    store = open_store(kind, path, fsync=fsync)
+    await store.append(*map(event, range(1, 6)))
+    move(kind, path)
+    before = contents(tmp_path)
+    verbs: list[Callable[[], Any]] = [
+        lambda: store.append(event(6)),
+        lambda: store.append(*map(event, range(6, 20))),
+        store.scan,
+        store.recover,
+        lambda: store.compact(KEEP_TWO),
+        store.flush,
+        lambda: store.append(event(6)),
+    ]
+    for verb in verbs:
+        with pytest.raises(StoreMoved, match=r"store\S* was (renamed|replaced)"):
+            await verb()
+    with pytest.raises(StoreMoved):
+        await store.aclose()
+    assert contents(tmp_path) == before, "nothing was written anywhere"
+
+
+async def test_a_store_that_is_put_back_goes_on(tmp_path: Path, kind: str) -> None:
+    path, away = tmp_path / "store", tmp_path / "away"
+    async with open_store(kind, path) as store:
+        await store.append(event(1))
+        path.rename(away)
+        for _ in range(2):
+            with pytest.raises(StoreMoved):
+                await store.append(event(2))
+        away.rename(path)
+        assert (await store.append(event(3))).first_seq == 2
+        assert (await store.scan()).is_clean
+    assert await stored(kind, path) == [1, 3]
+
+
+class MovedInBetween:
+    """Moves a store away just after its bytes were written, before that is acknowledged."""
+
+    def __init__(self, store: FilePersistence, act: Callable[[], object]) -> None:
+        self.disk = store._journal.disk
+        self.act: Callable[[], object] = act
+        (self.file, *_) = store._journal.files(newest=True)
+        self.file.disk = self  # type: ignore[assignment]
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.disk, name)
+
+    def write(self, fd: int, data: bytes, offset: int) -> int:
+        written = self.disk.write(fd, data, offset)
+        self.act()
+        return written
+
+
+async def test_what_was_written_while_it_was_moved_is_taken_back(tmp_path: Path, kind: str) -> None:
+    path, away = tmp_path / "store", tmp_path / "away"
+    store = open_store(kind, path)
+    await store.append(event(1))
+    MovedInBetween(store, lambda: path.exists() and path.rename(away))
+    with pytest.raises(StoreMoved):
+        await store.append(event(2))
+    with pytest.raises(StoreMoved):
+        await store.aclose()
+    assert await stored(kind, away) == [1]
+
+
+@pytest.mark.parametrize("left", [0, 100, -1])
+async def test_a_file_that_others_cut_off_acknowledges_nothing(
+    tmp_path: Path, kind: str, left: int
+) -> None:
+    """As ``logrotate`` does it with ``copytruncate``."""
+    path = tmp_path / "store"
+    async with open_store(kind, path) as store:
+        await store.append(event(1), event(2))
+        (file,) = files_of(kind, path)
+        data = file.read_bytes()[:left]
+        os.truncate(file, len(data))
+        for _ in range(2):
+            with pytest.raises(StoreChanged, match=r"was cut off or written to by another program"):
+                await store.append(event(3))
+            assert file.read_bytes() == data, "not a hole, not a byte"
+        assert not (await store.scan()).is_clean
+        report = await store.recover()
+        assert report.scan.is_clean
+        # No position is given twice.
+        assert (await store.append(event(3))).first_seq == 3
+    expected = [3] if left != -1 else [1, 3]
+    assert await stored(kind, path) == expected
+
+
+async def test_a_file_that_others_write_to_is_not_written_over(tmp_path: Path, kind: str) -> None:
+    path = tmp_path / "store"
+    async with open_store(kind, path) as store:
+        await store.append(event(1))
+        (file,) = files_of(kind, path)
+        with file.open("ab") as other:
+            other.write(b"mine\n")
+        for _ in range(2):
+            with pytest.raises(StoreChanged):
+                await store.append(event(2))
+        assert file.read_bytes().endswith(b"mine\n")
+        report = await store.recover(PersistenceRecoveryConfig("quarantine"))
+        assert report.scan.is_clean
+        assert b"mine\n" in b"".join(
+            p.read_bytes() for p in tmp_path.rglob("*") if "damaged" in str(p) and p.is_file()
+        )
+        await store.append(event(2))
+    async with open_store(kind, path) as store:
+        assert await numbers(store) == [1, 2]
+
+
+async def test_a_segment_that_is_removed_is_missing_and_not_made_anew(tmp_path: Path) -> None:
+    path = tmp_path / "store"
+    async with open_store("rotating", path) as store:
+        await store.append(*map(event, range(1, 9)))
+        removed = path / f"{4:020}.ndjson"
+        removed.unlink()
+        report = await store.scan()
+        assert [a.kind for a in report.anomalies] == ["missing_segment"]
+        assert not removed.exists()
+        assert (await store.recover()).scan.is_clean
+        await store.append(event(9))
+    async with open_store("rotating", path) as store:
+        assert await numbers(store) == [1, 2, 3, 7, 8, 9]
+
+
+async def test_a_system_goes_on_while_its_store_is_away(tmp_path: Path, kind: str) -> None:
+    path, away = tmp_path / "store", tmp_path / "away"
+    async with ActorSystem("s", persistence=open_store(kind, path), breaker=None) as system:
+        await system.persistence.ask(Append(event(1)))
+        path.rename(away)
+        with pytest.raises(StoreMoved):
+            await system.persistence.ask(Append(event(2)))
+        away.rename(path)
+        await system.persistence.ask(Append(event(3)))
+    assert [n for n in await stored_orders(kind, path) if n] == [1, 3]
+
+
+async def stored_orders(kind: str, path: Path) -> list[int | None]:
+    async with open_store(kind, path, read_only=True) as store:
+        return [e.payload.get("order_id") for e in await store.list_events()]
+
+
+# Paths
+
+
+@pytest.mark.parametrize("path", ["", b"", "a\0b", None, 7, "~nobody-of-that-name/x"])
+def test_a_path_that_no_store_can_have_is_an_error(kind: str, path: Any) -> None:
+    with pytest.raises(InvalidPath):
+        open_store(kind, path)
+
+
+async def test_a_path_may_come_as_text_as_bytes_or_as_an_object(tmp_path: Path, kind: str) -> None:
+    class Named:
+        def __fspath__(self) -> bytes:
+            return os.fsencode(tmp_path / "store")
+
+    for number, path in enumerate((str(tmp_path / "store"), Named(), bytes(tmp_path / "store"))):
+        async with open_store(kind, path) as store:
+            assert (await store.append(event(number))).first_seq == number + 1
+            assert store.location == str(tmp_path / "store")
+
+
+async def test_a_tilde_is_a_home(
+    tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    async with open_store(kind, "~/store") as store:
+        await store.append(event(1))
+    assert await stored(kind, tmp_path / "store") == [1]
+
+
+def unopenable(tmp_path: Path, kind: str) -> Iterator[Path]:
+    file, pipe, folder = tmp_path / "file", tmp_path / "pipe", tmp_path / "folder"
+    file.write_bytes(b"")
+    os.mkfifo(pipe)
+    folder.mkdir()
+    (tmp_path / "loop").symlink_to("loop")
+    yield file / "below"
+    yield tmp_path / "loop"
+    yield pipe
+    yield tmp_path / ("n" * 300)
+    if kind == "json":
+        yield tmp_path / "missing" / "store"
+        yield folder
+        yield tmp_path / ("n" * 252)  # so that its lock file is too long
+    else:
+        yield file
+
+
+@pytest.mark.parametrize("read_only", [False, True])
+async def test_an_error_of_opening_names_the_path(
+    tmp_path: Path, kind: str, read_only: bool
+) -> None:
+    for path in unopenable(tmp_path, kind):
+        if read_only and path.name == "n" * 252:
+            continue
+        store = open_store(kind, path, read_only=read_only)
+        for _ in range(2):
+            with pytest.raises(StoreError) as caught:
+                await store.list_events()
+            assert str(path) in str(caught.value)
+            assert "open failed" in str(caught.value)
+
+
+async def test_a_persistence_actor_can_be_made_anew_on_a_store_that_was_moved(
+    tmp_path: Path, kind: str
+) -> None:
+    path = tmp_path / "store"
+    store = open_store(kind, path)
+    async with ActorSystem("s") as system:
+        ref = system.spawn(PersistenceActor, store)
+        await ref.ask(Append(event(1)))
+        path.rename(tmp_path / "away")
+        with pytest.raises(StoreMoved):
+            await ref.ask(Append(event(2)))
+        await ref.stop()
+        await system.spawn(PersistenceActor, store).ask(Append(event(3)))
+    assert await stored(kind, path) == [3]
