@@ -260,6 +260,7 @@ class FileLock:
         self._disk = Disk()
         self._fd: int | None = None
         self._directory_fd: int | None = None
+        self._may_sign = True
 
     def acquire(self) -> None:
         """Take the lock. Raises `BackendInUse`, naming the holder, if somebody else has it."""
@@ -267,7 +268,8 @@ class FileLock:
             self._fd = self._lock_file()
             if self._directory is not None:
                 self._lock_directory(self._directory)
-            self._sign(self._fd)
+            if self._may_sign:
+                self._sign(self._fd)
         except BaseException:
             self.release()
             raise
@@ -294,6 +296,7 @@ class FileLock:
                 return self._disk.open(self._path, os.O_RDWR)
             except PermissionError:
                 # Another user has made it. It can be locked all the same.
+                self._may_sign = False
                 return self._disk.open(self._path, os.O_RDONLY)
             except FileNotFoundError:
                 with contextlib.suppress(FileExistsError):
@@ -363,8 +366,9 @@ class FileLock:
         if directory_fd is not None:
             self._close(directory_fd)
         if fd is not None:
-            with contextlib.suppress(OSError):
-                os.ftruncate(fd, 0)
+            if self._may_sign:
+                with contextlib.suppress(OSError):
+                    os.ftruncate(fd, 0)
             self._close(fd)
 
     def _close(self, fd: int) -> None:

@@ -511,7 +511,8 @@ class Segments:
         like = segment if is_regular(segment.path) else self._segments[-1]
         self._check_directory()
         self.disk.remove(segment.temporary)
-        fd = self.disk.create(segment.temporary, self.disk.stat(like.path))
+        about = self.disk.stat(like.path)
+        fd = self.disk.create(segment.temporary, about, copy=like is segment)
         try:
             self.disk.write(fd, line, 0)
             self.disk.sync(fd)
