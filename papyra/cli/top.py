@@ -196,8 +196,12 @@ def _keys() -> Iterator[int | None]:
     if sys.stdin is None or not sys.stdin.isatty():
         yield None
         return
-    import termios  # noqa: PLC0415
-    import tty  # noqa: PLC0415
+    try:
+        import termios  # noqa: PLC0415
+        import tty  # noqa: PLC0415
+    except ImportError:  # as on Windows, where Ctrl-C ends it
+        yield None
+        return
 
     fd = sys.stdin.fileno()
     before = termios.tcgetattr(fd)
