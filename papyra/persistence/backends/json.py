@@ -30,8 +30,13 @@ class JsonFilePersistence(FilePersistence):
     that is gone, fails with a `StoreError`; what such an append may still write does not count.
     Until the disk answers, everything else fails at once.
 
-    One backend at a time has the file open: another one, in this process or in any other, gets
-    `BackendInUse`, which names the process. With `read_only` there is no such limit: it takes no
+    One backend at a time has the file open: another one, in this process or in any other, by this
+    name or by another, gets `BackendInUse`, which names the process. A relative path is one in the
+    directory that was current when the backend was made, ``~`` a home, and a link is followed. If
+    the file is renamed, removed or replaced while it is open, or the directory, what would be
+    acknowledged raises `StoreMoved`; if it is cut off or written to by others, `StoreChanged`; in a
+    child that was forked, `StoreForked`. Without the file locks of POSIX there are readers only,
+    and others raise `UnsupportedPlatform`. With `read_only` there is no such limit: it takes no
     lock, changes nothing, sees what was written whenever it reads, and raises `StoreReadOnly` when
     it should write. Reads go by an index of blocks, of 1.6 MB at most, that is built when the file
     is opened; they pass over damaged lines, which a scan reports. A reader with an

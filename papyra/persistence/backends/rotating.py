@@ -36,8 +36,8 @@ class RotatingFilePersistence(FilePersistence):
     for each of the others.
 
     Everything else is as in `JsonFilePersistence`: `fsync`, `call_timeout`, one process that
-    writes, `read_only` for the others, and what a scan finds, with two things more: files that do
-    not belong in the directory, but for hidden ones, and segments that are missing.
+    writes, `read_only` for the others, and what a scan finds, with two things more: what does not
+    belong in the directory, but for hidden files, and segments that are missing. A link is none.
     """
 
     name: ClassVar[str] = "rotating"
