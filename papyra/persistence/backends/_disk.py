@@ -116,7 +116,7 @@ class Disk:
         """Return the names in a directory, in order."""
         return sorted(os.listdir(path))
 
-    def stat(self, file: int | Path) -> os.stat_result:
+    def stat(self, file: int | str | Path) -> os.stat_result:
         """Return what is known of a file, of which this is the descriptor or the name."""
         return os.stat(file)
 
