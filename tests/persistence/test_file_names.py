@@ -15,8 +15,10 @@ import pytest
 
 from papyra import ActorSystem
 from papyra.exceptions import BackendInUse, InvalidPath, StoreChanged, StoreError, StoreMoved
-from papyra.persistence import Append, PersistenceActor, PersistenceRecoveryConfig
+from papyra.persistence import Append, PersistenceActor, PersistenceRecoveryConfig, codec
+from papyra.persistence.backends._disk import Disk, FileLock
 from papyra.persistence.backends._files import FilePersistence
+from papyra.persistence.backends.base import Batch
 from papyra.persistence.backends.json import JsonFilePersistence
 from papyra.persistence.backends.retention import RetentionPolicy
 from papyra.persistence.backends.rotating import RotatingFilePersistence
@@ -219,6 +221,67 @@ def test_of_many_writers_at_once_one_has_the_store(tmp_path: Path, kind: str) ->
     assert set(most) == {1}
 
 
+async def test_nobody_slips_in_while_a_segment_is_begun(tmp_path: Path) -> None:
+    """Not even without a lock file: what was the last segment is not locked any more."""
+    path = tmp_path / "store"
+    first = open_store("rotating", path)
+    await first.append(*map(event, range(3)))
+    (path / ".lock").unlink()
+
+    class Late(Disk):
+        """Opens the last segment when another one follows it already."""
+
+        def open(self, path: Path, flags: int) -> int:
+            if path.suffix == ".ndjson" and first.last_seq == 3:
+                records = [event(3)]
+                batch = Batch(4, records, codec.encode(records))
+                first._journal.append(batch, lambda: None, sync=False)
+            return super().open(path, flags)
+
+    second = open_store("rotating", path)
+    second._journal.disk = Late()
+    with pytest.raises(BackendInUse, match=rf"process {os.getpid()} on"):
+        await second.append(event(9))
+    await first.aclose()
+
+
+def test_a_lock_is_one_on_the_file_that_is_there(tmp_path: Path) -> None:
+    path = tmp_path / "a.lock"
+
+    class Removed(Disk):
+        """Finds the lock file removed just before it is locked, as often as it is told."""
+
+        left = 2
+
+        def lock(self, fd: int) -> None:
+            if self.left:
+                self.left -= 1
+                path.unlink()
+            super().lock(fd)
+
+    first, second = FileLock(path, tmp_path), FileLock(path, tmp_path)
+    first._disk = Removed()
+    first.acquire()
+    with pytest.raises(BackendInUse):
+        second.acquire()
+    first.release()
+    second.acquire()
+    second.release()
+
+
+async def test_a_copy_of_a_descriptor_holds_no_store(tmp_path: Path, kind: str) -> None:
+    """Such as a sync has that goes on in another thread."""
+    path = tmp_path / "store"
+    store = open_store(kind, path)
+    await store.append(event(1))
+    (file,) = store._journal.files(newest=True)
+    copy = os.dup(file.fd)
+    await store.aclose()
+    async with open_store(kind, path) as store:
+        await store.append(event(2))
+    os.close(copy)
+
+
 # Links
 
 
@@ -416,6 +479,46 @@ async def test_what_was_written_while_it_was_moved_is_taken_back(tmp_path: Path,
     with pytest.raises(StoreMoved):
         await store.aclose()
     assert await stored(kind, away) == [1]
+
+
+async def test_what_was_cut_off_while_it_was_written_gets_no_hole(
+    tmp_path: Path, kind: str
+) -> None:
+    path = tmp_path / "store"
+    store = open_store(kind, path)
+    await store.append(*map(event, range(2)))
+    (file,) = files_of(kind, path)
+    MovedInBetween(store, lambda: os.truncate(file, 10))
+    for _ in range(2):
+        with pytest.raises(StoreChanged):
+            await store.append(event(2))
+        assert file.stat().st_size == 10
+    await store.aclose()
+
+
+async def test_what_was_not_synced_is_not_written_again_into_another_file(
+    tmp_path: Path, kind: str
+) -> None:
+    class NotSynced(Disk):
+        fails = True
+
+        def sync(self, fd: int) -> None:
+            if self.fails:
+                raise OSError(5, "the device is gone")
+            super().sync(fd)
+
+    path = tmp_path / "store"
+    store = open_store(kind, path)
+    disk = store._journal.disk = NotSynced()
+    await store.append(event(1))
+    with pytest.raises(StoreError, match="the device is gone"):
+        await store.flush()
+    disk.fails = False
+    rotate_log(kind, path)
+    for verb in (store.flush, lambda: store.append(event(2)), store.aclose):
+        with pytest.raises(StoreMoved):
+            await verb()
+    assert files_of(kind, path)[0].read_bytes() == b""
 
 
 @pytest.mark.parametrize("left", [0, 100, -1])

@@ -20,7 +20,7 @@ from typing import Any
 import pytest
 
 from papyra import ActorSystem
-from papyra.exceptions import BackendInUse, StoreError
+from papyra.exceptions import StoreError
 from papyra.persistence import Append, PersistenceRecoveryConfig, PersistenceStartupConfig
 from papyra.persistence.backends import _disk
 from papyra.persistence.backends._disk import Disk
@@ -652,28 +652,35 @@ async def test_a_child_does_not_write_to_its_parents_store(tmp_path: Path, kind:
     assert await stored(kind, path) == [1, 2, 3]
 
 
-async def test_a_child_that_lives_on_does_not_hold_its_parents_store(
+ORPHANING = """
+import anyio, os, sys
+from papyra.persistence import PersistedEvent
+from papyra.persistence.backends.json import JsonFilePersistence
+from papyra.persistence.backends.rotating import RotatingFilePersistence
+
+kind, path = sys.argv[1:]
+store = JsonFilePersistence(path) if kind == "json" else RotatingFilePersistence(path)
+anyio.run(store.append, PersistedEvent("s", "s/a", "A", {"order_id": 1}, 1.0))
+if os.fork() == 0:
+    print("here", flush=True)
+    sys.stdin.read()
+os._exit(0)  # as one that was killed, which closes nothing
+"""
+
+
+@one_loop
+async def test_a_child_that_lives_on_does_not_hold_a_store_for_its_parent(
     tmp_path: Path, kind: str
 ) -> None:
     path = tmp_path / "store"
-    store = open_store(kind, path)
-    await store.append(event(1))
-    read_end, write_end = os.pipe()
-    child = os.fork()
-    if child == 0:
-        os.close(write_end)
-        os.read(read_end, 1)
-        os._exit(0)
-    try:
-        with pytest.raises(BackendInUse):
-            await open_store(kind, path).append(event(2))
-        await store.aclose()
+    command = [sys.executable, "-c", ORPHANING, kind, str(path)]
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True) as parent:
+        assert parent.wait(60) == 0
+        assert parent.stdout is not None
+        assert parent.stdout.readline() == "here\n"
         async with open_store(kind, path) as store:
             assert (await store.append(event(2))).first_seq == 2
-    finally:
-        os.close(write_end)
-        os.waitpid(child, 0)
-        os.close(read_end)
 
 
 # Syncs
