@@ -452,9 +452,12 @@ async def test_a_store_that_is_put_back_goes_on(tmp_path: Path, kind: str) -> No
 
 
 class MovedInBetween:
-    """Moves a store away just after its bytes were written, before that is acknowledged."""
+    """Does something to a store when its bytes are written, before that is acknowledged."""
 
-    def __init__(self, store: FilePersistence, act: Callable[[], object]) -> None:
+    def __init__(
+        self, store: FilePersistence, act: Callable[[], object], *, first: bool = False
+    ) -> None:
+        self.first = first
         self.disk = store._journal.disk
         self.act: Callable[[], object] = act
         (self.file, *_) = store._journal.files(newest=True)
@@ -464,8 +467,11 @@ class MovedInBetween:
         return getattr(self.disk, name)
 
     def write(self, fd: int, data: bytes, offset: int) -> int:
+        if self.first:
+            self.act()
         written = self.disk.write(fd, data, offset)
-        self.act()
+        if not self.first:
+            self.act()
         return written
 
 
@@ -494,6 +500,49 @@ async def test_what_was_cut_off_while_it_was_written_gets_no_hole(
             await store.append(event(2))
         assert file.stat().st_size == 10
     await store.aclose()
+
+
+async def test_what_was_cut_off_just_before_it_was_written_is_noticed(
+    tmp_path: Path, kind: str
+) -> None:
+    path = tmp_path / "store"
+    store = open_store(kind, path)
+    await store.append(*map(event, range(2)))
+    (file,) = files_of(kind, path)
+    once = iter([0])
+
+    def cut_off() -> None:
+        for length in once:
+            os.truncate(file, length)
+
+    between = MovedInBetween(store, cut_off, first=True)
+    for _ in range(2):
+        with pytest.raises(StoreChanged):
+            await store.append(event(2))
+    assert not (await store.scan()).is_clean
+    between.file.disk = between.disk
+    assert (await store.recover()).scan.is_clean
+    assert (await store.append(event(2))).first_seq == 3
+    await store.aclose()
+    assert await stored(kind, path) == [2]
+
+
+async def test_a_name_in_proc_is_one_of_the_file_that_is_open(tmp_path: Path) -> None:
+    path = tmp_path / "store"
+    with path.open("ab") as file:
+        name = f"/proc/self/fd/{file.fileno()}"
+        if not Path(name).exists():
+            name = str(path)  # on a system that has no such names
+        async with open_store("json", name) as store:
+            await store.append(event(1))
+            await refuse_a_second_writer("json", path)
+        path.unlink()
+        with pytest.raises(StoreError):
+            await open_store("json", name, read_only=True).list_events()
+        if name != str(path):
+            with pytest.raises(StoreMoved):
+                await open_store("json", name).append(event(2))
+            assert [p.name for p in tmp_path.iterdir() if not p.name.endswith(".lock")] == []
 
 
 async def test_what_was_not_synced_is_not_written_again_into_another_file(
@@ -572,6 +621,8 @@ async def test_a_segment_that_is_removed_is_missing_and_not_made_anew(tmp_path: 
         await store.append(*map(event, range(1, 9)))
         removed = path / f"{4:020}.ndjson"
         removed.unlink()
+        with pytest.raises(StoreError, match="No such file"):
+            await store.list_events()
         report = await store.scan()
         assert [a.kind for a in report.anomalies] == ["missing_segment"]
         assert not removed.exists()

@@ -100,6 +100,8 @@ class JournalFile:
         self._identity = (0, 0)
         #: how many bytes it has, if nobody else writes to it; `None` after a write that failed
         self._size: int | None = None
+        #: the last byte of what counts
+        self._last_byte = b"\n"
         #: whether this file was made by this object, and was not there before
         self.is_made = False
         #: what was written, and does not count yet
@@ -160,12 +162,22 @@ class JournalFile:
         except FileNotFoundError:
             with contextlib.suppress(FileExistsError):
                 self.create()
+                self._require_name()
             return
         self._take(fd)
         try:
             self._check_name()
         except StoreMoved:
             self.close()
+
+    def _require_name(self) -> None:
+        """Undo the making of a file that has not the name which led to it."""
+        try:
+            self._check_name()
+        except StoreMoved:  # as behind a name in /proc of a file that was removed
+            self.close()
+            self.disk.remove(self.real)
+            raise
 
     def create(self, like: os.stat_result | None = None) -> None:
         """Make the file, with the owner and the mode of the one that it is `like`, and open it.
@@ -208,6 +220,7 @@ class JournalFile:
         self._keep_in_mind(known_end)
         self._size = self.disk.stat(self.fd).st_size
         self._clean = self.end == self._size
+        self._last_byte = self.disk.read(self.fd, 1, self.end - 1) if self.end else b""
         self._trusted, self._sync_failed, self._synced_end = True, False, self.end
         after = self._signature()
         is_about_all = before == after and not known_end
@@ -356,6 +369,8 @@ class JournalFile:
             if sync:
                 self._sync(self.end + len(data))
             self._check(self.end + len(data))
+            if self.end and self.disk.read(self.fd, 1, self.end - 1) != self._last_byte:
+                raise self._changed()  # cut off just before that: there is a hole now
         except OSError:
             self.discard()
             raise
@@ -368,7 +383,7 @@ class JournalFile:
             run, self._written = self._written, None
             self.end += sum(run.lengths)
             self.last_seq = self._tail_seq = run.first_seq + len(run.records) - 1
-            self._clean, self._found_opening = True, None
+            self._clean, self._found_opening, self._last_byte = True, None, b"\n"
             if run.extra and self._unindexed and self._index is not None:
                 self._take_in(self._index)  # a run without a gap ends here
             # It is looked into far less often than written to, and taking in many lines at once
@@ -680,7 +695,7 @@ class JournalFile:
         if is_locked:
             lock_file(self.disk, fd, self.name)
         self.disk.replace(self.temporary, self.real)
-        self._size = end
+        self._size, self._last_byte = end, b"\n"
         with contextlib.suppress(OSError):
             self.close()
         self._fd, self._lock_fd, self._identity = fd, fd if is_locked else None, new

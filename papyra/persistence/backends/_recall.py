@@ -67,7 +67,7 @@ class Recall:
     def __init__(self, disk: Disk, directory: Path, path: Path) -> None:
         self._disk = disk
         name = hashlib.sha256(os.fsencode(path.absolute())).hexdigest()[:32]
-        self._path = directory / f"{name}.recall"
+        self._path = directory.absolute() / f"{name}.recall"
 
     def read(self, fd: int) -> tuple[Recollection, SparseIndex] | None:
         """Return what is known of the file that is open as `fd`; `None` if nothing is."""
