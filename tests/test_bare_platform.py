@@ -104,6 +104,7 @@ import anyio, sys
 from papyra.conf import backend_from_url
 from papyra.exceptions import InvalidStoreURL, StoreReadOnly, UnsupportedPlatform
 from papyra.persistence import PersistedEvent
+from papyra.persistence.backends._disk import whose
 from papyra.persistence.backends.json import JsonFilePersistence
 from papyra.persistence.backends.rotating import RotatingFilePersistence
 
@@ -132,6 +133,7 @@ async def main():
             await store.append(PersistedEvent("s", "s/a", "A", {}, 1.0))
         except StoreReadOnly:
             pass
+    assert "; this process is user " in whose(path)
 
 anyio.run(main)
 """,

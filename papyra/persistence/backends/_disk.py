@@ -170,9 +170,14 @@ def whose(path: str | bytes) -> str:
             about = place.lstat()
             return (
                 f"{place} belongs to user {about.st_uid}, group {about.st_gid}, and has mode "
-                f"{stat.S_IMODE(about.st_mode):04o}; this process is user {os.geteuid()}"
+                f"{stat.S_IMODE(about.st_mode):04o}; this process is user {_user()}"
             )
     return f"{path!r} is nowhere to be seen"
+
+
+def _user() -> object:
+    # Windows has no numbers for users.
+    return os.geteuid() if hasattr(os, "geteuid") else os.environ.get("USERNAME", "unknown")
 
 
 def is_regular(path: Path) -> bool:

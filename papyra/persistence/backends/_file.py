@@ -368,14 +368,12 @@ class JournalFile:
             self._write_all(self.fd, data, self.end)
             if sync:
                 self._sync(self.end + len(data))
-            self._check(self.end + len(data))
-            if self.end and self.disk.read(self.fd, 1, self.end - 1) != self._last_byte:
-                raise self._changed()  # cut off just before that: there is a hole now
+            self._check_written(self.end + len(data))
         except OSError:
             self.discard()
             raise
-        self._size = self.end + len(data)
         self._written = Run(self.end, first_seq, records, list(map(len, lines)), extra)
+        self._size = self.end + len(data)
 
     def accept(self) -> None:
         """Let what was written last count."""
@@ -469,6 +467,13 @@ class JournalFile:
         """
         found = self._check_name().st_size
         if found != size and (size is not None or found < self.end):
+            raise self._changed()
+
+    def _check_written(self, size: int) -> None:
+        """Raise what `_check` raises, also if the file was cut off just before it was written."""
+        self._check(size)
+        # Then it has the right size, and a hole before what was written.
+        if self.end and self.disk.read(self.fd, 1, self.end - 1) != self._last_byte:
             raise self._changed()
 
     def check_name(self) -> None:
