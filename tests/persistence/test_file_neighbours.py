@@ -32,7 +32,7 @@ __all__ = ("kind",)
 
 OTHER = 12345
 
-#: For what takes a process of its own: what is about the event loop is tested elsewhere.
+#: What is in a folder is the same on each event loop: those differ elsewhere.
 one_loop = pytest.mark.parametrize("anyio_backend", ["asyncio"])
 
 
@@ -92,6 +92,7 @@ def intact(precious: Path) -> bool:
 
 
 @pytest.mark.parametrize("how", PLANTS)
+@one_loop
 async def test_a_lock_file_that_is_none_is_left_alone(
     tmp_path: Path, kind: str, precious: Path, how: str
 ) -> None:
@@ -116,6 +117,7 @@ async def test_a_lock_file_that_is_none_is_left_alone(
 
 @pytest.mark.parametrize("how", PLANTS)
 @pytest.mark.parametrize("when", ["before", "after"])
+@one_loop
 async def test_what_has_the_name_of_a_rewritten_file_is_not_written_to(
     tmp_path: Path, kind: str, precious: Path, how: str, when: str
 ) -> None:
@@ -140,6 +142,7 @@ async def test_what_has_the_name_of_a_rewritten_file_is_not_written_to(
 
 
 @pytest.mark.parametrize("how", PLANTS)
+@one_loop
 async def test_what_has_the_name_of_the_next_segment_is_not_written_to(
     tmp_path: Path, precious: Path, how: str
 ) -> None:
@@ -163,6 +166,7 @@ async def test_what_has_the_name_of_the_next_segment_is_not_written_to(
 
 
 @pytest.mark.parametrize("how", PLANTS)
+@one_loop
 async def test_what_has_the_name_of_a_saved_index_is_not_written_to(
     tmp_path: Path, precious: Path, how: str
 ) -> None:
@@ -180,6 +184,7 @@ async def test_what_has_the_name_of_a_saved_index_is_not_written_to(
 
 
 @pytest.mark.parametrize("how", PLANTS)
+@one_loop
 async def test_a_quarantine_takes_a_name_that_nothing_has(
     tmp_path: Path, kind: str, precious: Path, how: str
 ) -> None:
@@ -202,6 +207,7 @@ async def test_a_quarantine_takes_a_name_that_nothing_has(
 
 
 @pytest.mark.parametrize("how", PLANTS)
+@one_loop
 async def test_a_readers_index_is_not_written_through_a_link(
     tmp_path: Path, precious: Path, how: str
 ) -> None:
@@ -270,6 +276,7 @@ async def test_what_is_foreign_keeps_no_system_from_starting(
     assert intact(precious)
 
 
+@one_loop
 async def test_a_quarantine_takes_foreign_files_and_leaves_the_rest(
     tmp_path: Path, precious: Path
 ) -> None:
@@ -286,6 +293,7 @@ async def test_a_quarantine_takes_foreign_files_and_leaves_the_rest(
     assert intact(precious)
 
 
+@one_loop
 async def test_a_segment_that_is_a_link_is_reported_and_what_was_in_it_is_missing(
     tmp_path: Path,
 ) -> None:
@@ -304,6 +312,7 @@ async def test_a_segment_that_is_a_link_is_reported_and_what_was_in_it_is_missin
 # Whose it is
 
 
+@one_loop
 async def test_what_is_written_anew_keeps_its_mode(tmp_path: Path, kind: str) -> None:
     path = tmp_path / "store"
     async with open_store(kind, path) as store:
@@ -323,6 +332,7 @@ async def test_what_is_written_anew_keeps_its_mode(tmp_path: Path, kind: str) ->
 
 
 @pytest.mark.parametrize(("mask", "mode"), [(0o022, 0o644), (0o077, 0o600), (0o002, 0o664)])
+@one_loop
 async def test_a_new_store_has_the_mode_that_the_umask_leaves(
     tmp_path: Path, kind: str, mask: int, mode: int
 ) -> None:
@@ -543,6 +553,7 @@ def test_whatever_fails_while_a_store_is_opened_it_can_be_opened_again(
     assert number > 10
 
 
+@one_loop
 async def test_a_store_on_a_full_disk_can_be_opened_later(tmp_path: Path, kind: str) -> None:
     disk = tmp_path / "disk"
     with a_small_disk(disk) as free:
@@ -563,6 +574,7 @@ async def test_a_store_on_a_full_disk_can_be_opened_later(tmp_path: Path, kind: 
             assert await numbers(store) == [1]
 
 
+@one_loop
 async def test_out_of_descriptors_and_back(tmp_path: Path, kind: str) -> None:
     path = tmp_path / "store"
     store = open_store(kind, path)

@@ -269,6 +269,7 @@ class FileLock:
 
     def acquire(self) -> None:
         """Take the lock. Raises `BackendInUse`, naming the holder, if somebody else has it."""
+        self._may_sign = True
         try:
             self._fd = self._lock_file()
             if self._directory is not None:
