@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from papyra import ActorSystem
@@ -667,6 +668,18 @@ async def test_a_path_may_come_as_text_as_bytes_or_as_an_object(tmp_path: Path, 
         async with open_store(kind, path) as store:
             assert (await store.append(event(number))).first_seq == number + 1
             assert store.location == str(tmp_path / "store")
+
+
+async def test_what_is_said_of_a_path_of_any_bytes_can_be_sent(tmp_path: Path, kind: str) -> None:
+    path = bytes(tmp_path / "st") + b"\xffore"
+    async with open_store(kind, path) as store:
+        await store.append(event(1))
+        (file,) = files_of(kind, Path(os.fsdecode(path)))
+        file.write_bytes(b"xx\n" + file.read_bytes())
+        report, summary = await store.scan(), await store.summarize()
+        assert b"xffore" in msgspec.json.encode(report)
+        assert b"xffore" in msgspec.json.encode(summary)
+        assert (await store.recover()).scan.is_clean
 
 
 async def test_a_tilde_is_a_home(

@@ -22,6 +22,7 @@ from papyra.persistence.backends._line import (
     make_lines,
     parse_lines,
 )
+from papyra.persistence.backends._place import printable
 from papyra.persistence.backends._recall import Recall
 from papyra.persistence.backends._walk import Advance, Part, Run, ScanResult, decode, walk
 from papyra.persistence.records import Kind, Record, kind_of
@@ -74,6 +75,7 @@ class JournalFile:
         self._place = str(path)
         #: what reports call it
         self.name = name or path
+        self.location = printable(self.name)
         #: the file itself, where its name is a link
         self.real = path
         self.disk = disk
@@ -631,7 +633,7 @@ class JournalFile:
         self, found: ScanResult, advance: Advance | None = None, start: int = 0
     ) -> Iterator[Part]:
         """Yield everything that follows `start`, where a line begins; see `walk`."""
-        return walk(self._chunks(start), found, str(self.name), self.belongs, advance)
+        return walk(self._chunks(start), found, self.location, self.belongs, advance)
 
     def belongs(self, seq: int) -> bool:
         """Return whether this is the file for a record."""
@@ -649,7 +651,7 @@ class JournalFile:
             first = found.last_seq + 1
             missing = f"{first} to {self.last_seq}" if first < self.last_seq else first
             detail = f"missing after record {found.last_seq}: {missing}"
-            found.anomalies.append(PersistenceAnomaly("gap", detail, str(self.name)))
+            found.anomalies.append(PersistenceAnomaly("gap", detail, self.location))
             found.last_seq = self.last_seq
 
     def found_opening(self) -> ScanResult | None:

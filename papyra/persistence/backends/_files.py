@@ -22,6 +22,7 @@ from papyra.exceptions import (
 from papyra.persistence.backends._disk import CAN_WRITE, whose
 from papyra.persistence.backends._file import JournalFile
 from papyra.persistence.backends._journal import Journal
+from papyra.persistence.backends._place import printable
 from papyra.persistence.backends._rewrite import Hidden, count_hidden
 from papyra.persistence.backends._thread import Claim, StoreThread, raise_if_cancelled
 from papyra.persistence.backends._walk import ScanResult
@@ -105,7 +106,7 @@ class FilePersistence(PersistenceBackend):
     @property
     def location(self) -> str:
         """The path of the file, or of the directory."""
-        return str(self._journal.place.name)
+        return printable(self._journal.place.name)
 
     @property
     def _common(self) -> dict[str, Any]:

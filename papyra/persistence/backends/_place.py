@@ -7,7 +7,7 @@ from pathlib import Path
 
 from papyra.exceptions import InvalidPath
 
-__all__ = ("Place",)
+__all__ = ("Place", "printable")
 
 
 class Place(os.PathLike[str]):
@@ -57,3 +57,8 @@ def _from_the_root(path: Path) -> Path:
         raise InvalidPath(
             f"{str(path)!r} is relative to a working directory that was removed"
         ) from error
+
+
+def printable(path: Path) -> str:
+    """Return how reports call a file, whatever bytes its name is of: they are sent as UTF-8."""
+    return os.fsencode(path).decode(errors="backslashreplace")

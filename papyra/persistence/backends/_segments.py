@@ -16,7 +16,7 @@ from papyra.persistence.backends._file import JournalFile
 from papyra.persistence.backends._index import Totals
 from papyra.persistence.backends._journal import Mended
 from papyra.persistence.backends._line import Line, head_length, parse_lines, tombstone
-from papyra.persistence.backends._place import Place
+from papyra.persistence.backends._place import Place, printable
 from papyra.persistence.backends._recall import Recall
 from papyra.persistence.backends._rewrite import (
     Hidden,
@@ -411,8 +411,9 @@ class Segments:
         found = ScanResult()
         before: Segment | None = None
         for segment in self._segments:
-            if segment.through is not None and not is_regular(segment.path):
-                continue  # it was removed, as the next one will say
+            is_sealed = segment.through is not None
+            if is_sealed and not self.read_only and not is_regular(segment.path):
+                continue  # somebody has removed it, as the next one will say
             if segment.base > found.last_seq:
                 _note_missing(found, segment, before)
             found.tail_seq = found.last_seq = segment.base
@@ -422,7 +423,7 @@ class Segments:
             before = segment
         if self._end_is_missing and before is not None:
             detail = f"the segment after record {before.last_seq} is not there"
-            place = str(self.place.name)
+            place = printable(self.place.name)
             found.anomalies.append(PersistenceAnomaly("missing_segment", detail, place))
         for path in self._foreign_files():
             found.anomalies.append(
@@ -449,7 +450,8 @@ class Segments:
     def _foreign_files(self) -> list[Path]:
         names = self.disk.list(self.path)
         foreign = [self.path / name for name in names if name[0] != "." and not self._parse(name)]
-        return foreign + self._put_back
+        # But for those that were removed just now, as a compaction does it.
+        return list(filter(os.path.lexists, foreign)) + self._put_back
 
     def _why_foreign(self, path: Path) -> str:
         if path in self._put_back:
@@ -460,7 +462,7 @@ class Segments:
 
     def _named(self, path: Path) -> str:
         """Return how reports call something in the directory, whatever bytes its name is of."""
-        return os.fsencode(self.place.name / path.name).decode(errors="backslashreplace")
+        return printable(self.place.name / path.name)
 
     def recover(self, config: PersistenceRecoveryConfig) -> Mended:
         """Rewrite the segments that are damaged, and stand tombstones for those that are gone.
@@ -473,7 +475,7 @@ class Segments:
         place = aside_of(config, Path(os.path.realpath(self.path)).parent)
         aside = name_aside(self.path, place)
         for segment in self._segments:
-            here = [a for a in anomalies if a.location == str(segment.name)]
+            here = [a for a in anomalies if a.location == segment.location]
             # A line of another segment is not kept in this one, but it is not thrown away either.
             strays = any(a.seq is not None and not segment.belongs(a.seq) for a in here)
             if here and (strays or config.mode == "quarantine"):
@@ -581,8 +583,8 @@ def _note_missing(found: ScanResult, segment: Segment, before: Segment | None) -
     missing = f"{after + 1} to {segment.base}" if segment.base > after + 1 else segment.base
     if before is not None and before.lost_lines():
         detail = f"missing before record {segment.base + 1}: {missing}"
-        found.anomalies.append(PersistenceAnomaly("gap", detail, str(before.name)))
+        found.anomalies.append(PersistenceAnomaly("gap", detail, before.location))
     else:
         detail, place = f"there is no segment with the records {missing}", segment.name.parent
-        found.anomalies.append(PersistenceAnomaly("missing_segment", detail, str(place)))
+        found.anomalies.append(PersistenceAnomaly("missing_segment", detail, printable(place)))
         found.missing.append((after, segment.base))
