@@ -294,6 +294,24 @@ async def test_a_quarantine_takes_foreign_files_and_leaves_the_rest(
 
 
 @one_loop
+async def test_what_is_removed_while_a_reader_looks_is_not_foreign(tmp_path: Path) -> None:
+    class Late(Disk):
+        """Lists what a compaction has removed by the time that it is looked at."""
+
+        def list(self, path: Path) -> list[str]:
+            return [*super().list(path), f"{3:020}.ndjson", f"{3:020}.index"]
+
+    path = tmp_path / "store"
+    async with open_store("rotating", path) as store:
+        await store.append(event(1))
+        reader = open_store("rotating", path, read_only=True)
+        reader._journal.disk = Late()
+        async with reader:
+            assert (await reader.scan()).is_clean
+            assert await numbers(reader) == [1]
+
+
+@one_loop
 async def test_a_segment_that_is_a_link_is_reported_and_what_was_in_it_is_missing(
     tmp_path: Path,
 ) -> None:
