@@ -8,6 +8,7 @@ import socket
 import ssl
 import threading
 from collections import deque
+from collections.abc import Callable
 from typing import Literal, NamedTuple, Self, TypeAlias
 
 __all__ = ("Cut", "Proxy")
@@ -35,6 +36,8 @@ class Proxy:
         self.target = target
         self.cuts: deque[Cut] = deque()
         self.marker = b""
+        #: called with what a client asked, once the server has answered and before the client knows
+        self.meanwhile: Callable[[bytes], object] | None = None
         #: connections that were made
         self.connections = 0
         self._late: list[tuple[socket.socket, bytes]] = []
@@ -122,10 +125,12 @@ class _Connection:
         #: bytes of the next reply that are passed on before the cut; `None` for no cut
         self.passed: int | None = None
         self.is_late = False
+        self._request = b""
 
     def pass_requests(self) -> None:
         with contextlib.suppress(OSError):
             while data := self.client.recv(1 << 20):
+                self._request = data
                 cut = self.proxy._next_cut(data)
                 if cut is None:
                     self.server.sendall(data)
@@ -153,6 +158,8 @@ class _Connection:
                 if self.is_late:
                     self.proxy._late_answers.put(data)
                     return
+                if self.proxy.meanwhile is not None:
+                    self.proxy.meanwhile(self._request)
                 if self.passed is not None:
                     self.client.sendall(data[: self.passed])
                     break

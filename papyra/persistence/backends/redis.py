@@ -117,7 +117,7 @@ class RedisStreamsPersistence(PersistenceBackend):
         self._survey = Survey(self._link)
         self._reader = Reader(self._link, self._retention)
         self._writer = Writer(self._link)
-        self._groups = Groups(self._link, self._reader)
+        self._groups = Groups(self._link)
         self._session = Session(self._groups, config, self._asyncio, self._check_open)
 
     @property

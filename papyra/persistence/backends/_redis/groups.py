@@ -18,9 +18,7 @@ from papyra.persistence.backends._redis import scripts
 from papyra.persistence.backends._redis.config import RedisStreamsConfig
 from papyra.persistence.backends._redis.entries import RawEntry, id_of, record_of
 from papyra.persistence.backends._redis.link import AnyClient, RedisLink
-from papyra.persistence.backends._redis.reader import Reader
-from papyra.persistence.backends._redis.state import StoreState
-from papyra.persistence.records import Kind, Record
+from papyra.persistence.records import KINDS, Kind, Record
 
 __all__ = ("Consumer", "Delivery", "Follower", "Groups", "Pending", "Session", "deliveries_of")
 
@@ -59,24 +57,18 @@ class Pending(msgspec.Struct, frozen=True):
 class Groups:
     """What followers and consumer groups ask of the server. Runs on asyncio."""
 
-    def __init__(self, link: RedisLink, reader: Reader) -> None:
+    def __init__(self, link: RedisLink) -> None:
         self._link = link
         self._keys = link.config.keys
-        self._reader = reader
-
-    async def last_id(self, kind: Kind) -> str:
-        state = StoreState.of(await self._link.run(scripts.STATE, self._keys.all))
-        return state.streams[kind].last_id.decode() or "0-0"
 
     async def id_before(self, kind: Kind, after: int | None) -> str:
         """Return an id after which the records after a seq come; the last one for `None`."""
         if after == 0:
             return "0-0"
-        found = None if after is None else await self._reader.find_after(kind, after)
-        if found is None:
-            return await self.last_id(kind)
-        ms, seq = id_of(found.encode())
-        return f"{ms}-{seq - 1}"
+        number, seq = KINDS.index(kind) + 1, "" if after is None else after
+        found, is_first = await self._link.run(scripts.BEGIN, self._keys.all, number, seq)
+        ms, last = id_of(found)
+        return f"{ms}-{last - is_first}"
 
     async def read_after(self, kind: Kind, position: str, block: int) -> Sequence[RawEntry]:
         key = self._keys.streams[kind]
@@ -249,7 +241,8 @@ class Follower(_Patient[Record]):
         for raw in raws:
             self._position = raw[0].decode()
             record = self._readable(kind, raw)
-            if record is not None:
+            # Where the store ends before that position, what comes may be up to it, still.
+            if record is not None and (record.seq or 0) > (self._after or 0):
                 self._items.append(record)
 
 

@@ -139,11 +139,6 @@ class Reader:
             start = f"({raws[-1][0].decode()}"
         return None
 
-    async def find_after(self, kind: Kind, seq: int) -> str | None:
-        """Return the id of the first entry of a kind after a seq; `None` if there is none."""
-        found = await self._find(kind, seq, None, None)
-        return found or None
-
     async def _start(
         self, kind: Kind, after: int, since: float, policy: RetentionPolicy
     ) -> str | None:

@@ -10,6 +10,7 @@ import hashlib
 
 __all__ = (
     "APPEND",
+    "BEGIN",
     "CLAIM",
     "COUNT",
     "FIND",
@@ -100,6 +101,53 @@ end
 local function lost(kind)
   local text = call('HGET', meta, kind .. ':lost')
   return text and cjson.decode(text) or {}
+end
+"""
+
+_SEARCH = """
+-- The first entry whose value is above a limit. Values grow from entry to entry, so first the
+-- milliseconds are halved between which it must be, then the rest of the id.
+local function first_above(key, value, limit)
+  local entry = at(key, '-')
+  if not entry or value(entry) > limit then
+    return entry
+  end
+  local low, high = entry, tail(key)
+  if value(high) <= limit then
+    return nil
+  end
+  for _, part in ipairs({'ms', 'seq'}) do
+    local function place(of)
+      local seq, _, _, _, ms = parse(of)
+      return part == 'ms' and ms or seq
+    end
+    local _, _, _, _, ms = parse(low)
+    local a, b = place(low), nil
+    if part == 'ms' then
+      b = place(high) + 1
+    else
+      local _, _, _, _, high_ms = parse(high)
+      b = high_ms == ms and place(high) or number(call('HGET', meta, 'last')) + 1
+    end
+    -- At a the value is not above the limit; at b it is, or there is nothing.
+    while b - a > 1 do
+      local middle = math.floor((a + b) / 2)
+      local probe = part == 'ms' and string.format('%.0f', middle)
+        or string.format('%.0f-%.0f', ms, middle)
+      local found = at(key, probe)
+      if found and value(found) <= limit then
+        low, a = found, math.max(middle, place(found))
+      else
+        high, b = found or high, middle
+      end
+    end
+  end
+  local low_seq, _, _, _, low_ms = parse(low)
+  return at(key, string.format('%.0f-%.0f', low_ms, low_seq + 1))
+end
+
+local function seq_of(entry)
+  return (parse(entry))
 end
 """
 
@@ -332,53 +380,13 @@ return {'ok', ms, late}
 #: Returns the id of the first entry, ``-`` for the first there is, or nothing if there is none.
 FIND = Script(
     _COMMON
+    + _SEARCH
     + """
 local key, kind = KEYS[1 + tonumber(ARGV[1])], kinds[tonumber(ARGV[1])]
 
--- The first entry whose value is above a limit. Values grow from entry to entry, so first the
--- milliseconds are halved between which it must be, then the rest of the id.
-local function first_above(value, limit)
-  local entry = at(key, '-')
-  if not entry or value(entry) > limit then
-    return entry
-  end
-  local low, high = entry, tail(key)
-  if value(high) <= limit then
-    return nil
-  end
-  for _, part in ipairs({'ms', 'seq'}) do
-    local function place(of)
-      local seq, _, _, _, ms = parse(of)
-      return part == 'ms' and ms or seq
-    end
-    local _, _, _, _, ms = parse(low)
-    local a, b = place(low), nil
-    if part == 'ms' then
-      b = place(high) + 1
-    else
-      local _, _, _, _, high_ms = parse(high)
-      b = high_ms == ms and place(high) or number(call('HGET', meta, 'last')) + 1
-    end
-    -- At a the value is not above the limit; at b it is, or there is nothing.
-    while b - a > 1 do
-      local middle = math.floor((a + b) / 2)
-      local probe = part == 'ms' and string.format('%.0f', middle)
-        or string.format('%.0f-%.0f', ms, middle)
-      local found = at(key, probe)
-      if found and value(found) <= limit then
-        low, a = found, math.max(middle, place(found))
-      else
-        high, b = found or high, middle
-      end
-    end
-  end
-  local low_seq, _, _, _, low_ms = parse(low)
-  return at(key, string.format('%.0f-%.0f', low_ms, low_seq + 1))
-end
-
 local starts, empty = {}, false
 local function begin_after(value, limit)
-  local entry = first_above(value, limit)
+  local entry = first_above(key, value, limit)
   if entry then
     starts[#starts + 1] = entry
   else
@@ -387,7 +395,7 @@ local function begin_after(value, limit)
 end
 
 if ARGV[2] ~= '' then
-  begin_after(function(entry) return (parse(entry)) end, tonumber(ARGV[2]))
+  begin_after(seq_of, tonumber(ARGV[2]))
 end
 local ranges = lost(kind)
 if ARGV[3] ~= '' then
@@ -420,6 +428,24 @@ for _, entry in ipairs(starts) do
   end
 end
 return best
+"""
+)
+
+#: Find where those begin who follow a stream: in one look, so that nothing is added in between.
+#:
+#: ARGV: the kind's number; a seq, or nothing for the end. Returns the id of the first entry after
+#: that seq and 1; or, if there is none, that of the last one, ``0-0`` for none at all, and 0.
+BEGIN = Script(
+    _COMMON
+    + _SEARCH
+    + """
+local key = KEYS[1 + tonumber(ARGV[1])]
+local entry = ARGV[2] ~= '' and first_above(key, seq_of, tonumber(ARGV[2]))
+if entry then
+  return {entry[1], 1}
+end
+local last = call('XREVRANGE', key, '+', '-', 'COUNT', 1)[1]
+return {last and last[1] or '0-0', 0}
 """
 )
 
