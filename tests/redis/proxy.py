@@ -38,6 +38,7 @@ class Proxy:
         self.marker = b""
         #: called with what a client asked, once the server has answered and before the client knows
         self.meanwhile: Callable[[bytes], object] | None = None
+        self.cuts_made = 0
         #: connections that were made
         self.connections = 0
         self._late: list[tuple[socket.socket, bytes]] = []
@@ -110,7 +111,10 @@ class Proxy:
                 thread.start()
 
     def _next_cut(self, data: bytes) -> Cut | None:
-        return self.cuts.popleft() if self.cuts and self.marker in data else None
+        if not self.cuts or self.marker not in data:
+            return None
+        self.cuts_made += 1
+        return self.cuts.popleft()
 
     def _keep(self, server: socket.socket, data: bytes) -> None:
         self._sockets.discard(server)

@@ -9,7 +9,7 @@ import anyio
 import msgspec
 import pytest
 
-from papyra.exceptions import StoreUnreachable
+from papyra.exceptions import StoreFenced, StoreUnreachable
 from papyra.persistence.backends._redis import scripts
 from papyra.persistence.backends.redis import RedisStreamsConfig, RedisStreamsPersistence
 from papyra.testing._redis_server import RedisServer
@@ -151,23 +151,110 @@ async def test_what_raised_is_taken_back_when_the_store_is_closed(
         assert numbers(await everything(store)) == [0]
 
 
-async def test_what_another_has_written_since_is_not_taken_back(
-    proxy: Proxy, config: RedisStreamsConfig, make: MakeStore
+@pytest.mark.parametrize("size", [1, 7])
+async def test_what_raised_is_taken_back_also_when_another_has_taken_over(
+    proxy: Proxy, config: RedisStreamsConfig, make: MakeStore, size: int
 ) -> None:
-    """The one who failed does not know what became of its batch; the other one builds on it."""
+    """The one who failed knows alone that it has raised, and says so when it gets through."""
     proxy.marker = scripts.APPEND.sha.encode()
     store = through(proxy, config, retry_for=0)
     await store.append(a_record(0))
     proxy.cuts.append(Cut("after"))
     with pytest.raises(StoreUnreachable):
-        await store.append(a_record(1))
+        await store.append(*map(a_record, range(100, 100 + size)))
     async with make() as other:
-        await other.append(a_record(2))
+        await other.append(a_record(1))
         await store.aclose()
-        assert numbers(await everything(other)) == [0, 1, 2]
+        assert numbers(await everything(other)) == [0, 1]
+        assert (await other.append(a_record(2))).first_seq == 3 + size
+        assert (await other.scan()).is_clean
     async with store:
         await store.append(a_record(3))
         assert numbers(await everything(store)) == [0, 1, 2, 3]
+        assert (await store.scan()).is_clean
+
+
+@pytest.mark.parametrize("verb", ["append", "scan", "recover", "compact"])
+async def test_whatever_is_done_next_takes_it_back(
+    proxy: Proxy, config: RedisStreamsConfig, make: MakeStore, verb: str
+) -> None:
+    proxy.marker = scripts.APPEND.sha.encode()
+    async with through(proxy, config, retry_for=0) as store, make() as other:
+        await store.append(a_record(0))
+        proxy.cuts.append(Cut("after"))
+        with pytest.raises(StoreUnreachable):
+            await store.append(a_record(100))
+        await other.append(a_record(1))
+        with pytest.raises(StoreFenced):
+            await (store.append(a_record(101)) if verb == "append" else getattr(store, verb)())
+        assert numbers(await everything(other)) == [0, 1]
+        assert (await other.scan()).is_clean
+
+
+@pytest.mark.parametrize("size", [1, 7])
+@pytest.mark.parametrize("is_stored", [True, False])
+async def test_whoever_is_replaced_while_it_tries_again_is_told_what_became_of_it(
+    proxy: Proxy, config: RedisStreamsConfig, make: MakeStore, size: int, is_stored: bool
+) -> None:
+    """Stored by the first try, a batch belongs to what the other one builds on."""
+    proxy.marker = scripts.APPEND.sha.encode()
+    rival = make()
+
+    async def take_over() -> None:
+        async with rival:
+            await rival.append(a_record(50))
+
+    def meanwhile(request: bytes) -> None:
+        if proxy.marker in request and proxy.cuts_made and not rival.last_seq:
+            anyio.run(take_over)
+
+    async with through(proxy, config) as store:
+        await store.append(a_record(0))
+        batch = [*map(a_record, range(1, 1 + size))]
+        if is_stored:
+            proxy.cuts.append(Cut("after"))
+            proxy.meanwhile = meanwhile
+            assert (await store.append(*batch)).last_seq == 1 + size
+        else:
+            await take_over()
+            proxy.cuts.append(Cut("before"))
+            with pytest.raises(StoreFenced):
+                await store.append(*batch)
+        with pytest.raises(StoreFenced):
+            await store.append(a_record(99))
+        kept = range(size + 1) if is_stored else [0]
+        assert numbers(await everything(store)) == [*kept, 50]
+        assert (await store.scan()).is_clean
+
+
+async def test_closing_takes_back_what_is_in_doubt_with_more_than_one_try(
+    proxy: Proxy, config: RedisStreamsConfig, make: MakeStore
+) -> None:
+    async with through(proxy, config, retry_for=0) as store:
+        await store.append(a_record(0))
+        proxy.marker = scripts.APPEND.sha.encode()
+        proxy.cuts.append(Cut("after"))
+        with pytest.raises(StoreUnreachable):
+            await store.append(a_record(1))
+        proxy.marker = scripts.CLAIM.sha.encode()
+        proxy.cuts += [Cut("before"), Cut("before")]
+    assert not proxy.cuts
+    async with make() as store:
+        assert numbers(await everything(store)) == [0]
+
+
+async def test_what_could_not_be_taken_back_is_said(
+    proxy: Proxy, config: RedisStreamsConfig, make: MakeStore, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with through(proxy, config, retry_for=0) as store:
+        await store.append(a_record(0))
+        proxy.marker = scripts.APPEND.sha.encode()
+        proxy.cuts.append(Cut("after"))
+        with pytest.raises(StoreUnreachable):
+            await store.append(a_record(1), a_record(2))
+        proxy.marker = b""
+        proxy.cuts += [Cut("before")] * 9
+    assert "the append of the records 2 to 3 has failed" in caplog.text
 
 
 async def test_reads_and_scans_go_on_after_a_cut(proxy: Proxy, config: RedisStreamsConfig) -> None:

@@ -79,7 +79,7 @@ BEGINNINGS: dict[str, Begin] = {
 
 
 def seq_of(item: Any) -> int:
-    record = item.record if isinstance(item, Delivery) else item
+    record: Any = item.record if isinstance(item, Delivery) else item
     return int(record.seq)
 
 

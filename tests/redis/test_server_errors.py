@@ -338,3 +338,100 @@ async def test_errors_of_the_server_are_those_of_each_verb(own_server: RedisServ
     assert (counted.read_errors, counted.scan_errors) == (1, 1)
     assert (counted.recovery_errors, counted.compaction_errors) == (1, 1)
     await store.aclose()
+
+
+@pytest.mark.parametrize("first", ["look", "write", "reopen"])
+async def test_positions_that_are_known_are_not_given_again_by_who_begins_to_write(
+    own_server: RedisServer, admin: redis.Redis, first: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Whether it has looked at the store before it was lost, or written it, and was closed."""
+    async with store_on(own_server) as other:
+        await other.append(*map(a_record, range(7)))
+    store = store_on(own_server)
+    last = 7
+    if first == "look":
+        assert await seqs(store) == [*range(1, 8)]
+    else:
+        last = (await store.append(a_record(7))).last_seq
+    if first == "reopen":
+        await store.aclose()
+    admin.flushall()
+    async with store:
+        assert "has lost what it had acknowledged" in caplog.text or first != "reopen"
+        assert (await store.flush()).last_seq == last
+        assert (await store.append(a_record(8))).first_seq == last + 1
+        assert "has lost what it had acknowledged" in caplog.text
+        assert not (await store.scan()).is_clean
+        assert (await store.recover()).scan.is_clean
+        assert (await store.append(a_record(9))).first_seq == last + 2
+
+
+async def test_a_reader_is_told_that_the_store_is_lost(
+    own_server: RedisServer, admin: redis.Redis, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with store_on(own_server) as writer, store_on(own_server, read_only=True) as reader:
+        await writer.append(*map(a_record, range(7)))
+        assert (await reader.flush()).last_seq == 7
+        admin.flushall()
+        assert (await reader.flush()).last_seq == 7
+        assert "has lost what it had acknowledged" in caplog.text
+
+
+async def test_a_follower_goes_on_behind_what_a_server_has_lost(
+    own_server: RedisServer, admin: redis.Redis, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with store_on(own_server) as writer, store_on(own_server, timeout=0.2) as reader:
+        await writer.append(*map(an_event, range(3)))
+        events = reader.follow()
+        got = [(await anext(events)).seq for _ in range(3)]
+        admin.flushall()
+        other = store_on(own_server)
+        got_later: list[int | None] = []
+
+        async def follow() -> None:
+            got_later.append((await anext(events)).seq)
+
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(follow)
+            await until(lambda: "has lost what was followed" in caplog.text)
+            # Who begins now, knows nothing of what was.
+            await other.append(an_event(0, timestamp=1.0))
+        assert (got, got_later) == ([1, 2, 3], [1])
+        await other.aclose()
+
+
+@pytest.mark.parametrize("policy", ["allkeys-lru", "allkeys-random", "volatile-ttl", "noeviction"])
+async def test_a_server_that_may_evict_the_store_is_named_at_opening(
+    own_server: RedisServer, admin: redis.Redis, policy: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    admin.config_set("maxmemory-policy", policy)
+    async with store_on(own_server) as store:
+        await store.append(a_record(0))
+    assert "evict" not in caplog.text  # there is no limit
+    admin.config_set("maxmemory", 10**9)
+    async with store_on(own_server):
+        pass
+    assert (f"maxmemory-policy {policy}" in caplog.text) == policy.startswith("allkeys")
+    admin.expire(store.config.keys.meta, 3600)
+    async with store_on(own_server):
+        pass
+    assert "the meta key expires in" in caplog.text
+    assert (f"maxmemory-policy {policy}" in caplog.text) == (policy != "noeviction")
+
+
+@pytest.mark.parametrize("lost", ["meta", "event", "audit"])
+async def test_a_key_that_was_evicted_is_missed_at_opening(
+    own_server: RedisServer, admin: redis.Redis, lost: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with store_on(own_server) as store:
+        await store.append(*map(a_record, range(6)))
+    keys = {"meta": store.config.keys.meta, **store.config.keys.streams}
+    admin.delete(keys[lost])
+    async with store_on(own_server) as store:
+        what = "about the streams is missing" if lost == "meta" else f"of the 2 {lost} records are"
+        assert what in caplog.text
+        if lost == "meta":
+            with pytest.raises(StoreError, match="recover it"):
+                await store.append(a_record(0))
+        await store.recover()
+        assert (await store.append(a_record(0))).first_seq == 7

@@ -16,11 +16,13 @@ from papyra.exceptions import (
     InvalidPolicy,
     InvalidRequest,
     StoreError,
+    StoreFenced,
     StoreReadOnly,
 )
 from papyra.persistence.backends._asyncio import AsyncioHost
 from papyra.persistence.backends._redis import scripts
 from papyra.persistence.backends._redis.config import RedisStreamsConfig
+from papyra.persistence.backends._redis.entries import id_of
 from papyra.persistence.backends._redis.groups import (
     Consumer,
     Delivery,
@@ -56,6 +58,10 @@ logger = logging.getLogger("papyra")
 
 #: what reports call it
 NAME = "redis"
+#: how often it is tried at least, when closing, to take back what is in doubt
+CLOSING_TRIES = 3
+#: how often a recovery looks at what it has left, at most
+ROUNDS = 4
 
 
 class RedisStreamsPersistence(PersistenceBackend):
@@ -72,8 +78,19 @@ class RedisStreamsPersistence(PersistenceBackend):
 
     While the server can't be reached, or is not ready, calls are tried again for
     ``config.retry_for`` seconds. An append that fails for good may have been stored without an
-    answer: it is not shown, and taken back before anything else is written; its positions stay
-    unused. Others that follow the stream may have seen it.
+    answer: it is not shown, and taken back before anything else is written, or when the backend is
+    closed; its positions stay unused. Others that follow the stream may have seen it. If another
+    writer takes over meanwhile, the batch is part of what that one builds on if it is stored, as
+    nobody there can tell whether it was acknowledged. The append that still goes on is told so, and
+    succeeds; the one that has raised takes its batch back as soon as it reaches the server. Only a
+    process that ends, or stays cut off, before it could do so leaves it stored: the log says which
+    positions. (A successor can't decide that: what was acknowledged looks the same.)
+
+    Positions are not given again while this backend knows of them, whatever the server has lost: it
+    says so in the log, at the level of errors, and goes on behind them. What a server that was
+    emptied has held, or what a promoted replica had not got, a process that begins after that can't
+    know. Opening warns of a server that may evict the store, of keys that expire, and of records
+    that are missing.
 
     A server that is killed in the middle of writing a batch to its append-only file may keep a part
     of it there, and bring it back when it starts the time after next. The writer that was told of
@@ -228,7 +245,7 @@ class RedisStreamsPersistence(PersistenceBackend):
         self._prepared = False
         self._writer.lay_down()
         try:
-            return await self._asyncio.run(self._look)
+            return await self._asyncio.run(self._look, opening=True)
         except BaseException:
             with anyio.CancelScope(shield=True):
                 await self._hang_up()
@@ -237,11 +254,25 @@ class RedisStreamsPersistence(PersistenceBackend):
     async def _close(self) -> None:
         try:
             if self._writer.doubt is not None:
-                await self._asyncio.run(self._writer.claim, retry=False)
+                await self._asyncio.run(self._writer.claim, tries=CLOSING_TRIES)
+        except StoreFenced as error:
+            logger.info("what was in doubt is settled: %s", error)
         except StoreError as error:
-            logger.warning("an append that failed may have been stored after all: %s", error)
+            self._say_in_doubt(error)
         finally:
             await self._hang_up()
+
+    def _say_in_doubt(self, error: StoreError) -> None:
+        doubt = self._writer.doubt
+        if doubt is not None:
+            logger.error(
+                "%s: the append of the records %d to %d has failed; they may have been stored, "
+                "and could not be taken back: %s",
+                self.location,
+                doubt.seqs[0],
+                doubt.seqs[-1],
+                error,
+            )
 
     async def _prepare(self) -> int:
         self._must_write()
@@ -310,22 +341,34 @@ class RedisStreamsPersistence(PersistenceBackend):
 
     # On asyncio
 
-    async def _look(self) -> int:
+    async def _look(self, *, opening: bool = False) -> int:
         state = await self._survey.state()
         if state.format > FORMAT:
             raise StoreError(f"{self.config.keys.tag} was written by a newer version of Papyra")
-        return state.last
+        if opening:
+            for line in state.losses:
+                logger.error("%s: %s: a scan says more", self.location, line)
+            for line in state.threats(await self._link.info()):
+                logger.warning("%s: %s", self.location, line)
+        return self._writer.note(state)
 
     async def _mend(self, config: PersistenceRecoveryConfig) -> PersistenceRecoveryReport:
-        quarantine = config.mode == "quarantine"
-        found = await self._survey.scan()
-        removed, copies = await self._survey.repair(found, quarantine=quarantine)
-        if found.wrong_counters:
-            # They are made anew from what is there, once nothing is there that should not be.
-            await self._writer.claim()
+        removed, copies = 0, list[str]()
+        for _ in range(ROUNDS):
             found = await self._survey.scan()
-            more, more_copies = await self._survey.repair(found, quarantine=quarantine)
-            removed, copies = removed + more, list(dict.fromkeys(copies + more_copies))
+            if not found.needs_repair:
+                break
+            repaired = await self._survey.repair(found, quarantine=config.mode == "quarantine")
+            if repaired is None:
+                continue  # somebody has taken over
+            removed, copies = removed + repaired[0], list(dict.fromkeys(copies + repaired[1]))
+            if found.wrong_counters or found.renumberings:
+                # They are made anew from what is there, once nothing is there that should not be.
+                self._prepared = False
+                await self._writer.claim(anew=True)
+                await self._survey.renumber(found, self._writer.epoch)
+                self._writer.lay_down()
+                await self._writer.claim(anew=True)
         found = await self._survey.scan()
         return PersistenceRecoveryReport(
             NAME,
@@ -340,6 +383,8 @@ class RedisStreamsPersistence(PersistenceBackend):
         before = after = await self._survey.state()
         if not all(stream.agrees for stream in before.streams.values()):
             raise StoreError(f"{self.location} is damaged: recover it before compacting it")
+        if before.wrong:
+            raise StoreError(f"{self.location} is damaged: recover it before compacting it")
         operator = "=" if self.config.trim == "exact" else "~"
         for number, kind in enumerate(KINDS, start=1):
             if policy == RetentionPolicy() or not before.streams[kind].length:
@@ -351,7 +396,9 @@ class RedisStreamsPersistence(PersistenceBackend):
                 after = after.with_stream(kind, await self._trimmed(kind, after, first))
             else:
                 keys = self.config.keys.all
-                await self._link.run(scripts.TRIM, keys, number, first or "", operator)
+                # Where nothing is shown any more, what came since it was looked for is.
+                start = first or _following(before.streams[kind].last_id)
+                await self._link.run(scripts.TRIM, keys, number, start, operator)
         if not dry_run:
             after = await self._survey.state()
         return CompactionReport(
@@ -374,6 +421,12 @@ class RedisStreamsPersistence(PersistenceBackend):
 
 def _report(found: Findings) -> PersistenceScanReport:
     return PersistenceScanReport(NAME, found.records, found.bytes_read, tuple(found.anomalies))
+
+
+def _following(identifier: bytes) -> str:
+    """Return the least id that comes after one."""
+    ms, seq = id_of(identifier)
+    return f"{ms}-{seq + 1}"
 
 
 def _check_kind(kind: Kind) -> Kind:

@@ -17,6 +17,7 @@ back. Its fields are
 
 from __future__ import annotations
 
+import re
 import sys
 from array import array
 from collections.abc import Mapping, Sequence
@@ -33,6 +34,7 @@ from papyra.persistence.reports import AnomalyKind
 
 __all__ = (
     "LATEST_MS",
+    "MOST_BYTES",
     "Entry",
     "RawEntry",
     "Wrong",
@@ -43,6 +45,7 @@ __all__ = (
     "milliseconds",
     "read",
     "record_of",
+    "whole",
 )
 
 #: What redis-py returns of an entry: its id, and its fields.
@@ -51,11 +54,15 @@ RawEntry: TypeAlias = tuple[bytes, Mapping[bytes, bytes]]
 #: What is wrong with an entry, and in words.
 Wrong: TypeAlias = tuple[AnomalyKind, str]
 
-#: The greatest time of an id; scripts write numbers with 14 digits.
+#: The greatest time of an id, and every other number; scripts write them with 14 digits.
 LATEST_MS = 99_999_999_999_999
+
+#: The most that a record can have: a server takes no longer strings.
+MOST_BYTES = 2**29
 
 _FIELDS = frozenset({b"record", b"n", b"total", b"crc"})
 _MASK = 0xFFFFFFFF
+_WHOLE = re.compile(rb"0|[1-9][0-9]{0,13}")
 
 
 class Entry(msgspec.Struct, frozen=True, gc=False):
@@ -63,6 +70,7 @@ class Entry(msgspec.Struct, frozen=True, gc=False):
 
     id: bytes
     seq: int
+    #: 0, and `total`, too, where the numbers can't be right: n is at most seq
     n: int
     total: int
     record: bytes
@@ -120,18 +128,23 @@ def _clamped(timestamps: Sequence[float]) -> list[int]:
     return [int(min(max(time, 0.0) * 1000, LATEST_MS)) for time in timestamps]
 
 
+def whole(text: bytes) -> int | None:
+    """Return a whole number as scripts write it; `None` for anything else."""
+    return int(text) if _WHOLE.fullmatch(text) else None
+
+
 def read(raw: RawEntry) -> tuple[Entry | None, Wrong | None]:
     """Return what an entry says, or why it is none of ours."""
     identifier, fields = raw
     if fields.keys() != _FIELDS:
         names = ", ".join(sorted(field.decode(errors="replace") for field in fields))
         return None, ("wrong_fields", f"the fields are {names[:200]}")
-    try:
-        n, total = int(fields[b"n"]), int(fields[b"total"])
-    except ValueError:
-        return None, ("wrong_fields", "n or total is no number")
-    record = fields[b"record"]
-    seq = int(identifier.partition(b"-")[2])
+    ms, seq = id_of(identifier)
+    if ms > LATEST_MS or not 0 < seq <= LATEST_MS:
+        return None, ("wrong_fields", "the id is none that Papyra gives")
+    n, total, record = whole(fields[b"n"]), whole(fields[b"total"]), fields[b"record"]
+    if n is None or total is None or not 0 < n <= seq or not len(record) <= total <= n * MOST_BYTES:
+        n = total = 0
     return Entry(identifier, seq, n, total, record), None
 
 

@@ -65,10 +65,19 @@ class Groups:
         """Return an id after which the records after a seq come; the last one for `None`."""
         if after == 0:
             return "0-0"
-        number, seq = KINDS.index(kind) + 1, "" if after is None else after
-        found, is_first = await self._link.run(scripts.BEGIN, self._keys.all, number, seq)
+        found, is_first, _ = await self._begin(kind, after)
         ms, last = id_of(found)
         return f"{ms}-{last - is_first}"
+
+    async def is_before(self, kind: Kind, position: str) -> bool:
+        """Return whether the stream ends before an id that it has given."""
+        _, _, end = await self._begin(kind, None)
+        return id_of(end) < id_of(position.encode())
+
+    async def _begin(self, kind: Kind, after: int | None) -> tuple[bytes, int, bytes]:
+        number, seq = KINDS.index(kind) + 1, "" if after is None else after
+        first, is_first, end = await self._link.run(scripts.BEGIN, self._keys.all, number, seq)
+        return first, is_first, end
 
     async def read_after(self, kind: Kind, position: str, block: int) -> Sequence[RawEntry]:
         key = self._keys.streams[kind]
@@ -232,18 +241,37 @@ class Follower(_Patient[Record]):
         self._kind = kind
         self._after = after
         self._position: str | None = None
+        #: the last one that was yielded
+        self._seq = after or 0
 
     async def _fetch(self) -> None:
         kind, run = self._kind, self._session.asyncio.run
         if self._position is None:
             self._position = await run(self._groups.id_before, kind, self._after)
         raws = await run(self._groups.read_after, kind, self._position, self._block(BLOCK))
+        if not raws and await run(self._groups.is_before, kind, self._position):
+            self._say_lost(f"the stream ends before record {self._seq}")
+            self._position = await run(self._groups.id_before, kind, self._seq)
         for raw in raws:
             self._position = raw[0].decode()
             record = self._readable(kind, raw)
             # Where the store ends before that position, what comes may be up to it, still.
             if record is not None and (record.seq or 0) > (self._after or 0):
-                self._items.append(record)
+                self._take(record)
+
+    def _take(self, record: Record) -> None:
+        seq = record.seq or 0
+        if seq <= self._seq:
+            self._say_lost(f"record {seq} came after record {self._seq}")
+        self._seq = max(seq, self._seq)
+        self._items.append(record)
+
+    def _say_lost(self, detail: str) -> None:
+        logger.error(
+            "%s: the server has lost what was followed, or others have changed it: %s",
+            self._config.keys.streams[self._kind],
+            detail,
+        )
 
 
 class Consumer(_Patient[Delivery]):

@@ -131,6 +131,9 @@ class ServerInfo:
         self.is_cluster = info.get("cluster_enabled") == 1
         #: whether it keeps an append-only file; `None` if it does not say
         self.has_aof = bool(info["aof_enabled"]) if "aof_enabled" in info else None
+        is_limited = info.get("maxmemory", 0) != 0
+        #: what it removes when its memory is full; nothing if it never does
+        self.eviction_policy = str(info.get("maxmemory_policy", "")) if is_limited else ""
 
     @property
     def can_wait_for_aof(self) -> bool:
@@ -162,13 +165,15 @@ class RedisLink:
         operation: Callable[[AnyClient], Awaitable[ResultT]],
         *,
         retry: bool = True,
+        tries: int = 1,
         shield: bool = False,
         timeout: float | None = None,
     ) -> ResultT:
         """Return what `operation` does with the client, trying again while the trouble may pass.
 
-        Each try has `timeout` seconds, by default the configured ones. With `shield` it is waited
-        for even if the caller is cancelled meanwhile; the time between two tries is not.
+        There are as many `tries` at least, however short the time is. Each has `timeout` seconds,
+        by default the configured ones. With `shield` it is waited for even if the caller is
+        cancelled meanwhile; the time between two tries is not.
 
         Between two tries it waits with exponential backoff and full jitter, as in "Exponential
         Backoff And Jitter" of the AWS Architecture Blog. Raises a `StoreError`, with redis-py's
@@ -189,7 +194,9 @@ class RedisLink:
                     raise
                 delay = self._backoff.compute(failures)
                 failures += 1
-                out_of_time = now() + delay > started + (self.config.retry_for if retry else 0)
+                out_of_time = failures >= tries and (
+                    not retry or now() + delay > started + self.config.retry_for
+                )
                 if isinstance(error, (*_PASSING, StoreNotWritable)):
                     await self.reconnect()
                 if out_of_time or not self._may_pass(error):
@@ -203,13 +210,13 @@ class RedisLink:
         is_failover = isinstance(error, StoreNotWritable) and self.target.topology != "server"
         return isinstance(error, _PASSING) or is_failover
 
-    async def run(self, script: Script, keys: Sequence[str], *args: Any, retry: bool = True) -> Any:
+    async def run(self, script: Script, keys: Sequence[str], *args: Any, tries: int = 1) -> Any:
         """Return what a script returns; tried again like any call, so it must not mind that."""
 
         async def attempt(client: AnyClient) -> Any:
             return await _run_once(client, script, keys, args)
 
-        return await self.call(attempt, retry=retry)
+        return await self.call(attempt, tries=tries)
 
     async def client(self) -> AnyClient:
         """Return the client of this event loop."""

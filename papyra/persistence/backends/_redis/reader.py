@@ -10,12 +10,14 @@ import msgspec
 
 from papyra.persistence.backends._redis import scripts
 from papyra.persistence.backends._redis.entries import (
+    LATEST_MS,
     Entry,
     RawEntry,
     id_of,
     millisecond,
     read,
     record_of,
+    whole,
 )
 from papyra.persistence.backends._redis.link import AnyClient, RedisLink
 from papyra.persistence.backends._redis.walk import PAGE_BYTES, PAGE_ENTRIES
@@ -134,7 +136,7 @@ class Reader:
         while raws := await self._link.call(fetch):
             for raw in raws:
                 entry, _ = read(raw)
-                if entry is not None:
+                if entry is not None and entry.n:
                     return entry
             start = f"({raws[-1][0].decode()}"
         return None
@@ -187,7 +189,9 @@ class Reader:
         """Return how much later than the record's own time an id may be, in milliseconds."""
 
         async def look(client: AnyClient) -> int:
-            return int(await client.hget(self._keys.meta, "late") or 0)
+            # What it can't be may have been anything.
+            late = whole(await client.hget(self._keys.meta, "late") or b"0")
+            return LATEST_MS if late is None else late
 
         return await self._link.call(look)
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any, TypeAlias
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol, TypeAlias
 
 import msgspec
 
+from papyra.persistence.backends._redis.entries import LATEST_MS, MOST_BYTES, id_of, whole
 from papyra.persistence.records import KINDS, Kind
 
 __all__ = ("FORMAT", "Range", "StoreState", "StreamState")
@@ -16,6 +18,16 @@ FORMAT = 1
 
 #: Records that are no more: the first n, the last, and the totals before and after.
 Range: TypeAlias = tuple[int, int, int, int]
+
+
+class ServerInfo(Protocol):
+    """What counts here of what a server says about itself."""
+
+    @property
+    def eviction_policy(self) -> str:
+        """What it removes when its memory is full; nothing if it never does."""
+        ...
+
 
 _decode_ranges = msgspec.json.Decoder(list[Range]).decode
 
@@ -27,6 +39,8 @@ class StreamState(msgspec.Struct):
     length: int = 0
     first_id: bytes = b""
     last_id: bytes = b""
+    #: the last id that was ever given: what comes has a later one
+    generated_id: bytes = b""
     #: records of this kind that were ever given, and their bytes
     n: int = 0
     total: int = 0
@@ -43,7 +57,7 @@ class StreamState(msgspec.Struct):
             for _, last, before, after in self.lost
             if last > self.trimmed_n
         )
-        return self.total - self.trimmed_total - gone
+        return max(0, self.total - self.trimmed_total - gone)
 
     def trimmed_to(self, n: int, total: int) -> StreamState:
         """Return what it would be with records up to the n-th gone, which have so many bytes."""
@@ -53,12 +67,22 @@ class StreamState(msgspec.Struct):
     @property
     def agrees(self) -> bool:
         """Whether there are as many entries as the counters say."""
-        return self.length == self._entries_through(self.n)
+        return self.length == self.expected
+
+    @property
+    def expected(self) -> int:
+        """How many entries there are by the counters."""
+        return self._entries_through(self.n)
 
     def _entries_through(self, n: int) -> int:
         """Return how many entries there are of the first n that were given."""
         lost = (min(last, n) - max(first, self.trimmed_n + 1) + 1 for first, last, *_ in self.lost)
         return n - self.trimmed_n - sum(max(0, count) for count in lost)
+
+    @property
+    def is_blocked(self) -> bool:
+        """Whether nothing can be added, because of an id that is there no more."""
+        return _is_beyond(self.generated_id) and not _is_beyond(self.last_id)
 
     @property
     def average(self) -> int:
@@ -76,35 +100,77 @@ class StoreState(msgspec.Struct):
     late: int
     epoch: int
     writer: str
+    #: the fields of the hash whose values can't be right, and these
+    wrong: dict[str, bytes]
+    #: what changes when entries are taken back that somebody may have read
+    mark: str
+    #: of the keys, in milliseconds, where somebody has said that they end
+    expiries: dict[str, int]
     streams: dict[Kind, StreamState]
+    #: the fields of the hash
+    meta: dict[str, bytes]
 
     @classmethod
     def of(cls, reply: Sequence[Any]) -> StoreState:
         """Return what `scripts.STATE` has replied."""
         flat, *rest = reply
-        meta = {flat[i].decode(): flat[i + 1] for i in range(0, len(flat), 2)}
+        meta = {flat[i].decode(errors="replace"): flat[i + 1] for i in range(0, len(flat), 2)}
+        fields = _Fields(meta)
+        last = fields.number("last", LATEST_MS)
+        fields.number("ms", LATEST_MS)
+        most = last if "last" in meta and "last" not in fields.wrong else LATEST_MS
         streams = {}
         for position, kind in enumerate(KINDS):
-            length, first_id, last_id = rest[3 * position : 3 * position + 3]
+            length, first_id, last_id, generated_id = rest[4 * position : 4 * position + 4]
+            n = fields.number(f"{kind}:n", most)
+            total = fields.number(f"{kind}:total", n * MOST_BYTES)
+            trimmed_n = fields.number(f"{kind}:trimmed_n", LATEST_MS)
+            trimmed_total = fields.number(f"{kind}:trimmed_total", LATEST_MS)
+            lost = fields.ranges(f"{kind}:lost")
             streams[kind] = StreamState(
-                length,
-                first_id,
-                last_id,
-                n=int(meta.get(f"{kind}:n", 0)),
-                total=int(meta.get(f"{kind}:total", 0)),
-                trimmed_n=int(meta.get(f"{kind}:trimmed_n", 0)),
-                trimmed_total=int(meta.get(f"{kind}:trimmed_total", 0)),
-                lost=_decode_ranges(meta.get(f"{kind}:lost", b"[]")),
+                length, first_id, last_id, generated_id, n, total, trimmed_n, trimmed_total, lost
             )
+        expiries = zip(("meta", *KINDS), rest[4 * len(KINDS) :], strict=True)
         return cls(
             known="last" in meta,
-            format=int(meta.get("format", 1)),
-            last=int(meta.get("last", 0)),
-            late=int(meta.get("late", 0)),
-            epoch=int(meta.get("epoch", 0)),
+            format=_format(fields),
+            last=last,
+            late=fields.number("late", LATEST_MS, LATEST_MS),
+            epoch=fields.number("epoch", LATEST_MS - 1),
             writer=meta.get("writer", b"").decode(errors="replace"),
+            wrong=fields.wrong,
+            mark="/".join(
+                meta.get(name, b"").decode(errors="replace") for name in ("epoch", "settled")
+            ),
+            expiries={name: left for name, left in expiries if left >= 0},
             streams=streams,
+            meta=meta,
         )
+
+    @property
+    def losses(self) -> list[str]:
+        """Signs that the server has lost something of the store, in words."""
+        found = [
+            f"{name} is {value[:40]!r}, which it can't be" for name, value in self.wrong.items()
+        ]
+        if not self.known and self.entries:
+            found.append("what is known about the streams is missing")
+        for kind, stream in self.streams.items():
+            missing = stream.expected - stream.length
+            if self.known and not self.wrong and missing > 0:
+                found.append(f"{missing} of the {stream.expected} {kind} records are missing")
+        return found
+
+    def threats(self, server: ServerInfo) -> list[str]:
+        """Return what will make the server lose the store, in words."""
+        found = [f"the {name} key expires in {left} ms" for name, left in self.expiries.items()]
+        policy = server.eviction_policy
+        if policy.startswith("allkeys") or (policy.startswith("volatile") and found):
+            found.append(
+                f"with maxmemory-policy {policy} the server may evict the store: "
+                "it wants noeviction"
+            )
+        return found
 
     def with_stream(self, kind: Kind, stream: StreamState) -> StoreState:
         """Return this with another stream of a kind."""
@@ -119,3 +185,51 @@ class StoreState(msgspec.Struct):
     def entries(self) -> int:
         """How many entries there are."""
         return sum(stream.length for stream in self.streams.values())
+
+
+class _Fields:
+    """The fields of the hash, and which of them others have changed."""
+
+    def __init__(self, meta: Mapping[str, bytes]) -> None:
+        self._meta = meta
+        self.wrong: dict[str, bytes] = {}
+
+    def number(self, name: str, greatest: int, otherwise: int = 0) -> int:
+        """Return a number; `otherwise` for what can be none, and 0 for what is not there."""
+        text = self._meta.get(name)
+        if text is None:
+            return 0
+        number = whole(text)
+        if number is None or number > greatest:
+            self.wrong[name] = text
+            return otherwise
+        return number
+
+    def ranges(self, name: str) -> list[Range]:
+        """Return what is noted as lost."""
+        text = self._meta.get(name, b"[]")
+        try:
+            ranges = _decode_ranges(text)
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+            ranges = [(0, -1, 0, 0)]
+        # Versions before have noted of no records that they are lost.
+        ranges = [each for each in ranges if each[0] != each[1] + 1 or not each[0]]
+        if all(
+            0 <= first <= last <= LATEST_MS and 0 <= before <= after <= LATEST_MS
+            for first, last, before, after in ranges
+        ):
+            return ranges
+        self.wrong[name] = text
+        return []
+
+
+def _format(fields: _Fields) -> int:
+    """Return the version: a greater number than any that is known says no more than that."""
+    text = fields._meta.get("format", b"1")
+    if re.fullmatch(rb"[1-9][0-9]*", text) and text != b"1":
+        return FORMAT + 1
+    return fields.number("format", FORMAT, FORMAT) if "format" in fields._meta else FORMAT
+
+
+def _is_beyond(identifier: bytes) -> bool:
+    return bool(identifier) and id_of(identifier)[0] > LATEST_MS

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import AsyncIterator, Callable, Sequence
 
-from papyra.exceptions import StoreAccessDenied
+from papyra.exceptions import StoreAccessDenied, StoreError
 from papyra.persistence.backends._redis import scripts
 from papyra.persistence.backends._redis.entries import (
     RawEntry,
@@ -13,7 +13,7 @@ from papyra.persistence.backends._redis.entries import (
 )
 from papyra.persistence.backends._redis.link import AnyClient, RedisLink
 from papyra.persistence.backends._redis.state import StoreState, StreamState
-from papyra.persistence.backends._redis.walk import Findings, Seen, Walk
+from papyra.persistence.backends._redis.walk import Findings, Renumbering, Seen, Walk
 from papyra.persistence.records import KINDS, Kind
 from papyra.persistence.reports import PersistenceAnomaly, StoreSummary
 
@@ -21,6 +21,8 @@ __all__ = ("Survey",)
 
 #: How many entries one call removes.
 REMOVED_AT_ONCE = 500
+#: How often a scan begins anew while writers take over from each other.
+SCANS = 10
 
 
 class Survey:
@@ -86,10 +88,24 @@ class Survey:
             return None
 
     async def scan(self, advance: Callable[[int, int], None] | None = None) -> Findings:
-        """Check every entry. `advance` is told how many are done, of how many, page by page."""
-        state, found, done = await self.state(), Findings(), 0
-        if not state.known and state.entries:
-            self._note_wrong_counters(found, "what is known about the streams is missing")
+        """Check every entry. `advance` is told how many are done, of how many, page by page.
+
+        What was taken back meanwhile may have been read before, and what was written instead after
+        that: then it begins anew.
+        """
+        for _ in range(SCANS):
+            found = await self._scan(advance)
+            if found.mark == (await self.state()).mark:
+                return found
+        raise StoreError(
+            f"{self._link.location}: writers have taken over {self._keys.tag} from each other "
+            f"{SCANS} times while it was scanned: stop them first"
+        )
+
+    async def _scan(self, advance: Callable[[int, int], None] | None) -> Findings:
+        state, done = await self.state(), 0
+        found = Findings(mark=state.mark, wrong=dict(state.wrong))
+        self._note_wrong(found, state)
         walks = [Walk(kind, self._keys.streams[kind], state, found) for kind in KINDS]
         for walk in walks:
             async for page in self._pages(walk, state.streams[walk.kind]):
@@ -102,9 +118,12 @@ class Survey:
                 done += len(page)
                 if advance is not None:
                     advance(done, max(done, state.entries))
+            implausible = set(found.wrong)
             walk.finish()
             if walk.suspects:
                 await self._settle(walk)
+            if found.wrong.keys() - implausible:
+                self._note_wrong_counters(found, f"the {walk.kind} records are not that many")
         if state.known:
             for walk in walks:
                 await self._discard_remains(walk)
@@ -115,8 +134,23 @@ class Survey:
             advance(done, done)
         return found
 
-    async def repair(self, found: Findings, *, quarantine: bool) -> tuple[int, list[str]]:
-        """Remove what is bad; return how many entries that were, and where their copies are."""
+    def _note_wrong(self, found: Findings, state: StoreState) -> None:
+        """Note what is wrong already with what is known about the streams."""
+        if not state.known and state.entries:
+            self._note_wrong_counters(found, "what is known about the streams is missing")
+        for name, value in state.wrong.items():
+            self._note_wrong_counters(found, f"{name} is {value[:40]!r}, which it can't be")
+        for kind, stream in state.streams.items():
+            if stream.is_blocked:
+                end = stream.generated_id.decode()
+                detail = f"nothing can be added behind the id {end}, which somebody has used"
+                self._note_wrong_counters(found, detail, self._keys.streams[kind])
+
+    async def repair(self, found: Findings, *, quarantine: bool) -> tuple[int, list[str]] | None:
+        """Remove what is bad; return how many entries that were, and where their copies are.
+
+        `None` says that the store has been taken over meanwhile: it has to be scanned once more.
+        """
         removed, copies = 0, []
         for number, kind in enumerate(KINDS, start=1):
             keys, bad = self._keys.all, found.bad[kind]
@@ -125,17 +159,34 @@ class Survey:
                 copies.append(keys[-1])
             for start in range(0, len(bad), REMOVED_AT_ONCE):
                 ids = bad[start : start + REMOVED_AT_ONCE]
-                await self._link.run(scripts.REMOVE, keys, number, *ids)
+                if await self._link.run(scripts.REMOVE, keys, number, found.mark, *ids) < 0:
+                    return None
                 removed += len(ids)
             if found.gone[kind]:
-                ranges = json.dumps(found.gone[kind])
-                await self._link.run(scripts.FORGET, self._keys.all, number, ranges)
+                args = number, found.mark, json.dumps(found.gone[kind])
+                if await self._link.run(scripts.FORGET, self._keys.all, *args) < 0:
+                    return None
+        wrong = [word for field in found.wrong.items() for word in field]
+        if wrong and await self._link.run(scripts.DROP, self._keys.all, found.mark, *wrong) < 0:
+            return None
         return removed, copies
+
+    async def renumber(self, found: Findings, epoch: int) -> None:
+        """Count anew what has wrong numbers, and let go of ids that nothing can follow.
+
+        For the writer, whose epoch it is: nobody else appends meanwhile.
+        """
+        for number, (kind, stream) in enumerate((await self.state()).streams.items(), start=1):
+            anew = found.renumberings.get(kind)
+            if anew is None and stream.is_blocked:
+                anew = Renumbering(b"+")
+            if anew is not None:
+                args = number, epoch, anew.id, anew.n, anew.total
+                await self._link.run(scripts.RENUMBER, self._keys.all, *args)
 
     async def _settle(self, walk: Walk) -> None:
         """Report what is missing, but for what somebody has trimmed meanwhile."""
-        state = (await self.state()).streams[walk.kind]
-        walk.report_suspects(state.trimmed_n, state.lost)
+        walk.report_suspects((await self.state()).streams[walk.kind])
 
     async def _decide(self, walk: Walk, seen: Seen) -> None:
         """Find out whether an entry is a copy, or has come where others were given up.
@@ -153,7 +204,10 @@ class Survey:
         first = given_up[-1] if given_up else seen
         is_in_place = (first.n, first.total - first.size) == (seen.n, seen.total - seen.size)
         if first.is_like(seen) or not is_in_place or before >= seen.seq:
-            walk.discard_copy(seen)
+            if seen.seq > walk.seq:
+                walk.count_anew(seen)  # nobody else has its position
+            else:
+                walk.discard_copy(seen)
         else:
             walk.replace(given_up, seen)
 
@@ -225,6 +279,6 @@ class Survey:
                 return
             start = f"({page[-1][0].decode()}"
 
-    def _note_wrong_counters(self, found: Findings, detail: str) -> None:
+    def _note_wrong_counters(self, found: Findings, detail: str, key: str = "") -> None:
         found.wrong_counters = True
-        found.anomalies.append(PersistenceAnomaly("corrupt", detail, self._keys.meta))
+        found.anomalies.append(PersistenceAnomaly("corrupt", detail, key or self._keys.meta))

@@ -6,17 +6,33 @@ from collections.abc import Sequence
 
 import msgspec
 
-from papyra.persistence.backends._redis.entries import Entry, RawEntry, Wrong, check, read
-from papyra.persistence.backends._redis.state import Range, StoreState
+from papyra.persistence.backends._redis.entries import (
+    LATEST_MS,
+    MOST_BYTES,
+    Entry,
+    RawEntry,
+    Wrong,
+    check,
+    read,
+)
+from papyra.persistence.backends._redis.state import Range, StoreState, StreamState
 from papyra.persistence.backends.commit import MAX_COMMIT_RECORDS
 from papyra.persistence.records import KINDS, Kind
 from papyra.persistence.reports import PersistenceAnomaly
 
-__all__ = ("PAGE_BYTES", "PAGE_ENTRIES", "Findings", "Seen", "Walk")
+__all__ = ("PAGE_BYTES", "PAGE_ENTRIES", "Findings", "Renumbering", "Seen", "Walk")
 
 #: Bytes of records in a page, about; and the most entries.
 PAGE_BYTES = 4 * 1024 * 1024
 PAGE_ENTRIES = 1000
+
+
+class Renumbering(msgspec.Struct, frozen=True):
+    """Where the numbers of entries begin to be wrong, and what comes before."""
+
+    id: bytes
+    n: int = 0
+    total: int = 0
 
 
 class Findings(msgspec.Struct):
@@ -36,6 +52,18 @@ class Findings(msgspec.Struct):
     )
     #: whether the counters are missing, or behind what there is
     wrong_counters: bool = False
+    #: the fields of the store's hash that can't be right, and their values
+    wrong: dict[str, bytes] = {}
+    #: from where on the entries of a stream have to be counted anew
+    renumberings: dict[Kind, Renumbering] = {}
+    #: with which mark of the store this was found
+    mark: str = ""
+
+    @property
+    def needs_repair(self) -> bool:
+        """Whether a recovery would change anything."""
+        bad = any(self.bad.values()) or any(self.gone.values())
+        return bad or self.wrong_counters or bool(self.renumberings)
 
 
 class Seen(msgspec.Struct, frozen=True):
@@ -55,9 +83,9 @@ class Seen(msgspec.Struct, frozen=True):
 
     @classmethod
     def read(cls, raw: RawEntry, kind: Kind) -> Seen | None:
-        """Return it; `None` for an entry that is bad."""
+        """Return it; `None` for an entry that is bad, or has lost its numbers."""
         entry, _ = read(raw)
-        if entry is None:
+        if entry is None or not entry.n:
             return None
         crc = raw[1][b"crc"]
         record, wrong = check(entry, crc, kind)
@@ -90,6 +118,17 @@ class Walk:
         self.uncounted: list[Seen] = []
         #: what seems to be missing, and the seq of the record after it
         self.suspects: list[tuple[Range, int | None]] = []
+        #: whether the counters of this kind can be right
+        self._is_counted = not {f"{kind}:n", f"{kind}:total"} & state.wrong.keys()
+        self._last = state.last if "last" not in state.wrong else LATEST_MS
+        self._state = state
+        #: the last entry, if others seem to be missing before it, and what came before those
+        self._claims_gap: tuple[Seen, int, int, int] | None = None
+
+    @property
+    def seq(self) -> int:
+        """The seq of the last entry in order."""
+        return self._seq
 
     def visit(self, raw: RawEntry) -> Seen | None:
         """Check an entry; return it if its place was given before.
@@ -104,32 +143,95 @@ class Walk:
             return None
         found.records += 1
         found.bytes_read += len(entry.record)
-        record, wrong = check(entry, raw[1][b"crc"], self.kind)
+        seen = Seen.of(entry, raw[1][b"crc"])
+        record, wrong = check(entry, seen.crc, self.kind)
         follows = entry.n == self.n + 1 and entry.total_before == self._total
         if record is None and (wrong is None or wrong[0] != "unknown_kind"):
             assert wrong is not None
             found.records -= 1
             found.bytes_read -= len(entry.record)
-            self._reject(raw[0], wrong, entry.seq)
-            if not follows:
+            no_number: Wrong = ("wrong_fields", "n or total is no number that can be right")
+            self._reject(raw[0], wrong if entry.n else no_number, entry.seq)
+            if not follows or self._is_misnumbered:
                 return None
             found.gone[self.kind].append((entry.n, entry.n, self._total, entry.total))
-        elif entry.n <= self.n or entry.seq <= self._seq:
-            seen = Seen.of(entry, raw[1][b"crc"])
-            if (entry.n - 1, entry.total_before) != self._copied:
+            self._advance(seen)
+            return None
+        if not self._is_misnumbered and self._belies_gap(seen):
+            self._count_anew_from_gap()
+        if self._is_misnumbered:
+            self._visit_uncounted(seen)
+        elif seen.seq <= self._seq or 0 < seen.n <= self.n:
+            if seen.n and (seen.n - 1, seen.total - seen.size) != self._copied:
                 return seen
             self.discard_copy(seen)  # it goes on where the last one ended
             return None
+        elif not seen.n or not (follows or self._may_be_missing(seen)):
+            self.count_anew(seen)
         else:
-            if wrong is not None:
-                found.anomalies.append(self._anomaly(wrong, raw[0], entry.seq))
+            claim = None if follows else (seen, self.n, self._total, self._seq)
             if not follows:
                 self._miss(entry.n - 1, entry.total_before, entry.seq)
-            if entry.n > self._stream.n and len(self.uncounted) <= MAX_COMMIT_RECORDS:
-                self.uncounted.append(Seen.of(entry, raw[1][b"crc"]))
-        self._copied = None
-        self.n, self._total, self._seq = entry.n, entry.total, entry.seq
+            if self._is_counted and self._is_beyond_counters(seen):
+                self.uncounted.append(seen)
+            self._advance(seen)
+            self._claims_gap = claim
+        if wrong is not None and seen.id not in self.doubles:
+            found.anomalies.append(self._anomaly(wrong, raw[0], entry.seq))
         return None
+
+    def _advance(self, seen: Seen) -> None:
+        self._copied = self._claims_gap = None
+        self.n, self._total, self._seq = seen.n, seen.total, seen.seq
+
+    def _is_beyond_counters(self, seen: Seen) -> bool:
+        return seen.n > self._stream.n and len(self.uncounted) <= MAX_COMMIT_RECORDS
+
+    # Numbers that others have changed
+
+    @property
+    def _is_misnumbered(self) -> bool:
+        return self.kind in self._found.renumberings
+
+    def count_anew(self, seen: Seen) -> None:
+        """Note that the numbers of an entry are wrong, and those of what follows may be, too."""
+        self._claims_gap = None
+        n, total = self.n, self._total
+        if not n < seen.seq or total > n * MOST_BYTES:
+            # It begins the stream, and what is known of what came before is wrong.
+            n, total = max(seen.n - 1, 0), max(seen.total - seen.size, 0)
+        self._found.renumberings[self.kind] = Renumbering(seen.id, n, total)
+        detail = f"n or total of record {seen.seq} is not what it was: it is number {n + 1}"
+        self._found.anomalies.append(self._anomaly(("wrong_fields", detail), seen.id, seen.seq))
+        self._seq = seen.seq
+
+    def _visit_uncounted(self, seen: Seen) -> None:
+        if seen.seq <= self._seq:
+            self.discard(seen)
+        else:
+            self._seq = seen.seq
+
+    def _belies_gap(self, seen: Seen) -> bool:
+        """Return whether an entry shows that nothing was missing before the last one."""
+        if self._claims_gap is None:
+            return False
+        last, n, total, _ = self._claims_gap
+        return seen.seq > last.seq and (seen.n, seen.total - seen.size) == (
+            n + 2,
+            total + last.size,
+        )
+
+    def _count_anew_from_gap(self) -> None:
+        assert self._claims_gap is not None
+        last, self.n, self._total, self._seq = self._claims_gap
+        self.suspects.pop()
+        self.uncounted = [seen for seen in self.uncounted if seen.id != last.id]
+        self.count_anew(last)
+
+    def _may_be_missing(self, seen: Seen) -> bool:
+        """Return whether there may have been others before an entry: each has had a position."""
+        count, size = seen.n - self.n - 1, seen.total - seen.size - self._total
+        return _is_possible(count, size, seen.seq - self._seq - 1)
 
     def replace(self, given_up: Sequence[Seen], by: Seen) -> None:
         """Take an entry instead of others that came before it, newest first."""
@@ -138,8 +240,7 @@ class Walk:
         self.uncounted = [seen for seen in self.uncounted if seen.id not in self.doubles]
         if by.n > self._stream.n:
             self.uncounted.append(by)
-        self._copied = None
-        self.n, self._total, self._seq = by.n, by.total, by.seq
+        self._advance(by)
 
     def give_up(self, remains: Sequence[Seen]) -> None:
         """Reject the first of what is beyond the counters; the rest of it, if any, is good."""
@@ -151,11 +252,11 @@ class Walk:
     @property
     def is_beyond(self) -> bool:
         """Whether there is more than was counted."""
-        return self.n > self._stream.n
+        return self._is_counted and not self._is_misnumbered and self.n > self._stream.n
 
     def discard_copy(self, seen: Seen) -> None:
         """Reject an entry that is there already."""
-        self._copied = (seen.n, seen.total)
+        self._copied = (seen.n, seen.total) if seen.n else self._copied
         self.discard(seen)
 
     def discard(self, seen: Seen) -> None:
@@ -167,14 +268,24 @@ class Walk:
 
     def finish(self) -> None:
         """Look whether records are missing at the end."""
-        if self.n < self._stream.n:
+        self._claims_gap = None
+        if self._is_misnumbered or not self._is_counted or self.n > self._stream.n:
+            return
+        count, size = self._stream.n - self.n, self._stream.total - self._total
+        if not _is_possible(count, size, self._last - self._seq):
+            meta = self._state.meta
+            names = (f"{self.kind}:n", f"{self.kind}:total")
+            self._found.wrong |= {name: meta[name] for name in names if name in meta}
+        elif count:
             self._miss(self._stream.n, self._stream.total, None)
 
-    def report_suspects(self, trimmed_n: int, lost: Sequence[Range]) -> None:
-        """Report what is missing still: not trimmed since, and not known to be gone."""
+    def report_suspects(self, now: StreamState) -> None:
+        """Report what is missing still: not trimmed since, nor taken back, nor known to be gone."""
         suspects, self.suspects = self.suspects, []
+        if self._claims_gap is not None:
+            self.suspects.append(suspects.pop())  # the next entry may say otherwise
         for (first, last, before, after), seq in suspects:
-            if last <= trimmed_n or _is_covered(first, last, lost):
+            if last <= now.trimmed_n or _is_covered(first, last, now.lost):
                 continue
             where = f"before record {seq}" if seq is not None else "at the end"
             detail = f"{max(last - first + 1, 1)} of kind {self.kind} are missing {where}"
@@ -191,6 +302,11 @@ class Walk:
     def _anomaly(self, wrong: Wrong, identifier: bytes, seq: int | None) -> PersistenceAnomaly:
         kind, detail = wrong
         return PersistenceAnomaly(kind, detail, self._key, seq=seq, entry=identifier.decode())
+
+
+def _is_possible(count: int, size: int, positions: int) -> bool:
+    """Return whether so many records may have had so many bytes, and so many positions at most."""
+    return 0 <= count <= positions and count <= size <= count * MOST_BYTES
 
 
 def _is_covered(first: int, last: int, lost: Sequence[Range]) -> bool:

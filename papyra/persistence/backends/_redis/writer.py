@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import socket
+import time
 import uuid
 from collections.abc import Sequence
 from typing import Any
@@ -32,6 +33,9 @@ logger = logging.getLogger("papyra")
 
 _encode = msgspec.json.Encoder().encode
 
+#: What scripts reply that have written.
+_WRITTEN = (b"ok", b"kept", b"gone")
+
 #: Kinds as scripts count them, from 1, in ASCII.
 _FIRST_DIGIT = ord("1")
 _DIGITS: dict[type, int] = {
@@ -41,8 +45,17 @@ _DIGITS: dict[type, int] = {
 }
 
 
-class Doubt(msgspec.Struct, frozen=True, array_like=True):
-    """A batch that may have been stored, though its append failed. ``CLAIM`` takes it so."""
+class _Known(msgspec.Struct, frozen=True):
+    """Where a store ended."""
+
+    last: int = 0
+    #: of each kind
+    counts: tuple[int, ...] = (0,) * len(KINDS)
+    totals: tuple[int, ...] = (0,) * len(KINDS)
+
+
+class Doubt(msgspec.Struct, frozen=True):
+    """A batch that may have been stored, though its append failed."""
 
     #: the last position before
     last_seq: int
@@ -53,6 +66,13 @@ class Doubt(msgspec.Struct, frozen=True, array_like=True):
     kinds: str
     #: of the records, in milliseconds
     times: Sequence[int]
+    #: of the records, as ``APPEND`` has them; for ``SETTLE``
+    sums: str
+
+    @property
+    def encoded(self) -> bytes:
+        """What scripts are told of it."""
+        return _encode((self.last_seq, self.first_seq, self.restored, self.kinds, self.times))
 
     @property
     def seqs(self) -> range:
@@ -85,60 +105,149 @@ class Writer:
         self._counts = [0] * len(KINDS)
         self._totals = [0] * len(KINDS)
         self._confirmation: tuple[object, ...] | None = None
+        #: where the store ended when this looked, and the end that was said to be wrong
+        self._known = _Known()
+        self._said = -1
         #: whether anything was written since it was last synced
         self.is_dirty = False
 
+    @property
+    def epoch(self) -> int:
+        """The epoch in which this has written last."""
+        return self._epoch
+
     def lay_down(self) -> None:
         """Be no writer any more: the next `claim` takes over from whoever is."""
+        if self.is_claimed and self.last_seq >= self._known.last:
+            self._known = _Known(self.last_seq, tuple(self._counts), tuple(self._totals))
         self.is_claimed = False
 
-    async def claim(self, *, retry: bool = True) -> int:
-        """Become the writer, or stay it; take back what is in doubt. Return the last seq."""
-        await self._check_acknowledge()
-        if not self.is_claimed:
-            state = StoreState.of(await self._link.run(scripts.STATE, self._keys.all, retry=retry))
-            if state.epoch != self._epoch:
-                self.doubt = None  # what is stored is another's to say
-            self._epoch, self.last_seq = state.epoch, 0
-            self._counts, self._totals = [0] * len(KINDS), [0] * len(KINDS)
-        status, *reply = await self._link.run(
-            scripts.CLAIM,
-            self._keys.all,
-            self._name,
-            self._epoch,
-            "" if self.doubt is None else _encode(self.doubt),
-            self.last_seq,
-            *self._counts,
-            *self._totals,
-            retry=retry,
+    def note(self, state: StoreState) -> int:
+        """Take in where the store ends; return the last seq that is known of.
+
+        A store that ends before that has been lost by its server, in part at least, which is said.
+        """
+        known = self._known
+        if state.last >= known.last:
+            streams = state.streams.values()
+            self._known = _Known(
+                state.last,
+                tuple(stream.n for stream in streams),
+                tuple(stream.total for stream in streams),
+            )
+        elif state.last != self._said:
+            self._said = state.last
+            self._say_lost(state.last, known.last)
+        return max(state.last, known.last)
+
+    def _say_lost(self, last: int, known: int) -> None:
+        logger.error(
+            "%s: the server has lost what it had acknowledged: the last record of %s is %d, not %d",
+            self._link.location,
+            self._keys.tag,
+            last,
+            known,
         )
+
+    async def claim(self, *, tries: int = 1, anew: bool = False) -> int:
+        """Become the writer, or stay it; take back what is in doubt. Return the last seq.
+
+        With `anew`, what is not known about the streams is made of what is in them. Whoever takes
+        over while others do so comes after them.
+        """
+        await self._check_acknowledge()
+        was_claimed, status = self.is_claimed, b"fenced"
+        while status == b"fenced":
+            if not was_claimed:
+                await self._look(tries)
+            status, *reply = await self._claim(tries, anew=anew or was_claimed)
+            if was_claimed:
+                break
+        if status == b"fenced" and self.doubt is not None:
+            await self._settle(keep=False)
         if status != b"ok":
-            self.doubt = None
             raise self._refusal(status, reply)
         self._epoch, self.last_seq, self._ms, self._late, taken_back, *counts = map(int, reply)
         self._counts, self._totals = counts[: len(KINDS)], counts[len(KINDS) :]
-        if taken_back:
-            logger.warning(
-                "%s: %d records whose append had failed were stored after all, and are taken back",
-                self._link.location,
-                taken_back,
-            )
+        if self.doubt is not None:
+            self._say_taken_back(taken_back)
         self.doubt = None
         self.is_claimed = True
         return self.last_seq
+
+    async def _look(self, tries: int) -> None:
+        """Find out on whom to build, before taking over."""
+        state = StoreState.of(await self._link.run(scripts.STATE, self._keys.all, tries=tries))
+        if self.doubt is not None and state.epoch != self._epoch:
+            await self._settle(keep=False)
+        if "epoch" in state.wrong:
+            # Greater than any that was counted from 1.
+            state.epoch = int(time.time() * 1000)
+        # Whatever the server has lost: a copy of a batch that is still on its way comes too late.
+        self._epoch = max(self._epoch, state.epoch)
+        known = self._known if self.note(state) > state.last else _Known()
+        self.last_seq, self._counts, self._totals = known.last, [*known.counts], [*known.totals]
+
+    async def _claim(self, tries: int, *, anew: bool) -> list[Any]:
+        args = (
+            self._name,
+            self._epoch,
+            "" if self.doubt is None else self.doubt.encoded,
+            self.last_seq,
+            *self._counts,
+            *self._totals,
+            int(anew),
+        )
+        if self.doubt is None or self._confirmation is None:
+            reply: list[Any] = await self._link.run(
+                scripts.CLAIM, self._keys.all, *args, tries=tries
+            )
+            return reply
+
+        async def attempt(client: AnyClient) -> list[Any]:
+            # Unconfirmed, it could come back with a failover.
+            return await self._run_confirmed(client, scripts.CLAIM, args)
+
+        return await self._link.call(attempt, timeout=self._confirmed_within(), tries=tries)
+
+    async def _settle(self, *, keep: bool) -> bool:
+        """Settle what is in doubt, now that somebody else is the writer.
+
+        It belongs to the store with what that one has written since. Where its append still goes
+        on (`keep`), that has succeeded if all of the batch is there; where it has raised, what
+        there is of it is removed. Returns whether it was kept.
+        """
+        doubt = self.doubt
+        assert doubt is not None
+
+        async def attempt(client: AnyClient) -> list[Any]:
+            args = (doubt.encoded, doubt.sums, int(keep))
+            return await self._run_confirmed(client, scripts.SETTLE, args)
+
+        timeout = None if self._confirmation is None else self._confirmed_within()
+        outcome, count = await self._link.call(attempt, timeout=timeout)
+        self.doubt = None
+        if outcome != b"kept":
+            self._say_taken_back(count)
+        return bool(outcome == b"kept")
+
+    def _say_taken_back(self, count: int) -> None:
+        if count:
+            logger.warning(
+                "%s: %d records whose append had failed were stored after all, and are taken back",
+                self._link.location,
+                count,
+            )
 
     async def append(self, batch: Batch) -> None:
         """Store a batch. If this raises, it is not stored, or in doubt."""
         status, *reply = await self._send(batch)
         if status == b"behind":
-            logger.error(
-                "%s: the server has lost what it had acknowledged: its last record is %d, not %d",
-                self._link.location,
-                reply[0],
-                self.last_seq,
-            )
+            self._say_lost(reply[0], self.last_seq)
             await self.claim()
             status, *reply = await self._send(batch)
+        if status == b"fenced" and self.doubt is not None and await self._settle(keep=True):
+            status, reply = b"ok", [self._ms, self._late]
         if status != b"ok":
             raise self._refusal(status, reply)
         self._ms, self._late = map(int, reply)
@@ -175,36 +284,38 @@ class Writer:
             self._totals,
             times,
         )
-        args = (
-            b"\n".join((*batch.encoded, b"")),
-            checksums(batch.encoded, first),
-            kinds,
-            _encode(header),
-        )
+        sums = checksums(batch.encoded, first)
+        args = (b"\n".join((*batch.encoded, b"")), sums, kinds, _encode(header))
 
         async def attempt(client: AnyClient) -> list[Any]:
             try:
-                return await self._store(client, args)
+                return await self._run_confirmed(client, scripts.APPEND, args)
             except BaseException as error:
                 if not did_nothing(error):
-                    self.doubt = Doubt(self.last_seq, first, batch.restored, kinds.decode(), times)
+                    self.doubt = Doubt(
+                        self.last_seq, first, batch.restored, kinds.decode(), times, sums
+                    )
                 raise
 
         # What is on its way is waited for: whoever is cancelled would not know what became of it.
         timeout = None if self._confirmation is None else self._confirmed_within()
         reply = await self._link.call(attempt, shield=True, timeout=timeout)
-        self.doubt = None
+        if reply[0] != b"fenced":
+            self.doubt = None  # else the first of several tries may have been in time
         return reply
 
-    async def _store(self, client: AnyClient, args: tuple[Any, ...]) -> list[Any]:
-        keys, script = self._keys.all, scripts.APPEND
+    async def _run_confirmed(
+        self, client: AnyClient, script: scripts.Script, args: tuple[Any, ...]
+    ) -> list[Any]:
+        """Return what a script returns, once what it has written is confirmed as configured."""
+        keys = self._keys.all
         command = ("EVALSHA", script.sha, len(keys), *keys, *args)
         try:
             reply, confirmed = await self._confirmed(client, command, self._confirmation)
         except redis.exceptions.NoScriptError:
             command = ("EVAL", script.source, *command[2:])
             reply, confirmed = await self._confirmed(client, command, self._confirmation)
-        if confirmed is not None and reply[0] == b"ok":
+        if confirmed is not None and reply[0] in _WRITTEN:
             self._check_confirmed(confirmed)
         stored: list[Any] = reply
         return stored
@@ -288,6 +399,11 @@ class Writer:
             return StoreError(
                 f"{location}: nothing can be added to {words[0]}, where somebody has put an entry "
                 f"with the id {words[1]}"
+            )
+        if status == b"damaged":
+            return StoreError(
+                f"{location}: what is known about the streams of {tag} is missing or wrong "
+                f"({words[0]}): recover it"
             )
         if status == b"format":
             return StoreError(f"{location}: {tag} was written by a newer version of Papyra")
