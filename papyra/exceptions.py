@@ -28,6 +28,7 @@ __all__ = (
     "NoChildrenNow",
     "PapyraError",
     "PersistenceError",
+    "PositionsExhausted",
     "SettingsError",
     "StoreAccessDenied",
     "StoreChanged",
@@ -236,6 +237,10 @@ class StoreDamaged(PersistenceError):
         super().__init__(message)
         #: the `PersistenceScanReport`
         self.report = report
+
+
+class PositionsExhausted(StoreError):
+    """A store has given its last position. Nothing was stored, and nothing can be any more."""
 
 
 class StoreUnavailable(StoreError):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import shutil
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import anyio
@@ -24,10 +24,12 @@ from papyra.exceptions import (
     StoreWrongType,
 )
 from papyra.persistence import Append, CircuitBreakerPolicy, PersistenceActor
+from papyra.persistence.backends._redis import scripts
 from papyra.persistence.backends.redis import RedisStreamsConfig, RedisStreamsPersistence
 from papyra.testing._redis_server import RedisServer
 from papyra.testing.conformance._parts import a_record, an_event, everything
 from tests.redis.conftest import until
+from tests.redis.proxy import Cut, Proxy
 
 SECRET = "s3cret-pa55word"
 
@@ -176,6 +178,81 @@ async def test_a_user_who_may_not_write(own_server: RedisServer, admin: redis.Re
     admin.acl_setuser("app", enabled=True, commands=["-info"])
     async with store_on(own_server, url=url) as store:
         assert await seqs(store) == [1, 2]
+
+
+#: What a script may be denied, whatever it has done before.
+COMMANDS = ["hset", "hmget", "hget", "xadd", "xdel", "xinfo", "exists", "xrange", "xrevrange"]
+
+
+@pytest.fixture
+def app(own_server: RedisServer, admin: redis.Redis) -> Callable[..., None]:
+    """Return what says which commands the user of that name may not use."""
+
+    def deny(*commands: str) -> None:
+        rights = ["+@all", *(f"-{command}" for command in commands)]
+        admin.acl_setuser("app", enabled=True, nopass=True, keys=["*"], commands=rights)
+
+    deny()
+    return deny
+
+
+async def test_a_right_that_is_taken_away_leaves_nothing_half_done(
+    own_server: RedisServer, admin: redis.Redis, app: Callable[..., None]
+) -> None:
+    """Wherever in a script the first command is that is denied, nothing was written before it."""
+    url = f"redis://app:any@127.0.0.1:{own_server.port}/0"
+    batches: list[list[Any]] = [[an_event(1)], [*map(a_record, range(6))], [an_event(2)] * 3]
+    for command in COMMANDS:
+        async with store_on(own_server, url=url, system_id=command) as store:
+            await store.append(a_record(0))
+            given = 1
+            for batch in batches:
+                before = _snapshot(admin, store)
+                app(command)
+                try:
+                    await store.append(*batch)
+                except StoreAccessDenied:
+                    assert _snapshot(admin, store) == before
+                    app()
+                    await store.append(*batch)
+                given += len(batch)
+            app()
+            assert await seqs(store) == [*range(1, given + 1)]
+            assert (await store.scan()).is_clean
+
+
+@pytest.mark.parametrize("place", ["before", "after"])
+async def test_a_right_that_is_taken_away_while_an_append_is_in_doubt(
+    own_server: RedisServer, admin: redis.Redis, app: Callable[..., None], place: Any
+) -> None:
+    with Proxy(own_server.port) as proxy:
+        proxy.marker = scripts.APPEND.sha.encode()
+        url = f"redis://app:any@127.0.0.1:{proxy.port}/0"
+        for command in COMMANDS:
+            async with store_on(own_server, url=url, system_id=command) as store:
+                await store.append(*map(a_record, range(3)))
+                proxy.cuts.append(Cut(place))
+                with pytest.raises(StoreUnreachable):
+                    await store.append(*map(a_record, range(100, 106)))
+                before = _snapshot(admin, store)
+                app(command)
+                try:
+                    await store.append(a_record(3))
+                except StoreAccessDenied:
+                    after = _snapshot(admin, store)
+                    # Taken back as a whole, or not begun with; then the append is denied.
+                    assert after == before or sum(map(len, after[1:])) == 3
+                    app()
+                    await store.append(a_record(3))
+                app()
+                assert [record.payload["n"] for record in await everything(store)] == [0, 1, 2, 3]
+                assert await seqs(store) == [1, 2, 3, 10]
+                assert (await store.scan()).is_clean
+
+
+def _snapshot(admin: redis.Redis, store: RedisStreamsPersistence) -> list[Any]:
+    keys = store.config.keys
+    return [admin.hgetall(keys.meta), *map(admin.xrange, keys.streams.values())]
 
 
 @pytest.mark.parametrize("kind", ["event", "audit", "dead_letter"])
@@ -425,8 +502,8 @@ async def test_a_key_that_was_evicted_is_missed_at_opening(
 ) -> None:
     async with store_on(own_server) as store:
         await store.append(*map(a_record, range(6)))
-    keys = {"meta": store.config.keys.meta, **store.config.keys.streams}
-    admin.delete(keys[lost])
+    keys = store.config.keys
+    admin.delete(dict(zip(("meta", "event", "audit"), keys.all, strict=False))[lost])
     async with store_on(own_server) as store:
         what = "about the streams is missing" if lost == "meta" else f"of the 2 {lost} records are"
         assert what in caplog.text

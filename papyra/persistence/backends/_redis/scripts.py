@@ -177,6 +177,17 @@ local function set_lost(kind, ranges)
   end
 end
 
+-- Forget of what is lost what comes after the n-th.
+local function keep_lost(kind, n)
+  local kept = {}
+  for _, range in ipairs(lost(kind)) do
+    if range[2] <= n then
+      kept[#kept + 1] = range
+    end
+  end
+  set_lost(kind, kept)
+end
+
 local function add_lost(kind, added)
   local ranges, merged = lost(kind), {}
   for _, range in ipairs(added) do
@@ -320,7 +331,10 @@ local state, writer = call('HMGET', meta, unpack(names)), call('HGET', meta, 'wr
 if state[5] and string.find(state[5], '^%d+$') and tonumber(state[5]) > 1 then
   return {'format', state[5]}
 end
-local may_make_anew, is_known, has_entries = ARGV[11] == '1', state[2] ~= false, false
+local may_make_anew, is_known = ARGV[11] == '1', false
+for i = 1, #names do
+  is_known = is_known or state[i] ~= false
+end
 for i, name in ipairs(names) do
   if is_known and not whole(state[i]) and not may_make_anew then
     return {'damaged', name .. ' is ' .. string.format('%q', state[i] or '')}
@@ -364,11 +378,14 @@ for i, kind in ipairs(kinds) do
   n, total = math.max(n, tonumber(ARGV[4 + i])), math.max(total, tonumber(ARGV[7 + i]))
   counts[i], counts[i + 3] = n, total
 end
+-- Each of them has had a position.
+last = math.max(last, counts[1] + counts[2] + counts[3])
 
 local refused = may_not_set()
 for i = 1, 3 do
   if in_doubt and not refused then
     refused = refusal('Invalid stream ID', 'XDEL', KEYS[i + 1], 'x') or may_not_add(KEYS[i + 1])
+      or refusal('nothing', 'HDEL', meta, '')
   end
 end
 if refused then
@@ -377,6 +394,9 @@ end
 for i, kind in ipairs(kinds) do
   for _, id in ipairs(found[i] or {}) do
     call('XDEL', KEYS[i + 1], id)
+  end
+  if found[i] and #found[i] > 0 then
+    keep_lost(kind, counts[i])
   end
   call('HSET', meta, kind .. ':n', counts[i], kind .. ':total', counts[i + 3])
 end
@@ -793,8 +813,8 @@ return 0
 #: Count a stream's entries anew, from one of them on: each is written again, with the same id.
 #:
 #: ARGV: the kind's number; the caller's epoch, so that nobody else appends meanwhile; an id from
-#: which on, or ``+`` for none; n and total before that. Ids that are later than the store gives
-#: them are let go of. Returns how many entries were counted, -1 for another epoch.
+#: which on, or ``+`` for none; n and total before that; and 1 to let go of ids that are later than
+#: those of the entries. Returns how many entries were counted, -1 for another epoch.
 RENUMBER = Script(
     _COMMON
     + _FLOOR
@@ -830,7 +850,7 @@ end
 local entries = ARGV[3] == '+' and {} or call('XRANGE', key, ARGV[3], '+')
 local first = call('XRANGE', key, '-', '+', 'COUNT', 1)[1]
 local generated, groups = last_generated(key), call('XINFO', 'GROUPS', key)
-local is_beyond = tonumber(string.match(generated, '^%d+')) > GREATEST
+local is_beyond = ARGV[6] == '1'
 for _, entry in ipairs(entries) do
   if #entry[2] > 7000 then
     return redis.error_reply('ERR ' .. entry[1] .. ' has too many fields to be written again')
@@ -865,9 +885,15 @@ end
 if not is_beyond and call('EXISTS', key) == 1 then
   call('XSETID', key, generated)
 end
+local function is_after(one, other)
+  local ms, seq = string.match(one, '^(%d+)-(%d+)$')
+  local other_ms, other_seq = string.match(other, '^(%d+)-(%d+)$')
+  ms, other_ms = tonumber(ms), tonumber(other_ms)
+  return ms > other_ms or (ms == other_ms and tonumber(seq) > tonumber(other_seq))
+end
 for _, group in ipairs(groups) do
   -- One that was told of a later id would wait for what comes after that.
-  local is_later = tonumber(string.match(group[8], '^%d+')) > GREATEST
+  local is_later = is_beyond and is_after(group[8], top)
   local id = is_later and top or group[8]
   if is_anew then
     call('XGROUP', 'CREATE', key, group[2], id, 'MKSTREAM')
@@ -876,13 +902,7 @@ for _, group in ipairs(groups) do
   end
 end
 if ARGV[3] ~= '+' then
-  local kept = {}
-  for _, range in ipairs(lost(kind)) do
-    if range[2] <= tonumber(ARGV[4]) then
-      kept[#kept + 1] = range
-    end
-  end
-  set_lost(kind, kept)
+  keep_lost(kind, tonumber(ARGV[4]))
   call('HSET', meta, kind .. ':n', n, kind .. ':total', total)
   if first and first[1] == ARGV[3] then
     call('HSET', meta, kind .. ':trimmed_n', ARGV[4], kind .. ':trimmed_total', ARGV[5])

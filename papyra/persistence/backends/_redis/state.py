@@ -20,6 +20,10 @@ FORMAT = 1
 Range: TypeAlias = tuple[int, int, int, int]
 
 
+#: Fields of the hash that every writer has set.
+_KEPT = ("format", "epoch", "last", "ms", "late")
+
+
 class ServerInfo(Protocol):
     """What counts here of what a server says about itself."""
 
@@ -39,6 +43,8 @@ class StreamState(msgspec.Struct):
     length: int = 0
     first_id: bytes = b""
     last_id: bytes = b""
+    #: whether nothing can be added, because of an id that is there no more
+    is_blocked: bool = False
     #: the last id that was ever given: what comes has a later one
     generated_id: bytes = b""
     #: records of this kind that were ever given, and their bytes
@@ -80,11 +86,6 @@ class StreamState(msgspec.Struct):
         return n - self.trimmed_n - sum(max(0, count) for count in lost)
 
     @property
-    def is_blocked(self) -> bool:
-        """Whether nothing can be added, because of an id that is there no more."""
-        return _is_beyond(self.generated_id) and not _is_beyond(self.last_id)
-
-    @property
     def average(self) -> int:
         """Bytes of a record, about."""
         return self.total // self.n + 1 if self.n else 200
@@ -102,6 +103,8 @@ class StoreState(msgspec.Struct):
     writer: str
     #: the fields of the hash whose values can't be right, and these
     wrong: dict[str, bytes]
+    #: fields that are gone, while others are there
+    missing: list[str]
     #: what changes when entries are taken back that somebody may have read
     mark: str
     #: of the keys, in milliseconds, where somebody has said that they end
@@ -118,27 +121,39 @@ class StoreState(msgspec.Struct):
         fields = _Fields(meta)
         last = fields.number("last", LATEST_MS)
         fields.number("ms", LATEST_MS)
-        most = last if "last" in meta and "last" not in fields.wrong else LATEST_MS
+        most = fields.known("last", last)
         streams = {}
         for position, kind in enumerate(KINDS):
             length, first_id, last_id, generated_id = rest[4 * position : 4 * position + 4]
             n = fields.number(f"{kind}:n", most)
             total = fields.number(f"{kind}:total", n * MOST_BYTES)
-            trimmed_n = fields.number(f"{kind}:trimmed_n", LATEST_MS)
-            trimmed_total = fields.number(f"{kind}:trimmed_total", LATEST_MS)
-            lost = fields.ranges(f"{kind}:lost")
+            trimmed_n = fields.number(f"{kind}:trimmed_n", fields.known(f"{kind}:n", n))
+            trimmed_total = fields.number(
+                f"{kind}:trimmed_total", fields.known(f"{kind}:total", total)
+            )
+            lost = fields.ranges(f"{kind}:lost", fields.known(f"{kind}:n", n))
             streams[kind] = StreamState(
-                length, first_id, last_id, generated_id, n, total, trimmed_n, trimmed_total, lost
+                length,
+                first_id,
+                last_id,
+                _is_after(generated_id, most) and not _is_after(last_id, most),
+                generated_id,
+                n,
+                total,
+                trimmed_n,
+                trimmed_total,
+                lost,
             )
         expiries = zip(("meta", *KINDS), rest[4 * len(KINDS) :], strict=True)
         return cls(
-            known="last" in meta,
+            known=any(name in meta for name in _KEPT),
             format=_format(fields),
             last=last,
             late=fields.number("late", LATEST_MS, LATEST_MS),
             epoch=fields.number("epoch", LATEST_MS - 1),
             writer=meta.get("writer", b"").decode(errors="replace"),
             wrong=fields.wrong,
+            missing=[name for name in _KEPT if name not in meta],
             mark="/".join(
                 meta.get(name, b"").decode(errors="replace") for name in ("epoch", "settled")
             ),
@@ -148,13 +163,21 @@ class StoreState(msgspec.Struct):
         )
 
     @property
-    def losses(self) -> list[str]:
-        """Signs that the server has lost something of the store, in words."""
+    def wrong_in_words(self) -> list[str]:
+        """What of the hash is gone, or can't be right."""
         found = [
             f"{name} is {value[:40]!r}, which it can't be" for name, value in self.wrong.items()
         ]
-        if not self.known and self.entries:
+        if self.known:
+            found += [f"{name} is missing" for name in self.missing]
+        elif self.entries:
             found.append("what is known about the streams is missing")
+        return found
+
+    @property
+    def losses(self) -> list[str]:
+        """Signs that the server has lost something of the store, in words."""
+        found = self.wrong_in_words
         for kind, stream in self.streams.items():
             missing = stream.expected - stream.length
             if self.known and not self.wrong and missing > 0:
@@ -205,8 +228,12 @@ class _Fields:
             return otherwise
         return number
 
-    def ranges(self, name: str) -> list[Range]:
-        """Return what is noted as lost."""
+    def known(self, name: str, number: int) -> int:
+        """Return a number that is there; the greatest there is, where it is not."""
+        return LATEST_MS if name in self.wrong or name not in self._meta else number
+
+    def ranges(self, name: str, greatest: int) -> list[Range]:
+        """Return what is noted as lost: of those up to a number."""
         text = self._meta.get(name, b"[]")
         try:
             ranges = _decode_ranges(text)
@@ -215,7 +242,7 @@ class _Fields:
         # Versions before have noted of no records that they are lost.
         ranges = [each for each in ranges if each[0] != each[1] + 1 or not each[0]]
         if all(
-            0 <= first <= last <= LATEST_MS and 0 <= before <= after <= LATEST_MS
+            0 <= first <= last <= greatest and 0 <= before <= after <= LATEST_MS
             for first, last, before, after in ranges
         ):
             return ranges
@@ -231,5 +258,6 @@ def _format(fields: _Fields) -> int:
     return fields.number("format", FORMAT, FORMAT) if "format" in fields._meta else FORMAT
 
 
-def _is_beyond(identifier: bytes) -> bool:
-    return bool(identifier) and id_of(identifier)[0] > LATEST_MS
+def _is_after(identifier: bytes, last: int) -> bool:
+    """Return whether an id leaves none for the positions after the last one."""
+    return bool(identifier) and id_of(identifier) > (LATEST_MS, last)

@@ -118,12 +118,11 @@ class Survey:
                 done += len(page)
                 if advance is not None:
                     advance(done, max(done, state.entries))
-            implausible = set(found.wrong)
             walk.finish()
             if walk.suspects:
                 await self._settle(walk)
-            if found.wrong.keys() - implausible:
-                self._note_wrong_counters(found, f"the {walk.kind} records are not that many")
+        for name in found.wrong.keys() - state.wrong.keys():
+            self._note_wrong_counters(found, f"{name} does not fit what is in the streams")
         if state.known:
             for walk in walks:
                 await self._discard_remains(walk)
@@ -136,10 +135,8 @@ class Survey:
 
     def _note_wrong(self, found: Findings, state: StoreState) -> None:
         """Note what is wrong already with what is known about the streams."""
-        if not state.known and state.entries:
-            self._note_wrong_counters(found, "what is known about the streams is missing")
-        for name, value in state.wrong.items():
-            self._note_wrong_counters(found, f"{name} is {value[:40]!r}, which it can't be")
+        for detail in state.wrong_in_words:
+            self._note_wrong_counters(found, detail)
         for kind, stream in state.streams.items():
             if stream.is_blocked:
                 end = stream.generated_id.decode()
@@ -151,6 +148,9 @@ class Survey:
 
         `None` says that the store has been taken over meanwhile: it has to be scanned once more.
         """
+        wrong = [word for field in found.wrong.items() for word in field]
+        if wrong and await self._link.run(scripts.DROP, self._keys.all, found.mark, *wrong) < 0:
+            return None
         removed, copies = 0, []
         for number, kind in enumerate(KINDS, start=1):
             keys, bad = self._keys.all, found.bad[kind]
@@ -166,9 +166,6 @@ class Survey:
                 args = number, found.mark, json.dumps(found.gone[kind])
                 if await self._link.run(scripts.FORGET, self._keys.all, *args) < 0:
                     return None
-        wrong = [word for field in found.wrong.items() for word in field]
-        if wrong and await self._link.run(scripts.DROP, self._keys.all, found.mark, *wrong) < 0:
-            return None
         return removed, copies
 
     async def renumber(self, found: Findings, epoch: int) -> None:
@@ -181,7 +178,7 @@ class Survey:
             if anew is None and stream.is_blocked:
                 anew = Renumbering(b"+")
             if anew is not None:
-                args = number, epoch, anew.id, anew.n, anew.total
+                args = number, epoch, anew.id, anew.n, anew.total, int(stream.is_blocked)
                 await self._link.run(scripts.RENUMBER, self._keys.all, *args)
 
     async def _settle(self, walk: Walk) -> None:

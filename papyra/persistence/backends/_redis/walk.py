@@ -122,6 +122,8 @@ class Walk:
         self._is_counted = not {f"{kind}:n", f"{kind}:total"} & state.wrong.keys()
         self._last = state.last if "last" not in state.wrong else LATEST_MS
         self._state = state
+        #: what is noted as lost, and was not passed yet; the first of it comes last
+        self._lost = sorted(self._stream.lost, reverse=True)
         #: the last entry, if others seem to be missing before it, and what came before those
         self._claims_gap: tuple[Seen, int, int, int] | None = None
 
@@ -176,6 +178,7 @@ class Walk:
                 self.uncounted.append(seen)
             self._advance(seen)
             self._claims_gap = claim
+            self._check_not_lost(seen)
         if wrong is not None and seen.id not in self.doubles:
             found.anomalies.append(self._anomaly(wrong, raw[0], entry.seq))
         return None
@@ -183,6 +186,15 @@ class Walk:
     def _advance(self, seen: Seen) -> None:
         self._copied = self._claims_gap = None
         self.n, self._total, self._seq = seen.n, seen.total, seen.seq
+
+    def _check_not_lost(self, seen: Seen) -> None:
+        """Look whether what is there is noted as lost."""
+        while self._lost and self._lost[-1][1] < seen.n:
+            self._lost.pop()
+        if self._lost and self._lost[-1][0] <= seen.n:
+            name = f"{self.kind}:lost"
+            self._found.wrong[name] = self._state.meta[name]
+            self._lost = []
 
     def _is_beyond_counters(self, seen: Seen) -> bool:
         return seen.n > self._stream.n and len(self.uncounted) <= MAX_COMMIT_RECORDS

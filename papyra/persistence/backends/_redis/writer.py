@@ -13,12 +13,17 @@ from typing import Any
 import msgspec
 import redis.exceptions
 
-from papyra.exceptions import StoreError, StoreFenced, StoreNotAcknowledged
+from papyra.exceptions import (
+    PositionsExhausted,
+    StoreError,
+    StoreFenced,
+    StoreNotAcknowledged,
+)
 from papyra.persistence.backends._redis import scripts
-from papyra.persistence.backends._redis.entries import checksums, milliseconds
+from papyra.persistence.backends._redis.entries import LATEST_MS, checksums, milliseconds
 from papyra.persistence.backends._redis.link import AnyClient, RedisLink, did_nothing
 from papyra.persistence.backends._redis.state import StoreState
-from papyra.persistence.backends.base import Batch
+from papyra.persistence.backends.base import MAX_SEQ, Batch
 from papyra.persistence.records import (
     KINDS,
     PersistedAudit,
@@ -241,6 +246,7 @@ class Writer:
 
     async def append(self, batch: Batch) -> None:
         """Store a batch. If this raises, it is not stored, or in doubt."""
+        self._check_room(batch)
         status, *reply = await self._send(batch)
         if status == b"behind":
             self._say_lost(reply[0], self.last_seq)
@@ -254,6 +260,15 @@ class Writer:
         self.last_seq = batch.first_seq + len(batch.records) - 1
         self._count(batch, _digits(batch.records))
         self.is_dirty = True
+
+    def _check_room(self, batch: Batch) -> None:
+        last, size = batch.first_seq + len(batch.records) - 1, sum(map(len, batch.encoded))
+        if last > MAX_SEQ or max(self._totals) + size > LATEST_MS:
+            raise PositionsExhausted(
+                f"{self._link.location}: {self._keys.tag} has no room for {len(batch.records)} "
+                f"records more: positions, and bytes, are counted up to {MAX_SEQ}. Copy what is "
+                "needed to a new store"
+            )
 
     async def sync(self) -> None:
         """Wait until what was written is on the server's disk, if it can tell."""
