@@ -69,7 +69,7 @@ def backend_at(name: str | None, *, read_only: bool = False) -> PersistenceBacke
 
 
 def _impatient(url: str) -> str:
-    if not url.startswith("redis") or "retry_for=" in url:
+    if not url.startswith(("redis", "unix:")) or "retry_for=" in url:
         return url
     return f"{url}{'&' if '?' in url else '?'}retry_for={_RETRY_FOR}"
 

@@ -86,7 +86,7 @@ _FILES = {"json": _json, "rotating": _rotating}
 _SCHEMES: Mapping[str, Callable[[str], PersistenceBackend]] = {
     "memory": _memory,
     # What comes after the colon is read together with the scheme.
-    **{scheme: functools.partial(_redis, scheme) for scheme in _REDIS_SCHEMES},
+    **{scheme: functools.partial(_redis, scheme) for scheme in (*_REDIS_SCHEMES, "unix")},
 }
 
 
@@ -98,9 +98,9 @@ def backend_from_url(url: str, *, read_only: bool = False) -> PersistenceBackend
     """Return a new backend, not opened yet, on the store that `url` names.
 
     Such as ``memory:``, ``json:///var/lib/app/events.ndjson?fsync=everysec``,
-    ``rotating:///var/lib/app/journal`` or ``redis://localhost/0?system_id=orders``. Of files, one
-    that is `read_only` takes no lock. Raises `InvalidStoreURL`, which repeats no part of it that
-    may be secret.
+    ``rotating:///var/lib/app/journal``, ``redis://localhost/0?system_id=orders`` or
+    ``unix:///run/redis.sock?db=0``. Of files, one that is `read_only` takes no lock. Raises
+    `InvalidStoreURL`, which repeats no part of it that may be secret.
     """
     scheme, colon, rest = url.partition(":")
     if colon and scheme in _FILES:

@@ -9,9 +9,12 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from papyra.exceptions import MissingExtra
+import msgspec
+
+from papyra.exceptions import InvalidPolicy, MissingExtra
 from papyra.persistence.backends.base import PersistenceBackend
 from papyra.persistence.backends.memory import InMemoryPersistence
+from papyra.persistence.records import KINDS
 from papyra.testing import _redis_server
 
 __all__ = ("STORE_VARIABLE", "URL_VARIABLE", "UnknownStore", "forget", "new_store")
@@ -58,8 +61,13 @@ def _redis(directory: Callable[[], Path], options: Mapping[str, Any]) -> Persist
         url = os.environ.get(URL_VARIABLE) or _redis_server.shared_server().url
     except _redis_server.NoServer as error:
         raise UnknownStore(f"{STORE_VARIABLE} is 'redis', but {error}") from error
-    config = RedisStreamsConfig(url=url, prefix="papyra-test", system_id=uuid.uuid4().hex)
-    return RedisStreamsPersistence(config, **options)
+    try:
+        config = RedisStreamsConfig.from_url(url)
+        config.check_options()
+    except InvalidPolicy as error:
+        raise UnknownStore(f"{URL_VARIABLE}: {error}") from error
+    own = {"prefix": "papyra-test", "system_id": uuid.uuid4().hex}
+    return RedisStreamsPersistence(msgspec.structs.replace(config, **own), **options)
 
 
 _STORES: Mapping[str, Callable[[Callable[[], Path], Mapping[str, Any]], PersistenceBackend]] = {
@@ -94,8 +102,8 @@ def forget(store: PersistenceBackend) -> None:
     if url and config is not None and getattr(config, "prefix", None) == "papyra-test":
         import redis  # noqa: PLC0415
 
-        with redis.Redis.from_url(url) as client:
-            client.delete(*config.keys.all)
+        with redis.Redis.from_url(config.url) as client:
+            client.delete(*config.keys.all, *map(config.keys.quarantine, KINDS))
 
 
 def _callable(name: str) -> Callable[..., object]:

@@ -15,18 +15,29 @@ from typing import Any
 import anyio
 import msgspec
 import pytest
+import redis
 import trustme
 
 from papyra import ActorSystem
-from papyra.conf import settings
-from papyra.exceptions import InvalidEnvironment, InvalidPolicy, StoreReadOnly, StoreUnreachable
+from papyra.cli._store import backend_at
+from papyra.conf import backend_from_url, settings
+from papyra.exceptions import (
+    InvalidEnvironment,
+    InvalidPolicy,
+    InvalidStoreURL,
+    StoreError,
+    StoreReadOnly,
+    StoreUnreachable,
+)
 from papyra.persistence import Append
 from papyra.persistence.backends._redis.config import Target
 from papyra.persistence.backends.redis import RedisStreamsConfig, RedisStreamsPersistence
 from papyra.testing._redis_server import RedisServer, free_port
+from papyra.testing._stores import forget, new_store
 from papyra.testing.conformance._parts import a_record, an_event, everything
 from tests.redis.conftest import MakeStore
 from tests.redis.proxy import Proxy
+from tests.redis.test_cluster import port_with_bus
 
 SECRET = "s3cret-pa55word"
 
@@ -143,6 +154,57 @@ class TestUrls:
         with pytest.raises(InvalidPolicy, match=next(iter(wrong))):
             RedisStreamsConfig(**wrong)
 
+    @pytest.mark.parametrize(
+        ("url", "name"),
+        [
+            *(
+                (f"redis://h/0?{option}", option.partition("=")[0])
+                for option in (
+                    *("decode_responses=true", "decode_responses", "decode_responses=banana"),
+                    *("encoding=utf-16", "encoding_errors=ignore", "protocol=3", "protocol=two"),
+                    *("retry=3", "retry_on_timeout=true", "retry_on_error=x", "socket_type=1"),
+                    *("max_connections=0", "max_connections=many", "socket_keepalive=banana"),
+                    *("socket_timeout=0", "socket_timeout=nan", "socket_timeout=0.5", "db=-1"),
+                    *("db=one", "connection_class=x", "parser_class=x", "host=other", "port=1"),
+                    *("credential_provider=x", "socket_read_size=0", "Decode_Responses=false"),
+                    *("ssl_cert_reqs=perhaps", "ssl_min_version=1", "health_check_interval=x"),
+                    *("path=x", "sentinel_password=x", "legacy_responses=true", "client_name="),
+                )
+            ),
+            ("redis://h/0?db=1", "'db'"),
+            ("redis://h/0?protocol=2&protocol=2", "'protocol' twice"),
+            ("redis+sentinel://h/service/0?db=1", "'db'"),
+            ("redis+cluster://h?db=1", "'db'"),
+            ("rediss+cluster://h?ssl_password=x", "ssl_password"),
+            (f"redis://:{SECRET}@h?password=other-{SECRET}", "password twice"),
+            ("redis://one:x@h?username=two", "username twice"),
+            ("redis://h/0#part", "#"),
+            ("unix://run/redis.sock", "absolute path"),
+            ("unix://", "absolute path"),
+            ("unix:///run/redis.sock?socket_keepalive=true", "socket_keepalive"),
+        ],
+    )
+    def test_options_that_cannot_work_are_refused_by_name(self, url: str, name: str) -> None:
+        with pytest.raises(InvalidPolicy, match=name) as caught:
+            RedisStreamsConfig(url=url)
+        assert SECRET not in "".join(traceback.format_exception(caught.value))
+        with pytest.raises(InvalidStoreURL, match=name):
+            backend_from_url(url)
+
+    @pytest.mark.parametrize(
+        ("url", "name"),
+        [
+            ("redis://h?timeout=1&timeout=2", "'timeout' twice"),
+            ("redis://h?acknowledge_timeout=1e300", "acknowledge_timeout"),
+            ("redis://h?ssl_ca_certs=x", "ssl_ca_certs"),
+            ("redis+cluster://h?ssl_ca_certs=x", "ssl_ca_certs"),
+            ("redis://h?url=redis://other", "url"),
+        ],
+    )
+    def test_urls_of_stores_refuse_them_too(self, url: str, name: str) -> None:
+        with pytest.raises(InvalidStoreURL, match=name):
+            backend_from_url(url)
+
     def test_a_store_takes_a_configuration(self) -> None:
         wrong: Any = f"redis://:{SECRET}@h"
         with pytest.raises(InvalidPolicy) as caught:
@@ -200,7 +262,51 @@ except Exception as error:
         assert all("pip install 'papyra[redis]'" in line for line in said)
 
 
+WORKING = (
+    *("client_name=me", "decode_responses=false", "encoding=utf-8", "encoding_errors=strict"),
+    *("health_check_interval=1", "max_connections=5"),
+    *("protocol=2", "socket_connect_timeout=3", "socket_read_size=100", "socket_timeout=60"),
+    *("socket_keepalive=yes", "db=3", "username=default&password=any"),
+)
+
+
 class TestConnections:
+    async def test_options_that_are_let_through_work(
+        self, server: RedisServer, config: RedisStreamsConfig
+    ) -> None:
+        for number, option in enumerate(WORKING):
+            url = f"redis://127.0.0.1:{server.port}?{option}&system_id={config.system_id}{number}"
+            store = backend_from_url(f"{url}&prefix=test")
+            assert isinstance(store, RedisStreamsPersistence)
+            async with store:
+                await store.append(*map(a_record, range(3)))
+                assert len(await everything(store)) == 3
+                await anext(store.follow())
+                await anext(store.consume("group", "one"))
+                await store.flush()
+            with redis.Redis.from_url(server.url) as client:
+                client.select(3 if option == "db=3" else 0)
+                assert client.delete(*store.config.keys.all) == 4
+
+    @pytest.mark.parametrize(
+        "scheme", ["redis", "rediss", "redis+sentinel", "rediss+sentinel", "rediss+cluster"]
+    )
+    async def test_options_that_are_let_through_are_taken_by_every_client(
+        self, scheme: str, tmp_path: Path
+    ) -> None:
+        """Up to the connection, which nobody answers."""
+        tls = [
+            *("ssl_cert_reqs=none", "ssl_cert_reqs=required", "ssl_check_hostname=false"),
+            *("ssl_min_version=771", "ssl_ciphers=DEFAULT", "ssl_ca_data=x", "ssl_ca_certs=x"),
+        ]
+        options = ["db=0" if option == "db=3" else option for option in WORKING]
+        for option in options + (tls if scheme.startswith("rediss") else []):
+            path = "/service" if "sentinel" in scheme else ""
+            url = f"{scheme}://127.0.0.1:{free_port()}{path}?{option}&retry_for=0"
+            store = backend_from_url(url)
+            with pytest.raises(StoreUnreachable):
+                await store.append(a_record(0))
+
     async def test_tls(
         self, server: RedisServer, config: RedisStreamsConfig, tmp_path: Path
     ) -> None:
@@ -220,11 +326,43 @@ class TestConnections:
                 await store.append(*map(an_event, range(3)))
                 assert len(await store.list_events()) == 3
 
-    async def test_a_socket(self, binary: Path, tmp_path: Path) -> None:
-        path = tmp_path / "redis.sock"
+    async def test_a_socket(
+        self, binary: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Wherever a store may be named."""
+        path = tmp_path / "a socket"
+        url = f"unix://{str(path).replace(' ', '%20')}?db=1"
         with RedisServer(binary, "--unixsocket", str(path)):
-            async with RedisStreamsPersistence(RedisStreamsConfig(url=f"unix://{path}")) as store:
+            async with RedisStreamsPersistence(RedisStreamsConfig(url=url)) as store:
                 assert (await store.append(an_event(1))).first_seq == 1
+                assert "db=1" in store.location
+            store_url = f"{url}&system_id=papyra"
+            monkeypatch.setenv("PAPYRA_PERSISTENCE", store_url)
+            with settings.override(persistence=None):
+                async with settings.resolve_persistence() as named:
+                    assert (await named.append(an_event(2))).first_seq == 2
+            async with backend_from_url(store_url) as named:
+                assert (await named.append(an_event(3))).first_seq == 3
+            async with backend_at(store_url).reader() as named:
+                assert len(await everything(named)) == 3
+            monkeypatch.setenv("PAPYRA_TEST_STORE", "redis")
+            monkeypatch.setenv("REDIS_URL", url)
+            tested = new_store(lambda: tmp_path, {})
+            async with tested:
+                assert (await tested.append(an_event(1))).first_seq == 1
+            forget(tested)
+            with redis.Redis(unix_socket_path=str(path), db=1) as client:
+                assert all(b"{papyra:papyra}" in key for key in client.scan_iter())
+
+    async def test_a_socket_of_a_cluster_leads_to_one_node_only(
+        self, binary: Path, tmp_path: Path
+    ) -> None:
+        path = tmp_path / "socket"
+        options = ("--unixsocket", str(path), "--cluster-enabled", "yes")
+        with RedisServer(binary, *options, port=port_with_bus()):
+            store = RedisStreamsPersistence(RedisStreamsConfig(url=f"unix://{path}", retry_for=0))
+            with pytest.raises(StoreError, match=r"redis\+cluster"):
+                await store.append(an_event(1))
 
     async def test_one_connection_is_enough(
         self, server: RedisServer, config: RedisStreamsConfig

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from typing import Any, Literal, TypeAlias
 from urllib.parse import parse_qsl, unquote, urlencode, urlsplit
 
 import msgspec
 
-from papyra._seconds import LONGEST, is_seconds, shown
+from papyra._seconds import is_seconds, shown
 from papyra.exceptions import InvalidPolicy
+from papyra.persistence.backends._redis.options import check_options, check_tls, once
 from papyra.persistence.records import KINDS, Kind
 
 __all__ = ("Keys", "RedisStreamsConfig", "Target", "Topology", "is_redis_url")
@@ -26,11 +28,15 @@ _SCHEMES: dict[str, Topology] = {
     "redis+cluster": "cluster",
     "rediss+cluster": "cluster",
 }
+_DATABASE = re.compile("[0-9]{1,9}")
 _DEFAULT_PORTS: dict[Topology, int] = {"server": 6379, "sentinel": 26379, "cluster": 6379}
 
 _STREAMS: dict[Kind, str] = {"event": "events", "audit": "audits", "dead_letter": "dead_letters"}
 
-_ACKNOWLEDGE = re.compile(r"memory|aof|replicas:[1-9][0-9]*")
+#: Thirty years, which clocks and servers can count in milliseconds.
+MOST_SECONDS = 10**9
+
+_ACKNOWLEDGE = re.compile(r"memory|aof|replicas:[1-9][0-9]{0,3}")
 
 
 class RedisStreamsConfig(msgspec.Struct, frozen=True, kw_only=True):
@@ -42,10 +48,10 @@ class RedisStreamsConfig(msgspec.Struct, frozen=True, kw_only=True):
 
     ``redis+sentinel://host:port,host:port/service[/database]`` finds the master of a service
     through its Sentinels, and ``redis+cluster://host:port,host:port`` a cluster through any of its
-    nodes; both exist as ``rediss+...``, too. The query takes the options that redis-py's
-    ``from_url`` knows, such as ``ssl_ca_certs``; for Sentinels that have passwords of their own,
-    ``sentinel_username`` and ``sentinel_password``. What secrets there are in the URL is shown
-    nowhere.
+    nodes; both exist as ``rediss+...``, too. The query takes the options of redis-py's ``from_url``
+    that can work, such as ``ssl_ca_certs``; for Sentinels that have passwords of their own,
+    ``sentinel_username`` and ``sentinel_password``. Others are refused, by name. What secrets
+    there are in the URL is shown nowhere.
 
     **What an acknowledgement means.** With ``memory``, that the server has the record in its
     memory: what else that is worth is the server's own setting. With ``appendfsync always`` it is
@@ -116,12 +122,16 @@ class RedisStreamsConfig(msgspec.Struct, frozen=True, kw_only=True):
             raise InvalidPolicy(f"trim is 'exact' or 'approximate', not {self.trim!r}")
         if type(self.read_only) is not bool:
             raise InvalidPolicy(f"read_only is True or False, not {self.read_only!r}")
-        Target.of(self.url)
+        longest = self.timeout
+        if self.acknowledge != "memory":
+            longest += self.acknowledge_timeout
+        target = Target.of(self.url)
+        check_options(self.url.partition("://")[0], target.options, longest)
 
     def _check_seconds(self, name: str, least: float) -> None:
         value = getattr(self, name)
-        if not is_seconds(value, least) or value > LONGEST:
-            raise InvalidPolicy(f"{name} is seconds, not {shown(value)}")
+        if not is_seconds(value, least) or value > MOST_SECONDS:
+            raise InvalidPolicy(f"{name} is seconds, up to {MOST_SECONDS}, not {shown(value)}")
 
     @classmethod
     def from_url(cls, url: str) -> RedisStreamsConfig:
@@ -131,13 +141,10 @@ class RedisStreamsConfig(msgspec.Struct, frozen=True, kw_only=True):
         of this class stays in the URL. Raises `InvalidPolicy`.
         """
         base, _, query = url.partition("?")
-        ours: dict[str, str] = {}
-        theirs: list[tuple[str, str]] = []
-        for name, value in parse_qsl(query, keep_blank_values=True):
-            if name in cls.__struct_fields__ and name != "url":
-                ours[name] = value
-            else:
-                theirs.append((name, value))
+        options = once(parse_qsl(query, keep_blank_values=True))
+        own = set(cls.__struct_fields__) - {"url"}
+        ours = {name: value for name, value in options.items() if name in own}
+        theirs = {name: value for name, value in options.items() if name not in own}
         rest = f"{base}?{urlencode(theirs)}" if theirs else base
         try:
             return msgspec.convert({**ours, "url": rest}, cls, strict=False)
@@ -145,8 +152,9 @@ class RedisStreamsConfig(msgspec.Struct, frozen=True, kw_only=True):
             raise InvalidPolicy(f"an option of a Redis URL makes no sense: {error}") from None
 
     def check_options(self) -> None:
-        """Raise `InvalidPolicy` for an option of a server's URL that redis-py does not know."""
+        """Raise `InvalidPolicy` for an option that redis-py does not know, or none of this URL."""
         target = Target.of(self.url)
+        check_tls(self.url.partition("://")[0], target.options)
         if target.topology != "server":
             return
         from redis.asyncio import ConnectionPool  # noqa: PLC0415 - which takes its time
@@ -227,6 +235,8 @@ class Target(msgspec.Struct, frozen=True):
     #: the URL of one server, with user, password, database and options, as redis-py reads it
     plain_url: str
     location: str
+    #: of the query
+    options: dict[str, str] = {}
 
     def __repr__(self) -> str:
         return f"Target({self.location!r})"
@@ -236,15 +246,18 @@ class Target(msgspec.Struct, frozen=True):
         """Return what `url` leads to; raises `InvalidPolicy`, without repeating its secrets."""
         scheme, _, rest = url.partition("://")
         topology = _SCHEMES[scheme]
+        rest, _, query = rest.partition("?")
+        options = once(parse_qsl(query, keep_blank_values=True))
+        if "#" in rest + query:
+            raise InvalidPolicy("url has a '#', which is written %23")
         if scheme == "unix":
-            socket = rest.partition("?")[0].rpartition("@")[2]
-            return cls(topology, (), "", url, f"unix://{socket}")
-        ends = [position for mark in "/?#" if (position := rest.find(mark)) >= 0]
-        end = min(ends, default=len(rest))
-        user, at, hosts = rest[:end].rpartition("@")
+            return cls._socket(rest, options)
+        authority, slash, tail = rest.partition("/")
+        user, at, hosts = authority.rpartition("@")
+        _check_user(user, options)
         try:
             nodes = tuple(_node(host, _DEFAULT_PORTS[topology]) for host in hosts.split(","))
-            parts = urlsplit(f"redis://{hosts.partition(',')[0]}{rest[end:]}")
+            parts = urlsplit(f"redis://{hosts.partition(',')[0]}{slash}{tail}")
         except ValueError:
             raise InvalidPolicy("url has hosts that can't be read: it is host:port,...") from None
         path = [unquote(part) for part in parts.path.split("/") if part]
@@ -259,17 +272,40 @@ class Target(msgspec.Struct, frozen=True):
             raise InvalidPolicy(
                 "url has more than one host: begin it with redis+sentinel:// or redis+cluster://"
             )
-        if len(path) > 1 or any(not part.isdigit() for part in path):
+        if len(path) > 1 or any(not _DATABASE.fullmatch(part) for part in path):
             raise InvalidPolicy("url ends with the number of a database, or with none")
-        if topology == "cluster" and path and path != ["0"]:
-            raise InvalidPolicy("a cluster has database 0 only")
+        if path and options.get("db", path[0]) != path[0]:
+            raise InvalidPolicy("url names two databases: one in the path, one as the option 'db'")
+        if topology == "cluster" and {*path, options.get("db", "0")} - {"0"}:
+            raise InvalidPolicy("a cluster has database 0 only, also as the option 'db'")
         database = f"/{path[0]}" if path else ""
+        shown = database or (f"/{options['db']}" if "db" in options else "")
         host, port = nodes[0]
-        query = f"?{parts.query}" if parts.query else ""
+        query = f"?{query}" if query else ""
         first = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
         plain = f"{scheme.partition('+')[0]}://{user}{at}{first}{database}{query}"
         where = f"/{service}" if service else ""
-        return cls(topology, nodes, service, plain, f"{scheme}://{hosts}{where}{database}")
+        shown = f"{scheme}://{hosts}{where}{shown}"
+        return cls(topology, nodes, service, plain, shown, options)
+
+    @classmethod
+    def _socket(cls, rest: str, options: dict[str, str]) -> Target:
+        authority, slash, path = rest.partition("/")
+        user, _, host = authority.rpartition("@")
+        _check_user(user, options)
+        if host or not path:
+            raise InvalidPolicy("a socket has an absolute path: unix:///run/redis.sock?db=0")
+        shown = f"unix://{slash}{path}{'?db=' + options['db'] if 'db' in options else ''}"
+        query = f"?{urlencode(options)}" if options else ""
+        return cls("server", (), "", f"unix://{rest}{query}", shown, options)
+
+
+def _check_user(user: str, options: Mapping[str, str]) -> None:
+    """Raise `InvalidPolicy` if a user or a password is there twice, and not the same."""
+    names = ("username", "password")
+    for name, value in zip(names, map(unquote, user.split(":", 1)), strict=False):
+        if value and options.get(name, value) != value:
+            raise InvalidPolicy(f"url has the {name} twice, once as an option")
 
 
 def _node(host: str, default_port: int) -> tuple[str, int]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import importlib
 import re
+import ssl
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, TypeAlias, TypeVar
 
@@ -60,6 +61,9 @@ _CODES: dict[str, type[StoreError]] = {
 _CODE = re.compile(rf"(?:^|[\s\-])({'|'.join(_CODES)})\b")
 #: What a script passes on in words: of Redis before and from version 7 on.
 _ACL_FAILURE = re.compile(r"ACL failure|can't run this command|can't access")
+
+#: Options whose one value that can work is redis-py's own; some it would take the words of for yes.
+_AS_IT_IS = ("decode_responses", "encoding", "encoding_errors")
 
 #: What passes by itself, or with another connection: a replica is promoted, say.
 _PASSING = (StoreUnreachable, StoreNotReady)
@@ -234,6 +238,11 @@ class RedisLink:
         client = self._new_client(self.target.topology)
         try:
             self._info = await _info_of(client)
+            if self._info.is_cluster and not self.target.nodes:
+                raise StoreError(
+                    f"{self.location}: this is a node of a cluster, whose others no socket leads "
+                    "to: name some of them, as redis+cluster://host:port,host:port"
+                )
             if self._info.is_cluster and self.target.topology == "server":
                 await client.aclose()
                 client = self._new_client("cluster")
@@ -328,6 +337,10 @@ class RedisLink:
             for name in ("sentinel_username", "sentinel_password")
             if name in options
         }
+        for name in _AS_IT_IS:
+            options.pop(name, None)
+        if "ssl_min_version" in options:
+            options["ssl_min_version"] = ssl.TLSVersion(int(options["ssl_min_version"]))
         if topology == "server":
             return Redis.from_pool(ConnectionPool(**options))
         is_tls = options.pop("connection_class", Connection) is SSLConnection
