@@ -12,15 +12,19 @@ from typing import Any
 import anyio
 import msgspec
 import pytest
+from anyio.from_thread import start_blocking_portal
 
+from papyra.exceptions import StoreUnreachable
+from papyra.persistence.backends._redis import scripts, walk
 from papyra.persistence.backends.redis import (
     Delivery,
     RedisStreamsConfig,
     RedisStreamsPersistence,
 )
+from papyra.persistence.backends.retention import RetentionPolicy
 from papyra.testing._redis_server import RedisServer
 from papyra.testing.conformance._parts import an_event
-from tests.redis.proxy import Proxy
+from tests.redis.proxy import Cut, Proxy
 
 #: How many answers are held back.
 TIMES = 5
@@ -115,3 +119,53 @@ async def test_a_position_after_the_end_is_waited_for(
         if event.seq == TIMES:
             break
     assert got == list(range(4, TIMES + 1))
+
+
+async def test_what_comes_while_everything_is_compacted_is_kept(
+    store: RedisStreamsPersistence, rival: Rival
+) -> None:
+    """Nothing was shown when it was looked for; what came since is."""
+    await rival.append(an_event(0, payload={"x": "x" * 500}))
+    rival.left = 1
+    rival.append_each_time(scripts.FIND.sha.encode())
+    await store.compact(RetentionPolicy(max_total_bytes=200))
+    assert not rival.left
+    assert [event.seq for event in await store.list_events()] == [1, 2]
+    assert (await store.compact(RetentionPolicy(max_total_bytes=200))).records_after == 1
+    assert (await store.scan()).is_clean
+
+
+@pytest.mark.parametrize("verb", ["scan", "recover"])
+async def test_what_is_taken_back_while_it_is_scanned_is_no_damage(
+    store: RedisStreamsPersistence,
+    proxy: Proxy,
+    server: RedisServer,
+    config: RedisStreamsConfig,
+    monkeypatch: pytest.MonkeyPatch,
+    verb: str,
+) -> None:
+    """And what a writer has put in its place is no copy of it."""
+    monkeypatch.setattr(walk, "PAGE_ENTRIES", 4)
+    with Proxy(server.port) as line, start_blocking_portal() as portal:
+        line.marker = scripts.APPEND.sha.encode()
+        changed = msgspec.structs.replace(config, url=line.url, retry_for=0)
+        writer = RedisStreamsPersistence(changed)
+        portal.call(writer.append, an_event(0))
+        line.cuts.append(Cut("after"))
+        with pytest.raises(StoreUnreachable):
+            portal.call(writer.append, *map(an_event, range(100, 103)))
+
+        def meanwhile(request: bytes) -> None:
+            # They were counted; before the answer is there, others take their place.
+            if scripts.STATE.sha.encode() in request and not done:
+                done.append(portal.call(writer.append, *map(an_event, range(1, 4))))
+
+        done: list[object] = []
+        proxy.meanwhile = meanwhile
+        first = await getattr(store, verb)()
+        assert done
+        assert verb == "recover" or first.is_clean
+        report = await store.scan()
+        portal.call(writer.aclose)
+    assert report.is_clean
+    assert [event.payload["n"] for event in await store.list_events()] == [0, 1, 2, 3]

@@ -8,12 +8,14 @@ import json
 import logging
 import random
 import uuid
+from collections.abc import Iterator
 from typing import Any
 from zlib import crc32
 
 import anyio
 import msgspec
 import pytest
+import redis
 
 from papyra import ActorSystem
 from papyra.exceptions import StoreError, StoreFenced
@@ -316,3 +318,67 @@ async def test_a_system_runs_on_it(make: MakeStore, caplog: pytest.LogCaptureFix
     async with make() as reader:
         assert [event.event_type for event in await reader.list_events()] == ["Opened"]
         assert len(await reader.list_audits()) == 1  # the one at the end
+
+
+class TestNames:
+    """``a:b`` and ``c`` is another store than ``a`` and ``b:c``; what is there stays readable."""
+
+    @pytest.fixture
+    def pair(self, config: RedisStreamsConfig) -> Iterator[list[RedisStreamsConfig]]:
+        base = config.system_id
+        names = [(f"{base}:b", "c"), (base, "b:c")]
+        pair = [
+            RedisStreamsConfig(url=config.url, prefix=prefix, system_id=system_id)
+            for prefix, system_id in names
+        ]
+        yield pair
+        with redis.Redis.from_url(config.url) as client:
+            for key in client.scan_iter(f"{{{base}*"):
+                client.delete(key)
+
+    @pytest.mark.parametrize("first", [0, 1])
+    async def test_they_are_two_stores(self, pair: list[RedisStreamsConfig], first: int) -> None:
+        for number in (first, 1 - first):
+            async with RedisStreamsPersistence(pair[number]) as store:
+                assert await store.list_events() == []
+                await store.append(an_event(number))
+        for number in (0, 1):
+            async with RedisStreamsPersistence(pair[number]) as store:
+                assert [event.payload["n"] for event in await store.list_events()] == [number]
+                assert (await anext(store.follow())).payload["n"] == number
+                assert (await anext(store.consume("group", "one"))).record.payload["n"] == number
+                assert (await store.scan()).is_clean
+        names = [set(config.keys.all) for config in pair]
+        assert not names[0] & names[1]
+
+    @pytest.mark.parametrize("whose", [0, 1])
+    @pytest.mark.parametrize("verb", ["list_events", "follow"])
+    async def test_what_a_version_before_wrote_is_whose_writes_it_first(
+        self, pair: list[RedisStreamsConfig], whose: int, verb: str
+    ) -> None:
+        async with RedisStreamsPersistence(pair[1]) as store:
+            await store.append(an_event(7))
+        with redis.Redis.from_url(pair[0].url) as client:
+            client.hdel(pair[1].keys.meta, "prefix")  # which they did not write
+        mine, other = pair[whose], pair[1 - whose]
+        async with RedisStreamsPersistence(mine) as store:
+            if verb == "follow":
+                assert (await anext(store.follow())).payload["n"] == 7
+            assert [event.payload["n"] for event in await store.list_events()] == [7]
+            assert (await store.append(an_event(8))).first_seq == 2
+        async with RedisStreamsPersistence(other) as store:
+            assert await store.list_events() == []
+            assert (await store.append(an_event(9))).first_seq == 1
+        async with RedisStreamsPersistence(mine) as store:
+            assert [event.payload["n"] for event in await store.list_events()] == [7, 8]
+
+    async def test_whoever_did_not_know_yet_is_told(self, pair: list[RedisStreamsConfig]) -> None:
+        async with RedisStreamsPersistence(pair[1]) as store:
+            await store.append(an_event(7))
+        with redis.Redis.from_url(pair[0].url) as client:
+            client.hdel(pair[1].keys.meta, "prefix")
+        async with RedisStreamsPersistence(pair[0]) as one, RedisStreamsPersistence(pair[1]) as two:
+            await one.append(an_event(8))
+            with pytest.raises(StoreError, match="open it again"):
+                await two.append(an_event(9))
+            assert len(await one.list_events()) == 2

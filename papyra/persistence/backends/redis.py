@@ -323,7 +323,7 @@ class RedisStreamsPersistence(PersistenceBackend):
 
     def _must_write(self) -> None:
         if self.config.read_only:
-            raise StoreReadOnly(f"{self.config.keys.tag} was opened to be read only")
+            raise StoreReadOnly(f"{self._link.keys.tag} was opened to be read only")
 
     async def _settle(self) -> None:
         """Take back what is in doubt."""
@@ -344,7 +344,7 @@ class RedisStreamsPersistence(PersistenceBackend):
     async def _look(self, *, opening: bool = False) -> int:
         state = await self._survey.state()
         if state.format > FORMAT:
-            raise StoreError(f"{self.config.keys.tag} was written by a newer version of Papyra")
+            raise StoreError(f"{self._link.keys.tag} was written by a newer version of Papyra")
         if opening:
             for line in state.losses:
                 logger.error("%s: %s: a scan says more", self.location, line)
@@ -395,7 +395,7 @@ class RedisStreamsPersistence(PersistenceBackend):
             if dry_run:
                 after = after.with_stream(kind, await self._trimmed(kind, after, first))
             else:
-                keys = self.config.keys.all
+                keys = self._link.keys.all
                 # Where nothing is shown any more, what came since it was looked for is.
                 start = first or _following(before.streams[kind].last_id)
                 await self._link.run(scripts.TRIM, keys, number, start, operator)

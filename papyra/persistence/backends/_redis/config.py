@@ -209,15 +209,42 @@ def is_redis_url(url: str) -> bool:
 
 
 class Keys:
-    """The names of what one store keeps: all in one slot of a cluster, thanks to the braces."""
+    """The names of what one store keeps: all in one slot of a cluster, thanks to the braces.
+
+    Where a prefix has colons in it, they say how long it is: ``a:b`` and ``c`` is no other way to
+    write ``a`` and ``b:c``. Versions before did not say that, so either of the two may be what is
+    there without it: the one that writes it first.
+    """
 
     def __init__(self, prefix: str, system_id: str) -> None:
-        self.tag = f"{{{prefix}:{system_id}}}"
+        self.prefix = prefix
+        self._plain = f"{{{prefix}:{system_id}}}"
+        self._unmistakable = f"{self._plain}/{len(prefix)}"
+        #: whether another prefix and system id look the same
+        self.is_ambiguous = self._plain.count(":") > 1
+        self.tag = self.meta = ""
+        self.streams: dict[Kind, str] = {}
+        #: what scripts are given
+        self.all: list[str] = []
+        self.use(plain=":" not in prefix)
+
+    @property
+    def hashes(self) -> tuple[str, str]:
+        """The plain name of the hash, and the unmistakable one."""
+        return f"{self._plain}:meta", f"{self._unmistakable}:meta"
+
+    def use(self, *, plain: bool) -> None:
+        """Use the plain names, or those that say how long the prefix is."""
+        self.tag = self._plain if plain else self._unmistakable
         #: a hash: who writes, and what was given and removed so far
         self.meta = f"{self.tag}:meta"
-        self.streams: dict[Kind, str] = {kind: f"{self.tag}:{_STREAMS[kind]}" for kind in KINDS}
-        #: what scripts are given
-        self.all = [self.meta, *self.streams.values()]
+        self.streams |= {kind: f"{self.tag}:{_STREAMS[kind]}" for kind in KINDS}
+        self.all[:] = [self.meta, *self.streams.values()]
+
+    @property
+    def mark(self) -> str:
+        """What a writer notes, for others to know whose the plain names are."""
+        return self.prefix if self.is_ambiguous and self.tag == self._plain else ""
 
     def quarantine(self, kind: Kind) -> str:
         """Return the stream to which a recovery moves what is damaged."""

@@ -59,11 +59,15 @@ class Groups:
 
     def __init__(self, link: RedisLink) -> None:
         self._link = link
-        self._keys = link.config.keys
+        self._keys = link.keys
+
+    def key_of(self, kind: Kind) -> str:
+        return self._keys.streams[kind]
 
     async def id_before(self, kind: Kind, after: int | None) -> str:
         """Return an id after which the records after a seq come; the last one for `None`."""
         if after == 0:
+            await self._link.info()  # which knows the names
             return "0-0"
         found, is_first, _ = await self._begin(kind, after)
         ms, last = id_of(found)
@@ -86,7 +90,8 @@ class Groups:
         )
 
     async def create(self, kind: Kind, group: str, after: int | None) -> None:
-        key, start = self._keys.streams[kind], await self.id_before(kind, after)
+        start = await self.id_before(kind, after)
+        key = self._keys.streams[kind]
 
         async def create(client: AnyClient) -> None:
             try:
@@ -139,6 +144,7 @@ class Groups:
         self, kind: Kind, group: str, consumer: str, min_idle: float, count: int
     ) -> list[RawEntry]:
         claimed: list[RawEntry] = []
+        await self._link.info()
         key, cursor = self._keys.streams[kind], b"0-0"
         while len(claimed) < count:
 
@@ -226,7 +232,7 @@ class _Patient(Generic[ItemT]):
         if record is None and raw[1]:
             logger.warning(
                 "%s: entry %s can't be read, and is left out: %s",
-                self._config.keys.streams[kind],
+                self._groups.key_of(kind),
                 raw[0].decode(),
                 wrong,
             )
@@ -269,7 +275,7 @@ class Follower(_Patient[Record]):
     def _say_lost(self, detail: str) -> None:
         logger.error(
             "%s: the server has lost what was followed, or others have changed it: %s",
-            self._config.keys.streams[self._kind],
+            self._groups.key_of(self._kind),
             detail,
         )
 

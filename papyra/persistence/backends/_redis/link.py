@@ -153,6 +153,8 @@ class RedisLink:
 
     def __init__(self, config: RedisStreamsConfig) -> None:
         self.config = config
+        #: of the store; where they could be another's, known for good once it is connected
+        self.keys = config.keys
         self.target = Target.of(config.url)
         self.location = self.target.location
         self._backoff = ExponentialWithJitterBackoff(base=config.backoff, cap=config.max_backoff)
@@ -247,11 +249,23 @@ class RedisLink:
                 await client.aclose()
                 client = self._new_client("cluster")
                 await client.initialize()
+            if self.keys.is_ambiguous:
+                await self._find_names(client)
         except BaseException:
             with anyio.CancelScope(shield=True):
                 await client.aclose()
             raise
         return client
+
+    async def _find_names(self, client: AnyClient) -> None:
+        """Find out which names the store has: those of versions before, if they are its own."""
+        keys = self.keys
+        plain, unmistakable = keys.hashes
+        owner = await client.hget(plain, "prefix")
+        is_mine = owner is None or owner.decode(errors="replace") == keys.prefix
+        if is_mine and ":" in keys.prefix:
+            is_mine = await client.exists(plain) and not await client.exists(unmistakable)
+        keys.use(plain=bool(is_mine))
 
     async def info(self) -> ServerInfo:
         """Return what the server said when it was connected."""
@@ -284,7 +298,7 @@ class RedisLink:
         """
         if isinstance(client, RedisCluster):
             pipeline = client.pipeline(transaction=False)
-            node = client.get_node_from_key(self.config.keys.meta)
+            node = client.get_node_from_key(self.keys.meta)
             for command in commands:
                 pipeline.execute_command(*command, target_nodes=node)
             replies: list[Any] = await pipeline.execute(raise_on_error=False)

@@ -45,7 +45,7 @@ class Reader:
 
     def __init__(self, link: RedisLink, retention: RetentionPolicy) -> None:
         self._link = link
-        self._keys = link.config.keys
+        self._keys = link.keys
         self._retention = retention
         #: the ids at the ends of the last page of each kind, by seq: where the next one begins
         self._bookmarks: dict[Kind, dict[int, bytes]] = {kind: {} for kind in KINDS}

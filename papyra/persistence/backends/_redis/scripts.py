@@ -267,13 +267,15 @@ end
 #:
 #: ARGV: the writer's name; the epoch that it builds on; a batch that is in doubt, which is taken
 #: back, or nothing; then what the caller knows was given: the last seq, n of each kind, and total
-#: of each kind; and 1 to make anew what is not known about the streams, 0 to refuse that. The batch
-#: is a JSON array: the last seq before it, its first, whether its positions may be given again, the
-#: kinds as with ``APPEND``, and the milliseconds of each record.
+#: of each kind; 1 to make anew what is not known about the streams, 0 to refuse that; and the
+#: prefix of the store's name, if that could be another's, or nothing. The batch is a JSON array:
+#: the last seq before it, its first, whether its positions may be given again, the kinds as with
+#: ``APPEND``, and the milliseconds of each record.
 #: Returns ``ok``, the epoch, the last seq, ms, late, how many were taken back, n of each kind and
 #: total of each kind; or, if the epoch is another, ``fenced`` and the name of the writer; or
-#: ``damaged``, and what is. Called once more, whether since the answer was lost or the call was
-#: late, it changes nothing. Whatever the server may refuse, it does before anything is written.
+#: ``other``, and the prefix that the store has; or ``damaged``, and what is. Called once more,
+#: whether since the answer was lost or the call was late, it changes nothing. Whatever the server
+#: may refuse, it does before anything is written.
 CLAIM = Script(
     _COMMON
     + _FLOOR
@@ -339,6 +341,10 @@ for i, name in ipairs(names) do
   if is_known and not whole(state[i]) and not may_make_anew then
     return {'damaged', name .. ' is ' .. string.format('%q', state[i] or '')}
   end
+end
+local owner = call('HGET', meta, 'prefix')
+if owner and ARGV[12] ~= '' and owner ~= ARGV[12] then
+  return {'other', owner}
 end
 local epoch, expected = number(state[1]), tonumber(ARGV[2])
 local is_repeated = epoch == expected + 1 and writer == ARGV[1]
@@ -408,6 +414,9 @@ if in_doubt and not given_again then
 end
 call('HSET', meta, 'format', 1, 'epoch', epoch, 'writer', ARGV[1], 'last', last, 'ms', ms,
   'late', late)
+if ARGV[12] ~= '' then
+  call('HSET', meta, 'prefix', ARGV[12])
+end
 return {'ok', epoch, last, ms, late, taken_back, unpack(counts)}
 """
 )

@@ -30,7 +30,7 @@ class Survey:
 
     def __init__(self, link: RedisLink) -> None:
         self._link = link
-        self._keys = link.config.keys
+        self._keys = link.keys
 
     async def state(self) -> StoreState:
         """Return what the server keeps about the store."""

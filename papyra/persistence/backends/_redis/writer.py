@@ -97,7 +97,7 @@ class Writer:
 
     def __init__(self, link: RedisLink) -> None:
         self._link = link
-        self._keys = link.config.keys
+        self._keys = link.keys
         self._name = f"{socket.gethostname()}:{os.getpid()}:{uuid.uuid4().hex[:8]}"
         self._epoch = 0
         #: whether this is, as far as it knows, the writer
@@ -202,6 +202,7 @@ class Writer:
             *self._counts,
             *self._totals,
             int(anew),
+            self._keys.mark,
         )
         if self.doubt is None or self._confirmation is None:
             reply: list[Any] = await self._link.run(
@@ -414,6 +415,11 @@ class Writer:
             return StoreError(
                 f"{location}: nothing can be added to {words[0]}, where somebody has put an entry "
                 f"with the id {words[1]}"
+            )
+        if status == b"other":
+            return StoreError(
+                f"{location}: {tag} is the store of the prefix {words[0]!r}, which another system "
+                "id than this makes it: close this backend, and open it again"
             )
         if status == b"damaged":
             return StoreError(
