@@ -12,6 +12,7 @@ from typing import Any
 import anyio
 import msgspec
 import pytest
+import redis
 from anyio.from_thread import start_blocking_portal
 
 from papyra.exceptions import StoreUnreachable
@@ -122,16 +123,17 @@ async def test_a_position_after_the_end_is_waited_for(
 
 
 async def test_what_comes_while_everything_is_compacted_is_kept(
-    store: RedisStreamsPersistence, rival: Rival
+    store: RedisStreamsPersistence, rival: Rival, server: RedisServer
 ) -> None:
     """Nothing was shown when it was looked for; what came since is."""
     await rival.append(an_event(0, payload={"x": "x" * 500}))
+    with redis.Redis.from_url(server.url) as client:
+        client.script_load(scripts.FIND.source)  # else the first answer is that it is not known
     rival.left = 1
     rival.append_each_time(scripts.FIND.sha.encode())
     await store.compact(RetentionPolicy(max_total_bytes=200))
     assert not rival.left
-    assert [event.seq for event in await store.list_events()] == [1, 2]
-    assert (await store.compact(RetentionPolicy(max_total_bytes=200))).records_after == 1
+    assert [event.seq for event in await store.list_events()] == [2]
     assert (await store.scan()).is_clean
 
 
