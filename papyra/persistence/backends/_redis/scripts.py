@@ -487,7 +487,8 @@ return {'gone', #found}
 #: and the milliseconds of each record.
 #: Returns ``ok``, ms and late; or what keeps the batch from being stored: ``fenced`` and the
 #: writer; ``behind``, for a server that has lost what it had; ``damaged``, and what is;
-#: ``blocked``, the key and the id of an entry behind which nothing more can be stored.
+#: ``blocked``, the key and the id of an entry behind which nothing more can be stored; or ``half``
+#: and an error, if the server refuses something in the middle, and also to take back the rest.
 APPEND = Script(
     _NUMBERS
     + _FLOOR
@@ -526,24 +527,33 @@ local function look(i)
   end
 end
 
--- All that could go wrong has to do so before anything is written.
-local refused = may_not_set()
 if #which > 1 then
+  -- What can be known to go wrong has to do so before anything is written.
   for i = 1, 3 do
-    if not refused and string.find(which, tostring(i), 1, true) then
-      if call('EXISTS', KEYS[i + 1]) == 1 then
-        refused = look(i)
+    if string.find(which, tostring(i), 1, true) and call('EXISTS', KEYS[i + 1]) == 1 then
+      local blocked = look(i)
+      if blocked then
+        return blocked
       end
-      refused = refused or may_not_add(KEYS[i + 1])
     end
   end
-end
-if refused then
-  return refused
 end
 
 local find, sub, byte = string.find, string.sub, string.byte
 local i, from, seq, ms = byte(which) - 48, 1, first - 1, 0
+
+-- A right may be missing for what comes later: then the entries before that go. (Asking for it
+-- before would cost as much as adding some: answers that are errors are dear.)
+local function undo(done, refusal)
+  local is_half = false
+  for position = 1, done do
+    local k = #which > 1 and byte(which, position) - 48 or i
+    local id = math.max(times[position], floor[k]) .. '-' .. first + position - 1
+    is_half = type(redis.pcall('XDEL', KEYS[k + 1], id)) == 'table' or is_half
+  end
+  return is_half and {'half', refusal.err} or refusal
+end
+
 for position = 1, count do
   local to = find(lines, '\\n', from, true)
   if #which > 1 then
@@ -558,25 +568,20 @@ for position = 1, count do
   end
   local key, record = KEYS[i + 1], sub(lines, from, to - 1)
   local sum = sub(sums, position * 8 - 7, position * 8)
-  if position > 1 then
-    call('XADD', key, time .. '-' .. seq, 'record', record, 'n', n[i], 'total', total[i],
-      'crc', sum)
-  else
-    local added = redis.pcall('XADD', key, time .. '-' .. seq, 'record', record, 'n', n[i],
-      'total', total[i], 'crc', sum)
-    if type(added) == 'table' and added.err then
-      if not find(added.err, 'smaller', 1, true) then
-        return added
-      end
-      local blocked = look(i)
-      if blocked then
-        return blocked
-      end
-      late = math.max(late, floor[i] - time + latest)
-      time = floor[i]
-      call('XADD', key, time .. '-' .. seq, 'record', record, 'n', n[i], 'total', total[i],
-        'crc', sum)
+  local added = redis.pcall('XADD', key, time .. '-' .. seq, 'record', record, 'n', n[i],
+    'total', total[i], 'crc', sum)
+  if type(added) == 'table' and position == 1 and find(added.err, 'smaller', 1, true) then
+    local blocked = look(i)
+    if blocked then
+      return blocked
     end
+    late = math.max(late, floor[i] - time + latest)
+    time = floor[i]
+    added = redis.pcall('XADD', key, time .. '-' .. seq, 'record', record, 'n', n[i],
+      'total', total[i], 'crc', sum)
+  end
+  if type(added) == 'table' then
+    return undo(position - 1, added)
   end
   if time > ms then
     ms = time
@@ -584,14 +589,22 @@ for position = 1, count do
   from = to + 1
 end
 
+local function set(...)
+  local answer = redis.pcall('HSET', meta, ...)
+  return type(answer) == 'table' and answer
+end
+local refused
 if #which > 1 then
   for other = 1, 3 do
-    call('HSET', meta, kinds[other] .. ':n', n[other], kinds[other] .. ':total', total[other])
+    refused = refused or set(kinds[other] .. ':n', n[other], kinds[other] .. ':total', total[other])
   end
-  call('HSET', meta, 'last', seq, 'ms', ms, 'late', late)
+  refused = refused or set('last', seq, 'ms', ms, 'late', late)
 else
-  call('HSET', meta, 'last', seq, 'ms', ms, 'late', late, kinds[i] .. ':n', n[i],
+  refused = set('last', seq, 'ms', ms, 'late', late, kinds[i] .. ':n', n[i],
     kinds[i] .. ':total', total[i])
+end
+if refused then
+  return undo(count, refused)
 end
 return {'ok', ms, late}
 """

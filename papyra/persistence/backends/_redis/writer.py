@@ -303,15 +303,19 @@ class Writer:
         sums = checksums(batch.encoded, first)
         args = (b"\n".join((*batch.encoded, b"")), sums, kinds, _encode(header))
 
+        doubt = Doubt(self.last_seq, first, batch.restored, kinds.decode(), times, sums)
+
         async def attempt(client: AnyClient) -> list[Any]:
             try:
-                return await self._run_confirmed(client, scripts.APPEND, args)
+                reply = await self._run_confirmed(client, scripts.APPEND, args)
             except BaseException as error:
                 if not did_nothing(error):
-                    self.doubt = Doubt(
-                        self.last_seq, first, batch.restored, kinds.decode(), times, sums
-                    )
+                    self.doubt = doubt
                 raise
+            if reply[0] == b"half":
+                self.doubt = doubt
+                raise redis.exceptions.ResponseError(reply[1].decode(errors="replace"))
+            return reply
 
         # What is on its way is waited for: whoever is cancelled would not know what became of it.
         timeout = None if self._confirmation is None else self._confirmed_within()
