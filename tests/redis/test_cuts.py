@@ -8,6 +8,7 @@ from typing import Any
 import anyio
 import msgspec
 import pytest
+import redis
 
 from papyra.exceptions import StoreFenced, StoreUnreachable
 from papyra.persistence.backends._redis import scripts
@@ -255,6 +256,30 @@ async def test_what_could_not_be_taken_back_is_said(
         proxy.marker = b""
         proxy.cuts += [Cut("before")] * 9
     assert "the append of the records 2 to 3 has failed" in caplog.text
+
+
+async def test_what_was_taken_back_does_not_come_back_with_a_replica(
+    server: RedisServer, proxy: Proxy, config: RedisStreamsConfig
+) -> None:
+    """That was promoted, and had the batch, and not yet that it was taken back."""
+    proxy.marker = scripts.APPEND.sha.encode()
+    keys = config.keys.all
+    async with through(proxy, config, retry_for=0) as store:
+        await store.append(*map(a_record, range(3)))
+        proxy.cuts.append(Cut("after"))
+        with pytest.raises(StoreUnreachable):
+            await store.append(*map(a_record, range(100, 105)))
+        with redis.Redis.from_url(server.url) as client:
+            copies: list[Any] = [client.dump(key) for key in keys]
+            await store.append(a_record(3))
+            for key, copy in zip(keys, copies, strict=True):
+                client.restore(key, 0, copy, replace=True)
+        # What it had acknowledged since is lost, and said to be.
+        assert (await store.append(a_record(4))).first_seq == 10
+        assert numbers(await everything(store)) == [0, 1, 2, 4]
+        await store.recover()
+        assert (await store.append(a_record(5))).first_seq == 11
+        assert (await store.scan()).is_clean
 
 
 async def test_reads_and_scans_go_on_after_a_cut(proxy: Proxy, config: RedisStreamsConfig) -> None:

@@ -104,9 +104,10 @@ class RedisStreamsPersistence(PersistenceBackend):
     `StoreNotWritable`, `StoreFull`, `StoreAccessDenied`, `StoreWrongType`, `StoreNotAcknowledged`.
 
     `compact` trims the streams with ``XTRIM``, up to the first record that reads show. `recover`
-    removes what is damaged; in mode ``quarantine`` it is copied to ``{...}:quarantine:<kind>``
-    first, `quarantine_dir` being for files. A scan finds undecodable records, wrong checksums,
-    entries with other fields than Papyra writes, and missing ones.
+    removes what is damaged, and counts anew what others have given other numbers; in mode
+    ``quarantine`` it copies what it removes to ``{...}:quarantine:<kind>``, `quarantine_dir` being
+    for files. A scan finds undecodable records, wrong checksums, entries with other fields or
+    numbers than Papyra writes, and missing ones.
 
     It works on trio, too: redis-py, which knows asyncio alone, then runs in a thread of its own.
     """
@@ -182,12 +183,13 @@ class RedisStreamsPersistence(PersistenceBackend):
     ) -> AsyncIterator[Delivery]:
         """Yield records to one consumer of a group: each to one of them, until it is acknowledged.
 
-        A group that is not there yet begins after the seq `after`, or with the next record for
-        `None`. First comes what this consumer has not acknowledged; then what is new. What another
-        consumer got `claim_after` seconds ago and has not acknowledged is taken over, within a
-        quarter of that time more; so give it more time than handling one takes. `None` takes over
-        nothing. A record may be delivered more than once, but each is until someone has called
-        `ack`; what is compacted before that is not. Waits for the server as `follow` does.
+        A group that is not there yet begins after the seq `after`; with the next record for `None`,
+        and where the store ends before that seq. First comes what this consumer has not
+        acknowledged; then what is new. What another consumer got `claim_after` seconds ago and has
+        not acknowledged is taken over, within a quarter of that time more; so give it more time
+        than handling one takes. `None` takes over nothing. A record may be delivered more than
+        once, but each is until someone has called `ack`; what is compacted before that is not.
+        Waits for the server as `follow` does.
         """
         _check_position(after)
         _check_names(group, consumer)

@@ -7,6 +7,7 @@ import os
 import socket
 import time
 import uuid
+from collections import deque
 from collections.abc import Sequence
 from typing import Any
 
@@ -40,6 +41,9 @@ _encode = msgspec.json.Encoder().encode
 
 #: What scripts reply that have written.
 _WRITTEN = (b"ok", b"kept", b"gone")
+
+#: How many batches are known that were taken back.
+TAKEN_BACK = 16
 
 #: Kinds as scripts count them, from 1, in ASCII.
 _FIRST_DIGIT = ord("1")
@@ -105,6 +109,8 @@ class Writer:
         self.last_seq = 0
         #: what may have been stored, though its append failed
         self.doubt: Doubt | None = None
+        #: the last batches that were in doubt, and are not stored
+        self._taken_back: deque[Doubt] = deque(maxlen=TAKEN_BACK)
         self._late = 0
         self._ms = 0
         self._counts = [0] * len(KINDS)
@@ -169,13 +175,13 @@ class Writer:
             if was_claimed:
                 break
         if status == b"fenced" and self.doubt is not None:
-            await self._settle(keep=False)
+            await self._settle(self.doubt, keep=False)
         if status != b"ok":
             raise self._refusal(status, reply)
         self._epoch, self.last_seq, self._ms, self._late, taken_back, *counts = map(int, reply)
         self._counts, self._totals = counts[: len(KINDS)], counts[len(KINDS) :]
         if self.doubt is not None:
-            self._say_taken_back(taken_back)
+            self._was_taken_back(self.doubt, taken_back)
         self.doubt = None
         self.is_claimed = True
         return self.last_seq
@@ -184,7 +190,7 @@ class Writer:
         """Find out on whom to build, before taking over."""
         state = StoreState.of(await self._link.run(scripts.STATE, self._keys.all, tries=tries))
         if self.doubt is not None and state.epoch != self._epoch:
-            await self._settle(keep=False)
+            await self._settle(self.doubt, keep=False)
         if "epoch" in state.wrong:
             # Greater than any that was counted from 1.
             state.epoch = int(time.time() * 1000)
@@ -216,15 +222,13 @@ class Writer:
 
         return await self._link.call(attempt, timeout=self._confirmed_within(), tries=tries)
 
-    async def _settle(self, *, keep: bool) -> bool:
+    async def _settle(self, doubt: Doubt, *, keep: bool) -> bool:
         """Settle what is in doubt, now that somebody else is the writer.
 
         It belongs to the store with what that one has written since. Where its append still goes
         on (`keep`), that has succeeded if all of the batch is there; where it has raised, what
         there is of it is removed. Returns whether it was kept.
         """
-        doubt = self.doubt
-        assert doubt is not None
 
         async def attempt(client: AnyClient) -> list[Any]:
             args = (doubt.encoded, doubt.sums, int(keep))
@@ -234,10 +238,12 @@ class Writer:
         outcome, count = await self._link.call(attempt, timeout=timeout)
         self.doubt = None
         if outcome != b"kept":
-            self._say_taken_back(count)
+            self._was_taken_back(doubt, count)
         return bool(outcome == b"kept")
 
-    def _say_taken_back(self, count: int) -> None:
+    def _was_taken_back(self, doubt: Doubt, count: int) -> None:
+        if not doubt.restored and doubt not in self._taken_back:  # nobody has its positions again
+            self._taken_back.append(doubt)
         if count:
             logger.warning(
                 "%s: %d records whose append had failed were stored after all, and are taken back",
@@ -251,9 +257,16 @@ class Writer:
         status, *reply = await self._send(batch)
         if status == b"behind":
             self._say_lost(reply[0], self.last_seq)
+            for doubt in tuple(self._taken_back):
+                # A replica that was promoted may not know yet that it was taken back.
+                await self._settle(doubt, keep=False)
             await self.claim()
             status, *reply = await self._send(batch)
-        if status == b"fenced" and self.doubt is not None and await self._settle(keep=True):
+        if (
+            status == b"fenced"
+            and self.doubt is not None
+            and await self._settle(self.doubt, keep=True)
+        ):
             status, reply = b"ok", [self._ms, self._late]
         if status != b"ok":
             raise self._refusal(status, reply)
