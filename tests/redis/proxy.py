@@ -80,7 +80,9 @@ class Proxy:
     def release(self) -> bytes:
         """Let what is late arrive; return what the server says to the last of it."""
         answer = b""
-        for server, data in self._late:
+        late, self._late = self._late, []
+        for server, data in late:
+            self._sockets.add(server)
             server.sendall(data)
             answer = self._late_answers.get(timeout=20)
         return answer
