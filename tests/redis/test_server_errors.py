@@ -174,10 +174,13 @@ async def test_a_user_who_may_not_write(own_server: RedisServer, admin: redis.Re
         admin.acl_setuser("app", enabled=True, commands=["+xadd"])
         assert (await store.append(a_record(2))).first_seq == 2
         assert (await store.scan()).is_clean
-    # Not even INFO is needed.
-    admin.acl_setuser("app", enabled=True, commands=["-info"])
+    # Not even INFO is needed, nor what only some stores are asked.
+    admin.acl_setuser("app", enabled=True, commands=["-info", "-xinfo", "-pttl", "-exists"])
     async with store_on(own_server, url=url) as store:
         assert await seqs(store) == [1, 2]
+        events = store.follow("audit", after=2)
+        with anyio.move_on_after(0.01):
+            await anext(events)
 
 
 #: What a script may be denied, whatever it has done before.

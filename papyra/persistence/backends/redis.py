@@ -141,7 +141,7 @@ class RedisStreamsPersistence(PersistenceBackend):
     @property
     def location(self) -> str:
         """The URL, without anything that may be secret, and what the keys begin with."""
-        return self.config.store_location
+        return f"{self.config.location} {self._link.keys.tag}"
 
     def __repr__(self) -> str:
         return f"RedisStreamsPersistence({self.config!r})"

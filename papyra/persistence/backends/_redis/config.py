@@ -183,11 +183,6 @@ class RedisStreamsConfig(msgspec.Struct, frozen=True, kw_only=True):
         """The URL without anything that may be secret."""
         return Target.of(self.url).location
 
-    @property
-    def store_location(self) -> str:
-        """The same, and what the store's keys begin with."""
-        return f"{self.location} {self.keys.tag}"
-
     def __rich_repr__(self) -> Any:
         yield "location", self.location
         yield "prefix", self.prefix

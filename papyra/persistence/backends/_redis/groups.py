@@ -76,7 +76,7 @@ class Groups:
     async def is_before(self, kind: Kind, position: str) -> bool:
         """Return whether the stream ends before an id that it has given."""
         _, _, end = await self._begin(kind, None)
-        return id_of(end) < id_of(position.encode())
+        return bool(end) and id_of(end) < id_of(position.encode())
 
     async def _begin(self, kind: Kind, after: int | None) -> tuple[bytes, int, bytes]:
         number, seq = KINDS.index(kind) + 1, "" if after is None else after

@@ -75,6 +75,12 @@ local function last_generated(key)
   end
 end
 
+-- The same for those who only look: nothing without a stream, or without the right to ask.
+local function last_generated_if_told(key)
+  local is_told, last = pcall(last_generated, key)
+  return is_told and last or ''
+end
+
 -- The least milliseconds that an entry with the seq `first` can have in a stream that is there, and
 -- the last id in it: a later one than is known, if somebody else has put entries there.
 local function floor_of(key, first)
@@ -672,7 +678,7 @@ return best
 #:
 #: ARGV: the kind's number; a seq, or nothing for the end. Returns the id of the first entry after
 #: that seq and 1; or, if there is none, that of the last one, ``0-0`` for none at all, and 0; and
-#: the last id that was ever given.
+#: the last id that was ever given, nothing if that is not known.
 BEGIN = Script(
     _COMMON
     + _FLOOR
@@ -680,11 +686,14 @@ BEGIN = Script(
     + """
 local key = KEYS[1 + tonumber(ARGV[1])]
 local entry = ARGV[2] ~= '' and first_above(key, seq_of, tonumber(ARGV[2]))
-local generated = call('EXISTS', key) == 1 and last_generated(key) or '0-0'
+local generated = last_generated_if_told(key)
 if entry then
   return {entry[1], 1, generated}
 end
 local last = call('XREVRANGE', key, '+', '-', 'COUNT', 1)[1]
+if redis.pcall('EXISTS', key) == 0 then
+  generated = '0-0'
+end
 return {last and last[1] or '0-0', 0, generated}
 """
 )
@@ -704,10 +713,11 @@ for i = 1, 3 do
   reply[#reply + 1] = call('XLEN', key)
   reply[#reply + 1] = first[1] and first[1][1] or ''
   reply[#reply + 1] = last[1] and last[1][1] or ''
-  reply[#reply + 1] = call('EXISTS', key) == 1 and last_generated(key) or ''
+  reply[#reply + 1] = last_generated_if_told(key)
 end
 for i = 1, 4 do
-  reply[#reply + 1] = call('PTTL', KEYS[i])
+  local left = redis.pcall('PTTL', KEYS[i])
+  reply[#reply + 1] = type(left) == 'number' and left or -1
 end
 return reply
 """

@@ -45,7 +45,7 @@ class Survey:
         counts = await self._counts(state, first, last, intervals) if streams else ()
         return StoreSummary(
             backend="redis",
-            location=self._link.config.store_location,
+            location=f"{self._link.location} {self._keys.tag}",
             last_seq=state.last,
             records={kind: stream.length for kind, stream in state.streams.items()},
             record_bytes={kind: stream.held_bytes for kind, stream in state.streams.items()},
