@@ -22,7 +22,7 @@ from papyra.persistence.records import KINDS
 from papyra.testing._redis_server import RedisServer
 from papyra.testing.conformance._parts import a_record, an_event, everything
 
-BROKEN = int(os.environ.get("PAPYRA_BROKEN", "25"))
+BROKEN = int(os.environ.get("PAPYRA_BROKEN", "10"))
 
 NUMBERS = [
     *("0", "1", "3", "4", "7", "12", "100", "-1", "+5", "007", " 5", "5 ", "1_0", "0x10"),

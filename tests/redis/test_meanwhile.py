@@ -16,7 +16,7 @@ import redis
 from anyio.from_thread import start_blocking_portal
 
 from papyra.exceptions import StoreUnreachable
-from papyra.persistence.backends._redis import scripts, walk
+from papyra.persistence.backends._redis import groups, scripts, walk
 from papyra.persistence.backends.redis import (
     Delivery,
     RedisStreamsConfig,
@@ -68,7 +68,10 @@ def rival(config: RedisStreamsConfig, proxy: Proxy) -> Rival:
 
 
 @pytest.fixture
-async def store(config: RedisStreamsConfig, proxy: Proxy) -> AsyncIterator[RedisStreamsPersistence]:
+async def store(
+    config: RedisStreamsConfig, proxy: Proxy, monkeypatch: pytest.MonkeyPatch
+) -> AsyncIterator[RedisStreamsPersistence]:
+    monkeypatch.setattr(groups, "BLOCK", 0.05)
     changed = msgspec.structs.replace(config, url=proxy.url, timeout=20.0)
     async with RedisStreamsPersistence(changed) as store:
         yield store

@@ -21,7 +21,7 @@ from papyra.testing._redis_server import RedisServer
 from papyra.testing.conformance._parts import a_record, an_event, everything
 from tests.redis.proxy import Cut, Proxy
 
-SEEDS = int(os.environ.get("PAPYRA_TAKEOVERS", "4"))
+SEEDS = int(os.environ.get("PAPYRA_TAKEOVERS", "3"))
 STEPS = 40
 
 PLACES: list[Cut] = [
