@@ -14,6 +14,7 @@ from papyra.persistence.backends._redis.entries import (
     Wrong,
     check,
     read,
+    whole,
 )
 from papyra.persistence.backends._redis.state import Range, StoreState, StreamState
 from papyra.persistence.backends.commit import MAX_COMMIT_RECORDS
@@ -152,8 +153,9 @@ class Walk:
             assert wrong is not None
             found.records -= 1
             found.bytes_read -= len(entry.record)
-            no_number: Wrong = ("wrong_fields", "n or total is no number that can be right")
-            self._reject(raw[0], wrong if entry.n else no_number, entry.seq)
+            has_numbers = None not in (whole(raw[1][b"n"]), whole(raw[1][b"total"]))
+            no_number: Wrong = ("wrong_fields", "n or total is no number")
+            self._reject(raw[0], wrong if has_numbers else no_number, entry.seq)
             if not follows or self._is_misnumbered:
                 return None
             found.gone[self.kind].append((entry.n, entry.n, self._total, entry.total))
