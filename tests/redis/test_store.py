@@ -40,13 +40,11 @@ def pairs(words: list[str]) -> dict[str, str]:
 
 
 class TestFormat:
-    async def test_entries_can_be_read_with_the_command_line(
+    async def test_entries_can_be_read_by_any_client(
         self, server: RedisServer, config: RedisStreamsConfig, make: MakeStore
     ) -> None:
         async with make() as store:
             await store.append(a_record(1), an_event(2), an_event(3, payload={"ä": "尺"}))
-        lines = server.cli("--no-raw", "XRANGE", config.keys.streams["event"], "-", "+")
-        assert '1) "1700000002000-2"' in lines
         raw = server.cli("XRANGE", config.keys.streams["event"], "-", "+").splitlines()
         total = 0
         for number in range(2):
