@@ -22,9 +22,12 @@ __all__ = (
     "backend_at",
     "check_output",
     "exists",
+    "home_of",
+    "is_of",
     "name_of",
     "place_of",
     "reading",
+    "refuse_where_no_writer_can_be",
     "require_durable",
 )
 
@@ -49,7 +52,9 @@ def backend_at(name: str | None, *, read_only: bool = False) -> PersistenceBacke
     To look at files, it can be `read_only`, as some systems can't write them.
     """
     if name is None:
-        return settings.resolve_persistence(read_only=read_only)
+        return _configured(read_only=read_only)
+    if not name.strip():
+        raise WrongUse("STORE is empty: a variable that is not set, maybe?")
     scheme = _URL.match(name)
     if scheme is not None and (scheme[1] in STORE_SCHEMES or "://" in name):
         return backend_from_url(_impatient(name), read_only=read_only)
@@ -66,6 +71,17 @@ def backend_at(name: str | None, *, read_only: bool = False) -> PersistenceBacke
             f"{path} is one segment of a journal: name the directory, {path.parent}/"
         )
     return JsonFilePersistence(name, read_only=read_only)
+
+
+def _configured(*, read_only: bool) -> PersistenceBackend:
+    """Return what the settings name: a store in memory is never what somebody looks for."""
+    backend = settings.configured_persistence(read_only=read_only)
+    if backend is None:
+        raise WrongUse(
+            "which store? Name a file, a directory or a URL, or set PAPYRA_PERSISTENCE to one, "
+            "or PAPYRA_SETTINGS_MODULE to a module that has 'persistence'"
+        )
+    return backend
 
 
 def _impatient(url: str) -> str:
@@ -94,13 +110,54 @@ def exists(backend: PersistenceBackend) -> bool:
     return any(_SEGMENT.fullmatch(path.name) for path in place.iterdir())
 
 
+def refuse_where_no_writer_can_be(backend: PersistenceBackend) -> None:
+    """Raise `CommandFailed` where a system could not write a store in files; try nothing."""
+    place = place_of(backend)
+    if place is None:
+        return
+    makes_directories = getattr(backend, "directory", None) is not None
+    home = home_of(place) if makes_directories else place.absolute().parent
+    if not home.is_dir():
+        raise CommandFailed(f"a system would not start: there is no directory {home}")
+    for path in _written(place, home):
+        if not os.access(path, os.W_OK):
+            raise CommandFailed(f"a system would not start: {path} can't be written")
+
+
+def _written(place: Path, home: Path) -> list[Path]:
+    """Return what a writer of a store has to be allowed to write."""
+    folder, lock_name, files = home, f"{place.name}.lock", [place]
+    if place.is_dir():
+        folder, lock_name = place, ".lock"
+        files = [path for path in place.iterdir() if _SEGMENT.fullmatch(path.name)]
+    lock = folder / lock_name
+    return [*(path for path in files if path.exists()), lock if lock.exists() else folder]
+
+
+def home_of(place: Path) -> Path:
+    """Return the directory that a store is in, or will be."""
+    home = place.absolute().parent
+    while not home.exists():
+        home = home.parent
+    return home
+
+
 def check_output(output: Path | None, name: str | None) -> None:
     """Raise `WrongUse` for a file that is written to, if it is of the store that is read."""
     place = None if output is None else place_of(backend_at(name, read_only=True))
-    if output is not None and place is not None:
-        target = output.resolve()
-        if place.resolve() in (target, *target.parents):
-            raise WrongUse(f"{output} is of the store itself: write to another file")
+    if output is not None and place is not None and is_of(place, output):
+        raise WrongUse(f"{output} is of the store itself: write to another file")
+
+
+def is_of(place: Path, path: Path) -> bool:
+    """Return whether a path is of the store in `place`, also by another name."""
+    target = path.resolve()
+    if place.resolve() in (target, *target.parents):
+        return True
+    if not path.exists():
+        return False
+    files = place.iterdir() if place.is_dir() else (place,)
+    return any(file.exists() and file.samefile(path) for file in files)
 
 
 def require_durable(backend: PersistenceBackend, what: str) -> None:

@@ -8,14 +8,13 @@ import time
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
-from pathlib import Path
 
 import anyio
 import msgspec
 
 from papyra.cli._errors import WrongUse
 from papyra.cli._output import AsJson, is_terminal, progress, show_json, show_table, tell
-from papyra.cli._store import backend_at, name_of, place_of
+from papyra.cli._store import backend_at, home_of, name_of, place_of
 from papyra.cli._values import Count, said_count
 from papyra.persistence.actor import PersistenceActor
 from papyra.persistence.backends.base import PersistenceBackend
@@ -181,16 +180,8 @@ async def _scratch(store: str) -> AsyncIterator[PersistenceBackend]:
         async with _scratch_elsewhere(backend) as made:
             yield made
         return
-    with tempfile.TemporaryDirectory(prefix=".papyra-bench-", dir=_home_of(place)) as directory:
+    with tempfile.TemporaryDirectory(prefix=".papyra-bench-", dir=home_of(place)) as directory:
         yield backend_at(f"{directory}/{place.name if place.suffix else 'journal/'}")
-
-
-def _home_of(place: Path) -> Path:
-    """Return the directory that a store is in, or will be."""
-    home = place.absolute().parent
-    while not home.is_dir():
-        home = home.parent
-    return home
 
 
 @asynccontextmanager

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import logging
 import sys
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, assert_never
 
 import anyio
 import msgspec
@@ -37,10 +36,11 @@ from papyra.cli._store import (
     name_of,
     place_of,
     reading,
+    refuse_where_no_writer_can_be,
     require_durable,
 )
 from papyra.cli._values import said_bytes
-from papyra.exceptions import StoreDamaged
+from papyra.persistence.backends.base import PersistenceBackend
 from papyra.persistence.reports import (
     AnomalyKind,
     PersistenceAnomaly,
@@ -48,7 +48,7 @@ from papyra.persistence.reports import (
     PersistenceRecoveryReport,
     PersistenceScanReport,
 )
-from papyra.persistence.startup import PersistenceStartupConfig, check_store
+from papyra.persistence.startup import PersistenceStartupConfig, StartPlan, plan_start
 
 #: What each anomaly means to somebody who has just been woken up.
 _MEANINGS: dict[AnomalyKind, str] = {
@@ -257,9 +257,10 @@ def doctor(
 ) -> int:
     """Make the check that a system makes when it starts.
 
-    Without any actors: for init containers and CI. A torn end, as a crash leaves it, is cut off,
-    and the modes do what PersistenceStartupConfig says. Exits with 3 if a system would not start,
-    with 4 if not even after a recovery.
+    It says what a start would do, and changes nothing: for init containers and CI. A start cuts off
+    a torn end, as a crash leaves it, and does about damage what PersistenceStartupConfig says.
+    Exits with 3 if a system would not start since the store is damaged, with 4 if not even a
+    recovery would help, and with 1 if something else keeps it from starting.
 
     Examples
     --------
@@ -269,7 +270,7 @@ def doctor(
     Parameters
     ----------
     mode
-        What is done about damage: nothing, not starting, or a recovery.
+        What the start would do about damage: nothing, fail, or recover. `papyra recover` does it.
 
     """
     return anyio.run(_doctor, store, PersistenceStartupConfig(mode), as_json)
@@ -279,35 +280,69 @@ async def _doctor(store: str | None, config: PersistenceStartupConfig, as_json: 
     backend = backend_at(store)
     require_durable(backend, "a startup check")
     name = name_of(backend)
-    found: PersistenceScanReport | None = None
+    refuse_where_no_writer_can_be(backend)
     report: PersistenceScanReport | None = None
-    code, said = SUCCEEDED, "a system can start"
-    if not exists(backend):
-        said = "there is no store yet: a system starts with a new one"
-    else:
-        logging.getLogger("papyra").setLevel(logging.ERROR)  # what it warns of is said below
-        try:
-            async with backend:
-                if config.mode != "ignore":
-                    with progress("scanning", in_bytes=place_of(backend) is not None) as advance:
-                        found = report = await backend.scan(advance)
-                if found is not None and not found.is_clean:
-                    report = await check_store(backend, config)
-                    said = "mended, so a system can start"
-        except StoreDamaged as error:
-            if not isinstance(error.report, PersistenceScanReport):
-                raise
-            report = error.report
-            code = ANOMALIES_LEFT if config.mode == "recover" else ANOMALIES_FOUND
-            said = "a system would not start"
+    plan: StartPlan = "start"
+    if exists(backend):
+        report = await _examine(backend, config)
+    if report is not None:
+        plan = plan_start(report, config)
+    code = SUCCEEDED
+    if plan == "refuse":
+        code = ANOMALIES_LEFT if config.mode == "recover" else ANOMALIES_FOUND
     if as_json:
-        scans = {"found": found, "scan": report}
-        show_json(
-            {"store": name, "mode": config.mode, "can_start": code == SUCCEEDED}
-            | {key: None if scan is None else _as_data(scan) for key, scan in scans.items()}
-        )
+        scan = None if report is None else _as_data(report)
+        told = {"store": name, "mode": config.mode, "can_start": plan != "refuse", "plan": plan}
+        show_json({**told, "scan": scan})
         return code
-    if found is not None:
-        _show_anomalies(found.anomalies)
+    if report is not None:
+        _show_anomalies(report.anomalies)
+    said = _said_plan(plan, report) if exists(backend) else _NEW
     tell(f"{name}: {said}", "bold red" if code else "green")
     return code
+
+
+async def _examine(
+    backend: PersistenceBackend, config: PersistenceStartupConfig
+) -> PersistenceScanReport | None:
+    """Scan as a start does, without its lock; `None` in mode ``ignore``, which does not look."""
+    async with backend.reader() as reader:
+        writer = (await reader.summarize()).writer
+        if writer is not None and place_of(backend) is not None:
+            raise CommandFailed(
+                f"a system would not start: {writer} has {name_of(backend)} open, and one process "
+                "at a time writes to a store"
+            )
+        if config.mode == "ignore":
+            return None
+        with progress("scanning", in_bytes=place_of(backend) is not None) as advance:
+            return await reader.scan(advance)
+
+
+_NEW = "there is no store yet: a system starts with a new one"
+
+
+def _said_plan(plan: StartPlan, report: PersistenceScanReport | None) -> str:
+    match plan:
+        case "start":
+            return "a system can start"
+        case "truncate":
+            size = 0 if report is None else _torn_bytes(report)
+            torn = f"a torn end of {size:,} bytes" if size else "a torn end"
+            return f"a system can start: it would cut off {torn}, which nobody was told was stored"
+        case "recover":
+            return "a system can start: it would recover the store first, as papyra recover does"
+        case "refuse":
+            return "a system would not start: see papyra recover --dry-run"
+        case _:
+            assert_never(plan)
+
+
+def _torn_bytes(report: PersistenceScanReport) -> int:
+    """Return how many bytes are behind the first torn line of each file."""
+    starts: dict[str, int] = {}
+    for anomaly in report.anomalies:
+        if anomaly.location is not None and anomaly.offset is not None:
+            start = min(anomaly.offset, starts.get(anomaly.location, anomaly.offset))
+            starts[anomaly.location] = start
+    return sum(max(0, Path(path).stat().st_size - start) for path, start in starts.items())

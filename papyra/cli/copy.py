@@ -13,6 +13,7 @@ from papyra.cli._errors import ANOMALIES_FOUND, SUCCEEDED, CommandFailed, WrongU
 from papyra.cli._output import AsJson, progress, show_json, tell
 from papyra.cli._store import (
     backend_at,
+    is_of,
     name_of,
     place_of,
     reading,
@@ -101,8 +102,8 @@ async def _check_destination(destination: PersistenceBackend) -> None:
 
 
 def _same_place(one: PersistenceBackend, other: PersistenceBackend) -> bool:
-    places = place_of(one), place_of(other)
-    return None not in places and len({place.resolve() for place in places if place}) == 1
+    here, there = place_of(one), place_of(other)
+    return here is not None and there is not None and (is_of(here, there) or is_of(there, here))
 
 
 async def _bring_up_to_date(

@@ -55,13 +55,21 @@ class Settings:
             for name, value in before.items():
                 setattr(self, name, value)
 
-    def resolve_persistence(self, *, read_only: bool = False) -> PersistenceBackend:
+    def resolve_persistence(self) -> PersistenceBackend:
         """Return the backend for a system that was given none.
 
+        That is what `configured_persistence` returns, or else a new `InMemoryPersistence`.
+        """
+        configured = self.configured_persistence()
+        return InMemoryPersistence() if configured is None else configured
+
+    def configured_persistence(self, *, read_only: bool = False) -> PersistenceBackend | None:
+        """Return the backend that somebody has set, or `None`.
+
         That is, in this order: `persistence`; what ``PAPYRA_PERSISTENCE`` says; the attribute
-        ``persistence`` of the module that ``PAPYRA_SETTINGS_MODULE`` names; a new
-        `InMemoryPersistence`. For whoever only looks, files that the variable names can be
-        `read_only`. Raises `InvalidEnvironment` for variables that can't be followed.
+        ``persistence`` of the module that ``PAPYRA_SETTINGS_MODULE`` names. For whoever only looks,
+        files that the variable names can be `read_only`. Raises `InvalidEnvironment` for variables
+        that can't be followed.
         """
         if self.persistence is not None:
             return self.persistence
@@ -71,11 +79,10 @@ class Settings:
             except InvalidStoreURL as error:
                 raise InvalidEnvironment(f"{PERSISTENCE_VARIABLE}: {error}") from error
         if module := os.environ.get(SETTINGS_MODULE_VARIABLE):
-            backend = getattr(_load_module(module), "persistence", None)
+            backend: PersistenceBackend | None = getattr(_load_module(module), "persistence", None)
             self._check("persistence", backend)
-            if backend is not None:
-                return backend  # type: ignore[no-any-return]
-        return InMemoryPersistence()
+            return backend
+        return None
 
     def _check(self, name: str, value: object) -> None:
         match name:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from typing import Literal
+from typing import Literal, TypeAlias, assert_never
 
 import msgspec
 
@@ -15,12 +15,15 @@ from papyra.persistence.reports import (
     PersistenceScanReport,
 )
 
-__all__ = ("PersistenceStartupConfig", "check_store")
+__all__ = ("PersistenceStartupConfig", "StartPlan", "check_store", "plan_start")
 
 logger = logging.getLogger("papyra")
 
 #: What a recovery leaves where it is.
 _KEPT = frozenset({"unknown_kind", "foreign_file"})
+
+#: What a start does: nothing, truncate the torn end, recover, or fail.
+StartPlan: TypeAlias = Literal["start", "truncate", "recover", "refuse"]
 
 _MODES = ("ignore", "fail_on_anomaly", "recover")
 #: How many anomalies an error or a warning names.
@@ -59,27 +62,53 @@ async def check_store(
     if config.mode == "ignore" or not backend.capabilities.recovery:
         return None
     report = await backend.scan()
-    if report.is_clean:
-        return report
+    match plan_start(report, config):
+        case "start":
+            if not report.is_clean:
+                logger.warning("not all that is there is the store's: %s", _named(report))
+            return report
+        case "truncate":
+            logger.warning("a torn end, as a crash leaves it, is cut off: %s", _named(report))
+            return (await backend.recover()).scan
+        case "refuse":
+            raise StoreDamaged(_refusal(report, config), report=report)
+        case "recover":
+            return await _recover(backend, config, report)
+        case plan:
+            assert_never(plan)
+
+
+def plan_start(report: PersistenceScanReport, config: PersistenceStartupConfig) -> StartPlan:
+    """Return what a start does about what a scan has found; see `PersistenceStartupConfig`."""
+    if config.mode == "ignore" or report.is_clean:
+        return "start"
     kinds = {anomaly.kind for anomaly in report.anomalies}
     if kinds == {"foreign_file"}:
-        logger.warning("not all that is there is the store's: %s", _named(report))
-        return report
+        return "start"
     if kinds <= {"torn", "foreign_file"}:
-        logger.warning("a torn end, as a crash leaves it, is cut off: %s", _named(report))
-        return (await backend.recover()).scan
+        return "truncate"
     if config.mode == "fail_on_anomaly":
-        raise StoreDamaged(
-            f"the store is damaged: {_named(report)}. Look at it with scan(), mend it with "
-            "recover(), or start with PersistenceStartupConfig(mode='recover')",
-            report=report,
-        )
+        return "refuse"
     if not report.records_scanned and config.recovery.mode == "repair":
-        raise StoreDamaged(
-            f"there is not one record that can be read, so this may be no store at all: "
-            f"{_named(report)}. A recovery with mode='quarantine' keeps what is there",
-            report=report,
+        return "refuse"
+    return "recover"
+
+
+def _refusal(report: PersistenceScanReport, config: PersistenceStartupConfig) -> str:
+    if config.mode == "fail_on_anomaly":
+        return (
+            f"the store is damaged: {_named(report)}. Look at it with scan(), mend it with "
+            "recover(), or start with PersistenceStartupConfig(mode='recover')"
         )
+    return (
+        "there is not one record that can be read, so this may be no store at all: "
+        f"{_named(report)}. A recovery with mode='quarantine' keeps what is there"
+    )
+
+
+async def _recover(
+    backend: PersistenceBackend, config: PersistenceStartupConfig, report: PersistenceScanReport
+) -> PersistenceScanReport:
     logger.warning("the store is damaged, and is recovered: %s", _named(report))
     recovery = await backend.recover(config.recovery)
     logger.warning(

@@ -45,6 +45,8 @@ READ_ONLY: list[list[str]] = [
     ["recover", "--dry-run"],
     ["compact", "--max-records", "1", "--dry-run"],
 ]
+#: What the README calls looking.
+LOOKING = [*READ_ONLY, *(["doctor", "--mode", m] for m in ("fail_on_anomaly", "recover", "ignore"))]
 
 
 def call(store: object, command: Sequence[str]) -> list[str]:
@@ -383,10 +385,23 @@ def test_settings_that_make_no_sense_are_wrong_use(papyra: Command, module: str 
     assert is_one_error(papyra("events", env={"PAPYRA_SETTINGS_MODULE": "badsettings"}), 2)
 
 
-def test_where_nothing_is_set_the_store_is_in_memory(papyra: Command) -> None:
-    done = papyra("inspect")
-    assert done.code == 0
-    assert "nothing to do" in done.out
+WITHOUT_STORE: list[list[str]] = [
+    *READ_ONLY,
+    ["doctor"],
+    ["recover", "--yes"],
+    ["events", "--follow"],
+]
+
+
+@pytest.mark.parametrize("command", WITHOUT_STORE, ids=" ".join)
+def test_where_no_store_is_named_or_set_that_is_said(papyra: Command, command: list[str]) -> None:
+    done = papyra(*command)
+    assert is_one_error(done, 2)
+    assert "which store?" in done.err
+    assert "PAPYRA_PERSISTENCE" in done.err
+    (papyra.home / "mysettings.py").write_text("persistence = None\n")
+    assert is_one_error(papyra(*command, env={"PAPYRA_SETTINGS_MODULE": "mysettings"}), 2)
+    assert is_one_error(papyra(command[0], "", *command[1:]), 2)
 
 
 # In memory
@@ -472,7 +487,7 @@ def test_looking_changes_nothing_next_to_a_store_in_files(
         path.rename(place / path.name)
     before = listing(place)
     assert len(before) >= 2
-    for command in READ_ONLY:
+    for command in LOOKING:
         done = papyra(*call(place / file_store.path.name, command))
         assert listing(place) == before, command
         assert done.code == (3 if is_torn and command[0] in ("scan", "recover") else 0), command
@@ -484,7 +499,7 @@ def test_looking_changes_nothing_on_a_server(
     store = filled(new_store("redis", tmp_path, redis_server))
     before = kept_by_server(store)
     assert len(before) >= 3
-    for command in READ_ONLY:
+    for command in LOOKING:
         assert papyra(*call(store.name, command)).code == 0
         assert kept_by_server(store) == before, command
 
@@ -492,7 +507,7 @@ def test_looking_changes_nothing_on_a_server(
 def test_looking_works_where_nothing_can_be_kept(papyra: Command, file_store: Store) -> None:
     filled(file_store)
     (papyra.home / "no-directory").touch()
-    for command in READ_ONLY:
+    for command in LOOKING:
         done = papyra(
             *call(file_store.name, command),
             env={"XDG_CACHE_HOME": str(papyra.home / "no-directory" / "cache")},
