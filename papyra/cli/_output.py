@@ -1,4 +1,8 @@
-"""What a command prints: for people on a terminal, plain and stable for other programs."""
+"""What a command prints: for people on a terminal, plain and stable for other programs.
+
+Everything that a command prints goes through this module, and whatever it is, a terminal has
+nothing to obey in it: see `printable`.
+"""
 
 from __future__ import annotations
 
@@ -8,9 +12,10 @@ import json
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING, Annotated, TypeAlias
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING, Annotated, Any, TypeAlias
 
+import msgspec
 from cyclopts import Parameter
 
 from papyra.cli._errors import CommandFailed, WrongUse
@@ -20,6 +25,7 @@ from papyra.persistence.reports import ReportProgress, ScanProgress
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
     from rich.progress import Progress, TaskID
+    from rich.text import Text
 
 __all__ = (
     "AsJson",
@@ -31,11 +37,14 @@ __all__ = (
     "json_text",
     "printable",
     "progress",
+    "rows",
     "show",
     "show_facts",
     "show_json",
     "show_table",
     "tell",
+    "text",
+    "write",
 )
 
 AsJson: TypeAlias = Annotated[
@@ -84,7 +93,7 @@ def printable(text: str) -> str:
 
 def json_text(value: object) -> str:
     """Return a value as JSON on one line, with what `printable` escapes escaped as JSON does it."""
-    text = to_json(value).decode()
+    text = _as_json(value)
     if text.isascii() and text.isprintable():
         return text
     keeps_unicode = has_unicode()
@@ -94,37 +103,85 @@ def json_text(value: object) -> str:
     )
 
 
+def _as_json(value: object) -> str:
+    try:
+        return to_json(value).decode()
+    except UnicodeEncodeError:
+        # A path that is not valid UTF-8 comes with lone surrogates, which JSON has no form for.
+        return to_json(_without_surrogates(msgspec.to_builtins(value))).decode()
+
+
+def _without_surrogates(value: Any) -> Any:
+    match value:
+        case str():
+            return value.encode("utf-8", "backslashreplace").decode()
+        case dict():
+            return {
+                _without_surrogates(key): _without_surrogates(each) for key, each in value.items()
+            }
+        case list() | tuple():
+            return [_without_surrogates(each) for each in value]
+        case _:
+            return value
+
+
+def rows(rows: Iterable[Sequence[str]]) -> str:
+    """Return a line for each row, its cells separated by tabs."""
+    return "".join("\t".join(map(printable, row)) + "\n" for row in rows)
+
+
+def write(lines: str) -> None:
+    """Print lines, and in them tabs, for other programs; everything else is escaped."""
+    if not lines.replace("\n", "").replace("\t", "").isprintable():
+        lines = "\n".join("\t".join(map(printable, line.split("\t"))) for line in lines.split("\n"))
+    sys.stdout.write(lines)
+
+
+def text(*parts: str | tuple[str, str], style: str = "", cut: bool = False) -> Text:
+    """Return text for people, of parts each of which may have a style of its own.
+
+    With `cut`, it is one line, whose end is left out where it does not fit.
+    """
+    from rich.text import Text  # noqa: PLC0415 - where it is drawn
+
+    made = Text(style=style)
+    if cut:
+        made.no_wrap, made.overflow = True, "ellipsis" if has_unicode() else "crop"
+    for part in parts:
+        said, own = (part, "") if isinstance(part, str) else part
+        made.append(printable(said), own)
+    return made
+
+
 def show(*renderables: RenderableType) -> None:
-    """Print something for people."""
+    """Print something for people, made of `text`."""
     for renderable in renderables:
         console().print(renderable)
 
 
 def show_json(value: object) -> None:
     """Print one JSON document on one line."""
-    sys.stdout.write(json_text(value) + "\n")
+    write(json_text(value) + "\n")
 
 
 def show_facts(facts: Sequence[tuple[str, str]]) -> None:
     """Print names and values: aligned for people, separated by tabs for programs."""
-    facts = [(name, printable(value)) for name, value in facts]
     if not is_terminal():
-        sys.stdout.writelines(f"{name}\t{value}\n" for name, value in facts)
+        write(rows(facts))
         return
     from rich.table import Table  # noqa: PLC0415
-    from rich.text import Text  # noqa: PLC0415
 
     grid = Table.grid(padding=(0, 2))
     grid.add_column(style="dim", no_wrap=True)
     grid.add_column(overflow="fold")
     for name, value in facts:
-        grid.add_row(name, Text(value))
+        grid.add_row(name, text(value))
     show(grid)
 
 
 def show_table(
     columns: Sequence[str],
-    rows: Sequence[Sequence[str]],
+    cells: Sequence[Sequence[str]],
     *,
     numbers: Sequence[str] = (),
     styles: Callable[[Sequence[str]], str] = lambda _: "",
@@ -133,31 +190,28 @@ def show_table(
 
     The columns called `numbers` stand to the right.
     """
-    rows = [[printable(cell) for cell in row] for row in rows]
     if not is_terminal():
-        sys.stdout.writelines("\t".join(row) + "\n" for row in rows)
+        write(rows(cells))
         return
     from rich.box import SIMPLE_HEAD  # noqa: PLC0415
     from rich.table import Table  # noqa: PLC0415
-    from rich.text import Text  # noqa: PLC0415
 
     table = Table(box=SIMPLE_HEAD, show_edge=False, pad_edge=False, header_style="bold")
     for name in columns:
-        table.add_column(name, justify="right" if name in numbers else "left", overflow="fold")
-    for row in rows:
-        table.add_row(*map(Text, row), style=styles(row))
+        table.add_column(
+            text(name), justify="right" if name in numbers else "left", overflow="fold"
+        )
+    for row in cells:
+        table.add_row(*map(text, row), style=styles(row))
     show(table)
 
 
-def tell(text: str, style: str = "") -> None:
-    """Say something to people that is no part of the result: on stderr."""
-    text = printable(text)
+def tell(said: str, style: str = "") -> None:
+    """Say something to people that is no part of the result, on one line: on stderr."""
     if not sys.stderr.isatty():
-        sys.stderr.write(text + "\n")
+        sys.stderr.write(f"{printable(said)}\n")
         return
-    from rich.text import Text  # noqa: PLC0415
-
-    console(stderr=True).print(Text(text, style), soft_wrap=True)
+    console(stderr=True).print(text((said, style)), soft_wrap=True)
 
 
 def confirm(question: str, *, yes: bool) -> bool:
@@ -172,7 +226,7 @@ def confirm(question: str, *, yes: bool) -> bool:
     from rich.prompt import Confirm  # noqa: PLC0415
 
     try:
-        return Confirm.ask(question, console=console(stderr=True), default=False)
+        return Confirm.ask(text(question), console=console(stderr=True), default=False)
     except EOFError:
         raise CommandFailed("no answer: nothing was changed") from None
 
@@ -191,7 +245,7 @@ class _Bar:
     """A bar on stderr, which is there once it is worth looking at."""
 
     def __init__(self, what: str, *, in_bytes: bool) -> None:
-        self._what, self._in_bytes = what, in_bytes
+        self._what, self._in_bytes = printable(what), in_bytes
         self._since = time.monotonic()
         self._bars: Progress | None = None
         self._task: TaskID
@@ -227,7 +281,12 @@ class _Bar:
         amount: ProgressColumn = MofNCompleteColumn()
         if self._in_bytes:
             amount = DownloadColumn(binary_units=True)
-        columns = (TextColumn("{task.description}"), BarColumn(), amount, TimeRemainingColumn())
+        columns = (
+            TextColumn("{task.description}", markup=False),
+            BarColumn(),
+            amount,
+            TimeRemainingColumn(),
+        )
         bars = Progress(*columns, console=console(stderr=True), transient=True)
         bars.start()
         return bars

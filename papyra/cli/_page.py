@@ -20,12 +20,18 @@ _PLACEHOLDER = re.compile(r"\{\{ (\w+) \}\}")
 #: occur in strings only, where the escape means the same.
 _ESCAPES = {ord(c): f"\\u{ord(c):04x}" for c in "<>&\u2028\u2029"}
 
+#: Strings, and numbers, in JSON.
+_TOKEN = re.compile(r'"[^"\\]*(?:\\.[^"\\]*)*"|-?\d[\d.eE+-]*')
+#: The greatest integer that JavaScript tells from its neighbours.
+_GREATEST = str(2**53 - 1)
+
 
 def page(lives: Lives) -> str:
     """Return a page that shows `lives`. It can be written as UTF-8, whatever is in them."""
     # A path that is not valid UTF-8 comes with lone surrogates, which no encoding takes.
     store = lives.store.encode("utf-8", "backslashreplace").decode()
     data = msgspec.json.encode(msgspec.structs.replace(lives, store=store)).decode()
+    data = _TOKEN.sub(lambda token: _exact(token[0]), data)
     template = files("papyra.cli").joinpath("timeline.html").read_text("utf-8")
     content = {
         "title": html.escape(f"{store} - timeline"),
@@ -35,6 +41,14 @@ def page(lives: Lives) -> str:
     }
     # In one pass, so that data that looks like a placeholder stays what it is.
     return _PLACEHOLDER.sub(lambda found: content[found[1]], template)
+
+
+def _exact(token: str) -> str:
+    """Return a string or a number as JavaScript keeps it: a great integer as a string."""
+    digits = token.removeprefix("-")
+    if not digits.isdigit() or len(digits) < len(_GREATEST):
+        return token
+    return f'"{token}"' if len(digits) > len(_GREATEST) or digits > _GREATEST else token
 
 
 def _source_of(template: str, start: str, end: str) -> str:

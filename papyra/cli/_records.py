@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, assert_never
 
-from papyra.cli._output import has_unicode, is_terminal, json_text, printable
+from papyra.cli._output import has_unicode, is_terminal, json_text, rows, text
 from papyra.cli._values import said_time
 from papyra.persistence.records import (
     PersistedAudit,
@@ -42,8 +42,8 @@ def cells(record: Record) -> Sequence[str]:
     return (
         str(record.seq),
         said_time(record.timestamp),
-        printable(what),
-        printable(whose),
+        what,
+        whose,
         json_text(record.payload),
     )
 
@@ -55,7 +55,7 @@ def json_lines(records: Iterable[Record]) -> str:
 
 def tabbed_lines(records: Iterable[Record]) -> str:
     """Return a line of columns, separated by tabs, for each record."""
-    return "".join("\t".join(cells(record)) + "\n" for record in records)
+    return rows(map(cells, records))
 
 
 def style_of(record: Record) -> str:
@@ -73,11 +73,9 @@ def style_of(record: Record) -> str:
 
 def styled(record: Record, width: int | None = None) -> Text:
     """Return a record for a terminal, cut off at `width`."""
-    from rich.text import Text  # noqa: PLC0415
-
     assert is_terminal() or width is not None
     seq, time, what, whose, payload = cells(record)
-    text = Text.assemble(
+    line = text(
         (f"{seq:>7} ", "dim"),
         (f"{time} ", "dim"),
         (f"{what} ", style_of(record)),
@@ -85,5 +83,5 @@ def styled(record: Record, width: int | None = None) -> Text:
         payload,
     )
     if width is not None:
-        text.truncate(width, overflow="ellipsis" if has_unicode() else "crop")
-    return text
+        line.truncate(width, overflow="ellipsis" if has_unicode() else "crop")
+    return line

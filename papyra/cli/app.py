@@ -11,6 +11,7 @@ import inspect
 import logging
 import os
 import sys
+import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
@@ -25,6 +26,7 @@ from papyra.cli._errors import (
     NothingToDo,
     WrongUse,
     said_error,
+    without_secrets,
 )
 from papyra.exceptions import MissingExtra, PapyraError, SettingsError
 
@@ -145,6 +147,8 @@ def run(arguments: Sequence[str]) -> int:
         return INTERRUPTED
     except (CommandFailed, PapyraError, OSError) as error:
         return _fail(said_error(error), FAILED)
+    except Exception as error:  # noqa: BLE001 - where Python would print it, whatever is in it
+        return _crash(error)
 
 
 def _carry_out(arguments: Sequence[str]) -> int:
@@ -180,25 +184,47 @@ def _only_errors() -> Iterator[None]:
 
 
 def _say_nothing_to_do(text: str, *, as_json: bool) -> None:
-    from papyra.cli._output import show_json  # noqa: PLC0415 - it is seldom needed
+    from papyra.cli._output import show_json, write  # noqa: PLC0415 - it is seldom needed
 
     if as_json:
         show_json({"supported": False, "detail": text})
     else:
-        sys.stdout.write(f"{text}\n")
+        write(f"{text}\n")
 
 
 def _fail(text: str, code: int) -> int:
     from papyra.cli._output import tell  # noqa: PLC0415 - it is seldom needed
 
-    tell(f"error: {text}", "bold red")
+    tell(f"error: {without_secrets(text)}", "bold red")
     return code
+
+
+def _crash(error: Exception) -> int:
+    """Say where a fault of this program's is, for those who mend it."""
+    from papyra.cli._output import tell  # noqa: PLC0415 - it is seldom needed
+
+    for lines in traceback.format_exception(error):
+        for line in lines.rstrip("\n").split("\n"):
+            tell(without_secrets(line))
+    return _fail(f"this is a fault of papyra itself: {type(error).__name__}", FAILED)
+
+
+class _PlainFormatter(logging.Formatter):
+    """What the log says, with nothing in it that a terminal would obey."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        from papyra.cli._output import printable  # noqa: PLC0415 - it is seldom needed
+
+        said = without_secrets(super().format(record))
+        return "\n".join(map(printable, said.split("\n")))
 
 
 def _set_up_output() -> None:
     for level in (logging.WARNING, logging.ERROR):
         logging.addLevelName(level, logging.getLevelName(level).lower())
-    logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING)
+    handler = logging.StreamHandler()
+    handler.setFormatter(_PlainFormatter("%(levelname)s: %(message)s"))
+    logging.basicConfig(handlers=[handler], level=logging.WARNING)
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)
         if stream is None:  # closed by whoever has called

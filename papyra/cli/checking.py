@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -25,9 +24,11 @@ from papyra.cli._output import (
     confirm,
     is_terminal,
     progress,
+    rows,
     show_json,
     show_table,
     tell,
+    write,
 )
 from papyra.cli._store import (
     StoreName,
@@ -200,8 +201,8 @@ def recover(
         show_json({"done": True, **data, "scan": _as_data(report.scan)})
     else:
         said = f"kept {report.records_kept:,} records, removed {report.records_removed:,}"
-        sys.stdout.write(f"{said}\n")
-        sys.stdout.writelines(f"the original is at {place}\n" for place in report.quarantined)
+        places = [f"the original is at {place}" for place in report.quarantined]
+        write(rows([said] for said in (said, *places)))
         _show(name, report.scan)
     return SUCCEEDED if report.scan.is_clean else ANOMALIES_LEFT
 

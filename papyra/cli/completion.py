@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import sys
 from typing import Literal
 
+from papyra.cli._output import write
 from papyra.cli.app import make_app
 
 
@@ -23,4 +23,4 @@ def completion(shell: Literal["bash", "zsh", "fish"], /) -> None:
         Which shell.
 
     """
-    sys.stdout.write(make_app().generate_completion(shell=shell))
+    write(make_app().generate_completion(shell=shell))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import sys
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -16,9 +15,12 @@ from papyra.cli._output import (
     console,
     has_unicode,
     is_terminal,
+    rows,
     show,
     show_facts,
     show_json,
+    text,
+    write,
 )
 from papyra.cli._records import styled, tabbed_lines
 from papyra.cli._store import StoreName, reading
@@ -71,8 +73,7 @@ async def _inspect(store: str | None, as_json: bool) -> None:
     show_facts(_facts(summary, backend, audits))
     if not is_terminal():
         bars = sparkline(summary.intervals)
-        sys.stdout.write(f"records over time\t{bars}\n")
-        sys.stdout.write(tabbed_lines(newest))
+        write(rows([("records over time", bars)]) + tabbed_lines(newest))
         return
     _show_pictures(summary, newest)
 
@@ -195,17 +196,15 @@ def sparkline(counts: Sequence[int]) -> str:
 
 
 def _show_pictures(summary: StoreSummary, newest: Sequence[Record]) -> None:
-    from rich.text import Text  # noqa: PLC0415
-
     width = console().width
     if summary.total_records:
         bars = sparkline(summary.intervals)
         first, last = said_time(summary.oldest), said_time(summary.newest)
         room = max(len(bars), len(first) + len(last) + 1)
         axis = f"{first}{last:>{room - len(first)}}"
-        show(Text("\nrecords over time", "dim"), Text(bars, "green", no_wrap=True))
+        show("", text("records over time", style="dim"), text(bars, style="green", cut=True))
         if len(axis) <= width:
-            show(Text(axis, "dim"))
+            show(text(axis, style="dim"))
     if newest:
-        show(Text("\nnewest events", "dim"))
+        show("", text("newest events", style="dim"))
         show(*(styled(record, width) for record in newest))

@@ -7,14 +7,14 @@ import sys
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, TextIO
+from typing import Annotated
 
 import anyio
 import msgspec
 from cyclopts import Parameter
 
 from papyra.cli._errors import WrongUse
-from papyra.cli._output import AsJson, console, is_terminal, tell
+from papyra.cli._output import AsJson, console, is_terminal, tell, write
 from papyra.cli._records import json_lines, styled, tabbed_lines
 from papyra.cli._store import StoreName, check_output, reading
 from papyra.cli._values import Count, Moment
@@ -254,22 +254,24 @@ def _printer(selection: Selection) -> Iterator[Callable[[list[Record]], None]]:
         if not selection.as_json and is_terminal():
             yield _print_for_people
         else:
-            yield _writer(sys.stdout, as_json=selection.as_json)
+            yield _writer(write, sys.stdout.flush, as_json=selection.as_json)
         return
     as_json = selection.as_json or selection.output.suffix in _JSON_SUFFIXES
     with selection.output.open("w", encoding="utf-8") as file:
-        yield _writer(file, as_json=as_json)
+        yield _writer(file.write, file.flush, as_json=as_json)
     tell(f"written to {selection.output}", "dim")
 
 
-def _writer(file: TextIO, *, as_json: bool) -> Callable[[list[Record]], None]:
+def _writer(
+    write: Callable[[str], object], flush: Callable[[], object], *, as_json: bool
+) -> Callable[[list[Record]], None]:
     lines = json_lines if as_json else tabbed_lines
 
-    def write(records: list[Record]) -> None:
-        file.write(lines(records))
-        file.flush()
+    def write_lines(records: list[Record]) -> None:
+        write(lines(records))
+        flush()
 
-    return write
+    return write_lines
 
 
 def _print_for_people(records: list[Record]) -> None:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Iterable
+import math
+import re
+from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import anyio
@@ -11,7 +12,15 @@ import msgspec
 from cyclopts import Parameter
 
 from papyra.cli._errors import WrongUse
-from papyra.cli._output import AsJson, is_terminal, show_json, show_table
+from papyra.cli._output import (
+    AsJson,
+    is_terminal,
+    printable,
+    show_json,
+    show_table,
+    tell,
+    write,
+)
 from papyra.cli._store import StoreName, name_of, reading
 from papyra.cli._values import said_time
 from papyra.persistence.metrics import MetricsSnapshot
@@ -25,6 +34,10 @@ if TYPE_CHECKING:
 _COUNTED = frozenset(
     {"started", "stopped", "crashed", "restarted", "dead_letters", "unclaimed_replies"}
 )
+
+#: Names of metrics; and ends of them that mean something to Prometheus.
+_METRIC_NAME = re.compile(r"[a-zA-Z0-9_]+")
+_RESERVED = ("_", "_total", "_created", "_bucket", "_count", "_sum", "_info", "_gcount", "_gsum")
 
 
 def metrics(
@@ -80,7 +93,7 @@ async def _metrics(store: str | None, output_format: str) -> None:
                 }
             show_json(data)
         case "prometheus":
-            sys.stdout.write(_exposition(name, holds, counters, system, audit))
+            write(_exposition(name, holds, counters, system, audit))
         case _:
             _show(holds, counters, system, audit)
 
@@ -152,58 +165,82 @@ def _exposition(
 ) -> str:
     """Return it all in the text format of Prometheus, version 0.0.4."""
     from prometheus_client import CollectorRegistry, generate_latest  # noqa: PLC0415
-    from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily  # noqa: PLC0415
 
-    def collected() -> Iterable[Metric]:
-        for name, value in holds.items():
-            by_kind = isinstance(value, dict)
-            if value is None:
-                continue
-            unit = "_seconds" if name.endswith("timestamp") else ""
-            gauge = GaugeMetricFamily(
-                f"papyra_store_{name}{unit}",
-                f"What the store holds: {name.replace('_', ' ')}.",
-                labels=["store", *(["kind"] if by_kind else [])],
-            )
-            for kind, each in value.items() if by_kind else [(None, value)]:
-                gauge.add_metric([store, *([kind] if kind else [])], each)
-            yield gauge
-        if audit is None:
-            return
-        labels = ["store", "system_id"]
-        values = [store, audit.system_id]
-        for name, value in counters.items():
-            yield _family(
-                CounterMetricFamily, f"persistence_{name}", "the store", labels, values, value
-            )
-        for name, value in system.items():
-            family = CounterMetricFamily if name in _COUNTED else GaugeMetricFamily
-            yield _family(family, f"system_{name}", "the system", labels, values, value)
-        yield _family(
-            GaugeMetricFamily,
-            "system_audit_timestamp_seconds",
-            "the system",
-            labels,
-            values,
-            audit.timestamp,
-        )
+    families = list(_store_families(store, holds))
+    if audit is not None:
+        families += _system_families(store, counters, system, audit)
 
     class Collector:
         def collect(self) -> Iterable[Metric]:
-            return collected()
+            return families
 
     registry = CollectorRegistry()
     registry.register(Collector())
     return generate_latest(registry).decode()
 
 
+def _store_families(store: str, holds: dict[str, Any]) -> Iterator[Metric]:
+    for name, value in holds.items():
+        if value is None:
+            continue
+        unit = "_seconds" if name.endswith("timestamp") else ""
+        said = f"What the store holds: {name.replace('_', ' ')}."
+        if isinstance(value, dict):
+            by_kind = [({"store": store, "kind": kind}, each) for kind, each in value.items()]
+            yield _family(f"papyra_store_{name}{unit}", said, by_kind)
+        else:
+            yield _family(f"papyra_store_{name}{unit}", said, [({"store": store}, value)])
+
+
+def _system_families(
+    store: str, counters: dict[str, int], system: dict[str, int], audit: PersistedAudit
+) -> Iterator[Metric]:
+    """Yield what an audit says, but for names in it that are none for a metric, or are taken.
+
+    Anybody may persist an audit, with whatever payload.
+    """
+    labels = {"store": store, "system_id": audit.system_id}
+    values: dict[str, float] = {
+        f"persistence_{name}_total": value for name, value in counters.items()
+    }
+    values["system_audit_timestamp_seconds"] = audit.timestamp
+    for name, number in system.items():
+        exposed = f"system_{name}_total" if name in _COUNTED else f"system_{name}"
+        is_name = _METRIC_NAME.fullmatch(exposed) and not exposed.endswith(_RESERVED)
+        if exposed not in values and (is_name or name in _COUNTED):
+            values[exposed] = number
+        else:
+            tell(f"left out: the audit's {name!r}, as no metric can be called so", "yellow")
+    for name, value in values.items():
+        whose = "the store" if name.startswith("persistence_") else "the system"
+        said = name.partition("_")[2].removesuffix("_total").replace("_", " ")
+        yield _family(
+            f"papyra_{name}", f"By the newest audit of {whose}: {said}.", [(labels, value)]
+        )
+
+
 def _family(
-    family: Any, name: str, whose: str, labels: list[str], values: list[str], value: float
+    name: str, documentation: str, samples: Sequence[tuple[dict[str, str], float]]
 ) -> Metric:
-    said = name.partition("_")[2].replace("_", " ")
-    metric: Any = family(
-        f"papyra_{name}", f"By the newest audit of {whose}: {said}.", labels=labels
-    )
-    metric.add_metric(values, value)
-    made: Metric = metric
-    return made
+    from prometheus_client.core import Metric  # noqa: PLC0415
+
+    is_counter = name.endswith("_total")
+    kind = "counter" if is_counter else "gauge"
+    family = Metric(name.removesuffix("_total"), documentation, kind)
+    for labels, value in samples:
+        shown = {label: _label(said) for label, said in labels.items()}
+        family.add_sample(name, shown, _as_float(value))
+    return family
+
+
+def _label(said: str) -> str:
+    """Return what a terminal may show, too; ends of lines have an escape of their own there."""
+    return "\n".join(map(printable, said.split("\n")))
+
+
+def _as_float(value: float) -> float:
+    """Return the nearest number that Prometheus has."""
+    try:
+        return float(value)
+    except OverflowError:  # an integer that no float holds
+        return math.inf if value > 0 else -math.inf

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, NamedTuple
@@ -23,6 +22,8 @@ from papyra.cli._output import (
     show,
     show_json,
     tell,
+    text,
+    write,
 )
 from papyra.cli._store import StoreName, check_output, name_of, reading
 from papyra.cli._values import Count, Moment, said_time
@@ -159,14 +160,12 @@ def _show(lives: Lives) -> None:
     legend = "  ".join(f"{marks.of(what)} {what}" for what in reversed(_RANK))
     legend += f"  {marks.dead_letter} dead letter"
     if not is_terminal():
-        sys.stdout.writelines(f"{name}{picture}".rstrip() + "\n" for name, picture in lines)
-        sys.stdout.write(f"{'':{label + 1}}{axis}\n{legend}\n")
+        write("".join(f"{name}{picture}".rstrip() + "\n" for name, picture in lines))
+        write(f"{'':{label + 1}}{axis}\n{legend}\n")
         return
-    from rich.text import Text  # noqa: PLC0415
-
     for name, picture in lines:
-        show(Text.assemble((name, "cyan"), *_coloured(picture, marks), no_wrap=True))
-    show(Text(f"{'':{label + 1}}{axis}", "dim", no_wrap=True), Text(legend, "dim"))
+        show(text((name, "cyan"), *_coloured(picture, marks), cut=True))
+    show(text(f"{'':{label + 1}}{axis}", style="dim", cut=True), text(legend, style="dim"))
 
 
 def shortened(name: str, width: int) -> str:

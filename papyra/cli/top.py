@@ -15,7 +15,7 @@ import msgspec
 from cyclopts import Parameter
 
 from papyra.cli._errors import WrongUse
-from papyra.cli._output import AsJson, console, is_terminal, printable, show_json
+from papyra.cli._output import AsJson, console, is_terminal, rows, show_json, text, write
 from papyra.cli._records import styled
 from papyra.cli._store import StoreName, name_of, reading
 from papyra.cli._values import Count, Duration, ago, said_bytes, said_count, said_time
@@ -153,8 +153,8 @@ async def _top(store: str | None, interval: float, count: int | None, as_json: b
             if as_json:
                 show_json(look)
             else:
-                rates = "\t".join(f"{rate:.1f}" for rate in look.rates.values())
-                sys.stdout.write(f"{said_time(look.time)}\t{look.records}\t{rates}\n")
+                rates = [f"{rate:.1f}" for rate in look.rates.values()]
+                write(rows([(said_time(look.time), str(look.records), *rates)]))
             sys.stdout.flush()
 
 
@@ -216,21 +216,17 @@ def _picture(watch: Watch, name: str) -> RenderableType:
     """Return what fits on the terminal."""
     from rich.console import Group  # noqa: PLC0415
     from rich.table import Table  # noqa: PLC0415
-    from rich.text import Text  # noqa: PLC0415
 
     width, height = console().size
     summary, look = watch.summary, watch.history[-1]
-    head = f"{printable(name)}  {look.records:,} records"
+    head = f"{name}  {look.records:,} records"
     if look.stored_bytes is not None:
         head += f"  {said_bytes(look.stored_bytes)}"
     if summary.newest is not None:
         head += f"  newest {ago(summary.newest, look.time)}"
-    lines: list[RenderableType] = [Text(head, "bold", no_wrap=True, overflow="ellipsis")]
+    lines: list[RenderableType] = [text(head, style="bold", cut=True)]
     if watch.away is not None:
-        away = Text(
-            f"waiting: {printable(watch.away)}", "yellow", no_wrap=True, overflow="ellipsis"
-        )
-        lines.append(away)
+        lines.append(text(f"waiting: {watch.away}", style="yellow", cut=True))
     rates = Table.grid(padding=(0, 2))
     for justify in ("left", "right", "right", "left"):
         rates.add_column(justify=justify, no_wrap=True)
@@ -240,7 +236,7 @@ def _picture(watch: Watch, name: str) -> RenderableType:
         total = f"{summary.records[kind]:,}" if kind in summary.records else ""
         label = kind.replace("_", " ")
         rate = f"{said_count(round(look.rates[kind], 1))}/s"
-        rates.add_row(label, total, rate, Text(sparkline(history), "green"))
+        rates.add_row(label, total, rate, text(sparkline(history), style="green"))
     lines += [rates]
     # A third of what is left for each list, and a line for its title.
     each = max(1, (height - 8) // 3 - 2)
@@ -249,6 +245,6 @@ def _picture(watch: Watch, name: str) -> RenderableType:
         ("crashes", watch.crashes),
         ("dead letters", watch.newest["dead_letter"]),
     ):
-        lines += [Text(f"\n{title}", "dim")]
+        lines += ["", text(title, style="dim")]
         lines += [styled(record, width) for record in list(records)[-each:]]
     return Group(*lines)
