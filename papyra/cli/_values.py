@@ -31,7 +31,7 @@ __all__ = (
 ValueT = TypeVar("ValueT")
 
 _SECONDS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0, "w": 604800.0}
-_DURATION = re.compile(r"(\d+(?:\.\d+)?)\s*(ms|s|m|h|d|w)")
+_DURATION = re.compile(r"([0-9]+(?:\.[0-9]+)?)\s*(ms|s|m|h|d|w)")
 
 _UNITS = ("", "K", "M", "G", "T", "P")
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGTP]?)(iB|B|)", re.IGNORECASE)
@@ -76,19 +76,74 @@ def moment(text: str, now: float) -> float:
     """Return Unix time in seconds: ``1h`` is so long before `now`.
 
     Otherwise a date, ``2013-01-31``, or a date and a time, ``2013-01-31T14:05``, in UTC unless it
-    says another zone; or Unix time itself.
+    says another zone; or Unix time itself, ``@1751328000``. The @ may be left out where a number
+    can be nothing else: not a date, not milliseconds, not an age.
     """
     text = text.strip()
-    if re.fullmatch(r"-?\d+(\.\d+)?", text):
+    when = _unix_time(text)
+    if when is None and _DURATION.match(text):
+        when = now - _age(text)
+    if when is None:
+        when = _calendar_time(text)
+    if not math.isfinite(when):
+        raise ValueError(f"{text!r} is more than a time can be: {_WRITE}")
+    return when
+
+
+_WRITE = "write 1h for an hour ago, 2013-01-31, 2013-01-31T14:05 or @1359641100"
+_NUMBER = re.compile(r"(-?)([0-9]+)(?:\.[0-9]+)?")
+_WITH_SIGN = re.compile(r"@-?[0-9]+(\.[0-9]+)?([eE][+-]?[0-9]+)?")
+_UNEVEN = re.compile(r"[0-9.]+\s*(mo|mon|mons|months?|y|yrs?|years?)", re.IGNORECASE)
+
+
+def _unix_time(text: str) -> float | None:
+    if _WITH_SIGN.fullmatch(text):
+        return float(text[1:])
+    number = _NUMBER.fullmatch(text)
+    if number is None:
+        return None
+    sign, whole = number.groups()
+    if sign or len(whole) in (9, 10) or not whole.strip("0"):  # from 1973 to 2286
         return float(text)
-    if _DURATION.match(text):
-        return now - duration(text)
+    raise ValueError(f"{text!r} may be {_readings(whole)}: {_WRITE}")
+
+
+def _readings(digits: str) -> str:
+    """Return what a number may mean, and what to write for each."""
+    match len(digits):
+        case 4 | 6 | 7 | 8 | 12 | 14:
+            date = "-".join(part for part in (digits[:4], digits[4:6], digits[6:8]) if part)
+            meant = f" ({date})" if len(digits) == 8 else ""
+            return f"a date{meant} or Unix time (@{digits})"
+        case 13 | 16 | 19:
+            return f"Unix time in smaller units than seconds (@{digits[:10]})"
+        case size if size < 9:
+            return f"an age ({digits}s) or Unix time (@{digits})"
+        case _:
+            return f"Unix time (@{digits[:12]}...)"
+
+
+def _age(text: str) -> float:
     try:
-        when = datetime.fromisoformat(text)
+        return duration(text)
     except ValueError:
-        raise ValueError(
-            f"{text!r} is no time: write 1h for an hour ago, 2013-01-31, or 2013-01-31T14:05"
-        ) from None
+        raise _no_time(text) from None
+
+
+def _no_time(text: str) -> ValueError:
+    if _UNEVEN.fullmatch(text):
+        return ValueError(f"{text!r} is no time, as months and years differ: write 30d or 365d")
+    return ValueError(f"{text!r} is no time: {_WRITE}")
+
+
+def _calendar_time(text: str) -> float:
+    try:
+        # Which takes anything between a date and a time.
+        if not re.fullmatch(r"[0-9W-]+([Tt ][0-9:.,+-]+[Zz]?)?", text):
+            raise ValueError
+        when = datetime.fromisoformat(text.upper())
+    except ValueError:
+        raise _no_time(text) from None
     return (when if when.tzinfo is not None else when.replace(tzinfo=UTC)).timestamp()
 
 

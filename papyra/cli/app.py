@@ -43,7 +43,8 @@ PAPYRA_SETTINGS_MODULE names, says.
   memory:
 """
 
-NOTES = """Durations: 90s, 2h, 7d. Sizes: 512MiB, 1GiB. Times: 1h (ago), 2013-01-31T14:05 (UTC).
+NOTES = """Durations: 90s, 2h, 7d. Sizes: 512MiB, 1GiB. Times: 1h (ago), 2013-01-31T14:05 \
+(UTC), @1359641100 (Unix time).
 
 Exit codes: 0 success, 1 failure, 2 wrong use, 3 anomalies found, 4 anomalies left after recovery.
 """

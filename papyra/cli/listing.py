@@ -14,6 +14,7 @@ import msgspec
 from cyclopts import Parameter
 
 from papyra.cli._errors import WrongUse
+from papyra.cli._nothing import why_nothing
 from papyra.cli._output import AsJson, console, is_terminal, tell, write
 from papyra.cli._records import json_lines, styled, tabbed_lines
 from papyra.cli._store import StoreName, check_output, reading
@@ -167,12 +168,20 @@ async def _list(
                 last_seq = max(last_seq, *(record.seq or 0 for record in page), 0)
             if shown == selection.count and selection.limit is None and not selection.follow:
                 tell(f"the newest {shown}; --limit shows more", "dim")
-            elif not shown and not selection.follow and is_terminal():
-                tell("nothing is there, or nothing of that", "dim")
+            elif not shown and _has_to_say_why(request, selection, message_type):
+                wanted_type = request.event_type if message_type is None else message_type
+                tell(await why_nothing(backend, request, wanted_type), "dim")
             if selection.follow:
                 follow = msgspec.structs.replace(request, after=last_seq)
                 async for records in _new_pages(backend, follow):
                     show(_chosen(records, message_type))
+
+
+def _has_to_say_why(request: Read, selection: Selection, message_type: str | None) -> bool:
+    """Return whether somebody wonders why there is nothing, and not only for how long."""
+    filters = (request.actor, request.event_type, message_type, request.since, request.until)
+    is_filtered = any(each is not None for each in filters)
+    return selection.count != 0 and (is_terminal() or (is_filtered and not selection.follow))
 
 
 async def _pages(

@@ -13,6 +13,7 @@ from rich.cells import cell_len, set_cell_size
 
 from papyra.cli._errors import WrongUse
 from papyra.cli._lives import Life, Lives, What, read_lives
+from papyra.cli._nothing import why_nothing
 from papyra.cli._output import (
     AsJson,
     console,
@@ -27,6 +28,7 @@ from papyra.cli._output import (
 )
 from papyra.cli._store import StoreName, check_output, name_of, reading
 from papyra.cli._values import Count, Moment, said_time
+from papyra.persistence.messages import Read
 
 #: How many lanes a terminal shows, where nobody says how many.
 _ON_TERMINAL = 30
@@ -124,7 +126,11 @@ async def _read(
     store: str | None, since: float | None, until: float | None, actor: str | None
 ) -> Lives:
     async with reading(store) as backend:
-        return await read_lives(backend, name_of(backend), since, until, actor)
+        lives = await read_lives(backend, name_of(backend), since, until, actor)
+        if not lives.lives and (actor, since, until) != (None, None, None):
+            request = Read("event", actor=actor, since=since, until=until)
+            tell(await why_nothing(backend, request, below=True), "dim")
+        return lives
 
 
 def _most_eventful(lives: list[Life], limit: int | None) -> list[Life]:

@@ -260,7 +260,12 @@ def test_options_together_select_what_each_of_them_says(
     for (options, wanted), done in zip(cases, results, strict=True):
         as_json = wanted.pop("json", False)
         expected = selected(command, **wanted)
-        assert (done.code, done.err) == (0, ""), options
+        assert done.code == 0
+        # Why there is nothing is said, unless nobody has asked for anything.
+        is_explained = (
+            not expected and wanted.get("limit") != 0 and {*wanted} - {"limit", "reverse"}
+        )
+        assert len(done.err.splitlines()) == bool(is_explained), options
         if as_json:
             assert read_json(done.out) == in_json(expected), options
         else:
@@ -273,7 +278,9 @@ def test_a_type_that_is_empty_selects_what_has_no_type(papyra: Command, stores: 
         for command in ("events", "dead-letters")
         for option in ("--type", "--actor")
     ]
-    assert many(papyra, calls) == [Done(0, "")] * len(calls)
+    for done in many(papyra, calls):
+        assert (done.code, done.out) == (0, "")
+        assert "there is, for example," in done.err
 
 
 def test_a_time_is_counted_back_from_now(papyra: Command, tmp_path: Path) -> None:
@@ -770,3 +777,32 @@ def test_a_store_is_listed_while_a_living_system_writes_it(
     assert [json.loads(line)["payload"]["n"] for line in next_lines(following, len(every))] == every
     assert interrupted(following) == Done(130, "")
     assert listed() == every
+
+
+# Filters that let nothing through
+
+
+def test_a_filter_that_lets_nothing_through_says_why(papyra: Command, store: Store) -> None:
+    store.append(*(event(n, actor_address=f"shop/acc-{n}") for n in range(3)))
+    first, last = "2025-07-01T00:00:00.000Z", "2025-07-01T00:00:02.000Z"
+    wanted = {
+        "events --actor acc-0": "no event has that; did you mean shop/acc-0?",
+        "events --actor SHOP/ACC-1": "did you mean shop/acc-1?",
+        "events --actor nowhere": "there is, for example, shop/acc-0",
+        "events --actor acc-0 --limit 1 --json": "did you mean shop/acc-0?",
+        "events --type counted": "--type counted: no event has that; did you mean Counted?",
+        "events --since 1s": f"in that time; there are some from {first} to {last}",
+        "events --since 1h --until 2h": "--since is after --until",
+        "events --type Counted --actor shop/acc": "did you mean shop/acc-",
+        "dead-letters --type str": "there is no dead letter at all",
+        "audits --since 1h": "there is no audit at all",
+        "timeline --actor acc-0": "did you mean shop/acc-0?",
+    }
+    calls = [line.split() for line in wanted]
+    calls = [[name, store.name, *options] for name, *options in calls]
+    for line, done in zip(wanted, papyra.many(calls), strict=True):
+        assert (done.code, done.out) == (0, ""), line
+        assert wanted[line] in done.err, line
+    for command in (["events", "--actor", "shop/acc-1"], ["events", "--limit", "0"], ["audits"]):
+        done = papyra(command[0], store.name, *command[1:])
+        assert (done.code, done.err) == (0, ""), command

@@ -1,0 +1,107 @@
+"""Why a filter has let nothing through."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Sequence
+
+from papyra.cli._values import said_time
+from papyra.persistence.backends.base import PersistenceBackend
+from papyra.persistence.messages import Read
+from papyra.persistence.records import (
+    Kind,
+    PersistedAudit,
+    PersistedDeadLetter,
+    PersistedEvent,
+    Record,
+)
+
+__all__ = ("why_nothing",)
+
+#: Pages of the newest records that are looked through for names.
+_PAGES = 20
+#: How many names are suggested.
+_SUGGESTED = 3
+#: How many names are compared with a mistyped one.
+_COMPARED = 500
+_NAMES: dict[Kind, str] = {"event": "event", "audit": "audit", "dead_letter": "dead letter"}
+
+
+async def why_nothing(
+    backend: PersistenceBackend,
+    request: Read,
+    record_type: str | None = None,
+    *,
+    below: bool = False,
+) -> str:
+    """Return what to say of a read that has given nothing; it looks at the newest records.
+
+    With `below`, an actor stands for those below it, too.
+    """
+    what = _NAMES[request.kind]
+    records, is_all = await _newest(backend, request.kind)
+    if not records:
+        return f"there is no {what} at all"
+    among = "" if is_all else f" among the newest {len(records):,}"
+    for name, option, value in (
+        (request.actor, "--actor", _address),
+        (record_type, "--type", _type),
+    ):
+        names = {value(record) for record in records}
+        if name is not None and not any(
+            each == name or (below and each.startswith(f"{name}/")) for each in names
+        ):
+            return f"{option} {name}: no {what} has that{among}{_suggestion(name, sorted(names))}"
+    return _outside(request, what, [record.timestamp for record in records]) + among
+
+
+async def _newest(backend: PersistenceBackend, kind: Kind) -> tuple[list[Record], bool]:
+    records: list[Record] = []
+    before: int | None = None
+    for _ in range(_PAGES):
+        page = await backend.read(kind, newest=True, before=before)
+        records += page.records
+        before = page.next_before
+        if not page.more:
+            return records, True
+    return records, False
+
+
+def _outside(request: Read, what: str, times: Sequence[float]) -> str:
+    since, until = request.since, request.until
+    if since is not None and until is not None and since > until:
+        return "--since is after --until, so nothing can be between them"
+    if since is None and until is None:
+        return f"no {what} is all of that"
+    there = f"{said_time(min(times))} to {said_time(max(times))}"
+    return f"no {what} of that is in that time; there are some from {there}"
+
+
+def _suggestion(name: str, names: Sequence[str]) -> str:
+    """Return names that may be meant: those that end so, or are written in a similar way."""
+    meant = [each for each in names if each.endswith(f"/{name}")]
+    meant += [each for each in names if each.casefold() == name.casefold()]
+    meant = meant or difflib.get_close_matches(name, names[:_COMPARED], _SUGGESTED)
+    if meant:
+        return f"; did you mean {' or '.join(meant[:_SUGGESTED])}?"
+    return f"; there is, for example, {names[0]}"
+
+
+def _address(record: Record) -> str:
+    match record:
+        case PersistedEvent():
+            return record.actor_address
+        case PersistedDeadLetter():
+            return record.target
+        case PersistedAudit():
+            return record.system_id
+
+
+def _type(record: Record) -> str:
+    match record:
+        case PersistedEvent():
+            return record.event_type
+        case PersistedDeadLetter():
+            return record.message_type
+        case PersistedAudit():
+            return ""
