@@ -75,7 +75,7 @@ LAYERS: list[set[str]] = [
     {"testing.conformance", "testing.pytest_plugin"},
     {"cli._errors", "cli._values", "cli._lives"},
     {"cli._output", "cli._page"},
-    {"cli._records", "cli._store"},
+    {"cli._nothing", "cli._records", "cli._store"},
     {"cli.app"},
     {f"cli.{name}" for name in COMMANDS},
     {"cli.top"},

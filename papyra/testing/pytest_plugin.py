@@ -10,29 +10,35 @@ Fixtures:
 
 Mark: ``@pytest.mark.papyra(given=[...], allow=[...], **options)`` puts facts into the store first,
 says what may be left behind, and passes options to the system.
+
+Any plugin may run the tests. With that of anyio, the system runs before the test's own fixtures
+are made. With pytest-asyncio and pytest-trio, in any mode and on a loop of any scope, it starts
+with the test: fixtures can name it, and use it only in the test.
 """
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import functools
 import inspect
-from collections.abc import AsyncIterator, Generator
+from collections.abc import AsyncIterator, Awaitable, Callable, Generator
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, TypeAlias
 
 import anyio
 import pytest
 from anyio.abc import TaskStatus
 
-from papyra.exceptions import BackendBusy, BackendInUse
+from papyra.exceptions import BackendBusy, BackendInUse, SystemNotRunning
 from papyra.persistence.backends.base import PersistenceBackend
+from papyra.ref import ActorRef
 from papyra.system import ActorSystem
 from papyra.testing import _stores
 from papyra.testing.checked import CheckedSystem
 from papyra.testing.clock import ManualClock
-from papyra.testing.given import given
+from papyra.testing.given import Given, given
 
 __all__ = ("actor_system", "manual_clock", "persistence")
 
@@ -74,12 +80,36 @@ def persistence(
 
 
 @pytest.fixture
-async def actor_system(
+def actor_system(request: pytest.FixtureRequest, persistence: PersistenceBackend) -> CheckedSystem:
+    """Return a running system on `persistence`, which is stopped and checked after the test."""
+    if "anyio_backend" in request.fixturenames:
+        hosted: CheckedSystem = request.getfixturevalue("_system_of_anyio")
+        return hosted
+    if not inspect.iscoroutinefunction(getattr(request.node, "obj", None)):
+        raise pytest.UsageError(
+            f"{request.node.nodeid}: actor_system runs on the event loop of its test, which has "
+            "none: make it 'async def'; or, with anyio's plugin, let it name actor_system or "
+            "anyio_backend itself"
+        )
+    return _new_system(request, persistence)
+
+
+@pytest.fixture
+async def _system_of_anyio(
     request: pytest.FixtureRequest,
     anyio_backend: object,  # noqa: ARG001 - has anyio run this fixture in the loop of the test
     persistence: PersistenceBackend,
 ) -> AsyncIterator[CheckedSystem]:
-    """Return a running system on `persistence`, which is stopped and checked after the test."""
+    """Run a system in the loop of anyio's plugin."""
+    system = _new_system(request, persistence)
+    async with system.hosted():
+        yield system
+        await system.stop()
+        if not system.is_checked:
+            system.check()
+
+
+def _new_system(request: pytest.FixtureRequest, persistence: PersistenceBackend) -> _HostedSystem:
     mark = request.node.get_closest_marker("papyra")
     options = dict(mark.kwargs) if mark else {}
     facts, actor = options.pop("given", ()), options.pop("actor", "given")
@@ -88,55 +118,126 @@ async def actor_system(
         options.setdefault("clock", clock)
     system = _HostedSystem(persistence=persistence, **options)
     if facts:
-        await given(
+        system.given = given(
             facts, actor=actor, system_id=system.system_id, persistence=persistence, clock=clock
-        ).store()
-    # In a task of its own: were it the test's, a failure that is escalated to the system would
-    # cancel the task in which all tests of the module run.
-    async with anyio.create_task_group() as tasks:
-        await tasks.start(system.host)
-        yield system
-        await system.stop()
-        if not system.is_checked:
-            system.check()
+        )
+    return system
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_pycollect_makeitem(
+    collector: pytest.Module | pytest.Class, name: str, obj: object
+) -> None:
+    """Let anyio run a test with a system, unless another plugin is asked to."""
+    if (
+        collector.config.pluginmanager.has_plugin("anyio")
+        and collector.istestfunction(obj, name)
+        and "actor_system" in inspect.signature(obj).parameters  # type: ignore[arg-type]
+        and not _is_of_another_plugin(collector, obj)
+    ):
+        pytest.mark.usefixtures("anyio_backend")(obj)
+
+
+def _is_of_another_plugin(collector: pytest.Module | pytest.Class, obj: object) -> bool:
+    """Return whether pytest-asyncio or pytest-trio runs this test."""
+    if not inspect.iscoroutinefunction(obj):
+        return False
+    config = collector.config
+    marks = {mark.name for mark in getattr(obj, "pytestmark", ())}
+    marks |= {mark.name for mark in collector.iter_markers()}
+    others = {each for each in ("asyncio", "trio") if config.pluginmanager.has_plugin(each)}
+    if marks & {"anyio", *others}:
+        return "anyio" not in marks
+    if config.getini("anyio_mode") == "auto" or config.getoption("anyio_mode", None) == "auto":
+        return False
+    mode = "asyncio_mode"
+    return ("trio" in others and bool(config.getini("trio_mode"))) or (
+        "asyncio" in others
+        and str(config.getoption(mode, None) or config.getini(mode)).endswith("auto")
+    )
 
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)
-def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> Generator[None, object, object]:
+def pytest_runtest_call(item: pytest.Item) -> Generator[None, object, object]:
     """Stop and check the system as the last step of the test, so that it is the test that fails.
 
     A store that the test has used without a system is closed in the event loop of the test: one on
-    a server has connections there.
+    a server has connections there. Whichever plugin runs the test, it runs what is put in here.
     """
-    test = pyfuncitem.obj
-    system = pyfuncitem.funcargs.get("actor_system")
-    store = pyfuncitem.funcargs.get("persistence")
-    if not inspect.iscoroutinefunction(test) or not (
-        isinstance(system, _HostedSystem) or isinstance(store, PersistenceBackend)
-    ):
+    test = getattr(item, "obj", None)
+    if not isinstance(item, pytest.Function) or not inspect.iscoroutinefunction(test):
         return (yield)
-
-    @functools.wraps(test)
-    async def checked(*args: Any, **kwargs: Any) -> None:
-        __tracebackhide__ = True
-        if isinstance(system, _HostedSystem):
-            system.is_checked = True  # here or, if the test fails, not at all
-        try:
-            await test(*args, **kwargs)
-            if isinstance(system, _HostedSystem):
-                await system.stop()
-                system.check()
-        finally:
-            if isinstance(store, PersistenceBackend):
-                # Whoever hosts it, or is using it, will close it.
-                with contextlib.suppress(BackendInUse, BackendBusy):
-                    await store.aclose()
-
-    pyfuncitem.obj = checked
+    system = item.funcargs.get("actor_system")
+    store = item.funcargs.get("persistence")
+    checked: Test = test
+    if isinstance(store, PersistenceBackend):
+        checked = _closing(checked, store)
+    if isinstance(system, _HostedSystem):
+        checked = _checking(checked, system)
+    if checked is test:
+        return (yield)
+    item.obj = checked
     try:
         return (yield)
     finally:
-        pyfuncitem.obj = test
+        item.obj = test
+
+
+Test: TypeAlias = Callable[..., Awaitable[None]]
+
+
+def _closing(test: Test, store: PersistenceBackend) -> Test:
+    @functools.wraps(test)
+    async def closing(*args: Any, **kwargs: Any) -> None:
+        __tracebackhide__ = True
+        try:
+            await test(*args, **kwargs)
+        finally:
+            # Whoever hosts it, or is using it, will close it.
+            with contextlib.suppress(BackendInUse, BackendBusy):
+                await store.aclose()
+
+    return closing
+
+
+def _checking(test: Test, system: _HostedSystem) -> Test:
+    @functools.wraps(test)
+    async def checking(*args: Any, **kwargs: Any) -> None:
+        __tracebackhide__ = True
+        system.is_checked = True  # here or, if the test fails, not at all
+        if system.loop is None:
+            async with system.hosted():
+                await _check(test, system, args, kwargs)
+            return
+        if system.loop is not _running_loop():
+            pytest.fail(
+                "actor_system runs on the event loop of anyio's plugin, and this test on that of "
+                "another plugin: leave out the mark 'anyio' and the fixture anyio_backend here, or "
+                "the mark or the mode of the other plugin (asyncio_mode = strict)",
+                pytrace=False,
+            )
+        await _check(test, system, args, kwargs)
+
+    return checking
+
+
+async def _check(
+    test: Test, system: _HostedSystem, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> None:
+    __tracebackhide__ = True
+    await test(*args, **kwargs)
+    await system.stop()
+    system.check()
+
+
+def _running_loop() -> object:
+    """Return what there is one of for each run of an event loop."""
+    try:
+        return asyncio.get_running_loop()
+    except RuntimeError:
+        import trio  # noqa: PLC0415 - it is running
+
+        return trio.lowlevel.current_trio_token()
 
 
 def _clock(request: pytest.FixtureRequest) -> ManualClock | None:
@@ -152,12 +253,47 @@ class _HostedSystem(CheckedSystem):
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
         self.is_checked = False
+        #: facts to store first
+        self.given: Given | None = None
+        #: the event loop on which it was started
+        self.loop: object | None = None
         self._leave = anyio.Event()
         self._left = anyio.Event()
         self._error: Exception | None = None
 
-    async def host(self, *, task_status: TaskStatus[None]) -> None:
-        """Run the system until somebody stops it."""
+    def spawn(self, *args: Any, **options: Any) -> ActorRef:
+        """Start an actor, as `ActorSystem.spawn` does."""
+        if self.loop is None:
+            raise SystemNotRunning(
+                "actor_system starts with the test itself: spawn actors in the test, not in its "
+                "fixtures; with anyio's plugin (pytest.mark.anyio) these may use it, too"
+            )
+        return super().spawn(*args, **options)
+
+    @contextlib.asynccontextmanager
+    async def hosted(self) -> AsyncIterator[None]:
+        """Run the system until the block is left.
+
+        In a task of its own: were it the test's, a failure that is escalated to the system would
+        cancel the task in which all tests of the module run.
+        """
+        self.loop = _running_loop()
+        if self.given is not None:
+            await self.given.store()
+        try:
+            async with anyio.create_task_group() as tasks:
+                await tasks.start(self._host)
+                try:
+                    yield
+                finally:
+                    self._leave.set()
+        except BaseExceptionGroup as group:
+            if len(group.exceptions) > 1:
+                raise
+            # The group is ours, and what is in it was raised by the test.
+            raise group.exceptions[0] from group.exceptions[0].__cause__
+
+    async def _host(self, *, task_status: TaskStatus[None]) -> None:
         started = False
         try:
             async with self:

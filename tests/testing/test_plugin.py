@@ -42,7 +42,17 @@ class Run:
 
     def __call__(self, code: str, *arguments: str, head: str = HEAD) -> pytest.RunResult:
         self.pytester.makepyfile(head + textwrap.dedent(code))
-        return self.pytester.runpytest("-p", "no:cacheprovider", *arguments)
+        return self.pytester.runpytest("-p", "no:cacheprovider", *WITHOUT, *arguments)
+
+    def beside(self, code: str, *arguments: str) -> pytest.RunResult:
+        """Run with the plugins that others run async tests with."""
+        self.pytester.makepyfile(HEAD.replace("pytestmark", "_") + textwrap.dedent(code))
+        options = ("-p", "no:cacheprovider", "-W", "ignore::pytest.PytestDeprecationWarning")
+        return self.pytester.runpytest(*options, *arguments)
+
+
+#: Plugins that are there, and not for most users.
+WITHOUT = ("-p", "no:asyncio", "-p", "no:trio")
 
 
 def test_the_fixtures_are_found_on_every_loop(run: Run) -> None:
@@ -330,3 +340,104 @@ def test_the_store_may_be_of_the_users_own_making(
 def test_a_project_without_actors_is_left_alone(run: Run) -> None:
     result = run("def test_it():\n    pass\n\nasync def test_async():\n    pass\n", head="")
     assert result.parseoutcomes()["passed"] == 1
+
+
+# Beside other plugins
+
+MARKS = {
+    "asyncio": "asyncio",
+    "asyncio on a loop of the module": "asyncio(loop_scope='module')",
+    "trio": "trio",
+}
+BODY = """
+            await actor_system.spawn(Teller, name="teller").ask("x")
+            assert [event.event_type for event in persistence.events] == ["ActorStarted", "Said"]
+"""
+
+
+def teller(mark: str) -> str:
+    return f"""
+        class Teller(Actor):
+            async def receive(self, message):
+                await self.context.persist(("Said", {{"what": message}}))
+
+        {mark and f"@pytest.mark.{mark}"}
+        async def test_one(actor_system, persistence):
+            {BODY}
+
+        {mark and f"@pytest.mark.{mark}"}
+        async def test_another(actor_system, persistence, manual_clock):
+            {BODY}
+            assert actor_system.clock is manual_clock
+
+        {mark and f"@pytest.mark.{mark}"}
+        @pytest.mark.papyra(shutdown_timeout=0.01)
+        async def test_leaving_something(actor_system):
+            await actor_system.spawn(Echo, name="echo").tell("for ever")
+
+        {mark and f"@pytest.mark.{mark}"}
+        @pytest.mark.papyra(given=[("Given", {{}})])
+        async def test_failing(actor_system, persistence):
+            assert [event.event_type for event in persistence.events][0] == "Given"
+            assert 1 == 2, "my own"
+
+        {mark and f"@pytest.mark.{mark}"}
+        async def test_skipping(actor_system):
+            pytest.skip("not today")
+    """
+
+
+@pytest.mark.parametrize(
+    ("mark", "options"),
+    [
+        *((mark, ()) for mark in MARKS.values()),
+        *((mark, ("-p", "no:anyio")) for mark in MARKS.values()),
+        ("", ("-o", "asyncio_mode=auto")),
+        ("", ("-o", "asyncio_mode=auto", "-p", "no:anyio")),
+        ("", ("-o", "trio_mode=true", "-p", "no:asyncio")),
+    ],
+)
+def test_a_system_runs_on_the_loop_of_whichever_plugin_runs_its_test(
+    run: Run, mark: str, options: tuple[str, ...]
+) -> None:
+    result = run.beside(teller(mark), *options)
+    result.assert_outcomes(passed=2, failed=2, skipped=1)
+    result.stdout.fnmatch_lines(["*actors that did not stop: papyra/echo*"])
+    result.stdout.fnmatch_lines(["*AssertionError: my own*"])
+    result.stdout.no_fnmatch_line("*unhandled errors in a TaskGroup*")
+
+
+def test_what_two_plugins_want_to_run_fails_at_once(run: Run) -> None:
+    result = run.beside(teller("anyio"), "-o", "asyncio_mode=auto")
+    assert result.parseoutcomes()["failed"] == 10
+    result.stdout.fnmatch_lines(["*actor_system runs on the event loop of anyio's plugin, and*"])
+
+
+def test_a_test_without_a_loop_is_told_so(run: Run) -> None:
+    code = "def test_it(actor_system): pass"
+    result = run.beside(code, "-p", "no:anyio")
+    result.assert_outcomes(errors=1)
+    result.stdout.fnmatch_lines(["*its test, which has none: make it 'async def'*"])
+
+
+def test_a_fixture_is_told_when_a_system_starts(run: Run) -> None:
+    result = run.beside("""
+        import pytest_asyncio
+
+        @pytest_asyncio.fixture
+        async def echo(actor_system):
+            return actor_system.spawn(Echo)
+
+        @pytest.mark.asyncio
+        async def test_it(echo): pass
+
+        @pytest.fixture
+        async def own(actor_system):
+            return actor_system.spawn(Echo)
+
+        @pytest.mark.anyio
+        async def test_of_anyio(own):
+            assert await own.ask("x") == "x"
+    """)
+    result.assert_outcomes(errors=1, passed=2)
+    result.stdout.fnmatch_lines(["*actor_system starts with the test itself: spawn actors in the*"])
