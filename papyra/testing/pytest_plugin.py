@@ -132,7 +132,7 @@ def pytest_pycollect_makeitem(
     if (
         collector.config.pluginmanager.has_plugin("anyio")
         and collector.istestfunction(obj, name)
-        and "actor_system" in inspect.signature(obj).parameters  # type: ignore[arg-type]
+        and _names_a_system(obj)
         and not _is_of_another_plugin(collector, obj)
     ):
         pytest.mark.usefixtures("anyio_backend")(obj)
@@ -148,13 +148,26 @@ def _is_of_another_plugin(collector: pytest.Module | pytest.Class, obj: object) 
     others = {each for each in ("asyncio", "trio") if config.pluginmanager.has_plugin(each)}
     if marks & {"anyio", *others}:
         return "anyio" not in marks
-    if config.getini("anyio_mode") == "auto" or config.getoption("anyio_mode", None) == "auto":
+    if _is_auto(config, "anyio_mode"):
         return False
-    mode = "asyncio_mode"
     return ("trio" in others and bool(config.getini("trio_mode"))) or (
-        "asyncio" in others
-        and str(config.getoption(mode, None) or config.getini(mode)).endswith("auto")
+        "asyncio" in others and _is_auto(config, "asyncio_mode")
     )
+
+
+def _is_auto(config: pytest.Config, mode: str) -> bool:
+    try:
+        said = config.getoption(mode, None) or config.getini(mode)
+    except ValueError:  # a version that has no such mode
+        return False
+    return getattr(said, "value", said) == "auto"
+
+
+def _names_a_system(obj: object) -> bool:
+    try:
+        return callable(obj) and "actor_system" in inspect.signature(obj).parameters
+    except ValueError:  # of what is not written in Python
+        return False
 
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)
