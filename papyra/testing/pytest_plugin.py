@@ -160,7 +160,7 @@ def _is_auto(config: pytest.Config, mode: str) -> bool:
         said = config.getoption(mode, None) or config.getini(mode)
     except ValueError:  # a version that has no such mode
         return False
-    return getattr(said, "value", said) == "auto"
+    return bool(getattr(said, "value", said) == "auto")
 
 
 def _names_a_system(obj: object) -> bool:
