@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import socket
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
@@ -12,7 +13,7 @@ from typing import Annotated, TypeAlias
 from cyclopts import Parameter
 
 from papyra.cli._errors import CommandFailed, NothingToDo, WrongUse
-from papyra.cli._output import progress
+from papyra.cli._output import progress, tell
 from papyra.conf import backend_from_url, settings
 from papyra.conf._urls import STORE_SCHEMES
 from papyra.persistence.backends.base import PersistenceBackend
@@ -24,6 +25,7 @@ __all__ = (
     "exists",
     "home_of",
     "is_of",
+    "is_writing",
     "name_of",
     "place_of",
     "reading",
@@ -126,12 +128,38 @@ def refuse_where_no_writer_can_be(backend: PersistenceBackend) -> None:
 
 def _written(place: Path, home: Path) -> list[Path]:
     """Return what a writer of a store has to be allowed to write."""
-    folder, lock_name, files = home, f"{place.name}.lock", [place]
+    files = [place]
     if place.is_dir():
-        folder, lock_name = place, ".lock"
         files = [path for path in place.iterdir() if _SEGMENT.fullmatch(path.name)]
-    lock = folder / lock_name
+    lock = _lock_of(place)
+    folder = place if place.is_dir() else home
     return [*(path for path in files if path.exists()), lock if lock.exists() else folder]
+
+
+def _lock_of(place: Path) -> Path:
+    return place / ".lock" if place.is_dir() else place.with_name(f"{place.name}.lock")
+
+
+def is_writing(place: Path, writer: str) -> bool:
+    """Return whether whoever is noted as the writer of a store has its lock, without taking it.
+
+    A note alone may be what a crash has left: of another host, as containers have a new one at each
+    start, or of a process whose number another one has now.
+    """
+    noted = re.fullmatch(r"process (\d+) on (.*)", writer)
+    if noted is None:
+        return True
+    try:
+        locks = [line.split() for line in Path("/proc/locks").read_text().splitlines()]
+    except OSError:
+        locks = []
+    if not locks:  # where the system does not say
+        return noted[2] == socket.gethostname()
+    real = place.resolve()
+    files = [path for path in (real, _lock_of(place), _lock_of(real)) if path.exists()]
+    wanted = {(noted[1], str(path.stat().st_ino)) for path in files}
+    held = {(lock[4], lock[5].rpartition(":")[2]) for lock in locks if len(lock) > 5}
+    return noted[2] == socket.gethostname() and bool(wanted & held)
 
 
 def home_of(place: Path) -> Path:
@@ -186,6 +214,8 @@ async def reading(name: str | None, what: str | None = None) -> AsyncIterator[Pe
             cache = None if place_of(backend) is None else _cache()
             reader = backend.reader(index_directory=cache, opening=opening)
             await stack.enter_async_context(reader)
+        if not backend.capabilities.durable and not reader.last_seq:
+            tell("a store in memory is in one process alone, and in this one it is empty", "dim")
         if not reader.last_seq and await _is_nothing(reader):
             raise CommandFailed(
                 f"there is no store at {name_of(backend)}: prefix and system_id say which"

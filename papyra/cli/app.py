@@ -148,7 +148,7 @@ def run(arguments: Sequence[str]) -> int:
         return INTERRUPTED
     except (CommandFailed, PapyraError, OSError) as error:
         return _fail(said_error(error), FAILED)
-    except Exception as error:  # noqa: BLE001 - where Python would print it, whatever is in it
+    except (Exception, BaseExceptionGroup) as error:  # noqa: BLE001 - as Python would print it raw
         return _crash(error)
 
 
@@ -200,7 +200,7 @@ def _fail(text: str, code: int) -> int:
     return code
 
 
-def _crash(error: Exception) -> int:
+def _crash(error: BaseException) -> int:
     """Say where a fault of this program's is, for those who mend it."""
     from papyra.cli._output import tell  # noqa: PLC0415 - it is seldom needed
 

@@ -34,6 +34,7 @@ from papyra.cli._store import (
     StoreName,
     backend_at,
     exists,
+    is_writing,
     name_of,
     place_of,
     reading,
@@ -308,8 +309,8 @@ async def _examine(
 ) -> PersistenceScanReport | None:
     """Scan as a start does, without its lock; `None` in mode ``ignore``, which does not look."""
     async with backend.reader() as reader:
-        writer = (await reader.summarize()).writer
-        if writer is not None and place_of(backend) is not None:
+        writer, place = (await reader.summarize()).writer, place_of(backend)
+        if writer is not None and place is not None and is_writing(place, writer):
             raise CommandFailed(
                 f"a system would not start: {writer} has {name_of(backend)} open, and one process "
                 "at a time writes to a store"

@@ -9,7 +9,6 @@ import hashlib
 import io
 import json
 import logging
-import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -17,10 +16,10 @@ from typing import Any
 from papyra.cli.app import run
 
 
-def listing(directory: Path) -> dict[str, tuple[object, ...]]:
+def listing(directory: Path | None) -> dict[str, tuple[object, ...]]:
     """Return everything in a directory: sizes, times, modes, contents."""
     found: dict[str, tuple[object, ...]] = {}
-    for path in [directory, *sorted(directory.rglob("*"))]:
+    for path in [] if directory is None else [directory, *sorted(directory.rglob("*"))]:
         stat = path.lstat()
         data = path.read_bytes() if path.is_file() else b""
         found[str(path)] = (
@@ -49,7 +48,7 @@ def carry_out(arguments: list[str]) -> dict[str, Any]:
 def main() -> None:
     """Carry out what standard input says; look at the directory `watched` before and after."""
     told = json.load(sys.stdin)
-    watched = Path(os.fsencode(told["watched"]).decode("utf-8", "surrogateescape"))
+    watched = told["watched"] and Path(told["watched"])
     for arguments in told["calls"]:
         before = listing(watched)
         done = carry_out(arguments)

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import re
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -992,6 +994,29 @@ def test_the_doctor_says_what_else_keeps_a_system_from_starting(
     done = papyra("doctor", f"{tmp_path}/file/journal/")
     assert done.code == 1
     assert "no directory" in one_line(done)
+
+
+@pytest.mark.parametrize(
+    "note",
+    [
+        {"pid": 1, "host": "a-container-of-before"},
+        {
+            "pid": os.getpid(),
+            "host": socket.gethostname(),
+        },  # another's number
+        {"pid": 2**30, "host": socket.gethostname()},
+    ],
+)
+def test_the_doctor_takes_no_note_of_a_crash_for_a_writer(
+    papyra: Command, file_store: Store, note: dict[str, Any]
+) -> None:
+    fill(file_store)
+    assert file_store.path is not None
+    path = file_store.path
+    lock = path / ".lock" if path.is_dir() else path.with_name(f"{path.name}.lock")
+    lock.write_text(json.dumps(note))
+    assert starts(copy_of(file_store, papyra.home), "fail_on_anomaly")
+    assert papyra("doctor", file_store.name).code == 0
 
 
 def test_the_doctor_is_called_before_there_is_a_store(papyra: Command, store: Store) -> None:

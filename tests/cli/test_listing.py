@@ -179,36 +179,6 @@ def seqs(records: Sequence[Record]) -> list[int]:
     return [record.seq or 0 for record in records]
 
 
-#: Carries out many command lines in one process, so that many fit into a second.
-MANY = """
-import contextlib, io, json, sys
-from papyra.cli.app import run
-
-results = []
-for arguments in json.load(sys.stdin):
-    out, err = (io.TextIOWrapper(io.BytesIO(), "utf-8", newline="") for _ in range(2))
-    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-        code = run(arguments)
-        out.flush(), err.flush()
-    results.append([code, *(each.buffer.getvalue().decode() for each in (out, err))])
-json.dump(results, sys.stdout)
-"""
-
-
-def many(papyra: Command, calls: Sequence[Sequence[str]]) -> list[Done]:
-    done = subprocess.run(
-        [sys.executable, "-c", MANY],
-        input=json.dumps(calls),
-        check=True,
-        stdout=subprocess.PIPE,
-        text=True,
-        env=papyra.environment({}),
-        cwd=papyra.home,
-        timeout=PATIENCE,
-    )
-    return [Done(*each) for each in json.loads(done.stdout)]
-
-
 # What is listed
 
 
@@ -256,7 +226,7 @@ def test_options_together_select_what_each_of_them_says(
     papyra: Command, stores: Stores, command: str
 ) -> None:
     cases = list(combinations(command))
-    results = many(papyra, [[command, stores.plain.name, *options] for options, _ in cases])
+    results = papyra.many([[command, stores.plain.name, *options] for options, _ in cases])
     for (options, wanted), done in zip(cases, results, strict=True):
         as_json = wanted.pop("json", False)
         expected = selected(command, **wanted)
@@ -278,7 +248,7 @@ def test_a_type_that_is_empty_selects_what_has_no_type(papyra: Command, stores: 
         for command in ("events", "dead-letters")
         for option in ("--type", "--actor")
     ]
-    for done in many(papyra, calls):
+    for done in papyra.many(calls):
         assert (done.code, done.out) == (0, "")
         assert "there is, for example," in done.err
 
@@ -287,8 +257,7 @@ def test_a_time_is_counted_back_from_now(papyra: Command, tmp_path: Path) -> Non
     now = datetime.now(UTC).timestamp()
     store = new_store("json", tmp_path, RedisServer(any_binary()))
     store.append(*(event(n, timestamp=now - age) for n, age in enumerate((7500, 3900, 60, -600))))
-    since, between, until = many(
-        papyra,
+    since, between, until = papyra.many(
         [
             ["events", store.name, "--since", "1h30m"],
             ["events", store.name, "--since", "2h", "--until", "0s"],
@@ -319,7 +288,7 @@ def test_what_makes_no_sense_is_wrong_use_and_lists_nothing(
     papyra: Command, options: list[str], said: str
 ) -> None:
     # Before anybody looks for the store.
-    for done in many(papyra, [[name, "nowhere.ndjson", *options] for name in COMMANDS]):
+    for done in papyra.many([[name, "nowhere.ndjson", *options] for name in COMMANDS]):
         assert (done.code, done.out) == (2, "")
         [line] = done.err.splitlines()
         assert line.startswith("error: ")
@@ -493,7 +462,7 @@ def test_output_goes_to_a_file_in_the_form_that_its_name_says(
     (tmp_path / "list.txt").write_text("something longer " * 10_000)
     calls = [[command, stores.plain.name, "--output", name, "-n", "7"] for name in names]
     calls[-1] += ["--json"]
-    for done in many(papyra, calls):
+    for done in papyra.many(calls):
         assert (done.code, done.out) == (0, "")
     expected = selected(command, limit=7)
     for name in names[:2]:
