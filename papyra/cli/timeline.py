@@ -127,9 +127,11 @@ async def _read(
 ) -> Lives:
     async with reading(store) as backend:
         lives = await read_lives(backend, name_of(backend), since, until, actor)
-        if not lives.lives and (actor, since, until) != (None, None, None):
-            request = Read("event", actor=actor, since=since, until=until)
+        request = Read("event", actor=actor, since=since, until=until)
+        if not lives.lives and request != Read("event"):
             tell(await why_nothing(backend, request, below=True), "dim")
+        elif not lives.lives and is_terminal():
+            tell("no actor's life is recorded there", "dim")
         return lives
 
 
@@ -143,7 +145,6 @@ def _most_eventful(lives: list[Life], limit: int | None) -> list[Life]:
 
 def _show(lives: Lives) -> None:
     if not lives.lives:
-        tell("no actor's life is recorded there, or none of that", "dim")
         return
     width = console().width if is_terminal() else _PIPED_WIDTH
     marks = _MARKS if has_unicode() else _ASCII_MARKS

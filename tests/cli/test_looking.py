@@ -445,7 +445,8 @@ def test_a_timeline_has_a_lane_for_each_actor_with_its_steps(papyra: Command, sh
 def test_a_timeline_selects_by_time_and_by_actor(papyra: Command, shop: Store) -> None:
     def actors(*options: object) -> list[str]:
         done = papyra("timeline", shop.name, "--json", *options)
-        assert (done.code, done.err) == (0, "")
+        assert done.code == 0
+        assert ("did you mean shop/printer" in done.err) == ("shop/print" in options)
         return [json.loads(line)["actor"] for line in done.lines]
 
     assert actors() == LANES
