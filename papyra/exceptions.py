@@ -25,6 +25,7 @@ __all__ = (
     "NoChildrenNow",
     "PapyraError",
     "PersistenceError",
+    "PositionsExhausted",
     "SettingsError",
     "StoreAccessDenied",
     "StoreDamaged",
@@ -198,6 +199,10 @@ class StoreDamaged(PersistenceError):
         super().__init__(message)
         #: the `PersistenceScanReport`
         self.report = report
+
+
+class PositionsExhausted(StoreError):
+    """The store has no positions left for what was to be appended. Nothing was stored."""
 
 
 class StoreUnavailable(StoreError):

@@ -29,6 +29,7 @@ LAYERS: list[set[str]] = [
     {"persistence.backends.verbs"},
     {"persistence.backends.base"},
     {f"persistence.backends.{name}" for name in ("_line", "_disk", "_thread", "_asyncio")},
+    {"persistence.backends._torn"},
     {"persistence.backends._index", "persistence.backends._walk"},
     {"persistence.backends._recall"},
     {"persistence.backends._file"},

@@ -55,6 +55,7 @@ _MEANINGS: dict[AnomalyKind, str] = {
     "torn": "a write that did not come to its end, as a crash leaves it; it was never acknowledged",
     "corrupt": "bytes that are no record: this one is lost",
     "checksum": "a record that was changed after it was written: this one is lost",
+    "line_ending": "a newline that an editor or a transfer has changed: the record is still there",
     "wrong_fields": "an entry that somebody else has put there",
     "unknown_kind": "a record that a newer version has written; it is kept",
     "gap": "records that were acknowledged and are not there any more",
@@ -64,7 +65,7 @@ _MEANINGS: dict[AnomalyKind, str] = {
 }
 
 #: Anomalies with which no record is lost.
-_NO_LOSS = frozenset({"torn", "unknown_kind", "foreign_file"})
+_NO_LOSS = frozenset({"torn", "line_ending", "unknown_kind", "foreign_file"})
 #: How many anomalies somebody reads.
 _ON_TERMINAL = 200
 
@@ -236,6 +237,8 @@ def _plan(kind: AnomalyKind, config: PersistenceRecoveryConfig) -> str:
             return "what is missing is written down as gone: it can't be brought back"
         case "unknown_kind":
             return "it is kept as it is"
+        case "line_ending":
+            done = "the line is written anew"
         case "foreign_file":
             where = f"to {config.quarantine_dir}" if config.quarantine_dir else "beside the store"
             return f"it is moved {where}" if aside else "it is left where it is"

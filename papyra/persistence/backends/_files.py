@@ -128,7 +128,13 @@ class FilePersistence(PersistenceBackend):
     async def _append(self, batch: Batch) -> None:
         self._must_write()
         claim, timeout = Claim(), self._call_timeout
+        # Whatever fails: which positions are given, the journal knows.
+        self._prepared = False
         await self._run(self._write_batch, batch, claim, timeout=timeout, claim=claim)
+        self._prepared = True
+
+    async def _prepare(self) -> int:
+        return await self._run(lambda: self._journal.last_seq, timeout=self._call_timeout)
 
     async def _flush(self) -> None:
         if not self._journal.read_only:

@@ -9,7 +9,6 @@ from collections.abc import Iterator, Sequence
 from itertools import accumulate, chain
 from typing import Any, Literal, NamedTuple, TypeAlias
 
-from papyra.persistence.backends._line import head_length
 from papyra.persistence.records import KINDS, Kind, Record, kind_of
 
 __all__ = ("Block", "SparseIndex", "Totals")
@@ -102,11 +101,11 @@ class SparseIndex(Totals):
         first_seq: int,
         records: Sequence[Record],
         lengths: Sequence[int],
-        extra: int = 0,
+        sizes: Sequence[int],
     ) -> None:
-        """Take in a run of lines, numbered without a gap; `lengths` are their bytes.
+        """Take in a run of lines, numbered without a gap.
 
-        `extra` bytes in the first of them say which line it follows.
+        `lengths` are the bytes of the lines, `sizes` those of their records.
         """
         starts = list(accumulate(lengths, initial=offset))
         position, count = 0, len(records)
@@ -114,18 +113,14 @@ class SparseIndex(Totals):
             self._reach(starts[position], first_seq + position)
             limit = self._offsets[-1] + self.block_bytes
             stop = bisect_left(starts, limit, position + 1, count)
-            part = records[position:stop]
-            seqs = range(first_seq + position, first_seq + stop)
+            part, sized = records[position:stop], sizes[position:stop]
             if len(set(map(type, part))) == 1:
                 times = [record.timestamp for record in part]
-                size = starts[stop] - starts[position] - _heads(seqs) - extra
-                self._take(kind_of(part[0]), len(part), size, min(times), max(times))
+                self._take(kind_of(part[0]), len(part), sum(sized), min(times), max(times))
             else:
-                for seq, record, length in zip(seqs, part, lengths[position:stop], strict=True):
-                    time, size = record.timestamp, length - head_length(seq) - extra
-                    self._take(kind_of(record), 1, size, time, time)
-                    extra = 0
-            position, extra = stop, 0
+                for record, size in zip(part, sized, strict=True):
+                    self._take(kind_of(record), 1, size, record.timestamp, record.timestamp)
+            position = stop
 
     def add_block(self, block: Block) -> None:
         """Take in a whole block of another file's index, moved to where its lines are now."""
@@ -262,10 +257,3 @@ class SparseIndex(Totals):
             for content in _CONTENTS:
                 columns[content] = columns[content][::2]
         self._offsets, self._first_seqs = self._offsets[::2], self._first_seqs[::2]
-
-
-def _heads(seqs: range) -> int:
-    """Return by how much the lines of these records are longer than the records are."""
-    if len(str(seqs[0])) == len(str(seqs[-1])):
-        return len(seqs) * head_length(seqs[0])
-    return sum(map(head_length, seqs))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import re
 import shutil
@@ -13,7 +14,7 @@ from pathlib import Path
 from papyra.persistence.backends._disk import Disk, FileLock
 from papyra.persistence.backends._file import JournalFile
 from papyra.persistence.backends._index import Totals
-from papyra.persistence.backends._journal import Mended
+from papyra.persistence.backends._journal import Mended, Told
 from papyra.persistence.backends._line import Line, head_length, parse_lines, tombstone
 from papyra.persistence.backends._recall import Recall
 from papyra.persistence.backends._rewrite import (
@@ -138,6 +139,7 @@ class Segments:
         #: segments that a compaction had removed, and somebody has put there again
         self._put_back: list[Path] = []
         self._records_in_last = 0
+        self._told = Told()
         #: whether a segment followed the last one, and is not there any more
         self._end_is_missing = False
 
@@ -254,6 +256,7 @@ class Segments:
         """
         first_seq, records, encoded = batch.first_seq, batch.records, batch.encoded
         self._remove_leftovers()
+        told = self._told.before(batch, self.last_seq)
         last = segment = self._segments[-1]
         begun: list[Segment] = []
         in_last = self._records_in_last
@@ -273,28 +276,42 @@ class Segments:
                     first_seq + start,
                     records[start:stop],
                     encoded[start:stop],
+                    told=told,
                     sync=sync or more_follows,
                 )
                 in_last += stop - start
+            following = [*self._segments, *begun] if begun else self._segments
             claim()
-        except OSError:
-            for unused in begun:
-                unused.unload()
-            # The newest first: what is left of them always follows upon what was there before.
-            self._leftovers = [unused.path for unused in reversed(begun)]
-            with contextlib.suppress(OSError):
-                self._remove_leftovers()
-            last.discard(cut=not self._leftovers)
+        except BaseException:
+            self._take_back(last, begun)
             raise
         for part in (last, *begun):
             part.accept()
-        self._records_in_last = in_last
-        for before, after in zip((last, *begun), begun, strict=False):
-            before.through = after.base
-            before.write_down()
-            before.unload()
-            self._segments.append(after)
+        self._records_in_last, self._segments = in_last, following
+        if begun:
             self._end_is_missing = False
+            self._seal(last, *begun)
+
+    def _take_back(self, last: Segment, begun: Sequence[Segment]) -> None:
+        """Let nothing be left of what an append has written, as far as that can be had."""
+        for unused in begun:
+            unused.unload()
+        # The newest first: what is left of them always follows upon what was there before.
+        self._leftovers = [unused.path for unused in reversed(begun)]
+        with contextlib.suppress(OSError):
+            self._hide_leftovers()
+            if begun:
+                self.disk.sync_directory(self.path)
+        last.discard(cut=all(path.suffix == ".new" for path in self._leftovers))
+
+    def _seal(self, *segments: Segment) -> None:
+        """Close the segments but the last; the others are followed by the next."""
+        for before, after in itertools.pairwise(segments):
+            before.through = after.base
+        for before in segments[:-1]:
+            with contextlib.suppress(MemoryError):  # it need not be written down
+                before.write_down()
+            before.unload()
 
     def _parts(
         self, records: Sequence[Record], encoded: Sequence[bytes]
@@ -302,7 +319,7 @@ class Segments:
         """Yield what goes together: from where, to where, and whether into a new segment."""
         limits, last = self._limits, self._segments[-1]
         size, count = last.end, self._records_in_last
-        head = head_length(self.last_seq + len(records))
+        head = head_length(self.last_seq + len(records), len(records) - 1)
         is_new = self._end_is_missing
         if (
             limits.max_age is None
@@ -328,6 +345,18 @@ class Segments:
                 start, is_new = position, True
                 size, count, oldest, newest = len(data) + head, 1, time, time
         yield start, len(records), is_new
+
+    def _hide_leftovers(self) -> None:
+        """Remove what counts for nothing, or give it a name that says so."""
+        left = []
+        for path in self._leftovers:
+            try:
+                self.disk.remove(path)
+            except OSError:
+                hidden = path.with_name(path.name + ".new")
+                self.disk.replace(path, hidden)
+                left.append(hidden)
+        self._leftovers = left
 
     def _remove_leftovers(self) -> None:
         while self._leftovers:
