@@ -17,10 +17,11 @@ this tells what it kept from what was acknowledged, and damaged later.
 
 from __future__ import annotations
 
+import itertools
 import re
 from array import array
+from bisect import bisect_right
 from collections.abc import Iterator, Sequence
-from itertools import count
 from sys import byteorder
 from zlib import crc32
 
@@ -73,6 +74,9 @@ _ENDING = re.compile(rb"[\r \t]*\n?|\0")
 _CRC, _CRC_END, _CHECKED = 8, 16, 18
 #: What is before and behind the checksum of a line of this version.
 OPENING, _VERSION = b'{"crc":"', b'","v":%d,' % VERSION
+
+#: How often the bytes of what should be one line are looked at for lines with others in them.
+_LOOKED_AT = 8
 
 #: How a record's own fields begin.
 _KIND = b'"kind"'
@@ -161,7 +165,7 @@ def make_lines(
     else:
         checked = [
             b'"v":1,"seq":%d,"with":%d,%b' % (seq, before, record[1:])
-            for before, seq, record in zip(count(together), seqs, records, strict=False)
+            for before, seq, record in zip(itertools.count(together), seqs, records, strict=False)
         ]
     lines = [
         b'{"crc":"%08x",%b\n' % pair for pair in zip(map(crc32, checked), checked, strict=True)
@@ -256,15 +260,11 @@ def parse_lines(data: bytes, offset: int, *, is_end: bool = False) -> Iterator[L
 
 
 def _parse_odd(data: bytes, offset: int, *, is_end: bool) -> Iterator[Line | BadLine]:
-    """Yield the lines in what should have been one, and what is between them.
-
-    Each byte is looked at a few times at most, however many lines seem to begin here.
-    """
+    """Yield the lines in what should have been one, and what is between them."""
     bad, found = 0, False
-    heads = list(START.finditer(data))
-    for number, head in enumerate(heads):
-        start = head.start()
-        stop = heads[number + 1].start() if number + 1 < len(heads) else len(data)
+    for start, stop in _extents(data):
+        if start < bad:
+            continue
         end = data.rfind(b"}", start, stop) + 1
         ending = data[end:stop]
         if not end or _ENDING.fullmatch(ending) is None:
@@ -279,6 +279,25 @@ def _parse_odd(data: bytes, offset: int, *, is_end: bool) -> Iterator[Line | Bad
             bad, found = stop, True
     if bad < len(data):
         yield _parse_bad(data[bad:], offset + bad)
+
+
+def _extents(data: bytes) -> Iterator[tuple[int, int]]:
+    """Yield where lines may begin and end that are not parted by newlines.
+
+    One ends where the next begins, or, as there may be lines within a payload, a few further. In
+    all, each byte is in a few of these extents at most, however many lines seem to begin.
+    """
+    heads = [head.start() for head in HEAD.finditer(data)]
+    outer = [head.start() for head in START.finditer(data)]
+    heads.append(len(data))
+    outer.append(len(data))
+    left = _LOOKED_AT * len(data)
+    for start, stop in itertools.pairwise(heads):
+        yield start, stop
+        further = outer[bisect_right(outer, start)]
+        if further > stop and left > 0:
+            left -= further - start
+            yield start, further
 
 
 def parse_whole(data: bytes, offset: int = 0, ending: bytes = b"\n") -> Line | None:

@@ -34,7 +34,8 @@ from papyra.persistence.reports import PersistenceAnomaly, PersistenceRecoveryCo
 
 __all__ = ("SegmentLimits", "Segments")
 
-_NAME = re.compile(r"(\d{20})\.(ndjson|ndjson\.new|index)")
+# A position has 14 digits at most.
+_NAME = re.compile(r"(?!0{20})(0{6}\d{14})\.(ndjson|ndjson\.new|index)", re.ASCII)
 #: No tombstone is longer.
 _TOMBSTONE_BYTES = 200
 #: How many sealed segments are kept open, with their indexes.
@@ -78,7 +79,8 @@ class Segment(JournalFile):
 
     def _read_through(self, advance: Advance | None = None) -> None:
         about = self._known()
-        self._index = None if about is None else about.index(self.disk)
+        through = self.through or 0
+        self._index = None if about is None else about.index(self.disk, self.base, through)
         if about is None or self._index is None:
             super()._read_through(advance)
             self.write_down()
@@ -217,7 +219,9 @@ class Segments:
             if segments:
                 segments[-1].through = base
             segments.append(segment)
-            if through := _buried_by(segment):
+            # Another one follows those that it stands for; or it says what can't be.
+            through = _buried_by(segment)
+            if 0 < through <= bases[-1]:
                 buried, buried_at = through, segment.path.stat().st_ctime_ns
         return segments
 
@@ -442,8 +446,11 @@ class Segments:
         found = self.scan()
         anomalies, mended_through = found.anomalies, set[int | None]()
         aside = name_aside(self.path, Path(config.quarantine_dir or self.path.parent))
+        by_place: dict[str | None, list[PersistenceAnomaly]] = {}
+        for anomaly in anomalies:
+            by_place.setdefault(anomaly.location, []).append(anomaly)
         for segment in self._segments:
-            here = [a for a in anomalies if a.location == str(segment.path)]
+            here = by_place.get(str(segment.path), [])
             # A line of another segment is not kept in this one, but it is not thrown away either.
             strays = any(a.seq is not None and not segment.belongs(a.seq) for a in here)
             if here and (strays or config.mode == "quarantine"):
@@ -527,7 +534,7 @@ class Segments:
 def _buried_by(segment: Segment) -> int:
     """Return up to where a segment that holds a tombstone alone stands for others; or 0."""
     if segment.path.stat().st_size <= _TOMBSTONE_BYTES:
-        lines = list(parse_lines(segment.path.read_bytes(), 0))
+        lines = list(parse_lines(segment.path.read_bytes(), 0, is_end=True))
         if len(lines) == 1 and isinstance(lines[0], Line) and lines[0].is_tombstone:
             return lines[0].seq
     return 0

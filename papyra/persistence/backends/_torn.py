@@ -76,6 +76,8 @@ class Remains:
     def _has_only_holes(self, part: BadLine, start: int, *, at_end: bool) -> bool:
         """Return whether zeros explain why these bytes are no line."""
         data, position = part.data, 0
+        if at_end and len(data) < _SHORTEST and data.startswith(OPENING[: len(data)]):
+            return True  # too short for any line, whatever was done to it
         for hole in _HOLE.finditer(data):
             begin, end = part.offset + hole.start(), part.offset + hole.end()
             to_the_end = at_end and hole.end() == len(data)
