@@ -19,7 +19,7 @@ from papyra.persistence.startup import check_store
 from tests.persistence.power import PoweredDisk, State
 
 #: Programs, each with another seed; more of them for a long run.
-RUNS = int(os.environ.get("PAPYRA_POWER_CUTS", "2"))
+RUNS = int(os.environ.get("PAPYRA_POWER_CUTS", "1"))
 #: States that are taken after each call, and of all of them looked at.
 STATES, LOOKED_AT = 6, 120
 

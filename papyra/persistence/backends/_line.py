@@ -76,7 +76,7 @@ _CRC, _CRC_END, _CHECKED = 8, 16, 18
 OPENING, _VERSION = b'{"crc":"', b'","v":%d,' % VERSION
 
 #: How often the bytes of what should be one line are looked at for lines with others in them.
-_LOOKED_AT = 8
+_LOOKED_AT = 3
 
 #: How a record's own fields begin.
 _KIND = b'"kind"'
@@ -287,6 +287,8 @@ def _extents(data: bytes) -> Iterator[tuple[int, int]]:
     One ends where the next begins, or, as there may be lines within a payload, a few further. In
     all, each byte is in a few of these extents at most, however many lines seem to begin.
     """
+    if OPENING not in data:
+        return
     heads = [head.start() for head in HEAD.finditer(data)]
     outer = [head.start() for head in START.finditer(data)]
     heads.append(len(data))
@@ -320,7 +322,9 @@ def _parse_bad(data: bytes, offset: int) -> BadLine:
     head = HEAD.match(data)
     place = head or _PLACE.search(data, 0, _PLACE_END)
     seq = after = None
-    claim = max([int(start["seq"]) for start in START.finditer(data)], default=0)
+    claim = 0
+    if OPENING in data:
+        claim = max([int(start["seq"]) for start in START.finditer(data)], default=0)
     if place is not None:
         seq = int(place["seq"])
         after = seq - 1 if place["after"] is None else int(place["after"])

@@ -100,7 +100,7 @@ class Remains:
             return True
         if not start or HEAD.match(piece):
             return self._is_beginning(piece)
-        return not _CONTROL.search(piece) and not START.search(piece)
+        return not _CONTROL.search(piece) and not _has_start(piece)
 
     def _is_beginning(self, piece: bytes) -> bool:
         """Return whether a line that was being written can begin like this."""
@@ -114,12 +114,17 @@ class Remains:
         end = _end_of_object(piece)
         if end is not None:
             return end == len(piece) and parse_whole(piece + b"\n") is not None
-        return not _CONTROL.search(piece) and not START.search(piece, 1)
+        return not _CONTROL.search(piece) and not _has_start(piece, 1)
 
     def _can_follow(self, head: re.Match[bytes]) -> bool:
         seq, after, together = int(head["seq"]), head["after"], int(head["together"] or 0)
         follows = after is not None and int(after) == self._last_seq
         return seq > self._last_seq and (follows or seq - together - 1 <= self._last_seq)
+
+
+def _has_start(data: bytes, position: int = 0) -> bool:
+    """Return whether a line seems to begin somewhere, from `position` on."""
+    return data.find(OPENING, position) >= 0 and START.search(data, position) is not None
 
 
 def _end_of_object(data: bytes) -> int | None:
