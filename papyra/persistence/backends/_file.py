@@ -51,11 +51,12 @@ _HARMLESS = frozenset({"torn", "unknown_kind"})
 
 
 class _Written(NamedTuple):
-    """What was written, and how things are when it counts."""
+    """What was written, how things are when it counts, and how they were before."""
 
     run: Run
     end: int
     last_seq: int
+    before: tuple[int, int, int]
 
 
 class JournalFile:
@@ -95,6 +96,8 @@ class JournalFile:
         self._fd_lock = threading.Lock()
         #: what was written, and does not count yet
         self._written: _Written | None = None
+        #: what was written last, once it counts
+        self._accepted: _Written | None = None
         #: what counts, and is not in the index yet
         self._unindexed: list[Run] = []
         self._unindexed_records = 0
@@ -309,7 +312,9 @@ class JournalFile:
         data = b"".join(lines)
         # All that is needed later, as there may be no memory then.
         run = Run(self.end, first_seq, records, list(map(len, lines)), list(map(len, encoded)))
-        written = _Written(run, self.end + len(data), first_seq + len(records) - 1)
+        before = self.end, self.last_seq, self._tail_seq
+        written = _Written(run, self.end + len(data), first_seq + len(records) - 1, before)
+        self.keep()
         try:
             if not self._trusted:
                 self._open_anew()
@@ -323,11 +328,16 @@ class JournalFile:
             raise
         self._written = written
 
+    def keep(self) -> None:
+        """Let nothing of what counts by now be discarded any more: another append begins."""
+        self._accepted = None
+
     def accept(self) -> None:
         """Let what was written last count. It does not fail: somebody is told of it now."""
         if self._written is None:
             return
-        written, self._written = self._written, None
+        self._accepted = written = self._written
+        self._written = None
         follows = written.run.first_seq == self.last_seq + 1
         self.end, self.last_seq = written.end, written.last_seq
         self._tail_seq = written.last_seq
@@ -357,7 +367,14 @@ class JournalFile:
         self._unindexed_records = 0
 
     def discard(self, *, cut: bool = True) -> None:
-        """Let nothing count that was written and not accepted; and `cut` it off, if that works."""
+        """Let what was written last not count, or no more; and `cut` it off, if that works.
+
+        Nobody must have been told that it does.
+        """
+        if self._accepted is not None:
+            self.end, self.last_seq, self._tail_seq = self._accepted.before
+            self._accepted = None
+            self._forget_index()
         # The next write goes through a new descriptor.
         self._written, self._trusted, self._clean = None, False, False
         self._left_behind = True

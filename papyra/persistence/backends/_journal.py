@@ -176,10 +176,10 @@ class OneFile:
         file.write(batch.first_seq, batch.records, batch.encoded, told=told, sync=sync)
         try:
             claim()
+            file.accept()
         except BaseException:
             file.discard()
             raise
-        file.accept()
 
     def sync(self) -> None:
         """Return when everything is on the device."""

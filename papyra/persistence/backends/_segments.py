@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import itertools
 import os
 import re
 import shutil
@@ -261,7 +260,9 @@ class Segments:
         first_seq, records, encoded = batch.first_seq, batch.records, batch.encoded
         self._remove_leftovers()
         told = self._told.before(batch, self.last_seq)
-        last = segment = self._segments[-1]
+        segments = self._segments
+        last = segment = segments[-1]
+        last.keep()
         begun: list[Segment] = []
         in_last = self._records_in_last
         try:
@@ -284,17 +285,26 @@ class Segments:
                     sync=sync or more_follows,
                 )
                 in_last += stop - start
-            following = [*self._segments, *begun] if begun else self._segments
+            following = [*segments, *begun] if begun else segments
             claim()
+            for part in (last, *begun):
+                part.accept()
+            for before, after in zip((last, *begun), begun, strict=False):
+                before.through = after.base
+            self._records_in_last, self._segments = in_last, following
         except BaseException:
+            self._segments, last.through = segments, None
             self._take_back(last, begun)
             raise
-        for part in (last, *begun):
-            part.accept()
-        self._records_in_last, self._segments = in_last, following
         if begun:
             self._end_is_missing = False
-            self._seal(last, *begun)
+            with contextlib.suppress(MemoryError):  # it is stored, and the rest can be done later
+                self._write_down(last, *begun[:-1])
+
+    def _write_down(self, *sealed: Segment) -> None:
+        for segment in sealed:
+            segment.write_down()
+            segment.unload()
 
     def _take_back(self, last: Segment, begun: Sequence[Segment]) -> None:
         """Let nothing be left of what an append has written, as far as that can be had."""
@@ -307,15 +317,6 @@ class Segments:
             if begun:
                 self.disk.sync_directory(self.path)
         last.discard(cut=all(path.suffix == ".new" for path in self._leftovers))
-
-    def _seal(self, *segments: Segment) -> None:
-        """Close the segments but the last; the others are followed by the next."""
-        for before, after in itertools.pairwise(segments):
-            before.through = after.base
-        for before in segments[:-1]:
-            with contextlib.suppress(MemoryError):  # it need not be written down
-                before.write_down()
-            before.unload()
 
     def _parts(
         self, records: Sequence[Record], encoded: Sequence[bytes]
