@@ -201,7 +201,7 @@ class FilePersistence(PersistenceBackend):
     def _open_to_read(self) -> None:
         path = self._journal.path
         if self._opening is None or not path.is_file():
-            self._journal.open()
+            _undisturbed(self._journal.open)
             return
         advance = _Advance(self._opening, path.stat().st_size)
         self._journal.open(advance)
@@ -223,14 +223,17 @@ class FilePersistence(PersistenceBackend):
 
     def _look(self, look: Callable[[], ResultT]) -> ResultT:
         """Return what `look` does; a reader sees what another process has written until then."""
-        for _ in range(_LOOKS if self._journal.read_only else 0):
-            # A segment may be removed by a compaction between being found and being opened.
-            with contextlib.suppress(FileNotFoundError):
-                self._journal.refresh()
-                self._last_seq = self._journal.last_seq
-                return look()
-            time.sleep(_LOOK_AGAIN_AFTER)
-        return look()
+        if not self._journal.read_only:
+            return look()
+
+        def look_at_what_is_there() -> ResultT:
+            self._journal.refresh()
+            result = look()
+            self._journal.raise_if_rewritten()
+            self._last_seq = self._journal.last_seq
+            return result
+
+        return _undisturbed(look_at_what_is_there)
 
     def _read_page(self, request: Read) -> Page:
         return self._look(lambda: collect_page(request, self._candidates(request)))
@@ -384,6 +387,15 @@ class FilePersistence(PersistenceBackend):
 
     def _report(self, found: ScanResult) -> PersistenceScanReport:
         return PersistenceScanReport(self.name, found.records, found.bytes, tuple(found.anomalies))
+
+
+def _undisturbed(look: Callable[[], ResultT]) -> ResultT:
+    """Return what `look` does while no compaction removes or replaces files under its hands."""
+    for _ in range(_LOOKS - 1):
+        with contextlib.suppress(FileNotFoundError):
+            return look()
+        time.sleep(_LOOK_AGAIN_AFTER)
+    return look()
 
 
 class _Advance:

@@ -61,6 +61,10 @@ class Journal(Protocol):
         """Take in what another process has written since; for a reader."""
         ...
 
+    def raise_if_rewritten(self) -> None:
+        """Raise `FileNotFoundError` if files were replaced or removed since; for a reader."""
+        ...
+
     def close(self) -> None:
         """Close everything that is open."""
         ...
@@ -163,6 +167,9 @@ class OneFile:
     def refresh(self) -> None:
         """Take in what another process has written since."""
         self._file.refresh()
+
+    def raise_if_rewritten(self) -> None:
+        """Do nothing: a file that was replaced can be read to its end."""
 
     def close(self) -> None:
         """Close the file."""

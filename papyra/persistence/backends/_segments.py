@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import re
 import shutil
@@ -141,6 +142,8 @@ class Segments:
         self._put_back: list[Path] = []
         self._records_in_last = 0
         self._told = Told()
+        #: for a reader: which files the segments were when they were listed
+        self._listed: list[tuple[int, ...]] = []
         #: whether a segment followed the last one, and is not there any more
         self._end_is_missing = False
 
@@ -202,11 +205,13 @@ class Segments:
                 bases.append(int(match[1]) - 1)
             elif match is not None and match[2] == "ndjson.new":
                 self._leftovers.append(self.path / name)
+        found = [self._segment(base) for base in bases]
+        # Before any of them is looked into: what is replaced later is another one.
+        identities = self._identities(found) if self.read_only else []
         segments: list[Segment] = []
         buried, buried_at = 0, 0
         self._put_back = []
-        for base in bases:
-            segment = self._segment(base)
+        for base, segment in zip(bases, found, strict=True):
             if base < buried:
                 # What a tombstone stands for was to be removed, and maybe that did not come to its
                 # end. But if somebody has put it there since, it is not ours to remove.
@@ -222,6 +227,8 @@ class Segments:
             through = _buried_by(segment)
             if 0 < through <= bases[-1]:
                 buried, buried_at = through, segment.path.stat().st_ctime_ns
+        listed = dict(zip(bases, identities, strict=False))
+        self._listed = [listed[segment.base] for segment in segments] if listed else []
         return segments
 
     def refresh(self) -> None:
@@ -243,6 +250,23 @@ class Segments:
         if self._segments and not self._segments[-1].is_loaded:
             self._segments[-1].open()
         self._end_is_missing = bool(self._segments) and self._lacks_its_end()
+
+    def raise_if_rewritten(self) -> None:
+        """Raise `FileNotFoundError` if segments were replaced or removed since they were listed.
+
+        What was read then is of two states of the store. New segments may have followed.
+        """
+        if self._identities(self._segments) != self._listed:
+            raise FileNotFoundError(
+                errno.ENOENT, "segments are rewritten while they are read", str(self.path)
+            )
+
+    @staticmethod
+    def _identities(segments: Sequence[Segment]) -> list[tuple[int, ...]]:
+        """Return which files segments are, and when those that are sealed were changed."""
+        stats = [segment.path.stat() for segment in segments]
+        sealed = [(stat.st_ino, stat.st_mtime_ns) for stat in stats[:-1]]
+        return [*sealed, *((stat.st_ino,) for stat in stats[-1:])]
 
     def close(self) -> None:
         """Close everything that is open."""
