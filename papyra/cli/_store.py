@@ -11,7 +11,7 @@ from typing import Annotated, TypeAlias
 from cyclopts import Parameter
 
 from papyra.cli._errors import CommandFailed, NothingToDo, WrongUse
-from papyra.cli._output import progress
+from papyra.cli._output import progress, tell
 from papyra.conf import backend_from_url, settings
 from papyra.conf._urls import STORE_SCHEMES
 from papyra.persistence.backends.base import PersistenceBackend
@@ -130,6 +130,12 @@ async def reading(name: str | None, what: str | None = None) -> AsyncIterator[Pe
                 f"there is no store at {name_of(backend)}: prefix and system_id say which"
             )
         yield reader
+        if what is None and getattr(reader, "is_damaged", False):
+            tell(
+                f"{name_of(reader)} is damaged: what can't be read was passed over; "
+                f"papyra scan says where",
+                "bold red",
+            )
 
 
 async def _is_nothing(reader: PersistenceBackend) -> bool:

@@ -96,6 +96,11 @@ class FilePersistence(PersistenceBackend):
         return str(self._journal.path)
 
     @property
+    def is_damaged(self) -> bool:
+        """Whether damage has been seen by now, which reads pass over; only a scan sees all."""
+        return self._journal.is_damaged()
+
+    @property
     def _common(self) -> dict[str, Any]:
         """The arguments that a reader of the same journal shares."""
         return {
