@@ -382,9 +382,10 @@ class Segments:
             try:
                 self.disk.remove(path)
             except OSError:
-                hidden = path.with_name(path.name + ".new")
-                self.disk.replace(path, hidden)
-                left.append(hidden)
+                if path.exists():  # or it had not been made yet
+                    hidden = path.with_name(path.name + ".new")
+                    self.disk.replace(path, hidden)
+                    left.append(hidden)
         self._leftovers = left
 
     def _remove_leftovers(self) -> None:
