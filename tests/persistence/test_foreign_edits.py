@@ -89,6 +89,8 @@ EDITS: dict[str, Callable[[bytes], bytes]] = {
         b'"order_id":59', b'"order_id":1'
     ),
     "a closing brace lost": lambda data: data[:-2],
+    "an end cut off, and bytes that are no text": lambda data: data[:-2] + b"6\xdf\xf7U\xb2\xa7",
+    "an end cut off before a torn one": lambda data: torn(data[:-2])[: len(data) + 28],
     "UTF-16": lambda data: data.decode().encode("utf-16"),
     "UTF-16 LE": lambda data: data.decode().encode("utf-16-le"),
     "UTF-16 BE": lambda data: data.decode().encode("utf-16-be"),

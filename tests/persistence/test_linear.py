@@ -110,8 +110,8 @@ class Watched:
         self.work.bytes += (found.end() if found else stop) - start
         return found
 
-    def finditer(self, data: bytes) -> Any:
-        yield from self.pattern.finditer(data)
+    def finditer(self, data: bytes, start: int = 0) -> Any:
+        yield from self.pattern.finditer(data, start)
         self.work.bytes += len(data)
 
     def __getattr__(self, name: str) -> Any:

@@ -12,6 +12,7 @@ Nothing else is cut off. Where a line was changed, or its newline, somebody was 
 
 from __future__ import annotations
 
+import codecs
 import re
 
 from papyra.persistence.backends._line import (
@@ -36,6 +37,11 @@ _HOLE = re.compile(rb"\0+")
 _CONTROL = re.compile(rb"[\x00-\x1f]")
 #: Strings, the last of which may not have come to its end, and braces outside of them.
 _TOKEN = re.compile(rb'"(?:[^"\\]++|\\.)*+"?|[{}]')
+#: After which bytes a string may begin, or an object within another.
+_BEFORE = {
+    b'"': frozenset({b"{", b"[", b":", b",", b" "}),
+    b"{": frozenset({b"[", b":", b",", b" "}),
+}
 
 
 class Remains:
@@ -112,9 +118,9 @@ class Remains:
         if head is None or not self._can_follow(head):
             return False
         end = _end_of_object(piece)
-        if end is not None:
-            return end == len(piece) and parse_whole(piece + b"\n") is not None
-        return not _CONTROL.search(piece) and not _has_start(piece, 1)
+        if end is None:
+            return _can_go_on(piece)
+        return end == len(piece) and parse_whole(piece + b"\n") is not None
 
     def _can_follow(self, head: re.Match[bytes]) -> bool:
         seq, after, together = int(head["seq"]), head["after"], int(head["together"] or 0)
@@ -125,6 +131,26 @@ class Remains:
 def _has_start(data: bytes, position: int = 0) -> bool:
     """Return whether a line seems to begin somewhere, from `position` on."""
     return data.find(OPENING, position) >= 0 and START.search(data, position) is not None
+
+
+def _can_go_on(data: bytes) -> bool:
+    """Return whether an object that does not end may be one that was being written."""
+    if _CONTROL.search(data) or _has_start(data, 1) or not _is_text(data):
+        return False
+    return all(
+        data[token.start() - 1 : token.start()] in _BEFORE[token[0][:1]]
+        for token in _TOKEN.finditer(data, 1)
+        if token[0] != b"}"
+    )
+
+
+def _is_text(data: bytes) -> bool:
+    """Return whether it is UTF-8; the last character need not be there to its end."""
+    try:
+        codecs.getincrementaldecoder("utf-8")().decode(data)
+    except UnicodeDecodeError:
+        return False
+    return True
 
 
 def _end_of_object(data: bytes) -> int | None:
