@@ -31,8 +31,8 @@ class PersistenceStartupConfig(msgspec.Struct, frozen=True):
     """What a system does when it starts on a store that can be damaged.
 
     ``fail_on_anomaly`` scans, and does not start if anything is wrong. The one exception is a torn
-    end, which is what an ordinary crash leaves: nothing in it was ever acknowledged, so it is cut
-    off, with a warning in the log. ``recover`` recovers as `recovery` says, scans again, and starts
+    end, which is what an ordinary crash leaves of one append: nothing in it was ever acknowledged,
+    so it is cut off, with a warning in the log. ``recover`` recovers as `recovery` says, scans again, and starts
     if that helped. ``ignore`` does not look.
     """
 
