@@ -32,8 +32,8 @@ class PersistenceStartupConfig(msgspec.Struct, frozen=True):
 
     ``fail_on_anomaly`` scans, and does not start if anything is wrong. The one exception is a torn
     end, which is what an ordinary crash leaves of one append: nothing in it was ever acknowledged,
-    so it is cut off, with a warning in the log. ``recover`` recovers as `recovery` says, scans again, and starts
-    if that helped. ``ignore`` does not look.
+    so it is cut off, with a warning in the log. ``recover`` recovers as `recovery` says, scans
+    again, and starts if that helped. ``ignore`` does not look.
     """
 
     mode: Literal["ignore", "fail_on_anomaly", "recover"] = "fail_on_anomaly"

@@ -17,7 +17,7 @@ from papyra.persistence.backends._line import make_lines
 from papyra.persistence.backends.json import JsonFilePersistence
 from tests.actors import event
 
-LINES = make_lines(1, 0, codec.encode([event(n) for n in range(1, 500)]), None)
+LINES = make_lines(1, 0, codec.encode([event(n) for n in range(1, 500)]), 0)
 HEADS = [line[:45] for line in LINES]
 NESTED = b'{"crc":"12345678","v":1,"seq":7,"kind":"event","payload":'
 

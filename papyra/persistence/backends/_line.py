@@ -10,9 +10,10 @@ a recovery took that out, ``"after":9`` follows ``seq`` and says which one it is
 torn, changed, lost or doubled can be told from its neighbours. A line with ``"kind":"tombstone"``
 holds no record: it stands for those up to its ``seq``, which were taken out.
 
-``"with":3`` says that nobody had been told of the three positions before it when it was written: it
-is of the same append. A crash of the machine may keep any blocks of an append, and lose any others;
-this tells what it kept from what was acknowledged, and damaged later.
+An ``after`` that is not before ``seq`` says how many positions before it were written together with
+it: three in line 17 that has ``"after":20``. Nobody had been told of them then. A crash of the
+machine may keep any blocks of an append, and lose any others; this tells what it kept from what was
+acknowledged, and damaged later.
 """
 
 from __future__ import annotations
@@ -46,6 +47,7 @@ __all__ = (
     "make_lines",
     "parse_lines",
     "parse_whole",
+    "place_of",
     "record_sizes",
     "tombstone",
 )
@@ -55,10 +57,7 @@ VERSION = 1
 
 # A position has 14 digits at most (`MAX_SEQ`): what claims another one is no line of ours.
 _SEQ = rb"[1-9][0-9]{0,13}"
-_PLACE = re.compile(
-    rb'"seq":(?P<seq>%b),(?:"after":(?P<after>0|%b),)?(?:"with":(?P<together>%b),)?'
-    % (_SEQ, _SEQ, _SEQ)
-)
+_PLACE = re.compile(rb'"seq":(?P<seq>%b),(?:"after":(?P<after>0|%b),)?' % (_SEQ, _SEQ))
 #: Bytes within which the place of a record is said.
 _PLACE_END = 80
 #: What comes before the record's own fields.
@@ -156,16 +155,23 @@ def make_lines(
 ) -> list[bytes]:
     """Return a line for each encoded record; the first of them follows line `after`.
 
-    `told` is the last position that was acknowledged: by default, the one before the first.
+    `told` is the last position that was acknowledged; without it, they don't say that they are
+    written together.
     """
     together = 0 if told is None else first_seq - told - 1
+    if told is not None and not _has_room(first_seq, len(records), together):
+        told, together = None, 0
     seqs = range(first_seq, first_seq + len(records))
-    if len(records) == 1 and not together:
-        checked = [b'"v":1,"seq":%d,%b' % (first_seq, records[0][1:])]
-    else:
+    if told is None or (len(records) == 1 and not together):
         checked = [
-            b'"v":1,"seq":%d,"with":%d,%b' % (seq, before, record[1:])
-            for before, seq, record in zip(itertools.count(together), seqs, records, strict=False)
+            b'"v":1,"seq":%d,%b' % (seq, record[1:])
+            for seq, record in zip(seqs, records, strict=True)
+        ]
+    else:
+        marks = itertools.count(first_seq + together, 2)
+        checked = [
+            b'"v":1,"seq":%d,"after":%d,%b' % (seq, mark, record[1:])
+            for mark, seq, record in zip(marks, seqs, records, strict=False)
         ]
     lines = [
         b'{"crc":"%08x",%b\n' % pair for pair in zip(map(crc32, checked), checked, strict=True)
@@ -173,6 +179,11 @@ def make_lines(
     if len(lines) > 1 or after != first_seq - 1:
         lines[0] = _make_line(first_seq, after, records[0], VERSION, together)
     return lines
+
+
+def _has_room(first_seq: int, count: int, together: int) -> bool:
+    """Return whether numbers are long enough to say what was written together."""
+    return first_seq + together + 2 * count < 10**14
 
 
 def tombstone(seq: int, after: int) -> bytes:
@@ -184,8 +195,8 @@ def _make_line(seq: int, after: int, record: bytes, version: int, together: int 
     place = b'"v":%d,"seq":%d,' % (version, seq)
     if after != seq - 1:
         place += b'"after":%d,' % after
-    if together:
-        place += b'"with":%d,' % together
+    elif together:
+        place += b'"after":%d,' % (seq + together)
     checked = place + record[1:]
     return b'{"crc":"%08x",%b\n' % (crc32(checked), checked)
 
@@ -194,7 +205,7 @@ def head_length(seq: int, together: int = 0) -> int:
     """Return how much longer than its record a line of this version is that follows ``seq - 1``."""
     place = b'"v":1,"seq":%d,' % seq
     if together:
-        place += b'"with":%d,' % together
+        place += b'"after":%d,' % (seq + together)
     return _CHECKED + len(place)  # and a newline, but for the brace
 
 
@@ -307,15 +318,19 @@ def parse_whole(data: bytes, offset: int = 0, ending: bytes = b"\n") -> Line | N
     head = HEAD.match(data)
     if head is None or not data.endswith(b"\n"):
         return None
-    crc, version, seq, after, together = head.group("crc", "version", "seq", "after", "together")
-    if crc32(data[_CHECKED:-1]) != int(crc, 16):
+    if crc32(data[_CHECKED:-1]) != int(head["crc"], 16):
         return None
-    number = int(seq)
-    before = number - 1 if after is None else int(after)
-    others = int(together or 0)
-    if before >= number or others >= number:
+    seq, after, together = place_of(head)
+    if together >= seq:
         return None
-    return Line(int(version), number, before, offset, data, head.end(), others, ending)
+    return Line(int(head["version"]), seq, after, offset, data, head.end(), together, ending)
+
+
+def place_of(head: re.Match[bytes]) -> tuple[int, int, int]:
+    """Return the position that is said, the one of the line before, and how many go with it."""
+    seq, said = int(head["seq"]), head["after"]
+    after = seq - 1 if said is None else int(said)
+    return (seq, seq - 1, after - seq) if after >= seq else (seq, after, 0)
 
 
 def _parse_bad(data: bytes, offset: int) -> BadLine:
@@ -326,8 +341,7 @@ def _parse_bad(data: bytes, offset: int) -> BadLine:
     if OPENING in data:
         claim = max([int(start["seq"]) for start in START.finditer(data)], default=0)
     if place is not None:
-        seq = int(place["seq"])
-        after = seq - 1 if place["after"] is None else int(place["after"])
+        seq, after, _ = place_of(place)
         claim = max(claim, seq)
     if head is None:
         return BadLine("corrupt", _said(data), offset, data, seq, after, claim)

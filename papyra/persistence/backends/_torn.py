@@ -22,6 +22,7 @@ from papyra.persistence.backends._line import (
     BadLine,
     Line,
     parse_whole,
+    place_of,
     tombstone,
 )
 
@@ -123,9 +124,9 @@ class Remains:
         return end == len(piece) and parse_whole(piece + b"\n") is not None
 
     def _can_follow(self, head: re.Match[bytes]) -> bool:
-        seq, after, together = int(head["seq"]), head["after"], int(head["together"] or 0)
-        follows = after is not None and int(after) == self._last_seq
-        return seq > self._last_seq and (follows or seq - together - 1 <= self._last_seq)
+        seq, after, together = place_of(head)
+        told = seq - together - 1
+        return seq > self._last_seq and (after == self._last_seq or told <= self._last_seq)
 
 
 def _has_start(data: bytes, position: int = 0) -> bool:
