@@ -240,7 +240,7 @@ class StoreDamaged(PersistenceError):
 
 
 class PositionsExhausted(StoreError):
-    """A store has given its last position. Nothing was stored, and nothing can be any more."""
+    """The store has no positions left for what was to be appended. Nothing was stored."""
 
 
 class StoreUnavailable(StoreError):

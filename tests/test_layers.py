@@ -20,13 +20,11 @@ PARTS = ("appending", "moving", "reading", "recovery", "retention", "sharing")
 
 #: The house, from the ground up. A module may import what stands below it, or in its own row.
 LAYERS: list[set[str]] = [
-    {"exceptions", "_lazy", "message"},
+    {"exceptions", "_lazy", "message", "_text", "_stack"},
     {"_seconds"},
     {"address", "clock", "_signal", "_cancellation"},
     {"_loop", "_contexts"},
     {"_portal"},
-    {"exceptions", "_lazy", "_text", "_stack"},
-    {"address", "clock", "_signal"},
     {"persistence.records", "persistence.metrics", "persistence.breaker", "persistence.retention"},
     {"persistence.reports", "persistence._forms"},
     {"persistence.messages", "persistence._payload"},
@@ -38,6 +36,7 @@ LAYERS: list[set[str]] = [
         f"persistence.backends.{name}"
         for name in ("_line", "_disk", "_place", "_thread", "_asyncio")
     },
+    {"persistence.backends._torn"},
     {"persistence.backends._index", "persistence.backends._walk"},
     {"persistence.backends._recall"},
     {"persistence.backends._file"},

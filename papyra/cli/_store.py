@@ -221,6 +221,12 @@ async def reading(name: str | None, what: str | None = None) -> AsyncIterator[Pe
                 f"there is no store at {name_of(backend)}: prefix and system_id say which"
             )
         yield reader
+        if what is None and getattr(reader, "is_damaged", False):
+            tell(
+                f"{name_of(reader)} is damaged: what can't be read was passed over; "
+                f"papyra scan says where",
+                "bold red",
+            )
 
 
 async def _is_nothing(reader: PersistenceBackend) -> bool:

@@ -57,6 +57,7 @@ _MEANINGS: dict[AnomalyKind, str] = {
     "torn": "a write that did not come to its end, as a crash leaves it; it was never acknowledged",
     "corrupt": "bytes that are no record: this one is lost",
     "checksum": "a record that was changed after it was written: this one is lost",
+    "line_ending": "a newline that an editor or a transfer has changed: the record is still there",
     "wrong_fields": "an entry that somebody else has put there",
     "unknown_kind": "a record that a newer version has written; it is kept",
     "gap": "records that were acknowledged and are not there any more",
@@ -66,7 +67,7 @@ _MEANINGS: dict[AnomalyKind, str] = {
 }
 
 #: Anomalies with which no record is lost.
-_NO_LOSS = frozenset({"torn", "unknown_kind", "foreign_file"})
+_NO_LOSS = frozenset({"torn", "line_ending", "unknown_kind", "foreign_file"})
 #: How many anomalies somebody reads.
 _ON_TERMINAL = 200
 
@@ -238,6 +239,8 @@ def _plan(kind: AnomalyKind, config: PersistenceRecoveryConfig) -> str:
             return "what is missing is written down as gone: it can't be brought back"
         case "unknown_kind":
             return "it is kept as it is"
+        case "line_ending":
+            done = "the line is written anew"
         case "foreign_file":
             where = f"to {config.quarantine_dir}" if config.quarantine_dir else "beside the store"
             return f"it is moved {where}" if aside else "it is left where it is"
@@ -279,7 +282,7 @@ def doctor(
 
 
 async def _doctor(store: str | None, config: PersistenceStartupConfig, as_json: bool) -> int:
-    backend = backend_at(store)
+    backend = backend_at(store, read_only=True)
     require_durable(backend, "a startup check")
     name = name_of(backend)
     refuse_where_no_writer_can_be(backend)

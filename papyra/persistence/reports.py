@@ -25,6 +25,7 @@ AnomalyKind: TypeAlias = Literal[
     "torn",
     "corrupt",
     "checksum",
+    "line_ending",
     "wrong_fields",
     "unknown_kind",
     "gap",

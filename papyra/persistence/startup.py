@@ -34,10 +34,10 @@ class PersistenceStartupConfig(msgspec.Struct, frozen=True):
     """What a system does when it starts on a store that can be damaged.
 
     ``fail_on_anomaly`` scans, and does not start if anything is wrong. There are two exceptions,
-    with a warning in the log: a torn end, which is what an ordinary crash leaves, is cut off, as
-    nothing in it was ever acknowledged; and what is foreign in the directory of a store stays
-    there. ``recover`` recovers as `recovery` says, scans again, and starts
-    if that helped. ``ignore`` does not look.
+    with a warning in the log: a torn end, which is what an ordinary crash leaves of one append, is
+    cut off, as nothing in it was ever acknowledged; and what is foreign in the directory of a store
+    stays there. ``recover`` recovers as `recovery` says, scans again, and starts if that helped.
+    ``ignore`` does not look.
     """
 
     mode: Literal["ignore", "fail_on_anomaly", "recover"] = "fail_on_anomaly"

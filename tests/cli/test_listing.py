@@ -775,3 +775,36 @@ def test_a_filter_that_lets_nothing_through_says_why(papyra: Command, store: Sto
     for command in (["events", "--actor", "shop/acc-1"], ["events", "--limit", "0"], ["audits"]):
         done = papyra(command[0], store.name, *command[1:])
         assert (done.code, done.err) == (0, ""), command
+
+
+# Of a damaged store
+
+
+@pytest.mark.parametrize("command", ["events", "timeline", "metrics"])
+def test_what_was_passed_over_is_said(papyra: Command, file_store: Store, command: str) -> None:
+    file_store.append(*map(event, range(5)))
+    data = file_store.file.read_bytes()
+    assert "damaged" not in papyra(command, file_store.name).err
+    file_store.file.write_bytes(data[:-7])  # a torn end, which nobody was told of
+    assert "damaged" not in papyra(command, file_store.name).err
+    file_store.file.write_bytes(data.replace(b'"n":2', b'"n":9'))
+    done = papyra(command, file_store.name)
+    assert "is damaged: what can't be read was passed over; papyra scan says where" in done.err
+    if command == "events":
+        assert [row[0] for row in done.rows] == ["1", "2", "4", "5"]
+
+
+def test_a_file_from_windows_is_read_and_scanned(papyra: Command, file_store: Store) -> None:
+    file_store.append(*map(event, range(5)))
+    data = file_store.file.read_bytes()
+    file_store.file.write_bytes(data.replace(b"\n", b"\r\n"))
+    done = papyra("events", file_store.name)
+    assert [row[0] for row in done.rows] == ["1", "2", "3", "4", "5"]
+    assert "is damaged" in done.err
+    found = papyra("scan", file_store.name)
+    assert (found.code, len(found.rows)) == (3, 1)
+    assert "line_ending" in found.out
+    assert "CRLF, as Windows has it" in found.out
+    assert papyra("recover", file_store.name, "--yes").code == 0
+    assert file_store.file.read_bytes().count(b"\r") == 0
+    assert papyra("events", file_store.name).rows == done.rows

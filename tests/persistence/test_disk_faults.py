@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import shutil
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -359,3 +360,58 @@ async def test_a_segment_is_on_the_device_before_another_follows_it(tmp_path: Pa
     await store.append(event(7))
     assert disk.calls[:3] == ["sync", "sync_directory", "write"]
     await store.aclose()
+
+
+class FailingTwice(FailingDisk):
+    """Fails two calls: the `number`-th, and the one that is `later` calls after that."""
+
+    def __init__(self, number: int, later: int) -> None:
+        super().__init__(number, errno.EIO)
+        self.later = later
+        self.failures: list[str] = []
+
+    def fail(self, *arguments: Any) -> Any:
+        assert self.failed is not None
+        self.failures.append(self.failed)
+        if len(self.failures) == 1:
+            self.left = self.later
+        return super().fail(*arguments)
+
+
+#: How many of the first failures are tried, of each number of calls to the second.
+PAIRS = int(os.environ.get("PAPYRA_FAULTS", "6"))
+
+
+@pytest.mark.parametrize("later", [1, 2, 3, 5])
+@pytest.mark.parametrize("name", ["json", "rotating"])
+async def test_two_calls_that_fail_and_the_end_of_the_process(
+    tmp_path: Path, name: str, later: int
+) -> None:
+    """It ends without closing anything; what was refused is not there, and nothing is missing."""
+    total = 1000 if PAIRS > 100 else 90
+    for number in range(1, total, max(1, total // PAIRS)):
+        disk = FailingTwice(number, later)
+        scenario = Scenario(name, tmp_path / f"{number}", disk)
+        store = scenario.store()
+        disk.armed = True
+        for _ in range(4):
+            await scenario.append(store)
+        disk.armed = False
+        copy = tmp_path / f"{number}-copy"
+        if scenario.path.is_dir():
+            shutil.copytree(scenario.path, copy, ignore=shutil.ignore_patterns(".lock"))
+        elif scenario.path.exists():
+            shutil.copy(scenario.path, copy)
+        scenario.path = copy
+        await store.aclose()
+        async with scenario.store(Disk()) as store:
+            where = (number, disk.failures)
+            report = await store.scan()
+            assert {anomaly.kind for anomaly in report.anomalies} <= {"torn"}, where
+            assert [e.payload["order_id"] for e in await store.list_events()] == (
+                scenario.acknowledged
+            ), where
+            await store.append(event(1))
+            assert (await store.scan()).is_clean, where
+        if disk.failed is None:
+            break

@@ -14,13 +14,14 @@ from papyra.exceptions import StoreError, StoreReadOnly
 from papyra.persistence import ScanProgress
 from papyra.persistence.backends._disk import Disk
 from papyra.persistence.backends._files import FilePersistence
+from papyra.persistence.backends.base import PersistenceBackend
 from papyra.persistence.backends.retention import RetentionPolicy
 from papyra.persistence.backends.rotating import RotatingFilePersistence
 from tests.actors import event
 from tests.persistence.conftest import MakeStore
 
 
-async def numbers(store: FilePersistence) -> list[int]:
+async def numbers(store: PersistenceBackend) -> list[int]:
     return [e.payload["order_id"] async for e in store.stream("event")]
 
 

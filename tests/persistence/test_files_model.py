@@ -86,6 +86,8 @@ class FileStore(RuleBasedStateMachine):
         self.is_open = True
         self.is_damaged = False
         self.numbers_are_unsure = False
+        #: what the last crash has left at the end
+        self.begun = b""
 
     def teardown(self) -> None:
         if hasattr(self, "store"):
@@ -134,7 +136,9 @@ class FileStore(RuleBasedStateMachine):
             # Whoever was killed had cut off what was left by one that was killed before.
             data = last.read_bytes()
             whole = data[: data.rfind(b"\n") + 1]
+            data = data.removesuffix(self.begun) if self.begun else data
             begun = (b'{"crc":"12345678","v":1,"seq":' + torn)[:cut].replace(b"\n", b"")
+            self.begun = begun
             last.write_bytes((data if self.is_damaged else whole) + begun)
         self.store = self.make(self.path)
         self.is_open = True

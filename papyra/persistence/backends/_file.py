@@ -9,6 +9,7 @@ import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from time import monotonic, sleep, time
+from typing import NamedTuple
 
 from papyra.exceptions import StoreChanged, StoreError, StoreMoved
 from papyra.persistence.backends._disk import Disk, identity, lock_file
@@ -18,7 +19,6 @@ from papyra.persistence.backends._line import (
     BadLine,
     Line,
     decode_run,
-    head_length,
     make_lines,
     parse_lines,
 )
@@ -51,6 +51,15 @@ _TAIL = 256
 _WORTH_KEEPING = 64 * 1024
 #: Anomalies that no rewriting hides: a torn end is not taken over, the other is.
 _HARMLESS = frozenset({"torn", "unknown_kind"})
+
+
+class _Written(NamedTuple):
+    """What was written, how things are when it counts, and how they were before."""
+
+    run: Run
+    end: int
+    last_seq: int
+    before: tuple[int, int, int]
 
 
 class JournalFile:
@@ -107,7 +116,9 @@ class JournalFile:
         #: whether this file was made by this object, and was not there before
         self.is_made = False
         #: what was written, and does not count yet
-        self._written: Run | None = None
+        self._written: _Written | None = None
+        #: what was written last, once it counts
+        self._accepted: _Written | None = None
         #: what counts, and is not in the index yet
         self._unindexed: list[Run] = []
         self._unindexed_records = 0
@@ -252,8 +263,8 @@ class JournalFile:
         index, stat = self.index, self.disk.stat(self.fd)
         for part in self.walk(found, advance, self.end):
             match part:
-                case Run(offset, first_seq, records, lengths):
-                    index.extend(offset, first_seq, records, lengths)
+                case Run(offset, first_seq, records, lengths, sizes):
+                    index.extend(offset, first_seq, records, lengths, sizes)
                     self.end = offset + sum(lengths)
                     continue
                 case BadLine(kind="torn"), _:
@@ -264,7 +275,7 @@ class JournalFile:
                 case line, _ if isinstance(line, BadLine) or not line.is_tombstone:
                     # No record that follows has a lower number, whatever this line says of itself.
                     index.add_other(line.offset, found.tail_seq + isinstance(line, BadLine))
-            self.end = line.offset + len(line.data)
+            self.end = line.offset + line.length
         self.last_seq, self._tail_seq = max(self.last_seq, found.last_seq), found.tail_seq
         self.damaged |= any(a.kind not in _HARMLESS for a in found.anomalies)
         self._note_seen(stat)
@@ -318,11 +329,19 @@ class JournalFile:
     def index(self) -> SparseIndex:
         """What is where in the file, which is opened for that if need be."""
         if self._index is None:
-            self.open()
+            self._index_anew()
         assert self._index is not None
         if self._unindexed:
             self._take_in(self._index)
         return self._index
+
+    def _index_anew(self) -> None:
+        """Read the file, which knows nothing of what is on the device."""
+        is_open = self._fd is not None
+        known = self._trusted, self._sync_failed, self._synced_end
+        self.open()
+        if is_open:
+            self._trusted, self._sync_failed, self._synced_end = known
 
     def totals(self) -> Totals:
         """Return what the file holds."""
@@ -332,14 +351,17 @@ class JournalFile:
         runs, self._unindexed = self._unindexed, []
         self._unindexed_records = 0
         first = runs[0]
-        index.extend(
-            first.offset,
-            first.first_seq,
-            [record for run in runs for record in run.records],
-            [length for run in runs for length in run.lengths],
-            # Only the first of a run can follow another line than the number before it.
-            first.extra,
-        )
+        try:
+            index.extend(
+                first.offset,
+                first.first_seq,
+                [record for run in runs for record in run.records],
+                [length for run in runs for length in run.lengths],
+                [size for run in runs for size in run.sizes],
+            )
+        except BaseException:
+            self._forget_index()  # some of it may be in there
+            raise
 
     @property
     def fd(self) -> int:
@@ -352,16 +374,27 @@ class JournalFile:
     # Writing
 
     def write(
-        self, first_seq: int, records: Sequence[Record], encoded: Sequence[bytes], *, sync: bool
+        self,
+        first_seq: int,
+        records: Sequence[Record],
+        encoded: Sequence[bytes],
+        *,
+        told: int | None = None,
+        sync: bool,
     ) -> None:
         """Write the lines of these records with one write, and sync them.
 
+        `told` is the last position that was acknowledged, where that is not the one before them.
         They count from the next `accept` on. Raises `OSError`; then the file ends where it did
         before, as soon as that can be had.
         """
-        lines = make_lines(first_seq, self._tail_seq, encoded)
-        extra = len(lines[0]) - len(encoded[0]) - head_length(first_seq)
+        lines = make_lines(first_seq, self._tail_seq, encoded, told)
         data = b"".join(lines)
+        # All that is needed later, as there may be no memory then.
+        run = Run(self.end, first_seq, records, list(map(len, lines)), list(map(len, encoded)))
+        before = self.end, self.last_seq, self._tail_seq
+        written = _Written(run, self.end + len(data), first_seq + len(records) - 1, before)
+        self.keep()
         self._require_trust()
         self._check(self._size)
         try:
@@ -369,42 +402,75 @@ class JournalFile:
             self._clean, self._size = False, None
             self._write_all(self.fd, data, self.end)
             if sync:
-                self._sync(self.end + len(data))
-            self._check_written(self.end + len(data))
-        except OSError:
+                self._sync(written.end)
+            self._check_written(written.end)
+        except BaseException:
             self.discard()
             raise
-        self._written = Run(self.end, first_seq, records, list(map(len, lines)), extra)
-        self._size = self.end + len(data)
+        self._written, self._size = written, written.end
+
+    def keep(self) -> None:
+        """Let nothing of what counts by now be discarded any more: another append begins."""
+        self._accepted = None
 
     def accept(self) -> None:
-        """Let what was written last count."""
-        if self._written is not None:
-            run, self._written = self._written, None
-            self.end += sum(run.lengths)
-            self.last_seq = self._tail_seq = run.first_seq + len(run.records) - 1
-            self._clean, self._found_opening, self._last_byte = True, None, b"\n"
-            if run.extra and self._unindexed and self._index is not None:
-                self._take_in(self._index)  # a run without a gap ends here
-            # It is looked into far less often than written to, and taking in many lines at once
-            # costs a tenth of taking them in one by one.
-            self._unindexed.append(run)
-            self._unindexed_records += len(run.records)
-            if self._unindexed_records >= _UNINDEXED and self._index is not None:
-                self._take_in(self._index)
+        """Let what was written last count. It does not fail: somebody is told of it now."""
+        if self._written is None:
+            return
+        self._accepted = written = self._written
+        self._written = None
+        follows = written.run.first_seq == self.last_seq + 1
+        self.end, self.last_seq = written.end, written.last_seq
+        self._tail_seq = written.last_seq
+        self._clean, self._found_opening, self._last_byte = True, None, b"\n"
+        try:
+            self._note(written.run, follows=follows)
+        except MemoryError:
+            self._forget_index()
+
+    def _note(self, run: Run, *, follows: bool) -> None:
+        """Take note of what was written, for the index."""
+        if self._index is None:
+            return  # the file is read for it
+        if not follows and self._unindexed:
+            self._take_in(self._index)  # a run without a gap ends here
+        # It is looked into far less often than written to, and taking in many lines at once
+        # costs a tenth of taking them in one by one.
+        self._unindexed.append(run)
+        self._unindexed_records += len(run.records)
+        if self._unindexed_records >= _UNINDEXED:
+            self._take_in(self._index)
+
+    def _forget_index(self) -> None:
+        """Let the file be read anew for the index, when that is needed next."""
+        self._index = None
+        self._unindexed.clear()
+        self._unindexed_records = 0
 
     def discard(self, *, cut: bool = True) -> None:
-        """Let nothing count that was written and not accepted; and `cut` it off, if that works."""
-        if self._size is not None and self._written is None:
+        """Let what was written last not count, or no more; and `cut` it off, if that works.
+
+        Nobody must have been told that it does.
+        """
+        if self._accepted is not None:
+            self.end, self.last_seq, self._tail_seq = self._accepted.before
+            self._accepted = None
+            self._forget_index()
+        elif self._size is not None and self._written is None:
             return  # and nothing was
         # The next write goes through a new descriptor.
         self._size = None
         self._written, self._trusted, self._clean = None, False, False
         self._left_behind = True
         self._synced_end = min(self._synced_end, self.end)
-        if cut:
+        if not cut:
+            return
+        try:
+            self._cut()
+        except OSError:
+            # Once more, through another descriptor: what stays there is back if the process ends.
             with contextlib.suppress(OSError):
-                self._cut()
+                self.tidy()
 
     def sync(self) -> None:
         """Return when everything is on the device."""
@@ -453,11 +519,14 @@ class JournalFile:
         self._synced_end, self._was_synced = end, True
 
     def _cut(self) -> None:
-        """Let the file end where the last acknowledged line does."""
+        """Let the file end where the last acknowledged line does, also after a crash."""
         if not self._clean:
             if self.disk.stat(self.fd).st_size < self.end:
                 raise self._changed()
             self.disk.truncate(self.fd, self.end)
+            # Not before this are its positions given again: or a crash could bring it back, beside
+            # or in place of what was written since.
+            self.disk.sync(self.fd)
             self._clean, self._left_behind, self._size = True, False, self.end
 
     # Whether it is still what was opened
@@ -565,8 +634,9 @@ class JournalFile:
         """
         data, start = self.read_block(block)
         lines = data.split(b"\n")
-        lines.pop()
-        first_seq, step, rest = self.index.first_seq(block), _DECODED, range(len(lines))
+        last = lines.pop()
+        first_seq, step = self.index.first_seq(block), _DECODED
+        rest = range(0) if last else range(len(lines))  # a changed newline may end the block
         while rest:
             part, others = (rest[-step:], rest[:-step]) if newest else (rest[:step], rest[step:])
             some = lines[part.start : part.stop]
@@ -576,12 +646,12 @@ class JournalFile:
             found = list(zip(run, [len(line) + 1 for line in some], strict=True))
             yield from reversed(found) if newest else found
             step, rest = step * 4, others
-        if rest:
+        if rest or last:
             # Something is special about one of them: they are looked at one by one.
             special = b"".join(line + b"\n" for line in lines[rest.start : rest.stop])
             found = [
-                (record, len(line.data))
-                for line in parse_lines(special, start)
+                (record, line.length)
+                for line in parse_lines(data if last else special, start)
                 if isinstance(line, Line)
                 for record in [decode(line)[0]]
                 if record is not None
@@ -602,7 +672,7 @@ class JournalFile:
     def parsed(self) -> Iterator[Line | BadLine]:
         """Yield everything in the file, good and bad, up to its end."""
         for data, offset in self._chunks(0):
-            yield from parse_lines(data, offset)
+            yield from parse_lines(data, offset, is_end=not data.endswith(b"\n"))
 
     def _chunks(self, start: int) -> Iterator[tuple[bytes, int]]:
         """Yield what follows `start`, cut where lines end, and where each piece begins."""
@@ -687,7 +757,6 @@ class JournalFile:
         """Let the file on the device end where the last acknowledged line does."""
         self._clean = self.disk.stat(self.fd).st_size == self.end
         self._cut()
-        self.disk.sync(self.fd)
 
     def take_over(self, fd: int, index: SparseIndex, end: int) -> None:
         """Go on with the file that is open as `fd`, synced, under the name `temporary`.

@@ -109,6 +109,11 @@ class FilePersistence(PersistenceBackend):
         return printable(self._journal.place.name)
 
     @property
+    def is_damaged(self) -> bool:
+        """Whether damage has been seen by now, which reads pass over; only a scan sees all."""
+        return self._journal.is_damaged()
+
+    @property
     def _common(self) -> dict[str, Any]:
         """The arguments that a reader of the same journal shares."""
         return {
@@ -143,7 +148,13 @@ class FilePersistence(PersistenceBackend):
     async def _append(self, batch: Batch) -> None:
         self._must_write()
         claim, timeout = Claim(), self._call_timeout
+        # Whatever fails: which positions are given, the journal knows.
+        self._prepared = False
         await self._run(self._write_batch, batch, claim, timeout=timeout, claim=claim)
+        self._prepared = True
+
+    async def _prepare(self) -> int:
+        return await self._run(lambda: self._journal.last_seq, timeout=self._call_timeout)
 
     async def _flush(self) -> None:
         if not self._journal.read_only:
@@ -227,7 +238,7 @@ class FilePersistence(PersistenceBackend):
         self._lock = self._journal.lock()
         path = self._journal.path
         if self._opening is None or not path.is_file():
-            self._journal.open()
+            _undisturbed(self._journal.open)
             return
         advance = _Advance(self._opening, path.stat().st_size)
         self._journal.open(advance)
@@ -249,14 +260,17 @@ class FilePersistence(PersistenceBackend):
 
     def _look(self, look: Callable[[], ResultT]) -> ResultT:
         """Return what `look` does; a reader sees what another process has written until then."""
-        for _ in range(_LOOKS if self._journal.read_only else 0):
-            # A segment may be removed by a compaction between being found and being opened.
-            with contextlib.suppress(FileNotFoundError):
-                self._journal.refresh()
-                self._last_seq = self._journal.last_seq
-                return look()
-            time.sleep(_LOOK_AGAIN_AFTER)
-        return look()
+        if not self._journal.read_only:
+            return look()
+
+        def look_at_what_is_there() -> ResultT:
+            self._journal.refresh()
+            result = look()
+            self._journal.raise_if_rewritten()
+            self._last_seq = self._journal.last_seq
+            return result
+
+        return _undisturbed(look_at_what_is_there)
 
     def _read_page(self, request: Read) -> Page:
         return self._look(lambda: collect_page(request, self._candidates(request)))
@@ -413,6 +427,15 @@ class FilePersistence(PersistenceBackend):
 
     def _report(self, found: ScanResult) -> PersistenceScanReport:
         return PersistenceScanReport(self.name, found.records, found.bytes, tuple(found.anomalies))
+
+
+def _undisturbed(look: Callable[[], ResultT]) -> ResultT:
+    """Return what `look` does while no compaction removes or replaces files under its hands."""
+    for _ in range(_LOOKS - 1):
+        with contextlib.suppress(FileNotFoundError):
+            return look()
+        time.sleep(_LOOK_AGAIN_AFTER)
+    return look()
 
 
 class _Advance:

@@ -9,16 +9,17 @@ from collections.abc import Iterator, Sequence
 from itertools import accumulate, chain
 from typing import Any, Literal, NamedTuple, TypeAlias
 
-from papyra.persistence.backends._line import head_length
 from papyra.persistence.records import KINDS, Kind, Record, kind_of
 
-__all__ = ("Block", "SparseIndex", "Totals")
+__all__ = ("MAX_INDEX_BYTES", "Block", "Extent", "SparseIndex", "Totals")
 
 #: Bytes of a block, to begin with.
 BLOCK_BYTES = 8 * 1024
 #: When there are as many blocks as this, each two become one. A block takes 96 bytes here, so an
 #: index never takes more than 1.6 MB, whatever the size of its file.
 MAX_BLOCKS = 16 * 1024
+#: No index takes more.
+MAX_INDEX_BYTES = 96 * MAX_BLOCKS
 
 #: The time of what has not happened.
 _NEVER = float("inf")
@@ -41,6 +42,16 @@ class Block(NamedTuple):
     counts: dict[Content, int]
     #: encoded bytes of the records of each kind that is there
     sizes: dict[Content, int]
+
+
+class Extent(NamedTuple):
+    """Between which numbers everything in a file must be."""
+
+    #: the `seq` before its first
+    base: int
+    last_seq: int
+    #: bytes
+    size: int
 
 
 class Totals:
@@ -102,11 +113,11 @@ class SparseIndex(Totals):
         first_seq: int,
         records: Sequence[Record],
         lengths: Sequence[int],
-        extra: int = 0,
+        sizes: Sequence[int],
     ) -> None:
-        """Take in a run of lines, numbered without a gap; `lengths` are their bytes.
+        """Take in a run of lines, numbered without a gap.
 
-        `extra` bytes in the first of them say which line it follows.
+        `lengths` are the bytes of the lines, `sizes` those of their records.
         """
         starts = list(accumulate(lengths, initial=offset))
         position, count = 0, len(records)
@@ -114,18 +125,14 @@ class SparseIndex(Totals):
             self._reach(starts[position], first_seq + position)
             limit = self._offsets[-1] + self.block_bytes
             stop = bisect_left(starts, limit, position + 1, count)
-            part = records[position:stop]
-            seqs = range(first_seq + position, first_seq + stop)
+            part, sized = records[position:stop], sizes[position:stop]
             if len(set(map(type, part))) == 1:
                 times = [record.timestamp for record in part]
-                size = starts[stop] - starts[position] - _heads(seqs) - extra
-                self._take(kind_of(part[0]), len(part), size, min(times), max(times))
+                self._take(kind_of(part[0]), len(part), sum(sized), min(times), max(times))
             else:
-                for seq, record, length in zip(seqs, part, lengths[position:stop], strict=True):
-                    time, size = record.timestamp, length - head_length(seq) - extra
-                    self._take(kind_of(record), 1, size, time, time)
-                    extra = 0
-            position, extra = stop, 0
+                for record, size in zip(part, sized, strict=True):
+                    self._take(kind_of(record), 1, size, record.timestamp, record.timestamp)
+            position = stop
 
     def add_block(self, block: Block) -> None:
         """Take in a whole block of another file's index, moved to where its lines are now."""
@@ -173,8 +180,11 @@ class SparseIndex(Totals):
         return b"".join(column.tobytes() for column in self._columns())
 
     @classmethod
-    def load(cls, data: bytes, totals: Totals, block_bytes: int) -> SparseIndex:
-        """Return the index that `dump` wrote. Raises `ValueError` if that can't be."""
+    def load(cls, data: bytes, totals: Totals, block_bytes: int, extent: Extent) -> SparseIndex:
+        """Return the index that `dump` wrote, of a file of that extent.
+
+        Raises `ValueError` if that can't be.
+        """
         index = cls()
         index.block_bytes = block_bytes
         index.counts, index.sizes = dict(totals.counts), dict(totals.sizes)
@@ -185,7 +195,25 @@ class SparseIndex(Totals):
             raise ValueError("an index is columns of the same length")
         for number, column in enumerate(columns):
             column.frombytes(data[number * length : (number + 1) * length])
+        index._check(extent)
         return index
+
+    def _check(self, extent: Extent) -> None:
+        """Raise `ValueError` if a number can't be, whatever the checksum says."""
+        if type(self.block_bytes) is not int or not BLOCK_BYTES <= self.block_bytes < 2**63:
+            raise ValueError(f"a block has {self.block_bytes!r} bytes")
+        seqs = [extent.base + 1, *self._first_seqs, extent.last_seq + 1]
+        offsets = [*self._offsets, extent.size]
+        rising = [(0, *self._offsets[:1]), offsets, seqs]
+        for content in _CONTENTS:
+            rising.append([0, *self._counts[content], self.counts[content]])
+            rising.append([0, *self._sizes[content], self.sizes[content]])
+            if self.counts[content] > extent.size or self.sizes[content] > extent.size:
+                raise ValueError(f"there is more of {content} than fits into the file")
+        if any(sorted(numbers) != list(numbers) for numbers in rising):
+            raise ValueError("the numbers of an index don't rise")
+        if bool(self._offsets) != any(self.counts.values()) or self._offsets[:1] > array("Q", [0]):
+            raise ValueError("there are lines without a block, or the other way round")
 
     def _columns(self) -> Iterator[array[Any]]:
         yield from (self._offsets, self._first_seqs, self._oldest, self._newest)
@@ -262,10 +290,3 @@ class SparseIndex(Totals):
             for content in _CONTENTS:
                 columns[content] = columns[content][::2]
         self._offsets, self._first_seqs = self._offsets[::2], self._first_seqs[::2]
-
-
-def _heads(seqs: range) -> int:
-    """Return by how much the lines of these records are longer than the records are."""
-    if len(str(seqs[0])) == len(str(seqs[-1])):
-        return len(seqs) * head_length(seqs[0])
-    return sum(map(head_length, seqs))

@@ -25,7 +25,7 @@ from papyra.persistence.backends.base import Batch
 from papyra.persistence.records import Kind
 from papyra.persistence.reports import PersistenceRecoveryConfig
 
-__all__ = ("Journal", "Mended", "OneFile")
+__all__ = ("Journal", "Mended", "OneFile", "Told")
 
 
 @dataclass
@@ -70,6 +70,10 @@ class Journal(Protocol):
 
     def refresh(self) -> None:
         """Take in what another process has written since; for a reader."""
+        ...
+
+    def raise_if_rewritten(self) -> None:
+        """Raise `FileNotFoundError` if files were replaced or removed since; for a reader."""
         ...
 
     def close(self) -> None:
@@ -125,6 +129,19 @@ class Journal(Protocol):
         ...
 
 
+class Told:
+    """Up to where positions are acknowledged, when several batches are one request."""
+
+    def __init__(self) -> None:
+        self._last_seq: int | None = None
+
+    def before(self, batch: Batch, last_seq: int) -> int:
+        """Return the last position that was acknowledged before `batch` is written."""
+        told = last_seq if self._last_seq is None else self._last_seq
+        self._last_seq = told if batch.more else None
+        return told
+
+
 class OneFile:
     """A journal that is one file."""
 
@@ -141,6 +158,7 @@ class OneFile:
         self.path = path = self.place.path
         self.disk = Disk()
         self.read_only = read_only
+        self._told = Told()
         self._recall = None
         if read_only and index_directory is not None:
             self._recall = Recall(self.disk, index_directory, path)
@@ -177,6 +195,9 @@ class OneFile:
         """Take in what another process has written since."""
         self._file.refresh()
 
+    def raise_if_rewritten(self) -> None:
+        """Do nothing: a file that was replaced can be read to its end."""
+
     def close(self) -> None:
         """Close the file."""
         self._file.leave()
@@ -185,13 +206,14 @@ class OneFile:
     def append(self, batch: Batch, claim: Callable[[], None], *, sync: bool) -> None:
         """Write lines with one write, and sync them with one sync."""
         file = self._file
-        file.write(batch.first_seq, batch.records, batch.encoded, sync=sync)
+        told = self._told.before(batch, file.last_seq)
+        file.write(batch.first_seq, batch.records, batch.encoded, told=told, sync=sync)
         try:
             claim()
-        except OSError:
+            file.accept()
+        except BaseException:
             file.discard()
             raise
-        file.accept()
 
     def check_name(self) -> None:
         """Raise `StoreMoved` if the name leads to another file by now, or to none."""

@@ -9,12 +9,19 @@
 a recovery took that out, ``"after":9`` follows ``seq`` and says which one it is. So a line that was
 torn, changed, lost or doubled can be told from its neighbours. A line with ``"kind":"tombstone"``
 holds no record: it stands for those up to its ``seq``, which were taken out.
+
+An ``after`` that is not before ``seq`` says how many positions before it were written together with
+it: three in line 17 that has ``"after":20``. Nobody had been told of them then. A crash of the
+machine may keep any blocks of an append, and lose any others; this tells what it kept from what was
+acknowledged, and damaged later.
 """
 
 from __future__ import annotations
 
+import itertools
 import re
 from array import array
+from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from sys import byteorder
 from zlib import crc32
@@ -27,6 +34,9 @@ from papyra.persistence.records import Record
 from papyra.persistence.reports import AnomalyKind
 
 __all__ = (
+    "HEAD",
+    "OPENING",
+    "START",
     "VERSION",
     "BadLine",
     "Line",
@@ -36,20 +46,42 @@ __all__ = (
     "last_seq_in",
     "make_lines",
     "parse_lines",
+    "parse_whole",
+    "place_of",
+    "record_sizes",
     "tombstone",
 )
 
 #: What this program writes, and the newest that it can read.
 VERSION = 1
 
-_PLACE = re.compile(rb'"seq":(?P<seq>\d+),(?:"after":(?P<after>\d+),)?')
+# A position has 14 digits at most (`MAX_SEQ`): what claims another one is no line of ours.
+_SEQ = rb"[1-9][0-9]{0,13}"
+_PLACE = re.compile(rb'"seq":(?P<seq>%b),(?:"after":(?P<after>0|%b),)?' % (_SEQ, _SEQ))
 #: Bytes within which the place of a record is said.
 _PLACE_END = 80
-_HEAD = re.compile(rb'\{"crc":"(?P<crc>[0-9a-f]{8})","v":(?P<version>\d+),' + _PLACE.pattern)
+#: What comes before the record's own fields.
+HEAD = re.compile(
+    rb'\{"crc":"(?P<crc>[0-9a-f]{8})","v":(?P<version>[1-9][0-9]{0,3}),' + _PLACE.pattern
+)
+#: Where a line may begin when the newline before it is not what it was. A line within a payload
+#: comes after one of these bytes.
+START = re.compile(rb"(?<![:,\[])" + HEAD.pattern)
+#: What editors and transfers make of newlines.
+_ENDING = re.compile(rb"[\r \t]*\n?|\0")
 #: Where the checksum begins and ends, and from where on it counts.
 _CRC, _CRC_END, _CHECKED = 8, 16, 18
 #: What is before and behind the checksum of a line of this version.
-_OPENING, _VERSION = b'{"crc":"', b'","v":%d,' % VERSION
+OPENING, _VERSION = b'{"crc":"', b'","v":%d,' % VERSION
+
+#: How often the bytes of what should be one line are looked at for lines with others in them.
+_LOOKED_AT = 3
+
+#: How a record's own fields begin.
+_KIND = b'"kind"'
+
+#: How a file begins that was written anew in UTF-16.
+_UTF_16 = (b"\xff\xfe", b"\xfe\xff", b'{\0"\0', b'\0{\0"')
 
 _TOMBSTONE = b'{"kind":"tombstone"}'
 
@@ -67,6 +99,20 @@ class Line(msgspec.Struct, frozen=True, gc=False):
     data: bytes
     #: where the record's own bytes begin, but for the brace
     body: int
+    #: how many positions before it had not been acknowledged when it was written
+    together: int = 0
+    #: what is in the file in place of the newline
+    ending: bytes = b"\n"
+
+    @property
+    def length(self) -> int:
+        """Bytes that it takes in the file."""
+        return len(self.data) - 1 + len(self.ending)
+
+    @property
+    def told(self) -> int:
+        """The last position that had been acknowledged when it was written."""
+        return self.seq - self.together - 1
 
     @property
     def record(self) -> bytes:
@@ -95,20 +141,49 @@ class BadLine(msgspec.Struct, frozen=True):
     #: what it says its position is, and the line before it, if it says so
     seq: int | None = None
     after: int | None = None
+    #: the greatest position that is said in it
+    claim: int = 0
+
+    @property
+    def length(self) -> int:
+        """Bytes that it takes in the file."""
+        return len(self.data)
 
 
-def make_lines(first_seq: int, after: int, records: Sequence[bytes]) -> list[bytes]:
-    """Return a line for each encoded record; the first of them follows line `after`."""
+def make_lines(
+    first_seq: int, after: int, records: Sequence[bytes], told: int | None = None
+) -> list[bytes]:
+    """Return a line for each encoded record; the first of them follows line `after`.
+
+    `told` is the last position that was acknowledged; without it, they don't say that they are
+    written together.
+    """
+    together = 0 if told is None else first_seq - told - 1
+    if told is not None and not _has_room(first_seq, len(records), together):
+        told, together = None, 0
     seqs = range(first_seq, first_seq + len(records))
-    checked = [
-        b'"v":1,"seq":%d,%b' % (seq, record[1:]) for seq, record in zip(seqs, records, strict=True)
-    ]
+    if told is None or (len(records) == 1 and not together):
+        checked = [
+            b'"v":1,"seq":%d,%b' % (seq, record[1:])
+            for seq, record in zip(seqs, records, strict=True)
+        ]
+    else:
+        marks = itertools.count(first_seq + together, 2)
+        checked = [
+            b'"v":1,"seq":%d,"after":%d,%b' % (seq, mark, record[1:])
+            for mark, seq, record in zip(marks, seqs, records, strict=False)
+        ]
     lines = [
         b'{"crc":"%08x",%b\n' % pair for pair in zip(map(crc32, checked), checked, strict=True)
     ]
-    if lines and after != first_seq - 1:
-        lines[0] = _make_line(first_seq, after, records[0], VERSION)
+    if len(lines) > 1 or after != first_seq - 1:
+        lines[0] = _make_line(first_seq, after, records[0], VERSION, together)
     return lines
+
+
+def _has_room(first_seq: int, count: int, together: int) -> bool:
+    """Return whether numbers are long enough to say what was written together."""
+    return first_seq + together + 2 * count < 10**14
 
 
 def tombstone(seq: int, after: int) -> bytes:
@@ -116,23 +191,28 @@ def tombstone(seq: int, after: int) -> bytes:
     return _make_line(seq, after, _TOMBSTONE, VERSION)
 
 
-def _make_line(seq: int, after: int, record: bytes, version: int) -> bytes:
+def _make_line(seq: int, after: int, record: bytes, version: int, together: int = 0) -> bytes:
     place = b'"v":%d,"seq":%d,' % (version, seq)
     if after != seq - 1:
         place += b'"after":%d,' % after
+    elif together:
+        place += b'"after":%d,' % (seq + together)
     checked = place + record[1:]
     return b'{"crc":"%08x",%b\n' % (crc32(checked), checked)
 
 
-def head_length(seq: int) -> int:
+def head_length(seq: int, together: int = 0) -> int:
     """Return how much longer than its record a line of this version is that follows ``seq - 1``."""
-    return _CHECKED + len(b'"v":1,"seq":%d,' % seq)  # and a newline, but for the brace
+    place = b'"v":1,"seq":%d,' % seq
+    if together:
+        place += b'"after":%d,' % (seq + together)
+    return _CHECKED + len(place)  # and a newline, but for the brace
 
 
 def last_seq_in(data: bytes) -> int | None:
     """Return the position of the last line, if that is whole."""
-    line = _parse(data[data.rfind(b"\n", 0, -1) + 1 :], 0)
-    return line.seq if isinstance(line, Line) and data.endswith(b"\n") else None
+    line = parse_whole(data[data.rfind(b"\n", 0, -1) + 1 :])
+    return None if line is None else line.seq
 
 
 def are_whole(lines: Sequence[bytes]) -> bool:
@@ -143,7 +223,7 @@ def are_whole(lines: Sequence[bytes]) -> bool:
         checksums.byteswap()
     return (
         b"".join([line[_CRC:_CRC_END] for line in lines]) == checksums.tobytes().hex().encode()
-        and b"".join([line[:_CRC] for line in lines]) == _OPENING * len(lines)
+        and b"".join([line[:_CRC] for line in lines]) == OPENING * len(lines)
         and b"".join([line[_CRC_END : _CRC_END + len(_VERSION)] for line in lines])
         == _VERSION * len(lines)
     )
@@ -165,65 +245,114 @@ def decode_run(lines: Sequence[bytes], first_seq: int) -> list[Record] | None:
     return records
 
 
-def parse_lines(data: bytes, offset: int) -> Iterator[Line | BadLine]:
+def record_sizes(lines: Sequence[bytes], first_seq: int) -> list[int]:
+    """Return the bytes of each record, in lines that `decode_run` has decoded."""
+    start = head_length(first_seq)  # or a little further
+    return [len(line) - line.find(_KIND, start) + 1 for line in lines]
+
+
+def parse_lines(data: bytes, offset: int, *, is_end: bool = False) -> Iterator[Line | BadLine]:
     """Yield the lines in `data`, which begins `offset` bytes into its file.
 
-    Only the last may be without its newline: it was torn when it was written. Bytes that are no
-    line reach to where the next line begins, be there a newline between them or not.
+    Bytes that are no line reach to where the next line begins, be there a newline between them or
+    not. With `is_end`, the file ends where `data` does, and a last line without a newline may not
+    have been written to its end.
     """
     start = 0
     while start < len(data):
-        end = data.find(b"\n", start) + 1
-        if not end:
-            yield from _parse_rest(data, start, offset)
-            return
-        line = _parse(data[start:end], offset + start)
-        if isinstance(line, BadLine):
-            # Its newline may be what was changed: then there is another line in it.
-            head = _HEAD.search(data, start + 1, end)
-            while head is not None:
-                inner = _parse(data[head.start() : end], offset + head.start())
-                if isinstance(inner, Line):
-                    yield _parse_bad(data[start : head.start()], offset + start)
-                    line = inner
-                    break
-                head = _HEAD.search(data, head.start() + 1, end)
-        yield line
+        end = data.find(b"\n", start) + 1 or len(data)
+        part = data[start:end]
+        line = parse_whole(part, offset + start)
+        if line is not None:
+            yield line
+        else:
+            yield from _parse_odd(part, offset + start, is_end=is_end and end == len(data))
         start = end
 
 
-def _parse_rest(data: bytes, start: int, offset: int) -> Iterator[BadLine]:
-    rest = data[start:]
-    # What a crash leaves of a line is its beginning, or room that nothing was written to yet.
-    # Anything else has not been written by this program, and is not its to cut off; nor is a line
-    # that is there to its end, but for another byte in place of the newline.
-    is_begun = rest.startswith(_OPENING[: len(rest)]) or not rest.strip(b"\0")
-    if is_begun and isinstance(_parse(rest[:-1] + b"\n", offset), BadLine):
-        head = _HEAD.match(rest)
-        seq = int(head["seq"]) if head else None
-        yield BadLine("torn", "the file ends in the middle of a line", offset + start, rest, seq)
-    else:
-        yield _parse_bad(rest, offset + start)
+def _parse_odd(data: bytes, offset: int, *, is_end: bool) -> Iterator[Line | BadLine]:
+    """Yield the lines in what should have been one, and what is between them."""
+    bad, found = 0, False
+    for start, stop in _extents(data):
+        if start < bad:
+            continue
+        end = data.rfind(b"}", start, stop) + 1
+        ending = data[end:stop]
+        if not end or _ENDING.fullmatch(ending) is None:
+            continue
+        if is_end and stop == len(data) and not found and not ending.strip(b"\0"):
+            continue  # the newline was not written yet
+        line = parse_whole(data[start:end] + b"\n", offset + start, ending)
+        if line is not None:
+            if bad < start:
+                yield _parse_bad(data[bad:start], offset + bad)
+            yield line
+            bad, found = stop, True
+    if bad < len(data):
+        yield _parse_bad(data[bad:], offset + bad)
 
 
-def _parse(data: bytes, offset: int) -> Line | BadLine:
-    head = _HEAD.match(data)
-    if head is not None:
-        crc, version, seq, after = head.group("crc", "version", "seq", "after")
-        if crc32(data[_CHECKED:-1]) == int(crc, 16):
-            number = int(seq)
-            before = number - 1 if after is None else int(after)
-            return Line(int(version), number, before, offset, data, head.end())
-    return _parse_bad(data, offset)
+def _extents(data: bytes) -> Iterator[tuple[int, int]]:
+    """Yield where lines may begin and end that are not parted by newlines.
+
+    One ends where the next begins, or, as there may be lines within a payload, a few further. In
+    all, each byte is in a few of these extents at most, however many lines seem to begin.
+    """
+    if OPENING not in data:
+        return
+    heads = [head.start() for head in HEAD.finditer(data)]
+    outer = [head.start() for head in START.finditer(data)]
+    heads.append(len(data))
+    outer.append(len(data))
+    left = _LOOKED_AT * len(data)
+    for start, stop in itertools.pairwise(heads):
+        yield start, stop
+        further = outer[bisect_right(outer, start)]
+        if further > stop and left > 0:
+            left -= further - start
+            yield start, further
+
+
+def parse_whole(data: bytes, offset: int = 0, ending: bytes = b"\n") -> Line | None:
+    """Return the line that `data` is, if it is one, with its newline."""
+    head = HEAD.match(data)
+    if head is None or not data.endswith(b"\n"):
+        return None
+    if crc32(data[_CHECKED:-1]) != int(head["crc"], 16):
+        return None
+    seq, after, together = place_of(head)
+    if together >= seq:
+        return None
+    return Line(int(head["version"]), seq, after, offset, data, head.end(), together, ending)
+
+
+def place_of(head: re.Match[bytes]) -> tuple[int, int, int]:
+    """Return the position that is said, the one of the line before, and how many go with it."""
+    seq, said = int(head["seq"]), head["after"]
+    after = seq - 1 if said is None else int(said)
+    return (seq, seq - 1, after - seq) if after >= seq else (seq, after, 0)
 
 
 def _parse_bad(data: bytes, offset: int) -> BadLine:
-    head = _HEAD.match(data)
+    head = HEAD.match(data)
     place = head or _PLACE.search(data, 0, _PLACE_END)
     seq = after = None
+    claim = 0
+    if OPENING in data:
+        claim = max([int(start["seq"]) for start in START.finditer(data)], default=0)
     if place is not None:
-        seq = int(place["seq"])
-        after = seq - 1 if place["after"] is None else int(place["after"])
+        seq, after, _ = place_of(place)
+        claim = max(claim, seq)
     if head is None:
-        return BadLine("corrupt", "this is no line of a Papyra journal", offset, data, seq, after)
-    return BadLine("checksum", f"the line of record {seq} was changed", offset, data, seq, after)
+        return BadLine("corrupt", _said(data), offset, data, seq, after, claim)
+    detail = f"the line of record {seq} was changed"
+    return BadLine("checksum", detail, offset, data, seq, after, claim)
+
+
+def _said(data: bytes) -> str:
+    """Say what bytes are that are no line."""
+    if data.startswith(_UTF_16):
+        return "this is UTF-16: convert the file back to UTF-8, which it was"
+    if data.startswith(b"\xef\xbb\xbf"):
+        return "there is a byte order mark here, which an editor may have written"
+    return "this is no line of a Papyra journal"

@@ -19,7 +19,8 @@ from zlib import crc32
 import msgspec
 
 from papyra.persistence.backends._disk import Disk
-from papyra.persistence.backends._index import SparseIndex, Totals
+from papyra.persistence.backends._index import Extent, SparseIndex, Totals
+from papyra.persistence.backends.base import MAX_SEQ
 
 __all__ = ("Recall", "Recollection")
 
@@ -54,11 +55,14 @@ class Recollection(msgspec.Struct):
 
     def index(self) -> SparseIndex:
         """Return the index. Raises `ValueError` if that can't be."""
+        if not 0 <= self.tail_seq <= self.last_seq <= MAX_SEQ:
+            raise ValueError(f"positions can't be {self.tail_seq} and {self.last_seq}")
         totals = Totals()
         totals.counts.update({content: self.counts[content] for content in totals.counts})
         totals.sizes.update({content: self.sizes[content] for content in totals.sizes})
         totals.oldest, totals.newest = self.oldest, self.newest
-        return SparseIndex.load(self.blocks, totals, self.block_bytes)
+        extent = Extent(0, self.last_seq, self.end)
+        return SparseIndex.load(self.blocks, totals, self.block_bytes, extent)
 
 
 class Recall:
@@ -71,8 +75,8 @@ class Recall:
 
     def read(self, fd: int) -> tuple[Recollection, SparseIndex] | None:
         """Return what is known of the file that is open as `fd`; `None` if nothing is."""
-        unusable = (OSError, msgspec.DecodeError, ValueError, KeyError, RecursionError)
-        with contextlib.suppress(*unusable):
+        unusable = (OSError, msgspec.DecodeError, ValueError, KeyError, OverflowError)
+        with contextlib.suppress(*unusable, RecursionError):
             data = self._kept()
             if data[:8] != b"%08x" % crc32(data[8:]):
                 return None
@@ -81,7 +85,7 @@ class Recall:
             if (
                 (known.version, known.order) == (_VERSION, byteorder)
                 and (known.device, known.inode) == (stat.st_dev, stat.st_ino)
-                and known.end <= stat.st_size
+                and 0 <= known.end <= stat.st_size
                 and known.tail_crc == self._tail_crc(fd, known.end)
             ):
                 return known, known.index()

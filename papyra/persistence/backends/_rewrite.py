@@ -138,7 +138,7 @@ def repair(journal: JournalFile) -> int:
     before, removed = journal.base, 0
     for part in journal.walk(found):
         match part:
-            case Run(_, first_seq, records, _):
+            case Run(_, first_seq, records, _, _):
                 before = first_seq + len(records) - 1
             case BadLine(), _:
                 removed += 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import re
 import shutil
@@ -14,7 +15,7 @@ from papyra.exceptions import StoreMoved
 from papyra.persistence.backends._disk import Disk, FileLock, identity, is_regular
 from papyra.persistence.backends._file import JournalFile
 from papyra.persistence.backends._index import Totals
-from papyra.persistence.backends._journal import Mended
+from papyra.persistence.backends._journal import Mended, Told
 from papyra.persistence.backends._line import Line, head_length, parse_lines, tombstone
 from papyra.persistence.backends._place import Place, printable
 from papyra.persistence.backends._recall import Recall
@@ -36,7 +37,8 @@ from papyra.persistence.reports import PersistenceAnomaly, PersistenceRecoveryCo
 
 __all__ = ("SegmentLimits", "Segments")
 
-_NAME = re.compile(r"([0-9]{20})\.(ndjson|ndjson\.new|index)")
+# A position has 14 digits at most.
+_NAME = re.compile(r"(?!0{20})(0{6}\d{14})\.(ndjson|ndjson\.new|index)", re.ASCII)
 #: No tombstone is longer.
 _TOMBSTONE_BYTES = 200
 #: How many sealed segments are kept open, with their indexes.
@@ -87,7 +89,8 @@ class Segment(JournalFile):
 
     def _read_through(self, advance: Advance | None = None) -> None:
         about = self._known()
-        self._index = None if about is None else about.index(self.disk)
+        through = self.through or 0
+        self._index = None if about is None else about.index(self.disk, self.base, through)
         if about is None or self._index is None:
             super()._read_through(advance)
             self.write_down()
@@ -157,6 +160,9 @@ class Segments:
         self._records_in_last = 0
         #: which directory it is, whatever its name leads to by now
         self._identity = (0, 0)
+        self._told = Told()
+        #: for a reader: which files the segments were when they were listed
+        self._listed: list[tuple[int, ...]] = []
         #: whether a segment followed the last one, and is not there any more
         self._end_is_missing = False
 
@@ -228,11 +234,13 @@ class Segments:
                 bases.append(base)
             elif kind == "ndjson.new":
                 self._leftovers.append(self.path / name)
+        found = [self._segment(base) for base in bases]
+        # Before any of them is looked into: what is replaced later is another one.
+        identities = self._identities(found) if self.read_only else []
         segments: list[Segment] = []
         buried, buried_at = 0, 0
         self._put_back = []
-        for base in bases:
-            segment = self._segment(base)
+        for base, segment in zip(bases, found, strict=True):
             if base < buried:
                 # What a tombstone stands for was to be removed, and maybe that did not come to its
                 # end. But if somebody has put it there since, it is not ours to remove.
@@ -244,8 +252,12 @@ class Segments:
             if segments:
                 segments[-1].through = base
             segments.append(segment)
-            if through := _buried_by(segment):
+            # Another one follows those that it stands for; or it says what can't be.
+            through = _buried_by(segment)
+            if 0 < through <= bases[-1]:
                 buried, buried_at = through, segment.path.stat().st_ctime_ns
+        listed = dict(zip(bases, identities, strict=False))
+        self._listed = [listed[segment.base] for segment in segments] if listed else []
         return segments
 
     def refresh(self) -> None:
@@ -268,6 +280,23 @@ class Segments:
             self._segments[-1].open()
         self._end_is_missing = bool(self._segments) and self._lacks_its_end()
 
+    def raise_if_rewritten(self) -> None:
+        """Raise `FileNotFoundError` if segments were replaced or removed since they were listed.
+
+        What was read then is of two states of the store. New segments may have followed.
+        """
+        if self._identities(self._segments) != self._listed:
+            raise FileNotFoundError(
+                errno.ENOENT, "segments are rewritten while they are read", str(self.path)
+            )
+
+    @staticmethod
+    def _identities(segments: Sequence[Segment]) -> list[tuple[int, ...]]:
+        """Return which files segments are, and when those that are sealed were changed."""
+        stats = [segment.path.stat() for segment in segments]
+        sealed = [(stat.st_ino, stat.st_mtime_ns) for stat in stats[:-1]]
+        return [*sealed, *((stat.st_ino,) for stat in stats[-1:])]
+
     def close(self) -> None:
         """Close everything that is open."""
         for segment in self._segments:
@@ -283,7 +312,10 @@ class Segments:
         """
         first_seq, records, encoded = batch.first_seq, batch.records, batch.encoded
         self._remove_leftovers()
-        last = segment = self._segments[-1]
+        told = self._told.before(batch, self.last_seq)
+        segments = self._segments
+        last = segment = segments[-1]
+        last.keep()
         begun: list[Segment] = []
         in_last = self._records_in_last
         try:
@@ -303,28 +335,42 @@ class Segments:
                     first_seq + start,
                     records[start:stop],
                     encoded[start:stop],
+                    told=told,
                     sync=sync or more_follows,
                 )
                 in_last += stop - start
+            following = [*segments, *begun] if begun else segments
             claim()
-        except OSError:
-            for unused in begun:
-                unused.unload()
-            # The newest first: what is left of them always follows upon what was there before.
-            self._leftovers = [unused.path for unused in reversed(begun) if unused.is_made]
-            with contextlib.suppress(OSError):
-                self._remove_leftovers()
-            last.discard(cut=not self._leftovers)
+            for part in (last, *begun):
+                part.accept()
+            for before, after in zip((last, *begun), begun, strict=False):
+                before.through = after.base
+            self._records_in_last, self._segments = in_last, following
+        except BaseException:
+            self._segments, last.through = segments, None
+            self._take_back(last, begun)
             raise
-        for part in (last, *begun):
-            part.accept()
-        self._records_in_last = in_last
-        for before, after in zip((last, *begun), begun, strict=False):
-            before.through = after.base
-            before.write_down()
-            before.unload()
-            self._segments.append(after)
+        if begun:
             self._end_is_missing = False
+            with contextlib.suppress(MemoryError):  # it is stored, and the rest can be done later
+                self._write_down(last, *begun[:-1])
+
+    def _write_down(self, *sealed: Segment) -> None:
+        for segment in sealed:
+            segment.write_down()
+            segment.unload()
+
+    def _take_back(self, last: Segment, begun: Sequence[Segment]) -> None:
+        """Let nothing be left of what an append has written, as far as that can be had."""
+        for unused in begun:
+            unused.unload()
+        # The newest first: what is left of them always follows upon what was there before.
+        self._leftovers = [unused.path for unused in reversed(begun) if unused.is_made]
+        with contextlib.suppress(OSError):
+            self._hide_leftovers()
+            if begun:
+                self.disk.sync_directory(self.path)
+        last.discard(cut=all(path.suffix == ".new" for path in self._leftovers))
 
     def _parts(
         self, records: Sequence[Record], encoded: Sequence[bytes]
@@ -332,7 +378,7 @@ class Segments:
         """Yield what goes together: from where, to where, and whether into a new segment."""
         limits, last = self._limits, self._segments[-1]
         size, count = last.end, self._records_in_last
-        head = head_length(self.last_seq + len(records))
+        head = head_length(self.last_seq + len(records), len(records) - 1)
         is_new = self._end_is_missing
         if (
             limits.max_age is None
@@ -358,6 +404,19 @@ class Segments:
                 start, is_new = position, True
                 size, count, oldest, newest = len(data) + head, 1, time, time
         yield start, len(records), is_new
+
+    def _hide_leftovers(self) -> None:
+        """Remove what counts for nothing, or give it a name that says so."""
+        left = []
+        for path in self._leftovers:
+            try:
+                self.disk.remove(path)
+            except OSError:
+                if path.exists():  # or it had not been made yet
+                    hidden = path.with_name(path.name + ".new")
+                    self.disk.replace(path, hidden)
+                    left.append(hidden)
+        self._leftovers = left
 
     def _remove_leftovers(self) -> None:
         while self._leftovers:
@@ -474,8 +533,11 @@ class Segments:
         anomalies, mended_through = found.anomalies, set[int | None]()
         place = aside_of(config, Path(os.path.realpath(self.path)).parent)
         aside = name_aside(self.path, place)
+        by_place: dict[str | None, list[PersistenceAnomaly]] = {}
+        for anomaly in anomalies:
+            by_place.setdefault(anomaly.location, []).append(anomaly)
         for segment in self._segments:
-            here = [a for a in anomalies if a.location == segment.location]
+            here = by_place.get(segment.location, [])
             # A line of another segment is not kept in this one, but it is not thrown away either.
             strays = any(a.seq is not None and not segment.belongs(a.seq) for a in here)
             if here and (strays or config.mode == "quarantine"):
@@ -571,7 +633,7 @@ class Segments:
 def _buried_by(segment: Segment) -> int:
     """Return up to where a segment that holds a tombstone alone stands for others; or 0."""
     if segment.path.stat().st_size <= _TOMBSTONE_BYTES:
-        lines = list(parse_lines(segment.path.read_bytes(), 0))
+        lines = list(parse_lines(segment.path.read_bytes(), 0, is_end=True))
         if len(lines) == 1 and isinstance(lines[0], Line) and lines[0].is_tombstone:
             return lines[0].seq
     return 0

@@ -16,7 +16,7 @@ from zlib import crc32
 import msgspec
 
 from papyra.persistence.backends._disk import Disk
-from papyra.persistence.backends._index import SparseIndex, Totals
+from papyra.persistence.backends._index import MAX_INDEX_BYTES, Extent, SparseIndex, Totals
 
 __all__ = ("Sidecar", "read_sidecar", "write_sidecar")
 
@@ -57,13 +57,14 @@ class Sidecar:
         """Return whether it is about the segment as it is now."""
         return (self.size, self.modified_ns) == (stat.st_size, stat.st_mtime_ns)
 
-    def index(self, disk: Disk) -> SparseIndex | None:
-        """Return the index, or `None` if it can't be read."""
+    def index(self, disk: Disk, base: int, last_seq: int) -> SparseIndex | None:
+        """Return the index of records after `base`, or `None` if it can't be read."""
         head = self._head
-        with contextlib.suppress(OSError, ValueError):
+        with contextlib.suppress(OSError, ValueError, OverflowError):
             data = _read(disk, self.path, head.index_bytes, _HEAD_BYTES)
             if crc32(data) == head.index_crc:
-                return SparseIndex.load(data, self.totals, head.block_bytes)
+                extent = Extent(base, last_seq, self.size)
+                return SparseIndex.load(data, self.totals, head.block_bytes, extent)
         return None
 
 
@@ -102,13 +103,20 @@ def read_sidecar(disk: Disk, path: Path) -> Sidecar | None:
         if checksum != b"%08x" % crc32(rest):
             return None
         head = msgspec.json.decode(rest, type=_Head)
-    except (OSError, msgspec.DecodeError, RecursionError):
+    except (OSError, msgspec.DecodeError, ValueError, RecursionError):
         return None
     totals = Totals()
-    if head.version != 1 or head.order != byteorder or head.counts.keys() != totals.counts.keys():
+    if head.version != 1 or head.order != byteorder:
+        return None
+    if not head.counts.keys() == head.sizes.keys() == totals.counts.keys():
         return None
     totals.counts.update({content: head.counts[content] for content in totals.counts})
     totals.sizes.update({content: head.sizes[content] for content in totals.sizes})
+    numbers = (*totals.counts.values(), *totals.sizes.values())
+    if not all(0 <= number <= head.size for number in numbers):
+        return None
+    if not 0 <= head.index_bytes <= MAX_INDEX_BYTES:
+        return None
     if head.oldest is not None and head.newest is not None:
         totals.oldest, totals.newest = head.oldest, head.newest
     return Sidecar(path, head.size, head.modified_ns, totals, head)

@@ -6,13 +6,27 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple, TypeAlias
 
+from msgspec.structs import replace
+
 from papyra.exceptions import StoreError
 from papyra.persistence import codec
-from papyra.persistence.backends._line import VERSION, BadLine, Line, decode_run, parse_lines
+from papyra.persistence.backends._line import (
+    VERSION,
+    BadLine,
+    Line,
+    decode_run,
+    parse_lines,
+    record_sizes,
+)
+from papyra.persistence.backends._torn import Remains
+from papyra.persistence.backends.base import MAX_SEQ
 from papyra.persistence.records import Record
 from papyra.persistence.reports import AnomalyKind, PersistenceAnomaly
 
 __all__ = ("Advance", "Part", "Run", "ScanResult", "decode", "walk")
+
+#: Positions that must be left for what is written after a bad line, if that is to be believed.
+_ROOM = 10**12
 
 #: Is told of each number of bytes that was read.
 Advance: TypeAlias = Callable[[int], None]
@@ -25,9 +39,9 @@ class Run(NamedTuple):
     first_seq: int
     records: Sequence[Record]
     #: bytes of each line
-    lengths: list[int]
-    #: bytes of the first that say which line it follows
-    extra: int = 0
+    lengths: Sequence[int]
+    #: bytes of each record
+    sizes: Sequence[int]
 
 
 @dataclass
@@ -61,45 +75,150 @@ def walk(
     What is there, and what is wrong with it, is noted in `found` on the way, going on from what is
     there already. `belongs` says whether a record should be in this file.
     """
-    before, lost = found.tail_seq, found.last_seq - found.tail_seq
-    claimed, number = 0, 1
+    state = _Walk(found, location, belongs)
     for data, offset in chunks:
         lines = data.split(b"\n")
         last = lines.pop()
-        records = None if lost or last else decode_run(lines, before + 1)
-        if records is not None and belongs(before + len(records)):
-            run = Run(offset, before + 1, records, [len(line) + 1 for line in lines])
-            before += len(records)
-            number += len(records)
-            found.records += len(records)
-            found.bytes += len(data)
-            found.tail_seq = found.last_seq = before
-            yield run
+        first_seq = state.before + 1
+        records = None if last or not state.is_plain else decode_run(lines, first_seq)
+        if records is not None and belongs(state.before + len(lines)):
+            lengths = [len(line) + 1 for line in lines]
+            sizes = record_sizes(lines, first_seq)
+            yield state.pass_over(Run(offset, first_seq, records, lengths, sizes))
         else:
-            for line in parse_lines(data, offset):
-                record, wrong = _judge(line, before, lost, belongs)
-                if isinstance(line, BadLine):
-                    lost += _lost_with(line, before + lost)
-                    if line.seq is not None and line.kind != "torn" and belongs(line.seq):
-                        claimed = max(claimed, line.seq)
-                else:
-                    if belongs(line.seq):
-                        before, lost = max(before, line.seq), 0
-                    if not line.is_tombstone:
-                        found.records += 1
-                        found.bytes += len(line.data)
-                # No number is given twice: better one too many is taken for given.
-                found.tail_seq, found.last_seq = before, max(before + lost, claimed)
-                if wrong is not None:
-                    kind, detail = wrong
-                    anomaly = PersistenceAnomaly(
-                        kind, detail, location, line.offset, number, line.seq
-                    )
-                    found.anomalies.append(anomaly)
-                number += 1
-                yield line, record
+            end = offset + len(data) if last else -1
+            for line in parse_lines(data, offset, is_end=bool(last)):
+                yield from state.take(line, at_end=line.offset + line.length == end)
         if advance is not None:
             advance(len(data))
+    yield from state.finish()
+
+
+class _Walk:
+    """How far a walk is, and what it makes of what it meets."""
+
+    def __init__(self, found: ScanResult, location: str, belongs: Callable[[int], bool]) -> None:
+        self._found = found
+        self._location = location
+        self._belongs = belongs
+        #: the `seq` of the last line that can be read, and the positions lost since
+        self.before, self._lost = found.tail_seq, found.last_seq - found.tail_seq
+        #: the greatest `seq` that a bad line has said
+        self._claimed = 0
+        self._number = 1
+        #: what may be remains of the last write, until it is clear
+        self._remains: Remains | None = None
+        #: newlines that were changed alike: what they are now, and how many they are
+        self._ending, self._endings = b"\n", 0
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether nothing was special about what came last."""
+        return not self._lost and self._remains is None
+
+    def pass_over(self, run: Run) -> Run:
+        """Take in lines about which nothing is special."""
+        found, count = self._found, len(run.records)
+        self.before += count
+        self._number += count
+        found.records += count
+        found.bytes += sum(run.lengths)
+        found.tail_seq = found.last_seq = self.before
+        self._ending = b"\n"
+        return run
+
+    def take(self, line: Line | BadLine, *, at_end: bool) -> Iterator[Part]:
+        """Take in a line, and yield what has become clear by it."""
+        if self._remains is not None and not self._remains.take(line, at_end=at_end):
+            yield from self._give_up_remains()
+        elif self._remains is not None:
+            return
+        if isinstance(line, BadLine):
+            remains = Remains(self.before)
+            if remains.take(line, at_end=at_end):
+                self._remains = remains
+                return
+        yield self._judge(line)
+
+    def finish(self) -> Iterator[Part]:
+        """Yield what is left at the end of the file."""
+        if self._remains is not None:
+            yield self._judge(self._remains.joined())
+
+    def _give_up_remains(self) -> Iterator[Part]:
+        assert self._remains is not None
+        parts, self._remains = self._remains.parts, None
+        yield from map(self._judge, parts)
+
+    def _judge(self, line: Line | BadLine) -> Part:
+        """Note what there is, and what is wrong with it."""
+        found = self._found
+        record, wrong = _judge(line, self.before, self._lost, self._belongs)
+        if isinstance(line, BadLine):
+            self._lose(line)
+        else:
+            if self._belongs(line.seq):
+                self.before, self._lost = max(self.before, line.seq), 0
+            if not line.is_tombstone:
+                found.records += 1
+                found.bytes += line.length
+        # No number is given twice: better one too many is taken for given.
+        found.tail_seq = self.before
+        found.last_seq = max(self.before + self._lost, self._claimed)
+        if wrong is not None:
+            kind, detail = wrong
+            self._note(kind, detail, line)
+        self._note_ending(line)
+        self._number += 1
+        return line, record
+
+    def _lose(self, line: BadLine) -> None:
+        """Take note of the positions that go with a bad line."""
+        if line.kind == "torn":
+            return  # nobody was told that it was stored
+        last_seq = self.before + self._lost
+        self._lost += 1
+        if not self._is_credible(line.claim):
+            return
+        if line.seq is not None and line.after == last_seq < line.seq:
+            self._lost += line.seq - last_seq - 1  # those between had been taken out
+        self._claimed = max(self._claimed, line.claim)
+
+    def _is_credible(self, claim: int) -> bool:
+        """Return whether a bad line may be believed: not if it would leave no positions."""
+        return self._belongs(claim) and claim <= MAX_SEQ - _ROOM
+
+    def _note(self, kind: AnomalyKind, detail: str, line: Line | BadLine) -> None:
+        anomaly = PersistenceAnomaly(
+            kind, detail, self._location, line.offset, self._number, line.seq
+        )
+        self._found.anomalies.append(anomaly)
+
+    def _note_ending(self, line: Line | BadLine) -> None:
+        """Say of lines with other ends what these are; once for all that follow one another."""
+        ending = line.ending if isinstance(line, Line) else b"\n"
+        anomalies = self._found.anomalies
+        if ending != b"\n" and ending == self._ending and anomalies[-1].kind == "line_ending":
+            self._endings += 1
+            several = (
+                f"the newlines of {self._endings:,} lines, from record {anomalies[-1].seq} on,"
+            )
+            detail = f"{several} {_said_ending(ending)}"
+            anomalies[-1] = replace(anomalies[-1], detail=detail)
+        elif ending != b"\n":
+            self._endings = 1
+            self._note(
+                "line_ending", f"the newline after record {line.seq} {_said_ending(ending)}", line
+            )
+        self._ending = ending
+
+
+def _said_ending(ending: bytes) -> str:
+    """Say what was made of a newline."""
+    if not ending:
+        return "got lost: a recovery writes it again"
+    what = "CRLF, as Windows has it" if ending == b"\r\n" else repr(ending)[1:]
+    return f"became {what}: change it back, or let a recovery do it"
 
 
 def _judge(
@@ -120,15 +239,6 @@ def _judge(
         missing = f"{before + 1} to {line.after}" if line.after > before + 1 else line.after
         return record, ("gap", f"missing before record {line.seq}: {missing}")
     return record, None
-
-
-def _lost_with(line: BadLine, last_seq: int) -> int:
-    """Return how many positions after `last_seq` go with a bad line."""
-    if line.kind == "torn":
-        return 0  # nobody was told that it was stored
-    if line.seq is not None and line.after == last_seq < line.seq:
-        return line.seq - last_seq  # those between had been taken out
-    return 1
 
 
 def decode(line: Line) -> tuple[Record | None, tuple[AnomalyKind, str] | None]:

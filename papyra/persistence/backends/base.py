@@ -23,6 +23,7 @@ from papyra.exceptions import (
     InvalidRecord,
     InvalidRequest,
     PersistenceError,
+    PositionsExhausted,
     StoreError,
 )
 from papyra.persistence import codec
@@ -367,18 +368,27 @@ class PersistenceBackend(PersistenceVerbs, PersistenceMetricsMixin, abc.ABC):
             await self._prepare_to_write()
         first_seq = self._last_seq + 1
         if records:
+            self._raise_if_exhausted(len(records))
             await self._store_batch(Batch(first_seq, records, encoded), size)
         return first_seq
 
+    def _raise_if_exhausted(self, count: int) -> None:
+        if self._last_seq + count > MAX_SEQ:
+            raise PositionsExhausted(
+                f"there are no positions for {count} records after {self._last_seq}: the greatest "
+                f"is {MAX_SEQ}. Copy the store into a new one, with new positions, to go on"
+            )
+
     async def _store_batch(self, batch: Batch, size: int) -> None:
+        count = len(batch.records)
+        last_seq = batch.first_seq + count - 1
         try:
             await self._append(batch)
         except PersistenceError:
             raise
         except Exception as error:
             raise _store_error("write", error) from error
-        count = len(batch.records)
-        self._last_seq = batch.first_seq + count - 1
+        self._last_seq = last_seq
         metrics = self.metrics
         metrics.commits += 1
         metrics.records_written += count

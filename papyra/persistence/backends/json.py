@@ -24,7 +24,8 @@ class JsonFilePersistence(FilePersistence):
     one ``fdatasync``. ``"everysec"`` syncs once a second, in a thread of its own; ``"no"`` leaves
     it to the system, but for a `flush` and the closing. With these, what was acknowledged survives
     the process, but not always the machine. Of a commit that nobody was told about, a crash may
-    leave a beginning.
+    leave a beginning. What is cut off before the next write is what such a commit can have left,
+    and nothing else: what others have changed stays as it is, until a recovery is asked for.
 
     An append, a read or a flush that takes longer than `call_timeout` seconds, as on a network disk
     that is gone, fails with a `StoreError`; what such an append may still write does not count.
