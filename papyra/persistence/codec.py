@@ -82,15 +82,10 @@ def encode(records: Sequence[Record], *, restored: bool = False) -> list[bytes]:
     `UnencodablePayload` for a payload that would not come back as `PersistedEvent` says, whatever
     it raises itself. Records that are restored may be nested more deeply than new ones.
     """
-    encoded: list[bytes] = []
-    for start in range(0, len(records), _RUN):
-        some = records[start : start + _RUN]
-        # Events about which nothing is special are encoded in one call. Whatever is out of the
-        # ordinary goes the long way, which knows what is wrong and where.
-        run = _encode_run(some)
-        encode_one = _encode_restored if restored else _encode_one
-        encoded += map(encode_one, some) if run is None else run
-    return encoded
+    if len(records) <= _RUN:
+        return _encode_some(records, restored)
+    runs = (records[start : start + _RUN] for start in range(0, len(records), _RUN))
+    return [encoded for run in runs for encoded in _encode_some(run, restored)]
 
 
 def decode(data: bytes | memoryview, seq: int) -> Record:
@@ -164,6 +159,15 @@ def encodable(value: object) -> bool:
 def stored_size(record: Record) -> int:
     """Return how many bytes a record takes that was read."""
     return len(to_json(msgspec.structs.replace(record, seq=None)))
+
+
+def _encode_some(records: Sequence[Record], restored: bool) -> list[bytes]:
+    # Events about which nothing is special are encoded in one call. Whatever is out of the
+    # ordinary goes the long way, which knows what is wrong and where.
+    encoded = _encode_run(records)
+    if encoded is not None:
+        return encoded
+    return list(map(_encode_restored if restored else _encode_one, records))
 
 
 def _encode_run(records: Sequence[Record]) -> list[bytes] | None:
