@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import re
 import signal
 import subprocess
 import time
@@ -107,11 +108,21 @@ def compact(store: Store, **limits: int) -> None:
     anyio.run(work)
 
 
+#: What a line says of itself: its checksum, its position, and the line before it.
+_PLACE = re.compile(rb'\{"crc":"[0-9a-f]{8}","v":1,"seq":(\d+),(?:"after":(\d+),)?')
+
+
+def _place(head: re.Match[bytes]) -> bytes:
+    """Return a line's place without what it was written together with, which a copy has not."""
+    follows = head[2] is None or int(head[2]) >= int(head[1])
+    return b'{"seq":%b,"after":%d,' % (head[1], int(head[1]) - 1 if follows else int(head[2]))
+
+
 def written(store: Store) -> dict[str, bytes]:
     """Return what holds the records, in full: what two copies of one source have the same of."""
     if store.path is not None:
         return {
-            path.name if store.path.is_dir() else "file": path.read_bytes()
+            path.name if store.path.is_dir() else "file": _PLACE.sub(_place, path.read_bytes())
             for path in files_of(store)
         }
     found = {
