@@ -351,6 +351,8 @@ class ActorSystem:
                 "it has stopped; next time run 'async with ActorSystem()' in a task of its own, "
                 "which waits for an event that others set when they are done"
             )
+        if exc is not None and self._runtime.task_group.cancel_scope.cancel_called:
+            self._lose("one of its own")
         error = await self._leave_group(exc)
         self._raise_what_ended_it()
         if blow is not None:
@@ -421,13 +423,15 @@ class ActorSystem:
 
     def _lose_persistence(self) -> None:
         """End the system in order, as somebody cancelled the task of its persistence actor."""
-        self._lose(f"{self.persistence.address}, without which the system can't go on")
+        self._lose(f"that of {self.persistence.address}, without which it can't go on")
         self._begin_shutdown(self._lost)
         self._cancel_block()
 
     def _lose(self, what: str) -> None:
         """Take note of what is to be said if nothing else explains why the block was cancelled."""
-        self._lost = self._lost or EscalatedFailure(f"somebody cancelled the task of {what}")
+        self._lost = self._lost or EscalatedFailure(
+            f"the system {self._system_id!r} has stopped, as somebody cancelled a task: {what}"
+        )
 
     def _cancel_block(self) -> None:
         self._runtime.task_group.cancel_scope.cancel()
@@ -483,7 +487,7 @@ class _Runtime:
         """Launch `cell` again if its task was cancelled before it has begun: it never will."""
         if cell.begun == before:
             # For the task group this is a task that has failed: it has cancelled the others.
-            self.system._lose(f"{cell.address} before it had begun")
+            self.system._lose(f"that of {cell.address}, before it had begun")
             in_a_task(functools.partial(self.launch, cell))
 
     async def park(self) -> None:

@@ -57,7 +57,7 @@ class Counter(Actor):
 
 class Sleeper(Actor):
     async def receive(self, message: Any) -> None:
-        await anyio.sleep(60)
+        await anyio.sleep_forever()
 
 
 class World:
@@ -592,7 +592,7 @@ async def test_an_actor_that_swallows_cancellation_does_not_keep_the_store_open(
         async def receive(self, message: Any) -> None:
             while not let_go:
                 try:
-                    await anyio.sleep(60)
+                    await anyio.sleep_forever()
                 except anyio.get_cancelled_exc_class():
                     await anyio.lowlevel.cancel_shielded_checkpoint()
 
