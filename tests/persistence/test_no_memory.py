@@ -87,6 +87,7 @@ async def test_an_append_for_which_there_is_no_memory_leaves_nothing(
             # As a process that ends here would leave it.
             if trace.left <= 0:
                 reader = store.reader()
+                assert isinstance(reader, FilePersistence)
                 assert await numbers(reader) == stored, step
                 assert (await reader.scan()).is_clean, step
                 await reader.aclose()
