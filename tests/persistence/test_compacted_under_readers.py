@@ -22,18 +22,21 @@ from papyra.persistence.backends.rotating import RotatingFilePersistence
 from tests.actors import event
 
 #: What a disk is asked for while it is read, and while it is written.
-CALLS: tuple[str, ...] = (
-    "open",
-    "close",
-    "list",
-    "stat",
-    "read",
-    "write",
-    "sync",
-    "replace",
-    "remove",
+CALLS = frozenset(
+    [
+        "open",
+        "close",
+        "list",
+        "stat",
+        "read",
+        "write",
+        "sync",
+        "replace",
+        "remove",
+        "sync_directory",
+        "truncate",
+    ]
 )
-CALLS += ("sync_directory", "truncate")
 COUNT, KEPT = 23, 7
 #: Whether all of the calls are interrupted, and not only some of the later ones.
 EVERY_CALL = "PAPYRA_INTERLEAVINGS" in os.environ
