@@ -22,21 +22,9 @@ from papyra.persistence.backends.rotating import RotatingFilePersistence
 from tests.actors import event
 
 #: What a disk is asked for while it is read, and while it is written.
-CALLS = frozenset(
-    [
-        "open",
-        "close",
-        "list",
-        "stat",
-        "read",
-        "write",
-        "sync",
-        "replace",
-        "remove",
-        "sync_directory",
-        "truncate",
-    ]
-)
+READS = ("open", "close", "list", "stat", "read")
+WRITES = ("write", "truncate", "sync", "replace", "remove", "sync_directory")
+CALLS = frozenset(READS + WRITES)
 COUNT, KEPT = 23, 7
 #: Whether all of the calls are interrupted, and not only some of the later ones.
 EVERY_CALL = "PAPYRA_INTERLEAVINGS" in os.environ
