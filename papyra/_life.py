@@ -94,7 +94,7 @@ class Life:
 
     def takes_in_batches(self, message: object) -> bool:
         """Return whether `message` is one for ``receive_batch``."""
-        return type(message) in self._batch_types
+        return bool(self._batch_types) and self._is_batched(message)
 
     def refuse_at_hand(self, message: object, error: Exception) -> bool:
         """Have `message` refused with `error`; return whether it is being handled."""

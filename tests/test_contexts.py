@@ -425,3 +425,21 @@ async def test_a_message_that_is_not_handled_is_the_dead_letter_without_its_vari
 def test_what_is_propagated_are_context_variables(wrong: Any) -> None:
     with pytest.raises(InvalidSetting, match="propagate is a tuple of ContextVars, not"):
         ActorSystem(propagate=wrong)
+
+
+async def test_a_message_whose_type_can_not_be_hashed_is_one_of_no_batch() -> None:
+    class Unhashable(type):
+        def __hash__(cls) -> int:
+            raise TypeError("not me")
+
+    class Odd(metaclass=Unhashable):
+        pass
+
+    class Batched(Actor):
+        batch_types = (int,)
+
+        async def receive(self, message: Any) -> Any:
+            return "received"
+
+    async with ActorSystem(propagate=(request_id,)) as system:
+        assert await system.spawn(Batched).ask(Odd()) == "received"
