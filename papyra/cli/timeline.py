@@ -130,7 +130,7 @@ async def _read(
         request = Read("event", actor=actor, since=since, until=until)
         if not lives.lives and request != Read("event"):
             tell(await why_nothing(backend, request, below=True), "dim")
-        elif not lives.lives:
+        elif not lives.lives and backend.capabilities.durable:
             tell("no actor's life is recorded there", "dim")
         return lives
 
