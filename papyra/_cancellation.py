@@ -64,6 +64,9 @@ def take_cancellation() -> None:
 
 def without_cancellation(error: BaseException) -> BaseException | None:
     """Return what is left of `error` without cancellation, alone or in groups; perhaps nothing."""
+    if isinstance(error, Exception):
+        # First, as this asks no class of errors what it is: trio's asks back.
+        return error
     cancelled = anyio.get_cancelled_exc_class()
     if isinstance(error, BaseExceptionGroup):
         return error.split(cancelled)[1]

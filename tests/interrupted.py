@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 from typing import Any
 
@@ -37,5 +38,7 @@ async def main(path: str) -> None:
 
 
 if __name__ == "__main__":
+    # A shell may have started the tests in the background, where it is ignored.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     name, options = LOOPS[sys.argv[1]]
     anyio.run(main, sys.argv[2], backend=name, backend_options=options)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -126,6 +126,14 @@ def after_turns(turns: list[int], strike: Callable[[], object]) -> Callable[[], 
     return lambda: turn
 
 
+@pytest.fixture
+def ctrl_c() -> Iterator[None]:
+    """Let SIGINT interrupt this process, which a shell may have started in the background."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 def others() -> set[asyncio.Task[Any]]:
     return asyncio.all_tasks() - {asyncio.current_task()}
 
@@ -190,6 +198,7 @@ def test_every_task_of_the_loop_may_be_cancelled_in_any_turn(
     assert turn > STRIDE
 
 
+@pytest.mark.usefixtures("ctrl_c")
 @pytest.mark.parametrize("loop", list(NEW_LOOP))
 def test_ctrl_c_in_any_turn_of_the_loop_stops_in_order(
     new_store: Callable[[], PersistenceBackend], loop: str
@@ -233,6 +242,7 @@ class _InterruptAt(trio.abc.Instrument):
         self.step += 1
 
 
+@pytest.mark.usefixtures("ctrl_c")
 @pytest.mark.parametrize("again", [None, 1, 3, 10])
 def test_ctrl_c_at_any_step_of_trio_stops_in_order(
     new_store: Callable[[], PersistenceBackend], again: int | None

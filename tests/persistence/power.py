@@ -100,6 +100,13 @@ class PoweredDisk(Disk):
             medium.pending.append(0)
         return fd
 
+    def create(self, path: Path, like: os.stat_result | None = None, *, copy: bool = False) -> int:
+        fd = super().create(path, like, copy=copy)
+        name = self._name(path)
+        self._rename(name, Medium())
+        self._media[fd] = self._names[name]
+        return fd
+
     def write(self, fd: int, data: bytes | memoryview, offset: int) -> int:
         self.watch("write")
         written = super().write(fd, data, offset)
