@@ -23,7 +23,7 @@ from tests.actors import event
 
 #: What a disk is asked for while it is read, and while it is written.
 READS = ("open", "close", "list", "stat", "read")
-WRITES = ("write", "truncate", "sync", "replace", "remove", "sync_directory")
+WRITES = ("create", "write", "truncate", "sync", "replace", "remove", "sync_directory")
 CALLS = frozenset(READS + WRITES)
 COUNT, KEPT = 23, 7
 #: Whether all of the calls are interrupted, and not only some of the later ones.
@@ -48,12 +48,12 @@ class Interrupted(Disk):
         real = super().__getattribute__(name)
         return functools.partial(self.call, real) if name in CALLS else real
 
-    def call(self, real: Callable[..., Any], *arguments: Any) -> Any:
+    def call(self, real: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
         """Make a call; what others do comes before or after it."""
         self.calls += 1
         if self.calls == self.number:
             self.interrupt()
-        result = real(*arguments)
+        result = real(*arguments, **options)
         self.calls += 1
         if self.calls == self.number:
             self.interrupt()
