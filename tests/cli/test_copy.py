@@ -163,7 +163,9 @@ def name_of(store: Store) -> str:
 def is_a_beginning(part: Store, whole: dict[str, bytes]) -> bool:
     """Return whether what is there is what a copy writes first, but for a line that was torn."""
     for name, data in written(part).items():
-        if name != "meta" and not whole[name].startswith(data):
+        # Of a torn line it can't be told what of it is no part of the record.
+        lines = data if part.path is None else data[: data.rfind(b"\n") + 1]
+        if name != "meta" and not whole[name].startswith(lines):
             return False
     return True
 
