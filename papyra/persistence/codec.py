@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import sys
 from collections.abc import Callable, Iterable, Sequence
+from itertools import chain
 from typing import Any
 
 import msgspec
@@ -12,7 +13,7 @@ import msgspec
 from papyra._stack import on_fresh_stack
 from papyra._text import MEANT, shown, text_of, type_name
 from papyra.exceptions import InvalidRecord, StoreError, UnencodablePayload
-from papyra.persistence._forms import depth_of, is_simple
+from papyra.persistence._forms import MAX_DIGITS, depth_of, is_simple
 from papyra.persistence._payload import MAX_DEPTH, Room, come_back, fault_in, to_json
 from papyra.persistence.records import (
     PersistedAudit,
@@ -74,6 +75,12 @@ _FIELDS: dict[type, tuple[tuple[str, type], ...]] = {
 }
 _NUMBERS = frozenset({float, int})
 
+#: What a flat payload is made of: dicts, their names, and values. Of them only numbers that are not
+#: finite do not come back: they are written as ``null``.
+_DICTS, _NAMES = frozenset({dict}), frozenset({str})
+_NO_NAMES: frozenset[Any] = frozenset()
+_FLAT = frozenset({str, int, float, bool, type(None)})
+
 
 def encode(records: Sequence[Record], *, restored: bool = False) -> list[bytes]:
     """Return each record as a JSON object on one line, without its `seq`.
@@ -82,6 +89,8 @@ def encode(records: Sequence[Record], *, restored: bool = False) -> list[bytes]:
     `UnencodablePayload` for a payload that would not come back as `PersistedEvent` says, whatever
     it raises itself. Records that are restored may be nested more deeply than new ones.
     """
+    if len(records) == 1 and (encoded := _encode_flat(records[0])) is not None:
+        return [encoded]
     if len(records) <= _RUN:
         return _encode_some(records, restored)
     runs = (records[start : start + _RUN] for start in range(0, len(records), _RUN))
@@ -161,6 +170,42 @@ def stored_size(record: Record) -> int:
     return len(to_json(msgspec.structs.replace(record, seq=None)))
 
 
+def _encode_flat(record: Record) -> bytes | None:
+    """Encode an event whose payload is a small flat dict; return `None` if it is another one.
+
+    For one record by itself this takes half the time.
+    """
+    try:
+        if (
+            type(record) is not PersistedEvent
+            or type(payload := record.payload) is not dict
+            or not _NAMES.issuperset(map(type, payload))
+            or not _FLAT.issuperset(map(type, payload.values()))
+            or type(record.system_id) is not str
+            or type(record.actor_address) is not str
+            or type(record.event_type) is not str
+            or type(timestamp := record.timestamp) is not float
+            or not math.isfinite(timestamp)
+            or record.seq is not None
+        ):
+            return None
+        encoded = _encode(record)
+    except Exception:  # noqa: BLE001 - the long way says what is wrong
+        return None
+    # So no integer is too long, and no float was one that is not finite.
+    return encoded if len(encoded) < MAX_DIGITS and b"null" not in encoded else None
+
+
+def _are_flat(payloads: Sequence[Any]) -> bool:
+    """Return whether all payloads are flat dicts of what always comes back."""
+    return (
+        _DICTS.issuperset(map(type, payloads))
+        and _NAMES.issuperset(map(type, _NO_NAMES.union(*payloads)))
+        and _FLAT.issuperset(map(type, chain.from_iterable(map(dict.values, payloads))))
+        and 0 < sys.get_int_max_str_digits() <= MAX_DIGITS
+    )
+
+
 def _encode_some(records: Sequence[Record], restored: bool) -> list[bytes]:
     # Events about which nothing is special are encoded in one call. Whatever is out of the
     # ordinary goes the long way, which knows what is wrong and where.
@@ -193,7 +238,7 @@ def _encode_run(records: Sequence[Record]) -> list[bytes] | None:
             return None
         lines = _encode_lines(records)
         look = _are_simple if len(lines) < _SMALL else come_back
-        if not is_checked and not look(payloads):
+        if not is_checked and (b"null" in lines or not _are_flat(payloads)) and not look(payloads):
             return None
         encoded = lines.split(b"\n")
         encoded.pop()  # what follows the last line: nothing

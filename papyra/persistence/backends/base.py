@@ -368,16 +368,16 @@ class PersistenceBackend(PersistenceVerbs, PersistenceMetricsMixin, abc.ABC):
             await self._prepare_to_write()
         first_seq = self._last_seq + 1
         if records:
-            self._raise_if_exhausted(len(records))
+            if self._last_seq + len(records) > MAX_SEQ:
+                raise self._exhausted(len(records))
             await self._store_batch(Batch(first_seq, records, encoded), size)
         return first_seq
 
-    def _raise_if_exhausted(self, count: int) -> None:
-        if self._last_seq + count > MAX_SEQ:
-            raise PositionsExhausted(
-                f"there are no positions for {count} records after {self._last_seq}: the greatest "
-                f"is {MAX_SEQ}. Copy the store into a new one, with new positions, to go on"
-            )
+    def _exhausted(self, count: int) -> PositionsExhausted:
+        return PositionsExhausted(
+            f"there are no positions for {count} records after {self._last_seq}: the greatest is "
+            f"{MAX_SEQ}. Copy the store into a new one, with new positions, to go on"
+        )
 
     async def _store_batch(self, batch: Batch, size: int) -> None:
         count = len(batch.records)
