@@ -377,6 +377,8 @@ from papyra.persistence.backends.retention import RetentionPolicy
 from papyra.persistence.backends.rotating import RotatingFilePersistence
 
 kind, path, uid, verb = sys.argv[1:]
+# What is imported later may be where the other user can't read.
+anyio.run(anyio.lowlevel.checkpoint)
 if os.geteuid() == 0:
     os.setgroups([])
     os.setgid(int(uid))
