@@ -10,9 +10,9 @@ from __future__ import annotations
 import asyncio
 import math
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from types import ModuleType
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import anyio
 
@@ -94,18 +94,28 @@ async def wait_through(
     return blow
 
 
-def start_surely(start: Callable[[], object], has_begun: Callable[[], bool]) -> None:
-    """Call `start`, which starts a task; and again, should that be cancelled before it has begun.
+def start_surely(
+    start: Callable[[Callable[[], Coroutine[Any, Any, None]]], object],
+    function: Callable[[], Coroutine[Any, Any, None]],
+    has_begun: Callable[[], bool],
+) -> None:
+    """Have `start` start a task for `function`; and again, if it is cancelled before it has begun.
 
     asyncio never runs such a task, not even what it would do in the end.
     """
-    start()
+    begun: list[Coroutine[Any, Any, None]] = []
+
+    def begin() -> Coroutine[Any, Any, None]:
+        begun.append(function())
+        return begun[0]
+
+    def check() -> None:
+        if not has_begun():
+            begun[0].close()
+            in_a_task(lambda: start_surely(start, function, has_begun))
+
+    start(begin)
     if running_trio() is None:
-
-        def check() -> None:
-            if not has_begun():
-                in_a_task(lambda: start_surely(start, has_begun))
-
         # The task's own first step is in the queue already, and comes before this.
         asyncio.get_running_loop().call_soon(check)
 
@@ -119,11 +129,17 @@ def in_a_task(function: Callable[[], object]) -> None:
         has_run = True
         function()
 
-    def check(*_: object) -> None:
-        if not has_run:
-            asyncio.get_running_loop().create_task(run()).add_done_callback(check)
+    def start() -> None:
+        coroutine = run()
 
-    check()
+        def check(_: object) -> None:
+            if not has_run:
+                coroutine.close()
+                start()
+
+        asyncio.get_running_loop().create_task(coroutine).add_done_callback(check)
+
+    start()
 
 
 def shield_from_interrupts(function: FunctionT) -> FunctionT:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from contextvars import Context, ContextVar
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import anyio
 
+from papyra._cancellation import shield_from_interrupts
 from papyra._children import Children
 from papyra._contexts import captured
 from papyra._facts import Facts
@@ -144,6 +145,7 @@ class Cell:
         self.waits = Waits(self)
 
         self._runtime = runtime
+        self._running: Coroutine[Any, Any, None] | None = None
         self._life = Life(self, recipe)
 
     @property
@@ -295,9 +297,15 @@ class Cell:
             cell.scope.cancel()
             ahead += cell.children
 
-    async def run(self) -> None:
-        """Run one incarnation."""
-        await self._life.run()
+    def run(self) -> Coroutine[Any, Any, None]:
+        """Return what runs one incarnation."""
+        self._running = shield_from_interrupts(self._life.run)()
+        return self._running
+
+    def discard_run(self) -> None:
+        """Let go of an incarnation whose task was cancelled before it has begun."""
+        if self._running is not None:
+            self._running.close()
 
     def _put_with_values(self, item: object) -> None:
         self.mailbox.put_nowait(self._with_values(item))

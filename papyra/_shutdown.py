@@ -64,7 +64,8 @@ class Shutdown:
                 self._finish_at_hand()
             run = shield_from_interrupts(self._run)
             start_surely(
-                lambda: tasks.start_soon(run, time, before_store, name="papyra shutdown"),
+                lambda begin: tasks.start_soon(begin, name="papyra shutdown"),
+                lambda: run(time, before_store),
                 lambda: self._is_running,
             )
 

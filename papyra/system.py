@@ -17,6 +17,7 @@ from papyra._cancellation import (
     in_a_task,
     running_trio,
     shield_from_interrupts,
+    start_surely,
     wait_through,
     without_cancellation,
 )
@@ -141,6 +142,7 @@ class ActorSystem:
         self._host_task: int | None = None
         self._portal: Portal | None = None
         self._is_left = False
+        self._audits = False
         self._failure: Exception | None = None
         self._interrupt: BaseException | None = None
         self._lost: EscalatedFailure | None = None
@@ -299,7 +301,11 @@ class ActorSystem:
         (cell,) = self._own.children
         self._facts = StoredFacts(self._system_id, self.clock, cell.mailbox)
         if self._audit_interval is not None:
-            self._runtime.task_group.start_soon(self._audit_every, self._audit_interval)
+            start_surely(
+                self._runtime.task_group.start_soon,
+                functools.partial(self._audit_every, self._audit_interval),
+                lambda: self._audits,
+            )
 
     async def stop(self) -> None:
         """Stop every actor as on leaving ``async with``. Stopping twice is allowed.
@@ -399,7 +405,7 @@ class ActorSystem:
             self._facts.audit(self.audit())
 
     async def _audit_every(self, interval: float) -> None:
-        begun = self._shutdown.begun
+        self._audits, begun = True, self._shutdown.begun
         with contextlib.suppress(anyio.get_cancelled_exc_class()):
             while not begun.is_set():
                 with self.clock.move_on_after(interval):
@@ -481,13 +487,14 @@ class _Runtime:
             self._call_soon(self._launch_unless_begun, cell, before)
 
     def _start(self, cell: Cell) -> None:
-        self.task_group.start_soon(shield_from_interrupts(cell.run), name=str(cell.address))
+        self.task_group.start_soon(cell.run, name=str(cell.address))
 
     def _launch_unless_begun(self, cell: Cell, before: int) -> None:
         """Launch `cell` again if its task was cancelled before it has begun: it never will."""
         if cell.begun == before:
             # For the task group this is a task that has failed: it has cancelled the others.
             self.system._lose(f"that of {cell.address}, before it had begun")
+            cell.discard_run()
             in_a_task(functools.partial(self.launch, cell))
 
     async def park(self) -> None:

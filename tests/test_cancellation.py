@@ -162,9 +162,6 @@ def test_the_task_of_a_system_may_be_cancelled_in_any_turn_of_the_loop(
     assert turn > STRIDE
 
 
-# asyncio never runs a task that is cancelled before it has begun.
-@pytest.mark.filterwarnings("ignore:coroutine '.*' was never awaited:RuntimeWarning")
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.parametrize("loop", list(NEW_LOOP))
 def test_every_task_of_the_loop_may_be_cancelled_in_any_turn(
     new_store: Callable[[], PersistenceBackend], loop: str
