@@ -133,7 +133,7 @@ class AtHome(Actor):
             with anyio.fail_after(5):
                 await done.wait()
         with anyio.move_on_after(0) as scope:
-            await anyio.sleep(1)
+            await anyio.sleep_forever()
         assert scope.cancelled_caught
         if sniffio.current_async_library() == "asyncio":
             await self.as_on_asyncio()
@@ -152,7 +152,7 @@ class AtHome(Actor):
         assert not (await made).is_set()
         with pytest.raises(TimeoutError):
             async with asyncio.timeout(0):
-                await asyncio.sleep(1)
+                await asyncio.Event().wait()
         request_id.set("own")
         assert await asyncio.create_task(self.seen()) == "own"
         assert await asyncio.to_thread(request_id.get) == "own"

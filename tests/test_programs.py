@@ -189,11 +189,7 @@ def check_lives(persistence: InMemoryPersistence) -> None:
         assert life[0] in ("ActorStarted", "ActorCrashed", "ActorStopped"), (address, life)
 
 
-@pytest.mark.parametrize("seed", SEEDS)
-async def test_no_program_hangs_or_loses_anything(
-    seed: int, persistence: InMemoryPersistence
-) -> None:
-    world = World(seed)
+async def live(world: World, persistence: InMemoryPersistence) -> None:
     async with ActorSystem(
         "world",
         persistence=persistence,
@@ -206,8 +202,15 @@ async def test_no_program_hangs_or_loses_anything(
         async with anyio.create_task_group() as tasks:
             for name in range(1, 6):
                 tasks.start_soon(sender, world, name)
-        running = list(world.refs)
-    assert not any(ref.is_alive for ref in running)
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+async def test_no_program_hangs_or_loses_anything(
+    seed: int, persistence: InMemoryPersistence
+) -> None:
+    world = World(seed)
+    await live(world, persistence)
+    assert not any(ref.is_alive for ref in world.refs)
     check_messages(world, persistence)
     check_lives(persistence)
     assert persistence.metrics.snapshot().write_errors == 0
@@ -282,22 +285,8 @@ class Strikes:
 def test_no_program_hangs_whichever_tasks_are_cancelled(seed: int, new_loop: Any) -> None:
     persistence, world = InMemoryPersistence(), World(seed)
 
-    async def live() -> None:
-        async with ActorSystem(
-            "world",
-            persistence=persistence,
-            supervision=world.policy(top=True),
-            mailbox_capacity=world.random.choice([1, 2, 10, 1000]),
-            shutdown_timeout=5,
-        ) as system:
-            for _ in range(4):
-                world.refs.append(system.spawn(Node, world, 1))
-            async with anyio.create_task_group() as tasks:
-                for name in range(1, 6):
-                    tasks.start_soon(sender, world, name)
-
     async def main() -> None:
-        host = asyncio.create_task(live(), name="host")
+        host = asyncio.create_task(live(world, persistence), name="host")
         Strikes(seed, host).count()
         await asyncio.wait([host])
         if not host.cancelled() and (error := host.exception()) is not None:
