@@ -162,7 +162,7 @@ def test_the_task_of_a_system_may_be_cancelled_in_any_turn_of_the_loop(
     new_store: Callable[[], PersistenceBackend], loop: str, times: int
 ) -> None:
     async def run(turn: int) -> bool:
-        world = World(new_store())
+        world = World(new_store() if times == 1 else InMemoryPersistence())
         task = asyncio.create_task(world.live())
         after_turns([turn + 2 * again for again in range(times)], task.cancel)
         await asyncio.wait([task])
