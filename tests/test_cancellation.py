@@ -125,7 +125,7 @@ def moments() -> Iterator[int]:
     for number in itertools.count(1):
         yield moment
         moment += stride
-        if STRIDE > 1 and number % 10 == 0:
+        if STRIDE > 1 and number % 3 == 0:
             stride *= 2
 
 
