@@ -125,12 +125,12 @@ def moments() -> Iterator[int]:
     for number in itertools.count(1):
         yield moment
         moment += stride
-        if STRIDE > 1 and number % 3 == 0:
+        if STRIDE > 1 and number % 10 == 0:
             stride *= 2
 
 
-def after_turns(turns: list[int], strike: Callable[[], object]) -> Callable[[], int]:
-    """Call `strike` in these turns of the running event loop; return what says how many it made."""
+def after_turns(turns: list[int], strike: Callable[[], object]) -> None:
+    """Call `strike` in these turns of the running event loop."""
     loop, turn = asyncio.get_running_loop(), 0
 
     def count() -> None:
@@ -138,10 +138,11 @@ def after_turns(turns: list[int], strike: Callable[[], object]) -> Callable[[], 
         if turn in turns:
             strike()
         turn += 1
-        loop.call_soon(count)
+        if turn <= max(turns):
+            # No longer than that: a loop that never waits starves the threads of the stores.
+            loop.call_soon(count)
 
     loop.call_soon(count)
-    return lambda: turn
 
 
 @pytest.fixture
@@ -162,7 +163,7 @@ def test_the_task_of_a_system_may_be_cancelled_in_any_turn_of_the_loop(
     new_store: Callable[[], PersistenceBackend], loop: str, times: int
 ) -> None:
     async def run(turn: int) -> bool:
-        world = World(new_store() if times == 1 else InMemoryPersistence())
+        world = World(new_store())
         task = asyncio.create_task(world.live())
         after_turns([turn + 2 * again for again in range(times)], task.cancel)
         await asyncio.wait([task])
