@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import socket
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
@@ -25,7 +24,6 @@ __all__ = (
     "exists",
     "home_of",
     "is_of",
-    "is_writing",
     "name_of",
     "place_of",
     "reading",
@@ -138,28 +136,6 @@ def _written(place: Path, home: Path) -> list[Path]:
 
 def _lock_of(place: Path) -> Path:
     return place / ".lock" if place.is_dir() else place.with_name(f"{place.name}.lock")
-
-
-def is_writing(place: Path, writer: str) -> bool:
-    """Return whether whoever is noted as the writer of a store has its lock, without taking it.
-
-    A note alone may be what a crash has left: of another host, as containers have a new one at each
-    start, or of a process whose number another one has now.
-    """
-    noted = re.fullmatch(r"process (\d+) on (.*)", writer)
-    if noted is None:
-        return True
-    try:
-        locks = [line.split() for line in Path("/proc/locks").read_text().splitlines()]
-    except OSError:
-        locks = []
-    if not locks:  # where the system does not say
-        return noted[2] == socket.gethostname()
-    real = place.resolve()
-    files = [path for path in (real, _lock_of(place), _lock_of(real)) if path.exists()]
-    wanted = {(noted[1], str(path.stat().st_ino)) for path in files}
-    held = {(lock[4], lock[5].rpartition(":")[2]) for lock in locks if len(lock) > 5}
-    return noted[2] == socket.gethostname() and bool(wanted & held)
 
 
 def home_of(place: Path) -> Path:

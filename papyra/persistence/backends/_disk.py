@@ -347,21 +347,22 @@ class FileLock:
     def holder(self) -> str | None:
         """Return who seems to have the lock, without trying to take it; `None` for nobody.
 
-        A process of this machine that has not given it back, but is no more, does not have it.
+        The note may be what a crash has left: a process of this machine that is no more, or that
+        has the number by now but not the file, does not have the lock.
         """
         try:
             fd = self._disk.open(self._path, os.O_RDONLY)
         except OSError:
             return None
         try:
-            note = self._disk.read(fd, _NOTE, 0)
+            note, file = self._disk.read(fd, _NOTE, 0), identity(os.fstat(fd))
             said = json.loads(note)
             is_here, process = said["host"] == socket.gethostname(), int(said["pid"])
         except (OSError, ValueError, KeyError, TypeError, RecursionError):
             return None
         finally:
             os.close(fd)
-        if is_here and not _is_alive(process):
+        if is_here and not (_is_alive(process) and _has_open(process, file)):
             return None
         return _text(note)
 
@@ -428,6 +429,19 @@ def _is_alive(process: int) -> bool:
     except (OSError, OverflowError):
         return False
     return True
+
+
+def _has_open(process: int, file: tuple[int, int]) -> bool:
+    """Return whether a process has a file open; True where the system does not say: Linux does."""
+    try:
+        links = list(Path(f"/proc/{process}/fd").iterdir())
+    except OSError:  # it is another user's, or there is no such list
+        return True
+    for link in links:
+        with contextlib.suppress(OSError):
+            if identity(link.stat()) == file:
+                return True
+    return False
 
 
 def _require_own(fd: int, path: Path) -> None:
