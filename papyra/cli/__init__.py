@@ -1,4 +1,4 @@
-"""The command ``papyra``: look at a store, check it, mend it, move it. Extra ``papyra[cli]``."""
+"""The command ``papyra``: look at a store, check it, mend it, move it. Extra ``cli``."""
 
 from __future__ import annotations
 
@@ -18,7 +18,10 @@ def main() -> None:
     except ModuleNotFoundError as error:
         if error.name is None or error.name.partition(".")[0] == "papyra":
             raise
-        sys.exit(f"error: the command needs {error.name}: pip install 'papyra[cli]'")
+        sys.exit(
+            f"error: the command needs {error.name}, which Papyra's extra 'cli' brings: "
+            "pip install '.[cli]' in Papyra's checkout"
+        )
     except KeyboardInterrupt:  # so soon
         sys.exit(130)
     code = run(sys.argv[1:])

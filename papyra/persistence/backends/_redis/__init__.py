@@ -5,4 +5,7 @@ from papyra.exceptions import MissingExtra
 try:
     import redis.asyncio  # noqa: F401
 except ImportError as error:
-    raise MissingExtra("Redis Streams need redis-py: pip install 'papyra[redis]'") from error
+    raise MissingExtra(
+        "Redis Streams need redis-py, which Papyra's extra 'redis' brings: "
+        "pip install '.[redis]' in Papyra's checkout"
+    ) from error
