@@ -1,4 +1,4 @@
-"""The store that the README shows: six hours of a shop, the same each time."""
+"""The store that the guide of the command shows: six hours of a shop, the same each time."""
 
 from __future__ import annotations
 

@@ -45,7 +45,7 @@ READ_ONLY: list[list[str]] = [
     ["recover", "--dry-run"],
     ["compact", "--max-records", "1", "--dry-run"],
 ]
-#: What the README calls looking.
+#: What the guide of the command calls looking.
 LOOKING = [*READ_ONLY, *(["doctor", "--mode", m] for m in ("fail_on_anomaly", "recover", "ignore"))]
 
 

@@ -1,4 +1,4 @@
-"""What the README shows of the command is what it prints."""
+"""What the README files show of the command is what it prints."""
 
 from __future__ import annotations
 
@@ -11,14 +11,15 @@ import pytest
 
 from tests.cli.conftest import Command
 from tests.cli.shop import open_the_shop
-from tests.test_readme import README
+from tests.guides import BLOCKS, ROOT, Block
 
-SESSIONS = re.findall(r"^```console\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
+GUIDE = ROOT / "papyra" / "cli" / "README.md"
+SESSIONS = [block for block in BLOCKS if block.language == "console"]
 #: Each command, and what it is said to print.
 CALLS = [
     (command, printed)
-    for session in SESSIONS
-    for command, printed in re.findall(r"^\$ (.*)\n((?:(?!\$ ).*\n)*)", session, re.MULTILINE)
+    for block in SESSIONS
+    for command, printed in re.findall(r"^\$ (.*)\n((?:(?!\$ ).*\n)*)", block.code, re.MULTILINE)
 ]
 
 
@@ -37,26 +38,32 @@ def shop(papyra: Command) -> Command:
 
 
 def spoil(path: Path) -> None:
-    """Do what the README says: change a byte, lose a line, and end in the middle of another."""
+    """Do what the guide says: change a byte, lose a line, and end in the middle of another."""
     lines = path.read_text().splitlines(keepends=True)
     lines[39] = lines[39].replace("coffee", "toffee")
     del lines[89]
     path.write_text("".join(lines)[:-20])
 
 
-def test_every_command_prints_what_the_readme_shows(shop: Command) -> None:
+@pytest.mark.parametrize("session", SESSIONS, ids=lambda block: block.place)
+def test_a_session_begins_with_a_command(session: Block) -> None:
+    assert session.code.startswith("$ ")
+
+
+def test_every_command_prints_what_the_guides_show(shop: Command) -> None:
     assert len(CALLS) >= 7
     for line, printed in CALLS:
         program, *arguments = shlex.split(line)
         if program != "papyra":
+            assert program == "sed", line
             spoil(shop.home / "events.ndjson")
             continue
         done = shop.on_terminal(*arguments, columns=80)
         assert plain(done.text) == plain(printed), line
 
 
-def test_every_command_is_in_the_readme() -> None:
+def test_every_command_is_in_the_guide() -> None:
     from papyra.cli.app import COMMANDS  # noqa: PLC0415
 
     for name in COMMANDS:
-        assert re.search(rf"`(papyra )?{name}\b", README), name
+        assert re.search(rf"`(papyra )?{name}\b", GUIDE.read_text(encoding="utf-8")), name
