@@ -583,3 +583,11 @@ def test_outputs_that_are_closed_are_no_crash(papyra: Command) -> None:
             assert done.returncode in (0, 1)
             if "nowhere" in arguments:
                 assert done.returncode == 1
+
+
+def test_without_the_extra_the_command_names_it_and_what_installs_it() -> None:
+    code = "import sys; sys.modules['cyclopts'] = None; from papyra.cli import main; main()"
+    done = subprocess.run([sys.executable, "-c", code], check=False, capture_output=True, text=True)
+    assert done.returncode == 1
+    assert "needs cyclopts" in done.stderr
+    assert "extra 'cli' brings: pip install '.[cli]'" in done.stderr
