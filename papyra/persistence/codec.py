@@ -75,7 +75,7 @@ _FIELDS: dict[type, tuple[tuple[str, type], ...]] = {
 }
 _NUMBERS = frozenset({float, int})
 
-#: What a flat payload is made of: dicts, their names, and values. Of them only numbers that are not
+#: What a flat payload is made of: dicts, their names, and values. Of them only floats that are not
 #: finite do not come back: they are written as ``null``.
 _DICTS, _NAMES = frozenset({dict}), frozenset({str})
 _NO_NAMES: frozenset[Any] = frozenset()
@@ -180,7 +180,7 @@ def _encode_flat(record: Record) -> bytes | None:
             type(record) is not PersistedEvent
             or type(payload := record.payload) is not dict
             or not _NAMES.issuperset(map(type, payload))
-            or not _FLAT.issuperset(map(type, payload.values()))
+            or not (kinds := set(map(type, payload.values()))) <= _FLAT
             or type(record.system_id) is not str
             or type(record.actor_address) is not str
             or type(record.event_type) is not str
@@ -192,18 +192,25 @@ def _encode_flat(record: Record) -> bytes | None:
         encoded = _encode(record)
     except Exception:  # noqa: BLE001 - the long way says what is wrong
         return None
-    # So no integer is too long, and no float was one that is not finite.
-    return encoded if len(encoded) < MAX_DIGITS and b"null" not in encoded else None
+    # So no integer is too long, and all floats are finite.
+    return encoded if len(encoded) < MAX_DIGITS and _are_finite(kinds, encoded) else None
 
 
-def _are_flat(payloads: Sequence[Any]) -> bool:
-    """Return whether all payloads are flat dicts of what always comes back."""
+def _are_flat(payloads: Sequence[Any], encoded: bytes) -> bool:
+    """Return whether all payloads are flat dicts of what comes back."""
     return (
         _DICTS.issuperset(map(type, payloads))
         and _NAMES.issuperset(map(type, _NO_NAMES.union(*payloads)))
-        and _FLAT.issuperset(map(type, chain.from_iterable(map(dict.values, payloads))))
+        and (kinds := set(map(type, chain.from_iterable(map(dict.values, payloads))))) <= _FLAT
+        and _are_finite(kinds, encoded)
         and 0 < sys.get_int_max_str_digits() <= MAX_DIGITS
     )
+
+
+def _are_finite(kinds: set[type], encoded: bytes) -> bool:
+    """Return whether flat values of these types are finite; `None` may make it say no."""
+    # Without floats nothing is searched, which takes as long as the encoding itself.
+    return float not in kinds or b"null" not in encoded
 
 
 def _encode_some(records: Sequence[Record], restored: bool) -> list[bytes]:
@@ -238,7 +245,7 @@ def _encode_run(records: Sequence[Record]) -> list[bytes] | None:
             return None
         lines = _encode_lines(records)
         look = _are_simple if len(lines) < _SMALL else come_back
-        if not is_checked and (b"null" in lines or not _are_flat(payloads)) and not look(payloads):
+        if not is_checked and not _are_flat(payloads, lines) and not look(payloads):
             return None
         encoded = lines.split(b"\n")
         encoded.pop()  # what follows the last line: nothing
