@@ -299,13 +299,13 @@ class Life:
 
     def _run_length(self) -> tuple[int, bool]:
         """Return how many more of the oldest messages can be part of a run, and if any is asked."""
-        types = self._mailbox.types(self._run_types, self.actor.batch_limit - 1)
+        length, types = self._mailbox.run(self._run_types, self.actor.batch_limit - 1)
         has_asks = Ask in types
         if has_asks:
-            for position, item in enumerate(self._mailbox.peek(len(types))):
+            for position, item in enumerate(self._mailbox.peek(length)):
                 if type(item) is Ask and not self._is_batched(item.message):
                     return position, True
-        return len(types), has_asks
+        return length, has_asks
 
     def _is_batched(self, message: object) -> bool:
         try:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections import OrderedDict, deque
 from collections.abc import Iterator, Sequence
+from collections.abc import Set as AbstractSet
 from itertools import islice, takewhile
 from typing import Generic, NamedTuple, TypeVar
 
@@ -141,15 +142,20 @@ class Mailbox(Generic[T]):
             self._admit()
         return item
 
-    def types(self, accepted: frozenset[type], limit: int) -> list[type]:
-        """Return the types of the oldest messages, at most `limit`, while they are accepted."""
-        types = list(map(type, islice(self._items, limit)))
-        found: list[type] = []
+    def run(self, accepted: frozenset[type], limit: int) -> tuple[int, AbstractSet[type]]:
+        """Return how many of the oldest messages, at most `limit`, are accepted, and their types.
+
+        It ends with the first message of a type that is not accepted.
+        """
         with contextlib.suppress(Exception):  # a type that can't be hashed is not accepted
-            if accepted.issuperset(types):
-                return types
-            found.extend(takewhile(accepted.__contains__, types))
-        return found
+            types = set(map(type, islice(self._items, limit)))
+            if types <= accepted:
+                return min(limit, len(self._items)), types
+        found: list[type] = []
+        with contextlib.suppress(Exception):
+            oldest = map(type, islice(self._items, limit))
+            found.extend(takewhile(accepted.__contains__, oldest))
+        return len(found), set(found)
 
     def peek(self, count: int) -> Iterator[T]:
         """Iterate over the oldest messages, at most `count`, and leave them where they are."""

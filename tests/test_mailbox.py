@@ -112,7 +112,7 @@ def test_a_run_ends_with_the_first_message_of_another_type() -> None:
     mailbox: Mailbox[object] = Mailbox(10)
     for message in (1, 2, "three", 4):
         mailbox.put_nowait(message)
-    assert mailbox.types(frozenset({int}), 10) == [int, int]
-    assert mailbox.types(frozenset({int}), 1) == [int]
+    assert mailbox.run(frozenset({int}), 10) == (2, {int})
+    assert mailbox.run(frozenset({int}), 1) == (1, {int})
     assert mailbox.pop_run(2) == [1, 2]
     assert mailbox.pop(None) == "three"
