@@ -53,6 +53,8 @@ class InMemoryPersistence(PersistenceBackend):
     capabilities = Capabilities(
         durable=False, recovery=False, compaction=False, readable_when_closed=True
     )
+    # There is no write to share here, and what fits into the processor's cache is done sooner.
+    batch_limit = 1_000
 
     def __init__(
         self,
