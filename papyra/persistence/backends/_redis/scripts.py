@@ -39,6 +39,7 @@ class Script:
 
 _NUMBERS = """
 local GREATEST = 99999999999999
+local MOST_BYTES = 2 ^ 29  -- of a record
 
 -- A whole number as Papyra writes it; nil for anything else, and for what is not there.
 local function whole(text)
@@ -334,6 +335,12 @@ local function strike_out(first, given_again, which, times)
   return ms
 end
 
+-- A number that is no greater than it can be; nil for anything else.
+local function within(text, most)
+  local value = whole(text)
+  return value and value <= most and value or nil
+end
+
 local names = {'epoch', 'last', 'ms', 'late', 'format'}
 local state, writer = call('HMGET', meta, unpack(names)), call('HGET', meta, 'writer')
 if state[5] and string.find(state[5], '^%d+$') and tonumber(state[5]) > 1 then
@@ -344,7 +351,8 @@ for i = 1, #names do
   is_known = is_known or state[i] ~= false
 end
 for i, name in ipairs(names) do
-  if is_known and not whole(state[i]) and not may_make_anew then
+  -- Behind the greatest epoch there is none.
+  if is_known and not within(state[i], GREATEST - (i == 1 and 1 or 0)) and not may_make_anew then
     return {'damaged', name .. ' is ' .. string.format('%q', state[i] or '')}
   end
 end
@@ -352,7 +360,7 @@ local owner = call('HGET', meta, 'prefix')
 if owner and ARGV[12] ~= '' and owner ~= ARGV[12] then
   return {'other', owner}
 end
-local epoch, expected = number(state[1]), tonumber(ARGV[2])
+local epoch, expected = within(state[1], GREATEST - 1) or 0, tonumber(ARGV[2])
 local is_repeated = epoch == expected + 1 and writer == ARGV[1]
 if epoch > expected and not is_repeated then
   return {'fenced', writer or ''}
@@ -366,11 +374,14 @@ epoch = expected + 1
 local last, ms, late = tonumber(ARGV[4]), number(state[3]), number(state[4])
 last = math.max(given_again and before or number(state[2]), last)
 local taken_back, counts, found = 0, {}, {}
+local most = whole(state[2]) or GREATEST
 for i, kind in ipairs(kinds) do
   local key, given = KEYS[i + 1], call('HMGET', meta, kind .. ':n', kind .. ':total')
-  local entry, n, total = tail(key), whole(given[1]), whole(given[2])
+  local entry, n = tail(key), within(given[1], most)
+  local total = within(given[2], (n or most) * MOST_BYTES)
   if entry and not (n and total) and not may_make_anew then
-    return {'damaged', kind .. ':n is ' .. string.format('%q', given[1] or '')}
+    return {'damaged', string.format('%s:n is %q, %s:total is %q', kind, given[1] or '', kind,
+      given[2] or '')}
   end
   n, total = n or 0, total or 0
   if in_doubt then
@@ -391,7 +402,7 @@ for i, kind in ipairs(kinds) do
   counts[i], counts[i + 3] = n, total
 end
 -- Each of them has had a position.
-last = math.max(last, counts[1] + counts[2] + counts[3])
+last = math.min(math.max(last, counts[1] + counts[2] + counts[3]), GREATEST)
 
 local refused = may_not_set()
 for i = 1, 3 do

@@ -106,7 +106,7 @@ class StoreState(msgspec.Struct):
     #: fields that are gone, while others are there
     missing: list[str]
     #: what changes when entries are taken back that somebody may have read
-    mark: str
+    mark: bytes
     #: of the keys, in milliseconds, where somebody has said that they end
     expiries: dict[str, int]
     streams: dict[Kind, StreamState]
@@ -154,9 +154,7 @@ class StoreState(msgspec.Struct):
             writer=meta.get("writer", b"").decode(errors="replace"),
             wrong=fields.wrong,
             missing=[name for name in _KEPT if name not in meta],
-            mark="/".join(
-                meta.get(name, b"").decode(errors="replace") for name in ("epoch", "settled")
-            ),
+            mark=b"/".join(meta.get(name, b"") for name in ("epoch", "settled")),
             expiries={name: left for name, left in expiries if left >= 0},
             streams=streams,
             meta=meta,

@@ -58,7 +58,7 @@ class Findings(msgspec.Struct):
     #: from where on the entries of a stream have to be counted anew
     renumberings: dict[Kind, Renumbering] = {}
     #: with which mark of the store this was found
-    mark: str = ""
+    mark: bytes = b""
 
     @property
     def needs_repair(self) -> bool:
