@@ -169,6 +169,12 @@ class TestUrls:
                     *("credential_provider=x", "socket_read_size=0", "Decode_Responses=false"),
                     *("ssl_cert_reqs=perhaps", "ssl_min_version=1", "health_check_interval=x"),
                     *("path=x", "sentinel_password=x", "legacy_responses=true", "client_name="),
+                    *(
+                        "client_name=a%20b",
+                        "client_name=%C3%A9",
+                        "lib_name=a%0Ab",
+                        "lib_version=%7F",
+                    ),
                 )
             ),
             ("redis://h/0?db=1", "'db'"),
@@ -179,6 +185,10 @@ class TestUrls:
             (f"redis://:{SECRET}@h?password=other-{SECRET}", "password twice"),
             ("redis://one:x@h?username=two", "username twice"),
             ("redis://h/0#part", "#"),
+            ("redis://h:0", "host:port"),
+            ("redis://h\n/0", "printed"),
+            ("redis+cluster://h,", "host:port"),
+            ("redis+sentinel://,h/service", "host:port"),
             ("unix://run/redis.sock", "absolute path"),
             ("unix://", "absolute path"),
             ("unix:///run/redis.sock?socket_keepalive=true", "socket_keepalive"),
@@ -374,6 +384,27 @@ class TestConnections:
                     await store.append(a_record(number))
                     await store.list_events()
                 assert proxy.connections <= 2  # one for appends, and one for the rest
+
+    async def test_it_does_with_one_connection_if_it_may_have_no_other(
+        self, server: RedisServer, config: RedisStreamsConfig
+    ) -> None:
+        changed = msgspec.structs.replace(config, max_connections=1, retry_for=0)
+        async with RedisStreamsPersistence(changed) as store:
+            for number in range(3):
+                await store.append(a_record(number))
+                await store.list_events()
+                await store.scan()
+            await anext(store.follow())
+            assert (await store.append(an_event(3))).first_seq == 4
+
+    @pytest.mark.parametrize("scheme", ["redis", "redis+sentinel", "redis+cluster"])
+    async def test_options_of_tls_without_tls_are_named_when_it_is_opened(
+        self, scheme: str
+    ) -> None:
+        url = f"{scheme}://localhost:1/{'service' if 'sentinel' in scheme else ''}?ssl_ca_certs=x"
+        store = RedisStreamsPersistence(RedisStreamsConfig(url=url, retry_for=0))
+        with pytest.raises(StoreError, match=r"'ssl_ca_certs': begin it with rediss"):
+            await store.append(an_event(1))
 
     async def test_nothing_is_left_open(
         self, server: RedisServer, config: RedisStreamsConfig

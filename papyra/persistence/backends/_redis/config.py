@@ -272,13 +272,15 @@ class Target(msgspec.Struct, frozen=True):
         options = once(parse_qsl(query, keep_blank_values=True))
         if "#" in rest + query:
             raise InvalidPolicy("url has a '#', which is written %23")
+        if not url.isprintable():
+            raise InvalidPolicy("url has characters that can't be printed: write them as %0A")
         if scheme == "unix":
             return cls._socket(rest, options)
         authority, slash, tail = rest.partition("/")
         user, at, hosts = authority.rpartition("@")
         _check_user(user, options)
         try:
-            nodes = tuple(_node(host, _DEFAULT_PORTS[topology]) for host in hosts.split(","))
+            nodes = _nodes(hosts, _DEFAULT_PORTS[topology])
             parts = urlsplit(f"redis://{hosts.partition(',')[0]}{slash}{tail}")
         except ValueError:
             raise InvalidPolicy("url has hosts that can't be read: it is host:port,...") from None
@@ -330,8 +332,15 @@ def _check_user(user: str, options: Mapping[str, str]) -> None:
             raise InvalidPolicy(f"url has the {name} twice, once as an option")
 
 
+def _nodes(hosts: str, default_port: int) -> tuple[tuple[str, int], ...]:
+    """Return hosts and ports; a comma too many is no way to say localhost."""
+    if "," in hosts and not all(hosts.split(",")):
+        raise ValueError("no host between two commas")
+    return tuple(_node(host, default_port) for host in hosts.split(","))
+
+
 def _node(host: str, default_port: int) -> tuple[str, int]:
     parts = urlsplit(f"//{host}")
-    if parts.path or parts.username is not None:
+    if parts.path or parts.username is not None or parts.port == 0:
         raise ValueError("no host")
     return parts.hostname or "localhost", parts.port or default_port

@@ -19,6 +19,7 @@ from redis.asyncio.sentinel import Sentinel
 from redis.backoff import ExponentialWithJitterBackoff, NoBackoff
 
 from papyra.exceptions import (
+    InvalidPolicy,
     StoreAccessDenied,
     StoreError,
     StoreFull,
@@ -28,6 +29,7 @@ from papyra.exceptions import (
     StoreWrongType,
 )
 from papyra.persistence.backends._redis.config import RedisStreamsConfig, Target
+from papyra.persistence.backends._redis.options import check_tls
 from papyra.persistence.backends._redis.scripts import Script
 
 try:
@@ -237,6 +239,10 @@ class RedisLink:
         return self._client
 
     async def _connect(self) -> AnyClient:
+        try:
+            check_tls(self.config.url.partition("://")[0], self.target.options)
+        except InvalidPolicy as error:
+            raise StoreError(f"{self.location}: {error}") from None
         client = self._new_client(self.target.topology)
         try:
             self._info = await _info_of(client)
@@ -314,7 +320,10 @@ class RedisLink:
             with anyio.CancelScope(shield=True):
                 await self._drop_line(client)
             raise
-        self._line = line
+        if client.connection_pool.max_connections > 1:
+            self._line = line
+        else:  # others need it, too
+            await client.connection_pool.release(line)
         return replies
 
     async def _drop_line(self, client: AnyClient) -> None:

@@ -19,6 +19,11 @@ def _is_text(value: str) -> bool:
     return bool(value)
 
 
+def _is_name(value: str) -> bool:
+    """Return whether a server takes it: it refuses spaces, and what is not ASCII."""
+    return bool(value) and all("!" <= each <= "~" for each in value)
+
+
 def _is_yes_or_no(value: str) -> bool:
     return value.lower() in _YES_OR_NO
 
@@ -43,14 +48,14 @@ def _is(*words: str) -> _Check:
 
 
 _EVERYWHERE: Mapping[str, _Check] = {
-    "client_name": _is_text,
+    "client_name": _is_name,
     # Answers are read as they come, as bytes, and in the protocol's second version.
     "decode_responses": _is("false", "0", "no", "f", "n"),
     "encoding": _is("utf-8", "utf8"),
     "encoding_errors": _is("strict"),
     "health_check_interval": _is_number,
-    "lib_name": _is_text,
-    "lib_version": _is_text,
+    "lib_name": _is_name,
+    "lib_version": _is_name,
     "max_connections": _is_count,
     "password": _is_text,
     "protocol": _is("2"),
@@ -81,6 +86,9 @@ _WHY_NOT = {
     "decode_responses": "records are read as bytes",
     "protocol": "answers are read as RESP2",
     "encoding": "what is written is UTF-8",
+    "client_name": "a server takes printable ASCII without spaces",
+    "lib_name": "a server takes printable ASCII without spaces",
+    "lib_version": "a server takes printable ASCII without spaces",
     "retry": "what is tried again, and how long, is retry_for",
     "retry_on_timeout": "what is tried again, and how long, is retry_for",
     "retry_on_error": "what is tried again, and how long, is retry_for",
