@@ -41,7 +41,7 @@ class Proxy:
         self.cuts_made = 0
         #: connections that were made
         self.connections = 0
-        self._late: list[tuple[socket.socket, bytes]] = []
+        self._late: list[tuple[_Connection, bytes]] = []
         self._late_answers: queue.SimpleQueue[bytes] = queue.SimpleQueue()
         self._sockets: set[socket.socket] = set()
         self._listener = socket.create_server(("127.0.0.1", 0))
@@ -57,8 +57,8 @@ class Proxy:
         self._listener.shutdown(socket.SHUT_RDWR)
         self._listener.close()
         self.cut_all()
-        for server, _ in self._late:
-            _hang_up(server)
+        for connection, _ in self._late:
+            _hang_up(connection.server)
         for thread in self._threads:
             thread.join()
 
@@ -81,9 +81,10 @@ class Proxy:
         """Let what is late arrive; return what the server says to the last of it."""
         answer = b""
         late, self._late = self._late, []
-        for server, data in late:
-            self._sockets.add(server)
-            server.sendall(data)
+        for connection, data in late:
+            self._sockets.add(connection.server)
+            connection.is_released = True
+            connection.server.sendall(data)
             answer = self._late_answers.get(timeout=20)
         return answer
 
@@ -118,9 +119,9 @@ class Proxy:
         self.cuts_made += 1
         return self.cuts.popleft()
 
-    def _keep(self, server: socket.socket, data: bytes) -> None:
-        self._sockets.discard(server)
-        self._late.append((server, data))
+    def _keep(self, connection: _Connection, data: bytes) -> None:
+        self._sockets.discard(connection.server)
+        self._late.append((connection, data))
 
 
 class _Connection:
@@ -131,6 +132,8 @@ class _Connection:
         #: bytes of the next reply that are passed on before the cut; `None` for no cut
         self.passed: int | None = None
         self.is_late = False
+        #: whether what is late was sent on its way
+        self.is_released = False
         self._request = b""
 
     def pass_requests(self) -> None:
@@ -149,7 +152,7 @@ class _Connection:
                         break
                     case "late":
                         self.is_late = True
-                        self.proxy._keep(self.server, data)
+                        self.proxy._keep(self, data)
                         break
                     case "after" | "in reply":
                         self.passed = cut.at
@@ -161,15 +164,18 @@ class _Connection:
     def pass_replies(self) -> None:
         with contextlib.suppress(OSError):
             while data := self.server.recv(1 << 20):
-                if self.is_late:
+                if self.is_released:
                     self.proxy._late_answers.put(data)
                     return
                 if self.proxy.meanwhile is not None:
                     self.proxy.meanwhile(self._request)
-                if self.passed is not None:
+                # Answers to what came before may come when nobody waits for them any more.
+                with contextlib.suppress(OSError):
                     self.client.sendall(data[: self.passed])
+                    if self.passed is None:
+                        continue
+                if not self.is_late:
                     break
-                self.client.sendall(data)
         _hang_up(self.client)
         if not self.is_late:
             _hang_up(self.server)
