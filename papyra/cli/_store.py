@@ -41,6 +41,8 @@ StoreName: TypeAlias = Annotated[
 ]
 
 _URL = re.compile(r"([a-z][a-z0-9+.-]*):", re.IGNORECASE)
+#: What the names of files end with that a store in one file has beside it.
+_BESIDE = r"\.(lock|new|damaged-[0-9]+)"
 _SEGMENT = re.compile(r"\d{20}\.ndjson")
 #: Seconds for which a server that is away is tried again: somebody waits at a terminal.
 _RETRY_FOR = 1
@@ -115,6 +117,10 @@ def refuse_where_no_writer_can_be(backend: PersistenceBackend) -> None:
     place = place_of(backend)
     if place is None:
         return
+    # A writer follows links, also to what is not there yet.
+    name, place = place, Path(os.path.realpath(place))
+    if place.is_symlink():
+        raise CommandFailed(f"a system would not start: {name} is a link that leads nowhere")
     makes_directories = getattr(backend, "directory", None) is not None
     home = home_of(place) if makes_directories else place.absolute().parent
     if not home.is_dir():
@@ -155,12 +161,15 @@ def check_output(output: Path | None, name: str | None) -> None:
 
 def is_of(place: Path, path: Path) -> bool:
     """Return whether a path is of the store in `place`, also by another name."""
-    target = path.resolve()
-    if place.resolve() in (target, *target.parents):
+    target, real = Path(os.path.realpath(path)), Path(os.path.realpath(place))
+    if real in (target, *target.parents):
+        return True
+    beside = re.fullmatch(re.escape(real.name) + _BESIDE, target.name)
+    if beside and target.parent == real.parent:
         return True
     if not path.exists():
         return False
-    files = place.iterdir() if place.is_dir() else (place,)
+    files = real.iterdir() if real.is_dir() else (real, _lock_of(real))
     return any(file.exists() and file.samefile(path) for file in files)
 
 

@@ -994,6 +994,15 @@ def test_the_doctor_says_what_else_keeps_a_system_from_starting(
     done = papyra("doctor", f"{tmp_path}/file/journal/")
     assert done.code == 1
     assert "no directory" in one_line(done)
+    (tmp_path / "far.ndjson").symlink_to(tmp_path / "no" / "directory" / "events.ndjson")
+    done = papyra("doctor", tmp_path / "far.ndjson")
+    assert done.code == 1
+    assert "no directory" in one_line(done)
+    for name in ("circle", "circle.ndjson"):
+        (tmp_path / name).symlink_to(name)
+        done = papyra("doctor", tmp_path / name)
+        assert done.code == 1
+        assert "leads nowhere" in one_line(done)
 
 
 @pytest.mark.parametrize(

@@ -494,6 +494,23 @@ def test_output_to_the_store_itself_is_refused(papyra: Command, file_store: Stor
     assert len(done.err.splitlines()) == 1
 
 
+@pytest.mark.parametrize("ending", [".lock", ".new", ".damaged-1"])
+def test_output_to_what_is_beside_the_store_is_refused(
+    papyra: Command, tmp_path: Path, ending: str
+) -> None:
+    """It is the store's: a lock, a rewrite, a copy of what was damaged."""
+    file = tmp_path / "events.ndjson"
+    file.touch()
+    link = tmp_path / "link"
+    link.symlink_to(file.with_name(f"{file.name}{ending}"))
+    for output in (link.resolve(), link):
+        done = papyra("events", file, "--output", output)
+        assert done.code == 2
+        assert "of the store itself" in done.err
+    assert not link.exists()
+    assert papyra("events", file, "--output", f"{file}.txt").code == 0
+
+
 @pytest.mark.parametrize("output", ["", "nowhere/list.txt", "list.txt/x"])
 def test_output_that_cannot_be_written_is_one_error(
     papyra: Command, stores: Stores, tmp_path: Path, output: str
