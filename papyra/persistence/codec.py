@@ -190,7 +190,9 @@ def _encode_flat(record: Record) -> bytes | None:
         ):
             return None
         encoded = _encode(record)
-    except Exception:  # noqa: BLE001 - the long way says what is wrong
+    except MEANT:
+        raise
+    except BaseException:  # noqa: BLE001 - the long way says what is wrong
         return None
     # So no integer is too long, and all floats are finite.
     return encoded if len(encoded) < MAX_DIGITS and _are_finite(kinds, encoded) else None

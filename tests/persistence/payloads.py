@@ -290,6 +290,16 @@ class Unnamed(metaclass=HostileMeta):
 
 class Endless(list[Any]):
     """A list that never ends, if it is asked."""
+def unhashable(error: BaseException) -> object:
+    """Make an object whose type raises `error` when it is looked up."""
+
+    class Meta(type):
+        def __hash__(cls) -> int:
+            raise error
+
+    return Meta("Unhashable", (), {})()
+
+
 
     def __iter__(self) -> Iterator[Any]:
         while True:

@@ -43,6 +43,7 @@ from tests.persistence.payloads import (
     Unnamed,
     comes_back_as,
     hostile,
+    unhashable,
     without,
 )
 
@@ -437,7 +438,9 @@ def test_no_limit_of_recursion_makes_a_depth_overflow_the_stack(
 @pytest.mark.parametrize("error", ERRORS, ids=lambda error: type(error).__name__)
 @pytest.mark.parametrize("crowd", [1, 12], ids=["alone", "in a run"])
 def test_whatever_a_payload_raises_is_an_invalid_record(error: BaseException, crowd: int) -> None:
-    for payload in [*hostile(error), Unnamed(), Endless(), [Endless([object()])], Unnamed]:
+    unhashables = [unhashable(error), {"a": unhashable(error)}, {"a": [unhashable(error), 1]}]
+    others = [Unnamed(), Endless(), [Endless([object()])], Unnamed]
+    for payload in [*hostile(error), *unhashables, *others]:
         if type(payload) is Endless:
             assert encode([event(payload=payload)])[0].count(b"[]") == 1  # as it is, not as it says
             continue
