@@ -25,11 +25,22 @@ import msgspec
 
 from papyra._text import shown, text_of
 
-__all__ = ("HARMLESS", "MAX_DIGITS", "Fault", "Form", "Look", "depth_of", "form_of", "is_simple")
+__all__ = (
+    "HARMLESS",
+    "MAX_DIGITS",
+    "Fault",
+    "Form",
+    "Look",
+    "depth_of",
+    "form_of",
+    "is_simple",
+    "may_hold_long_integer",
+)
 
-#: Digits of an integer at most: Python reads no longer ones, unless it is told to.
+#: Digits of an integer at most, and its sign counts as one: no longer ones are read.
 MAX_DIGITS = 4300
 _TOO_LONG = 10**MAX_DIGITS
+_TOO_LOW = -(10 ** (MAX_DIGITS - 1))
 
 #: Types whose values come back whatever they are.
 HARMLESS: frozenset[type] = frozenset(
@@ -184,7 +195,7 @@ class _Dicts(_Containers):
         return look.into(parts, lambda: sum(map(dict.__len__, values)))
 
     def fault(self, value: Any, look: Look, /) -> Fault | None:
-        wrong = _fault_in_keys(value, look)
+        wrong = _long_key_in(value) or _fault_in_keys(value, look)
         return (wrong, "") if wrong else super().fault(value, look)
 
     def parts(self, value: Any, /) -> list[Any]:
@@ -372,6 +383,24 @@ def _fault_in_keys(value: dict[Any, Any], look: Look) -> str | None:
     return None
 
 
+def _long_key_in(value: dict[Any, Any]) -> str | None:
+    """Say which key of a dict is an integer that can't be written."""
+    for key in dict.keys(value):
+        if type(key) is int and not -_TOO_LONG < key < _TOO_LONG:
+            return f"has the key {shown(key)}, of over {MAX_DIGITS} digits"
+    return None
+
+
+def may_hold_long_integer(data: bytes) -> bool:
+    """Return whether JSON may hold an integer of about `MAX_DIGITS` digits, or has just the text.
+
+    Of so many digits in a row, some are among those that are looked at.
+    """
+    return len(data) >= MAX_DIGITS and any(
+        data[start : start + 64].isdigit() for start in range(0, len(data), MAX_DIGITS // 2)
+    )
+
+
 _STRING = re.compile(rb'"(?:[^"\\]++|\\.)*+"?', re.DOTALL)
 _NOT_BRACKETS = bytes(set(range(256)) - set(b"[]{}"))
 
@@ -419,7 +448,9 @@ _HARMLESS = _Scalars(lambda _: True, "")
 
 _FORMS: dict[type, Form] = {
     **dict.fromkeys(HARMLESS, _HARMLESS),
-    int: _Scalars(lambda value: -_TOO_LONG < value < _TOO_LONG, f"of over {MAX_DIGITS} digits"),
+    int: _Scalars(
+        lambda value: _TOO_LOW < value < _TOO_LONG, f"of over {MAX_DIGITS} digits, sign included"
+    ),
     float: _Floats(math.isfinite, _WITHOUT_FORM),
     decimal.Decimal: _Scalars(decimal.Decimal.is_finite, _WITHOUT_FORM),
     datetime.datetime: _Scalars(_has_whole_minutes, "seconds off UTC, which JSON has no form for"),

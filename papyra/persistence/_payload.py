@@ -47,13 +47,16 @@ def come_back(
     *,
     room: Room | None = None,
     once: bool = False,
+    closely: bool = False,
 ) -> bool:
     """Return whether all of `values` that JSON has a form for come back as they are.
 
     They may be `depth` levels deep, and take up the `room` that there is. With `once`, what is
-    there many times, be it in itself, is looked at once.
+    there many times, be it in itself, is looked at once. Only `closely`, integers are looked at:
+    `may_hold_long_integer` tells of what was encoded whether that is called for.
     """
-    return (_Look(depth) if room is None else _BoundedLook(depth, room)).through(values, once=once)
+    look = _Look(depth, closely=closely) if room is None else _BoundedLook(depth, room)
+    return look.through(values, once=once)
 
 
 def fault_in(value: Any, depth: int = MAX_DEPTH) -> UnencodablePayload | None:
@@ -82,13 +85,13 @@ def to_json(value: Any) -> bytes:
 class _Look:
     """A look at the values of one level, and then at what is in them."""
 
-    def __init__(self, depth: int) -> None:
+    def __init__(self, depth: int, *, closely: bool = False) -> None:
         self.depth = depth
         self.is_within = False
         self.is_too_deep = False
         self._below: list[Any] = []
         # Longer integers can be written where that was allowed, but not be read elsewhere.
-        are_short = 0 < sys.get_int_max_str_digits() <= MAX_DIGITS
+        are_short = not closely and 0 < sys.get_int_max_str_digits() <= MAX_DIGITS
         self.ignored = self._harmless = _HARMLESS_AND_INT if are_short else HARMLESS
 
     def through(self, values: Sequence[Any], *, once: bool) -> bool:
@@ -242,7 +245,7 @@ def _first_bad(parts: list[Any], depth: int) -> int | None:
 
 
 def _are_fine(values: list[Any], depth: int) -> bool:
-    if not come_back(values, depth, once=True):
+    if not come_back(values, depth, once=True, closely=True):
         return False
     try:
         to_json(values)

@@ -13,7 +13,7 @@ import msgspec
 from papyra._stack import on_fresh_stack
 from papyra._text import MEANT, shown, text_of, type_name
 from papyra.exceptions import InvalidRecord, StoreError, UnencodablePayload
-from papyra.persistence._forms import MAX_DIGITS, depth_of, is_simple
+from papyra.persistence._forms import MAX_DIGITS, depth_of, is_simple, may_hold_long_integer
 from papyra.persistence._payload import MAX_DEPTH, Room, come_back, fault_in, to_json
 from papyra.persistence.records import (
     PersistedAudit,
@@ -246,6 +246,8 @@ def _encode_run(records: Sequence[Record]) -> list[bytes] | None:
         if is_checked and not come_back(payloads, once=True):
             return None
         lines = _encode_lines(records)
+        if may_hold_long_integer(lines):
+            return None
         look = _are_simple if len(lines) < _SMALL else come_back
         if not is_checked and not _are_flat(payloads, lines) and not look(payloads):
             return None
@@ -295,7 +297,9 @@ def _encode_plain(record: Record, depth: int) -> bytes | None:
         if _may_overflow() and not come_back((payload,), depth, once=True):
             return None
         encoded = _encode(record)
-        return encoded if come_back((payload,), depth) and b"\n" not in encoded else None
+        if b"\n" in encoded or may_hold_long_integer(encoded):
+            return None
+        return encoded if come_back((payload,), depth) else None
     except MEANT:
         raise
     except BaseException:  # noqa: BLE001 - it is found out more closely what that was

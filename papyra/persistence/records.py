@@ -41,8 +41,8 @@ class PersistedEvent(
     something else is refused with `UnencodablePayload`, which names the path to it: NaN and the
     infinities, whatever holds them; keys that are one as strings (``1`` and ``"1"``); fields that
     are not set; private fields of attrs classes; times whose offset from UTC has seconds; integers
-    of more than 4,300 digits; more than 100 levels; and a `msgspec.Raw` that is not one JSON value
-    on one line, or has a name twice.
+    of more than 4,300 digits, where a minus counts as one; more than 100 levels; and a
+    `msgspec.Raw` that is not one JSON value on one line, or has a name twice.
     """
 
     system_id: str

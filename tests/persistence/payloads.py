@@ -136,9 +136,11 @@ GOOD_JSON: list[tuple[bytes, Any]] = [
     (b'{"a":{"b":[{"c":1,"d":":"},{"c":2}]}}', {"a": {"b": [{"c": 1, "d": ":"}, {"c": 2}]}}),
     (b'"\\u0000\\ud83d\\ude00"', "\0😀"),
     (b"1" * 4300, int("1" * 4300)),
+    (b"-" + b"1" * 4299, -int("1" * 4299)),
     (b"[" * 90 + b'"[[["' + b"]" * 90, None),
 ]
 BAD_JSON: list[bytes] = [
+    b"-" + b"1" * 4300,
     b"",
     b"{",
     b"[1,2",
@@ -288,8 +290,6 @@ class Unnamed(metaclass=HostileMeta):
     pass
 
 
-class Endless(list[Any]):
-    """A list that never ends, if it is asked."""
 def unhashable(error: BaseException) -> object:
     """Make an object whose type raises `error` when it is looked up."""
 
@@ -300,6 +300,8 @@ def unhashable(error: BaseException) -> object:
     return Meta("Unhashable", (), {})()
 
 
+class Endless(list[Any]):
+    """A list that never ends, if it is asked."""
 
     def __iter__(self) -> Iterator[Any]:
         while True:
@@ -349,7 +351,7 @@ def comes_back_as(value: Any, depth: int = 100) -> Any:
     if kind is str:
         return _text(value)
     if kind is int:
-        return _unless(abs(value) >= 10**4300, value)
+        return _unless(not -(10**4299) < value < 10**4300, value)
     if kind is float:
         return _unless(not math.isfinite(value), value)
     if kind in (bytes, bytearray, memoryview):
@@ -417,7 +419,8 @@ def _key(key: Any) -> str:
     if isinstance(key, str):
         return _text("".join([*str.__iter__(key)]))
     _unless(key is None or isinstance(key, (bool, tuple)), None)
-    found: object = comes_back_as(key)
+    # As a text, a sign more does no harm.
+    found: object = key if type(key) is int and abs(key) < 10**4300 else comes_back_as(key)
     return found if isinstance(found, str) else json.dumps(found)
 
 

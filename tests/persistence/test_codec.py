@@ -246,6 +246,9 @@ class Actor:
         (Own({1}), "", "makes up what it holds"),
         (Actor(), "", "makes up what it holds"),
         (10**5000, "", "is <int of 16610 bits>"),
+        (-(10**4299), "", "of over 4300 digits, sign included"),
+        (payloads.Line(["1" * 9000, -(10**4299)]), ".x[1]", "of over 4300 digits, sign included"),
+        ({10**5000: 1}, "", "has the key <int of 16610 bits>, of over 4300 digits"),
         ((1 for _ in ()), "", "is generator"),
         (msgspec.Raw(b"1,2"), "", "is raw JSON that can't be read"),
     ],
@@ -295,6 +298,19 @@ def test_more_digits_than_others_read_are_refused_even_where_they_can_be_written
             assert len(encode([event(payload=[1, 10**4299])] * crowd)) == crowd
     finally:
         sys.set_int_max_str_digits(before)
+
+
+@pytest.mark.parametrize("crowd", [1, 12], ids=["alone", "in a run"])
+@pytest.mark.parametrize(
+    "value",
+    [10**4299, -(10**4298), {-(10**4299): "a key"}, "9" * 9000, ["-" + "9" * 9000, 10**4299]],
+    ids=map(str, itertools.count()),
+)
+def test_the_longest_integers_come_back_and_so_do_texts_of_digits(value: Any, crowd: int) -> None:
+    records = [event(number) for number in range(crowd)]
+    records[-1] = event(payload={"here": value})
+    (*_, last) = encode(records)
+    assert decode(last, 1).payload == comes_back_as({"here": value})
 
 
 #: Ways to put a value into another one, one level deeper.
