@@ -41,20 +41,26 @@ class ActorAddress(msgspec.Struct, frozen=True, order=True):
 
         Raises `InvalidActorName` when `name` is not a printable string without ``/``.
         """
-        check_name(name)
-        return ActorAddress(self.system_id, f"{self.path}/{name}" if self.path else name)
+        plain = check_name(name)
+        return ActorAddress(self.system_id, f"{self.path}/{plain}" if self.path else plain)
 
 
 #: Characters in one name. A longer one is no name but data that got there by mistake.
 MAX_NAME_LENGTH = 1_000
 
 
-def check_name(name: object) -> None:
-    """Raise `InvalidActorName` unless `name` can be a part of an address."""
-    if not isinstance(name, str) or not name or not name.isprintable() or "/" in name:
+def check_name(name: object) -> str:
+    """Return `name` as it is written into addresses.
+
+    Raises `InvalidActorName` unless it can be a part of one.
+    """
+    # A member of an enum, say, may show itself as something else.
+    plain = str.__str__(name) if isinstance(name, str) else ""
+    if not plain or not plain.isprintable() or "/" in plain:
         raise _invalid(name, "use a printable string without '/'")
-    if len(name) > MAX_NAME_LENGTH:
+    if len(plain) > MAX_NAME_LENGTH:
         raise _invalid(name, f"use at most {MAX_NAME_LENGTH:,} characters")
+    return plain
 
 
 def users_name(name: object) -> str:
@@ -63,9 +69,7 @@ def users_name(name: object) -> str:
     Raises `InvalidActorName` as `check_name` does, and for those that start with ``$``: they are
     the system's own.
     """
-    check_name(name)
-    # As it is written into addresses: a member of an enum, say, may show itself as something else.
-    plain = str.__str__(name)
+    plain = check_name(name)
     if plain.startswith("$"):
         raise _invalid(name, "names that start with '$' are the system's own")
     return plain

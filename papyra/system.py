@@ -105,7 +105,7 @@ class ActorSystem:
 
         Raises `InvalidActorName`, `InvalidPolicy` or `InvalidSetting` for what makes no sense.
         """
-        check_name(system_id)
+        name = check_name(system_id)
         _check_limits(mailbox_capacity, shutdown_timeout, audit_interval)
         if supervision is not None and not isinstance(supervision, SupervisionPolicy):
             raise InvalidPolicy(f"supervision is OneForOne or OneForAll, not {supervision!r}")
@@ -115,7 +115,7 @@ class ActorSystem:
             raise InvalidPolicy(f"startup is a PersistenceStartupConfig, not {startup!r}")
         if breaker is not None and not isinstance(breaker, CircuitBreakerPolicy):
             raise InvalidPolicy(f"breaker is a CircuitBreakerPolicy, not {breaker!r}")
-        self._system_id = system_id
+        self._system_id = name
         self._backend = persistence
         self._startup = startup or PersistenceStartupConfig()
         self._breaker = breaker

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import enum
 import threading
 from typing import Any
 
@@ -635,3 +636,41 @@ async def test_a_name_is_what_it_is_written_as_whatever_it_says_of_itself() -> N
         assert system.find("shop/one") is ref
         with pytest.raises(DuplicateActorName):
             system.spawn(Echo, name="one")
+
+
+class Shop(enum.StrEnum):
+    NAME = "shop"
+
+
+class Pretender(str, enum.Enum):  # noqa: UP042 - this one says of itself that it is another text
+    NAME = "shop"
+
+
+@pytest.mark.parametrize("name", [Shop.NAME, Pretender.NAME])
+async def test_a_system_may_be_named_by_an_enum_and_keeps_its_facts(
+    persistence: InMemoryPersistence, name: str
+) -> None:
+    async with ActorSystem(name, persistence=persistence) as system:
+        ref = system.spawn(Echo, name="one")
+        assert str(ref.address) == "shop/one"
+        assert system.find("shop/one") is ref
+    assert [(e.system_id, e.event_type) for e in persistence.events] == [
+        ("shop", "ActorStarted"),
+        ("shop", "ActorStopped"),
+    ]
+
+
+async def test_no_name_gets_by_that_only_says_that_it_is_fit() -> None:
+    class Liar(str):
+        def isprintable(self) -> bool:
+            return True
+
+        def __contains__(self, part: object) -> bool:
+            return False
+
+        def __len__(self) -> int:
+            return 1
+
+    for name in ("", "a/b", "a\x1bb", "n" * 1_001):
+        with pytest.raises(InvalidActorName):
+            ActorSystem(Liar(name))
