@@ -146,9 +146,9 @@ class Life:
             else:
                 # Users' code may be interrupted by Ctrl-C wherever it is, what follows may not.
                 self._again = await enable_interrupts(self._users_incarnation)()
-        except GeneratorExit:
-            raise  # the event loop is gone, and nothing can be awaited any more
-        except BaseException as caught:  # noqa: BLE001 - a cancellation, or an interrupt
+        except BaseException as caught:
+            if self._is_closed_by(caught):
+                raise
             try:
                 await self._be_struck(caught)
             except anyio.get_cancelled_exc_class():
@@ -156,6 +156,10 @@ class Life:
                 self._fail_struck(None)
         if not self._again:
             await self._stop()
+
+    def _is_closed_by(self, caught: BaseException) -> bool:
+        """Return whether the event loop is gone, so that nothing can be awaited any more."""
+        return isinstance(caught, GeneratorExit) and not self._cell.loop.is_in(self._cell.task)
 
     async def _users_incarnation(self) -> bool:
         return await self._incarnation()
@@ -557,9 +561,9 @@ class Life:
         self._started = False
         try:
             await self.actor.on_stop()
-        except GeneratorExit:
-            raise
-        except BaseException as caught:  # noqa: BLE001 - sorted out here
+        except BaseException as caught:
+            if self._is_closed_by(caught):
+                raise
             error = self._failure(caught)
             if error is None and (interrupt := without_cancellation(caught)) is not None:
                 self._cell.interrupt(interrupt)

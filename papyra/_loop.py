@@ -64,6 +64,13 @@ class HomeLoop:
         finally:
             self._switch(task, here)
 
+    def is_in(self, task: object) -> bool:
+        """Return whether this code runs in `task`, even where the loop has ended."""
+        try:
+            return self.current_task() is task
+        except RuntimeError:  # trio's, where it does not run
+            return False
+
     def _switch(self, before: Any, after: Any) -> None:
         asyncio._leave_task(self._asyncio, before)
         asyncio._enter_task(self._asyncio, after)

@@ -573,7 +573,7 @@ async def test_a_system_whose_persistence_actor_is_cancelled_ends_in_order(
         assert [e.event_type for e in await store.list_events()] == ["ActorStarted", "ActorStopped"]
 
 
-@pytest.mark.parametrize("error", [SystemExit(3), KeyboardInterrupt()])
+@pytest.mark.parametrize("error", [SystemExit(3), KeyboardInterrupt(), GeneratorExit()])
 @pytest.mark.parametrize("backend", list(LOOPS))
 def test_what_ends_the_program_comes_out_of_an_actor_when_all_have_stopped(
     tmp_path: Path, backend: str, error: BaseException
