@@ -12,7 +12,8 @@ import math
 import sys
 from collections.abc import Callable, Coroutine
 from types import ModuleType
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
+from weakref import WeakKeyDictionary, WeakSet
 
 import anyio
 
@@ -21,16 +22,31 @@ __all__ = (
     "cancelled_by_its_task",
     "cancelled_within",
     "enable_interrupts",
+    "end_if_left_open",
     "in_a_task",
     "running_trio",
     "shield_from_interrupts",
     "start_surely",
     "take_cancellation",
+    "wait_for_groups_left_open",
     "wait_through",
     "without_cancellation",
 )
 
 FunctionT = TypeVar("FunctionT", bound=Callable[..., object])
+
+#: Seconds between two looks at the tasks of a nursery, which tells nobody when it is empty.
+_LOOK = 0.01
+
+
+class _Ends(Protocol):
+    def end_left_open(self) -> None:
+        """End what shields itself from the cancellation of the group that it is in."""
+        ...
+
+
+#: By the task of trio's that has started them.
+_started: WeakKeyDictionary[Any, WeakSet[_Ends]] = WeakKeyDictionary()
 
 
 def running_trio() -> ModuleType | None:
@@ -161,7 +177,10 @@ def cancel_groups_left_open() -> None:
     """Cancel the tasks of the groups that the running task has entered and will not leave."""
     trio = running_trio()
     if trio is not None:
-        for nursery in trio.lowlevel.current_task().child_nurseries:
+        task = trio.lowlevel.current_task()
+        for ends in tuple(_started.get(task, ())):
+            ends.end_left_open()
+        for nursery in task.child_nurseries:
             nursery.cancel_scope.cancel()
         return
     ours = anyio.get_current_task().id
@@ -169,3 +188,27 @@ def cancel_groups_left_open() -> None:
     for task in asyncio.all_tasks():
         if id(task) in theirs:
             task.cancel()
+
+
+def end_if_left_open(ends: _Ends) -> None:
+    """Have `ends` told to end, should the running task of trio's never leave the group it is in.
+
+    Tasks of asyncio's are cancelled one by one, through any shield.
+    """
+    trio = running_trio()
+    if trio is not None:
+        _started.setdefault(trio.lowlevel.current_task(), WeakSet()).add(ends)
+
+
+async def wait_for_groups_left_open() -> None:
+    """Return when nothing runs any more in the groups that the running task will not leave.
+
+    Trio breaks down if a task ends before them; asyncio does not mind.
+    """
+    trio = running_trio()
+    if trio is None:
+        return
+    nurseries = trio.lowlevel.current_task().child_nurseries
+    with anyio.CancelScope(shield=True):
+        while any(nursery.child_tasks for nursery in nurseries):
+            await trio.sleep(_LOOK)

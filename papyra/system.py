@@ -14,10 +14,12 @@ import anyio
 from anyio.abc import TaskGroup
 
 from papyra._cancellation import (
+    end_if_left_open,
     in_a_task,
     running_trio,
     shield_from_interrupts,
     start_surely,
+    wait_for_groups_left_open,
     wait_through,
     without_cancellation,
 )
@@ -44,6 +46,7 @@ from papyra.exceptions import (
     InvalidSetting,
     SystemAlreadyStarted,
     SystemNotRunning,
+    TaskGroupLeftOpen,
     WrongTask,
 )
 from papyra.persistence.actor import PersistenceActor
@@ -287,6 +290,7 @@ class ActorSystem:
             self._backend = settings.resolve_persistence()
         self._host_task = anyio.get_current_task().id
         await self._runtime.task_group.__aenter__()
+        end_if_left_open(self._runtime)
         self._portal = Portal(self._system_id, self._runtime.loop, self._runtime.task_group)
         try:
             recipe = Recipe(PersistenceActor, (self._backend, self._breaker), {}, None)
@@ -497,9 +501,15 @@ class _Runtime:
             cell.discard_run()
             in_a_task(functools.partial(self.launch, cell))
 
+    def end_left_open(self) -> None:
+        """Stop everything, as the actor that started the system has ended without stopping it."""
+        left_open = f"nobody has stopped the system {self.system.system_id!r}"
+        self.system._begin_shutdown(TaskGroupLeftOpen(left_open))
+
     async def park(self) -> None:
         self.parked += 1
         await wait_through(self.system._shutdown.ended)
+        await wait_for_groups_left_open()
 
 
 class _Guardian:

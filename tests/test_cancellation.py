@@ -8,6 +8,7 @@ tests/test_cancellation.py``.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import itertools
 import os
 import signal
@@ -517,6 +518,70 @@ async def test_a_restart_does_not_go_on_within_a_task_group_that_was_not_left(
             await ref.ask("and then?")
     assert ("TaskGroupLeftOpen", "on_stop", "stop") in crashes(persistence)
     assert log == ["start", "stop"]
+
+
+@pytest.mark.parametrize("stopped", [True, False], ids=["stopped", "left to the end"])
+async def test_a_system_that_an_actor_starts_and_never_stops_ends_with_the_actor(
+    tmp_path: Path, persistence: InMemoryPersistence, stopped: bool
+) -> None:
+    inner = JsonFilePersistence(tmp_path / "inner.ndjson")
+
+    class Host(Actor):
+        async def on_start(self) -> None:
+            self.system = ActorSystem("inner", persistence=inner)
+            await self.system.start()
+            self.echo = self.system.spawn(Echo)
+
+        async def receive(self, message: Any) -> Any:
+            return await self.echo.ask(message)
+
+    async with ActorSystem(persistence=persistence) as system:
+        host = system.spawn(Host)
+        assert await host.ask("hello") == "hello"
+        if stopped:
+            await host.stop()
+    assert crashes(persistence) == [("TaskGroupLeftOpen", "on_stop", "stop")]
+    stored: list[str] = []
+    with anyio.fail_after(30):
+        while not stored:
+            # asyncio does not wait for tasks in groups that are never left.
+            with contextlib.suppress(BackendInUse):
+                async with JsonFilePersistence(tmp_path / "inner.ndjson") as store:
+                    stored = [e.event_type for e in await store.list_events()]
+            await anyio.lowlevel.checkpoint()
+    assert stored == ["ActorStarted", "ActorStopped"]
+
+
+async def test_what_shields_itself_in_a_group_that_is_never_left_may_finish(
+    persistence: InMemoryPersistence, anyio_backend_name: str
+) -> None:
+    ended, begun, let_go = False, anyio.Event(), anyio.Event()
+
+    async def shielded() -> None:
+        nonlocal ended
+        begun.set()
+        with anyio.CancelScope(shield=True):
+            await let_go.wait()
+        ended = True
+
+    class Leaver(Actor):
+        async def on_start(self) -> None:
+            self.tasks = await anyio.create_task_group().__aenter__()
+            self.tasks.start_soon(shielded)
+
+        async def receive(self, message: Any) -> None: ...
+
+    async def let_it_go() -> None:
+        await ref.stop()
+        let_go.set()
+
+    async with anyio.create_task_group() as tasks, ActorSystem(persistence=persistence) as system:
+        ref = system.spawn(Leaver)
+        await begun.wait()
+        tasks.start_soon(let_it_go)
+    # asyncio knows no shields from the cancellation of a task.
+    assert ended is (anyio_backend_name == "trio")
+    assert crashes(persistence) == [("TaskGroupLeftOpen", "on_stop", "stop")]
 
 
 def actor_task(ref: ActorRef) -> asyncio.Task[Any]:
