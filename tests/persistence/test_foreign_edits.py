@@ -216,3 +216,27 @@ async def test_a_recovery_gives_no_position_twice_and_mends_everything(
     store = JsonFilePersistence(path, fsync="no")
     async with ActorSystem("shop", persistence=store, startup=startup):
         pass
+
+
+async def test_a_recovery_leaves_out_the_remains_of_a_write_behind_other_damage(
+    tmp_path: Path,
+) -> None:
+    path = tmp_path / "events.ndjson"
+    records = [event(n, payload={"x": "x" * 400}) for n in range(30)]
+    async with JsonFilePersistence(path) as store:
+        await store.append(*records[:10])
+        acknowledged = path.stat().st_size
+        await store.append(*records[10:])
+    data = path.read_bytes()
+    sector = acknowledged // 512 + 1
+    # As a crash leaves it whose write has lost a block, of a store that was edited before.
+    remains = tmp_path / "remains.ndjson"
+    remains.write_bytes(zero_sector(data.replace(b'"x":"xx', b'"x":"yx', 1), sector))
+    kinds = [anomaly.kind for anomaly in (await scanned(remains)).anomalies]
+    assert kinds == ["checksum", "torn"]
+    async with JsonFilePersistence(remains) as store:
+        assert (await store.recover()).scan.is_clean
+        seqs = [e.seq or 0 for e in await store.list_events()]
+        assert seqs == [n for n in range(2, 12) if n * 500 < sector * 512][: len(seqs)]
+        assert (await store.append(event(99))).first_seq == seqs[-1] + 1
+        assert (await store.scan()).is_clean

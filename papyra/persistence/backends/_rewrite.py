@@ -8,6 +8,7 @@ import itertools
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from sys import maxsize
 from typing import NamedTuple, Self
 
 from papyra.exceptions import StoreError
@@ -156,10 +157,13 @@ def repair(journal: JournalFile) -> int:
     elif found.last_seq >= journal.last_seq and all(a.kind == "torn" for a in found.anomalies):
         journal.cut()
         return removed
-    doubled = {line.seq for line in _ascending(journal) if line.seq in strays} if strays else set()
+    end = min((a.offset or 0 for a in found.anomalies if a.kind == "torn"), default=maxsize)
+    doubled: set[int] = set()
+    if strays:
+        doubled = {line.seq for line in _ascending(journal, end) if line.seq in strays}
     only = (strays[seq] for seq in sorted(strays.keys() - doubled))
     with _Copy(journal) as copy:
-        for line in heapq.merge(_ascending(journal), only, key=lambda line: line.seq):
+        for line in heapq.merge(_ascending(journal, end), only, key=lambda line: line.seq):
             record, _ = decode(line)
             copy.add(line, record)
         copy.finish(last_seq)
@@ -265,10 +269,10 @@ class _Copy:
             position += written
 
 
-def _ascending(journal: JournalFile) -> Iterator[Line]:
-    """Yield the good lines, each of which comes after the one before."""
+def _ascending(journal: JournalFile, end: int) -> Iterator[Line]:
+    """Yield the good lines before byte `end`, each of which comes after the one before."""
     before = journal.base
-    for line in journal.parsed():
+    for line in itertools.takewhile(lambda line: line.offset < end, journal.parsed()):
         if isinstance(line, Line) and line.seq > before and journal.belongs(line.seq):
             before = line.seq
             yield line
