@@ -481,3 +481,34 @@ async def test_a_damaged_segment_is_not_compacted(directory: Path) -> None:
         with pytest.raises(StoreError, match="recover it before compacting it"):
             await store.compact()
     assert b'"order_id":99' in path.read_bytes()
+
+
+@pytest.mark.parametrize("content", [None, b""], ids=["gone", "emptied"])
+async def test_a_recovery_goes_on_behind_several_segments_that_are_missing(
+    directory: Path, content: bytes | None
+) -> None:
+    await fill(directory, 45)
+    for first in (31, 41):
+        path_of(directory, first).unlink()
+    if content is not None:
+        path_of(directory, 31).write_bytes(content)
+    assert "missing_segment" in await anomalies(directory)
+    async with open_store(directory) as store:
+        assert (await store.recover()).scan.is_clean
+        first = (await store.append(event(1))).first_seq
+    assert first == 31
+    assert await anomalies(directory) == []
+
+
+async def test_an_append_goes_on_in_an_emptied_segment_whose_successor_is_missing(
+    directory: Path,
+) -> None:
+    await fill(directory, 45)
+    path_of(directory, 41).unlink()
+    path_of(directory, 31).write_bytes(b"")
+    async with open_store(directory) as store:
+        assert (await store.append(event(1), event(2))).first_seq == 31
+    assert await anomalies(directory) == ["missing_segment"]
+    async with open_store(directory) as store:
+        assert (await store.append(event(3))).first_seq == 33
+        assert [e.seq for e in await store.list_events()][-3:] == [31, 32, 33]

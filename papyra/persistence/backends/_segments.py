@@ -112,6 +112,8 @@ class Segment(JournalFile):
     def begin(self, like: Segment) -> None:
         """Make it, and open it, after one that gives it owner and mode."""
         like.check_name()
+        # One that had this name may have been removed, and what was saved of it be left.
+        self.disk.remove(self.sidecar)
         self.create(self.disk.stat(like.fd))
         self._read_through()
 
@@ -379,7 +381,7 @@ class Segments:
         limits, last = self._limits, self._segments[-1]
         size, count = last.end, self._records_in_last
         head = head_length(self.last_seq + len(records), len(records) - 1)
-        is_new = self._end_is_missing
+        is_new = self._end_is_missing and not self._is_last_empty()
         if (
             limits.max_age is None
             and size + sum(map(len, encoded)) + head * len(records) <= limits.max_bytes
@@ -550,7 +552,9 @@ class Segments:
         for after, through in found.missing:
             if through not in mended_through:
                 self._write_tombstone(after, through)
-        if self._end_is_missing:
+        if self._end_is_missing and self._is_last_empty():
+            self.disk.remove(self._segments[-1].sidecar)
+        elif self._end_is_missing:
             next_one = self._segment(self.last_seq)
             next_one.begin(self._segments[-1])
             next_one.close()
@@ -564,6 +568,10 @@ class Segments:
             self.close()
             self.open()
         return mended
+
+    def _is_last_empty(self) -> bool:
+        """Return whether the next segment would have the name of the last."""
+        return self.last_seq == self._segments[-1].base
 
     def _make_aside(self, aside: Path, mended: Mended) -> None:
         if not mended.moved:
