@@ -32,6 +32,7 @@ LAYERS: list[set[str]] = [
     {f"persistence.backends.{name}" for name in ("retention", "commit", "page", "summary")},
     {"persistence.backends.verbs"},
     {"persistence.backends.base"},
+    {"persistence.backends._closed"},
     {
         f"persistence.backends.{name}"
         for name in ("_line", "_disk", "_place", "_thread", "_asyncio")

@@ -13,6 +13,7 @@ import threading
 from pathlib import Path
 
 from papyra.exceptions import BackendInUse
+from papyra.persistence.backends._closed import Closed, read_closed
 
 try:
     import fcntl
@@ -255,7 +256,8 @@ if hasattr(os, "register_at_fork"):
 class FileLock:
     """A lock file beside a store, held as long as its process lives. Readers don't need it.
 
-    It says who has the store. A lock on a `directory` itself holds even if somebody removes that.
+    It says who has the store, and how far the store was acknowledged when it was closed last. A
+    lock on a `directory` itself holds even if somebody removes that.
     """
 
     def __init__(self, path: Path, store: Path, *, directory: Path | None = None) -> None:
@@ -266,6 +268,8 @@ class FileLock:
         self._fd: int | None = None
         self._directory_fd: int | None = None
         self._may_sign = True
+        #: what the last clean close vouches for
+        self.closed: Closed | None = None
 
     def acquire(self) -> None:
         """Take the lock. Raises `BackendInUse`, naming the holder, if somebody else has it."""
@@ -274,7 +278,8 @@ class FileLock:
             self._fd = self._lock_file()
             if self._directory is not None:
                 self._lock_directory(self._directory)
-            if self._may_sign:
+            if self._may_sign:  # or it could not be taken away before a rewriting
+                self.closed = read_closed(os.pread(self._fd, _NOTE, 0))
                 self._sign(self._fd)
         except BaseException:
             self.release()
@@ -336,13 +341,38 @@ class FileLock:
 
     def _sign(self, fd: int) -> None:
         """Write down who has the lock, where that can be done."""
-        note = json.dumps({"pid": os.getpid(), "host": socket.gethostname()})
         try:
-            os.ftruncate(fd, 0)
-            os.pwrite(fd, note.encode(), 0)
+            self._note(fd, {"pid": os.getpid(), "host": socket.gethostname()})
         except OSError as error:
             # It is locked, and that is what counts.
             logger.warning("%s: it can't be written down who has it: %s", self._path, error)
+
+    def _note(self, fd: int, note: dict[str, object]) -> None:
+        if self.closed is not None:
+            note["closed"] = self.closed.note()
+        os.ftruncate(fd, 0)
+        if note:
+            os.pwrite(fd, json.dumps({"pid": 0, **note}).encode(), 0)
+
+    def vouch(self, closed: Closed | None) -> None:
+        """Say how far the store is acknowledged, or, before it is rewritten, nothing of it."""
+        if self._fd is not None and self._may_sign and self.closed != closed:
+            self.closed = closed
+            self._sign(self._fd)
+            if closed is None:
+                # Otherwise a power cut could bring it back, beside what is rewritten now.
+                with contextlib.suppress(OSError):
+                    self._disk.sync(self._fd)
+
+    def look(self) -> None:
+        """Take in what the last clean close vouches for, without the lock; for a reader."""
+        self.closed = None
+        with contextlib.suppress(OSError):
+            fd = self._disk.open(self._path, os.O_RDONLY)
+            try:
+                self.closed = read_closed(self._disk.read(fd, _NOTE, 0))
+            finally:
+                self._disk.close(fd)
 
     def holder(self) -> str | None:
         """Return who seems to have the lock, without trying to take it; `None` for nobody.
@@ -375,7 +405,7 @@ class FileLock:
         if fd is not None:
             if self._may_sign:
                 with contextlib.suppress(OSError):
-                    os.ftruncate(fd, 0)
+                    self._note(fd, {})
             self._close(fd)
 
     def _close(self, fd: int) -> None:

@@ -8,10 +8,12 @@ import os
 import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from sys import maxsize
 from time import monotonic, sleep, time
 from typing import NamedTuple
 
 from papyra.exceptions import StoreChanged, StoreError, StoreMoved
+from papyra.persistence.backends._closed import Closed
 from papyra.persistence.backends._disk import Disk, identity, lock_file
 from papyra.persistence.backends._index import SparseIndex, Totals
 from papyra.persistence.backends._line import (
@@ -93,6 +95,10 @@ class JournalFile:
         #: the greatest `seq` that belongs in the file, once that is known
         self.through: int | None = None
         self.read_only = read_only
+        #: what the last clean close vouches for
+        self.closed: Closed | None = None
+        #: up to where a writer had acknowledged everything when it read the file anew; bytes
+        self._acknowledged = 0
         #: what other readers have found, for a reader
         self._recall = recall
         #: where the last acknowledged line ends; bytes
@@ -225,6 +231,9 @@ class JournalFile:
 
     def _read_through(self, advance: Advance | None = None) -> None:
         before = self._signature()
+        self._check_closed()
+        if not self.read_only:
+            self._acknowledged = max(self._acknowledged, self.end)
         self._index, self.end, self.damaged = SparseIndex(), 0, False
         self._unindexed, self._unindexed_records = [], 0
         found = ScanResult(tail_seq=self.base, last_seq=self.base)
@@ -463,6 +472,7 @@ class JournalFile:
         self._written, self._trusted, self._clean = None, False, False
         self._left_behind = True
         self._synced_end = min(self._synced_end, self.end)
+        self._acknowledged = min(self._acknowledged, self.end)
         if not cut:
             return
         try:
@@ -703,7 +713,35 @@ class JournalFile:
         self, found: ScanResult, advance: Advance | None = None, start: int = 0
     ) -> Iterator[Part]:
         """Yield everything that follows `start`, where a line begins; see `walk`."""
-        return walk(self._chunks(start), found, self.location, self.belongs, advance)
+        end = self._acknowledged_end()
+        return walk(self._chunks(start), found, self.location, self.belongs, advance, end)
+
+    def _acknowledged_end(self) -> int:
+        """Return up to where everything was acknowledged, whatever the lines there look like."""
+        if self.through is not None:
+            return maxsize  # all of it was on the device before another file followed
+        end = 0 if self.closed is None else self.closed.end
+        return end if self.read_only else max(end, self.end, self._acknowledged)
+
+    def _check_closed(self) -> None:
+        """Forget what a clean close vouches for, if the file is another or was cut off since."""
+        stat, closed = self.disk.stat(self.fd), self.closed
+        if closed is not None and (closed.inode != stat.st_ino or closed.end > stat.st_size):
+            self.closed = None
+            if closed.inode == stat.st_ino:
+                logger.warning(
+                    "%s had %s bytes when it was closed, and has %s: somebody has cut it off",
+                    self.location,
+                    closed.end,
+                    stat.st_size,
+                )
+
+    def vouch(self) -> Closed | None:
+        """Return up to where everything is acknowledged and on the device; `None` if it is not."""
+        is_synced = self._trusted and self._was_synced and self._synced_end >= self.end
+        if self._fd is None or self.read_only or self._sync_failed or not is_synced:
+            return None
+        return Closed(self._identity[1], self.end)
 
     def belongs(self, seq: int) -> bool:
         """Return whether this is the file for a record."""
@@ -776,6 +814,7 @@ class JournalFile:
             self.close()
         self._fd, self._lock_fd, self._identity = fd, fd if is_locked else None, new
         self._index, self.end = index, end
+        self.closed, self._acknowledged = None, 0
         self._unindexed, self._unindexed_records = [], 0
         self._clean, self._sync_failed, self._synced_end = True, False, end
         self._tail_seq, self._found_opening, self.damaged = self.last_seq, None, False
@@ -784,4 +823,4 @@ class JournalFile:
     def sync_name(self) -> None:
         """Return when the name of the file is on the device."""
         self.disk.sync_directory(self.parent)
-        self._trusted = self._named = True
+        self._trusted = self._named = self._was_synced = True

@@ -218,8 +218,10 @@ class FilePersistence(PersistenceBackend):
         self._journal.prepare()
         self._lock = self._journal.lock()
         self._lock.acquire()
+        self._journal.closed = self._lock.closed
         try:
             self._journal.open()
+            self._lock.vouch(self._journal.closed)
         except BaseException:
             self._journal.close()
             self._lock.release()
@@ -236,6 +238,8 @@ class FilePersistence(PersistenceBackend):
 
     def _open_to_read(self) -> None:
         self._lock = self._journal.lock()
+        self._lock.look()
+        self._journal.closed = self._lock.closed
         path = self._journal.path
         if self._opening is None or not path.is_file():
             _undisturbed(self._journal.open)
@@ -246,9 +250,16 @@ class FilePersistence(PersistenceBackend):
 
     def _close_journal(self) -> None:
         try:
+            self._vouch()
             self._journal.close()
         finally:
             self._lock.release()
+
+    def _vouch(self) -> None:
+        """Let the lock say how far the store is acknowledged, if it is on the device."""
+        closed = self._journal.vouch()
+        if closed is not None:
+            self._lock.vouch(closed)
 
     def _sync_every_second(self, closing: threading.Event) -> None:
         while not closing.wait(SYNC_INTERVAL):
@@ -393,7 +404,9 @@ class FilePersistence(PersistenceBackend):
 
     def _recover_journal(self, config: PersistenceRecoveryConfig) -> PersistenceRecoveryReport:
         self._journal.check_name()
+        self._lock.vouch(None)
         mended = self._journal.recover(config)
+        self._vouch()
         found = self._journal.scan()
         return PersistenceRecoveryReport(
             self.name,
@@ -407,7 +420,9 @@ class FilePersistence(PersistenceBackend):
     def _drop_hidden(self, policy: RetentionPolicy) -> CompactionReport:
         self._journal.check_name()
         before = self._held()
+        self._lock.vouch(None)
         self._journal.drop_hidden({kind: self._hidden(kind, policy) for kind in KINDS})
+        self._vouch()
         return self._compacted(before, self._held())
 
     def _count(self, policy: RetentionPolicy) -> CompactionReport:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
+from papyra.persistence.backends._closed import Closed
 from papyra.persistence.backends._disk import Disk, FileLock
 from papyra.persistence.backends._file import JournalFile
 from papyra.persistence.backends._place import Place
@@ -45,6 +46,8 @@ class Journal(Protocol):
     read_only: bool
 
     place: Place
+    #: what the last clean close vouches for; opening forgets it if that is not so any more
+    closed: Closed | None
 
     @property
     def path(self) -> Path:
@@ -74,6 +77,10 @@ class Journal(Protocol):
 
     def raise_if_rewritten(self) -> None:
         """Raise `FileNotFoundError` if files were replaced or removed since; for a reader."""
+        ...
+
+    def vouch(self) -> Closed | None:
+        """Return how far the last file is acknowledged and on the device; `None` if it is not."""
         ...
 
     def close(self) -> None:
@@ -158,6 +165,7 @@ class OneFile:
         self.path = path = self.place.path
         self.disk = Disk()
         self.read_only = read_only
+        self.closed: Closed | None = None
         self._told = Told()
         self._recall = None
         if read_only and index_directory is not None:
@@ -165,13 +173,15 @@ class OneFile:
         self._file = self._new_file()
 
     def _new_file(self) -> JournalFile:
-        return JournalFile(
+        file = JournalFile(
             self.path,
             self.disk,
             read_only=self.read_only,
             recall=self._recall,
             name=self.place.name,
         )
+        file.closed = self.closed
+        return file
 
     @property
     def last_seq(self) -> int:
@@ -190,6 +200,7 @@ class OneFile:
         """Open the file, making it if there is none, and read it through."""
         self._file = self._new_file()
         self._file.open(advance)
+        self.closed = self._file.closed
 
     def refresh(self) -> None:
         """Take in what another process has written since."""
@@ -197,6 +208,10 @@ class OneFile:
 
     def raise_if_rewritten(self) -> None:
         """Do nothing: a file that was replaced can be read to its end."""
+
+    def vouch(self) -> Closed | None:
+        """Return how far the file is acknowledged and on the device; `None` if it is not."""
+        return self._file.vouch()
 
     def close(self) -> None:
         """Close the file."""

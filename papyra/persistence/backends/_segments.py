@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from papyra.exceptions import StoreMoved
+from papyra.persistence.backends._closed import Closed
 from papyra.persistence.backends._disk import Disk, FileLock, identity, is_regular
 from papyra.persistence.backends._file import JournalFile
 from papyra.persistence.backends._index import Totals
@@ -150,6 +151,7 @@ class Segments:
         self.path = self.place.path
         self.disk = Disk()
         self.read_only = read_only
+        self.closed: Closed | None = None
         self._index_directory = index_directory if read_only else None
         self._limits = limits
         self._segments: list[Segment] = []
@@ -199,6 +201,7 @@ class Segments:
         if self._segments:
             last = self._segments[-1]
             last.open(advance)
+            self.closed = last.closed
             self._records_in_last = last.index.records
             self._end_is_missing = self._lacks_its_end()
 
@@ -226,7 +229,10 @@ class Segments:
         if self._index_directory is not None:
             recall = Recall(self.disk, self._index_directory, path)
         name = self.place.name / path.name
-        return Segment(path, self.disk, base, read_only=self.read_only, recall=recall, name=name)
+        disk, read_only = self.disk, self.read_only
+        segment = Segment(path, disk, base, read_only=read_only, recall=recall, name=name)
+        segment.closed = self.closed
+        return segment
 
     def _found_segments(self) -> list[Segment]:
         bases = []
@@ -298,6 +304,10 @@ class Segments:
         stats = [segment.path.stat() for segment in segments]
         sealed = [(stat.st_ino, stat.st_mtime_ns) for stat in stats[:-1]]
         return [*sealed, *((stat.st_ino,) for stat in stats[-1:])]
+
+    def vouch(self) -> Closed | None:
+        """Return how far the last segment is acknowledged and on the device."""
+        return self._segments[-1].vouch() if self._segments else None
 
     def close(self) -> None:
         """Close everything that is open."""
@@ -565,6 +575,7 @@ class Segments:
                 shutil.move(path, aside)
                 mended.moved.append(str(aside / path.name))
         if anomalies:
+            self.closed = self.vouch()
             self.close()
             self.open()
         return mended

@@ -69,13 +69,16 @@ def walk(
     location: str,
     belongs: Callable[[int], bool],
     advance: Advance | None = None,
+    acknowledged: int = 0,
 ) -> Iterator[Part]:
     """Yield everything in some pieces of a file, each of which comes with where it begins.
 
     What is there, and what is wrong with it, is noted in `found` on the way, going on from what is
-    there already. `belongs` says whether a record should be in this file.
+    there already. `belongs` says whether a record should be in this file. What begins
+    before byte `acknowledged` is not taken for remains of a write, but for the beginning of a line
+    with which the file ends: somebody has cut it off.
     """
-    state = _Walk(found, location, belongs)
+    state = _Walk(found, location, belongs, acknowledged)
     for data, offset in chunks:
         lines = data.split(b"\n")
         last = lines.pop()
@@ -97,10 +100,13 @@ def walk(
 class _Walk:
     """How far a walk is, and what it makes of what it meets."""
 
-    def __init__(self, found: ScanResult, location: str, belongs: Callable[[int], bool]) -> None:
+    def __init__(
+        self, found: ScanResult, location: str, belongs: Callable[[int], bool], acknowledged: int
+    ) -> None:
         self._found = found
         self._location = location
         self._belongs = belongs
+        self._acknowledged = acknowledged
         #: the `seq` of the last line that can be read, and the positions lost since
         self.before, self._lost = found.tail_seq, found.last_seq - found.tail_seq
         #: the greatest `seq` that a bad line has said
@@ -133,7 +139,8 @@ class _Walk:
             yield from self._give_up_remains()
         elif self._remains is not None:
             return
-        if isinstance(line, BadLine):
+        is_cut_off = at_end and b"\0" not in line.data
+        if isinstance(line, BadLine) and (line.offset >= self._acknowledged or is_cut_off):
             remains = Remains(self.before)
             if remains.take(line, at_end=at_end):
                 self._remains = remains

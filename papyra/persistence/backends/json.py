@@ -25,7 +25,11 @@ class JsonFilePersistence(FilePersistence):
     it to the system, but for a `flush` and the closing. With these, what was acknowledged survives
     the process, but not always the machine. Of a commit that nobody was told about, a crash may
     leave a beginning. What is cut off before the next write is what such a commit can have left,
-    and nothing else: what others have changed stays as it is, until a recovery is asked for.
+    and nothing else: what others have changed stays as it is, until a recovery is asked for. The
+    lock file notes how far the file was acknowledged and on the device when it was closed, and no
+    record before that is ever cut off. Only of a last commit that no clean close has followed can
+    it not be told whether it was acknowledged: what lost blocks of it later, without a further
+    commit behind it, counts as torn.
 
     An append, a read or a flush that takes longer than `call_timeout` seconds, as on a network disk
     that is gone, fails with a `StoreError`; what such an append may still write does not count.

@@ -1,0 +1,288 @@
+"""What a clean close vouches for: no record of it is cut off, whatever it looks like later."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from papyra import ActorSystem
+from papyra.exceptions import StoreDamaged
+from papyra.persistence import codec
+from papyra.persistence.backends._files import FilePersistence
+from papyra.persistence.backends._line import make_lines
+from papyra.persistence.backends.json import JsonFilePersistence
+from papyra.persistence.backends.retention import RetentionPolicy
+from papyra.persistence.backends.rotating import RotatingFilePersistence
+from tests.actors import event
+
+COUNT = 30
+
+pytestmark = pytest.mark.parametrize("kind", ["json", "rotating"])
+
+
+@pytest.fixture
+def anyio_backend() -> str:
+    """What is in a file does not depend on who reads it."""
+    return "asyncio"
+
+
+def make(path: Path, kind: str, *, read_only: bool = False) -> FilePersistence:
+    policy = RetentionPolicy(max_records=10)
+    if kind == "json":
+        return JsonFilePersistence(path, retention_policy=policy, read_only=read_only)
+    return RotatingFilePersistence(
+        path, max_segment_bytes=6000, retention_policy=policy, read_only=read_only
+    )
+
+
+def last_file(path: Path) -> Path:
+    return max(path.glob("*.ndjson")) if path.is_dir() else path
+
+
+def lock_of(path: Path) -> Path:
+    return path / ".lock" if path.is_dir() else path.with_name(f"{path.name}.lock")
+
+
+async def closed_cleanly(path: Path, kind: str) -> Path:
+    """Store records, the last of them with one append, and return the file that has these."""
+    records = [event(n, payload={"n": n, "x": "x" * 99}) for n in range(COUNT)]
+    async with make(path, kind) as store:
+        await store.append(*records[:5])
+        await store.append(*records[5:])
+    return last_file(path)
+
+
+async def anomalies(path: Path, kind: str) -> list[str]:
+    async with make(path, kind, read_only=True) as store:
+        return [anomaly.kind for anomaly in (await store.scan()).anomalies]
+
+
+async def is_refused(path: Path, kind: str) -> bool:
+    """Return whether a system says that the store is damaged; if not, it starts."""
+    try:
+        async with ActorSystem("shop", persistence=make(path, kind)):
+            return False
+    except StoreDamaged:
+        return True
+
+
+def zero_last_sectors(data: bytes) -> bytes:
+    start = (len(data) - 700) // 512 * 512
+    return data[:start] + bytes(len(data) - start)
+
+
+def zero_a_sector(data: bytes) -> bytes:
+    start = (len(data) - 1200) // 512 * 512
+    return data[:start] + bytes(512) + data[start + 512 :]
+
+
+#: What looks like the remains of the last append, and is what became of it later.
+LIKE_REMAINS: dict[str, Callable[[bytes], bytes]] = {
+    "a sector of zeros": zero_a_sector,
+    "zeros at the end": zero_last_sectors,
+    "zeros behind half a line": lambda data: data[:-40] + bytes(40),
+    "zeros and a longer file": lambda data: data[:-40] + bytes(4000),
+}
+
+
+@pytest.mark.parametrize("name", LIKE_REMAINS)
+async def test_what_was_closed_cleanly_and_looks_like_a_torn_write_is_damage(
+    tmp_path: Path, kind: str, name: str
+) -> None:
+    path = tmp_path / "store"
+    file = await closed_cleanly(path, kind)
+    edited = LIKE_REMAINS[name](file.read_bytes())
+    file.write_bytes(edited)
+    assert "torn" not in await anomalies(path, kind)
+    for _ in range(3):
+        assert await is_refused(path, kind)
+        assert file.read_bytes() == edited
+
+
+async def test_a_store_that_was_cut_off_since_says_so(
+    tmp_path: Path, kind: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = tmp_path / "store"
+    file = await closed_cleanly(path, kind)
+    size = file.stat().st_size
+    os.truncate(file, size - 40)
+    assert await anomalies(path, kind) == ["torn"]
+    caplog.clear()
+    async with make(path, kind) as store:
+        assert b"closed" not in lock_of(path).read_bytes()
+        assert (await store.append(event(99))).first_seq == COUNT
+        assert (await store.scan()).is_clean
+    assert f"had {size} bytes when it was closed, and has {size - 40}:" in caplog.text
+    caplog.clear()
+    async with make(path, kind) as store:
+        assert (await store.scan()).is_clean
+    assert not caplog.text
+
+
+async def test_it_is_damage_also_when_it_was_opened_since_and_that_process_was_killed(
+    tmp_path: Path, kind: str
+) -> None:
+    path = tmp_path / "store"
+    file = await closed_cleanly(path, kind)
+    store = make(path, kind)
+    async with store:
+        note = lock_of(path).read_bytes()
+    edited = zero_a_sector(file.read_bytes())
+    file.write_bytes(edited)
+    lock_of(path).write_bytes(note)  # as it was while the store was open
+    assert await is_refused(path, kind)
+    assert file.read_bytes() == edited
+
+
+async def test_a_recovery_mends_it_and_keeps_what_can_be_read(tmp_path: Path, kind: str) -> None:
+    path = tmp_path / "store"
+    file = await closed_cleanly(path, kind)
+    file.write_bytes(zero_a_sector(file.read_bytes()))
+    async with make(path, kind) as store:
+        kept = [e.seq async for e in store.stream("event")]
+        assert (await store.recover()).scan.is_clean
+        assert [e.seq async for e in store.stream("event")] == kept
+        assert (await store.append(event(99))).first_seq == COUNT + 1
+    assert await anomalies(path, kind) == []
+
+
+async def test_what_a_writer_knows_to_be_acknowledged_it_never_takes_for_remains(
+    tmp_path: Path, kind: str
+) -> None:
+    path = tmp_path / "store"
+    async with make(path, kind) as store:
+        await store.append(*(event(n, payload={"x": "x" * 99}) for n in range(20)))
+        file = last_file(path)
+        edited = zero_a_sector(file.read_bytes())
+        file.write_bytes(edited)
+        found = {anomaly.kind for anomaly in (await store.scan()).anomalies}
+        assert found
+        assert "torn" not in found
+        assert (await store.append(event(99))).first_seq == 21
+        assert file.read_bytes().startswith(edited)
+
+
+async def test_what_was_written_behind_it_and_is_torn_is_cut_off(tmp_path: Path, kind: str) -> None:
+    path = tmp_path / "store"
+    file = await closed_cleanly(path, kind)
+    data = file.read_bytes()
+    lines = make_lines(COUNT + 1, COUNT, codec.encode([event(99)]))
+    file.write_bytes(data + lines[0][:70])
+    assert await anomalies(path, kind) == ["torn"]
+    assert not await is_refused(path, kind)
+    assert file.read_bytes().startswith(data)
+    assert await anomalies(path, kind) == []
+
+
+async def test_what_was_compacted_is_vouched_for_as_it_is_now(tmp_path: Path, kind: str) -> None:
+    path = tmp_path / "store"
+    await closed_cleanly(path, kind)
+    async with make(path, kind) as store:
+        await store.compact()
+    file = last_file(path)
+    edited = zero_a_sector(file.read_bytes())
+    file.write_bytes(edited)
+    assert await is_refused(path, kind)
+    assert file.read_bytes() == edited
+
+
+async def test_a_compaction_that_is_killed_leaves_no_mark_of_the_file_before(
+    tmp_path: Path, kind: str
+) -> None:
+    path = tmp_path / "store"
+    await closed_cleanly(path, kind)
+    async with make(path, kind) as store:
+        disk = store._journal.disk
+        seen = []
+        create = disk.create
+
+        def create_and_look(*args: object, **kwargs: object) -> int:
+            seen.append(lock_of(path).read_bytes())
+            return create(*args, **kwargs)  # type: ignore[arg-type]
+
+        disk.create = create_and_look  # type: ignore[method-assign]
+        await store.compact()
+    assert seen
+    assert all(b"closed" not in note for note in seen)
+
+
+async def test_a_copy_of_it_is_not_vouched_for(tmp_path: Path, kind: str) -> None:
+    path, copy = tmp_path / "store", tmp_path / "copy"
+    file = await closed_cleanly(path, kind)
+    if path.is_dir():
+        shutil.copytree(path, copy)
+    else:
+        shutil.copy(path, copy)
+        shutil.copy(lock_of(path), lock_of(copy))
+    last_file(copy).write_bytes(zero_last_sectors(file.read_bytes()))
+    assert not await is_refused(copy, kind)
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        lambda note: b"",
+        lambda note: bytes(len(note)),
+        lambda note: note[:-10],
+        lambda note: note.replace(b"closed", b"opened"),
+        lambda note: note.replace(b"[", b"[1"),
+        lambda note: b'{"pid":0,"closed":[1e999,-1,[]]}',
+        lambda note: b'{"pid":0,"closed":' + b"[" * 900,
+        lambda note: b'{"pid":0,"closed":' + b"9" * 900,
+    ],
+    ids=["empty", "zeros", "torn", "another", "changed", "hostile", "deep", "huge"],
+)
+async def test_a_mark_that_is_none_keeps_no_store_from_opening(
+    tmp_path: Path, kind: str, spoil: Callable[[bytes], bytes]
+) -> None:
+    path = tmp_path / "store"
+    file = await closed_cleanly(path, kind)
+    data = file.read_bytes()
+    note = lock_of(path).read_bytes()
+    assert b"closed" in note
+    lock_of(path).write_bytes(spoil(note))
+    file.write_bytes(zero_last_sectors(data))
+    assert not await is_refused(path, kind)
+    assert await anomalies(path, kind) == []
+
+
+async def test_a_store_whose_lock_is_gone_is_opened_as_before(tmp_path: Path, kind: str) -> None:
+    path = tmp_path / "store"
+    file = await closed_cleanly(path, kind)
+    lock_of(path).unlink()
+    file.write_bytes(zero_last_sectors(file.read_bytes()))
+    assert await anomalies(path, kind) == ["torn"]
+    assert not await is_refused(path, kind)
+
+
+async def test_a_store_that_could_not_be_synced_is_not_vouched_for(
+    tmp_path: Path, kind: str
+) -> None:
+    path = tmp_path / "store"
+    store = make(path, kind)
+    await store.__aenter__()
+    await store.append(event(1))
+
+    def fail(fd: int) -> None:
+        raise OSError(5, os.strerror(5))
+
+    store._journal.disk.sync = fail  # type: ignore[method-assign]
+    with pytest.raises(Exception, match="flush"):
+        await store.aclose()
+    assert b"closed" not in lock_of(path).read_bytes()
+
+
+async def test_an_open_store_says_who_has_it_and_a_closed_one_nobody(
+    tmp_path: Path, kind: str
+) -> None:
+    path = tmp_path / "store"
+    await closed_cleanly(path, kind)
+    async with make(path, kind, read_only=True) as reader:
+        assert (await reader.summarize()).writer is None
+        async with make(path, kind):
+            assert str(os.getpid()) in ((await reader.summarize()).writer or "")
+        assert (await reader.summarize()).writer is None
