@@ -147,7 +147,9 @@ def test_there_are_two_commands_each_one_line_and_both_in_the_readme() -> None:
     in_the_readme = [block.code for block in blocks(README) if block.language == "sh"]
     assert in_the_readme == COMMANDS
     assert len(COMMANDS) == 2
-    for command, end in zip(COMMANDS, ("examples/quickstart.py", "-m pytest"), strict=True):
+    for command, end in zip(
+        COMMANDS, ("examples/quickstart.py", "-m pytest -n auto --dist worksteal"), strict=True
+    ):
         assert command.count("\n") == 1
         assert command.strip().endswith(end)
 
