@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import sys
 
-__all__ = ("main",)
+__all__ = ("main", "missing_extra")
 
 
 def main() -> None:
@@ -18,13 +18,18 @@ def main() -> None:
     except ModuleNotFoundError as error:
         if error.name is None or error.name.partition(".")[0] == "papyra":
             raise
-        sys.exit(
-            f"error: the command needs {error.name}, which Papyra's extra 'cli' brings: "
-            "pip install '.[cli]' in Papyra's checkout"
-        )
+        sys.exit(f"error: {missing_extra(error.name)}")
     except KeyboardInterrupt:  # so soon
         sys.exit(130)
     code = run(sys.argv[1:])
     # Nor is there anything to be found at the end: everything goes with the process.
     gc.freeze()
     sys.exit(code)
+
+
+def missing_extra(module: str) -> str:
+    """Return the message about a module that is not installed."""
+    return (
+        f"the command needs {module}, which Papyra's extra 'cli' brings: "
+        "pip install '.[cli]' in Papyra's checkout"
+    )

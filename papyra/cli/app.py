@@ -17,6 +17,7 @@ from contextlib import contextmanager
 
 from cyclopts import App, CycloptsError, Group, Parameter
 
+from papyra.cli import missing_extra
 from papyra.cli._errors import (
     FAILED,
     INTERRUPTED,
@@ -148,6 +149,12 @@ def run(arguments: Sequence[str]) -> int:
         return INTERRUPTED
     except (CommandFailed, PapyraError, OSError) as error:
         return _fail(said_error(error), FAILED)
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.partition(".")[0] == "papyra":
+            return _crash(error)
+        # Not through Rich, which may be what is missing.
+        sys.stderr.write(f"error: {missing_extra(error.name)}\n")
+        return FAILED
     except (Exception, BaseExceptionGroup) as error:  # noqa: BLE001 - as Python would print it raw
         return _crash(error)
 

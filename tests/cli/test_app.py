@@ -45,7 +45,7 @@ READ_ONLY: list[list[str]] = [
     ["recover", "--dry-run"],
     ["compact", "--max-records", "1", "--dry-run"],
 ]
-#: What the guide of the command calls looking.
+#: What the README calls looking.
 LOOKING = [*READ_ONLY, *(["doctor", "--mode", m] for m in ("fail_on_anomaly", "recover", "ignore"))]
 
 
@@ -585,9 +585,29 @@ def test_outputs_that_are_closed_are_no_crash(papyra: Command) -> None:
                 assert done.returncode == 1
 
 
-def test_without_the_extra_the_command_names_it_and_what_installs_it() -> None:
-    code = "import sys; sys.modules['cyclopts'] = None; from papyra.cli import main; main()"
-    done = subprocess.run([sys.executable, "-c", code], check=False, capture_output=True, text=True)
+@pytest.mark.parametrize(
+    ("missing", "arguments"),
+    [
+        ("cyclopts", ["--version"]),
+        ("platformdirs", ["events"]),
+        ("prometheus_client", ["metrics", "--format", "prometheus"]),
+        ("rich", ["timeline"]),
+    ],
+)
+def test_a_part_of_the_extra_that_is_missing_is_named(
+    tmp_path: Path, missing: str, arguments: list[str]
+) -> None:
+    (tmp_path / "events.ndjson").touch()
+    code = """
+import sys
+sys.modules[sys.argv.pop(1)] = None
+from papyra.cli import main
+main()
+"""
+    command = [sys.executable, "-c", code, missing, *arguments]
+    env = {**os.environ, "PAPYRA_PERSISTENCE": f"json:{tmp_path}/events.ndjson"}
+    done = subprocess.run(command, check=False, capture_output=True, text=True, env=env)
     assert done.returncode == 1
-    assert "needs cyclopts" in done.stderr
-    assert "extra 'cli' brings: pip install '.[cli]'" in done.stderr
+    (line,) = done.stderr.splitlines()
+    assert missing in line
+    assert "extra 'cli' brings: pip install '.[cli]'" in line

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import functools
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -81,3 +83,19 @@ class TestFaultyPersistence(PersistenceConformance):
         assert isinstance(backend, FaultyPersistence)
         assert isinstance(backend.wrapped, Shelf)
         ruin(backend.wrapped.disk, seq)
+
+
+def test_without_pytest_the_extra_is_named() -> None:
+    code = """
+import sys
+sys.modules["pytest"] = None
+import papyra.testing
+try:
+    import papyra.testing.conformance
+except ImportError as error:
+    print(type(error).__name__, error)
+"""
+    command = [sys.executable, "-c", code]
+    said = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    assert said.startswith("MissingExtra")
+    assert "pip install '.[test]'" in said

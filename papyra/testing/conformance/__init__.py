@@ -15,7 +15,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import ClassVar
 
-import pytest
+from papyra.exceptions import MissingExtra
+
+try:
+    import pytest
+except ImportError as error:
+    raise MissingExtra(
+        "the conformance suite needs pytest, which Papyra's extra 'test' brings: "
+        "pip install '.[test]' in Papyra's checkout"
+    ) from error
 
 from papyra.testing.conformance._appending import Appending
 from papyra.testing.conformance._moving import Moving
