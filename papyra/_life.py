@@ -20,7 +20,7 @@ from papyra._cancellation import (
 )
 from papyra._contexts import Values, carrying
 from papyra._recipe import Recipe
-from papyra._text import text_of, type_name
+from papyra._text import MEANT, text_of, type_name
 from papyra.actor import Failure
 from papyra.dispatcher import Dispatcher
 from papyra.events import ActorRestarted, ActorStarted
@@ -258,14 +258,14 @@ class Life:
     async def _handle_run(self, first: object, message: object) -> int:
         """Handle the run of adjacent messages of batch types that starts with `first`."""
         run, messages = [first], [message]
-        if len(self._mailbox):
-            length, has_asks = self._run_length()
-            run += self._mailbox.pop_run(length)
-            messages = run
-            if has_asks or type(first) is Ask:
-                messages = [item.message if type(item) is Ask else item for item in run]
-        self._run_at_hand = run
         try:
+            if len(self._mailbox):
+                length, has_asks = self._run_length()
+                run += self._mailbox.pop_run(length)
+                messages = run
+                if has_asks or type(first) is Ask:
+                    messages = [item.message if type(item) is Ask else item for item in run]
+            self._run_at_hand = run
             handling = self.actor.receive_batch(messages)
             if self._dispatcher is not None:
                 handling = self._dispatcher.handle(self._cell.ref, messages, handling)
@@ -314,7 +314,9 @@ class Life:
     def _is_batched(self, message: object) -> bool:
         try:
             return type(message) in self._batch_types
-        except Exception:  # noqa: BLE001 - a type that can't be hashed is none of them
+        except MEANT:
+            raise
+        except BaseException:  # noqa: BLE001 - a type that can't be hashed is none of them
             return False
 
     async def _handle_failure(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from papyra._seconds import shown
 from papyra.actor import Actor
 from papyra.exceptions import InvalidActor
 
@@ -23,9 +24,16 @@ class Recipe(NamedTuple):
     mailbox_capacity: int | None
 
     def check(self) -> None:
-        """Raise `InvalidActor` for what is no class of actors."""
+        """Raise `InvalidActor` for what is no class of actors, or one with odd `batch_types`."""
         if not (isinstance(self.actor_class, type) and issubclass(self.actor_class, Actor)):
             raise InvalidActor(f"only subclasses of Actor can be spawned, not {self.actor_class!r}")
+        types = self.actor_class.batch_types
+        if not isinstance(types, (tuple, list, set, frozenset)) or not all(
+            isinstance(each, type) for each in types
+        ):
+            raise InvalidActor(
+                f"{self.actor_class.__name__}.batch_types is a tuple of types, not {shown(types)}"
+            )
 
     def capacity(self, default: int) -> int:
         """Return how many messages the mailbox takes."""
@@ -35,9 +43,18 @@ class Recipe(NamedTuple):
         return default if by_class is None else by_class
 
     def make(self, context: ActorContext) -> Actor:
-        """Return a new instance. Raises what its ``__init__`` raises."""
+        """Return a new instance.
+
+        Raises what its ``__init__`` raises, and `InvalidActor` for an odd `batch_limit`.
+        """
         # In two steps, so that __init__ can use the context already.
         actor = self.actor_class.__new__(self.actor_class)
         actor.context = context
         actor.__init__(*self.args, **self.kwargs)  # type: ignore[misc]
+        limit = actor.batch_limit
+        if not isinstance(limit, int) or limit < 1:
+            raise InvalidActor(
+                f"{self.actor_class.__name__}.batch_limit is a whole number greater than 0, "
+                f"not {shown(limit)}"
+            )
         return actor

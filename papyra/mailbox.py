@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections import OrderedDict, deque
 from collections.abc import Iterator, Sequence
 from collections.abc import Set as AbstractSet
@@ -13,6 +12,7 @@ import anyio
 
 from papyra._seconds import shown
 from papyra._signal import NewSignal, Signal
+from papyra._text import MEANT
 from papyra.exceptions import InvalidPolicy, MailboxClosed, MailboxFull
 
 __all__ = ("Mailbox", "MailboxStatistics")
@@ -147,14 +147,18 @@ class Mailbox(Generic[T]):
 
         It ends with the first message of a type that is not accepted.
         """
-        with contextlib.suppress(Exception):  # a type that can't be hashed is not accepted
+        limit = min(limit, len(self._items))
+        found: list[type] = []
+        try:
             types = set(map(type, islice(self._items, limit)))
             if types <= accepted:
-                return min(limit, len(self._items)), types
-        found: list[type] = []
-        with contextlib.suppress(Exception):
+                return limit, types
             oldest = map(type, islice(self._items, limit))
             found.extend(takewhile(accepted.__contains__, oldest))
+        except MEANT:
+            raise
+        except BaseException:  # noqa: BLE001 - a type that can't be hashed is not accepted
+            return len(found), set(found)
         return len(found), set(found)
 
     def peek(self, count: int) -> Iterator[T]:

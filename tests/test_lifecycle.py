@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import sys
+from collections.abc import Sequence
 from typing import Any
 
 import anyio
@@ -545,3 +547,73 @@ def test_a_system_exit_in_an_actor_ends_the_program(loop: tuple[str, dict[str, A
     with pytest.raises((SystemExit, BaseExceptionGroup)) as caught:
         anyio.run(main, backend=loop[0], backend_options=loop[1])
     assert "3" in repr(caught.value)
+
+
+class Batcher(Actor):
+    """Replies with the size of the batch that a number came in."""
+
+    batch_types = (int,)
+
+    def __init__(self, limit: Any = 1_000) -> None:
+        self.batch_limit = limit
+
+    async def receive(self, message: Any) -> Any:
+        self.batch_limit = message
+        return "set"
+
+    async def receive_batch(self, messages: Sequence[int]) -> list[int]:
+        return [len(messages)] * len(messages)
+
+
+@pytest.mark.parametrize("limit", [0, -1, None, "5", 1.5, math.inf])
+async def test_a_batch_limit_that_makes_no_sense_is_refused_at_the_spawn(limit: Any) -> None:
+    async with ActorSystem() as system:
+        with pytest.raises(InvalidActor, match="batch_limit is a whole number greater than 0"):
+            system.spawn(Batcher, limit)
+        assert await system.spawn(Batcher, 10**30).ask(1) == 1
+
+
+@pytest.mark.parametrize("types", [None, int, (1,), ([],), "int"])
+async def test_batch_types_that_are_none_are_refused_at_the_spawn(types: Any) -> None:
+    odd = type("Odd", (Batcher,), {"batch_types": types})
+    async with ActorSystem() as system:
+        with pytest.raises(InvalidActor, match=r"Odd\.batch_types is a tuple of types"):
+            system.spawn(odd)
+
+
+async def test_a_batch_limit_that_turns_odd_is_the_actors_own_failure(
+    persistence: InMemoryPersistence,
+) -> None:
+    async with ActorSystem(persistence=persistence) as system:
+        ref, echo = system.spawn(Batcher), system.spawn(Echo)
+        assert await ref.ask("five") == "set"
+        for number in (1, 2, 3):
+            ref.tell_nowait(number)
+        assert await ref.ask("a limit, for the next instance") == "set"
+        assert await echo.ask("fine") == "fine"
+    (crashed,) = [e.payload for e in persistence.events if e.event_type == "ActorCrashed"]
+    assert (crashed["error_type"], crashed["where"]) == ("TypeError", "receive_batch")
+
+
+class Meant(BaseException):
+    """Nothing that an actor could handle."""
+
+
+async def test_a_message_whose_type_can_not_be_looked_up_is_for_receive() -> None:
+    async with ActorSystem() as system:
+        ref = system.spawn(BatchEcho)
+        odd = payloads.unhashable(Meant())
+        async with anyio.create_task_group() as tasks:
+            for message in (1, odd, 2, odd):
+                tasks.start_soon(expect_reply, ref, message)
+
+
+async def expect_reply(ref: ActorRef, message: object) -> None:
+    assert await ref.ask(message) is message
+
+
+class BatchEcho(Echo):
+    batch_types = (int,)
+
+    async def receive_batch(self, messages: Sequence[int]) -> Sequence[int]:
+        return messages
