@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import sys
 
-__all__ = ("main", "missing_extra")
+__all__ = ("main",)
 
 
 def main() -> None:
@@ -18,6 +18,8 @@ def main() -> None:
     except ModuleNotFoundError as error:
         if error.name is None or error.name.partition(".")[0] == "papyra":
             raise
+        from papyra.cli._errors import missing_extra  # noqa: PLC0415
+
         sys.exit(f"error: {missing_extra(error.name)}")
     except KeyboardInterrupt:  # so soon
         sys.exit(130)
@@ -25,11 +27,3 @@ def main() -> None:
     # Nor is there anything to be found at the end: everything goes with the process.
     gc.freeze()
     sys.exit(code)
-
-
-def missing_extra(module: str) -> str:
-    """Return the message about a module that is not installed."""
-    return (
-        f"the command needs {module}, which Papyra's extra 'cli' brings: "
-        "pip install '.[cli]' in Papyra's checkout"
-    )

@@ -16,6 +16,7 @@ __all__ = (
     "CommandFailed",
     "NothingToDo",
     "WrongUse",
+    "missing_extra",
     "said_error",
     "without_secrets",
 )
@@ -84,3 +85,11 @@ def _masked(word: str) -> str:
     scheme, slashes, login = head.partition("://") if "://" in head else ("", "", head)
     user, colon, _ = login.partition(":")
     return f"{scheme}{slashes}{user}{colon}***{at}{rest}" if colon else word
+
+
+def missing_extra(module: str) -> str:
+    """Return the message about a module that is not installed."""
+    return (
+        f"the command needs {module}, which Papyra's extra 'cli' brings: "
+        "pip install '.[cli]' in Papyra's checkout"
+    )

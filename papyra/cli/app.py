@@ -17,7 +17,6 @@ from contextlib import contextmanager
 
 from cyclopts import App, CycloptsError, Group, Parameter
 
-from papyra.cli import missing_extra
 from papyra.cli._errors import (
     FAILED,
     INTERRUPTED,
@@ -26,6 +25,7 @@ from papyra.cli._errors import (
     CommandFailed,
     NothingToDo,
     WrongUse,
+    missing_extra,
     said_error,
     without_secrets,
 )
