@@ -7,7 +7,7 @@ from collections import deque
 from typing import TYPE_CHECKING, Literal, Protocol
 
 from papyra._facts import Facts
-from papyra._text import text_of, type_name
+from papyra._text import MEANT, text_of, type_name
 from papyra.events import ActorCrashed
 from papyra.supervision import Decision, OneForAll, SupervisionPolicy
 
@@ -76,10 +76,8 @@ class Failures:
             if decision is Decision.RESTART and not self._may_restart(self._parent.policy):
                 decision = Decision.STOP
             all_for_one = isinstance(self._parent.policy, OneForAll)
-        except Exception:
-            logger.exception(
-                "nobody could decide about %s, which is stopped now", self._cell.address
-            )
+        except Exception as another:  # noqa: BLE001 - logged
+            _log(another, f"nobody could decide about {self._cell.address}, which is stopped now")
             decision, all_for_one = Decision.STOP, False
         self.record(error, where, decision, message_type)
         if decision is Decision.ESCALATE:
@@ -100,7 +98,7 @@ class Failures:
         message_type: str | None = None,
     ) -> None:
         """Record that the actor raised `error`, and what was decided about it."""
-        logger.error("%s raised in %s", self._cell.address, where, exc_info=error)
+        _log(error, f"{self._cell.address} raised in {where}")
         self._facts.lifecycle(
             self._cell.address,
             ActorCrashed(
@@ -127,3 +125,13 @@ class Failures:
         self._restarted_at.append(now)
         self._cell.restart_delay = policy.delay(len(self._restarted_at))
         return True
+
+
+def _log(error: Exception, what: str) -> None:
+    try:
+        logger.error("%s", what, exc_info=error)
+    except MEANT:
+        raise
+    except BaseException:  # noqa: BLE001 - a user's object, and this one has no traceback to show
+        what += f": {type_name(error)}, whose traceback can't be shown"
+        logger.error("%s", what)  # noqa: TRY400 - as it says

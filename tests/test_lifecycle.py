@@ -617,3 +617,33 @@ class BatchEcho(Echo):
 
     async def receive_batch(self, messages: Sequence[int]) -> Sequence[int]:
         return messages
+
+
+async def test_an_error_that_can_not_be_logged_is_a_crash_like_any_other(
+    persistence: InMemoryPersistence, caplog: pytest.LogCaptureFixture
+) -> None:
+    class Untraced(Exception):
+        def __getattribute__(self, name: str) -> Any:
+            raise Meant
+
+    class Raises(Echo):
+        async def receive(self, message: Any) -> Any:
+            if message == "fail":
+                raise Untraced
+            return message
+
+    class Undecided(Parent):
+        async def on_child_failure(self, child: ActorRef, error: Exception) -> Decision:
+            raise Untraced
+
+    async with ActorSystem(persistence=persistence) as system:
+        ref = system.spawn(Raises)
+        await ref.tell("fail")
+        assert await ref.ask("fine") == "fine"
+        child = await spawn_child(system.spawn(Undecided), Raises)
+        await child.tell("fail")
+        await wait_until_idle()
+        assert not child.is_alive
+    crashes = [e.payload for e in persistence.events if e.event_type == "ActorCrashed"]
+    assert [crash["error_type"] for crash in crashes] == ["Untraced"] * 2
+    assert "Untraced, whose traceback can't be shown" in caplog.text
