@@ -18,6 +18,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from papyra.persistence import PersistenceRecoveryConfig, Read, Record
 from papyra.persistence.backends import _file, _index, page
+from papyra.persistence.backends._disk import Disk
 from papyra.persistence.backends._files import FilePersistence
 from papyra.persistence.backends._line import Line, parse_lines
 from papyra.persistence.backends.json import JsonFilePersistence
@@ -25,6 +26,7 @@ from papyra.persistence.backends.retention import RetentionPolicy
 from papyra.persistence.backends.rotating import RotatingFilePersistence
 from papyra.persistence.records import KINDS
 from papyra.testing._model import ListModel, read_to_the_end
+from tests.actors import event
 from tests.persistence.test_memory_model import NOW, policies, reads, records
 
 
@@ -244,3 +246,42 @@ def test_it_holds_what_a_list_would_hold(machine: type[FileStore], loop: str) ->
         suppress_health_check=[HealthCheck.too_slow],
     )
     test_case("runTest").runTest()
+
+
+class Watched(Disk):
+    """Keeps what a process would leave that is killed in the middle of a write."""
+
+    def __init__(self) -> None:
+        self.left: list[bytes] = []
+
+    def write(self, fd: int, data: bytes | memoryview, offset: int) -> int:
+        super().write(fd, data[:40], offset)
+        self.left.append(self.read(fd, 1 << 20, 0))
+        return super().write(fd, data, offset)
+
+
+@pytest.mark.parametrize("machine", [OneFileStore, RotatingStore])
+async def test_two_crashes_in_a_row_on_a_damaged_store_use_up_no_position(
+    machine: type[FileStore], tmp_path: Path
+) -> None:
+    stores = machine()
+    stores.policy, stores.path = RetentionPolicy(), tmp_path / "store"
+    async with stores.make(stores.path) as store:
+        await store.append(*map(event, range(5)))
+    last = stores.last_file()
+    damaged = last.read_bytes().replace(b'"order_id":3', b'"order_id":7')
+    last.write_bytes(damaged + b'{"crc":"12345678","v":1,"seq":6,"kind"')
+    store = stores.make(stores.path)
+    store._journal.disk = disk = Watched()
+    async with store:
+        await store.append(event(5))
+    # The second has cut off what the first had begun, and has begun its own.
+    (left,) = disk.left
+    assert left.startswith(damaged + b'{"crc":"')
+    assert left.count(b'{"crc":"') == 6
+    last.write_bytes(left)
+    async with stores.make(stores.path) as store:
+        assert (await store.append()).first_seq == 6
+        kinds = [anomaly.kind for anomaly in (await store.scan()).anomalies]
+        assert kinds == ["checksum", "torn"]
+        assert (await store.append(event(5))).first_seq == 6
