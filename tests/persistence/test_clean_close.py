@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 from collections.abc import Callable
@@ -286,3 +287,27 @@ async def test_an_open_store_says_who_has_it_and_a_closed_one_nobody(
         async with make(path, kind):
             assert str(os.getpid()) in ((await reader.summarize()).writer or "")
         assert (await reader.summarize()).writer is None
+
+
+@pytest.mark.parametrize("call", ["ftruncate", "pwrite", "pread"])
+async def test_a_lock_that_can_no_more_be_written_keeps_no_store_from_closing(
+    tmp_path: Path, kind: str, call: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "store"
+    await closed_cleanly(path, kind)
+    work = getattr(os, call)
+    lock = lock_of(path).stat()
+
+    def fail_for_the_lock(fd: int, *arguments: object) -> object:
+        if os.path.samestat(os.fstat(fd), lock):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return work(fd, *arguments)
+
+    async with make(path, kind) as store:
+        monkeypatch.setattr(os, call, fail_for_the_lock)
+        await store.compact()
+        await store.append(event(99))
+    monkeypatch.undo()
+    async with make(path, kind) as store:
+        assert (await store.scan()).is_clean
+        assert (await store.append(event(99))).first_seq == COUNT + 2
