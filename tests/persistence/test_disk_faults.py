@@ -415,3 +415,20 @@ async def test_two_calls_that_fail_and_the_end_of_the_process(
             assert (await store.scan()).is_clean, where
         if disk.failed is None:
             break
+
+
+@pytest.mark.parametrize("later", [1, 2])
+@pytest.mark.parametrize("name", ["json", "rotating"])
+async def test_an_opening_that_fails_and_whose_closing_fails_leaves_no_lock(
+    tmp_path: Path, name: str, later: int
+) -> None:
+    for number in range(1, 16):
+        disk = FailingTwice(number, later)
+        scenario = Scenario(name, tmp_path / f"{number}", disk)
+        store = scenario.store()
+        disk.armed = True
+        await scenario.append(store)
+        disk.armed = False
+        await scenario.append(store)
+        assert scenario.acknowledged[-3:] == [20, 21, 22], (number, disk.failures)
+        await store.aclose()

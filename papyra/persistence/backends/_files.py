@@ -223,7 +223,8 @@ class FilePersistence(PersistenceBackend):
             self._journal.open()
             self._lock.vouch(self._journal.closed)
         except BaseException:
-            self._journal.close()
+            with contextlib.suppress(OSError):
+                self._journal.close()
             self._lock.release()
             raise
         if self._fsync == "everysec":
