@@ -1,4 +1,4 @@
-"""Every async test runs on asyncio, on asyncio with uvloop, and on trio.
+"""Every async test runs on asyncio, on asyncio with uvloop, and on trio: some of them in CI alone.
 
 The store of a test is the fixture ``persistence`` of Papyra's own plugin.
 """
@@ -10,6 +10,8 @@ from typing import Any
 
 import pytest
 
+from tests.extent import CI
+
 LOOPS = {
     "asyncio": ("asyncio", {"use_uvloop": False}),
     "uvloop": ("asyncio", {"use_uvloop": True}),
@@ -20,6 +22,17 @@ LOOPS = {
 @pytest.fixture(params=list(LOOPS.values()), ids=list(LOOPS))
 def anyio_backend(request: pytest.FixtureRequest) -> Any:
     return request.param
+
+
+def event_loops(*names: str) -> Any:
+    """Return the fixture for tests that run on these event loops, and in CI on all of them."""
+    chosen = list(LOOPS) if CI else names
+
+    @pytest.fixture(params=[LOOPS[name] for name in chosen], ids=chosen)
+    def anyio_backend(request: pytest.FixtureRequest) -> Any:
+        return request.param
+
+    return anyio_backend
 
 
 @pytest.hookimpl(wrapper=True)

@@ -12,6 +12,7 @@ import pytest
 
 from examples.flights import FIRST_DAY, events_of, read_flights
 from papyra.testing._redis_server import RedisServer, any_binary
+from tests.extent import CI
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 
@@ -66,9 +67,9 @@ def test_many_processes() -> None:
             assert server.cli("XPENDING", key, "billing").splitlines()[0] == "0"
 
 
-@pytest.mark.parametrize("store", ["memory", "json", "rotating", "redis"])
+@pytest.mark.parametrize("store", ["memory", "json", "rotating", "redis"] if CI else ["redis"])
 def test_testing(tmp_path: Path, store: str) -> None:
-    """The project works where a newcomer has copied it to, on any store."""
+    """The project works where a newcomer has copied it to; in CI, on any store."""
     project = tmp_path / "shop"
     shutil.copytree(
         EXAMPLES / "testing", project, ignore=shutil.ignore_patterns("__pycache__", ".*cache")

@@ -9,7 +9,6 @@ import asyncio
 import collections
 import gc
 import itertools
-import os
 import random
 from typing import Any
 
@@ -24,8 +23,9 @@ from papyra.persistence import Record
 from papyra.persistence.backends.memory import InMemoryPersistence
 from papyra.supervision import SupervisionPolicy
 from papyra.testing import explore
+from tests.extent import count
 
-SEEDS = range(int(os.environ.get("PAPYRA_PROGRAMS", "25")))
+SEEDS = range(count("PAPYRA_PROGRAMS", 10, 25))
 
 
 class Crash(Exception):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import random
 from collections.abc import Callable
 from typing import Any
@@ -15,6 +14,7 @@ from papyra import Actor, ActorRef, ActorSystem, Decision, OneForOne
 from papyra.exceptions import ActorStopped, AskTimeout, NoChildrenNow, WouldDeadlock
 from papyra.testing import wait_until_idle
 from tests.actors import Parent
+from tests.extent import count
 
 Step = Callable[[Actor], Any]
 
@@ -342,7 +342,7 @@ async def test_one_that_has_been_let_in_does_not_count_as_waiting() -> None:
 
 # Random programs. More of them: ``PAPYRA_PROGRAMS=1000 python -m pytest tests/test_waits.py``
 
-SEEDS = range(int(os.environ.get("PAPYRA_PROGRAMS", "25")))
+SEEDS = range(count("PAPYRA_PROGRAMS", 10, 25))
 
 #: What to do, to which of the actors, and what that one is to do then.
 Plan = list[tuple[str, int, Any]]

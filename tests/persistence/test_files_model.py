@@ -1,4 +1,7 @@
-"""The file backends against a list: appended to, read, reopened, compacted, killed and damaged."""
+"""The file backends against a list: appended to, read, reopened, compacted, killed and damaged.
+
+``PAPYRA_EXAMPLES=200`` makes it a long run.
+"""
 
 from __future__ import annotations
 
@@ -27,6 +30,7 @@ from papyra.persistence.backends.rotating import RotatingFilePersistence
 from papyra.persistence.records import KINDS
 from papyra.testing._model import ListModel, read_to_the_end
 from tests.actors import event
+from tests.extent import count
 from tests.persistence.test_memory_model import NOW, policies, reads, records
 
 
@@ -239,7 +243,7 @@ def test_it_holds_what_a_list_would_hold(machine: type[FileStore], loop: str) ->
     machine.loop = loop
     test_case = machine.TestCase
     test_case.settings = settings(
-        max_examples=25,
+        max_examples=count("PAPYRA_EXAMPLES", 10, 25),
         stateful_step_count=25,
         deadline=None,
         phases=[Phase.explicit, Phase.reuse, Phase.generate, Phase.shrink],

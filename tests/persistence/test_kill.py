@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 import random
 import subprocess
 import sys
@@ -12,10 +11,11 @@ from pathlib import Path
 import anyio
 import pytest
 
+from tests.extent import count
 from tests.persistence.appender import STORES
 from tests.persistence.killer import OPERATIONS
 
-KILLS = int(os.environ.get("PAPYRA_KILLS", "50"))
+KILLS = count("PAPYRA_KILLS", 18, 50)
 ROOT = Path(__file__).parent.parent.parent
 #: Kills until a new store is begun, as each of them looks at all that is there.
 KILLS_OF_A_STORE = 20

@@ -1,4 +1,7 @@
-"""The in-memory backend against the plainest model of it: a list."""
+"""The in-memory backend against the plainest model of it: a list.
+
+``PAPYRA_EXAMPLES=1000`` makes it a long run.
+"""
 
 from __future__ import annotations
 
@@ -26,6 +29,7 @@ from papyra.persistence.backends import commit, memory, page
 from papyra.persistence.backends.memory import InMemoryPersistence
 from papyra.persistence.backends.retention import RetentionPolicy
 from papyra.testing._model import ListModel, read_to_the_end
+from tests.extent import count
 
 NOW = 50.0
 times = st.integers(0, 60).map(float)
@@ -73,7 +77,11 @@ reads = st.fixed_dictionaries(
 
 
 @pytest.mark.parametrize("hosted", [False, True], ids=["alone", "hosted"])
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(
+    max_examples=count("PAPYRA_EXAMPLES", 50, 150),
+    deadline=None,
+    suppress_health_check=[HealthCheck.too_slow],
+)
 @given(policy=policies, appends=st.lists(batches, max_size=12), queries=st.lists(reads, max_size=8))
 def test_it_holds_what_a_list_would_hold(
     hosted: bool, policy: RetentionPolicy, appends: list[list[Any]], queries: list[dict[str, Any]]

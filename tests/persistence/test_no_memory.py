@@ -20,6 +20,7 @@ from papyra.persistence.backends.json import JsonFilePersistence
 from papyra.persistence.backends.rotating import RotatingFilePersistence
 from papyra.persistence.records import PersistedEvent
 from tests.actors import event
+from tests.extent import STEP
 
 
 @pytest.fixture
@@ -72,7 +73,7 @@ async def test_an_append_for_which_there_is_no_memory_leaves_nothing(
 ) -> None:
     monkeypatch.setattr(_file, "_UNINDEXED", 4)
     refused = 0
-    for step in range(1, 400):
+    for step in range(1, 400, STEP):
         path, trace = tmp_path / str(step), NoMemory(step)
         store = make(kind, path)
         async with store:

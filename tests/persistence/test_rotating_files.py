@@ -22,6 +22,7 @@ from papyra.persistence.backends._line import tombstone
 from papyra.persistence.backends.retention import RetentionPolicy
 from papyra.persistence.backends.rotating import RotatingFilePersistence
 from tests.actors import Echo, event
+from tests.extent import STEP
 
 
 @pytest.fixture
@@ -303,7 +304,7 @@ async def test_a_segment_cut_anywhere_loses_only_what_was_cut(
     data = path_of(directory, number).read_bytes()
     ends = [position + 1 for position, byte in enumerate(data) if byte == ord("\n")]
     first, count = number, len(ends)
-    for length in range(ends[-4], len(data), 5 if number == 11 else 29):
+    for length in range(ends[-4], len(data), STEP * (5 if number == 11 else 29)):
         shutil.rmtree(directory)
         shutil.copytree(original, directory)
         path_of(directory, number).write_bytes(data[:length])

@@ -1,4 +1,7 @@
-"""Servers to test with: those that can be started here, each in turn."""
+"""Servers to test with: those that can be started here, each in turn.
+
+They run on asyncio and on trio, which takes another way to a server; in CI on uvloop, too.
+"""
 
 from __future__ import annotations
 
@@ -16,12 +19,16 @@ import redis
 from papyra.persistence.backends.redis import RedisStreamsConfig, RedisStreamsPersistence
 from papyra.persistence.records import KINDS
 from papyra.testing._redis_server import RedisServer, any_binary, server_binaries
+from tests.conftest import event_loops
 
 MakeStore: TypeAlias = Callable[..., RedisStreamsPersistence]
 
 BINARIES = server_binaries()
 #: Where stores are that need no server of their own, if it is set.
 URL = os.environ.get("REDIS_URL")
+
+
+anyio_backend = event_loops("asyncio", "trio")
 
 
 async def until(condition: Callable[[], object]) -> None:

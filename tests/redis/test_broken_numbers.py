@@ -6,7 +6,6 @@ record that can be read; and then written and read. ``PAPYRA_BROKEN=300`` makes 
 
 from __future__ import annotations
 
-import os
 import random
 from collections.abc import Callable, Iterator
 from typing import Any, TypeAlias
@@ -22,8 +21,9 @@ from papyra.persistence.backends.retention import RetentionPolicy
 from papyra.persistence.records import KINDS
 from papyra.testing._redis_server import RedisServer
 from papyra.testing.conformance._parts import a_record, an_event, everything
+from tests.extent import count
 
-BROKEN = int(os.environ.get("PAPYRA_BROKEN", "10"))
+BROKEN = count("PAPYRA_BROKEN", 5, 10)
 
 NUMBERS = [
     *("0", "1", "3", "4", "7", "12", "100", "-1", "+5", "007", " 5", "5 ", "1_0", "0x10"),

@@ -1,4 +1,7 @@
-"""The store passes the conformance suite, on every server there is."""
+"""The store passes the conformance suite, on every server there is.
+
+That is, on asyncio; in CI on all event loops.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +11,10 @@ import redis
 from papyra.persistence.backends.base import PersistenceBackend
 from papyra.persistence.backends.redis import RedisStreamsPersistence
 from papyra.testing.conformance import MakeBackend, PersistenceConformance
+from tests.conftest import event_loops
 from tests.redis.conftest import MakeStore
+
+anyio_backend = event_loops("asyncio")
 
 
 class TestRedisStreamsPersistence(PersistenceConformance):

@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import os
 import random
 
 import anyio
@@ -17,8 +16,9 @@ from papyra.persistence import Append, CircuitBreakerPolicy, PersistenceActor
 from papyra.persistence.backends.redis import RedisStreamsConfig, RedisStreamsPersistence
 from papyra.testing._redis_server import RedisServer
 from papyra.testing.conformance._parts import an_event
+from tests.extent import count
 
-KILLS = int(os.environ.get("PAPYRA_KILLS", "10"))
+KILLS = count("PAPYRA_KILLS", 5, 10)
 WRITERS = 4
 
 

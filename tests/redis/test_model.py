@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import os
 import uuid
 from collections.abc import Awaitable, Callable
 from contextlib import ExitStack
@@ -28,10 +27,11 @@ from papyra.persistence.backends.retention import RetentionPolicy
 from papyra.persistence.records import KINDS, kind_of
 from papyra.testing._model import read_to_the_end
 from papyra.testing._redis_server import RedisServer
+from tests.extent import count
 from tests.persistence.test_files_model import CompactedList
 from tests.persistence.test_memory_model import NOW, policies, reads, records
 
-EXAMPLES = int(os.environ.get("PAPYRA_EXAMPLES", "12"))
+EXAMPLES = count("PAPYRA_EXAMPLES", 6, 12)
 
 
 class TrimmedList(CompactedList):

@@ -1,4 +1,7 @@
-"""Streams with copies in them, and with parts of batches that were given up: by a plain list."""
+"""Streams with copies in them, and with parts of batches that were given up: by a plain list.
+
+``PAPYRA_REMAINS=600`` makes it a long run.
+"""
 
 from __future__ import annotations
 
@@ -15,8 +18,9 @@ from papyra.persistence.backends._redis.entries import checksums
 from papyra.persistence.backends.redis import RedisStreamsConfig, RedisStreamsPersistence
 from papyra.testing._redis_server import RedisServer
 from papyra.testing.conformance._parts import an_event
+from tests.extent import count
 
-SEEDS = 60
+SEEDS = count("PAPYRA_REMAINS", 20, 60)
 
 
 class Entry(msgspec.Struct):

@@ -6,7 +6,6 @@ when follows from a number. ``PAPYRA_TAKEOVERS=300`` makes it a long run.
 
 from __future__ import annotations
 
-import os
 import random
 from contextlib import ExitStack, suppress
 from typing import Any
@@ -19,9 +18,10 @@ from papyra.exceptions import StoreError, StoreFenced
 from papyra.persistence.backends.redis import RedisStreamsConfig, RedisStreamsPersistence
 from papyra.testing._redis_server import RedisServer
 from papyra.testing.conformance._parts import a_record, an_event, everything
+from tests.extent import count
 from tests.redis.proxy import Cut, Proxy
 
-SEEDS = int(os.environ.get("PAPYRA_TAKEOVERS", "3"))
+SEEDS = count("PAPYRA_TAKEOVERS", 2, 3)
 STEPS = 40
 
 PLACES: list[Cut] = [

@@ -1,4 +1,4 @@
-"""Every backend passes the conformance suite."""
+"""Every backend passes the conformance suite, on asyncio and trio; in CI on uvloop, too."""
 
 from __future__ import annotations
 
@@ -16,7 +16,10 @@ from papyra.persistence.backends.memory import InMemoryPersistence
 from papyra.persistence.backends.rotating import RotatingFilePersistence
 from papyra.testing import FaultyPersistence
 from papyra.testing.conformance import MakeBackend, PersistenceConformance
+from tests.conftest import event_loops
 from tests.testing.shelf import Disk, Shelf, ruin
+
+anyio_backend = event_loops("asyncio", "trio")
 
 
 class TestInMemoryPersistence(PersistenceConformance):

@@ -1,0 +1,21 @@
+"""How much is run: enough in a few minutes, or, with ``PAPYRA_CI=1``, all of it.
+
+Without that variable, tests with a server or with files run on fewer event loops, and what is
+tried at random or step by step is tried less often. The variables of single files, which their
+docstrings name, count before it.
+"""
+
+from __future__ import annotations
+
+import os
+
+__all__ = ("CI", "STEP", "count")
+
+CI = bool(os.environ.get("PAPYRA_CI"))
+#: Every how many-th step is tried where in CI each is.
+STEP = 1 if CI else 4
+
+
+def count(variable: str, few: int, many: int) -> int:
+    """Return how many of something are tried: what `variable` says, or few, or in CI many."""
+    return int(os.environ.get(variable, many if CI else few))
