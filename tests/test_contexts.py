@@ -16,7 +16,8 @@ import sniffio
 from papyra import Actor, ActorRef, ActorSystem, Decision, OneForOne
 from papyra.dispatcher import Dispatcher
 from papyra.exceptions import AskTimeout, InvalidSetting
-from papyra.persistence.backends.memory import InMemoryPersistence
+from papyra.persistence.backends.base import PersistenceBackend
+from papyra.persistence.backends.memory import InMemoryPersistence, MemoryStore
 from papyra.testing import wait_until_idle
 from tests.actors import Gate, letters
 
@@ -109,14 +110,14 @@ async def test_so_does_each_try_of_an_actor_that_can_not_start() -> None:
 
 
 async def test_the_persistence_actor_has_a_context_of_its_own() -> None:
-    class Store(InMemoryPersistence):
-        async def _append(self, batch: Any) -> None:
+    class Store(MemoryStore):
+        async def append(self, batch: Any) -> None:
             seen.add(request_id.get(None))
-            await super()._append(batch)
+            await super().append(batch)
 
     seen: set[str | None] = set()
     request_id.set("of the one who starts the system")
-    async with ActorSystem(persistence=Store()) as system:
+    async with ActorSystem(persistence=PersistenceBackend(Store())) as system:
         await system.spawn(Gate).ask("x")
     assert seen == {None}
 

@@ -19,7 +19,8 @@ from papyra.exceptions import (
     SystemNotRunning,
     WrongLoop,
 )
-from papyra.persistence.backends.memory import InMemoryPersistence
+from papyra.persistence.backends.base import PersistenceBackend
+from papyra.persistence.backends.memory import MemoryStore
 from tests.actors import Echo, Gate, Log
 
 
@@ -218,17 +219,17 @@ def test_after_the_loop_has_ended_a_portal_says_that_the_system_is_not_running(
 
 
 async def test_a_store_that_is_scanned_at_the_start_has_its_portal_already() -> None:
-    class Scanned(InMemoryPersistence):
+    class Scanned(MemoryStore):
         system: ActorSystem
 
-        async def _open(self) -> Any:
+        async def open(self) -> None:
             system = self.system
             seen.append(await in_a_thread(lambda: system.portal.call(lambda: "open")))
-            return await super()._open()
+            await super().open()
 
     seen: list[str] = []
     store = Scanned()
-    store.system = ActorSystem(persistence=store)
+    store.system = ActorSystem(persistence=PersistenceBackend(store))
     async with store.system:
         pass
     assert seen == ["open"]
@@ -295,11 +296,11 @@ async def test_a_thread_that_comes_while_the_system_fails_is_answered() -> None:
 
 
 async def test_a_system_that_does_not_start_has_no_portal_afterwards() -> None:
-    class Broken(InMemoryPersistence):
-        async def _open(self) -> Any:
+    class Broken(MemoryStore):
+        async def open(self) -> None:
             raise OSError("no disk")
 
-    system = ActorSystem(persistence=Broken())
+    system = ActorSystem(persistence=PersistenceBackend(Broken()))
     with pytest.raises(StoreError):
         await system.start()
     with pytest.raises(SystemNotRunning):

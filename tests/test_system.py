@@ -29,7 +29,8 @@ from papyra.exceptions import (
 )
 from papyra.mailbox import Mailbox
 from papyra.persistence import Append, GetMetrics
-from papyra.persistence.backends.memory import InMemoryPersistence
+from papyra.persistence.backends.base import PersistenceBackend
+from papyra.persistence.backends.memory import InMemoryPersistence, MemoryStore
 from papyra.testing import ManualClock, wait_until_idle
 from tests.actors import Echo, Gate, Log, Parent, event, letters, spawn_child, story
 from tests.persistence import payloads
@@ -276,12 +277,12 @@ def test_options_that_make_no_sense_are_refused(
 
 
 async def test_a_backend_that_can_not_be_opened_is_an_error_at_the_start() -> None:
-    class Missing(InMemoryPersistence):
-        async def _open(self) -> int:
+    class Missing(MemoryStore):
+        async def open(self) -> None:
             raise FileNotFoundError("no such disk")
 
     with pytest.raises(StoreError, match="open failed: FileNotFoundError"):
-        async with ActorSystem(persistence=Missing()):
+        async with ActorSystem(persistence=PersistenceBackend(Missing())):
             pytest.fail("it started")
 
 
@@ -491,10 +492,10 @@ def test_what_ends_the_program_in_a_message_ends_it_after_its_dead_letter(
 async def test_dead_letters_wait_when_the_store_is_behind() -> None:
     release = anyio.Event()
 
-    class Slow(InMemoryPersistence):
-        async def _append(self, batch: Any) -> None:
+    class Slow(MemoryStore):
+        async def append(self, batch: Any) -> None:
             await release.wait()
-            await super()._append(batch)
+            await super().append(batch)
 
     sent: list[int] = []
 
@@ -503,8 +504,8 @@ async def test_dead_letters_wait_when_the_store_is_behind() -> None:
             await ref.tell(number)
             sent.append(number)
 
-    persistence = Slow()
-    async with ActorSystem(persistence=persistence) as system:
+    store = Slow()
+    async with ActorSystem(persistence=PersistenceBackend(store)) as system:
         ref = system.spawn(Echo)
         await ref.stop()
         async with anyio.create_task_group() as tasks:
@@ -512,7 +513,7 @@ async def test_dead_letters_wait_when_the_store_is_behind() -> None:
             await wait_until_idle()
             assert len(sent) < 20_000
             release.set()
-    assert letters(persistence) == list(range(20_000))
+    assert [letter.payload for letter in store.all("dead_letter")] == list(range(20_000))
 
 
 async def test_an_audit_says_how_the_system_is(persistence: InMemoryPersistence) -> None:

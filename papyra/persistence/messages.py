@@ -7,7 +7,7 @@ frozen structs, tagged with their names, so they can be encoded and decoded as a
 from __future__ import annotations
 
 import math
-from typing import Any, TypeAlias, assert_never
+from typing import TypeAlias, assert_never
 
 import msgspec
 
@@ -196,10 +196,7 @@ class ResetMetrics(Request[MetricsSnapshot], frozen=True):
 
 
 class Scan(Request[PersistenceScanReport], frozen=True):
-    """Check every stored record. Changes nothing."""
-
-    #: a `ReportProgress`, which is told now and then how far it is
-    progress: Any = None
+    """Check every stored record. Changes nothing. `watch_scans` says how far it is."""
 
 
 class Recover(Request[PersistenceRecoveryReport], frozen=True):

@@ -11,8 +11,9 @@ from typing import Any, Literal, TypeAlias, TypeVar
 import anyio
 
 from papyra.persistence import codec
-from papyra.persistence.backends.base import Batch, PersistenceBackend
+from papyra.persistence.backends.base import PersistenceBackend
 from papyra.persistence.backends.memory import InMemoryPersistence
+from papyra.persistence.backends.store import Batch
 from papyra.persistence.records import KINDS, PersistedEvent, Record
 from papyra.ref import ActorRef
 from papyra.system import PERSISTENCE_NAME, ActorSystem
@@ -20,7 +21,7 @@ from papyra.testing._patterns import actor_of, type_of
 from papyra.testing._schedule import ScheduledSystem, SeededDispatcher, run_scheduled
 from papyra.testing.clock import ManualClock
 from papyra.testing.faults import InjectedFault
-from papyra.testing.faulty import FaultyPersistence
+from papyra.testing.faulty import FaultInjector, FaultyPersistence, FaultyStore
 
 __all__ = ("CrashPoint", "CrashPointFailed", "CrashRun", "Crashed", "Crashes", "crash_everywhere")
 
@@ -247,18 +248,27 @@ class _Dispatcher(SeededDispatcher):
         return reply
 
 
-class _Store(FaultyPersistence):
+class _Persistence(FaultyPersistence):
     def __init__(self, backend: PersistenceBackend, plan: _Plan) -> None:
+        self._plan = plan
         super().__init__(backend)
+
+    def _make_store(self, faults: FaultInjector) -> FaultyStore:
+        return _Store(self, faults, self._plan)
+
+
+class _Store(FaultyStore):
+    def __init__(self, host: FaultyPersistence, faults: FaultInjector, plan: _Plan) -> None:
+        super().__init__(host, faults)
         self._plan = plan
 
-    async def _store(self, batch: Batch) -> None:
+    async def store(self, batch: Batch) -> None:
         about = "the append of " + ", ".join(
             f"{type_of(record) or 'an audit'} of {actor_of(record) or record.system_id}"
             for record in batch.records
         )
         await self._plan.come_by("store", "before", about)
-        await super()._store(batch)
+        await super().store(batch)
         self._plan.saw(batch)
         await self._plan.come_by("store", "after", about)
 
@@ -275,7 +285,7 @@ class _Run:
         self.plan = _Plan(number)
         self._clock = ManualClock()
         self.dispatcher = _Dispatcher(self._clock, self.plan)
-        self._store = _Store(scenario.persistence(), self.plan)
+        self._store = _Persistence(scenario.persistence(), self.plan)
         self._outcomes: list[tuple[object, object]] = []
         self._system = self._new_system()
 

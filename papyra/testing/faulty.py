@@ -10,14 +10,14 @@ import anyio
 
 from papyra.clock import Clock, SystemClock
 from papyra.exceptions import InvalidRecord, InvalidSetting, PersistenceError
-from papyra.persistence.backends.base import Batch, PersistenceBackend
+from papyra.persistence.backends.base import PersistenceBackend
 from papyra.persistence.backends.commit import Committed
-from papyra.persistence.backends.retention import RetentionPolicy
+from papyra.persistence.backends.store import Batch, Capabilities
+from papyra.persistence.backends.summary import summarize
 from papyra.persistence.messages import (
     Append,
     AppendMany,
     Compact,
-    Flush,
     Page,
     Read,
     Recover,
@@ -31,8 +31,10 @@ from papyra.persistence.reports import (
     PersistenceRecoveryConfig,
     PersistenceRecoveryReport,
     PersistenceScanReport,
+    ReportProgress,
     StoreSummary,
 )
+from papyra.persistence.retention import RetentionPolicy
 from papyra.testing.faults import (
     Delay,
     Fail,
@@ -46,16 +48,16 @@ from papyra.testing.faults import (
     Rule,
 )
 
-__all__ = ("FaultyPersistence",)
+__all__ = ("FaultInjector", "FaultyPersistence", "FaultyStore")
 
 ReplyT = TypeVar("ReplyT")
 
 
 class FaultyPersistence(PersistenceBackend):
-    """Wraps any backend, and injects faults into what it is asked to do.
+    """Wraps any backend, and injects faults into what its store is asked to do.
 
-    Use it in place of the backend. Its own metrics count what callers saw; the wrapped backend's
-    count what reached it. While this one is open, the other's verbs go through it.
+    Use it in place of the backend. Its own metrics count what callers saw. While this one is open,
+    the other's verbs go through it, and its subscribers see what is stored.
 
     Without an `error` of the test's own, what is raised is an `InjectedFault`, which is a
     `StoreError`. Rules are tried in the order they were made: delays add up, and the first failure
@@ -66,37 +68,37 @@ class FaultyPersistence(PersistenceBackend):
         """Wrap `backend`; `clock` is what delays go by."""
         if not isinstance(backend, PersistenceBackend):
             raise InvalidSetting(f"a FaultyPersistence wraps a PersistenceBackend, not {backend!r}")
-        super().__init__()
-        self.capabilities = backend.capabilities
         self._wrapped = backend
-        self._waits_by = clock or SystemClock()
-        self._policies: list[FaultPolicy] = []
+        self._faults = FaultInjector(clock or SystemClock())
         self._rejections: list[Rule[Reject]] = []
-        self._injected: list[Injection] = []
-        self._counts: Counter[OperationName] = Counter()
-        self._released = anyio.Event()
+        super().__init__(
+            self._make_store(self._faults),
+            retention_policy=backend.retention,
+            clock=backend.clock,
+        )
+        self.subscribe(backend.publish)
+        self.watch_scans(backend.report_progress)
+
+    def _make_store(self, faults: FaultInjector) -> FaultyStore:
+        """Return the store that stands before that of the wrapped backend."""
+        return FaultyStore(self, faults)
 
     @property
     def wrapped(self) -> PersistenceBackend:
         """The backend below."""
         return self._wrapped
 
-    @property
-    def retention(self) -> RetentionPolicy:
-        """The wrapped backend's."""
-        return self._wrapped.retention
-
     # What the test says
 
     @property
     def injected(self) -> Sequence[Injection]:
         """What was injected, in order, and into which operation."""
-        return tuple(self._injected)
+        return tuple(self._faults.injected)
 
     @property
     def pending(self) -> Sequence[Rule[Any]]:
         """Rules that have not acted as often as they were to."""
-        rules = (*self._rejections, *self._policies)
+        rules = (*self._rejections, *self._faults.policies)
         return tuple(rule for rule in rules if isinstance(rule, Rule) and rule.times)
 
     def fail_next(
@@ -179,25 +181,24 @@ class FaultyPersistence(PersistenceBackend):
         times: int | None = 1,
     ) -> None:
         """Let the next operation of this name wait until `release`, which may be for ever."""
-        if self._released.is_set():
-            self._released = anyio.Event()
+        self._faults.hold()
         self.use(Rule(Hang(), operation, kind, times=times))
 
     def release(self) -> None:
         """Let go on what hangs."""
-        self._released.set()
+        self._faults.release()
 
     def use(self, policy: FaultPolicy) -> None:
         """Ask `policy` about every operation, after those that were there before."""
-        self._policies.append(policy)
+        self._faults.policies.append(policy)
 
     def clear(self) -> None:
         """Inject no more faults, and release what hangs. What was `injected` stays known."""
-        self._policies.clear()
+        self._faults.policies.clear()
         self._rejections.clear()
         self.release()
 
-    # What a backend does
+    # What hosts the wrapped backend
 
     def ask(self, request: Request[ReplyT]) -> Awaitable[ReplyT]:
         """Carry out a request to the wrapped backend's own verbs, with the faults."""
@@ -213,10 +214,10 @@ class FaultyPersistence(PersistenceBackend):
         rejected: dict[int, PersistenceError] = {}
         for position, request in enumerate(requests) if self._rejections else ():
             records = (request.record,) if isinstance(request, Append) else request.records
-            operation = Operation("append", self._counts["append"] + 1, records)
+            operation = Operation("append", self._faults.count("append") + 1, records)
             for rule in self._rejections:
                 if fault := rule.decide(operation):
-                    self._injected.append(Injection(operation, fault))
+                    self._faults.injected.append(Injection(operation, fault))
                     rejected[position] = fault.error
                     break
         if not rejected:
@@ -236,66 +237,32 @@ class FaultyPersistence(PersistenceBackend):
         ]
         return merged, [*errors, *rejected.values()]
 
-    async def _open(self) -> int:
-        return await self._attempt_faultily("open", self._open_wrapped)
 
-    async def _open_wrapped(self) -> int:
-        if self._wrapped._host is self:
-            self._wrapped._host = None  # closing it failed
-        self._wrapped.attach(self)
-        try:
-            return (await self._wrapped.carry_out(Flush())).last_seq
-        except BaseException:
-            with anyio.CancelScope(shield=True):
-                await self._wrapped.detach()
-            raise
+class FaultInjector:
+    """Decides about operations, and makes happen to them what was decided."""
 
-    async def _close(self) -> None:
-        await self._attempt_faultily("close", self._wrapped.detach)
+    def __init__(self, clock: Clock) -> None:
+        self.policies: list[FaultPolicy] = []
+        #: in order
+        self.injected: list[Injection] = []
+        self._clock = clock
+        self._counts: Counter[OperationName] = Counter()
+        self._released = anyio.Event()
 
-    async def _append(self, batch: Batch) -> None:
-        try:
-            await self._attempt_faultily(
-                "append", lambda: self._store(batch), records=batch.records
-            )
-        except BaseException:
-            if self._wrapped.last_seq > self._last_seq:
-                # Stored all the same. Whoever asked does not know it, and that is the point.
-                self._last_seq = self._wrapped.last_seq
-                self._publish(batch)
-            raise
+    def count(self, name: OperationName) -> int:
+        """Return how many operations of this name there were."""
+        return self._counts[name]
 
-    async def _store(self, batch: Batch) -> None:
-        size = sum(map(len, batch.encoded))
-        await self._wrapped._make_ready("write")
-        if not self._wrapped._prepared:
-            await self._wrapped._prepare_to_write()
-        await self._wrapped._store_batch(batch, size)
+    def hold(self) -> None:
+        """Let what hangs from now on wait for the next `release`."""
+        if self._released.is_set():
+            self._released = anyio.Event()
 
-    async def _read(self, request: Read) -> Page:
-        return await self._pass_on("read", request)
+    def release(self) -> None:
+        """Let go on what hangs."""
+        self._released.set()
 
-    async def _summarize(self, request: Summarize) -> StoreSummary:
-        return await self._pass_on("read", request)
-
-    async def _scan(self, request: Scan) -> PersistenceScanReport:
-        return await self._pass_on("scan", request)
-
-    async def _recover(self, config: PersistenceRecoveryConfig) -> PersistenceRecoveryReport:
-        return await self._pass_on("recover", Recover(config))
-
-    async def _compact(self, policy: RetentionPolicy, *, dry_run: bool) -> CompactionReport:
-        return await self._pass_on("compact", Compact(policy, dry_run))
-
-    async def _flush(self) -> None:
-        await self._pass_on("flush", Flush())
-
-    async def _pass_on(self, name: OperationName, request: Request[ReplyT]) -> ReplyT:
-        return await self._attempt_faultily(
-            name, lambda: self._wrapped.carry_out(request), request=request
-        )
-
-    async def _attempt_faultily(
+    async def attempt(
         self,
         name: OperationName,
         action: Callable[[], Awaitable[ReplyT]],
@@ -303,16 +270,17 @@ class FaultyPersistence(PersistenceBackend):
         records: Sequence[Record] = (),
         request: Request[Any] | None = None,
     ) -> ReplyT:
+        """Return what `action` returns, unless and after faults are injected."""
         self._counts[name] += 1
         operation = Operation(name, self._counts[name], records, request)
-        for policy in tuple(self._policies):
+        for policy in tuple(self.policies):
             fault = policy.decide(operation)
             if fault is None:
                 continue
-            self._injected.append(Injection(operation, fault))
+            self.injected.append(Injection(operation, fault))
             match fault:
                 case Delay(seconds):
-                    await self._waits_by.sleep(seconds)
+                    await self._clock.sleep(seconds)
                 case Hang():
                     await self._released.wait()
                 case Fail(error, after):
@@ -322,3 +290,127 @@ class FaultyPersistence(PersistenceBackend):
                 case _:
                     assert_never(fault)
         return await action()
+
+
+class FaultyStore:
+    """Stands before the store of a backend that a `FaultyPersistence` wraps, and hosts it."""
+
+    def __init__(self, host: FaultyPersistence, faults: FaultInjector) -> None:
+        self._host = host
+        self._backend = host.wrapped
+        self._store = host.wrapped.store
+        self._faults = faults
+        self._is_open = False
+        #: the batch that is being appended, once it is stored
+        self._stored: Batch | None = None
+
+    @property
+    def name(self) -> str:
+        """The wrapped store's."""
+        return self._store.name
+
+    @property
+    def location(self) -> str:
+        """The wrapped store's."""
+        return self._store.location
+
+    @property
+    def capabilities(self) -> Capabilities:
+        """The wrapped store's."""
+        return self._store.capabilities
+
+    async def open(self) -> None:
+        """Host the wrapped backend, and open its store."""
+        await self._faults.attempt("open", self._open)
+
+    async def close(self) -> None:
+        """Close the store, and let go of the wrapped backend."""
+        await self._faults.attempt("close", self._close)
+
+    async def last_seq(self) -> int:
+        """Ask the wrapped store; no fault is injected."""
+        return await self._store.last_seq()
+
+    async def claim(self) -> int:
+        """Ask the wrapped store; no fault is injected."""
+        return await self._store.claim()
+
+    async def append(self, batch: Batch) -> None:
+        """Store a batch; it may be stored though this raises: an answer that got lost."""
+        try:
+            await self._faults.attempt("append", lambda: self.store(batch), records=batch.records)
+        except BaseException:
+            if self._stored is batch:
+                # Whoever asked does not know it, and that is the point.
+                self._host.publish(batch)
+            raise
+        finally:
+            self._stored = None
+
+    async def store(self, batch: Batch) -> None:
+        """Store a batch in the wrapped store."""
+        await self._store.append(batch)
+        self._stored = batch
+
+    async def flush(self) -> None:
+        """Flush the store."""
+        await self._faults.attempt("flush", self._store.flush)
+
+    async def read(self, request: Read, policy: RetentionPolicy, now: float) -> Page:
+        """Read a page."""
+        return await self._faults.attempt(
+            "read", lambda: self._store.read(request, policy, now), request=request
+        )
+
+    async def summarize(self, intervals: int) -> StoreSummary:
+        """Sum up the wrapped store; for faults, that is one read."""
+        policy, now = self._host.retention, self._host.clock()
+        return await self._faults.attempt(
+            "read",
+            lambda: summarize(self._store, intervals, policy, now),
+            request=Summarize(intervals),
+        )
+
+    async def scan(self, report_progress: ReportProgress) -> PersistenceScanReport:
+        """Scan the store."""
+        return await self._faults.attempt(
+            "scan", lambda: self._store.scan(report_progress), request=Scan()
+        )
+
+    async def recover(self, config: PersistenceRecoveryConfig) -> PersistenceRecoveryReport:
+        """Recover the store."""
+        return await self._faults.attempt(
+            "recover", lambda: self._store.recover(config), request=Recover(config)
+        )
+
+    async def compact(
+        self, policy: RetentionPolicy, now: float, *, dry_run: bool
+    ) -> CompactionReport:
+        """Compact the store."""
+        return await self._faults.attempt(
+            "compact",
+            lambda: self._store.compact(policy, now, dry_run=dry_run),
+            request=Compact(policy, dry_run),
+        )
+
+    async def _open(self) -> None:
+        if self._is_open:
+            return  # closing it failed
+        self._backend.attach(self._host)
+        try:
+            if self._backend.is_open:
+                await self._backend.detach()
+                self._backend.attach(self._host)
+            await self._store.open()
+        except BaseException:
+            with anyio.CancelScope(shield=True):
+                await self._backend.detach()
+            raise
+        self._is_open = True
+
+    async def _close(self) -> None:
+        self._is_open = False
+        try:
+            await self._store.close()
+        finally:
+            await self._backend.detach()

@@ -12,7 +12,7 @@ import msgspec
 from papyra.actor import Actor, Failure
 from papyra.events import ActorCrashed, ActorRestarted, ActorStarted, ActorStopped
 from papyra.persistence import codec
-from papyra.persistence.backends.base import Batch
+from papyra.persistence.backends.store import Batch
 from papyra.persistence.records import KINDS, PersistedDeadLetter, PersistedEvent, Record
 from papyra.ref import ActorRef, Terminated
 from papyra.system import ActorSystem

@@ -111,10 +111,11 @@ def test_the_log_says_nothing_to_a_terminal_but_text(papyra: Command) -> None:
     (papyra.home / "loud.py").write_text(
         "import logging, msgspec\n"
         f"logging.getLogger('x').warning({EVIL!r} + '%s', 'redis://u:{SECRET}@h')\n"
-        "from papyra.persistence.backends.memory import InMemoryPersistence\n"
-        "class persistence(InMemoryPersistence):\n"
-        f"    async def _open(self): raise BaseExceptionGroup('', [LookupError({EVIL!r})])\n"
-        "persistence = persistence()\n"
+        "from papyra.persistence.backends.base import PersistenceBackend\n"
+        "from papyra.persistence.backends.memory import MemoryStore\n"
+        "class Loud(MemoryStore):\n"
+        f"    async def open(self): raise BaseExceptionGroup('', [LookupError({EVIL!r})])\n"
+        "persistence = PersistenceBackend(Loud())\n"
     )
     done = papyra("events", env={"PAPYRA_SETTINGS_MODULE": "loud"})
     assert done.code == 1

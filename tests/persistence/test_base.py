@@ -19,7 +19,8 @@ from papyra.exceptions import (
     StoreError,
 )
 from papyra.persistence import Append, PersistenceActor
-from papyra.persistence.backends.memory import InMemoryPersistence
+from papyra.persistence.backends.base import PersistenceBackend
+from papyra.persistence.backends.memory import InMemoryPersistence, MemoryStore
 from papyra.testing import FaultyPersistence, wait_until_idle
 from tests.actors import event
 
@@ -144,15 +145,15 @@ async def test_a_store_that_can_not_be_opened_is_tried_again() -> None:
 async def test_closing_flushes_first_and_closes_even_if_that_fails() -> None:
     calls: list[str] = []
 
-    class Full(InMemoryPersistence):
-        async def _flush(self) -> None:
+    class Full(MemoryStore):
+        async def flush(self) -> None:
             calls.append("flush")
             raise OSError("full")
 
-        async def _close(self) -> None:
+        async def close(self) -> None:
             calls.append("close")
 
-    persistence = Full()
+    persistence = PersistenceBackend(Full())
     await persistence.append(event())
     with pytest.raises(StoreError, match="flush failed"):
         await persistence.aclose()

@@ -197,7 +197,7 @@ async def test_a_compaction_that_is_killed_leaves_no_mark_of_the_file_before(
     path = tmp_path / "store"
     await closed_cleanly(path, kind)
     async with make(path, kind) as store:
-        disk = store._journal.disk
+        disk = store.store.journal.disk
         seen = []
         create = disk.create
 
@@ -271,7 +271,7 @@ async def test_a_store_that_could_not_be_synced_is_not_vouched_for(
     def fail(fd: int) -> None:
         raise OSError(5, os.strerror(5))
 
-    store._journal.disk.sync = fail  # type: ignore[method-assign]
+    store.store.journal.disk.sync = fail  # type: ignore[method-assign]
     with pytest.raises(Exception, match="flush"):
         await store.aclose()
     assert b"closed" not in lock_of(path).read_bytes()

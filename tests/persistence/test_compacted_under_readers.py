@@ -73,18 +73,18 @@ def make(kind: str, path: Path, disk: Disk, *, read_only: bool = False) -> FileP
             read_only=read_only,
             fsync="no",
         )
-    store._journal.disk = disk
+    store.store.journal.disk = disk
     return store
 
 
 def compact(store: FilePersistence) -> None:
     """Compact, in whichever thread this is."""
-    store._drop_hidden(store.retention)
+    store.store._drop_hidden(store.retention, 0.0)
 
 
 def append(store: FilePersistence) -> None:
     """Begin a new segment or two, as another process does meanwhile."""
-    journal: Journal = store._journal
+    journal: Journal = store.store.journal
     records = [event(n) for n in range(journal.last_seq + 1, journal.last_seq + 8)]
     batch = Batch(journal.last_seq + 1, records, codec.encode(records))
     journal.append(batch, lambda: None, sync=False)

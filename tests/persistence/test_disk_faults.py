@@ -99,7 +99,7 @@ class Scenario:
             store = RotatingFilePersistence(
                 self.path, max_segment_records=2, retention_policy=policy
             )
-        store._journal.disk = disk or self.disk
+        store.store.journal.disk = disk or self.disk
         return store
 
     @contextlib.contextmanager
@@ -251,7 +251,7 @@ async def test_every_second_is_synced_what_was_not(
 ) -> None:
     monkeypatch.setattr(_files, "SYNC_INTERVAL", 0.01)
     store = JsonFilePersistence(tmp_path / "events.ndjson", fsync="everysec")
-    disk = store._journal.disk = SyncsFail()
+    disk = store.store.journal.disk = SyncsFail()
     async with store:
         await wait_for_a_sync(disk)  # the flush that opened it
         await store.append(event(1))
@@ -262,7 +262,7 @@ async def test_every_second_is_synced_what_was_not(
         await wait_for_a_sync(disk)
         before = len(disk.written)
         size = store.path.stat().st_size
-        (file,) = store._journal.files(newest=True)
+        (file,) = store.store.journal.files(newest=True)
         while not file._sync_failed:  # set by the other thread, just after
             await anyio.lowlevel.checkpoint()
         await store.append(event(3))
@@ -277,7 +277,7 @@ async def test_every_second_is_synced_what_was_not(
 
 async def test_a_flush_that_fails_is_made_good_by_the_next(tmp_path: Path) -> None:
     store = JsonFilePersistence(tmp_path / "events.ndjson", fsync="no")
-    disk = store._journal.disk = SyncsFail()
+    disk = store.store.journal.disk = SyncsFail()
     async with store:
         await store.append(event(1))
         disk.failures = 1
@@ -305,7 +305,7 @@ async def test_what_is_acknowledged_was_synced_and_what_is_renamed_too(tmp_path:
     store = JsonFilePersistence(
         tmp_path / "events.ndjson", retention_policy=RetentionPolicy(max_records=1)
     )
-    disk = store._journal.disk = Recording()
+    disk = store.store.journal.disk = Recording()
     async with store:
         assert "sync_directory" in disk.calls, "the new file's name"
         disk.calls.clear()
@@ -331,7 +331,7 @@ async def test_nothing_is_written_under_a_name_that_a_crash_could_take_back(tmp_
     store = JsonFilePersistence(
         tmp_path / "events.ndjson", retention_policy=RetentionPolicy(max_records=2)
     )
-    disk = store._journal.disk = NoNames()
+    disk = store.store.journal.disk = NoNames()
     async with store:
         await store.append(*map(event, range(1, 6)))
         disk.fails = True
@@ -351,7 +351,7 @@ async def test_a_segment_is_on_the_device_before_another_follows_it(tmp_path: Pa
 
     def open_store() -> RotatingFilePersistence:
         store = RotatingFilePersistence(tmp_path, max_segment_records=3, fsync="no")
-        store._journal.disk = disk
+        store.store.journal.disk = disk
         return store
 
     async with open_store() as store:

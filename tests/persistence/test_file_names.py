@@ -202,13 +202,13 @@ def test_of_many_writers_at_once_one_has_the_store(tmp_path: Path, kind: str) ->
         for _ in range(60):
             store = open_store(kind, path)
             try:
-                store._open_journal()
+                store.store._open_journal()
             except BackendInUse:
                 continue
             holders.append(1)
             most.append(len(holders))
             holders.pop()
-            store._close_journal()
+            store.store._close_journal()
 
     remover = threading.Thread(target=remove_locks)
     writers = [threading.Thread(target=write) for _ in range(4)]
@@ -236,11 +236,11 @@ async def test_nobody_slips_in_while_a_segment_is_begun(tmp_path: Path) -> None:
             if path.suffix == ".ndjson" and first.last_seq == 3:
                 records = [event(3)]
                 batch = Batch(4, records, codec.encode(records))
-                first._journal.append(batch, lambda: None, sync=False)
+                first.store.journal.append(batch, lambda: None, sync=False)
             return super().open(path, flags)
 
     second = open_store("rotating", path)
-    second._journal.disk = Late()
+    second.store.journal.disk = Late()
     with pytest.raises(BackendInUse, match=rf"process {os.getpid()} on"):
         await second.append(event(9))
     await first.aclose()
@@ -275,7 +275,7 @@ async def test_a_copy_of_a_descriptor_holds_no_store(tmp_path: Path, kind: str) 
     path = tmp_path / "store"
     store = open_store(kind, path)
     await store.append(event(1))
-    (file,) = store._journal.files(newest=True)
+    (file,) = store.store.journal.files(newest=True)
     copy = os.dup(file.fd)
     await store.aclose()
     async with open_store(kind, path) as store:
@@ -459,9 +459,9 @@ class MovedInBetween:
         self, store: FilePersistence, act: Callable[[], object], *, first: bool = False
     ) -> None:
         self.first = first
-        self.disk = store._journal.disk
+        self.disk = store.store.journal.disk
         self.act: Callable[[], object] = act
-        (self.file, *_) = store._journal.files(newest=True)
+        (self.file, *_) = store.store.journal.files(newest=True)
         self.file.disk = self  # type: ignore[assignment]
 
     def __getattr__(self, name: str) -> Any:
@@ -559,7 +559,7 @@ async def test_what_was_not_synced_is_not_written_again_into_another_file(
 
     path = tmp_path / "store"
     store = open_store(kind, path)
-    disk = store._journal.disk = NotSynced()
+    disk = store.store.journal.disk = NotSynced()
     await store.append(event(1))
     with pytest.raises(StoreError, match="the device is gone"):
         await store.flush()

@@ -311,7 +311,7 @@ async def test_what_is_removed_while_a_reader_looks_is_not_foreign(tmp_path: Pat
     async with open_store("rotating", path) as store:
         await store.append(event(1))
         reader = open_store("rotating", path, read_only=True)
-        reader._journal.disk = Late()
+        reader.store.journal.disk = Late()
         async with reader:
             assert (await reader.scan()).is_clean
             assert await numbers(reader) == [1]
@@ -557,23 +557,23 @@ def test_whatever_fails_while_a_store_is_opened_it_can_be_opened_again(
         path = tmp_path / f"store-{number}"
         if not is_new:
             store = open_store(kind, path)
-            store._open_journal()
-            store._close_journal()
+            store.store._open_journal()
+            store.store._close_journal()
         store = open_store(kind, path)
         before = open_descriptors()
         with failing(number, code) as fails:
             try:
-                store._open_journal()
+                store.store._open_journal()
                 is_open = True
             except OSError:
                 is_open = False
                 assert fails.failed
         if is_open:
-            store._close_journal()
+            store.store._close_journal()
         assert open_descriptors() == before, fails.failed
         for _ in range(2):
-            store._open_journal()
-            store._close_journal()
+            store.store._open_journal()
+            store.store._close_journal()
         if not fails.failed:
             break
     assert number > 10

@@ -66,7 +66,7 @@ async def test_a_segment_that_is_removed_under_a_readers_hands(tmp_path: Path) -
         def open(self, path: Path, flags: int) -> int:
             if path.name == f"{11:020}.ndjson" and self.writer.metrics.compactions == 0:
                 self.writer.metrics.compactions = 1
-                self.writer._drop_hidden(self.writer.retention)
+                self.writer.store._drop_hidden(self.writer.retention, 0.0)
             return super().open(path, flags)
 
     disk = Removing()
@@ -75,7 +75,7 @@ async def test_a_segment_that_is_removed_under_a_readers_hands(tmp_path: Path) -
         tmp_path, max_segment_records=10, fsync="no", retention_policy=policy
     )
     reader = RotatingFilePersistence(tmp_path, read_only=True)
-    reader._journal.disk = disk
+    reader.store.journal.disk = disk
     async with disk.writer as writer:
         await writer.append(*map(event, range(1, 36)))
         for path in tmp_path.glob("*.index"):

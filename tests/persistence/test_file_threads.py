@@ -42,7 +42,7 @@ class Slow(Disk):
 
 def slow_down(store: FilePersistence, hangs: str = "write") -> Slow:
     """Let the disk under an open store be slow from now on."""
-    disk = store._journal.disk
+    disk = store.store.journal.disk
     disk.__class__ = Slow
     assert isinstance(disk, Slow)
     Slow.__init__(disk)

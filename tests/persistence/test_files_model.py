@@ -276,7 +276,7 @@ async def test_two_crashes_in_a_row_on_a_damaged_store_use_up_no_position(
     damaged = last.read_bytes().replace(b'"order_id":3', b'"order_id":7')
     last.write_bytes(damaged + b'{"crc":"12345678","v":1,"seq":6,"kind"')
     store = stores.make(stores.path)
-    store._journal.disk = disk = Watched()
+    store.store.journal.disk = disk = Watched()
     async with store:
         await store.append(event(5))
     # The second has cut off what the first had begun, and has begun its own.

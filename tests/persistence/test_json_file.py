@@ -401,7 +401,7 @@ async def test_what_opening_has_read_the_first_scan_need_not_read_again(path: Pa
     await fill(path)
     os.utime(path, (1.0, 1.0))
     store = open_store(path)
-    disk = store._journal.disk = CountingDisk()
+    disk = store.store.journal.disk = CountingDisk()
     async with store:
         counts = [disk.reads]
         for _ in range(3):
@@ -446,7 +446,7 @@ async def test_the_index_of_a_large_file_is_bounded(
     async with open_store(path) as store:
         for number in range(200):
             await store.append(event(number, timestamp=float(number % 50)), AUDIT)
-            (file,) = store._journal.files(newest=True)
+            (file,) = store.store.journal.files(newest=True)
             assert len(file.index) <= 8
         events = [event(number, timestamp=float(number % 50)) for number in range(200)]
         for since in (0, 25, 49):

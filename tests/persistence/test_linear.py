@@ -134,7 +134,7 @@ async def cost(path: Path, what: str, monkeypatch: pytest.MonkeyPatch) -> int:
         ):
             patched.setattr(module, name, Watched(getattr(module, name), work))
         store = JsonFilePersistence(path, fsync="no", read_only=what in ("read", "scan"))
-        store._journal.disk = work
+        store.store.journal.disk = work
         async with store:
             match what:
                 case "read":

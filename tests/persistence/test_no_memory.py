@@ -77,7 +77,7 @@ async def test_an_append_for_which_there_is_no_memory_leaves_nothing(
         path, trace = tmp_path / str(step), NoMemory(step)
         store = make(kind, path)
         async with store:
-            journal = store._journal
+            journal = store.store.journal
             stored = [0, 1, 2]
             assert append(journal, [event(n) for n in stored])
             more = list(range(10, 10 + count))

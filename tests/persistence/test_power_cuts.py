@@ -87,7 +87,7 @@ class Program:
     async def run(self) -> None:
         (self.root / "journal").mkdir()
         store = self.store(self.root, keeps=8)
-        store._journal.disk = self.disk
+        store.store.journal.disk = self.disk
         async with store:
             for step in range(14):
                 if step == 5:

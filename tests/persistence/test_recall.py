@@ -60,10 +60,10 @@ async def bytes_to_open(make: MakeStore, kept: Path) -> tuple[int, Any]:
     """Open a reader; return how much it had to read for that, and what it sees."""
     reader = make().reader(index_directory=kept)
     assert isinstance(reader, FilePersistence)
-    disk = reader._journal.disk = Counting()
+    disk = reader.store.journal.disk = Counting()
     if isinstance(reader, JsonFilePersistence):
-        reader._journal._recall._disk = disk  # type: ignore[attr-defined]
-        reader._journal._file.disk = disk  # type: ignore[attr-defined]
+        reader.store.journal._recall._disk = disk  # type: ignore[attr-defined]
+        reader.store.journal._file.disk = disk  # type: ignore[attr-defined]
     async with reader:
         opened = disk.count
         summary = await reader.summarize(intervals=5)

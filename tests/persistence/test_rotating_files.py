@@ -87,7 +87,7 @@ class Reading(Disk):
 
 def watched(store: RotatingFilePersistence) -> Reading:
     disk = Reading()
-    store._journal.disk = disk
+    store.store.journal.disk = disk
     return disk
 
 
@@ -254,7 +254,7 @@ async def test_few_segments_are_kept_open(directory: Path) -> None:
         for number in range(0, 300, 7):
             page = await store.read("event", after=number, limit=1)
             assert [record.seq for record in page.records] == [number + 1]
-        loaded = [s for s in store._journal.files(newest=False) if s._index is not None]
+        loaded = [s for s in store.store.journal.files(newest=False) if s._index is not None]
         assert len(loaded) <= 9
 
 

@@ -13,14 +13,14 @@ from papyra.persistence import (
     PersistenceRecoveryConfig,
     PersistenceScanReport,
     PersistenceStartupConfig,
-    Scan,
 )
 from papyra.persistence.backends._line import _make_line
+from papyra.persistence.backends.base import PersistenceBackend
 from papyra.persistence.backends.json import JsonFilePersistence
 from papyra.persistence.backends.memory import InMemoryPersistence
 from papyra.testing import FaultyPersistence, InjectedFault
 from tests.actors import Echo, event
-from tests.testing.shelf import Disk, Shelf, ruin
+from tests.testing.shelf import Disk, Shelf, ShelfStore, ruin
 
 
 @pytest.fixture
@@ -114,11 +114,11 @@ async def test_ignore_does_not_look(path: Path) -> None:
 
 
 async def test_a_recovery_that_does_not_help_is_an_error() -> None:
-    class Hopeless(Shelf):
-        async def _recover(self, config: PersistenceRecoveryConfig) -> Any:
-            report = await super()._recover(config)
+    class Hopeless(ShelfStore):
+        async def recover(self, config: PersistenceRecoveryConfig) -> Any:
+            report = await super().recover(config)
             ruin(self.disk, 2)
-            return type(report)("shelf", True, await self._scan(Scan()))
+            return type(report)("shelf", True, self._report())
 
     disk = Disk()
     async with Shelf(disk) as shelf:
@@ -126,7 +126,8 @@ async def test_a_recovery_that_does_not_help_is_an_error() -> None:
     ruin(disk, 1)
     with pytest.raises(StoreDamaged, match="even after a recovery"):
         async with ActorSystem(
-            persistence=Hopeless(disk), startup=PersistenceStartupConfig("recover")
+            persistence=PersistenceBackend(Hopeless(disk)),
+            startup=PersistenceStartupConfig("recover"),
         ):
             pytest.fail("it started")
 

@@ -57,8 +57,8 @@ def make(request: pytest.FixtureRequest, tmp_path: Path) -> MakeStore:
 
 def break_disk(store: FilePersistence) -> BrokenDisk:
     disk = BrokenDisk()
-    store._journal.disk = disk
-    for file in store._journal.files(newest=True):
+    store.store.journal.disk = disk
+    for file in store.store.journal.files(newest=True):
         file.disk = disk
     return disk
 

@@ -131,7 +131,7 @@ class Store(RuleBasedStateMachine):
     def take_over(self, record: Record) -> None:
         """Another writer comes; the first one is told with its next write."""
         first, self.store = self.store, self.make()
-        had_written = first.last_seq and first._writer.is_claimed
+        had_written = first.last_seq and first.store.writer.is_claimed
         self.append([record])
         if had_written:
             with pytest.raises(StoreFenced):

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import time
 from collections.abc import Callable, Iterator
+from typing import ClassVar
 
 import anyio
 import msgspec
@@ -24,13 +25,13 @@ from papyra.persistence import (
     PersistenceScanReport,
     Read,
     Record,
-    Scan,
     codec,
 )
-from papyra.persistence.backends.base import Batch, Capabilities, PersistenceBackend
-from papyra.persistence.backends.page import collect_page
+from papyra.persistence.backends.base import PersistenceBackend
 from papyra.persistence.backends.retention import RetentionPolicy
+from papyra.persistence.backends.store import Batch, Capabilities, collect_page
 from papyra.persistence.records import KINDS, Kind, kind_of
+from papyra.persistence.reports import ReportProgress
 
 
 @dataclasses.dataclass
@@ -41,30 +42,31 @@ class Disk:
     last_seq: int = 0
 
 
-class Shelf(PersistenceBackend):
+class ShelfStore:
     """Keeps records as lines on a `Disk`."""
 
+    name = "shelf"
+    location = ""
     capabilities = Capabilities(
         durable=True, recovery=True, compaction=True, readable_when_closed=False
     )
 
-    def __init__(
-        self,
-        disk: Disk,
-        *,
-        retention_policy: RetentionPolicy | None = None,
-        clock: Callable[[], float] = time.time,
-    ) -> None:
-        super().__init__(retention_policy=retention_policy, clock=clock)
+    def __init__(self, disk: Disk) -> None:
         self.disk = disk
 
-    async def _open(self) -> int:
-        return self.disk.last_seq
-
-    async def _close(self) -> None:
+    async def open(self) -> None:
         await checkpoint()
 
-    async def _append(self, batch: Batch) -> None:
+    async def last_seq(self) -> int:
+        return self.disk.last_seq
+
+    async def claim(self) -> int:
+        return await self.last_seq()
+
+    async def close(self) -> None:
+        await checkpoint()
+
+    async def append(self, batch: Batch) -> None:
         await checkpoint()
         with anyio.CancelScope(shield=True):
             for seq, line in enumerate(batch.encoded, batch.first_seq):
@@ -76,17 +78,19 @@ class Shelf(PersistenceBackend):
             await checkpoint()
         self.disk.lines.append((seq, line))
 
-    async def _flush(self) -> None:
+    async def flush(self) -> None:
         await checkpoint()
 
-    async def _read(self, request: Read) -> Page:
+    async def read(self, request: Read, policy: RetentionPolicy, now: float) -> Page:
         await checkpoint()
         if request.newest and request.before is None:
             request = msgspec.structs.replace(request, before=self.disk.last_seq + 1)
-        return collect_page(request, self._candidates(request))
+        return collect_page(request, self._candidates(request, policy, now))
 
-    def _candidates(self, request: Read) -> Iterator[tuple[Record, int]]:
-        visible = self._visible(request.kind)
+    def _candidates(
+        self, request: Read, policy: RetentionPolicy, now: float
+    ) -> Iterator[tuple[Record, int]]:
+        visible = self._visible(request.kind, policy, now)
         for record, length in reversed(visible) if request.newest else visible:
             seq = record.seq or 0
             if seq > request.after and (request.before is None or seq < request.before):
@@ -96,16 +100,13 @@ class Shelf(PersistenceBackend):
                     continue
                 yield record, length
 
-    def _visible(
-        self, kind: Kind, policy: RetentionPolicy | None = None
-    ) -> list[tuple[Record, int]]:
+    def _visible(self, kind: Kind, policy: RetentionPolicy, now: float) -> list[tuple[Record, int]]:
         kept = [
             (record, len(line))
             for seq, line in self.disk.lines
             if (record := self._decoded(seq, line)) is not None and kind_of(record) == kind
         ]
-        policy = policy or self.retention
-        oldest = policy.oldest_time(self._clock())
+        oldest = policy.oldest_time(now)
         shown: list[tuple[Record, int]] = []
         total = 0
         for newer, (record, length) in enumerate(reversed(kept)):
@@ -124,8 +125,11 @@ class Shelf(PersistenceBackend):
         except StoreError:
             return None
 
-    async def _scan(self, request: Scan) -> PersistenceScanReport:
+    async def scan(self, report_progress: ReportProgress) -> PersistenceScanReport:
         await checkpoint()
+        return self._report()
+
+    def _report(self) -> PersistenceScanReport:
         bad = [seq for seq, line in self.disk.lines if self._decoded(seq, line) is None]
         return PersistenceScanReport(
             "shelf",
@@ -134,19 +138,21 @@ class Shelf(PersistenceBackend):
             tuple(PersistenceAnomaly("corrupt", "it is no record", seq=seq) for seq in bad),
         )
 
-    async def _recover(self, config: PersistenceRecoveryConfig) -> PersistenceRecoveryReport:
+    async def recover(self, config: PersistenceRecoveryConfig) -> PersistenceRecoveryReport:
         await checkpoint()
         good = [(seq, line) for seq, line in self.disk.lines if self._decoded(seq, line)]
         removed = len(self.disk.lines) - len(good)
         self.disk.lines = good
         return PersistenceRecoveryReport(
-            "shelf", True, await self._scan(Scan()), records_kept=len(good), records_removed=removed
+            "shelf", True, self._report(), records_kept=len(good), records_removed=removed
         )
 
-    async def _compact(self, policy: RetentionPolicy, *, dry_run: bool) -> CompactionReport:
+    async def compact(
+        self, policy: RetentionPolicy, now: float, *, dry_run: bool
+    ) -> CompactionReport:
         await checkpoint()
         before = self.disk.lines
-        kept = {record.seq for kind in KINDS for record, _ in self._visible(kind, policy)}
+        kept = {record.seq for kind in KINDS for record, _ in self._visible(kind, policy, now)}
         left = [(seq, line) for seq, line in before if seq in kept or not self._decoded(seq, line)]
         if not dry_run:
             self.disk.lines = left
@@ -158,6 +164,26 @@ class Shelf(PersistenceBackend):
             sum(len(line) for _, line in before),
             sum(len(line) for _, line in left),
         )
+
+
+class Shelf(PersistenceBackend):
+    """The backend on a `ShelfStore`, or on a broken one."""
+
+    store_type: ClassVar[type[ShelfStore]] = ShelfStore
+    store: ShelfStore
+
+    def __init__(
+        self,
+        disk: Disk,
+        *,
+        retention_policy: RetentionPolicy | None = None,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        super().__init__(self.store_type(disk), retention_policy=retention_policy, clock=clock)
+
+    @property
+    def disk(self) -> Disk:
+        return self.store.disk
 
 
 def ruin(disk: Disk, seq: int) -> None:

@@ -251,4 +251,4 @@ async def test_the_fixtures_go_by_the_clock_of_the_test(
         ActorStarted, actor=actor_system.spawn(Echo)
     )
     assert started.timestamp == manual_clock.time()
-    assert persistence._clock() == manual_clock.time()
+    assert persistence.clock() == manual_clock.time()

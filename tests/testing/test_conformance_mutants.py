@@ -5,15 +5,16 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
 import msgspec
 import pytest
 from anyio.lowlevel import checkpoint
 
-from papyra.exceptions import BackendClosed, PersistenceError, UnencodablePayload
+from papyra.exceptions import PersistenceError, UnencodablePayload
 from papyra.persistence import (
+    AppendMany,
     CompactionReport,
     Page,
     PersistenceRecoveryConfig,
@@ -21,34 +22,45 @@ from papyra.persistence import (
     PersistenceScanReport,
     Read,
     Record,
-    Scan,
+    Restore,
+    StoreSummary,
     codec,
 )
-from papyra.persistence.backends.base import Batch, Host, PersistenceBackend
+from papyra.persistence.backends.base import Host, PersistenceBackend
+from papyra.persistence.backends.store import Batch
+from papyra.persistence.backends.summary import summarize
 from papyra.persistence.records import Kind, kind_of
+from papyra.persistence.reports import ReportProgress
+from papyra.persistence.retention import RetentionPolicy
 from papyra.testing.conformance import PersistenceConformance
-from tests.testing.shelf import Disk, Shelf, ruin
+from tests.testing.shelf import Disk, Shelf, ShelfStore, ruin
 
-MutantT = TypeVar("MutantT", bound=type[Shelf])
+MutantT = TypeVar("MutantT", bound=type[Shelf] | type[ShelfStore])
 
-#: Each mutant, and the name of the rule that has to catch it.
+#: Each mutant, and the name of the rule that has to catch it. Some are broken stores; others are
+#: broken facades, as the suite is what holds those, too.
 MUTANTS: list[tuple[type[Shelf], str]] = []
 
 
 def breaks(rule: str) -> Callable[[MutantT], MutantT]:
     def add(mutant: MutantT) -> MutantT:
-        MUTANTS.append((mutant, rule))
+        MUTANTS.append((mutant if issubclass(mutant, Shelf) else on(mutant), rule))
         return mutant
 
     return add
+
+
+def on(store_type: type[ShelfStore]) -> type[Shelf]:
+    """Return a sound backend on a broken store."""
+    return type(store_type.__name__, (Shelf,), {"store_type": store_type})
 
 
 # Numbers
 
 
 @breaks("test_positions_count_one_two_three_across_kinds")
-class CountsEachKindByItself(Shelf):
-    async def _append(self, batch: Batch) -> None:
+class CountsEachKindByItself(ShelfStore):
+    async def append(self, batch: Batch) -> None:
         for record, line in zip(batch.records, batch.encoded, strict=True):
             kind = kind_of(record)
             seq = 1 + sum(kind_of(codec.decode(old, 1)) == kind for _, old in self.disk.lines)
@@ -57,17 +69,17 @@ class CountsEachKindByItself(Shelf):
 
 
 @breaks("test_an_append_says_where_its_records_are")
-class StoresABatchBackwards(Shelf):
-    async def _append(self, batch: Batch) -> None:
-        await super()._append(Batch(batch.first_seq, batch.records[::-1], batch.encoded[::-1]))
+class StoresABatchBackwards(ShelfStore):
+    async def append(self, batch: Batch) -> None:
+        await super().append(Batch(batch.first_seq, batch.records[::-1], batch.encoded[::-1]))
 
 
 @breaks("test_an_append_of_nothing_stores_nothing")
 class StoresNothingAsSomething(Shelf):
-    async def _write(self, records: Sequence[Record], encoded: Sequence[bytes], size: int) -> int:
-        first = await super()._write(records, encoded, size)
-        self._last_seq += not records
-        return first
+    async def commit(self, requests: Any) -> Any:
+        committed = await super().commit(requests)
+        self._session.last_seq += any(request == AppendMany(()) for request in requests)
+        return committed
 
 
 @breaks("test_an_append_that_fails_uses_no_positions")
@@ -76,7 +88,7 @@ class SkipsAPositionForEachFailure(Shelf):
         try:
             return await super()._carry_out(request)
         except PersistenceError:
-            self._last_seq += 1
+            self._session.last_seq += 1
             raise
 
 
@@ -109,18 +121,18 @@ class CountsNoBadRecords(Shelf):
 
 
 @breaks("test_a_run_of_appends_keeps_the_order_of_the_mailbox")
-class SortsARunByKind(Shelf):
-    async def _append(self, batch: Batch) -> None:
+class SortsARunByKind(ShelfStore):
+    async def append(self, batch: Batch) -> None:
         pairs = sorted(
             zip(batch.records, batch.encoded, strict=True), key=lambda pair: kind_of(pair[0])
         )
-        await super()._append(Batch(batch.first_seq, (), [line for _, line in pairs]))
+        await super().append(Batch(batch.first_seq, (), [line for _, line in pairs]))
 
 
 @breaks("test_a_large_batch_is_stored_whole")
-class CutsLargeBatches(Shelf):
-    async def _append(self, batch: Batch) -> None:
-        await super()._append(Batch(batch.first_seq, batch.records, batch.encoded[:10_000]))
+class CutsLargeBatches(ShelfStore):
+    async def append(self, batch: Batch) -> None:
+        await super().append(Batch(batch.first_seq, batch.records, batch.encoded[:10_000]))
 
 
 @breaks("test_what_json_has_no_form_for_is_refused_with_its_path")
@@ -144,7 +156,7 @@ class TakesTheEncoderAtItsWord(Shelf):
 
 
 @breaks("test_what_is_nested_as_deeply_as_may_be_is_read_again")
-class ReadsNothingDeep(Shelf):
+class ReadsNothingDeep(ShelfStore):
     def _decoded(self, seq: int, line: bytes) -> Record | None:
         return None if line.count(b"[") > 40 else super()._decoded(seq, line)
 
@@ -160,7 +172,7 @@ class TakesAnything(Shelf):
 
 
 @breaks("test_records_come_back_as_they_were_written")
-class ShortensLongPayloads(Shelf):
+class ShortensLongPayloads(ShelfStore):
     def _decoded(self, seq: int, line: bytes) -> Record | None:
         record = super()._decoded(seq, line)
         if record is not None and isinstance(record.payload, list):
@@ -169,7 +181,7 @@ class ShortensLongPayloads(Shelf):
 
 
 @breaks("test_records_come_back_as_they_were_written")
-class ForgetsWhoWaitedForAReply(Shelf):
+class ForgetsWhoWaitedForAReply(ShelfStore):
     def _decoded(self, seq: int, line: bytes) -> Record | None:
         return super()._decoded(
             seq, line.replace(b'"expects_reply":true', b'"expects_reply":false')
@@ -177,20 +189,20 @@ class ForgetsWhoWaitedForAReply(Shelf):
 
 
 @breaks("test_records_come_back_as_they_were_written")
-class KeepsWholeSeconds(Shelf):
+class KeepsWholeSeconds(ShelfStore):
     def _decoded(self, seq: int, line: bytes) -> Record | None:
         record = super()._decoded(seq, line)
         return record and msgspec.structs.replace(record, timestamp=float(int(record.timestamp)))
 
 
 @breaks("test_structs_and_dataclasses_come_back_as_plain_data")
-class ReturnsWhatWasGiven(Shelf):
+class ReturnsWhatWasGiven(ShelfStore):
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
         self.given: dict[int, Record] = {}
 
-    async def _append(self, batch: Batch) -> None:
-        await super()._append(batch)
+    async def append(self, batch: Batch) -> None:
+        await super().append(batch)
         for seq, record in enumerate(batch.records, batch.first_seq):
             self.given[seq] = msgspec.structs.replace(record, seq=seq)
 
@@ -199,16 +211,16 @@ class ReturnsWhatWasGiven(Shelf):
 
 
 @breaks("test_each_kind_is_read_by_itself")
-class TakesDeadLettersForAudits(Shelf):
-    def _visible(self, kind: Kind, policy: Any = None) -> list[tuple[Record, int]]:
-        return super()._visible("dead_letter" if kind == "audit" else kind, policy)
+class TakesDeadLettersForAudits(ShelfStore):
+    def _visible(self, kind: Kind, policy: RetentionPolicy, now: float) -> list[tuple[Record, int]]:
+        return super()._visible("dead_letter" if kind == "audit" else kind, policy, now)
 
 
 breaks("test_a_stored_record_does_not_change_with_what_it_was_made_of")(ReturnsWhatWasGiven)
 
 
 @breaks("test_a_stored_record_does_not_change_with_what_was_read")
-class CachesWhatItRead(Shelf):
+class CachesWhatItRead(ShelfStore):
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
         self.cache: dict[int, Record | None] = {}
@@ -222,10 +234,10 @@ class CachesWhatItRead(Shelf):
 # Reading
 
 
-def reads_without(**changes: Any) -> type[Shelf]:
-    class Ignores(Shelf):
-        async def _read(self, request: Read) -> Page:
-            return await super()._read(msgspec.structs.replace(request, **changes))
+def reads_without(**changes: Any) -> type[ShelfStore]:
+    class Ignores(ShelfStore):
+        async def read(self, request: Read, policy: RetentionPolicy, now: float) -> Page:
+            return await super().read(msgspec.structs.replace(request, **changes), policy, now)
 
     Ignores.__name__ = f"Ignores{''.join(changes).title()}"
     return Ignores
@@ -239,52 +251,56 @@ breaks("test_reads_obey_every_argument_and_their_combinations")(reads_without(ne
 
 
 @breaks("test_reads_obey_every_argument_and_their_combinations")
-class IncludesAfter(Shelf):
-    async def _read(self, request: Read) -> Page:
+class IncludesAfter(ShelfStore):
+    async def read(self, request: Read, policy: RetentionPolicy, now: float) -> Page:
         after = max(0, request.after - 1)
-        return await super()._read(msgspec.structs.replace(request, after=after))
+        return await super().read(msgspec.structs.replace(request, after=after), policy, now)
 
 
 @breaks("test_reads_obey_every_argument_and_their_combinations")
-class IncludesBefore(Shelf):
-    async def _read(self, request: Read) -> Page:
+class IncludesBefore(ShelfStore):
+    async def read(self, request: Read, policy: RetentionPolicy, now: float) -> Page:
         before = None if request.before is None else request.before + 1
-        return await super()._read(msgspec.structs.replace(request, before=before))
+        return await super().read(msgspec.structs.replace(request, before=before), policy, now)
 
 
 @breaks("test_reads_obey_every_argument_and_their_combinations")
-class SortsByTime(Shelf):
-    async def _read(self, request: Read) -> Page:
-        page = await super()._read(request)
+class SortsByTime(ShelfStore):
+    async def read(self, request: Read, policy: RetentionPolicy, now: float) -> Page:
+        page = await super().read(request, policy, now)
         records = tuple(sorted(page.records, key=lambda record: record.timestamp))
         return msgspec.structs.replace(page, records=records)
 
 
 @breaks("test_reads_obey_every_argument_and_their_combinations")
-class ReturnsTheNewestFirst(Shelf):
-    async def _read(self, request: Read) -> Page:
-        page = await super()._read(request)
+class ReturnsTheNewestFirst(ShelfStore):
+    async def read(self, request: Read, policy: RetentionPolicy, now: float) -> Page:
+        page = await super().read(request, policy, now)
         return msgspec.structs.replace(page, records=page.records[::-1]) if request.newest else page
 
 
 @breaks("test_reads_obey_every_argument_and_their_combinations")
-class LimitsBeforeItFilters(Shelf):
-    def _candidates(self, request: Read) -> Iterator[tuple[Record, int]]:
-        found = list(super()._candidates(request))
+class LimitsBeforeItFilters(ShelfStore):
+    def _candidates(
+        self, request: Read, policy: RetentionPolicy, now: float
+    ) -> Iterator[tuple[Record, int]]:
+        found = list(super()._candidates(request, policy, now))
         return iter(found if request.limit is None else found[: request.limit])
 
 
 @breaks("test_since_and_until_include_their_own_moment")
-class LeavesOutTheMomentItself(Shelf):
-    def _candidates(self, request: Read) -> Iterator[tuple[Record, int]]:
-        for record, length in super()._candidates(request):
+class LeavesOutTheMomentItself(ShelfStore):
+    def _candidates(
+        self, request: Read, policy: RetentionPolicy, now: float
+    ) -> Iterator[tuple[Record, int]]:
+        for record, length in super()._candidates(request, policy, now):
             if record.timestamp not in (request.since, request.until):
                 yield record, length
 
 
-class Unbounded(Shelf):
-    async def _read(self, request: Read) -> Page:
-        found = [record for record, _ in self._candidates(request)]
+class Unbounded(ShelfStore):
+    async def read(self, request: Read, policy: RetentionPolicy, now: float) -> Page:
+        found = [record for record, _ in self._candidates(request, policy, now)]
         seqs = [record.seq or 0 for record in found]
         return Page(tuple(found), max(seqs, default=0), False, min(seqs, default=0))
 
@@ -294,15 +310,15 @@ breaks("test_a_page_is_bounded_in_bytes")(Unbounded)
 
 
 @breaks("test_a_page_says_whether_there_is_more")
-class NeverHasMore(Shelf):
-    async def _read(self, request: Read) -> Page:
-        return msgspec.structs.replace(await super()._read(request), more=False)
+class NeverHasMore(ShelfStore):
+    async def read(self, request: Read, policy: RetentionPolicy, now: float) -> Page:
+        return msgspec.structs.replace(await super().read(request, policy, now), more=False)
 
 
 @breaks("test_a_page_says_whether_there_is_more")
-class AlwaysHasMore(Shelf):
-    async def _read(self, request: Read) -> Page:
-        page = await super()._read(request)
+class AlwaysHasMore(ShelfStore):
+    async def read(self, request: Read, policy: RetentionPolicy, now: float) -> Page:
+        page = await super().read(request, policy, now)
         return msgspec.structs.replace(page, more=bool(page.records))
 
 
@@ -321,10 +337,12 @@ class StreamsOnePage(Shelf):
 
 
 @breaks("test_what_was_acknowledged_is_read")
-class ReadsAreOneAppendBehind(Shelf):
-    def _visible(self, kind: Kind, policy: Any = None) -> list[tuple[Record, int]]:
+class ReadsAreOneAppendBehind(ShelfStore):
+    def _visible(self, kind: Kind, policy: RetentionPolicy, now: float) -> list[tuple[Record, int]]:
         return [
-            pair for pair in super()._visible(kind, policy) if pair[0].seq != self.disk.last_seq
+            pair
+            for pair in super()._visible(kind, policy, now)
+            if pair[0].seq != self.disk.last_seq
         ]
 
 
@@ -341,26 +359,27 @@ class ReadsNothingIfInDoubt(Shelf):
 
 
 @breaks("test_retention_hides_the_oldest_of_each_kind")
-class RetainsAllKindsTogether(Shelf):
-    def _visible(self, kind: Kind, policy: Any = None) -> list[tuple[Record, int]]:
-        newest = self.disk.last_seq - (self.retention.max_records or 10**9)
-        return [pair for pair in super()._visible(kind, policy) if (pair[0].seq or 0) > newest]
+class RetainsAllKindsTogether(ShelfStore):
+    def _visible(self, kind: Kind, policy: RetentionPolicy, now: float) -> list[tuple[Record, int]]:
+        newest = self.disk.last_seq - (policy.max_records or 10**9)
+        return [pair for pair in super()._visible(kind, policy, now) if (pair[0].seq or 0) > newest]
 
 
 @breaks("test_retention_hides_what_gets_too_old")
-class JudgesAgeWhenItOpens(Shelf):
-    def __init__(self, *args: Any, **options: Any) -> None:
-        super().__init__(*args, **options)
-        now = self._clock()
-        self._clock = lambda: now
+class JudgesAgeWhenItOpens(ShelfStore):
+    opened_at: float | None = None
+
+    async def read(self, request: Read, policy: RetentionPolicy, now: float) -> Page:
+        self.opened_at = now if self.opened_at is None else self.opened_at
+        return await super().read(request, policy, self.opened_at)
 
 
 @breaks("test_retention_counts_encoded_bytes")
-class CountsOneByteLess(Shelf):
-    def _visible(self, kind: Kind, policy: Any = None) -> list[tuple[Record, int]]:
-        budget = self.retention.max_total_bytes or 10**9
+class CountsOneByteLess(ShelfStore):
+    def _visible(self, kind: Kind, policy: RetentionPolicy, now: float) -> list[tuple[Record, int]]:
+        budget = policy.max_total_bytes or 10**9
         shown: list[tuple[Record, int]] = []
-        for record, length in reversed(super()._visible(kind, policy)):
+        for record, length in reversed(super()._visible(kind, policy, now)):
             budget -= length + 1
             if budget < 0:
                 break
@@ -369,32 +388,36 @@ class CountsOneByteLess(Shelf):
 
 
 @breaks("test_retention_and_reads_combine")
-class RetainsOnlyWhatItReadsFromTheStart(Shelf):
-    def _visible(self, kind: Kind, policy: Any = None) -> list[tuple[Record, int]]:
-        everything = Shelf(self.disk)._visible(kind)
-        return super()._visible(kind, policy) if len(everything) < 9 else everything
+class RetainsOnlyWhatItReadsFromTheStart(ShelfStore):
+    def _visible(self, kind: Kind, policy: RetentionPolicy, now: float) -> list[tuple[Record, int]]:
+        everything = super()._visible(kind, RetentionPolicy(), now)
+        return super()._visible(kind, policy, now) if len(everything) < 9 else everything
 
 
 @breaks("test_compaction_keeps_what_reads_show")
-class CompactsOneTooMany(Shelf):
-    async def _compact(self, policy: Any, *, dry_run: bool) -> CompactionReport:
-        report = await super()._compact(policy, dry_run=dry_run)
+class CompactsOneTooMany(ShelfStore):
+    async def compact(
+        self, policy: RetentionPolicy, now: float, *, dry_run: bool
+    ) -> CompactionReport:
+        report = await super().compact(policy, now, dry_run=dry_run)
         self.disk.lines.pop(0)
         return report
 
 
 @breaks("test_compaction_keeps_what_reads_show")
-class SaysThatItCompacted(Shelf):
-    async def _compact(self, policy: Any, *, dry_run: bool) -> CompactionReport:
+class SaysThatItCompacted(ShelfStore):
+    async def compact(
+        self, policy: RetentionPolicy, now: float, *, dry_run: bool
+    ) -> CompactionReport:
         lines = list(self.disk.lines)
-        report = await super()._compact(policy, dry_run=dry_run)
+        report = await super().compact(policy, now, dry_run=dry_run)
         self.disk.lines = lines
         return report
 
 
 @breaks("test_positions_are_not_given_again_after_compaction")
-class CountsWhatIsLeft(Shelf):
-    async def _open(self) -> int:
+class CountsWhatIsLeft(ShelfStore):
+    async def last_seq(self) -> int:
         return max((seq for seq, _ in self.disk.lines), default=0)
 
 
@@ -402,45 +425,45 @@ class CountsWhatIsLeft(Shelf):
 
 
 @breaks("test_a_scan_of_a_sound_store_is_clean_and_changes_nothing")
-class ScansItsLastPageOnly(Shelf):
-    async def _scan(self, request: Scan) -> PersistenceScanReport:
-        report = await super()._scan(request)
+class ScansItsLastPageOnly(ShelfStore):
+    async def scan(self, report_progress: ReportProgress) -> PersistenceScanReport:
+        report = await super().scan(report_progress)
         return msgspec.structs.replace(report, records_scanned=min(10, report.records_scanned))
 
 
 @breaks("test_recovery_of_a_sound_store_removes_nothing")
-class RecoversByStartingOver(Shelf):
-    async def _recover(self, config: PersistenceRecoveryConfig) -> PersistenceRecoveryReport:
+class RecoversByStartingOver(ShelfStore):
+    async def recover(self, config: PersistenceRecoveryConfig) -> PersistenceRecoveryReport:
         self.disk.lines.clear()
-        return await super()._recover(config)
+        return await super().recover(config)
 
 
 @breaks("test_a_scan_finds_damage_and_changes_nothing")
-class SeesNoDamage(Shelf):
-    async def _scan(self, request: Scan) -> PersistenceScanReport:
-        return msgspec.structs.replace(await super()._scan(request), anomalies=())
+class SeesNoDamage(ShelfStore):
+    async def scan(self, report_progress: ReportProgress) -> PersistenceScanReport:
+        return msgspec.structs.replace(await super().scan(report_progress), anomalies=())
 
 
 @breaks("test_a_scan_finds_damage_and_changes_nothing")
-class MendsWhenItScans(Shelf):
-    async def _scan(self, request: Scan) -> PersistenceScanReport:
-        report = await super()._scan(request)
+class MendsWhenItScans(ShelfStore):
+    async def scan(self, report_progress: ReportProgress) -> PersistenceScanReport:
+        report = await super().scan(report_progress)
         self.disk.lines = [pair for pair in self.disk.lines if self._decoded(*pair)]
         return report
 
 
 @breaks("test_recovery_keeps_every_record_that_can_be_read")
-class DropsWhatFollowsTheDamage(Shelf):
-    async def _recover(self, config: PersistenceRecoveryConfig) -> PersistenceRecoveryReport:
+class DropsWhatFollowsTheDamage(ShelfStore):
+    async def recover(self, config: PersistenceRecoveryConfig) -> PersistenceRecoveryReport:
         bad = [seq for seq, line in self.disk.lines if not self._decoded(seq, line)]
         self.disk.lines = [pair for pair in self.disk.lines if not bad or pair[0] <= bad[0]]
-        return await super()._recover(config)
+        return await super().recover(config)
 
 
 @breaks("test_recovery_keeps_every_record_that_can_be_read")
-class NumbersAnewWhenItRecovers(Shelf):
-    async def _recover(self, config: PersistenceRecoveryConfig) -> PersistenceRecoveryReport:
-        report = await super()._recover(config)
+class NumbersAnewWhenItRecovers(ShelfStore):
+    async def recover(self, config: PersistenceRecoveryConfig) -> PersistenceRecoveryReport:
+        report = await super().recover(config)
         self.disk.lines = [(n, line) for n, (_, line) in enumerate(self.disk.lines, 1)]
         return report
 
@@ -449,31 +472,28 @@ class NumbersAnewWhenItRecovers(Shelf):
 
 
 @breaks("test_a_store_that_is_opened_again_goes_on_where_it_was")
-class StartsAgainAtOne(Shelf):
-    async def _open(self) -> int:
+class StartsAgainAtOne(ShelfStore):
+    async def last_seq(self) -> int:
         return 0
 
 
 @breaks("test_a_store_that_is_opened_again_goes_on_where_it_was")
-class LosesTheLastRecordWhenItCloses(Shelf):
-    async def _close(self) -> None:
+class LosesTheLastRecordWhenItCloses(ShelfStore):
+    async def close(self) -> None:
         self.disk.lines.pop()
 
 
 @breaks("test_a_closed_backend_says_so")
 class OpensAgainWhenAsked(Shelf):
-    async def _make_ready(self, operation: str) -> None:
-        try:
-            await super()._make_ready(operation)
-        except BackendClosed:
-            self._state = "new"
-            await super()._make_ready(operation)
+    async def _carry_out(self, request: Any) -> object:
+        self._session.reopen()
+        return await super()._carry_out(request)
 
 
 @breaks("test_a_closed_backend_says_so")
 class CanNotBeClosedTwice(Shelf):
     async def aclose(self) -> None:
-        if self._state == "closed":
+        if self.is_closed:
             raise ValueError("closed already")
         await super().aclose()
 
@@ -487,13 +507,14 @@ class TakesAnyHost(Shelf):
 
 @breaks("test_two_tasks_without_a_host_never_meet_in_the_store")
 class LetsTasksMeet(Shelf):
+    class store_type(ShelfStore):
+        async def _write_line(self, seq: int, line: bytes) -> None:
+            await checkpoint()
+            await super()._write_line(seq, line)
+
     @contextlib.contextmanager
     def _alone(self) -> Iterator[None]:
         yield
-
-    async def _write_line(self, seq: int, line: bytes) -> None:
-        await checkpoint()
-        await super()._write_line(seq, line)
 
 
 @breaks("test_many_tasks_share_a_hosted_backend")
@@ -515,21 +536,21 @@ class FlushesOneLess(Shelf):
 
 @breaks("test_metrics_count_what_was_done")
 class CountsBytesOfPayloads(Shelf):
-    async def _append(self, batch: Batch) -> None:
-        await super()._append(batch)
+    def publish(self, batch: Batch) -> None:
+        super().publish(batch)
         self.metrics.bytes_written -= 1
 
 
 @breaks("test_metrics_count_what_was_done")
 class CountsTwice(Shelf):
-    async def _append(self, batch: Batch) -> None:
-        await super()._append(batch)
+    def publish(self, batch: Batch) -> None:
+        super().publish(batch)
         self.metrics.records_written += len(batch.records)
 
 
 @breaks("test_subscribers_see_each_batch_when_it_is_stored")
 class TellsNobody(Shelf):
-    def _publish(self, batch: Batch) -> None:
+    def publish(self, batch: Batch) -> None:
         pass
 
 
@@ -537,8 +558,8 @@ class TellsNobody(Shelf):
 
 
 @breaks("test_an_append_cancelled_at_any_await_is_whole_or_nothing")
-class CanBeCancelledInTheMiddle(Shelf):
-    async def _append(self, batch: Batch) -> None:
+class CanBeCancelledInTheMiddle(ShelfStore):
+    async def append(self, batch: Batch) -> None:
         for seq, line in enumerate(batch.encoded, batch.first_seq):
             await checkpoint()
             self.disk.lines.append((seq, line))
@@ -546,67 +567,82 @@ class CanBeCancelledInTheMiddle(Shelf):
 
 
 @breaks("test_an_append_cancelled_at_any_await_is_whole_or_nothing")
-class LosesCountWhenCancelled(Shelf):
-    async def _append(self, batch: Batch) -> None:
-        await super()._append(batch)
+class LosesCountWhenCancelled(ShelfStore):
+    acknowledged = 0
+
+    async def append(self, batch: Batch) -> None:
+        await super().append(batch)
         await checkpoint()
+        self.acknowledged = batch.first_seq + len(batch.encoded) - 1
+
+    async def claim(self) -> int:
+        return self.acknowledged
 
 
 @breaks("test_a_cancelled_caller_leaves_a_hosted_backend_sound")
-class GoesPastItsHost(CanBeCancelledInTheMiddle):
+class GoesPastItsHost(Shelf):
+    store_type = CanBeCancelledInTheMiddle
+
     async def perform(self, request: Any) -> Any:
         return await self.carry_out(request)
 
 
 @breaks("test_a_read_cancelled_at_any_await_leaves_the_backend_usable")
-class ForgetsWhereItWasWhenCancelled(Shelf):
-    async def _compact(self, policy: Any, *, dry_run: bool) -> CompactionReport:
+class ForgetsWhereItWasWhenCancelled(ShelfStore):
+    async def compact(
+        self, policy: RetentionPolicy, now: float, *, dry_run: bool
+    ) -> CompactionReport:
         lines, self.disk.lines = self.disk.lines, []
         await checkpoint()
         self.disk.lines = lines
-        return await super()._compact(policy, dry_run=dry_run)
+        return await super().compact(policy, now, dry_run=dry_run)
 
 
 # Moving
 
 
 @breaks("test_restored_records_keep_their_positions")
-class NumbersRestoredRecordsAnew(Shelf):
-    async def _append(self, batch: Batch) -> None:
+class NumbersRestoredRecordsAnew(ShelfStore):
+    async def append(self, batch: Batch) -> None:
         first = self.disk.last_seq + 1
-        await super()._append(Batch(first, batch.records, batch.encoded))
+        await super().append(Batch(first, batch.records, batch.encoded))
 
 
 @breaks("test_positions_that_were_given_are_not_restored")
 class RestoresWhatIsThere(Shelf):
-    async def _restore(self, records: Any) -> Any:
-        self._last_seq = 0
-        return await super()._restore(records)
+    async def _carry_out(self, request: Any) -> object:
+        if isinstance(request, Restore):
+            self._session.last_seq = 0
+        return await super()._carry_out(request)
 
 
 @breaks("test_a_summary_counts_what_is_stored")
-class SumsUpEventsAlone(Shelf):
-    async def _summarize(self, request: Any) -> Any:
-        summary = await super()._summarize(request)
+class SumsUpEventsAlone(ShelfStore):
+    async def summarize(self, intervals: int) -> StoreSummary:
+        summary = await summarize(ShelfStore(self.disk), intervals, RetentionPolicy(), 0.0)
         return msgspec.structs.replace(summary, records={"event": summary.records["event"]})
 
 
 @breaks("test_a_summary_counts_what_is_stored")
-class SumsUpInOneInterval(Shelf):
-    async def _summarize(self, request: Any) -> Any:
-        return await super()._summarize(msgspec.structs.replace(request, intervals=1))
+class SumsUpInOneInterval(ShelfStore):
+    async def summarize(self, intervals: int) -> StoreSummary:
+        return await summarize(ShelfStore(self.disk), 1, RetentionPolicy(), 0.0)
 
 
 @breaks("test_a_dry_run_says_what_a_compaction_does")
-class CompactsWhenItWasToTell(Shelf):
-    async def _compact(self, policy: Any, *, dry_run: bool) -> CompactionReport:
-        return await super()._compact(policy, dry_run=False)
+class CompactsWhenItWasToTell(ShelfStore):
+    async def compact(
+        self, policy: RetentionPolicy, now: float, *, dry_run: bool
+    ) -> CompactionReport:
+        return await super().compact(policy, now, dry_run=False)
 
 
 @breaks("test_a_dry_run_says_what_a_compaction_does")
-class TellsOfNothing(Shelf):
-    async def _compact(self, policy: Any, *, dry_run: bool) -> CompactionReport:
-        report = await super()._compact(policy, dry_run=dry_run)
+class TellsOfNothing(ShelfStore):
+    async def compact(
+        self, policy: RetentionPolicy, now: float, *, dry_run: bool
+    ) -> CompactionReport:
+        report = await super().compact(policy, now, dry_run=dry_run)
         if dry_run:
             report = msgspec.structs.replace(report, records_after=report.records_before)
         return report
@@ -614,7 +650,7 @@ class TellsOfNothing(Shelf):
 
 @breaks("test_a_compaction_goes_by_the_policy_it_is_given")
 class CompactsByItsOwnPolicy(Shelf):
-    async def _compact(self, policy: Any, *, dry_run: bool) -> CompactionReport:
+    async def _compact(self, policy: RetentionPolicy, *, dry_run: bool) -> CompactionReport:
         return await super()._compact(self.retention, dry_run=dry_run)
 
 

@@ -1,25 +1,25 @@
-"""A backend of one's own, held to the rules that papyra's are held to."""
+"""A store of one's own, held to the rules that papyra's are held to."""
 
 from __future__ import annotations
 
 import pytest
 
-from papyra.persistence.backends.base import Batch
-from papyra.persistence.backends.memory import InMemoryPersistence
-from papyra.testing.conformance import MakeBackend, PersistenceConformance
+from papyra.persistence.backends.memory import MemoryStore
+from papyra.persistence.backends.store import Batch
+from papyra.testing.conformance import MakeStore, PersistenceConformance
 
 
-class CountingPersistence(InMemoryPersistence):
+class CountingStore(MemoryStore):
     """Counts how often it writes."""
 
     writes = 0
 
-    async def _append(self, batch: Batch) -> None:
-        await super()._append(batch)
+    async def append(self, batch: Batch) -> None:
+        await super().append(batch)
         self.writes += 1
 
 
-class TestCountingPersistence(PersistenceConformance):
+class TestCountingStore(PersistenceConformance):
     @pytest.fixture
-    def make_backend(self) -> MakeBackend:
-        return CountingPersistence
+    def make_store(self) -> MakeStore:
+        return CountingStore

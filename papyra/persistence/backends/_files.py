@@ -8,7 +8,7 @@ import os
 import threading
 import time
 from collections.abc import Callable, Iterator
-from typing import Any, ClassVar, Literal, TypeAlias, TypeVar, get_args
+from typing import Any, Literal, TypeAlias, TypeVar, get_args
 
 from papyra._seconds import is_seconds, shown
 from papyra.exceptions import (
@@ -26,10 +26,10 @@ from papyra.persistence.backends._place import printable
 from papyra.persistence.backends._rewrite import Hidden, count_hidden
 from papyra.persistence.backends._thread import Claim, StoreThread, raise_if_cancelled
 from papyra.persistence.backends._walk import ScanResult
-from papyra.persistence.backends.base import Batch, Capabilities, PersistenceBackend
-from papyra.persistence.backends.page import collect_page
+from papyra.persistence.backends.base import PersistenceBackend
+from papyra.persistence.backends.store import Batch, Capabilities, collect_page
 from papyra.persistence.backends.summary import Span, spread
-from papyra.persistence.messages import Page, Read, Scan, Summarize
+from papyra.persistence.messages import Page, Read
 from papyra.persistence.records import KINDS, Kind, Record, kind_of
 from papyra.persistence.reports import (
     CompactionReport,
@@ -42,7 +42,7 @@ from papyra.persistence.reports import (
 )
 from papyra.persistence.retention import RetentionPolicy
 
-__all__ = ("FilePersistence", "Fsync")
+__all__ = ("FilePersistence", "FileStore", "Fsync")
 
 Fsync: TypeAlias = Literal["always", "everysec", "no"]
 
@@ -65,10 +65,46 @@ ResultT = TypeVar("ResultT")
 
 
 class FilePersistence(PersistenceBackend):
-    """A backend on a journal. Blocking calls are made in a thread of its own."""
+    """What the backends on files have in common."""
 
-    #: what reports call it
-    name: ClassVar[str]
+    store: FileStore
+
+    def __init__(
+        self,
+        name: str,
+        journal: Journal,
+        *,
+        fsync: Fsync,
+        call_timeout: float | None,
+        retention_policy: RetentionPolicy | None,
+        clock: Callable[[], float],
+        opening: ReportProgress | None = None,
+    ) -> None:
+        if not journal.read_only and not CAN_WRITE:
+            raise UnsupportedPlatform(
+                f"{type(self).__name__} needs the file locks of POSIX (fcntl) to write, as Linux "
+                "and macOS have them: here it only reads, with read_only=True"
+            )
+        store = FileStore(name, journal, fsync=fsync, call_timeout=call_timeout, opening=opening)
+        super().__init__(store, retention_policy=retention_policy, clock=clock)
+
+    @property
+    def is_damaged(self) -> bool:
+        """Whether damage has been seen by now, which reads pass over; only a scan sees all."""
+        return self.store.is_damaged
+
+    @property
+    def _common(self) -> dict[str, Any]:
+        """The arguments that a reader of the same journal shares."""
+        return {
+            "call_timeout": self.store.call_timeout,
+            "retention_policy": self._retention,
+            "clock": self.clock,
+        }
+
+
+class FileStore:
+    """A `Store` on a journal. Blocking calls are made in a thread of its own."""
 
     capabilities = Capabilities(
         durable=True, recovery=True, compaction=True, readable_when_closed=False
@@ -76,54 +112,40 @@ class FilePersistence(PersistenceBackend):
 
     def __init__(
         self,
+        name: str,
         journal: Journal,
         *,
         fsync: Fsync,
         call_timeout: float | None,
-        retention_policy: RetentionPolicy | None,
-        clock: Callable[[], float],
+        opening: ReportProgress | None,
     ) -> None:
-        super().__init__(retention_policy=retention_policy, clock=clock)
-        if not journal.read_only and not CAN_WRITE:
-            raise UnsupportedPlatform(
-                f"{type(self).__name__} needs the file locks of POSIX (fcntl) to write, as Linux "
-                "and macOS have them: here it only reads, with read_only=True"
-            )
         if fsync not in get_args(Fsync):
             raise InvalidPolicy(f"fsync is one of {', '.join(get_args(Fsync))}, not {fsync!r}")
         if call_timeout is not None and not is_seconds(call_timeout, above=True, finite=True):
             raise InvalidPolicy(
                 f"call_timeout is seconds, more than 0, or None, not {shown(call_timeout)}"
             )
-        self._call_timeout = call_timeout
-        self._journal = journal
+        self.name = name
+        self.journal = journal
+        self.call_timeout = call_timeout
         self._lock = journal.lock()
         self._fsync: Fsync = fsync
         self._closing: threading.Event | None = None
-        #: is told how far opening is; see `reader`
-        self._opening: ReportProgress | None = None
+        self._opening = opening
 
     @property
     def location(self) -> str:
         """The path of the file, or of the directory."""
-        return printable(self._journal.place.name)
+        return printable(self.journal.place.name)
 
     @property
     def is_damaged(self) -> bool:
-        """Whether damage has been seen by now, which reads pass over; only a scan sees all."""
-        return self._journal.is_damaged()
+        """Whether damage has been seen by now."""
+        return self.journal.is_damaged()
 
-    @property
-    def _common(self) -> dict[str, Any]:
-        """The arguments that a reader of the same journal shares."""
-        return {
-            "call_timeout": self._call_timeout,
-            "retention_policy": self._retention,
-            "clock": self._clock,
-        }
-
-    async def _open(self) -> int:
-        thread = StoreThread(f"papyra {self._journal.path.name}")
+    async def open(self) -> None:
+        """Open the files, and take the lock that a writer has."""
+        thread = StoreThread(f"papyra {self.journal.path.name}")
         try:
             await thread.run(self._open_journal)
         except BaseException as error:
@@ -132,9 +154,13 @@ class FilePersistence(PersistenceBackend):
                 raise self._named(error, "open failed: ") from error
             raise
         self._thread = thread
-        return self._journal.last_seq
 
-    async def _close(self) -> None:
+    async def last_seq(self) -> int:
+        """Return the greatest position that was given, for a reader as of now."""
+        return await self._run(self._look, lambda: self.journal.last_seq, timeout=self.call_timeout)
+
+    async def close(self) -> None:
+        """Close the files, and release the lock as soon as nothing can be written any more."""
         if self._closing is not None:
             self._closing.set()
         try:
@@ -145,40 +171,47 @@ class FilePersistence(PersistenceBackend):
             raise
         self._thread.stop()
 
-    async def _append(self, batch: Batch) -> None:
+    async def claim(self) -> int:
+        """Return the greatest position that was given: the journal knows what was written."""
         self._must_write()
-        claim, timeout = Claim(), self._call_timeout
-        # Whatever fails: which positions are given, the journal knows.
-        self._prepared = False
+        return await self.last_seq()
+
+    async def append(self, batch: Batch) -> None:
+        """Write a batch in one piece, and sync it as configured."""
+        claim, timeout = Claim(), self.call_timeout
         await self._run(self._write_batch, batch, claim, timeout=timeout, claim=claim)
-        self._prepared = True
 
-    async def _prepare(self) -> int:
-        return await self._run(lambda: self._journal.last_seq, timeout=self._call_timeout)
+    async def flush(self) -> None:
+        """Sync everything that was written."""
+        if not self.journal.read_only:
+            await self._thread.run(self.journal.sync, timeout=self.call_timeout)
 
-    async def _flush(self) -> None:
-        if not self._journal.read_only:
-            await self._thread.run(self._journal.sync, timeout=self._call_timeout)
+    async def read(self, request: Read, policy: RetentionPolicy, now: float) -> Page:
+        """Return a page of what `policy` shows at Unix time `now`."""
+        return await self._run(self._read_page, request, policy, now, timeout=self.call_timeout)
 
-    async def _read(self, request: Read) -> Page:
-        return await self._run(self._read_page, request, timeout=self._call_timeout)
+    async def summarize(self, intervals: int) -> StoreSummary:
+        """Sum up the indexes of the files."""
+        look = functools.partial(self._look, functools.partial(self._sum_up, intervals))
+        return await self._run(look, timeout=self.call_timeout)
 
-    async def _summarize(self, request: Summarize) -> StoreSummary:
-        look = functools.partial(self._look, functools.partial(self._sum_up, request.intervals))
-        return await self._run(look, timeout=self._call_timeout)
+    async def scan(self, report_progress: ReportProgress) -> PersistenceScanReport:
+        """Check every line, and report the bytes that are done."""
+        return self._report(await self._run(self._scan_journal, report_progress))
 
-    async def _scan(self, request: Scan) -> PersistenceScanReport:
-        return self._report(await self._run(self._scan_journal, request.progress))
-
-    async def _recover(self, config: PersistenceRecoveryConfig) -> PersistenceRecoveryReport:
+    async def recover(self, config: PersistenceRecoveryConfig) -> PersistenceRecoveryReport:
+        """Rewrite what is damaged without what can't be read."""
         self._must_write()
         return await self._run(self._recover_journal, config)
 
-    async def _compact(self, policy: RetentionPolicy, *, dry_run: bool) -> CompactionReport:
+    async def compact(
+        self, policy: RetentionPolicy, now: float, *, dry_run: bool
+    ) -> CompactionReport:
+        """Remove and rewrite files without what `policy` hides at Unix time `now`."""
         if dry_run:
-            return await self._run(self._look, functools.partial(self._count, policy))
+            return await self._run(self._look, functools.partial(self._count, policy, now))
         self._must_write()
-        return await self._run(self._drop_hidden, policy)
+        return await self._run(self._drop_hidden, policy, now)
 
     async def _run(
         self,
@@ -197,7 +230,7 @@ class FilePersistence(PersistenceBackend):
         """Return an error that says which file it is about, and who may use that."""
         if isinstance(error, PersistenceError):
             return error
-        place = str(self._journal.path)
+        place = str(self.journal.path)
         error.filename = file = os.fsdecode(error.filename or place)
         if isinstance(error, PermissionError):
             return StoreAccessDenied(f"{operation}{place}: {error!r}: {whose(file)}")
@@ -206,25 +239,25 @@ class FilePersistence(PersistenceBackend):
         return StoreError(f"{operation}{place}: {error!r}: {file}")
 
     def _must_write(self) -> None:
-        if self._journal.read_only:
-            raise StoreReadOnly(f"{self._journal.place.name} was opened to be read only")
+        if self.journal.read_only:
+            raise StoreReadOnly(f"{self.journal.place.name} was opened to be read only")
 
     # In the thread
 
     def _open_journal(self) -> None:
-        if self._journal.read_only:
+        if self.journal.read_only:
             self._open_to_read()
             return
-        self._journal.prepare()
-        self._lock = self._journal.lock()
+        self.journal.prepare()
+        self._lock = self.journal.lock()
         self._lock.acquire()
-        self._journal.closed = self._lock.closed
+        self.journal.closed = self._lock.closed
         try:
-            self._journal.open()
-            self._lock.vouch(self._journal.closed)
+            self.journal.open()
+            self._lock.vouch(self.journal.closed)
         except BaseException:
             with contextlib.suppress(OSError):
-                self._journal.close()
+                self.journal.close()
             self._lock.release()
             raise
         if self._fsync == "everysec":
@@ -232,65 +265,66 @@ class FilePersistence(PersistenceBackend):
             syncing = threading.Thread(
                 target=self._sync_every_second,
                 args=(self._closing,),
-                name=f"papyra sync {self._journal.path.name}",
+                name=f"papyra sync {self.journal.path.name}",
                 daemon=True,
             )
             syncing.start()
 
     def _open_to_read(self) -> None:
-        self._lock = self._journal.lock()
+        self._lock = self.journal.lock()
         self._lock.look()
-        self._journal.closed = self._lock.closed
-        path = self._journal.path
+        self.journal.closed = self._lock.closed
+        path = self.journal.path
         if self._opening is None or not path.is_file():
-            _undisturbed(self._journal.open)
+            _undisturbed(self.journal.open)
             return
         advance = _Advance(self._opening, path.stat().st_size)
-        self._journal.open(advance)
+        self.journal.open(advance)
         advance.finish()
 
     def _close_journal(self) -> None:
         try:
             self._vouch()
-            self._journal.close()
+            self.journal.close()
         finally:
             self._lock.release()
 
     def _vouch(self) -> None:
         """Let the lock say how far the store is acknowledged, if it is on the device."""
-        closed = self._journal.vouch()
+        closed = self.journal.vouch()
         if closed is not None:
             self._lock.vouch(closed)
 
     def _sync_every_second(self, closing: threading.Event) -> None:
         while not closing.wait(SYNC_INTERVAL):
-            self._journal.sync_in_background()
+            self.journal.sync_in_background()
 
     def _write_batch(self, batch: Batch, claim: Claim) -> None:
         sync = self._fsync == "always" and not batch.more
-        self._journal.append(batch, claim.or_raise, sync=sync)
+        self.journal.append(batch, claim.or_raise, sync=sync)
 
     def _look(self, look: Callable[[], ResultT]) -> ResultT:
         """Return what `look` does; a reader sees what another process has written until then."""
-        if not self._journal.read_only:
+        if not self.journal.read_only:
             return look()
 
         def look_at_what_is_there() -> ResultT:
-            self._journal.refresh()
+            self.journal.refresh()
             result = look()
-            self._journal.raise_if_rewritten()
-            self._last_seq = self._journal.last_seq
+            self.journal.raise_if_rewritten()
             return result
 
         return _undisturbed(look_at_what_is_there)
 
-    def _read_page(self, request: Read) -> Page:
-        return self._look(lambda: collect_page(request, self._candidates(request)))
+    def _read_page(self, request: Read, policy: RetentionPolicy, now: float) -> Page:
+        return self._look(lambda: collect_page(request, self._candidates(request, policy, now)))
 
-    def _candidates(self, request: Read) -> Iterator[tuple[Record, int]]:
+    def _candidates(
+        self, request: Read, policy: RetentionPolicy, now: float
+    ) -> Iterator[tuple[Record, int]]:
         """Yield the records that a read may show, in its order, each with its bytes."""
         kind, before, newest = request.kind, request.before, request.newest
-        after, since = self._hidden(kind, self.retention)
+        after, since = self._hidden(kind, policy, now)
         after = max(after, request.after)
         since = since if request.since is None else max(since, request.since)
         until = _FOREVER if request.until is None else request.until
@@ -317,7 +351,7 @@ class FilePersistence(PersistenceBackend):
         newest: bool,
     ) -> Iterator[JournalFile]:
         """Yield the files in which there may be records of a kind, within these limits."""
-        for file in self._journal.files(newest=newest):
+        for file in self.journal.files(newest=newest):
             if (before is not None and file.base >= before - 1) or (
                 file.through is not None and file.through <= after
             ):
@@ -327,7 +361,7 @@ class FilePersistence(PersistenceBackend):
                 yield file
 
     def _sum_up(self, intervals: int) -> StoreSummary:
-        journal = self._journal
+        journal = self.journal
         totals = [file.totals() for file in journal.files(newest=False)]
         oldest = min((each.oldest for each in totals), default=_FOREVER)
         newest = max((each.newest for each in totals), default=-_FOREVER)
@@ -349,8 +383,8 @@ class FilePersistence(PersistenceBackend):
         )
 
     def _spans(self, records: int) -> Iterator[Span]:
-        is_short = (self._journal.segments or 1) <= _LOOKED_INTO
-        for file in self._journal.files(newest=False):
+        is_short = (self.journal.segments or 1) <= _LOOKED_INTO
+        for file in self.journal.files(newest=False):
             if records <= _COUNTED:
                 for block in range(len(file.index)):
                     for record, _ in file.records(block):
@@ -362,7 +396,7 @@ class FilePersistence(PersistenceBackend):
                 if totals.records:
                     yield totals.oldest, totals.newest, totals.records
 
-    def _hidden(self, kind: Kind, policy: RetentionPolicy) -> Hidden:
+    def _hidden(self, kind: Kind, policy: RetentionPolicy, now: float) -> Hidden:
         """Return what retention hides of a kind."""
         through = 0
         if policy.max_records is not None:
@@ -370,12 +404,12 @@ class FilePersistence(PersistenceBackend):
         if policy.max_total_bytes is not None:
             bytes_through = self._through_of_surplus(kind, policy.max_total_bytes, in_bytes=True)
             through = max(through, bytes_through)
-        oldest = policy.oldest_time(self._clock())
+        oldest = policy.oldest_time(now)
         return Hidden(through, -_FOREVER if oldest is None else oldest)
 
     def _through_of_surplus(self, kind: Kind, limit: int, *, in_bytes: bool) -> int:
         """Return up to where there are more records of a kind, or bytes of them, than allowed."""
-        for file in self._journal.files(newest=True):
+        for file in self.journal.files(newest=True):
             totals = file.totals()
             surplus = (totals.sizes if in_bytes else totals.counts)[kind] - limit
             if surplus == 0:
@@ -391,24 +425,22 @@ class FilePersistence(PersistenceBackend):
             limit = -surplus
         return 0
 
-    def _scan_journal(self, report: ReportProgress | None) -> ScanResult:
-        self._journal.check_name()
-        if report is None:
-            return self._look(self._journal.scan)
+    def _scan_journal(self, report: ReportProgress) -> ScanResult:
+        self.journal.check_name()
         return self._look(lambda: self._scan_and_tell(report))
 
     def _scan_and_tell(self, tell: ReportProgress) -> ScanResult:
-        advance = _Advance(tell, self._journal.size())
-        found = self._journal.scan(advance)
+        advance = _Advance(tell, self.journal.size())
+        found = self.journal.scan(advance)
         advance.finish()
         return found
 
     def _recover_journal(self, config: PersistenceRecoveryConfig) -> PersistenceRecoveryReport:
-        self._journal.check_name()
+        self.journal.check_name()
         self._lock.vouch(None)
-        mended = self._journal.recover(config)
+        mended = self.journal.recover(config)
         self._vouch()
-        found = self._journal.scan()
+        found = self.journal.scan()
         return PersistenceRecoveryReport(
             self.name,
             supported=True,
@@ -418,19 +450,19 @@ class FilePersistence(PersistenceBackend):
             quarantined=tuple(mended.moved),
         )
 
-    def _drop_hidden(self, policy: RetentionPolicy) -> CompactionReport:
-        self._journal.check_name()
+    def _drop_hidden(self, policy: RetentionPolicy, now: float) -> CompactionReport:
+        self.journal.check_name()
         before = self._held()
         self._lock.vouch(None)
-        self._journal.drop_hidden({kind: self._hidden(kind, policy) for kind in KINDS})
+        self.journal.drop_hidden({kind: self._hidden(kind, policy, now) for kind in KINDS})
         self._vouch()
         return self._compacted(before, self._held())
 
-    def _count(self, policy: RetentionPolicy) -> CompactionReport:
+    def _count(self, policy: RetentionPolicy, now: float) -> CompactionReport:
         """Report what `_drop_hidden` would do."""
-        hidden = {kind: self._hidden(kind, policy) for kind in KINDS}
+        hidden = {kind: self._hidden(kind, policy, now) for kind in KINDS}
         records, size = self._held()
-        counts = [count_hidden(file, hidden) for file in self._journal.files(newest=False)]
+        counts = [count_hidden(file, hidden) for file in self.journal.files(newest=False)]
         left = records - sum(count for count, _ in counts), size - sum(size for _, size in counts)
         return self._compacted((records, size), left)
 
@@ -438,7 +470,7 @@ class FilePersistence(PersistenceBackend):
         return CompactionReport(self.name, True, before[0], after[0], before[1], after[1])
 
     def _held(self) -> tuple[int, int]:
-        totals = [file.totals() for file in self._journal.files(newest=False)]
+        totals = [file.totals() for file in self.journal.files(newest=False)]
         return sum(each.records for each in totals), sum(each.record_bytes for each in totals)
 
     def _report(self, found: ScanResult) -> PersistenceScanReport:

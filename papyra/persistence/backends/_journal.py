@@ -22,7 +22,7 @@ from papyra.persistence.backends._rewrite import (
     repair,
 )
 from papyra.persistence.backends._walk import Advance, ScanResult
-from papyra.persistence.backends.base import Batch
+from papyra.persistence.backends.store import Batch
 from papyra.persistence.records import Kind
 from papyra.persistence.reports import PersistenceRecoveryConfig
 

@@ -20,7 +20,7 @@ import msgspec
 
 from papyra.persistence.backends._disk import Disk
 from papyra.persistence.backends._index import Extent, SparseIndex, Totals
-from papyra.persistence.backends.base import MAX_SEQ
+from papyra.persistence.backends.store import MAX_SEQ
 
 __all__ = ("Recall", "Recollection")
 

@@ -32,7 +32,7 @@ from papyra.persistence.backends._rewrite import (
 )
 from papyra.persistence.backends._sidecar import Sidecar, read_sidecar, write_sidecar
 from papyra.persistence.backends._walk import Advance, ScanResult
-from papyra.persistence.backends.base import MAX_SEQ, Batch
+from papyra.persistence.backends.store import MAX_SEQ, Batch
 from papyra.persistence.records import Kind, Record
 from papyra.persistence.reports import PersistenceAnomaly, PersistenceRecoveryConfig
 

@@ -19,7 +19,7 @@ from papyra.persistence.backends._line import (
     record_sizes,
 )
 from papyra.persistence.backends._torn import Remains
-from papyra.persistence.backends.base import MAX_SEQ
+from papyra.persistence.backends.store import MAX_SEQ
 from papyra.persistence.records import Record
 from papyra.persistence.reports import AnomalyKind, PersistenceAnomaly
 

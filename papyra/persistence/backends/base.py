@@ -1,45 +1,38 @@
-"""The contract of a backend: what its author writes, and what may be relied on."""
+"""What users hold: the verbs, hosting, metrics, retention and subscriptions around one store."""
 
 from __future__ import annotations
 
-import abc
 import contextlib
 import logging
 import time
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import ClassVar, Literal, ParamSpec, Protocol, Self, TypeVar, assert_never, cast
+from typing import Protocol, Self, TypeVar, assert_never, cast
 
 import anyio
-import msgspec
 
 from papyra._text import shown
 from papyra.exceptions import (
     BackendBusy,
-    BackendClosed,
     BackendInUse,
     InvalidPolicy,
-    InvalidRecord,
     InvalidRequest,
-    PersistenceError,
-    PositionsExhausted,
-    StoreError,
+    InvalidSetting,
 )
-from papyra.persistence import codec
+from papyra.persistence.backends._session import StoreSession
 from papyra.persistence.backends.commit import Committed, commit
-from papyra.persistence.backends.summary import summarize_pages
+from papyra.persistence.backends.store import MAX_SEQ, Batch, Capabilities, Store
+from papyra.persistence.backends.summary import summarize
 from papyra.persistence.backends.verbs import PersistenceVerbs
 from papyra.persistence.messages import (
     AnyRequest,
     Append,
-    Appended,
     AppendMany,
     Compact,
     Flush,
     Flushed,
     GetMetrics,
-    Page,
     Read,
     Recover,
     Request,
@@ -49,18 +42,18 @@ from papyra.persistence.messages import (
     Summarize,
 )
 from papyra.persistence.metrics import PersistenceMetricsMixin
-from papyra.persistence.records import Record
 from papyra.persistence.reports import (
     CompactionReport,
     PersistenceRecoveryConfig,
     PersistenceRecoveryReport,
     PersistenceScanReport,
     ReportProgress,
-    StoreSummary,
+    ScanProgress,
 )
 from papyra.persistence.retention import RetentionPolicy
 
 __all__ = (
+    "MAX_SEQ",
     "Batch",
     "Capabilities",
     "Host",
@@ -69,46 +62,14 @@ __all__ = (
 
 logger = logging.getLogger("papyra")
 
-_RECORDS = (tuple, list)
-#: Characters of what a store raises that are passed on.
-_ERROR_LENGTH = 4000
-
-#: The greatest position, which every store can write down, 14 digits long.
-MAX_SEQ = 10**14 - 1
-
 ReplyT = TypeVar("ReplyT")
-ResultT = TypeVar("ResultT")
-Parameters = ParamSpec("Parameters")
+ArgumentT = TypeVar("ArgumentT")
 
-
-class Capabilities(msgspec.Struct, frozen=True, kw_only=True):
-    """What a backend can do. A verb that it can't do succeeds and does nothing."""
-
-    #: records outlive the process
-    durable: bool
-    #: a scan can find something, and `recover` can mend it
-    recovery: bool
-    #: `compact` frees what retention hides
-    compaction: bool
-    #: what was recorded can be read after `aclose`
-    readable_when_closed: bool
-
-
-class Batch(msgspec.Struct, frozen=True):
-    """What `_append` stores: records numbered from `first_seq`, and each of them encoded.
-
-    `first_seq` is mostly the one after the last that was given. It is a greater one where records
-    are restored from a store that has gaps.
-    """
-
-    first_seq: int
-    records: Sequence[Record]
-    encoded: Sequence[bytes]
-    #: whether the records had these positions in another store, and so may get them again if this
-    #: fails
-    restored: bool = False
-    #: whether more of the same request follows at once: what makes it durable may wait for that
-    more: bool = False
+#: What makes an object a store.
+_MEMBERS = (
+    *("name", "location", "capabilities", "open", "last_seq", "claim", "append", "flush", "close"),
+    *("read", "scan", "recover", "compact"),
+)
 
 
 class Host(Protocol):
@@ -124,42 +85,40 @@ class Host(Protocol):
         ...
 
 
-class PersistenceBackend(PersistenceVerbs, PersistenceMetricsMixin, abc.ABC):
-    """An append-only store of facts.
+class PersistenceBackend(PersistenceVerbs, PersistenceMetricsMixin):
+    """An append-only store of facts, as its users hold it.
 
     The verbs (`append`, `read`, `scan`, ...) work the same whether a persistence actor hosts the
     backend or not. Hosted, they go through that actor's mailbox. On its own, the backend carries
     them out on the spot, for one task at a time: it raises `BackendBusy` when two tasks meet. It
     opens itself on first use.
 
-    Its author writes the underscored methods at the end. They are never called concurrently, never
-    before `_open`, and never after `_close`, but for `_read` and `_scan` where `capabilities` says
-    `readable_when_closed`. What they raise that is no `PersistenceError` reaches the caller as the
-    cause of a `StoreError`. Records arrive checked and encoded, and everything is counted here.
+    Where the records are is up to its `Store`. What that raises that is no `PersistenceError`
+    reaches the caller as the cause of a `StoreError`.
     """
-
-    capabilities: Capabilities
-    #: how many append requests a host takes at once, at most; what they hold is one commit
-    batch_limit: ClassVar[int] = 10_000
 
     def __init__(
         self,
+        store: Store,
         *,
         retention_policy: RetentionPolicy | None = None,
         clock: Callable[[], float] = time.time,
     ) -> None:
+        if missing := [name for name in _MEMBERS if not hasattr(store, name)]:
+            raise InvalidSetting(f"{shown(store)} is no Store: it has no {', '.join(missing)}")
         if retention_policy is not None and not isinstance(retention_policy, RetentionPolicy):
             raise InvalidPolicy(f"retention_policy is a RetentionPolicy, not {retention_policy!r}")
+        #: where the records are. Only for verbs of its own kind: nobody else may use it meanwhile
+        self.store: Store = store
+        #: returns Unix time in seconds, to judge the age of records by
+        self.clock = clock
         self._retention = retention_policy or RetentionPolicy()
-        #: Unix time in seconds, to judge the age of records by
-        self._clock = clock
-        self._last_seq = 0
-        #: whether a write may follow without a call of `_prepare`
-        self._prepared = True
-        self._state: Literal["new", "open", "closed"] = "new"
         self._host: Host | None = None
-        self._subscribers: list[Callable[[Batch], None]] = []
+        self._subscribers: tuple[Callable[[Batch], None], ...] = ()
+        self._watchers: tuple[ReportProgress, ...] = ()
         self._guard = anyio.ResourceGuard("using")
+        self._session = StoreSession(store, self.metrics, self.publish, backend=type(self).__name__)
+        self._write = self._session.write
 
     @property
     def retention(self) -> RetentionPolicy:
@@ -167,14 +126,37 @@ class PersistenceBackend(PersistenceVerbs, PersistenceMetricsMixin, abc.ABC):
         return self._retention
 
     @property
+    def capabilities(self) -> Capabilities:
+        """What the store can do."""
+        return self.store.capabilities
+
+    @property
+    def batch_limit(self) -> int:
+        """How many append requests a host takes at once, at most."""
+        return self.store.capabilities.batch_limit
+
+    @property
     def location(self) -> str:
         """Where the records are: a path, or a URL without its secrets; empty if that is nowhere."""
-        return ""
+        return self.store.location
 
     @property
     def last_seq(self) -> int:
-        """The `seq` of the last record that was stored; 0 before the store was opened."""
-        return self._last_seq
+        """The greatest `seq` known to be given; 0 before the store was opened.
+
+        Where others write the store, it is as of the opening, the last flush, or the last read.
+        """
+        return self._session.last_seq
+
+    @property
+    def is_open(self) -> bool:
+        """Whether the store is open."""
+        return self._session.state == "open"
+
+    @property
+    def is_closed(self) -> bool:
+        """Whether the store was closed, and not opened again."""
+        return self._session.state == "closed"
 
     def reader(
         self, *, index_directory: Path | None = None, opening: ReportProgress | None = None
@@ -215,8 +197,33 @@ class PersistenceBackend(PersistenceVerbs, PersistenceMetricsMixin, abc.ABC):
         It is called before those who asked get their replies. It must not wait, and the batch is
         not its own to change. What it raises is logged.
         """
-        self._subscribers.append(subscriber)
-        return lambda: self._subscribers.remove(subscriber)
+        self._subscribers += (subscriber,)
+
+        def unsubscribe() -> None:
+            self._subscribers = _without(self._subscribers, subscriber)
+
+        return unsubscribe
+
+    def publish(self, batch: Batch) -> None:
+        """Tell the subscribers of a batch that was stored. For what stores it in its place."""
+        if self._subscribers:
+            _tell_all(self._subscribers, batch, self)
+
+    def watch_scans(self, watcher: ReportProgress) -> Callable[[], None]:
+        """Call `watcher` with the progress of every scan, whoever asks for it; return what ends it.
+
+        It is called from whichever thread scans, so it must not wait. What it raises is logged.
+        """
+        self._watchers += (watcher,)
+
+        def unwatch() -> None:
+            self._watchers = _without(self._watchers, watcher)
+
+        return unwatch
+
+    def report_progress(self, progress: ScanProgress) -> None:
+        """Tell those who watch scans how far one is. For what scans in its place."""
+        _tell_all(self._watchers, progress, self)
 
     def attach(self, host: Host) -> None:
         """Let `host` carry out every request from now on, reopening the backend if it was closed.
@@ -232,13 +239,12 @@ class PersistenceBackend(PersistenceVerbs, PersistenceMetricsMixin, abc.ABC):
             )
         with self._alone():
             self._host = host
-        if self._state == "closed":
-            self._state = "new"
+        self._session.reopen()
 
     async def detach(self) -> None:
         """Close the backend and let go of its host."""
         try:
-            await self._shut()
+            await self._session.shut()
         finally:
             self._host = None
 
@@ -254,11 +260,10 @@ class PersistenceBackend(PersistenceVerbs, PersistenceMetricsMixin, abc.ABC):
                 owner=self._host.owner,
             )
         with self._alone():
-            await self._shut()
+            await self._session.shut()
 
     async def __aenter__(self) -> Self:
-        if self._state == "closed":
-            self._state = "new"
+        self._session.reopen()
         await self.flush()
         return self
 
@@ -282,7 +287,6 @@ class PersistenceBackend(PersistenceVerbs, PersistenceMetricsMixin, abc.ABC):
             ) from None
 
     async def _carry_out(self, request: AnyRequest) -> object:
-        metrics = self.metrics
         match request:
             case Append() | AppendMany():
                 replies, errors = await self.commit([request])
@@ -290,229 +294,68 @@ class PersistenceBackend(PersistenceVerbs, PersistenceMetricsMixin, abc.ABC):
                     raise error
                 return replies[0]
             case Restore(records):
-                return await self._restore(records)
-            case Summarize():
-                return await self._attempt("read", self._summarize, request)
+                return await self._session.restore(records)
+            case Summarize(intervals):
+                return await self._session.attempt(
+                    "read", summarize, self.store, intervals, self._retention, self.clock()
+                )
             case Read():
-                page = await self._attempt("read", self._read, request)
-                metrics.reads += 1
+                page = await self._session.attempt(
+                    "read", self.store.read, request, self._retention, self.clock()
+                )
+                self._session.saw(page.records)
+                self.metrics.reads += 1
                 return page
             case GetMetrics():
-                return metrics.snapshot()
+                return self.metrics.snapshot()
             case ResetMetrics():
-                snapshot = metrics.snapshot()
-                metrics.reset()
+                snapshot = self.metrics.snapshot()
+                self.metrics.reset()
                 return snapshot
             case Scan():
-                report = await self._attempt("scan", self._scan, request)
-                metrics.scans += 1
-                metrics.anomalies_detected += len(report.anomalies)
-                return report
+                return await self._scan()
             case Recover(config):
-                config = config or PersistenceRecoveryConfig()
-                recovery = await self._attempt("recovery", self._recover, config)
-                metrics.recoveries += recovery.supported
-                return recovery
+                return await self._recover(config or PersistenceRecoveryConfig())
             case Compact(policy, dry_run):
-                compaction = await self._attempt(
-                    "compaction", self._compact, policy or self.retention, dry_run=dry_run
-                )
-                metrics.compactions += compaction.supported and not dry_run
-                return compaction
+                return await self._compact(policy or self._retention, dry_run=dry_run)
             case Flush():
-                await self._attempt("write", self._flush)
-                return Flushed(self._last_seq)
+                return Flushed(await self._session.attempt("write", self._session.flush))
             case _:
                 assert_never(request)
 
-    async def _restore(self, records: Sequence[Record]) -> Appended:
-        try:
-            return await self._write_runs(records)
-        except PersistenceError:
-            self.metrics.write_errors += 1
-            raise
+    async def _scan(self) -> PersistenceScanReport:
+        report = await self._session.attempt("scan", self.store.scan, self.report_progress)
+        self.metrics.scans += 1
+        self.metrics.anomalies_detected += len(report.anomalies)
+        return report
 
-    async def _write_runs(self, records: Sequence[Record]) -> Appended:
-        """Store records at their own positions, run by run of those without a gap."""
-        if type(records) not in _RECORDS:
-            raise InvalidRecord(f"Restore takes a tuple of records, not {shown(records)}")
-        encoded = codec.encode(records, restored=True)
-        await self._make_ready("write")
-        if records and not self._prepared:
-            await self._prepare_to_write()
-        seqs = [record.seq for record in records]
-        last = self._last_seq
-        for seq in seqs:
-            if type(seq) is not int or not last < seq <= MAX_SEQ:
-                raise InvalidRequest(
-                    f"record {shown(seq)} can't be restored after record {last}: "
-                    f"positions only rise, up to {MAX_SEQ}"
-                )
-            last = seq
-        first = seqs[0] or 0 if seqs else last + 1
-        start = 0
-        for stop in range(1, len(seqs) + 1):
-            more = stop < len(seqs)
-            if more and seqs[stop] == cast("int", seqs[stop - 1]) + 1:
-                continue
-            part, first_seq = encoded[start:stop], cast("int", seqs[start])
-            batch = Batch(first_seq, records[start:stop], part, restored=True, more=more)
-            await self._store_batch(batch, sum(map(len, part)))
-            start = stop
-        return Appended(first, last)
-
-    async def _write(self, records: Sequence[Record], encoded: Sequence[bytes], size: int) -> int:
-        if self._state != "open":
-            await self._make_ready("write")
-        if records and not self._prepared:
-            await self._prepare_to_write()
-        first_seq = self._last_seq + 1
-        if records:
-            if self._last_seq + len(records) > MAX_SEQ:
-                raise self._exhausted(len(records))
-            await self._store_batch(Batch(first_seq, records, encoded), size)
-        return first_seq
-
-    def _exhausted(self, count: int) -> PositionsExhausted:
-        return PositionsExhausted(
-            f"there are no positions for {count} records after {self._last_seq}: the greatest is "
-            f"{MAX_SEQ}. Copy the store into a new one, with new positions, to go on"
-        )
-
-    async def _store_batch(self, batch: Batch, size: int) -> None:
-        count = len(batch.records)
-        last_seq = batch.first_seq + count - 1
-        try:
-            await self._append(batch)
-        except PersistenceError:
-            raise
-        except Exception as error:
-            raise _store_error("write", error) from error
-        self._last_seq = last_seq
-        metrics = self.metrics
-        metrics.commits += 1
-        metrics.records_written += count
-        metrics.bytes_written += size
-        if self._subscribers:
-            self._publish(batch)
-
-    async def _prepare_to_write(self) -> None:
-        with _store_errors("write"):
-            self._last_seq = await self._prepare()
-        self._prepared = True
-
-    def _publish(self, batch: Batch) -> None:
-        for subscriber in tuple(self._subscribers):
-            try:
-                subscriber(batch)
-            except Exception:
-                # The records are stored: whoever appended them has nothing to do with this.
-                logger.exception("a subscriber of this %s raised", type(self).__name__)
-
-    async def _attempt(
-        self,
-        operation: Literal["write", "read", "scan", "recovery", "compaction"],
-        method: Callable[Parameters, Awaitable[ResultT]],
-        *args: Parameters.args,
-        **kwargs: Parameters.kwargs,
-    ) -> ResultT:
-        try:
-            await self._make_ready(operation)
-            with _store_errors(operation):
-                return await method(*args, **kwargs)
-        except PersistenceError:
-            counter = f"{operation}_errors"
-            setattr(self.metrics, counter, getattr(self.metrics, counter) + 1)
-            raise
-
-    async def _make_ready(self, operation: str) -> None:
-        if self._state == "new":
-            with _store_errors("open"):
-                self._last_seq = await self._open()
-            self._state = "open"
-        elif self._state == "closed" and (
-            operation == "write" or not self.capabilities.readable_when_closed
-        ):
-            raise BackendClosed(
-                f"this {type(self).__name__} is closed: "
-                "host it again, or enter it with 'async with', to go on"
-            )
-
-    async def _shut(self) -> None:
-        was_open = self._state == "open"
-        self._state = "closed"
-        if was_open:
-            try:
-                with _store_errors("flush"):
-                    await self._flush()
-            finally:
-                with _store_errors("close"):
-                    await self._close()
-
-    # What authors write
-
-    @abc.abstractmethod
-    async def _open(self) -> int:
-        """Make the store ready, and return the greatest seq it ever gave, or 0."""
-
-    @abc.abstractmethod
-    async def _close(self) -> None:
-        """Let go of what `_open` took. The backend may be opened again."""
-
-    async def _prepare(self) -> int:
-        """Make the store ready to be written, and return the greatest seq it ever gave.
-
-        Called before a write while `_prepared` is False. For a backend that becomes the writer of
-        its store with the first write, or has to find out what became of the last one.
-        """
-        return self._last_seq
-
-    @abc.abstractmethod
-    async def _append(self, batch: Batch) -> None:
-        """Store the whole batch or, raising, none of it; the same if it is cancelled."""
-
-    @abc.abstractmethod
-    async def _flush(self) -> None:
-        """Make what was appended as durable as the store can."""
-
-    @abc.abstractmethod
-    async def _read(self, request: Read) -> Page:
-        """Return a page, bounded as `collect_page` does it."""
-
-    async def _summarize(self, request: Summarize) -> StoreSummary:
-        """Say what there is. Without this, everything is read for it."""
-        name = type(self).__name__
-        return await summarize_pages(name, self._read, self._last_seq, request.intervals)
-
-    @abc.abstractmethod
-    async def _scan(self, request: Scan) -> PersistenceScanReport:
-        """Check every record; change nothing. Report the progress where it takes its time."""
-
-    @abc.abstractmethod
     async def _recover(self, config: PersistenceRecoveryConfig) -> PersistenceRecoveryReport:
-        """Mend what a scan finds. Where there is nothing to mend, say ``supported=False``."""
+        self._session.unclaim()
+        report = await self._session.attempt("recovery", self.store.recover, config)
+        self.metrics.recoveries += report.supported
+        return report
 
-    @abc.abstractmethod
     async def _compact(self, policy: RetentionPolicy, *, dry_run: bool) -> CompactionReport:
-        """Free what `policy` hides, or report what that would leave.
-
-        Where that can't be, say ``supported=False``.
-        """
-
-
-@contextlib.contextmanager
-def _store_errors(operation: str) -> Iterator[None]:
-    """Turn what a store raises into a `StoreError` that says during which operation."""
-    try:
-        yield
-    except PersistenceError:
-        raise
-    except Exception as error:
-        raise _store_error(operation, error) from error
+        report = await self._session.attempt(
+            "compaction", self.store.compact, policy, self.clock(), dry_run=dry_run
+        )
+        self.metrics.compactions += report.supported and not dry_run
+        return report
 
 
-def _store_error(operation: str, error: Exception) -> StoreError:
-    path = getattr(error, "filename", None)
-    text = shown(error, length=_ERROR_LENGTH)
-    place = "" if path is None or str(path) in text else f": {path}"
-    return StoreError(f"{operation} failed: {text}{place}")
+def _without(
+    listeners: tuple[Callable[[ArgumentT], None], ...], listener: Callable[[ArgumentT], None]
+) -> tuple[Callable[[ArgumentT], None], ...]:
+    position = listeners.index(listener)
+    return listeners[:position] + listeners[position + 1 :]
+
+
+def _tell_all(
+    listeners: Sequence[Callable[[ArgumentT], None]], argument: ArgumentT, backend: object
+) -> None:
+    for listener in listeners:
+        try:
+            listener(argument)
+        except Exception:
+            # Whoever appended, or scans, has nothing to do with this.
+            logger.exception("a subscriber of this %s raised", type(backend).__name__)

@@ -6,7 +6,6 @@ import os
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import ClassVar
 
 from papyra.persistence.backends._files import FilePersistence, Fsync
 from papyra.persistence.backends._journal import OneFile
@@ -50,8 +49,6 @@ class JsonFilePersistence(FilePersistence):
     still the same.
     """
 
-    name: ClassVar[str] = "json"
-
     def __init__(
         self,
         path: str | bytes | os.PathLike[str] | os.PathLike[bytes],
@@ -62,26 +59,31 @@ class JsonFilePersistence(FilePersistence):
         clock: Callable[[], float] = time.time,
         read_only: bool = False,
         index_directory: Path | None = None,
+        opening: ReportProgress | None = None,
     ) -> None:
         super().__init__(
+            "json",
             OneFile(Place(path), read_only=read_only, index_directory=index_directory),
             fsync=fsync,
             call_timeout=call_timeout,
             retention_policy=retention_policy,
             clock=clock,
+            opening=opening,
         )
 
     @property
     def path(self) -> Path:
         """The file, as it was named."""
-        return self._journal.place.name
+        return self.store.journal.place.name
 
     def reader(
         self, *, index_directory: Path | None = None, opening: ReportProgress | None = None
     ) -> JsonFilePersistence:
         """Return a backend that reads the same file, with `read_only`."""
-        reader = JsonFilePersistence(
-            self._journal.place, read_only=True, index_directory=index_directory, **self._common
+        return JsonFilePersistence(
+            self.store.journal.place,
+            read_only=True,
+            index_directory=index_directory,
+            opening=opening,
+            **self._common,
         )
-        reader._opening = opening
-        return reader

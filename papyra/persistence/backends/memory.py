@@ -10,10 +10,10 @@ from itertools import accumulate
 from typing import cast
 
 from papyra.persistence import codec
-from papyra.persistence.backends.base import Batch, Capabilities, PersistenceBackend
-from papyra.persistence.backends.page import collect_page
+from papyra.persistence.backends.base import PersistenceBackend
+from papyra.persistence.backends.store import Batch, Capabilities, collect_page
 from papyra.persistence.backends.summary import spread
-from papyra.persistence.messages import Page, Read, Scan, Summarize
+from papyra.persistence.messages import Page, Read
 from papyra.persistence.records import (
     KINDS,
     Kind,
@@ -27,11 +27,12 @@ from papyra.persistence.reports import (
     PersistenceRecoveryConfig,
     PersistenceRecoveryReport,
     PersistenceScanReport,
+    ReportProgress,
     StoreSummary,
 )
 from papyra.persistence.retention import RetentionPolicy
 
-__all__ = ("InMemoryPersistence",)
+__all__ = ("InMemoryPersistence", "MemoryStore")
 
 #: How many records share one entry in the index that unordered timestamps need.
 _BLOCK = 1024
@@ -50,11 +51,7 @@ class InMemoryPersistence(PersistenceBackend):
     and retention by age cost O(n / 1024) more.
     """
 
-    capabilities = Capabilities(
-        durable=False, recovery=False, compaction=False, readable_when_closed=True
-    )
-    # There is no write to share here, and what fits into the processor's cache is done sooner.
-    batch_limit = 1_000
+    store: MemoryStore
 
     def __init__(
         self,
@@ -62,26 +59,48 @@ class InMemoryPersistence(PersistenceBackend):
         retention_policy: RetentionPolicy | None = None,
         clock: Callable[[], float] = time.time,
     ) -> None:
-        super().__init__(retention_policy=retention_policy, clock=clock)
-        self.clear()
+        super().__init__(MemoryStore(), retention_policy=retention_policy, clock=clock)
 
     @property
     def events(self) -> Sequence[PersistedEvent]:
         """Every event held, oldest first, those that retention hides from reads included."""
-        return cast("Sequence[PersistedEvent]", self._collections["event"].all())
+        return cast("Sequence[PersistedEvent]", self.store.all("event"))
 
     @property
     def audits(self) -> Sequence[PersistedAudit]:
         """Every audit held; as `events`."""
-        return cast("Sequence[PersistedAudit]", self._collections["audit"].all())
+        return cast("Sequence[PersistedAudit]", self.store.all("audit"))
 
     @property
     def dead_letters(self) -> Sequence[PersistedDeadLetter]:
         """Every dead letter held; as `events`."""
-        return cast("Sequence[PersistedDeadLetter]", self._collections["dead_letter"].all())
+        return cast("Sequence[PersistedDeadLetter]", self.store.all("dead_letter"))
 
     def clear(self) -> None:
         """Forget every record, and free the memory. Positions go on counting."""
+        self.store.clear()
+
+
+class MemoryStore:
+    """The smallest complete `Store`."""
+
+    name = "memory"
+    location = ""
+    # There is no write to share here, and what fits into the processor's cache is done sooner.
+    capabilities = Capabilities(
+        durable=False,
+        recovery=False,
+        compaction=False,
+        readable_when_closed=True,
+        batch_limit=1_000,
+    )
+
+    def __init__(self) -> None:
+        self._last_seq = 0
+        self.clear()
+
+    def clear(self) -> None:
+        """Forget every record, but not which positions were given."""
         self._collections: dict[Kind, _Collection] = {kind: _Collection() for kind in KINDS}
         self._collection_of = {
             PersistedEvent: self._collections["event"],
@@ -89,13 +108,23 @@ class InMemoryPersistence(PersistenceBackend):
             PersistedDeadLetter: self._collections["dead_letter"],
         }
 
-    async def _open(self) -> int:
+    def all(self, kind: Kind) -> tuple[Record, ...]:
+        """Return every record of a kind, oldest first."""
+        return self._collections[kind].all()
+
+    async def open(self) -> None:
+        """Do nothing: what was kept is there."""
+
+    async def last_seq(self) -> int:
+        """Return the greatest position that was ever given."""
         return self._last_seq
 
-    async def _close(self) -> None:
-        """Keep everything: it stays readable, and can be hosted again."""
+    async def claim(self) -> int:
+        """Return the greatest position that was ever given: nothing is ever in doubt."""
+        return self._last_seq
 
-    async def _append(self, batch: Batch) -> None:
+    async def append(self, batch: Batch) -> None:
+        """Store a batch, all or none."""
         first_seq, records, encoded = batch.first_seq, batch.records, batch.encoded
         try:
             # Most runs are events all through.
@@ -111,13 +140,18 @@ class InMemoryPersistence(PersistenceBackend):
             for collection in self._collections.values():
                 collection.truncate(collection.first_after(batch.first_seq - 1))
             raise
+        self._last_seq = first_seq + len(records) - 1
 
-    async def _flush(self) -> None:
-        """Nothing is more durable than it is already."""
+    async def flush(self) -> None:
+        """Do nothing: nothing is more durable than it is already."""
 
-    async def _read(self, request: Read) -> Page:
+    async def close(self) -> None:
+        """Keep everything: it stays readable, and can be hosted again."""
+
+    async def read(self, request: Read, policy: RetentionPolicy, now: float) -> Page:
+        """Return a page of what `policy` shows at Unix time `now`."""
         collection = self._collections[request.kind]
-        start, since = self._visible(collection)
+        start, since = _visible(collection, policy, now)
         start = max(start, collection.first_after(request.after))
         stop = len(collection)
         if request.before is not None:
@@ -128,35 +162,43 @@ class InMemoryPersistence(PersistenceBackend):
         positions = collection.between(start, stop, since, until, request.newest)
         return collect_page(request, map(collection.record, positions))
 
-    async def _summarize(self, request: Summarize) -> StoreSummary:
+    async def summarize(self, intervals: int) -> StoreSummary:
+        """Return what is held."""
         held = self._collections.values()
         times = [time for collection in held for time in collection.times]
         oldest, newest = (min(times), max(times)) if times else (None, None)
         return StoreSummary(
-            backend="memory",
-            location="",
+            backend=self.name,
+            location=self.location,
             last_seq=self._last_seq,
             records={kind: len(each) for kind, each in self._collections.items()},
             record_bytes={kind: each.size for kind, each in self._collections.items()},
             stored_bytes=self._held_bytes(),
             oldest=oldest,
             newest=newest,
-            intervals=spread(
-                ((t, t, 1) for t in times), oldest or 0.0, newest or 0.0, request.intervals
-            ),
+            intervals=spread(((t, t, 1) for t in times), oldest or 0.0, newest or 0.0, intervals),
         )
 
-    async def _scan(self, request: Scan) -> PersistenceScanReport:  # noqa: ARG002
-        return PersistenceScanReport("memory", self._held(), self._held_bytes())
+    async def scan(self, report_progress: ReportProgress) -> PersistenceScanReport:  # noqa: ARG002
+        """Return how much there is: nothing can be wrong with it."""
+        return PersistenceScanReport(self.name, self._held(), self._held_bytes())
 
-    async def _recover(self, config: PersistenceRecoveryConfig) -> PersistenceRecoveryReport:  # noqa: ARG002
-        return PersistenceRecoveryReport(
-            "memory", supported=False, scan=await self._scan(Scan()), records_kept=self._held()
-        )
+    async def recover(self, config: PersistenceRecoveryConfig) -> PersistenceRecoveryReport:  # noqa: ARG002
+        """Do nothing."""
+        held = self._held()
+        scan = PersistenceScanReport(self.name, held, self._held_bytes())
+        return PersistenceRecoveryReport(self.name, supported=False, scan=scan, records_kept=held)
 
-    async def _compact(self, policy: RetentionPolicy, *, dry_run: bool) -> CompactionReport:  # noqa: ARG002
+    async def compact(
+        self,
+        policy: RetentionPolicy,  # noqa: ARG002
+        now: float,  # noqa: ARG002
+        *,
+        dry_run: bool,  # noqa: ARG002
+    ) -> CompactionReport:
+        """Do nothing."""
         records, size = self._held(), self._held_bytes()
-        return CompactionReport("memory", False, records, records, size, size)
+        return CompactionReport(self.name, False, records, records, size, size)
 
     def _held(self) -> int:
         return sum(len(collection) for collection in self._collections.values())
@@ -164,16 +206,16 @@ class InMemoryPersistence(PersistenceBackend):
     def _held_bytes(self) -> int:
         return sum(collection.size for collection in self._collections.values())
 
-    def _visible(self, collection: _Collection) -> tuple[int, float]:
-        """Return the first position, and the oldest time, that retention lets reads see."""
-        policy = self._retention
-        start = 0
-        if policy.max_records is not None:
-            start = max(start, len(collection) - policy.max_records)
-        if policy.max_total_bytes is not None:
-            start = max(start, collection.first_within(policy.max_total_bytes))
-        oldest = policy.oldest_time(self._clock())
-        return start, -_FOREVER if oldest is None else oldest
+
+def _visible(collection: _Collection, policy: RetentionPolicy, now: float) -> tuple[int, float]:
+    """Return the first position, and the oldest time, that retention lets reads see."""
+    start = 0
+    if policy.max_records is not None:
+        start = max(start, len(collection) - policy.max_records)
+    if policy.max_total_bytes is not None:
+        start = max(start, collection.first_within(policy.max_total_bytes))
+    oldest = policy.oldest_time(now)
+    return start, -_FOREVER if oldest is None else oldest
 
 
 class _Collection:

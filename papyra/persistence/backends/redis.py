@@ -38,8 +38,9 @@ from papyra.persistence.backends._redis.state import FORMAT, StoreState, StreamS
 from papyra.persistence.backends._redis.survey import Survey
 from papyra.persistence.backends._redis.walk import Findings
 from papyra.persistence.backends._redis.writer import Writer
-from papyra.persistence.backends.base import Batch, Capabilities, PersistenceBackend
-from papyra.persistence.messages import Page, Read, Scan, Summarize
+from papyra.persistence.backends.base import PersistenceBackend
+from papyra.persistence.backends.store import Batch, Capabilities
+from papyra.persistence.messages import Page, Read
 from papyra.persistence.records import KINDS, Kind, Record
 from papyra.persistence.reports import (
     CompactionReport,
@@ -112,11 +113,7 @@ class RedisStreamsPersistence(PersistenceBackend):
     It works on trio, too: redis-py, which knows asyncio alone, then runs in a thread of its own.
     """
 
-    capabilities = Capabilities(
-        durable=True, recovery=True, compaction=True, readable_when_closed=False
-    )
-    # For the time of a commit the server does nothing else: a few milliseconds.
-    batch_limit = 1_000
+    store: RedisStore
 
     def __init__(
         self,
@@ -125,23 +122,13 @@ class RedisStreamsPersistence(PersistenceBackend):
         retention_policy: RetentionPolicy | None = None,
         clock: Callable[[], float] = time.time,
     ) -> None:
-        super().__init__(retention_policy=retention_policy, clock=clock)
         config = RedisStreamsConfig() if config is None else config
         if not isinstance(config, RedisStreamsConfig):
             raise InvalidPolicy(f"config is a RedisStreamsConfig, not a {type(config).__name__}")
         self.config = config
-        self._asyncio = AsyncioHost()
-        self._link = RedisLink(config)
-        self._survey = Survey(self._link)
-        self._reader = Reader(self._link, self._retention)
-        self._writer = Writer(self._link)
-        self._groups = Groups(self._link)
-        self._session = Session(self._groups, config, self._asyncio, self._check_open)
-
-    @property
-    def location(self) -> str:
-        """The URL, without anything that may be secret, and what the keys begin with."""
-        return f"{self.config.location} {self._link.keys.tag}"
+        super().__init__(RedisStore(config), retention_policy=retention_policy, clock=clock)
+        self._groups = Groups(self.store.link)
+        self._iterators = Session(self._groups, config, self.store.asyncio, self._check_open)
 
     def __repr__(self) -> str:
         return f"RedisStreamsPersistence({self.config!r})"
@@ -154,7 +141,7 @@ class RedisStreamsPersistence(PersistenceBackend):
         return RedisStreamsPersistence(
             msgspec.structs.replace(self.config, read_only=True),
             retention_policy=self._retention,
-            clock=self._clock,
+            clock=self.clock,
         )
 
     # For other programs. None of this goes through the mailbox of the actor that hosts the backend:
@@ -170,7 +157,7 @@ class RedisStreamsPersistence(PersistenceBackend):
         backend is closed, and a `StoreError` for what does not pass by itself.
         """
         _check_position(after)
-        return Follower(self._session, _check_kind(kind), after)
+        return Follower(self._iterators, _check_kind(kind), after)
 
     def consume(
         self,
@@ -195,7 +182,7 @@ class RedisStreamsPersistence(PersistenceBackend):
         _check_names(group, consumer)
         if claim_after is not None:
             _check_seconds(claim_after, least=0.001)
-        return Consumer(self._session, _check_kind(kind), group, consumer, after, claim_after)
+        return Consumer(self._iterators, _check_kind(kind), group, consumer, after, claim_after)
 
     async def ack(self, group: str, *deliveries: Delivery) -> int:
         """Acknowledge what was handled. Returns how many of it were pending still."""
@@ -204,13 +191,13 @@ class RedisStreamsPersistence(PersistenceBackend):
         for kind in KINDS:
             ids = [delivery.id for delivery in deliveries if delivery.kind == kind]
             if ids:
-                count += await self._asyncio.run(self._groups.ack, kind, group, ids)
+                count += await self.store.asyncio.run(self._groups.ack, kind, group, ids)
         return count
 
     async def pending(self, group: str, kind: Kind = "event", count: int = 100) -> list[Pending]:
         """Return up to `count` deliveries of a group that were not acknowledged, oldest first."""
         _check_names(group)
-        return await self._asyncio.run(self._groups.pending, _check_kind(kind), group, count)
+        return await self.store.asyncio.run(self._groups.pending, _check_kind(kind), group, count)
 
     async def claim(
         self,
@@ -224,7 +211,7 @@ class RedisStreamsPersistence(PersistenceBackend):
         """Take over up to `count` deliveries that were not acknowledged for `min_idle` seconds."""
         _check_names(group, consumer)
         _check_seconds(min_idle)
-        raws = await self._asyncio.run(
+        raws = await self.store.asyncio.run(
             self._groups.claim, _check_kind(kind), group, consumer, min_idle, count
         )
         return deliveries_of(kind, raws)
@@ -234,38 +221,82 @@ class RedisStreamsPersistence(PersistenceBackend):
         try:
             await super().detach()
         finally:
-            await self._hang_up()
+            await self.store.disconnect()
 
     async def aclose(self) -> None:
         """Flush and close, the connections of iterators too. Closing twice is allowed."""
         await super().aclose()
-        await self._hang_up()
+        await self.store.disconnect()
 
-    # For the base
+    def _check_open(self) -> None:
+        if self.is_closed:
+            raise BackendClosed(f"this {type(self).__name__} is closed")
 
-    async def _open(self) -> int:
-        self._prepared = False
-        self._writer.lay_down()
+
+class RedisStore:
+    """A `Store` on Redis Streams, whose calls run on asyncio."""
+
+    name = NAME
+    # For the time of a commit the server does nothing else: a few milliseconds.
+    capabilities = Capabilities(
+        durable=True,
+        recovery=True,
+        compaction=True,
+        readable_when_closed=False,
+        batch_limit=1_000,
+    )
+
+    def __init__(self, config: RedisStreamsConfig) -> None:
+        self.config = config
+        self.asyncio = AsyncioHost()
+        self.link = RedisLink(config)
+        self.writer = Writer(self.link)
+        self._survey = Survey(self.link)
+        self._reader = Reader(self.link)
+        #: whether an append may follow without a `claim` of the writer
+        self._is_settled = False
+
+    @property
+    def location(self) -> str:
+        """The URL, without anything that may be secret, and what the keys begin with."""
+        return f"{self.config.location} {self.link.keys.tag}"
+
+    async def open(self) -> None:
+        """Look at what is there, and warn of what threatens it."""
+        self._is_settled = False
+        self.writer.lay_down()
         try:
-            return await self._asyncio.run(self._look, opening=True)
+            await self.asyncio.run(self._look, opening=True)
         except BaseException:
             with anyio.CancelScope(shield=True):
-                await self._hang_up()
+                await self.disconnect()
             raise
 
-    async def _close(self) -> None:
+    async def last_seq(self) -> int:
+        """Return the greatest position that is known to be given, by whichever writer."""
+        if self.writer.is_claimed:
+            return self.writer.last_seq
+        return await self.asyncio.run(self._look)
+
+    async def close(self) -> None:
+        """Take back what is in doubt, if the server can be reached, and disconnect."""
         try:
-            if self._writer.doubt is not None:
-                await self._asyncio.run(self._writer.claim, tries=CLOSING_TRIES)
+            if self.writer.doubt is not None:
+                await self.asyncio.run(self.writer.claim, tries=CLOSING_TRIES)
         except StoreFenced as error:
             logger.info("what was in doubt is settled: %s", error)
         except StoreError as error:
             self._say_in_doubt(error)
         finally:
-            await self._hang_up()
+            await self.disconnect()
+
+    async def disconnect(self) -> None:
+        """Close all connections, those of iterators too."""
+        await self.asyncio.run(self.link.close)
+        self.asyncio.stop()
 
     def _say_in_doubt(self, error: StoreError) -> None:
-        doubt = self._writer.doubt
+        doubt = self.writer.doubt
         if doubt is not None:
             logger.error(
                 "%s: the append of the records %d to %d has failed; they may have been stored, "
@@ -276,83 +307,86 @@ class RedisStreamsPersistence(PersistenceBackend):
                 error,
             )
 
-    async def _prepare(self) -> int:
+    async def claim(self) -> int:
+        """Become the writer, and take back what is in doubt."""
         self._must_write()
-        return await self._asyncio.run(self._writer.claim)
+        if not self._is_settled:
+            await self._settle()
+        return self.writer.last_seq
 
-    async def _append(self, batch: Batch) -> None:
+    async def append(self, batch: Batch) -> None:
+        """Store a batch with one call of a script."""
         try:
-            await self._asyncio.run(self._writer.append, batch)
+            await self.asyncio.run(self.writer.append, batch)
         finally:
             # What is in doubt is taken back before anything else is written.
-            self._prepared = self._writer.doubt is None
+            self._is_settled = self.writer.doubt is None
 
-    async def _flush(self) -> None:
-        if self._writer.is_claimed:
-            await self._asyncio.run(self._writer.sync)
-        elif self._state != "closed":
-            self._last_seq = await self._asyncio.run(self._look)
+    async def flush(self) -> None:
+        """Wait until what was written is on the server's disk, if it can tell."""
+        if self.writer.is_claimed:
+            await self.asyncio.run(self.writer.sync)
 
-    async def _read(self, request: Read) -> Page:
-        doubt = self._writer.doubt
+    async def read(self, request: Read, policy: RetentionPolicy, now: float) -> Page:
+        """Return a page of what `policy` shows at Unix time `now`, without what is in doubt."""
+        doubt = self.writer.doubt
         seqs = range(0) if doubt is None else doubt.seqs
-        return await self._asyncio.run(self._reader.page, request, self._clock(), seqs)
+        return await self.asyncio.run(self._reader.page, request, policy, now, seqs)
 
-    async def _summarize(self, request: Summarize) -> StoreSummary:
-        return await self._asyncio.run(self._survey.summarize, request.intervals)
+    async def summarize(self, intervals: int) -> StoreSummary:
+        """Have the server sum up what it holds."""
+        return await self.asyncio.run(self._survey.summarize, intervals)
 
-    async def _scan(self, request: Scan) -> PersistenceScanReport:
-        await self._settle()
-        progress = request.progress
-        advance = None
-        if progress is not None:
+    async def scan(self, report_progress: ReportProgress) -> PersistenceScanReport:
+        """Check every entry, and report how many are done."""
+        await self._settle_doubt()
 
-            def advance(done: int, total: int) -> None:
-                progress(ScanProgress(done, total))
+        def advance(done: int, total: int) -> None:
+            report_progress(ScanProgress(done, total))
 
-        return _report(await self._asyncio.run(self._survey.scan, advance))
+        return _report(await self.asyncio.run(self._survey.scan, advance))
 
-    async def _recover(self, config: PersistenceRecoveryConfig) -> PersistenceRecoveryReport:
+    async def recover(self, config: PersistenceRecoveryConfig) -> PersistenceRecoveryReport:
+        """Remove what is damaged, and count anew what has other numbers."""
         self._must_write()
-        await self._settle()
-        return await self._asyncio.run(self._mend, config)
+        await self._settle_doubt()
+        return await self.asyncio.run(self._mend, config)
 
-    async def _compact(self, policy: RetentionPolicy, *, dry_run: bool) -> CompactionReport:
+    async def compact(
+        self, policy: RetentionPolicy, now: float, *, dry_run: bool
+    ) -> CompactionReport:
+        """Trim the streams up to the first record that `policy` shows at Unix time `now`."""
         if not dry_run:
             self._must_write()
-        await self._settle()
-        return await self._asyncio.run(self._trim, policy, dry_run=dry_run)
+        await self._settle_doubt()
+        return await self.asyncio.run(self._trim, policy, now, dry_run=dry_run)
 
     def _must_write(self) -> None:
         if self.config.read_only:
-            raise StoreReadOnly(f"{self._link.keys.tag} was opened to be read only")
+            raise StoreReadOnly(f"{self.link.keys.tag} was opened to be read only")
 
     async def _settle(self) -> None:
+        await self.asyncio.run(self.writer.claim)
+        self._is_settled = True
+
+    async def _settle_doubt(self) -> None:
         """Take back what is in doubt."""
-        if self._writer.doubt is not None:
-            self._last_seq = await self._prepare()
-            self._prepared = True
-
-    def _check_open(self) -> None:
-        if self._state == "closed":
-            raise BackendClosed(f"this {type(self).__name__} is closed")
-
-    async def _hang_up(self) -> None:
-        await self._asyncio.run(self._link.close)
-        self._asyncio.stop()
+        if self.writer.doubt is not None:
+            self._must_write()
+            await self._settle()
 
     # On asyncio
 
     async def _look(self, *, opening: bool = False) -> int:
         state = await self._survey.state()
         if state.format > FORMAT:
-            raise StoreError(f"{self._link.keys.tag} was written by a newer version of Papyra")
+            raise StoreError(f"{self.link.keys.tag} was written by a newer version of Papyra")
         if opening:
             for line in state.losses:
                 logger.error("%s: %s: a scan says more", self.location, line)
-            for line in state.threats(await self._link.info()):
+            for line in state.threats(await self.link.info()):
                 logger.warning("%s: %s", self.location, line)
-        return self._writer.note(state)
+        return self.writer.note(state)
 
     async def _mend(self, config: PersistenceRecoveryConfig) -> PersistenceRecoveryReport:
         removed, copies = 0, list[str]()
@@ -366,11 +400,11 @@ class RedisStreamsPersistence(PersistenceBackend):
             removed, copies = removed + repaired[0], list(dict.fromkeys(copies + repaired[1]))
             if found.wrong_counters or found.renumberings:
                 # They are made anew from what is there, once nothing is there that should not be.
-                self._prepared = False
-                await self._writer.claim(anew=True)
-                await self._survey.renumber(found, self._writer.epoch)
-                self._writer.lay_down()
-                await self._writer.claim(anew=True)
+                self._is_settled = False
+                await self.writer.claim(anew=True)
+                await self._survey.renumber(found, self.writer.epoch)
+                self.writer.lay_down()
+                await self.writer.claim(anew=True)
         found = await self._survey.scan()
         return PersistenceRecoveryReport(
             NAME,
@@ -381,7 +415,9 @@ class RedisStreamsPersistence(PersistenceBackend):
             quarantined=tuple(copies),
         )
 
-    async def _trim(self, policy: RetentionPolicy, *, dry_run: bool) -> CompactionReport:
+    async def _trim(
+        self, policy: RetentionPolicy, now: float, *, dry_run: bool
+    ) -> CompactionReport:
         before = after = await self._survey.state()
         if not all(stream.agrees for stream in before.streams.values()):
             raise StoreError(f"{self.location} is damaged: recover it before compacting it")
@@ -391,16 +427,16 @@ class RedisStreamsPersistence(PersistenceBackend):
         for number, kind in enumerate(KINDS, start=1):
             if policy == RetentionPolicy() or not before.streams[kind].length:
                 continue
-            first = await self._reader.first_visible(kind, policy, self._clock())
+            first = await self._reader.first_visible(kind, policy, now)
             if first == "-":
                 continue
             if dry_run:
                 after = after.with_stream(kind, await self._trimmed(kind, after, first))
             else:
-                keys = self._link.keys.all
+                keys = self.link.keys.all
                 # Where nothing is shown any more, what came since it was looked for is.
                 start = first or _following(before.streams[kind].last_id)
-                await self._link.run(scripts.TRIM, keys, number, start, operator)
+                await self.link.run(scripts.TRIM, keys, number, start, operator)
         if not dry_run:
             after = await self._survey.state()
         return CompactionReport(

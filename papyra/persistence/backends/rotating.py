@@ -7,7 +7,6 @@ import os
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import ClassVar
 
 from papyra.exceptions import InvalidPolicy
 from papyra.persistence.backends._files import FilePersistence, Fsync
@@ -40,8 +39,6 @@ class RotatingFilePersistence(FilePersistence):
     belong in the directory, but for hidden files, and segments that are missing. A link is none.
     """
 
-    name: ClassVar[str] = "rotating"
-
     def __init__(
         self,
         directory: str | bytes | os.PathLike[str] | os.PathLike[bytes],
@@ -55,6 +52,7 @@ class RotatingFilePersistence(FilePersistence):
         clock: Callable[[], float] = time.time,
         read_only: bool = False,
         index_directory: Path | None = None,
+        opening: ReportProgress | None = None,
     ) -> None:
         if type(max_segment_bytes) is not int or max_segment_bytes < 1:
             raise InvalidPolicy(f"max_segment_bytes is at least 1, not {max_segment_bytes!r}")
@@ -64,6 +62,7 @@ class RotatingFilePersistence(FilePersistence):
         if age is not None and (type(age) not in (int, float) or not 0 < age < math.inf):
             raise InvalidPolicy(f"max_segment_age is seconds, more than 0, or None, not {age!r}")
         super().__init__(
+            "rotating",
             Segments(
                 Place(directory),
                 SegmentLimits(max_segment_bytes, records, age),
@@ -74,19 +73,22 @@ class RotatingFilePersistence(FilePersistence):
             call_timeout=call_timeout,
             retention_policy=retention_policy,
             clock=clock,
+            opening=opening,
         )
 
     @property
     def directory(self) -> Path:
         """The directory, as it was named."""
-        return self._journal.place.name
+        return self.store.journal.place.name
 
     def reader(
         self, *, index_directory: Path | None = None, opening: ReportProgress | None = None
     ) -> RotatingFilePersistence:
         """Return a backend that reads the same files, with `read_only`."""
-        reader = RotatingFilePersistence(
-            self._journal.place, read_only=True, index_directory=index_directory, **self._common
+        return RotatingFilePersistence(
+            self.store.journal.place,
+            read_only=True,
+            index_directory=index_directory,
+            opening=opening,
+            **self._common,
         )
-        reader._opening = opening
-        return reader

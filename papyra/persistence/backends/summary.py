@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from array import array
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Iterable
 from itertools import accumulate, pairwise
 
 import msgspec
 
 from papyra.persistence import codec
-from papyra.persistence.messages import Page, Read
+from papyra.persistence.backends.store import Store, Summarizing
+from papyra.persistence.messages import Read
 from papyra.persistence.records import KINDS, Kind
 from papyra.persistence.reports import StoreSummary
+from papyra.persistence.retention import RetentionPolicy
 
-__all__ = ("Span", "spread", "summarize_pages")
+__all__ = ("Span", "spread", "summarize")
 
 #: From when to when (Unix time in seconds) there are how many records.
 Span = tuple[float, float, int]
@@ -43,26 +45,28 @@ def spread(spans: Iterable[Span], oldest: float, newest: float, intervals: int) 
     return tuple(after - before for before, after in pairwise([0, *upto]))
 
 
-async def summarize_pages(
-    name: str, read: Callable[[Read], Awaitable[Page]], last_seq: int, intervals: int
+async def summarize(
+    store: Store, intervals: int, policy: RetentionPolicy, now: float
 ) -> StoreSummary:
-    """Sum up what reads show, by reading all of it: for stores that have no better way."""
+    """Sum up a store, by reading all that `policy` shows at Unix time `now` if it can't itself."""
+    if isinstance(store, Summarizing):
+        return await store.summarize(intervals)
     records: dict[Kind, int] = dict.fromkeys(KINDS, 0)
     sizes: dict[Kind, int] = dict.fromkeys(KINDS, 0)
     times = array("d")
     for kind in KINDS:
         request, more = Read(kind), True
         while more:
-            page = await read(request)
+            page = await store.read(request, policy, now)
             records[kind] += len(page.records)
             sizes[kind] += sum(map(codec.stored_size, page.records))
             times.extend(record.timestamp for record in page.records)
             request, more = msgspec.structs.replace(request, after=page.next_after), page.more
     oldest, newest = (min(times), max(times)) if times else (None, None)
     return StoreSummary(
-        backend=name,
-        location="",
-        last_seq=last_seq,
+        backend=store.name,
+        location=store.location,
+        last_seq=await store.last_seq(),
         records=records,
         record_bytes=sizes,
         stored_bytes=None,

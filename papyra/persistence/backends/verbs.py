@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import abc
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from typing import Literal, TypeVar, cast, overload
 
 import msgspec
@@ -52,6 +52,10 @@ class PersistenceVerbs(abc.ABC):
     @abc.abstractmethod
     async def perform(self, request: Request[ReplyT]) -> ReplyT:
         """Have `request` carried out and return the reply."""
+
+    @abc.abstractmethod
+    def watch_scans(self, watcher: ReportProgress) -> Callable[[], None]:
+        """Call `watcher` with the progress of every scan, and return what ends that."""
 
     async def append(self, *records: Record) -> Appended:
         """Store `records` next to each other, all or none, and return where.
@@ -200,9 +204,15 @@ class PersistenceVerbs(abc.ABC):
     async def scan(self, progress: ReportProgress | None = None) -> PersistenceScanReport:
         """Check every stored record and report what is wrong. Changes nothing.
 
-        `progress` is called with a `ScanProgress` now and then, from the thread that scans.
+        `progress` watches scans until this one is done; see `watch_scans`.
         """
-        return await self.perform(Scan(progress))
+        if progress is None:
+            return await self.perform(Scan())
+        unwatch = self.watch_scans(progress)
+        try:
+            return await self.perform(Scan())
+        finally:
+            unwatch()
 
     async def recover(
         self, config: PersistenceRecoveryConfig | None = None

@@ -1,11 +1,11 @@
 """The specification of a persistence backend, as tests.
 
-Subclass `PersistenceConformance` and give it a fixture that makes your backend::
+Subclass `PersistenceConformance` and give it a fixture that makes your store::
 
-    class TestMyBackend(PersistenceConformance):
+    class TestMyStore(PersistenceConformance):
         @pytest.fixture
-        def make_backend(self, tmp_path):
-            return functools.partial(MyBackend, tmp_path / "store")
+        def make_store(self, tmp_path):
+            return functools.partial(MyStore, tmp_path / "store")
 
 The form is that of Pekko's journal TCK.
 """
@@ -13,7 +13,7 @@ The form is that of Pekko's journal TCK.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from papyra.exceptions import MissingExtra
 
@@ -25,21 +25,23 @@ except ImportError as error:
         "pip install '.[test]' in Papyra's checkout"
     ) from error
 
+from papyra.persistence.backends.base import PersistenceBackend
 from papyra.testing.conformance._appending import Appending
 from papyra.testing.conformance._moving import Moving
-from papyra.testing.conformance._parts import MakeBackend
+from papyra.testing.conformance._parts import MakeBackend, MakeStore
 from papyra.testing.conformance._reading import Reading
 from papyra.testing.conformance._recovery import Recovery
 from papyra.testing.conformance._retention import Retention
 from papyra.testing.conformance._sharing import Sharing
 
-__all__ = ("MakeBackend", "PersistenceConformance")
+__all__ = ("MakeBackend", "MakeStore", "PersistenceConformance")
 
 
 class PersistenceConformance(Appending, Reading, Retention, Recovery, Moving, Sharing):
-    """What every backend has to do. Subclass it, with a fixture ``make_backend``: a `MakeBackend`.
+    """What every store has to do. Subclass it, with a fixture ``make_store``: a `MakeStore`.
 
-    What is optional is decided by the backend's own `Capabilities`. Where it says ``recovery``,
+    A backend with a class of its own overrides ``make_backend`` instead.
+    What is optional is decided by the store's own `Capabilities`. Where it says ``recovery``,
     override `damage`. The tests are marked for anyio's plugin, so they run on the event loops that
     the fixture ``anyio_backend`` names.
     """
@@ -47,6 +49,15 @@ class PersistenceConformance(Appending, Reading, Retention, Recovery, Moving, Sh
     pytestmark: ClassVar[Sequence[pytest.MarkDecorator]] = [pytest.mark.anyio]
 
     @pytest.fixture
-    def make_backend(self) -> MakeBackend:
-        """Return what makes a backend; see `MakeBackend`."""
-        raise NotImplementedError("a subclass of PersistenceConformance has to make its backend")
+    def make_store(self) -> MakeStore:
+        """Return a function that makes a store; see `MakeStore`."""
+        raise NotImplementedError("a subclass of PersistenceConformance has to make its store")
+
+    @pytest.fixture
+    def make_backend(self, make_store: MakeStore) -> MakeBackend:
+        """Return a function that makes a backend; see `MakeBackend`."""
+
+        def make(**options: Any) -> PersistenceBackend:
+            return PersistenceBackend(make_store(), **options)
+
+        return make

@@ -14,6 +14,7 @@ from papyra.persistence.backends.base import (
     PersistenceBackend,
 )
 from papyra.persistence.backends.retention import RetentionPolicy
+from papyra.persistence.backends.store import Store
 from papyra.persistence.messages import Read
 from papyra.persistence.records import (
     KINDS,
@@ -29,6 +30,17 @@ from papyra.testing._model import ListModel, combinations, read_to_the_end
 
 #: Unix time of the first records.
 T0 = 1_700_000_000.0
+
+
+class MakeStore(Protocol):
+    """The value of the fixture ``make_store``."""
+
+    def __call__(self) -> Store:
+        """Return a new store for this test, not opened yet.
+
+        Called again after the first was closed, it finds the same records if it is durable.
+        """
+        ...
 
 
 class MakeBackend(Protocol):

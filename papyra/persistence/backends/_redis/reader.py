@@ -43,19 +43,18 @@ class Reader:
     the number of records before that does not matter.
     """
 
-    def __init__(self, link: RedisLink, retention: RetentionPolicy) -> None:
+    def __init__(self, link: RedisLink) -> None:
         self._link = link
         self._keys = link.keys
-        self._retention = retention
         #: the ids at the ends of the last page of each kind, by seq: where the next one begins
         self._bookmarks: dict[Kind, dict[int, bytes]] = {kind: {} for kind in KINDS}
 
-    async def page(self, request: Read, now: float, doubt: range) -> Page:
-        """Return a page of what retention lets reads see at Unix time `now`.
+    async def page(self, request: Read, policy: RetentionPolicy, now: float, doubt: range) -> Page:
+        """Return a page of what `policy` lets reads see at Unix time `now`.
 
         Positions that are in `doubt` are left out.
         """
-        oldest = self._retention.oldest_time(now)
+        oldest = policy.oldest_time(now)
         since = max(
             -math.inf if oldest is None else oldest,
             -math.inf if request.since is None else request.since,
@@ -63,7 +62,7 @@ class Reader:
         until = math.inf if request.until is None else request.until
         if request.before is not None and request.before <= 1:
             return _empty(request)
-        start = await self._start(request.kind, request.after, since, self._retention)
+        start = await self._start(request.kind, request.after, since, policy)
         if start is None:
             return _empty(request)
         stop = await self._stop(request)

@@ -24,7 +24,7 @@ from papyra.persistence.backends._redis import scripts
 from papyra.persistence.backends._redis.entries import LATEST_MS, checksums, milliseconds
 from papyra.persistence.backends._redis.link import AnyClient, RedisLink, did_nothing
 from papyra.persistence.backends._redis.state import StoreState
-from papyra.persistence.backends.base import MAX_SEQ, Batch
+from papyra.persistence.backends.store import MAX_SEQ, Batch
 from papyra.persistence.records import (
     KINDS,
     PersistedAudit,

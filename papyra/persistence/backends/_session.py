@@ -1,0 +1,229 @@
+"""One store between its opening and its closing: where it ends, and how it fails."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from typing import Literal, ParamSpec, TypeVar, cast
+
+import anyio
+
+from papyra._text import shown
+from papyra.exceptions import (
+    BackendClosed,
+    InvalidRecord,
+    InvalidRequest,
+    PersistenceError,
+    PositionsExhausted,
+    StoreError,
+)
+from papyra.persistence import codec
+from papyra.persistence.backends.store import MAX_SEQ, Batch, Store
+from papyra.persistence.messages import Appended
+from papyra.persistence.metrics import PersistenceMetrics
+from papyra.persistence.records import Record
+
+__all__ = ("Operation", "StoreSession")
+
+Operation = Literal["write", "read", "scan", "recovery", "compaction"]
+
+_RECORDS = (tuple, list)
+#: Characters of what a store raises that are passed on.
+_ERROR_LENGTH = 4000
+
+ResultT = TypeVar("ResultT")
+Parameters = ParamSpec("Parameters")
+
+
+class StoreSession:
+    """Opens a store when it is needed, gives positions, counts, and names what it raises.
+
+    For one task at a time. `stored` is called with each batch before whoever appended it knows.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        metrics: PersistenceMetrics,
+        stored: Callable[[Batch], None],
+        *,
+        backend: str,
+    ) -> None:
+        self.state: Literal["new", "open", "closed"] = "new"
+        #: the greatest position that is known to be given
+        self.last_seq = 0
+        self._store = store
+        self._metrics = metrics
+        self._stored = stored
+        #: what errors call it
+        self._backend = backend
+        #: whether an append may follow without a `claim`
+        self._is_claimed = False
+
+    def reopen(self) -> None:
+        """Let the store be opened again if it was closed."""
+        if self.state == "closed":
+            self.state = "new"
+
+    async def make_ready(self, operation: str) -> None:
+        """Open the store if it is new. Raises `BackendClosed` for what it can't do closed."""
+        if self.state == "new":
+            with _store_errors("open"):
+                await self._store.open()
+            try:
+                with _store_errors("open"):
+                    self.last_seq = await self._store.last_seq()
+            except BaseException:
+                with anyio.CancelScope(shield=True), _store_errors("close"):
+                    await self._store.close()
+                raise
+            self._is_claimed = False
+            self.state = "open"
+        elif self.state == "closed" and (
+            operation == "write" or not self._store.capabilities.readable_when_closed
+        ):
+            raise BackendClosed(
+                f"this {self._backend} is closed: "
+                "host it again, or enter it with 'async with', to go on"
+            )
+
+    async def shut(self) -> None:
+        """Flush and close the store if it is open."""
+        was_open = self.state == "open"
+        self.state = "closed"
+        if was_open:
+            try:
+                with _store_errors("flush"):
+                    await self._store.flush()
+            finally:
+                with _store_errors("close"):
+                    await self._store.close()
+
+    async def attempt(
+        self,
+        operation: Operation,
+        method: Callable[Parameters, Awaitable[ResultT]],
+        *args: Parameters.args,
+        **kwargs: Parameters.kwargs,
+    ) -> ResultT:
+        """Return what a method of the store returns; count what it raises."""
+        try:
+            await self.make_ready(operation)
+            with _store_errors(operation):
+                return await method(*args, **kwargs)
+        except PersistenceError:
+            counter = f"{operation}_errors"
+            setattr(self._metrics, counter, getattr(self._metrics, counter) + 1)
+            raise
+
+    async def write(self, records: Sequence[Record], encoded: Sequence[bytes], size: int) -> int:
+        """Store records of so many encoded bytes, and return the position of the first."""
+        if self.state != "open":
+            await self.make_ready("write")
+        if not self._is_claimed and records:
+            await self._claim()
+        first_seq = self.last_seq + 1
+        if records:
+            if self.last_seq + len(records) > MAX_SEQ:
+                raise self._exhausted(len(records))
+            await self._append(Batch(first_seq, records, encoded), size)
+        return first_seq
+
+    async def restore(self, records: Sequence[Record]) -> Appended:
+        """Store records at their own positions, run by run of those without a gap."""
+        try:
+            return await self._write_runs(records)
+        except PersistenceError:
+            self._metrics.write_errors += 1
+            raise
+
+    async def flush(self) -> int:
+        """Flush the store, and return the greatest position that was given."""
+        await self._store.flush()
+        if not self._is_claimed:
+            self.last_seq = await self._store.last_seq()
+        return self.last_seq
+
+    def unclaim(self) -> None:
+        """Have the store claimed again before the next append."""
+        self._is_claimed = False
+
+    def saw(self, records: Sequence[Record]) -> None:
+        """Note how far what a read has shown goes: others may write the store."""
+        if records and not self._is_claimed:
+            self.last_seq = max(self.last_seq, records[-1].seq or 0)
+
+    async def _claim(self) -> None:
+        with _store_errors("write"):
+            self.last_seq = await self._store.claim()
+        self._is_claimed = True
+
+    async def _append(self, batch: Batch, size: int) -> None:
+        count = len(batch.records)
+        # Whatever raises, or is cancelled: what became of the batch, the store knows.
+        self._is_claimed = False
+        try:
+            await self._store.append(batch)
+        except PersistenceError:
+            raise
+        except Exception as error:
+            raise _store_error("write", error) from error
+        self._is_claimed = True
+        self.last_seq = batch.first_seq + count - 1
+        metrics = self._metrics
+        metrics.commits += 1
+        metrics.records_written += count
+        metrics.bytes_written += size
+        self._stored(batch)
+
+    async def _write_runs(self, records: Sequence[Record]) -> Appended:
+        if type(records) not in _RECORDS:
+            raise InvalidRecord(f"Restore takes a tuple of records, not {shown(records)}")
+        encoded = codec.encode(records, restored=True)
+        await self.make_ready("write")
+        if records and not self._is_claimed:
+            await self._claim()
+        seqs = [record.seq for record in records]
+        last = self.last_seq
+        for seq in seqs:
+            if type(seq) is not int or not last < seq <= MAX_SEQ:
+                raise InvalidRequest(
+                    f"record {shown(seq)} can't be restored after record {last}: "
+                    f"positions only rise, up to {MAX_SEQ}"
+                )
+            last = seq
+        first = seqs[0] or 0 if seqs else last + 1
+        start = 0
+        for stop in range(1, len(seqs) + 1):
+            more = stop < len(seqs)
+            if more and seqs[stop] == cast("int", seqs[stop - 1]) + 1:
+                continue
+            part, first_seq = encoded[start:stop], cast("int", seqs[start])
+            batch = Batch(first_seq, records[start:stop], part, restored=True, more=more)
+            await self._append(batch, sum(map(len, part)))
+            start = stop
+        return Appended(first, last)
+
+    def _exhausted(self, count: int) -> PositionsExhausted:
+        return PositionsExhausted(
+            f"there are no positions for {count} records after {self.last_seq}: the greatest is "
+            f"{MAX_SEQ}. Copy the store into a new one, with new positions, to go on"
+        )
+
+
+@contextlib.contextmanager
+def _store_errors(operation: str) -> Iterator[None]:
+    """Turn what a store raises into a `StoreError` that says during which operation."""
+    try:
+        yield
+    except PersistenceError:
+        raise
+    except Exception as error:
+        raise _store_error(operation, error) from error
+
+
+def _store_error(operation: str, error: Exception) -> StoreError:
+    path = getattr(error, "filename", None)
+    text = shown(error, length=_ERROR_LENGTH)
+    place = "" if path is None or str(path) in text else f": {path}"
+    return StoreError(f"{operation} failed: {text}{place}")

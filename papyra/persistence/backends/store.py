@@ -1,0 +1,181 @@
+"""The contract of a backend: `Store`, and all that its author has to know.
+
+A store keeps records; `PersistenceBackend(store)` is what users hold. Everything else is done by
+that one, the same for every store: it checks and encodes records and gives them their positions,
+counts metrics, has one caller at a time, opens on first use, applies the policy and the clock of
+its user, and tells subscribers. So a store is one class without a base class of ours: a handful of
+coroutine methods, and three attributes that are data. `papyra.testing.conformance` proves it.
+
+What a store may leave out has a small protocol of its own, as `Summarizing` has. The identity of a
+store, the histories of single actors, snapshots, and positions that are compared and set are to
+join it here in the same way: as optional parts, none of which changes `Store`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol, runtime_checkable
+
+import msgspec
+
+from papyra.persistence.backends.page import collect_page
+from papyra.persistence.messages import Page, Read
+from papyra.persistence.records import Record
+from papyra.persistence.reports import (
+    CompactionReport,
+    PersistenceRecoveryConfig,
+    PersistenceRecoveryReport,
+    PersistenceScanReport,
+    ReportProgress,
+    StoreSummary,
+)
+from papyra.persistence.retention import RetentionPolicy
+
+__all__ = ("MAX_SEQ", "Batch", "Capabilities", "Store", "Summarizing", "collect_page")
+
+#: The greatest position, which every store can write down, 14 digits long.
+MAX_SEQ = 10**14 - 1
+
+
+class Capabilities(msgspec.Struct, frozen=True, kw_only=True):
+    """What a store can do. A verb that it can't do succeeds and does nothing."""
+
+    #: records outlive the process
+    durable: bool
+    #: a scan can find something, and `recover` can mend it
+    recovery: bool
+    #: `compact` frees what retention hides
+    compaction: bool
+    #: `read`, `scan` and `summarize` may be called after `close`
+    readable_when_closed: bool
+    #: how many append requests a host takes at once, at most; what they hold is one commit
+    batch_limit: int = 10_000
+
+
+class Batch(msgspec.Struct, frozen=True):
+    """What `Store.append` stores: records numbered from `first_seq`, and each of them encoded.
+
+    `first_seq` is mostly the one after the last that was given. It is a greater one where records
+    are restored from a store that has gaps. Encoded, a record is one line of JSON without its
+    position, which `papyra.persistence.codec.decode` takes beside it.
+    """
+
+    first_seq: int
+    records: Sequence[Record]
+    encoded: Sequence[bytes]
+    #: whether the records had these positions in another store, and so may get them again if this
+    #: fails
+    restored: bool = False
+    #: whether more of the same request follows at once: what makes it durable may wait for that
+    more: bool = False
+
+
+class Store(Protocol):
+    """Keeps records, in the order of their positions.
+
+    Its methods are never called concurrently, never before `open`, and never after `close`, but
+    for those that `Capabilities.readable_when_closed` names. After `close` it may be opened again.
+    An error that is a `PersistenceError` reaches the caller as it is; any other one becomes the
+    cause of a `StoreError`, which says what was being done. Any call may be cancelled at any await.
+    """
+
+    @property
+    def name(self) -> str:
+        """The kind of store, in one word, as reports have it: ``json``, ``redis``."""
+        ...
+
+    @property
+    def location(self) -> str:
+        """Where the records are: a path, or a URL without its secrets; empty if that is nowhere."""
+        ...
+
+    @property
+    def capabilities(self) -> Capabilities:
+        """What this store can do; always the same."""
+        ...
+
+    async def open(self) -> None:
+        """Make the store ready, creating it if there is none. Take over from no other writer.
+
+        If this raises, nothing is left open, and it may be called again.
+        """
+        ...
+
+    async def last_seq(self) -> int:
+        """Return the greatest position that was ever given, or 0.
+
+        No recovery, no compaction and no crash makes it less than that of an acknowledged record.
+        """
+        ...
+
+    async def claim(self) -> int:
+        """Become the writer, settle what is in doubt, and return the greatest position ever given.
+
+        Called before the first append since the opening, and before the next one after an append
+        that raised or was cancelled, or after a recovery. What such an append has left is removed,
+        or counts as given: its positions are given again only if nothing of it will ever be shown.
+        For most stores this is `last_seq`.
+        """
+        ...
+
+    async def append(self, batch: Batch) -> None:
+        """Store the whole batch or, raising or cancelled, none of it.
+
+        On return it is as durable as the store promises, and reads show it.
+        """
+        ...
+
+    async def flush(self) -> None:
+        """Make everything that was appended as durable as the store can. Called before `close`."""
+        ...
+
+    async def close(self) -> None:
+        """Let go of everything that `open` took, also if this raises."""
+        ...
+
+    async def read(self, request: Read, policy: RetentionPolicy, now: float) -> Page:
+        """Return a page of what `policy` lets through at Unix time `now`.
+
+        `collect_page` makes and bounds it, out of the records of that kind and between those
+        positions and times, in the direction of the read. A record that can't be decoded is passed
+        over. `policy` counts records and their encoded bytes, of each kind by itself, from the
+        newest on.
+        """
+        ...
+
+    async def scan(self, report_progress: ReportProgress) -> PersistenceScanReport:
+        """Check every record; change nothing. What is wrong is reported, and raises nothing.
+
+        `report_progress` may be called now and then, from any thread.
+        """
+        ...
+
+    async def recover(self, config: PersistenceRecoveryConfig) -> PersistenceRecoveryReport:
+        """Mend what a scan finds, keep every record that can be read, and scan again.
+
+        Without the capability, change nothing and say ``supported=False``.
+        """
+        ...
+
+    async def compact(
+        self, policy: RetentionPolicy, now: float, *, dry_run: bool
+    ) -> CompactionReport:
+        """Remove what `policy` hides at Unix time `now`; on a dry run, report what would be left.
+
+        Positions are not given again. Without the capability, change nothing and say
+        ``supported=False``.
+        """
+        ...
+
+
+@runtime_checkable
+class Summarizing(Protocol):
+    """An optional part of a `Store`: without it, a summary reads everything."""
+
+    async def summarize(self, intervals: int) -> StoreSummary:
+        """Return what the store holds, what retention hides included.
+
+        Its `intervals` are as many numbers of records, as `papyra.persistence.backends.summary`
+        spreads them.
+        """
+        ...
