@@ -37,7 +37,7 @@ LAYERS: list[set[str]] = [
     {"persistence.backends._closed"},
     {
         f"persistence.backends.{name}"
-        for name in ("_line", "_disk", "_place", "_thread", "_asyncio")
+        for name in ("_line", "_disk", "_place", "_thread", "_asyncio", "urls")
     },
     {"persistence.backends._torn"},
     {"persistence.backends._index", "persistence.backends._walk"},
@@ -57,6 +57,7 @@ LAYERS: list[set[str]] = [
     {"persistence.backends._redis.reader", "persistence.backends._redis.survey"},
     {"persistence.backends._redis.groups"},
     {"persistence.backends.redis"},
+    {"persistence.backends.registry"},
     {"mailbox", "supervision", "events", "audit"},
     {"ref"},
     {"actor", "_facts", "_watch", "_waits", "dispatcher"},

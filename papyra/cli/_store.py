@@ -14,7 +14,7 @@ from cyclopts import Parameter
 from papyra.cli._errors import CommandFailed, NothingToDo, WrongUse
 from papyra.cli._output import progress, tell
 from papyra.conf import backend_from_url, settings
-from papyra.conf._urls import STORE_SCHEMES
+from papyra.persistence.backends import registry
 from papyra.persistence.backends.base import PersistenceBackend
 
 __all__ = (
@@ -44,8 +44,6 @@ _URL = re.compile(r"([a-z][a-z0-9+.-]*):", re.IGNORECASE)
 #: What the names of files end with that a store in one file has beside it.
 _BESIDE = r"\.(lock|new|damaged-[0-9]+)"
 _SEGMENT = re.compile(r"\d{20}\.ndjson")
-#: Seconds for which a server that is away is tried again: somebody waits at a terminal.
-_RETRY_FOR = 1
 
 
 def backend_at(name: str | None, *, read_only: bool = False) -> PersistenceBackend:
@@ -58,21 +56,14 @@ def backend_at(name: str | None, *, read_only: bool = False) -> PersistenceBacke
     if not name.strip():
         raise WrongUse("STORE is empty: a variable that is not set, maybe?")
     scheme = _URL.match(name)
-    if scheme is not None and (scheme[1] in STORE_SCHEMES or "://" in name):
+    if scheme is not None and ("://" in name or registry.is_known(scheme[1])):
         return backend_from_url(_impatient(name), read_only=read_only)
-    # Imported when they are needed: none of them needs the others.
     path = Path(os.path.expanduser(name))
-    if path.is_dir() or name.endswith("/") or (not path.exists() and not path.suffix):
-        from papyra.persistence.backends.rotating import RotatingFilePersistence  # noqa: PLC0415
-
-        return RotatingFilePersistence(name, read_only=read_only)
-    from papyra.persistence.backends.json import JsonFilePersistence  # noqa: PLC0415
-
-    if _SEGMENT.fullmatch(path.name):
+    if _SEGMENT.fullmatch(path.name) and not path.is_dir() and not name.endswith("/"):
         raise CommandFailed(
             f"{path} is one segment of a journal: name the directory, {path.parent}/"
         )
-    return JsonFilePersistence(name, read_only=read_only)
+    return registry.backend_at(name, read_only=read_only)
 
 
 def _configured(*, read_only: bool) -> PersistenceBackend:
@@ -87,9 +78,12 @@ def _configured(*, read_only: bool) -> PersistenceBackend:
 
 
 def _impatient(url: str) -> str:
-    if not url.startswith(("redis", "unix:")) or "retry_for=" in url:
-        return url
-    return f"{url}{'&' if '?' in url else '?'}retry_for={_RETRY_FOR}"
+    """Add what its backend wants where somebody waits at a terminal, and the URL does not say."""
+    registration = registry.find(url.partition(":")[0])
+    for option, value in registration.when_watched.items() if registration else ():
+        if f"{option}=" not in url:
+            url += f"{'&' if '?' in url else '?'}{option}={value}"
+    return url
 
 
 def place_of(backend: PersistenceBackend) -> Path | None:
@@ -216,8 +210,9 @@ async def reading(name: str | None, what: str | None = None) -> AsyncIterator[Pe
 
 async def _is_nothing(reader: PersistenceBackend) -> bool:
     """Return whether a server knows nothing of a store: an empty file is one, though."""
-    summary = await reader.summarize()
-    return summary.backend == "redis" and not summary.total_records
+    registration = registry.find(reader.store.name)
+    is_on_server = registration is not None and registration.is_on_server
+    return is_on_server and not (await reader.summarize()).total_records
 
 
 def _cache() -> Path | None:

@@ -5,8 +5,7 @@ from __future__ import annotations
 import logging
 import tempfile
 import time
-import uuid
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 
 import anyio
@@ -17,6 +16,7 @@ from papyra.cli._output import AsJson, is_terminal, progress, show_json, show_ta
 from papyra.cli._store import backend_at, home_of, name_of, place_of
 from papyra.cli._values import Count, said_count
 from papyra.persistence.actor import PersistenceActor
+from papyra.persistence.backends import registry
 from papyra.persistence.backends.base import PersistenceBackend
 from papyra.persistence.messages import Append
 from papyra.persistence.records import PersistedEvent
@@ -24,9 +24,6 @@ from papyra.persistence.reports import ScanProgress
 from papyra.ref import ActorRef
 from papyra.system import ActorSystem
 
-#: What is measured where no store is named.
-_DEFAULT = ("memory:", "json", "rotating")
-_TEMPORARY = {"json": "events.ndjson", "rotating": "journal/"}
 #: Tasks that ask at the same time.
 _TASKS = 100
 #: Records in a read.
@@ -80,7 +77,7 @@ def bench(*stores: str, records: Count = 20_000, as_json: AsJson = False) -> Non
         raise WrongUse("--records: at least 100, or there is nothing to measure")
     # What an actor has to say of its store comes back to those who ask.
     logging.getLogger("papyra").setLevel(logging.CRITICAL)
-    results = [anyio.run(_measure, store, records) for store in stores or _DEFAULT]
+    results = [anyio.run(_measure, store, records) for store in stores or _default()]
     if as_json:
         for result in results:
             show_json(result)
@@ -99,6 +96,11 @@ def bench(*stores: str, records: Count = 20_000, as_json: AsJson = False) -> Non
     tell("figures of one machine, at one moment: compare them within a run", "dim")
 
 
+def _default() -> Sequence[str]:
+    """Return the stores that are measured where none is named."""
+    return ["memory:", *sorted(name for name in registry.names() if _file_name(name))]
+
+
 def _said(figure: float | None) -> str:
     if figure is None:
         return "-"
@@ -106,7 +108,7 @@ def _said(figure: float | None) -> str:
 
 
 async def _measure(store: str, records: int) -> Result:
-    name = store if store in _TEMPORARY else name_of(backend_at(store))
+    name = store if _file_name(store) else name_of(backend_at(store))
     async with _scratch(store) as backend:
         few = max(records // 10, 10)
         results: dict[str, float | None] = dict.fromkeys(_TITLES)
@@ -170,41 +172,26 @@ async def _read_all(backend: PersistenceBackend) -> None:
 @asynccontextmanager
 async def _scratch(store: str) -> AsyncIterator[PersistenceBackend]:
     """Make a store of the same sort in the same place, and remove it afterwards."""
-    if store in _TEMPORARY:
+    if file_name := _file_name(store):
         with tempfile.TemporaryDirectory(prefix="papyra-bench-") as directory:
-            yield backend_at(f"{directory}/{_TEMPORARY[store]}")
+            yield backend_at(f"{directory}/{file_name}")
         return
     backend = backend_at(store)
     place = place_of(backend)
-    if place is None:
-        async with _scratch_elsewhere(backend) as made:
-            yield made
-        return
-    with tempfile.TemporaryDirectory(prefix=".papyra-bench-", dir=home_of(place)) as directory:
-        yield backend_at(f"{directory}/{place.name if place.suffix else 'journal/'}")
-
-
-@asynccontextmanager
-async def _scratch_elsewhere(backend: PersistenceBackend) -> AsyncIterator[PersistenceBackend]:
-    if not backend.capabilities.durable:
+    if place is not None:
+        with tempfile.TemporaryDirectory(prefix=".papyra-bench-", dir=home_of(place)) as directory:
+            yield backend_at(f"{directory}/{place.name if place.suffix else 'journal/'}")
+    elif not backend.capabilities.durable:
         yield backend
-        return
-    from papyra.persistence.backends._redis.link import AnyClient, RedisLink  # noqa: PLC0415
-    from papyra.persistence.backends.redis import RedisStreamsPersistence  # noqa: PLC0415
+    else:
+        registration = registry.find(backend.store.name)
+        if registration is None or registration.beside is None:
+            raise WrongUse(f"a {type(backend).__name__} can't be measured: its place is not known")
+        async with registration.beside(backend) as made:
+            yield made
 
-    if not isinstance(backend, RedisStreamsPersistence):
-        raise WrongUse(f"a {type(backend).__name__} can't be measured: its place is not known")
-    config = msgspec.structs.replace(
-        backend.config, prefix="papyra-bench", system_id=uuid.uuid4().hex, read_only=False
-    )
-    try:
-        yield RedisStreamsPersistence(config)
-    finally:
 
-        async def remove(client: AnyClient) -> None:
-            await client.delete(*config.keys.all)
-
-        with anyio.CancelScope(shield=True):
-            link = RedisLink(config)
-            await link.call(remove)
-            await link.close()
+def _file_name(store: str) -> str | None:
+    """Return how a kind of store ends that is named by its kind alone; `None` for any other."""
+    registration = registry.find(store) if store in registry.names() else None
+    return None if registration is None else registration.file_name

@@ -25,6 +25,7 @@ from papyra.cli._output import (
 from papyra.cli._records import styled, tabbed_lines
 from papyra.cli._store import StoreName, reading
 from papyra.cli._values import ago, said_bytes, said_count, said_duration, said_time
+from papyra.persistence.backends import registry
 from papyra.persistence.backends.base import PersistenceBackend
 from papyra.persistence.records import KINDS, Kind, PersistedAudit, Record
 from papyra.persistence.reports import StoreSummary
@@ -38,11 +39,6 @@ _BARS = "▁▂▃▄▅▆▇█"
 _ASCII_BARS = "._-=+*#@"
 
 _NAMES: dict[Kind, str] = {"event": "event", "audit": "audit", "dead_letter": "dead letter"}
-_BACKENDS = {
-    "json": "JSON file",
-    "rotating": "rotating files",
-    "redis": "Redis Streams",
-}
 
 
 def inspect(store: StoreName = None, /, *, as_json: AsJson = False) -> None:
@@ -98,7 +94,7 @@ def _facts(
     kinds = ", ".join(_counted(summary.records[kind], _NAMES[kind]) for kind in KINDS)
     facts = [
         ("store", summary.location),
-        ("backend", _BACKENDS.get(summary.backend, summary.backend) + _parts(summary)),
+        ("backend", _label(summary) + _parts(summary)),
         ("size", f"{size}{said_bytes(summary.total_bytes)} are records"),
         ("records", f"{summary.total_records:,}: {kinds}"),
         ("last position", f"{summary.last_seq:,}"),
@@ -163,7 +159,14 @@ def _said_writer(summary: StoreSummary) -> str:
     if summary.writer is None:
         return "nobody, as far as can be told"
     # A server knows who has become its writer, and not whether that is still there.
-    return f"{summary.writer}, the latest" if summary.backend == "redis" else summary.writer
+    registration = registry.find(summary.backend)
+    is_on_server = registration is not None and registration.is_on_server
+    return f"{summary.writer}, the latest" if is_on_server else summary.writer
+
+
+def _label(summary: StoreSummary) -> str:
+    registration = registry.find(summary.backend)
+    return summary.backend if registration is None else registration.label
 
 
 def _health(summary: StoreSummary) -> str:

@@ -1,4 +1,7 @@
-"""Redis servers for tests: processes of their own, on free ports of the loopback interface."""
+"""Redis servers for tests: processes of their own, on free ports of the loopback interface.
+
+And a store on one of them, or on that which ``REDIS_URL`` names.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,7 @@ import atexit
 import contextlib
 import functools
 import importlib.util
+import os
 import re
 import shutil
 import signal
@@ -13,21 +17,35 @@ import socket
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+import uuid
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import BinaryIO, Self
+from typing import Any, BinaryIO, Self
+
+import msgspec
+
+from papyra.exceptions import InvalidEnvironment, InvalidPolicy
+from papyra.persistence.backends.base import PersistenceBackend
+from papyra.persistence.records import KINDS
 
 __all__ = (
     "NoServer",
     "RedisServer",
     "any_binary",
+    "forget",
     "free_port",
+    "new_store",
     "server_binaries",
     "shared_server",
 )
 
 #: Seconds that a server gets to start, or to stop.
 PATIENCE = 20.0
+
+#: Where the server for stores is; without it, one is started.
+URL_VARIABLE = "REDIS_URL"
+#: What the keys of these stores begin with.
+TEST_PREFIX = "papyra-test"
 
 #: Programs on the ``PATH``; then packages on PyPI that carry one, and where it is in them.
 _PROGRAMS = ("redis-server", "valkey-server")
@@ -226,3 +244,35 @@ def shared_server() -> RedisServer:
     server.start()
     atexit.register(server.close)
     return server
+
+
+def new_store(directory: Callable[[], Path], options: Mapping[str, Any]) -> PersistenceBackend:
+    """Return an empty store, on a server that is started for it if none is named."""
+    del directory
+    # When it is needed, and not missed by those who have not installed it.
+    from papyra.persistence.backends.redis import (  # noqa: PLC0415
+        RedisStreamsConfig,
+        RedisStreamsPersistence,
+    )
+
+    try:
+        url = os.environ.get(URL_VARIABLE) or shared_server().url
+    except NoServer as error:
+        raise InvalidEnvironment(str(error)) from error
+    try:
+        config = RedisStreamsConfig.from_url(url)
+        config.check_options()
+    except InvalidPolicy as error:
+        raise InvalidEnvironment(f"{URL_VARIABLE}: {error}") from error
+    own = {"prefix": TEST_PREFIX, "system_id": uuid.uuid4().hex}
+    return RedisStreamsPersistence(msgspec.structs.replace(config, **own), **options)
+
+
+def forget(store: PersistenceBackend) -> None:
+    """Remove a store of `new_store` from a server that goes on."""
+    config = getattr(store, "config", None)
+    if os.environ.get(URL_VARIABLE) and config is not None and config.prefix == TEST_PREFIX:
+        import redis  # noqa: PLC0415
+
+        with redis.Redis.from_url(config.url) as client:
+            client.delete(*config.keys.all, *map(config.keys.quarantine, KINDS))

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any, cast
 
 from papyra.persistence.backends._files import FilePersistence, Fsync
 from papyra.persistence.backends._journal import OneFile
 from papyra.persistence.backends._place import Place
+from papyra.persistence.backends.urls import path_and_options
 from papyra.persistence.reports import ReportProgress
 from papyra.persistence.retention import RetentionPolicy
 
@@ -87,3 +89,14 @@ class JsonFilePersistence(FilePersistence):
             opening=opening,
             **self._common,
         )
+
+
+def from_url(url: str, *, read_only: bool) -> JsonFilePersistence:
+    """Return the backend on the file that a URL names."""
+    path, options = path_and_options(url, {"fsync": str})
+    return JsonFilePersistence(path, read_only=read_only, **cast("dict[str, Any]", options))
+
+
+def for_test(directory: Callable[[], Path], options: Mapping[str, Any]) -> JsonFilePersistence:
+    """Return a backend for a test. Nobody pulls the plug of a test."""
+    return JsonFilePersistence(directory() / "events.ndjson", fsync="no", **options)

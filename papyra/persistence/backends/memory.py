@@ -5,10 +5,12 @@ from __future__ import annotations
 import time
 from array import array
 from bisect import bisect_left, bisect_right
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import accumulate
-from typing import cast
+from pathlib import Path
+from typing import Any, cast
 
+from papyra.exceptions import InvalidStoreURL
 from papyra.persistence import codec
 from papyra.persistence.backends.base import PersistenceBackend
 from papyra.persistence.backends.store import Batch, Capabilities, collect_page
@@ -313,3 +315,17 @@ class _Collection:
             for position in reversed(inside) if newest_first else inside:
                 if since <= times[position] <= until:
                     yield position
+
+
+def from_url(url: str, *, read_only: bool) -> InMemoryPersistence:
+    """Return a new store of one's own."""
+    del read_only  # nobody else can write it
+    if rest := url.partition(":")[2]:
+        raise InvalidStoreURL(f"'memory:' takes nothing after the colon, not {rest!r}")
+    return InMemoryPersistence()
+
+
+def for_test(directory: Callable[[], Path], options: Mapping[str, Any]) -> InMemoryPersistence:
+    """Return a store for a test."""
+    del directory
+    return InMemoryPersistence(**options)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import time
+import uuid
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
@@ -32,7 +34,7 @@ from papyra.persistence.backends._redis.groups import (
     Session,
     deliveries_of,
 )
-from papyra.persistence.backends._redis.link import RedisLink
+from papyra.persistence.backends._redis.link import AnyClient, RedisLink
 from papyra.persistence.backends._redis.reader import Reader
 from papyra.persistence.backends._redis.state import FORMAT, StoreState, StreamState
 from papyra.persistence.backends._redis.survey import Survey
@@ -487,3 +489,31 @@ def _check_names(*names: str) -> None:
 def _check_seconds(seconds: float, least: float = 0.0) -> None:
     if not is_seconds(seconds, least) or seconds > LONGEST:
         raise InvalidRequest(f"this is no number of seconds: {shown(seconds)}")
+
+
+def from_url(url: str, *, read_only: bool) -> RedisStreamsPersistence:
+    """Return the backend that a URL means."""
+    del read_only  # looking needs no leave of the writer
+    config = RedisStreamsConfig.from_url(url)
+    config.check_options()
+    return RedisStreamsPersistence(config)
+
+
+@contextlib.asynccontextmanager
+async def beside(backend: PersistenceBackend) -> AsyncIterator[RedisStreamsPersistence]:
+    """Make a store of its own on the same server, and remove it afterwards."""
+    assert isinstance(backend, RedisStreamsPersistence)
+    config = msgspec.structs.replace(
+        backend.config, prefix="papyra-bench", system_id=uuid.uuid4().hex, read_only=False
+    )
+    try:
+        yield RedisStreamsPersistence(config)
+    finally:
+
+        async def remove(client: AnyClient) -> None:
+            await client.delete(*config.keys.all)
+
+        with anyio.CancelScope(shield=True):
+            link = RedisLink(config)
+            await link.call(remove)
+            await link.close()

@@ -5,13 +5,15 @@ from __future__ import annotations
 import math
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any, cast
 
 from papyra.exceptions import InvalidPolicy
 from papyra.persistence.backends._files import FilePersistence, Fsync
 from papyra.persistence.backends._place import Place
 from papyra.persistence.backends._segments import SegmentLimits, Segments
+from papyra.persistence.backends.urls import path_and_options
 from papyra.persistence.reports import ReportProgress
 from papyra.persistence.retention import RetentionPolicy
 
@@ -92,3 +94,28 @@ class RotatingFilePersistence(FilePersistence):
             opening=opening,
             **self._common,
         )
+
+
+def from_url(url: str, *, read_only: bool) -> RotatingFilePersistence:
+    """Return the backend on the directory that a URL names."""
+    path, options = path_and_options(
+        url,
+        {
+            "fsync": str,
+            "max_segment_bytes": int,
+            "max_segment_records": int,
+            "max_segment_age": float,
+        },
+    )
+    return RotatingFilePersistence(path, read_only=read_only, **cast("dict[str, Any]", options))
+
+
+def is_path(name: str) -> bool:
+    """Return whether a path is a directory, or may become one."""
+    path = Path(os.path.expanduser(name))
+    return path.is_dir() or name.endswith("/") or (not path.exists() and not path.suffix)
+
+
+def for_test(directory: Callable[[], Path], options: Mapping[str, Any]) -> RotatingFilePersistence:
+    """Return a backend for a test. Nobody pulls the plug of a test."""
+    return RotatingFilePersistence(directory() / "journal", fsync="no", **options)
