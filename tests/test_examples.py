@@ -50,6 +50,11 @@ def test_supervision() -> None:
     ]
 
 
+def test_own_backend() -> None:
+    output = run(EXAMPLES / "own_backend.py").splitlines()
+    assert output == [f"{seq} OrderPlaced {{'order_id': 1}}" for seq in (1, 2, 3)]
+
+
 def test_many_processes() -> None:
     with RedisServer(any_binary()) as server:
         output = run(EXAMPLES / "many_processes.py", server.url).splitlines()
