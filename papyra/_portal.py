@@ -12,7 +12,7 @@ import anyio
 from anyio.abc import TaskGroup
 from anyio.from_thread import BlockingPortal
 
-from papyra._loop import HomeLoop
+from papyra._home_loop import HomeLoop
 from papyra.exceptions import SystemNotRunning, WrongLoop
 
 __all__ = ("Portal",)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from papyra._recipe import Recipe
+from papyra._runtime.props import Recipe
 from papyra.actor import Actor
 from papyra.clock import Clock
 from papyra.exceptions import UnhandledMessage
@@ -13,7 +13,7 @@ from papyra.persistence.records import PersistedEvent, event_record
 from papyra.ref import ActorRef
 
 if TYPE_CHECKING:
-    from papyra._cell import Cell
+    from papyra._runtime.cell import Cell
     from papyra.system import ActorSystem
 
 __all__ = ("ActorContext",)

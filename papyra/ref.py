@@ -15,8 +15,8 @@ from papyra.exceptions import AskTimeout, InvalidPolicy, MailboxClosed, MailboxF
 from papyra.message import Message, ReplyT
 
 if TYPE_CHECKING:
-    from papyra._cell import Cell
-    from papyra._contexts import Values
+    from papyra._runtime.cell import Cell
+    from papyra._runtime.context_variables import Values
 
 __all__ = ("ActorRef", "Ask", "Terminated", "Told", "current_cell")
 

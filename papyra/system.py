@@ -13,7 +13,9 @@ from typing import Any, Self
 import anyio
 from anyio.abc import TaskGroup
 
-from papyra._cancellation import (
+from papyra._home_loop import HomeLoop
+from papyra._portal import Portal
+from papyra._runtime.cancellation import (
     end_if_left_open,
     in_a_task,
     running_trio,
@@ -23,15 +25,13 @@ from papyra._cancellation import (
     wait_through,
     without_cancellation,
 )
-from papyra._cell import Cell, spawn
-from papyra._children import Children
-from papyra._facts import NoFacts, StoredFacts
-from papyra._failures import Outcome
-from papyra._loop import HomeLoop
-from papyra._portal import Portal
-from papyra._recipe import Recipe
+from papyra._runtime.cell import Cell, spawn
+from papyra._runtime.children import Children
+from papyra._runtime.failures import Outcome
+from papyra._runtime.props import Recipe
+from papyra._runtime.recorder import NoFacts, StoredFacts
+from papyra._runtime.shutdown import Shutdown, descendants
 from papyra._seconds import is_seconds, seconds, shown
-from papyra._shutdown import Shutdown, descendants
 from papyra._text import text_of, type_name
 from papyra.actor import Actor
 from papyra.address import ActorAddress, check_name

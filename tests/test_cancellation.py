@@ -22,7 +22,8 @@ import pytest
 import trio
 import uvloop
 
-from papyra import Actor, ActorRef, ActorSystem, Decision, OneForOne, _shutdown
+from papyra import Actor, ActorRef, ActorSystem, Decision, OneForOne
+from papyra._runtime import shutdown
 from papyra.exceptions import (
     ActorStopped,
     BackendInUse,
@@ -675,7 +676,7 @@ def test_what_ends_the_program_comes_out_of_an_actor_when_all_have_stopped(
 async def test_an_actor_that_swallows_cancellation_does_not_keep_the_store_open(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(_shutdown, "GRACE", 0.05)
+    monkeypatch.setattr(shutdown, "GRACE", 0.05)
     path = tmp_path / "store.ndjson"
     let_go = False
 

@@ -12,7 +12,7 @@ import pytest
 from anyio.lowlevel import checkpoint
 
 from papyra import Actor, ActorRef, ActorSystem
-from papyra._facts import StoredFacts
+from papyra._runtime.recorder import StoredFacts
 from papyra.address import ActorAddress
 from papyra.clock import SystemClock
 from papyra.exceptions import (

@@ -12,7 +12,7 @@ from typing import Any, TypeGuard
 
 import msgspec
 
-from papyra._facts import storable
+from papyra._runtime.recorder import storable
 from papyra.persistence.records import event_record
 
 __all__ = ("MessagePattern", "Pattern", "RecordPattern", "difference", "plain")

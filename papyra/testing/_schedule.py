@@ -10,7 +10,7 @@ from typing import Any
 
 import anyio
 
-from papyra._shutdown import descendants
+from papyra._runtime.shutdown import descendants
 from papyra.dispatcher import Dispatcher
 from papyra.persistence.backends.base import PersistenceBackend
 from papyra.ref import ActorRef

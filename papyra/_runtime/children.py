@@ -9,7 +9,7 @@ from papyra.address import users_name
 from papyra.exceptions import DuplicateActorName
 
 if TYPE_CHECKING:
-    from papyra._cell import Cell
+    from papyra._runtime.cell import Cell
 
 __all__ = ("Children",)
 

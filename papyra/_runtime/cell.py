@@ -8,18 +8,18 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import anyio
 
-from papyra._cancellation import shield_from_interrupts
-from papyra._children import Children
-from papyra._contexts import captured
-from papyra._facts import Facts
-from papyra._failures import Failures, Outcome, Supervisor
-from papyra._life import Life
-from papyra._loop import HomeLoop
-from papyra._recipe import Recipe
+from papyra._home_loop import HomeLoop
+from papyra._runtime.cancellation import shield_from_interrupts
+from papyra._runtime.children import Children
+from papyra._runtime.context_variables import captured
+from papyra._runtime.deadlock_detection import Waits
+from papyra._runtime.death_watch import DeathWatch
+from papyra._runtime.failures import Failures, Outcome, Supervisor
+from papyra._runtime.loop import Life
+from papyra._runtime.props import Recipe
+from papyra._runtime.recorder import Facts
 from papyra._signal import Signal
 from papyra._text import text_of, type_name
-from papyra._waits import Waits
-from papyra._watch import DeathWatch
 from papyra.address import ActorAddress
 from papyra.clock import Clock
 from papyra.context import ActorContext

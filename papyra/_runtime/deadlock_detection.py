@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, TypeAlias
 from papyra.exceptions import WouldDeadlock
 
 if TYPE_CHECKING:
-    from papyra._cell import Cell
+    from papyra._runtime.cell import Cell
     from papyra._signal import Signal
 
 __all__ = ("Waits",)

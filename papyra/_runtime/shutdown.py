@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING
 import anyio
 from anyio.abc import TaskGroup
 
-from papyra._cancellation import shield_from_interrupts, start_surely, take_cancellation
-from papyra._children import Children
+from papyra._runtime.cancellation import shield_from_interrupts, start_surely, take_cancellation
+from papyra._runtime.children import Children
 
 if TYPE_CHECKING:
-    from papyra._cell import Cell
+    from papyra._runtime.cell import Cell
 
 __all__ = ("Shutdown", "descendants")
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import anyio
 from anyio.lowlevel import checkpoint
 
-from papyra._cancellation import (
+from papyra._runtime.cancellation import (
     cancel_groups_left_open,
     cancelled_by_its_task,
     cancelled_within,
@@ -18,8 +18,8 @@ from papyra._cancellation import (
     take_cancellation,
     without_cancellation,
 )
-from papyra._contexts import Values, carrying
-from papyra._recipe import Recipe
+from papyra._runtime.context_variables import Values, carrying
+from papyra._runtime.props import Recipe
 from papyra._text import MEANT, text_of, type_name
 from papyra.actor import Failure
 from papyra.dispatcher import Dispatcher
@@ -35,7 +35,7 @@ from papyra.ref import Ask, Terminated, Told, current_cell
 from papyra.supervision import Decision
 
 if TYPE_CHECKING:
-    from papyra._cell import Cell
+    from papyra._runtime.cell import Cell
 
 __all__ = ("Life",)
 

@@ -6,14 +6,14 @@ import logging
 from collections import deque
 from typing import TYPE_CHECKING, Literal, Protocol
 
-from papyra._facts import Facts
+from papyra._runtime.recorder import Facts
 from papyra._text import MEANT, text_of, type_name
 from papyra.events import ActorCrashed
 from papyra.supervision import Decision, OneForAll, SupervisionPolicy
 
 if TYPE_CHECKING:
-    from papyra._cell import Cell
-    from papyra._children import Children
+    from papyra._runtime.cell import Cell
+    from papyra._runtime.children import Children
     from papyra.ref import ActorRef
 
 __all__ = ("Failures", "Outcome", "Supervisor")

@@ -1,0 +1,1 @@
+"""The runtime: how one actor lives, from its first instance to its end."""
