@@ -5,11 +5,10 @@ from typing import TYPE_CHECKING
 from papyra._lazy import finder
 
 if TYPE_CHECKING:
-    from papyra.actor import Actor, Failure
+    from papyra.actor import Actor, ActorContext, Failure
     from papyra.address import ActorAddress
     from papyra.audit import AuditReport
     from papyra.clock import Clock, SystemClock
-    from papyra.context import ActorContext
     from papyra.exceptions import PapyraError
     from papyra.message import Message
     from papyra.ref import ActorRef, Terminated
@@ -45,7 +44,6 @@ _MODULES = (
     "message",
     "ref",
     "actor",
-    "context",
     "system",
 )
 

@@ -1,22 +1,126 @@
-"""What users subclass."""
+"""Actors, as users write them: the class to subclass, its context, its refusals."""
 
 from __future__ import annotations
 
 import abc
 import dataclasses
 import inspect
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from types import FunctionType
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar, Protocol
 
-from papyra.exceptions import InvalidActor
+from papyra._home_loop import HomeLoop
+from papyra._portal import Portal
+from papyra.address import ActorAddress
+from papyra.audit import AuditReport
+from papyra.clock import Clock
+from papyra.exceptions import InvalidActor, UnhandledMessage
+from papyra.persistence.backends.verbs import PersistenceVerbs
+from papyra.persistence.messages import Append, Appended
+from papyra.persistence.records import PersistedEvent, event_record
+from papyra.ref import ActorRef
 from papyra.supervision import Decision, OneForOne, SupervisionPolicy
 
-if TYPE_CHECKING:
-    from papyra.context import ActorContext
-    from papyra.ref import ActorRef
+__all__ = ("Actor", "ActorContext", "ContextOwner", "Failure", "System")
 
-__all__ = ("Actor", "Failure")
+
+class System(Protocol):
+    """The `ActorSystem`, as its actors see it: they neither start nor stop it."""
+
+    @property
+    def system_id(self) -> str:
+        """The system's name."""
+        ...
+
+    @property
+    def is_running(self) -> bool:
+        """Whether actors can be spawned."""
+        ...
+
+    @property
+    def clock(self) -> Clock:
+        """The clock that the system reads and waits by."""
+        ...
+
+    @property
+    def persistence(self) -> ActorRef:
+        """The system's persistence actor."""
+        ...
+
+    @property
+    def backend(self) -> PersistenceVerbs:
+        """The backend that the persistence actor hosts; its verbs go through that actor."""
+        ...
+
+    @property
+    def portal(self) -> Portal:
+        """The way to the actors from other threads."""
+        ...
+
+    def spawn(
+        self,
+        actor_class: type[Actor],
+        *args: Any,
+        name: str | None = None,
+        mailbox_capacity: int | None = None,
+        **kwargs: Any,
+    ) -> ActorRef:
+        """Start a top-level actor, and return its ref."""
+        ...
+
+    def find(self, address: ActorAddress | str) -> ActorRef | None:
+        """Return the living actor at `address`."""
+        ...
+
+    def audit(self) -> AuditReport:
+        """Return what the system looks like now."""
+        ...
+
+
+class ContextOwner(Protocol):
+    """The actor that a context is for."""
+
+    address: ActorAddress
+    ref: ActorRef
+    clock: Clock
+    loop: HomeLoop
+
+    @property
+    def parent_ref(self) -> ActorRef | None:
+        """The ref of the parent, or `None` for a top-level actor."""
+        ...
+
+    @property
+    def child_refs(self) -> tuple[ActorRef, ...]:
+        """The refs of the living children, in the order they were spawned."""
+        ...
+
+    def spawn(
+        self,
+        actor_class: type[Actor],
+        args: Sequence[Any],
+        kwargs: Mapping[str, Any],
+        name: str | None,
+        mailbox_capacity: int | None,
+    ) -> ActorRef:
+        """Start a child, and return its ref."""
+        ...
+
+    def watch(self, ref: ActorRef) -> None:
+        """Have a `Terminated` sent when `ref` has stopped."""
+        ...
+
+    def unwatch(self, ref: ActorRef) -> None:
+        """Take `watch` back."""
+        ...
+
+    def stop_now(self) -> None:
+        """Stop after the message at hand."""
+        ...
+
+    def unhandled(self, message: object) -> UnhandledMessage:
+        """Make a dead letter of `message`, and fail the ask that it came with, if any."""
+        ...
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -32,6 +136,102 @@ class Failure:
     def __post_init__(self) -> None:
         if not isinstance(self.error, Exception):
             raise TypeError(f"a Failure is made of an exception, not {self.error!r}")
+
+
+class ActorContext:
+    """An actor's own view of the system, as ``self.context``. The same one across restarts."""
+
+    __slots__ = ("_actor_address", "_owner", "_system", "_system_id")
+
+    def __init__(self, owner: ContextOwner, system: System) -> None:
+        self._owner = owner
+        self._system = system
+        self._system_id = system.system_id
+        self._actor_address = str(owner.address)
+
+    @property
+    def self_ref(self) -> ActorRef:
+        """The actor's own ref, for others to keep."""
+        return self._owner.ref
+
+    @property
+    def parent(self) -> ActorRef | None:
+        """The parent, or `None` for a top-level actor."""
+        return self._owner.parent_ref
+
+    @property
+    def children(self) -> tuple[ActorRef, ...]:
+        """The living children, in the order they were spawned."""
+        return self._owner.child_refs
+
+    @property
+    def system(self) -> System:
+        """The system."""
+        return self._system
+
+    @property
+    def clock(self) -> Clock:
+        """The system's clock: an actor that waits by it can be tested without waiting."""
+        return self._owner.clock
+
+    @property
+    def persistence(self) -> ActorRef:
+        """The system's persistence actor."""
+        return self._system.persistence
+
+    def spawn(
+        self,
+        actor_class: type[Actor],
+        *args: Any,
+        name: str | None = None,
+        mailbox_capacity: int | None = None,
+        **kwargs: Any,
+    ) -> ActorRef:
+        """Start a child; as `ActorSystem.spawn`.
+
+        Raises `NoChildrenNow` in ``__init__``, and once this actor is stopping. When this actor
+        restarts, its children are stopped.
+        """
+        return self._owner.spawn(actor_class, args, kwargs, name, mailbox_capacity)
+
+    def watch(self, ref: ActorRef) -> None:
+        """Have a `Terminated` sent to this actor when `ref` has stopped; at once if it has."""
+        self._owner.watch(ref)
+
+    def unwatch(self, ref: ActorRef) -> None:
+        """Take `watch` back. A `Terminated` that is in the mailbox already stays there."""
+        self._owner.unwatch(ref)
+
+    def stop(self) -> None:
+        """Stop this actor after the message it is handling.
+
+        What else is in its mailbox becomes dead letters. To have that handled first, use
+        ``self_ref.stop()``.
+        """
+        self._owner.loop.check()
+        self._owner.stop_now()
+
+    def unhandled(self, message: object) -> UnhandledMessage:
+        """Do what `Actor.unhandled` does, and return the error."""
+        self._owner.loop.check()
+        return self._owner.unhandled(message)
+
+    def event(self, event: object) -> PersistedEvent:
+        """Return `event` as a record of this actor's, with the time now.
+
+        `event` is a msgspec Struct or a dataclass, whose class gives the event type, or a pair of
+        type name and mapping. Raises `InvalidRecord` for anything else. The record holds `event`
+        itself, and is encoded when it is written: do not change it after it was told.
+        """
+        return event_record(self._system_id, self._actor_address, event, self._owner.clock.time())
+
+    async def persist(self, event: object) -> int:
+        """Store `event`, as `event()` takes it, and return its `seq`.
+
+        On return it is as durable as the backend promises. Raises what the append raises.
+        """
+        appended: Appended = await self.persistence.ask(Append(self.event(event)))
+        return appended.first_seq
 
 
 class Actor(abc.ABC):

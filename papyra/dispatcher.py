@@ -1,14 +1,13 @@
-"""Between mailbox and actor: who takes the next message, and what happens around it."""
+"""The dispatcher: order the turns of actors, and surround the handling of their messages."""
 
 from __future__ import annotations
 
 from collections.abc import Coroutine, Sequence
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 from anyio.lowlevel import checkpoint
 
-if TYPE_CHECKING:
-    from papyra.ref import ActorRef
+from papyra.ref import ActorRef
 
 __all__ = ("Dispatcher",)
 

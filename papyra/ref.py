@@ -3,25 +3,78 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable, Sequence
 from contextvars import ContextVar
 from threading import get_ident
-from typing import TYPE_CHECKING, Any, overload
+from typing import Any, Literal, Protocol, TypeAlias, overload
 
+import anyio
+
+from papyra._home_loop import HomeLoop
 from papyra._seconds import is_seconds, seconds, shown
 from papyra._signal import Signal
 from papyra._text import type_name
 from papyra.address import ActorAddress
-from papyra.exceptions import AskTimeout, InvalidPolicy, MailboxClosed, MailboxFull
+from papyra.clock import Clock
+from papyra.exceptions import ActorStopped, AskTimeout, InvalidPolicy, MailboxClosed, MailboxFull
+from papyra.mailbox import Mailbox
 from papyra.message import Message, ReplyT
 
-if TYPE_CHECKING:
-    from papyra._runtime.cell import Cell
-    from papyra._runtime.context_variables import Values
+__all__ = ("ActorRef", "Ask", "Recipient", "Terminated", "Told", "Values", "Wait")
 
-__all__ = ("ActorRef", "Ask", "Terminated", "Told", "current_cell")
+#: Context variables with the values that they had at a message's sender; without those unset there.
+Values: TypeAlias = Sequence[tuple[ContextVar[Any], Any]]
 
-#: The actor in whose task, or in a task made there, the code runs.
-current_cell: ContextVar[Cell | None] = ContextVar("papyra_current_cell", default=None)
+
+class Wait(Protocol):
+    """An actor's wait for another one, noted for the detection of deadlocks."""
+
+    def end(self) -> None:
+        """Note that the wait is over."""
+        ...
+
+
+class Recipient(Protocol):
+    """The actor behind a ref."""
+
+    address: ActorAddress
+    mailbox: Mailbox[object]
+    #: puts a message into the mailbox, as `Mailbox.put_nowait` does
+    put_nowait: Callable[[object], None]
+    loop: HomeLoop
+    clock: Clock
+    stopped: anyio.Event
+
+    async def queue_up(self, item: object) -> None:
+        """Put `item` into the mailbox when there is room."""
+        ...
+
+    async def queue_up_told(self, message: object) -> None:
+        """Put a message that was told into the mailbox; raise `WouldDeadlock` if it can't wait."""
+        ...
+
+    def begin_wait(self, until: Signal, *, limited: bool) -> Wait | None:
+        """Note the wait of the actor that runs here, if one does, for this one.
+
+        Return what ends the wait, if it counts; raise `WouldDeadlock` if it could never end.
+        """
+        ...
+
+    async def refuse(self, message: object, *, expects_reply: bool) -> None:
+        """Make a dead letter of `message`; wait if the store has no room for it."""
+        ...
+
+    def refuse_nowait(self, message: object, *, expects_reply: bool) -> None:
+        """Make a dead letter of `message`; raise `MailboxFull` if the store has no room for it."""
+        ...
+
+    def stopped_error(self, what: str, handled: Literal["never", "maybe"]) -> ActorStopped:
+        """Return the error for who asked an actor that has stopped, or is about to."""
+        ...
+
+    async def stop(self) -> None:
+        """Stop after what is in the mailbox, and wait for that unless it would be in vain."""
+        ...
 
 
 class Ask:
@@ -70,7 +123,7 @@ class ActorRef:
 
     __slots__ = ("__weakref__", "_cell", "_mailbox", "_put_nowait", "_thread")
 
-    def __init__(self, cell: Cell) -> None:
+    def __init__(self, cell: Recipient) -> None:
         self._cell = cell
         self._mailbox = cell.mailbox
         self._put_nowait = cell.put_nowait
@@ -152,8 +205,7 @@ class ActorRef:
         if timeout is not None and not is_seconds(timeout):
             raise InvalidPolicy(f"timeout is seconds, 0 or more, not {shown(timeout)}")
         ask = Ask(message, self._cell.loop.new_signal())
-        caller = None if current_cell.get() is None else self._cell.caller()
-        counts = caller and caller.waits.begin(self._cell, ask.done, limited=timeout is not None)
+        wait = self._cell.begin_wait(ask.done, limited=timeout is not None)
         if timeout is not None:
             with self._cell.clock.move_on_after(seconds(timeout)):
                 await self._send(ask)
@@ -161,11 +213,11 @@ class ActorRef:
                 raise AskTimeout(
                     f"{self.address} did not reply to {type_name(message)} within {timeout} seconds"
                 )
-        elif caller and counts:
+        elif wait is not None:
             try:
                 await self._send(ask)
             finally:
-                caller.waits.end()
+                wait.end()
         else:
             await self._send(ask)
         if ask.error is not None:

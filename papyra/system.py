@@ -28,8 +28,8 @@ from papyra._runtime.cancellation import (
 from papyra._runtime.cell import Cell, spawn
 from papyra._runtime.children import Children
 from papyra._runtime.failures import Outcome
-from papyra._runtime.props import Recipe
-from papyra._runtime.recorder import NoFacts, StoredFacts
+from papyra._runtime.props import Props
+from papyra._runtime.recorder import LoggingRecorder, SystemRecorder
 from papyra._runtime.shutdown import Shutdown, descendants
 from papyra._seconds import is_seconds, seconds, shown
 from papyra._text import text_of, type_name
@@ -65,7 +65,7 @@ PERSISTENCE_NAME = "$persistence"
 
 
 class ActorSystem:
-    """Runs actors, and keeps their facts.
+    """Runs actors, and keeps their recorder.
 
     ``async with ActorSystem("shop") as system:`` starts it, and stops it when the block is left.
     The system's own persistence actor starts before every other actor and stops after the last.
@@ -141,7 +141,7 @@ class ActorSystem:
             seconds(shutdown_timeout), self._guardian.children, self._own.children
         )
         self._persistence: ActorRef | None = None
-        self._facts: StoredFacts | None = None
+        self._recorder: SystemRecorder | None = None
         self._host_task: int | None = None
         self._portal: Portal | None = None
         self._is_left = False
@@ -221,15 +221,15 @@ class ActorSystem:
         `WrongLoop`.
         """
         self._check_loop()
-        if self._facts is None or not self.is_running:
+        if self._recorder is None or not self.is_running:
             raise SystemNotRunning(
                 f"the system {self._system_id!r} is not running: "
                 "spawn inside 'async with ActorSystem(...) as system:'"
             )
-        recipe = Recipe(actor_class, args, kwargs, mailbox_capacity)
-        recipe.check()
+        props = Props(actor_class, args, kwargs, mailbox_capacity)
+        props.check()
         address = self._address.child(self._guardian.children.free_name(actor_class, name))
-        return spawn(self._guardian, self._runtime, address, recipe, self._facts)
+        return spawn(self._guardian, self._runtime, address, props, self._recorder)
 
     def find(self, address: ActorAddress | str) -> ActorRef | None:
         """Return the living actor at `address`, given whole (``"shop/cart/line-1"``), or `None`.
@@ -255,8 +255,8 @@ class ActorSystem:
         self._check_loop()
         cells = list(descendants(self._guardian.children))
         deepest = max(cells, key=lambda cell: len(cell.mailbox), default=None)
-        facts = self._facts
-        counts = facts.counts if facts else {}
+        recorder = self._recorder
+        counts = recorder.counts if recorder else {}
         return AuditReport(
             actors=len(cells),
             messages_waiting=sum(len(cell.mailbox) for cell in cells),
@@ -267,8 +267,8 @@ class ActorSystem:
             stopped=counts.get(ActorStopped, 0),
             crashed=counts.get(ActorCrashed, 0),
             restarted=counts.get(ActorRestarted, 0),
-            dead_letters=facts.dead_letters if facts else 0,
-            unclaimed_replies=facts.unclaimed_replies if facts else 0,
+            dead_letters=recorder.dead_letters if recorder else 0,
+            unclaimed_replies=recorder.unclaimed_replies if recorder else 0,
             persistence=self._backend.metrics.snapshot() if self._backend else MetricsSnapshot(),
         )
 
@@ -293,9 +293,9 @@ class ActorSystem:
         end_if_left_open(self._runtime)
         self._portal = Portal(self._system_id, self._runtime.loop, self._runtime.task_group)
         try:
-            recipe = Recipe(PersistenceActor, (self._backend, self._breaker), {}, None)
+            props = Props(PersistenceActor, (self._backend, self._breaker), {}, None)
             address = self._address.child(PERSISTENCE_NAME)
-            self._persistence = spawn(self._own, self._runtime, address, recipe, NoFacts())
+            self._persistence = spawn(self._own, self._runtime, address, props, LoggingRecorder())
             await self._persistence.ask(Flush())
             await check_store(self._backend, self._startup)
             self._stored_before = self._backend.last_seq
@@ -303,7 +303,7 @@ class ActorSystem:
             await self._shut_down(error)
             raise
         (cell,) = self._own.children
-        self._facts = StoredFacts(self._system_id, self.clock, cell.mailbox)
+        self._recorder = SystemRecorder(self._system_id, self.clock, cell.mailbox)
         if self._audit_interval is not None:
             start_surely(
                 self._runtime.task_group.start_soon,
@@ -405,8 +405,8 @@ class ActorSystem:
         """Do what comes after the last actor."""
         if self._portal is not None:
             self._portal.close()
-        if self._facts is not None:
-            self._facts.audit(self.audit())
+        if self._recorder is not None:
+            self._recorder.audit(self.audit())
 
     async def _audit_every(self, interval: float) -> None:
         self._audits, begun = True, self._shutdown.begun
@@ -414,8 +414,8 @@ class ActorSystem:
             while not begun.is_set():
                 with self.clock.move_on_after(interval):
                     await begun.wait()
-                if self._facts is not None and not begun.is_set():
-                    self._facts.audit(self.audit())
+                if self._recorder is not None and not begun.is_set():
+                    self._recorder.audit(self.audit())
 
     def _fail(self, error: Exception) -> None:
         """End the system, as nobody is left to deal with `error`."""
@@ -448,7 +448,7 @@ class ActorSystem:
 
 
 class _Runtime:
-    """What cells need of the system."""
+    """The system, as its cells use it."""
 
     def __init__(
         self,
@@ -483,7 +483,7 @@ class _Runtime:
         return None if running_trio() else asyncio.get_running_loop().call_soon
 
     def launch(self, cell: Cell) -> None:
-        before = cell.begun
+        before = cell.lifecycle.incarnation
         # It must not keep the context variables of whoever spawned it: they are of one request.
         cell.variables.run(self._start, cell)
         if self._call_soon is not None:
@@ -495,7 +495,7 @@ class _Runtime:
 
     def _launch_unless_begun(self, cell: Cell, before: int) -> None:
         """Launch `cell` again if its task was cancelled before it has begun: it never will."""
-        if cell.begun == before:
+        if cell.lifecycle.incarnation == before:
             # For the task group this is a task that has failed: it has cancelled the others.
             self.system._lose(f"that of {cell.address}, before it had begun")
             cell.discard_run()
@@ -524,7 +524,7 @@ class _Guardian:
         child_was_cancelled: Callable[[], None] | None = None,
     ) -> None:
         self.policy = policy
-        self.children = Children()
+        self.children: Children[Cell] = Children()
         self.shields_children = child_was_cancelled is not None
         self._child_was_cancelled = child_was_cancelled
         self._escalate = escalate

@@ -414,7 +414,7 @@ async def test_a_message_that_is_not_handled_is_the_dead_letter_without_its_vari
         await ref.tell("left")
         with pytest.raises(AskTimeout):
             await ref.ask("left, too", timeout=0)
-        stop: Callable[[], None] = ref._cell.stop_now
+        stop: Callable[[], None] = ref._cell.stop_now  # type: ignore[attr-defined]
         stop()
         release.set()
         await ref.stop()

@@ -1,10 +1,10 @@
-"""An actor as the rest of the runtime sees it: its mailbox, and its place in the tree."""
+"""The cell: one actor as refs, contexts, its parent and its children reach it."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from contextvars import Context, ContextVar
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import Any, Literal, Protocol
 
 import anyio
 
@@ -15,14 +15,15 @@ from papyra._runtime.context_variables import captured
 from papyra._runtime.deadlock_detection import Waits
 from papyra._runtime.death_watch import DeathWatch
 from papyra._runtime.failures import Failures, Outcome, Supervisor
-from papyra._runtime.loop import Life
-from papyra._runtime.props import Recipe
-from papyra._runtime.recorder import Facts
+from papyra._runtime.lifecycle import Lifecycle
+from papyra._runtime.loop import ActorLoop
+from papyra._runtime.props import Props
+from papyra._runtime.recorder import Recorder
 from papyra._signal import Signal
 from papyra._text import text_of, type_name
+from papyra.actor import Actor, ActorContext, System
 from papyra.address import ActorAddress
 from papyra.clock import Clock
-from papyra.context import ActorContext
 from papyra.dispatcher import Dispatcher
 from papyra.exceptions import (
     ActorStopped,
@@ -30,17 +31,17 @@ from papyra.exceptions import (
     UnhandledMessage,
 )
 from papyra.mailbox import Mailbox
-from papyra.ref import ActorRef, Ask, Terminated, Told, current_cell
+from papyra.ref import ActorRef, Ask, Terminated, Told
 from papyra.supervision import Decision, SupervisionPolicy
 
-if TYPE_CHECKING:
-    from papyra.system import ActorSystem
+__all__ = ("Cell", "Parent", "Runtime", "spawn")
 
-__all__ = ("Cell", "Runtime", "spawn")
+#: The actor in whose task, or in a task made there, the code runs.
+current_cell: ContextVar[Cell | None] = ContextVar("papyra_current_cell", default=None)
 
 
 class Runtime(Protocol):
-    """What a cell needs of the system."""
+    """The system, as a cell uses it."""
 
     @property
     def clock(self) -> Clock: ...
@@ -58,7 +59,7 @@ class Runtime(Protocol):
     def propagate(self) -> Sequence[ContextVar[Any]]: ...
 
     @property
-    def system(self) -> ActorSystem: ...
+    def system(self) -> System: ...
 
     def launch(self, cell: Cell) -> None:
         """Run `cell` in a task of its own."""
@@ -73,15 +74,24 @@ class Runtime(Protocol):
         ...
 
 
+class Parent(Supervisor, Protocol):
+    """The cell's parent: another cell, or the guardian of the top-level actors."""
+
+    @property
+    def children(self) -> Children[Cell]:
+        """The cells it supervises."""
+        ...
+
+
 def spawn(
-    parent: Supervisor,
+    parent: Parent,
     runtime: Runtime,
     address: ActorAddress,
-    recipe: Recipe,
-    facts: Facts,
+    props: Props,
+    recorder: Recorder,
 ) -> ActorRef:
     """Make an actor, give it to `parent`, start it, and return its ref."""
-    cell = Cell(parent, runtime, address, recipe, facts)
+    cell = Cell(parent, runtime, address, props, recorder)
     # First, as it may raise: outside of the event loop, for one.
     runtime.launch(cell)
     parent.children.add(cell)
@@ -89,26 +99,26 @@ def spawn(
 
 
 class Cell:
-    """One actor across all its instances: what refs, contexts, parents and children reach it by.
+    """One actor across all its incarnations, put together from its parts.
 
-    What it does with its messages is its `Life`, and what others decide about it reaches that
-    through `order` and `scope`.
+    What it does with its messages is in its `ActorLoop`. What others decide about it reaches that
+    through its `Lifecycle`.
     """
 
     def __init__(
         self,
-        parent: Supervisor,
+        parent: Parent,
         runtime: Runtime,
         address: ActorAddress,
-        recipe: Recipe,
-        facts: Facts,
+        props: Props,
+        recorder: Recorder,
     ) -> None:
         self.address = address
         self.clock = runtime.clock
         self.dispatcher = runtime.dispatcher
         self.loop = runtime.loop
         self.mailbox: Mailbox[object] = Mailbox(
-            recipe.capacity(runtime.mailbox_capacity), self.loop.new_signal
+            props.capacity(runtime.mailbox_capacity), self.loop.new_signal
         )
         #: the context variables that travel with messages
         self.propagate = runtime.propagate
@@ -116,49 +126,35 @@ class Cell:
             self._put_with_values if self.propagate else self.mailbox.put_nowait
         )
         self.ref = ActorRef(self)
-        self.children = Children()
+        self.children: Children[Cell] = Children()
         #: set when the actor has stopped, and all that follows from it is done
         self.stopped = anyio.Event()
 
         self.parent = parent
-        self.facts = facts
-        self.failures = Failures(self, parent, facts)
+        self.recorder = recorder
+        self.lifecycle = Lifecycle(self.mailbox)
+        self.failures = Failures(self, parent, recorder)
         self.death_watch = DeathWatch(self.ref, self.mailbox)
         self.context = ActorContext(self, runtime.system)
-        #: what somebody decided, to be obeyed before the next message
-        self.order: Literal[Decision.RESTART, Decision.STOP] | None = None
-        #: seconds before the next restart
-        self.restart_delay = 0.0
-        #: why it stops
-        self.reason: Literal["stopped", "failed", "cancelled"] = "stopped"
-        #: the error, its own or another's, for which it stops or restarts
-        self.cause: BaseException | None = None
-        #: around all that the actor does; shielded, as a cancelled caller of the system must not
-        #: tear actors down out of order
-        self.scope = anyio.CancelScope(shield=True)
-        self.can_have_children = False
-        #: the task that the actor lives in
-        self.task: object = None
-
         #: whether it is part of the system, which waits for no user's actor
         self.is_systems_own = address.name.startswith("$")
         self.waits = Waits(self)
 
         self._runtime = runtime
         self._running: Coroutine[Any, Any, None] | None = None
-        self._life = Life(self, recipe)
+        self._actor_loop = ActorLoop(self, props)
 
     @property
     def variables(self) -> Context:
         """What is set where the actor lives."""
-        return self._life.variables
+        return self._actor_loop.variables
 
     @property
     def policy(self) -> SupervisionPolicy:
-        return self._life.actor.supervision
+        return self._actor_loop.actor.supervision
 
     async def decide(self, child: ActorRef, error: Exception) -> Decision:
-        decision = await self._life.actor.on_child_failure(child, error)
+        decision = await self._actor_loop.actor.on_child_failure(child, error)
         if not isinstance(decision, Decision):
             raise TypeError(f"on_child_failure returned {decision!r}, which is no Decision")
         return decision
@@ -171,33 +167,45 @@ class Cell:
         raise AssertionError("it does not go on")
 
     async def fail(self, error: Exception) -> Outcome:
-        outcome = await self.failures.judge(error, "a child")
+        outcome = await self.failures.decide(error, "a child")
         if outcome is not Decision.RESUME:
-            self.obey(outcome, error)
+            self.lifecycle.apply(outcome, error)
         return outcome
 
     @property
     def parent_ref(self) -> ActorRef | None:
         return self.parent.ref
 
-    def spawn(self, recipe: Recipe, name: str | None) -> ActorRef:
+    @property
+    def child_refs(self) -> tuple[ActorRef, ...]:
+        return tuple(cell.ref for cell in self.children)
+
+    def spawn(
+        self,
+        actor_class: type[Actor],
+        args: Sequence[Any],
+        kwargs: Mapping[str, Any],
+        name: str | None,
+        mailbox_capacity: int | None,
+    ) -> ActorRef:
         self.loop.check()
-        if not self.can_have_children:
+        if not self.lifecycle.can_have_children:
             # In __init__ there is nobody yet to supervise them, should it fail.
             raise NoChildrenNow(
                 f"{self.address} can have children from on_start on, until it stops"
             )
-        recipe.check()
-        address = self.address.child(self.children.free_name(recipe.actor_class, name))
-        return spawn(self, self._runtime, address, recipe, self.facts)
+        props = Props(actor_class, args, kwargs, mailbox_capacity)
+        props.check()
+        address = self.address.child(self.children.free_name(actor_class, name))
+        return spawn(self, self._runtime, address, props, self.recorder)
 
-    def watch(self, other: Cell) -> None:
+    def watch(self, ref: ActorRef) -> None:
         self.loop.check()
-        self.death_watch.add(other.death_watch)
+        self.death_watch.add(_cell_of(ref).death_watch)
 
-    def unwatch(self, other: Cell) -> None:
+    def unwatch(self, ref: ActorRef) -> None:
         self.loop.check()
-        self.death_watch.remove(other.death_watch)
+        self.death_watch.remove(_cell_of(ref).death_watch)
 
     async def queue_up(self, item: object, admitted: Signal | None = None) -> None:
         """Put a message into the mailbox when there is room."""
@@ -209,14 +217,23 @@ class Cell:
         Raises `WouldDeadlock` if there can't be any before the caller goes on.
         """
         self.loop.check()
-        caller = self.caller()
         admitted = self.loop.new_signal()
-        counts = caller is not None and caller.waits.begin(self, admitted)
+        wait = self.begin_wait(admitted, limited=False)
         try:
             await self.queue_up(message, admitted)
         finally:
-            if caller is not None and counts:
-                caller.waits.end()
+            if wait is not None:
+                wait.end()
+
+    def begin_wait(self, until: Signal, *, limited: bool) -> Waits | None:
+        """Note that the actor that uses this one's ref waits for it; return the wait if it counts.
+
+        Raises `WouldDeadlock` if this one can't come to handle a message before that actor goes on.
+        """
+        caller = None if current_cell.get() is None else self.caller()
+        if caller is not None and caller.waits.begin(self, until, limited=limited):
+            return caller.waits
+        return None
 
     def forget_watches(self) -> None:
         """Take back every `watch`, and the notices of deaths that are in the mailbox."""
@@ -225,14 +242,14 @@ class Cell:
 
     def refuse_nowait(self, message: object, *, expects_reply: bool) -> None:
         """Make a dead letter of `message`; raise `MailboxFull` if the store has no room for it."""
-        self.facts.dead_letter_nowait(self.address, message, expects_reply)
+        self.recorder.dead_letter_nowait(self.address, message, expects_reply)
 
     def leave(self, message: object, *, expects_reply: bool) -> None:
         """Make a dead letter of a message that was in the mailbox."""
-        self.facts.dead_letter_left(self.address, message, expects_reply)
+        self.recorder.dead_letter_left(self.address, message, expects_reply)
 
     async def refuse(self, message: object, *, expects_reply: bool) -> None:
-        await self.facts.dead_letter(self.address, message, expects_reply)
+        await self.recorder.dead_letter(self.address, message, expects_reply)
 
     def caller(self) -> Cell | None:
         """Return the actor that uses this one's ref.
@@ -244,37 +261,23 @@ class Cell:
             return caller
         return None
 
-    def runs_in_this_task(self) -> bool:
-        """Return whether this is called by the actor itself."""
-        return self.loop.current_task() is self.task
-
     def unhandled(self, message: object) -> UnhandledMessage:
         """Make a dead letter of `message`, and fail the ask that it came with, if any."""
         error = UnhandledMessage(f"{self.address} does not handle {type_name(message)}")
-        if not self._life.refuse_at_hand(message, error):
+        if not self._actor_loop.refuse_at_hand(message, error):
             self.leave(message, expects_reply=False)
         return error
 
-    def obey(self, order: Literal[Decision.RESTART, Decision.STOP], cause: Exception) -> None:
-        """Restart or stop after the message at hand, because of `cause`."""
-        if order is Decision.STOP:
-            self.reason = "failed"
-            self.stop_now(cause)
-        elif self.order is None:
-            self.order, self.cause = order, cause
-            self.mailbox.wake()
-
-    def stop_now(self, cause: BaseException | None = None) -> None:
+    def stop_now(self) -> None:
         """Stop after the message at hand."""
-        if self.order is not Decision.STOP:
-            self.order, self.cause = Decision.STOP, cause
-        self.mailbox.close()
+        self.lifecycle.stop()
 
     def stopped_error(self, what: str, handled: Literal["never", "maybe"]) -> ActorStopped:
         """Return the error for who asked this actor, which stops or has stopped."""
-        why = "" if self.cause is None else f": {type_name(self.cause)}: {text_of(self.cause)}"
+        cause = self.lifecycle.cause
+        why = "" if cause is None else f": {type_name(cause)}: {text_of(cause)}"
         error = ActorStopped(f"{self.address} {what}{why}", handled=handled)
-        error.__cause__ = self.cause
+        error.__cause__ = cause
         return error
 
     async def stop(self) -> None:
@@ -292,14 +295,12 @@ class Cell:
         ahead = [self]
         while ahead:
             cell = ahead.pop()
-            cell.reason = "cancelled"
-            cell.stop_now()
-            cell.scope.cancel()
+            cell.lifecycle.cancel()
             ahead += cell.children
 
     def run(self) -> Coroutine[Any, Any, None]:
         """Return what runs one incarnation."""
-        self._running = shield_from_interrupts(self._life.run)()
+        self._running = shield_from_interrupts(self._actor_loop.run)()
         return self._running
 
     def discard_run(self) -> None:
@@ -313,22 +314,15 @@ class Cell:
     def _with_values(self, item: object) -> object:
         """Return `item` with what is to travel along; a batch has no one sender."""
         message = item.message if type(item) is Ask else item
-        values = () if self._life.takes_in_batches(message) else captured(self.propagate)
+        values = () if self._actor_loop.takes_in_batches(message) else captured(self.propagate)
         if type(item) is Ask:
             item.values = values
             return item
         return Told(item, values) if values else item
 
-    @property
-    def begun(self) -> int:
-        """How many incarnations have begun to run."""
-        return self._life.begun
-
     def launch_again(self) -> None:
         """Run the next incarnation."""
-        self.scope = anyio.CancelScope(shield=True)
-        if self.reason == "cancelled":
-            self.scope.cancel()
+        self.lifecycle.renew_scope()
         self._runtime.launch(self)
 
     def interrupt(self, error: BaseException) -> None:
@@ -338,3 +332,21 @@ class Cell:
     async def park(self) -> None:
         """Return when all actors of the system have stopped."""
         await self._runtime.park()
+
+    def new_variables(self) -> Context:
+        """Return the context that an incarnation starts from: this actor's, and empty otherwise."""
+        variables = self.loop.empty_context.copy()
+        variables.run(current_cell.set, self)
+        return variables
+
+    def end(self) -> None:
+        """Tell all who want to know that the actor has stopped."""
+        self.parent.children.remove(self)
+        self.death_watch.end()
+        self.stopped.set()
+
+
+def _cell_of(ref: ActorRef) -> Cell:
+    cell = ref._cell
+    assert isinstance(cell, Cell)
+    return cell

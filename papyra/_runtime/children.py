@@ -1,33 +1,50 @@
-"""The actors under one parent, or at the top: their names, and the order in which they stop."""
+"""The children of one actor, or of the guardian: keep their names, and stop them in order."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from typing import Generic, Protocol, TypeVar
 
-from papyra.address import users_name
+import anyio
+
+from papyra._runtime.lifecycle import Lifecycle
+from papyra.address import ActorAddress, users_name
 from papyra.exceptions import DuplicateActorName
+from papyra.mailbox import Mailbox
 
-if TYPE_CHECKING:
-    from papyra._runtime.cell import Cell
-
-__all__ = ("Children",)
+__all__ = ("Child", "Children")
 
 
-class Children:
+class Child(Protocol):
+    """An actor, as its parent stops it."""
+
+    address: ActorAddress
+    mailbox: Mailbox[object]
+    lifecycle: Lifecycle
+    stopped: anyio.Event
+
+    def cancel(self) -> None:
+        """Cancel the actor and its descendants."""
+        ...
+
+
+ChildT = TypeVar("ChildT", bound=Child)
+
+
+class Children(Generic[ChildT]):
     """Living cells by name, in the order they were spawned."""
 
     def __init__(self) -> None:
-        self._cells: dict[str, Cell] = {}
+        self._cells: dict[str, ChildT] = {}
         self._spawned = 0
 
-    def __iter__(self) -> Iterator[Cell]:
+    def __iter__(self) -> Iterator[ChildT]:
         return iter(tuple(self._cells.values()))
 
     def __len__(self) -> int:
         return len(self._cells)
 
-    def get(self, name: str) -> Cell | None:
+    def get(self, name: str) -> ChildT | None:
         """Return the child called `name`."""
         return self._cells.get(name)
 
@@ -50,11 +67,11 @@ class Children:
             if made not in self._cells:
                 return made
 
-    def add(self, cell: Cell) -> None:
+    def add(self, cell: ChildT) -> None:
         """Take `cell` in under its name."""
         self._cells[cell.address.name] = cell
 
-    def remove(self, cell: Cell) -> None:
+    def remove(self, cell: ChildT) -> None:
         """Forget `cell`; its name is free."""
         self._cells.pop(cell.address.name, None)
 
@@ -67,11 +84,11 @@ class Children:
         """
         if not drain:
             for cell in self:
-                cell.stop_now(cause)
+                cell.lifecycle.stop(cause)
         while self._cells:
             cell = next(reversed(self._cells.values()))
-            if cell.cause is None:
-                cell.cause = cause
+            if cell.lifecycle.cause is None:
+                cell.lifecycle.cause = cause
             cell.mailbox.close()
             await cell.stopped.wait()
 

@@ -1,18 +1,17 @@
-"""The context variables of actors: each life starts with none, and messages bring theirs along."""
+"""Context variables: capture those of a message's sender, and set them while it is handled."""
 
 from __future__ import annotations
 
 import types
 from collections.abc import Coroutine, Generator, Iterable, Sequence
 from contextvars import Context, ContextVar, copy_context
-from typing import Any, TypeAlias, TypeVar
+from typing import Any, TypeVar
 
-__all__ = ("Values", "captured", "carrying", "run_in")
+from papyra.ref import Values
+
+__all__ = ("captured", "carrying", "run_in")
 
 ReplyT = TypeVar("ReplyT")
-
-#: Variables with the values that they had at a message's sender; without those that were unset.
-Values: TypeAlias = Sequence[tuple[ContextVar[Any], Any]]
 
 _UNSET: Any = object()
 

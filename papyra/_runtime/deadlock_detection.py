@@ -1,22 +1,46 @@
-"""Who waits for whom, so that no actor waits for itself."""
+"""Deadlock detection: refuse a wait that closes a circle of actors waiting for each other."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import TYPE_CHECKING, TypeAlias
+from collections.abc import Iterable, Iterator
+from typing import Protocol, TypeAlias
 
+import anyio
+
+from papyra._home_loop import HomeLoop
+from papyra._runtime.lifecycle import Lifecycle
+from papyra._signal import Signal
+from papyra.address import ActorAddress
+from papyra.dispatcher import Dispatcher
 from papyra.exceptions import WouldDeadlock
 
-if TYPE_CHECKING:
-    from papyra._runtime.cell import Cell
-    from papyra._signal import Signal
+__all__ = ("Waiter", "Waits")
 
-__all__ = ("Waits",)
+
+class Waiter(Protocol):
+    """An actor that waits for others, and is waited for."""
+
+    address: ActorAddress
+    loop: HomeLoop
+    dispatcher: Dispatcher | None
+    lifecycle: Lifecycle
+    stopped: anyio.Event
+    waits: Waits
+    #: whether it is part of the system, which waits for no user's actor
+    is_systems_own: bool
+
+    @property
+    def children(self) -> Iterable[Waiter]:
+        """The living children, which stop before it."""
+        ...
 
 
 #: What an actor waits for in its own task, so that it handles nothing meanwhile: for whom, until
 #: when, and whether that one must have stopped, not only come to its next message.
-_Wait: TypeAlias = "tuple[Cell, Signal, bool]"
+_Wait: TypeAlias = tuple[Waiter, Signal | anyio.Event, bool]
+
+#: An actor on a chain of waits, and whether it must have stopped, not only come to a message.
+_Step: TypeAlias = tuple[Waiter, bool]
 
 
 class Waits:
@@ -28,31 +52,31 @@ class Waits:
 
     __slots__ = ("_cell", "_own", "_stops")
 
-    def __init__(self, cell: Cell) -> None:
+    def __init__(self, cell: Waiter) -> None:
         self._cell = cell
         self._own: _Wait | None = None
         # In whichever task, and with a limit or not: nobody has to see an actor stop.
-        self._stops: tuple[Cell, ...] = ()
+        self._stops: tuple[Waiter, ...] = ()
 
-    def begin(self, on: Cell, until: Signal, *, limited: bool = False) -> bool:
+    def begin(self, on: Waiter, until: Signal, *, limited: bool = False) -> bool:
         """Note that this actor waits for `on` to handle a message, and return whether it counts.
 
         Raises `WouldDeadlock` if `on` can't come to that before this actor goes on.
         """
         cell = self._cell
         if on is cell:
-            if cell.runs_in_this_task():
+            if _runs_here(cell):
                 raise WouldDeadlock(_sentence(cell, [cell]))
             return False
-        if limited or on.is_systems_own or cell.loop.current_task() is not cell.task:
+        if limited or on.is_systems_own or not _runs_here(cell):
             return False
         if cell.dispatcher is not None and cell.dispatcher.finds_deadlocks:
             return False
-        if cell.loop.is_opaque and cell.loop.has_deadline(cell.task):
+        if cell.loop.is_opaque and cell.loop.has_deadline(cell.lifecycle.task):
             return False
-        if on.waits._own is not None or not on.can_have_children:
+        if on.waits._own is not None or not on.lifecycle.can_have_children:
             chain = on.waits.chain_to(cell)
-            if chain and not any(link.loop.has_deadline(link.task) for link in chain):
+            if chain and not any(link.loop.has_deadline(link.lifecycle.task) for link in chain):
                 raise WouldDeadlock(_sentence(cell, chain))
         self._own = (on, until, False)
         return True
@@ -61,13 +85,13 @@ class Waits:
         """Note that the wait is over."""
         self._own = None
 
-    async def for_end_of(self, other: Cell) -> None:
+    async def for_end_of(self, other: Waiter) -> None:
         """Wait until `other` has stopped, unless it can't stop before this actor goes on."""
         if other.waits.chain_to(self._cell, to_stop=True):
             return
         wait = (other, other.stopped, True)
         self._stops += (other,)
-        if self._cell.runs_in_this_task() and not self._cell.loop.has_deadline(self._cell.task):
+        if _runs_here(self._cell) and not self._cell.loop.has_deadline(self._cell.lifecycle.task):
             self._own = wait
         try:
             await other.stopped.wait()
@@ -78,12 +102,12 @@ class Waits:
             if self._own is wait:
                 self._own = None
 
-    def chain_to(self, other: Cell, *, to_stop: bool = False) -> list[Cell]:
+    def chain_to(self, other: Waiter, *, to_stop: bool = False) -> list[Waiter]:
         """Return the actors, this one first and `other` last, of which each waits for the next.
 
         Empty if this one can come to its next message, or `to_stop` to its end, without `other`.
         """
-        came_from: dict[tuple[Cell, bool], tuple[Cell, bool] | None] = {(self._cell, to_stop): None}
+        came_from: dict[_Step, _Step | None] = {(self._cell, to_stop): None}
         ahead = [(self._cell, to_stop)]
         while ahead:
             here = ahead.pop()
@@ -95,30 +119,33 @@ class Waits:
                     ahead.append(step)
         return []
 
-    def _next(self, cell: Cell, to_stop: bool, *, stops: bool) -> Iterator[tuple[Cell, bool]]:
+    def _next(self, cell: Waiter, to_stop: bool, *, stops: bool) -> Iterator[_Step]:
         if self._own is not None:
             on, until, must_stop = self._own
             if not until.is_set():
                 yield on, must_stop
-        if to_stop or not cell.can_have_children:
+        if to_stop or not cell.lifecycle.can_have_children:
             # It stops them now, or before it stops itself.
             yield from ((child, True) for child in cell.children)
         if stops:
             yield from ((other, True) for other in self._stops)
 
 
-def _way(
-    end: tuple[Cell, bool], came_from: dict[tuple[Cell, bool], tuple[Cell, bool] | None]
-) -> list[Cell]:
-    way: list[Cell] = []
-    step: tuple[Cell, bool] | None = end
+def _runs_here(cell: Waiter) -> bool:
+    """Return whether this is called in the task of the actor itself."""
+    return cell.loop.current_task() is cell.lifecycle.task
+
+
+def _way(end: _Step, came_from: dict[_Step, _Step | None]) -> list[Waiter]:
+    way: list[Waiter] = []
+    step: _Step | None = end
     while step is not None:
         way.append(step[0])
         step = came_from[step]
     return way[::-1]
 
 
-def _sentence(cell: Cell, chain: list[Cell]) -> str:
+def _sentence(cell: Waiter, chain: list[Waiter]) -> str:
     if len(chain) == 1:
         return f"{cell.address} can't wait for itself: it handles its next message after this one"
     waits = ", which waits for ".join(str(link.address) for link in chain)

@@ -1,16 +1,12 @@
-"""Who wants to know that an actor has stopped."""
+"""Death watch: tell the watchers of an actor that it has stopped."""
 
 from __future__ import annotations
 
 import contextlib
-from typing import TYPE_CHECKING
 
 from papyra.exceptions import MailboxClosed
-from papyra.ref import Terminated
-
-if TYPE_CHECKING:
-    from papyra.mailbox import Mailbox
-    from papyra.ref import ActorRef
+from papyra.mailbox import Mailbox
+from papyra.ref import ActorRef, Terminated
 
 __all__ = ("DeathWatch",)
 

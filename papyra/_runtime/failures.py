@@ -1,27 +1,36 @@
-"""What becomes of an actor's failures: who decides, what is recorded, who else is concerned."""
+"""Supervision at work: have a failure decided about, record it, and apply it to siblings."""
 
 from __future__ import annotations
 
 import logging
-from collections import deque
-from typing import TYPE_CHECKING, Literal, Protocol
+from collections.abc import Iterable
+from typing import Literal, Protocol
 
-from papyra._runtime.recorder import Facts
+from papyra._runtime.lifecycle import Lifecycle
+from papyra._runtime.recorder import Recorder
+from papyra._runtime.restart_backoff import RestartBackoff
 from papyra._text import MEANT, text_of, type_name
+from papyra.address import ActorAddress
+from papyra.clock import Clock
 from papyra.events import ActorCrashed
+from papyra.ref import ActorRef
 from papyra.supervision import Decision, OneForAll, SupervisionPolicy
 
-if TYPE_CHECKING:
-    from papyra._runtime.cell import Cell
-    from papyra._runtime.children import Children
-    from papyra.ref import ActorRef
-
-__all__ = ("Failures", "Outcome", "Supervisor")
+__all__ = ("Failures", "Outcome", "Supervised", "Supervisor")
 
 logger = logging.getLogger("papyra")
 
 #: What is left to do for the actor that failed; an escalation comes to one of these.
 Outcome = Literal[Decision.RESUME, Decision.RESTART, Decision.STOP]
+
+
+class Supervised(Protocol):
+    """An actor that may fail."""
+
+    address: ActorAddress
+    ref: ActorRef
+    clock: Clock
+    lifecycle: Lifecycle
 
 
 class Supervisor(Protocol):
@@ -38,8 +47,8 @@ class Supervisor(Protocol):
         ...
 
     @property
-    def children(self) -> Children:
-        """The cells it supervises."""
+    def children(self) -> Iterable[Supervised]:
+        """The actors it supervises."""
         ...
 
     @property
@@ -63,13 +72,15 @@ class Supervisor(Protocol):
 class Failures:
     """The failures of one cell, in all its incarnations."""
 
-    def __init__(self, cell: Cell, parent: Supervisor, facts: Facts) -> None:
+    def __init__(self, cell: Supervised, parent: Supervisor, recorder: Recorder) -> None:
         self._cell = cell
         self._parent = parent
-        self._facts = facts
-        self._restarted_at: deque[float] = deque()
+        self._recorder = recorder
+        self._backoff = RestartBackoff()
 
-    async def judge(self, error: Exception, where: str, message_type: str | None = None) -> Outcome:
+    async def decide(
+        self, error: Exception, where: str, message_type: str | None = None
+    ) -> Outcome:
         """Have the parent decide about `error`, record it, and see to the others concerned."""
         try:
             decision = await self._parent.decide(self._cell.ref, error)
@@ -81,13 +92,13 @@ class Failures:
             decision, all_for_one = Decision.STOP, False
         self.record(error, where, decision, message_type)
         if decision is Decision.ESCALATE:
-            fate = await self._parent.fail(error)
-            return Decision.RESUME if fate is Decision.RESUME else Decision.STOP
+            outcome = await self._parent.fail(error)
+            return Decision.RESUME if outcome is Decision.RESUME else Decision.STOP
         if all_for_one and decision is not Decision.RESUME:
             for sibling in self._parent.children:
                 if sibling is not self._cell:
-                    sibling.restart_delay = self._cell.restart_delay
-                    sibling.obey(decision, error)
+                    sibling.lifecycle.restart_delay = self._cell.lifecycle.restart_delay
+                    sibling.lifecycle.apply(decision, error)
         return decision
 
     def record(
@@ -99,7 +110,7 @@ class Failures:
     ) -> None:
         """Record that the actor raised `error`, and what was decided about it."""
         _log(error, f"{self._cell.address} raised in {where}")
-        self._facts.lifecycle(
+        self._recorder.lifecycle(
             self._cell.address,
             ActorCrashed(
                 type_name(error),
@@ -111,10 +122,8 @@ class Failures:
         )
 
     def _may_restart(self, policy: SupervisionPolicy) -> bool:
-        now = self._cell.clock.monotonic()
-        while self._restarted_at and now - self._restarted_at[0] > policy.within:
-            self._restarted_at.popleft()
-        if len(self._restarted_at) >= policy.max_restarts:
+        delay = self._backoff.next_delay(policy, self._cell.clock.monotonic())
+        if delay is None:
             logger.error(
                 "%s would restart more than %d times in %g seconds, so it is stopped",
                 self._cell.address,
@@ -122,8 +131,7 @@ class Failures:
                 policy.within,
             )
             return False
-        self._restarted_at.append(now)
-        self._cell.restart_delay = policy.delay(len(self._restarted_at))
+        self._cell.lifecycle.restart_delay = delay
         return True
 
 

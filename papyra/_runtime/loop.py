@@ -1,15 +1,16 @@
-"""The life of one actor: the loop that handles its messages, from the first start to the end."""
+"""The actor loop: start an actor, handle its messages, restart it, and stop it."""
 
 from __future__ import annotations
 
 import contextlib
 from collections.abc import Coroutine, Sequence
-from contextvars import Context
-from typing import TYPE_CHECKING, Any
+from contextvars import Context, ContextVar
+from typing import Any, Literal, Protocol
 
 import anyio
 from anyio.lowlevel import checkpoint
 
+from papyra._home_loop import HomeLoop
 from papyra._runtime.cancellation import (
     cancel_groups_left_open,
     cancelled_by_its_task,
@@ -18,26 +19,31 @@ from papyra._runtime.cancellation import (
     take_cancellation,
     without_cancellation,
 )
-from papyra._runtime.context_variables import Values, carrying
-from papyra._runtime.props import Recipe
+from papyra._runtime.children import Children
+from papyra._runtime.context_variables import carrying
+from papyra._runtime.failures import Failures, Supervisor
+from papyra._runtime.lifecycle import Lifecycle
+from papyra._runtime.props import Props
+from papyra._runtime.recorder import Recorder
 from papyra._text import MEANT, text_of, type_name
-from papyra.actor import Failure
+from papyra.actor import ActorContext, Failure
+from papyra.address import ActorAddress
+from papyra.clock import Clock
 from papyra.dispatcher import Dispatcher
 from papyra.events import ActorRestarted, ActorStarted
 from papyra.events import ActorStopped as ActorStoppedEvent
 from papyra.exceptions import (
     ActorInitializationError,
+    ActorStopped,
     MailboxFull,
     PapyraError,
     TaskGroupLeftOpen,
 )
-from papyra.ref import Ask, Terminated, Told, current_cell
+from papyra.mailbox import Mailbox
+from papyra.ref import ActorRef, Ask, Terminated, Told, Values
 from papyra.supervision import Decision
 
-if TYPE_CHECKING:
-    from papyra._runtime.cell import Cell
-
-__all__ = ("Life",)
+__all__ = ("ActorLoop", "LoopOwner")
 
 #: Dead letters that are made before the event loop has its turn.
 _LETTERS_AT_ONCE = 16
@@ -46,7 +52,74 @@ _LETTERS_AT_ONCE = 16
 _NOTHING = object()
 
 
-class Life:
+class LoopOwner(Protocol):
+    """The cell whose actor a loop runs."""
+
+    address: ActorAddress
+    ref: ActorRef
+    mailbox: Mailbox[object]
+    clock: Clock
+    dispatcher: Dispatcher | None
+    #: the context variables that travel with messages
+    propagate: Sequence[ContextVar[Any]]
+    loop: HomeLoop
+    lifecycle: Lifecycle
+    failures: Failures
+    recorder: Recorder
+    context: ActorContext
+
+    @property
+    def parent(self) -> Supervisor:
+        """The supervisor."""
+        ...
+
+    @property
+    def children(self) -> Children[Any]:
+        """The living children."""
+        ...
+
+    def new_variables(self) -> Context:
+        """Return the context that an incarnation starts from."""
+        ...
+
+    def forget_watches(self) -> None:
+        """Take back every watch."""
+        ...
+
+    def refuse_nowait(self, message: object, *, expects_reply: bool) -> None:
+        """Make a dead letter of `message`; raise `MailboxFull` if the store has no room for it."""
+        ...
+
+    async def refuse(self, message: object, *, expects_reply: bool) -> None:
+        """Make a dead letter of `message`; wait if the store has no room for it."""
+        ...
+
+    def leave(self, message: object, *, expects_reply: bool) -> None:
+        """Make a dead letter of a message that was in the mailbox."""
+        ...
+
+    def stopped_error(self, what: str, handled: Literal["never", "maybe"]) -> ActorStopped:
+        """Return the error for who asked an actor that has stopped, or is about to."""
+        ...
+
+    def launch_again(self) -> None:
+        """Run the next incarnation."""
+        ...
+
+    def interrupt(self, error: BaseException) -> None:
+        """End the system with `error`."""
+        ...
+
+    async def park(self) -> None:
+        """Return when all actors of the system have stopped."""
+        ...
+
+    def end(self) -> None:
+        """Tell all who want to know that the actor has stopped."""
+        ...
+
+
+class ActorLoop:
     """Runs the actor of one cell: one incarnation after the other, each in a task of its own.
 
     So one leaves nothing to the next: no context variable, no cancellation, no scope that it has
@@ -54,19 +127,15 @@ class Life:
     nobody waits in vain.
     """
 
-    def __init__(self, cell: Cell, recipe: Recipe) -> None:
+    def __init__(self, cell: LoopOwner, props: Props) -> None:
         self._cell = cell
         self._mailbox = cell.mailbox
-        self._recipe = recipe
-        self._batch_types = frozenset(recipe.actor_class.batch_types)
+        self._lifecycle = cell.lifecycle
+        self._props = props
+        self._batch_types = frozenset(props.actor_class.batch_types)
         # What the mailbox may hold of a run: messages told, and messages asked, to be looked into.
         self._run_types = self._batch_types | {Ask}
         self._started = False  # whether on_stop is owed
-        self._again = False  # whether another incarnation follows
-        self._restarting = False  # whether this one follows another
-        self._restarts = 0
-        #: incarnations that have begun to run
-        self.begun = 0
         self._unhandled = 0  # messages that became dead letters at the end
         #: what was being handled when a cancellation struck
         self._struck: Sequence[object] = ()
@@ -81,15 +150,14 @@ class Life:
         #: what the message at hand has brought along
         self._values: Values = ()
         #: the context that the instance is made in; the incarnation's task starts from a copy
-        self.variables = self._new_variables()
+        self.variables = cell.new_variables()
         try:
-            self.actor = self.variables.run(recipe.make, cell.context)
+            self.actor = self.variables.run(props.make, cell.context)
         except PapyraError:
             raise  # it says what is wrong already
         except Exception as error:
             raise ActorInitializationError(
-                f"{recipe.actor_class.__name__}.__init__ raised "
-                f"{type_name(error)}: {text_of(error)}"
+                f"{props.actor_class.__name__}.__init__ raised {type_name(error)}: {text_of(error)}"
             ) from error
 
     def takes_in_batches(self, message: object) -> bool:
@@ -117,19 +185,17 @@ class Life:
 
     async def run(self) -> None:
         """Run one incarnation, in the task that is running; then start the next, or end."""
-        self.begun += 1
-        self._cell.task = self._cell.loop.current_task()
+        self._lifecycle.begin(self._cell.loop.current_task())
         left_open = False
         try:
             # The scope lets a cancellation of asyncio's own pass, which has been dealt with.
-            with contextlib.suppress(anyio.get_cancelled_exc_class()), self._cell.scope:
+            with contextlib.suppress(anyio.get_cancelled_exc_class()), self._lifecycle.scope:
                 await self._live()
         except Exception as error:  # noqa: BLE001 - the scope's: one within it stands open
             left_open = True
             self._leave_open(error)
-        if self._again:
-            self._restarting = True
-            self.variables = self._new_variables()
+        if self._lifecycle.will_restart:
+            self.variables = self._cell.new_variables()
             self._cell.launch_again()
         else:
             self._end()
@@ -139,37 +205,38 @@ class Life:
 
     async def _live(self) -> None:
         """Run one incarnation, and let nothing out that is not the event loop's own."""
-        self._again = False
+        self._lifecycle.will_restart = False
         try:
             if self._cell.parent.shields_children:
-                self._again = await self._incarnation()
+                self._lifecycle.will_restart = await self._incarnation()
             else:
                 # Users' code may be interrupted by Ctrl-C wherever it is, what follows may not.
-                self._again = await enable_interrupts(self._users_incarnation)()
+                run = enable_interrupts(self._users_incarnation)
+                self._lifecycle.will_restart = await run()
         except BaseException as caught:
             if self._is_closed_by(caught):
                 raise
             try:
                 await self._be_struck(caught)
             except anyio.get_cancelled_exc_class():
-                self._again, self._cell.reason = False, "cancelled"
+                self._lifecycle.end_cancelled()
                 self._fail_struck(None)
-        if not self._again:
+        if not self._lifecycle.will_restart:
             await self._stop()
 
     def _is_closed_by(self, caught: BaseException) -> bool:
         """Return whether the event loop is gone, so that nothing can be awaited any more."""
-        return isinstance(caught, GeneratorExit) and not self._cell.loop.is_in(self._cell.task)
+        return isinstance(caught, GeneratorExit) and not self._cell.loop.is_in(self._lifecycle.task)
 
     async def _users_incarnation(self) -> bool:
         return await self._incarnation()
 
     async def _incarnation(self) -> bool:
         """Start, handle messages, and return whether supervision wants another incarnation."""
-        if not self._throughput and not self._restarting:
+        if not self._throughput and not self._lifecycle.is_restart:
             await self._next_turn()
         if not await self._begin():
-            return self._again
+            return self._lifecycle.will_restart
         while True:
             try:
                 await self._handle_messages()
@@ -177,25 +244,25 @@ class Life:
             except anyio.get_cancelled_exc_class():
                 if not self._outlives_cancellation():
                     raise
-        if self._cell.order is not Decision.RESTART:
+        if self._lifecycle.directive is not Decision.RESTART:
             return False
-        self._cell.order = None
+        self._lifecycle.directive = None
         await self._stop_children(drain=False)
-        await self._dismiss(record=True)
+        await self._stop_instance(record=True)
         return True
 
     async def _handle_messages(self) -> None:
-        """Handle messages until there will be no more, or an order is to be obeyed."""
+        """Handle messages until there will be no more, or a directive is to be followed."""
         handle = self._handle_with_values if self._cell.propagate else self._handle
         handled = 0
-        while self._cell.order is None:
+        while self._lifecycle.directive is None:
             if handled >= self._throughput and len(self._mailbox):
                 # A busy actor lets the others run now and then.
                 if self._refused:
                     await self._refuse_the_unhandled()
                 await self._next_turn()
                 handled = 0
-                if self._is_under_order():
+                if self._has_directive():
                     return
             item = self._mailbox.pop(_NOTHING)
             if item is not _NOTHING:
@@ -209,13 +276,8 @@ class Life:
                 await self._mailbox.wait()
                 handled = 0
 
-    def _is_under_order(self) -> bool:
-        return self._cell.order is not None
-
-    def _new_variables(self) -> Context:
-        variables = self._cell.loop.empty_context.copy()
-        variables.run(current_cell.set, self._cell)
-        return variables
+    def _has_directive(self) -> bool:
+        return self._lifecycle.directive is not None
 
     async def _handle_with_values(self, item: object) -> int:
         self._values = item.values if isinstance(item, (Ask, Told)) else ()
@@ -295,7 +357,7 @@ class Life:
 
     def _answer(self, ask: Ask, reply: object) -> None:
         if ask.given_up:
-            self._cell.facts.unclaimed(self._cell.address, ask.message)
+            self._cell.recorder.unclaimed(self._cell.address, ask.message)
         elif type(reply) is Failure:
             ask.fail(reply.error)
         else:
@@ -328,9 +390,9 @@ class Life:
             raise caught
         self._fail(items, error)
         self._run_at_hand = ()
-        outcome = await self._cell.failures.judge(error, where, type_name(message))
+        outcome = await self._cell.failures.decide(error, where, type_name(message))
         if outcome is not Decision.RESUME:
-            self._cell.obey(outcome, error)
+            self._lifecycle.apply(outcome, error)
 
     def _fail(self, items: Sequence[object], error: Exception | None) -> None:
         for item in items:
@@ -344,48 +406,45 @@ class Life:
     async def _begin(self) -> bool:
         """Run ``on_start``, on a new instance if this is a restart.
 
-        Return whether the actor is ready for messages. If not, `_again` says what supervision
-        wants.
+        Return whether the actor is ready for messages. If not, `Lifecycle.will_restart`
+        says what supervision wants.
         """
         where = "__init__"
         try:
-            if self._restarting:
+            if self._lifecycle.is_restart:
                 if not await self._back_off():
                     return False
-                self._restarts += 1
-                self._cell.cause = None
-                self.actor = self._recipe.make(self._cell.context)
+                self._lifecycle.begin_restart()
+                self.actor = self._props.make(self._cell.context)
             where = "on_start"
-            self._cell.can_have_children = True
+            self._lifecycle.can_have_children = True
             await self.actor.on_start()
         except BaseException as caught:
             error = self._failure(caught)
             if error is None:
                 raise
-            await self._judge_ended(error, where)
-            if self._again and self._mailbox.closed:
+            await self._decide_about_ended(error, where)
+            if self._lifecycle.will_restart and self._mailbox.closed:
                 # Whoever wants it to stop need not wait until it starts.
-                self._again, self._cell.reason = False, "failed"
-                self._cell.cause = error
+                self._lifecycle.fail(error)
             return False
         self._started = True
-        self._cell.facts.lifecycle(
+        self._cell.recorder.lifecycle(
             self._cell.address,
-            ActorRestarted(self._restarts)
-            if self._restarting
-            else ActorStarted(self._recipe.actor_class.__name__),
+            ActorRestarted(self._lifecycle.restarts)
+            if self._lifecycle.is_restart
+            else ActorStarted(self._props.actor_class.__name__),
         )
         return True
 
-    async def _judge_ended(self, error: Exception, where: str) -> None:
+    async def _decide_about_ended(self, error: Exception, where: str) -> None:
         """Have supervision decide about an instance that is not running: there is no resuming."""
-        outcome = await self._cell.failures.judge(error, where)
+        outcome = await self._cell.failures.decide(error, where)
         await self._stop_children(drain=False)
-        self._again = outcome is Decision.RESTART and self._cell.order is not Decision.STOP
-        if self._again:
-            self._cell.cause = error
+        if outcome is Decision.RESTART and self._lifecycle.directive is not Decision.STOP:
+            self._lifecycle.restart(error)
         else:
-            self._cell.reason, self._cell.cause = "failed", error
+            self._lifecycle.fail(error)
 
     async def _back_off(self) -> bool:
         """Wait as long as supervision says before a restart; return whether there is to be one.
@@ -393,10 +452,10 @@ class Life:
         Somebody who wants the actor to stop does not have to wait for that.
         """
         self._cell.forget_watches()
-        if self._cell.restart_delay:
-            with self._cell.clock.move_on_after(self._cell.restart_delay):
+        if self._lifecycle.restart_delay:
+            with self._cell.clock.move_on_after(self._lifecycle.restart_delay):
                 await self._mailbox.wait_closed()
-        return self._cell.order is not Decision.STOP
+        return self._lifecycle.directive is not Decision.STOP
 
     def _failure(self, caught: BaseException) -> Exception | None:
         """Return the error that supervision has to deal with.
@@ -406,7 +465,7 @@ class Life:
         rest = without_cancellation(caught)
         if rest is not None:
             return rest if isinstance(rest, Exception) else None
-        if self._cell.scope.cancel_called or cancelled_within() or cancelled_by_its_task():
+        if self._lifecycle.scope.cancel_called or cancelled_within() or cancelled_by_its_task():
             return None
         # asyncio raises this also in those who wait for a future that somebody cancelled. Nobody
         # cancelled this actor, so it has failed like any other.
@@ -420,7 +479,7 @@ class Life:
         If so, it starts over with what it was handling.
         """
         if (
-            self._cell.scope.cancel_called
+            self._lifecycle.scope.cancel_called
             or cancelled_within()
             or not self._cell.parent.shields_children
         ):
@@ -436,9 +495,9 @@ class Life:
         cell = self._cell
         interrupt = without_cancellation(caught)
         if interrupt is not None:
-            cell.reason, cell.cause = "failed", interrupt
+            self._lifecycle.fail(interrupt)
             cell.interrupt(interrupt)
-        elif not cell.scope.cancel_called:
+        elif not self._lifecycle.scope.cancel_called:
             await self._be_cancelled()
         self._fail_struck(None)
 
@@ -450,18 +509,18 @@ class Life:
         """
         cell = self._cell
         await self._stop_children(drain=False)
-        error = await self._dismiss()
+        error = await self._stop_instance()
         if cancelled_within():
             return  # it is still in that group, and `run` finds it there
         if cancelled_by_its_task():
-            cell.reason = "cancelled"
+            self._lifecycle.end_cancelled()
             if error is not None:
                 cell.failures.record(error, "on_stop")
             return
         if error is None:
             error = PapyraError(f"a scope that {cell.address} had entered was cancelled")
         self._fail_struck(error)
-        await self._judge_ended(error, "on_stop")
+        await self._decide_about_ended(error, "on_stop")
 
     def _fail_struck(self, error: Exception | None) -> None:
         items, self._struck = self._struck, ()
@@ -474,8 +533,7 @@ class Life:
             "entered: what on_start enters, on_stop has to leave"
         )
         error.__cause__ = caught
-        self._again = False
-        self._cell.reason, self._cell.cause = "failed", error
+        self._lifecycle.fail(error)
         self._cell.failures.record(error, "on_stop", Decision.STOP)
         self._fail_struck(error)
         self._mailbox.close()
@@ -484,25 +542,23 @@ class Life:
 
     async def _stop(self) -> None:
         """Stop what there is of the actor, in order."""
-        cell = self._cell
         self._mailbox.close()
         try:
             await self._refuse_the_rest()
-            await self._stop_children(drain=cell.reason == "stopped")
+            await self._stop_children(drain=self._lifecycle.reason == "stopped")
         except anyio.get_cancelled_exc_class():
-            cell.reason = "cancelled"
-        await self._dismiss(record=True)
+            self._lifecycle.end_cancelled()
+        await self._stop_instance(record=True)
 
     def _end(self) -> None:
         """Say that the actor has stopped, to all who want to know."""
-        cell = self._cell
         try:
             self._leave_the_unhandled()  # what on_stop may have added
-            cell.facts.lifecycle(cell.address, ActorStoppedEvent(cell.reason, self._unhandled))
+            self._cell.recorder.lifecycle(
+                self._cell.address, ActorStoppedEvent(self._lifecycle.reason, self._unhandled)
+            )
         finally:
-            cell.parent.children.remove(cell)
-            cell.death_watch.end()
-            cell.stopped.set()
+            self._cell.end()
 
     def _leave_the_unhandled(self) -> None:
         refused, self._refused = self._refused, []
@@ -544,19 +600,19 @@ class Life:
 
     async def _stop_children(self, *, drain: bool) -> None:
         """Stop the children, whoever is cancelled meanwhile; then let the cancellation strike."""
-        self._cell.can_have_children = False
+        self._lifecycle.can_have_children = False
         children, blow = self._cell.children, None
         # When this actor is cancelled its descendants are too, so this does not take long.
         with anyio.CancelScope(shield=True):
             while len(children):
                 try:
-                    await children.stop(drain=drain, cause=self._cell.cause)
+                    await children.stop(drain=drain, cause=self._lifecycle.cause)
                 except anyio.get_cancelled_exc_class() as error:
                     drain, blow = False, error
         if blow is not None:
             raise blow
 
-    async def _dismiss(self, *, record: bool = False) -> Exception | None:
+    async def _stop_instance(self, *, record: bool = False) -> Exception | None:
         """Run ``on_stop`` if it is owed, and return, or record, what it raised."""
         if not self._started:
             return None

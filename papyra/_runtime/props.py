@@ -1,21 +1,18 @@
-"""How to make an actor: once when it is spawned, and again each time it restarts."""
+"""Props: the class and the arguments from which an actor, and each restart of it, is made."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 from papyra._seconds import shown
-from papyra.actor import Actor
+from papyra.actor import Actor, ActorContext
 from papyra.exceptions import InvalidActor
 
-if TYPE_CHECKING:
-    from papyra.context import ActorContext
-
-__all__ = ("Recipe",)
+__all__ = ("Props",)
 
 
-class Recipe(NamedTuple):
+class Props(NamedTuple):
     """A class of actors, the arguments to call it with, and the size of the mailbox."""
 
     actor_class: type[Actor]

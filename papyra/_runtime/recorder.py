@@ -1,4 +1,4 @@
-"""What the runtime records of itself: the steps of its actors' lives, and dead letters."""
+"""The recorder: store the steps of actors' lives, dead letters and audits, or log them."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from papyra.persistence import codec
 from papyra.persistence.messages import Append
 from papyra.persistence.records import PersistedAudit, PersistedDeadLetter, PersistedEvent, Record
 
-__all__ = ("Facts", "NoFacts", "StoredFacts", "storable")
+__all__ = ("LoggingRecorder", "Recorder", "SystemRecorder", "storable")
 
 logger = logging.getLogger("papyra")
 
@@ -34,8 +34,8 @@ _ROOM = 1024 * 1024
 _SHORTENED = frozenset({dict, list, tuple, set, frozenset, str, bytes})
 
 
-class Facts(Protocol):
-    """Where a cell reports what happened."""
+class Recorder(Protocol):
+    """The place where a cell reports lifecycle events and dead letters."""
 
     def lifecycle(self, address: ActorAddress, event: LifecycleEvent) -> None:
         """Record a step of an actor's life. Does not wait: a life goes on."""
@@ -58,8 +58,8 @@ class Facts(Protocol):
         ...
 
 
-class StoredFacts:
-    """Facts that go to the system's persistence actor, counted on the way for audits."""
+class SystemRecorder:
+    """Record through the system's persistence actor, and count for audits on the way."""
 
     def __init__(self, system_id: str, clock: Clock, store: Mailbox[object]) -> None:
         self._system_id = system_id
@@ -138,12 +138,12 @@ class StoredFacts:
             _log_unrecorded(record)
 
 
-class NoFacts:
-    """For the persistence actor itself, which records no facts about itself."""
+class LoggingRecorder:
+    """Log in place of recording, for the persistence actor, which records nothing of itself."""
 
     def lifecycle(self, address: ActorAddress, event: LifecycleEvent) -> None:
         if isinstance(event, ActorStopped) and event.unhandled:
-            logger.error("%s stopped with %d requests not carried out", address, event.unhandled)
+            logger.error("%s stopped with %d requests not handled", address, event.unhandled)
 
     def dead_letter_nowait(self, target: ActorAddress, message: object, asked: bool) -> None:
         logger.warning(

@@ -1,20 +1,17 @@
-"""The end of a system: its actors first, then the last facts, then the store."""
+"""Shutdown of a system: stop its actors, record the last audit, then stop the store."""
 
 from __future__ import annotations
 
 import contextlib
 import logging
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING
 
 import anyio
 from anyio.abc import TaskGroup
 
 from papyra._runtime.cancellation import shield_from_interrupts, start_surely, take_cancellation
+from papyra._runtime.cell import Cell
 from papyra._runtime.children import Children
-
-if TYPE_CHECKING:
-    from papyra._runtime.cell import Cell
 
 __all__ = ("Shutdown", "descendants")
 
@@ -31,7 +28,7 @@ class Shutdown:
     message at hand only, and the next time it is cancelled at once.
     """
 
-    def __init__(self, timeout: float, actors: Children, store: Children) -> None:
+    def __init__(self, timeout: float, actors: Children[Cell], store: Children[Cell]) -> None:
         #: seconds for the actors, and again for the store
         self.timeout = timeout
         #: the addresses of the actors that did not stop in time
@@ -78,7 +75,7 @@ class Shutdown:
 
     def _finish_at_hand(self) -> None:
         for cell in self._actors:
-            cell.stop_now(self._cause)
+            cell.lifecycle.stop(self._cause)
 
     async def _run(self, time: anyio.CancelScope, before_store: Callable[[], None]) -> None:
         self._is_running = True
@@ -90,7 +87,9 @@ class Shutdown:
         finally:
             self.ended.set()
 
-    async def _stop_all(self, children: Children, time: anyio.CancelScope, *, drain: bool) -> None:
+    async def _stop_all(
+        self, children: Children[Cell], time: anyio.CancelScope, *, drain: bool
+    ) -> None:
         if await _all_stop(children, time, self.timeout, drain=drain, cause=self._cause):
             return
         late = _addresses(children)
@@ -107,7 +106,7 @@ class Shutdown:
 
 
 async def _all_stop(
-    children: Children,
+    children: Children[Cell],
     time: anyio.CancelScope,
     seconds: float,
     *,
@@ -130,11 +129,11 @@ async def _all_stop(
     return not len(children)
 
 
-def _addresses(children: Children) -> list[str]:
+def _addresses(children: Children[Cell]) -> list[str]:
     return [str(cell.address) for cell in descendants(children)]
 
 
-def descendants(children: Children) -> Iterator[Cell]:
+def descendants(children: Children[Cell]) -> Iterator[Cell]:
     """Yield the cells in `children`, and those below them."""
     ahead = list(children)
     while ahead:

@@ -89,9 +89,9 @@ class CheckedSystem(ActorSystem):
 
     def _unclaimed(self) -> str:
         count = self.audit().unclaimed_replies
-        if not count or self._facts is None:
+        if not count or self._recorder is None:
             return ""
-        latest = ", ".join(f"{actor} to {kind}" for actor, kind in self._facts.latest_unclaimed)
+        latest = ", ".join(f"{actor} to {kind}" for actor, kind in self._recorder.latest_unclaimed)
         return f"replies that nobody waited for, {count} of them: {latest}"
 
     def _failed_writes(self) -> str:
