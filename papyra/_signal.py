@@ -1,4 +1,4 @@
-"""Wake one waiting task, once."""
+"""Wake waiting tasks, once: the only one, or as many as there are."""
 
 from __future__ import annotations
 
@@ -8,7 +8,9 @@ import sys
 from collections.abc import Awaitable, Callable
 from typing import Any, Protocol, TypeAlias, cast
 
-__all__ = ("NewSignal", "Signal", "signals_of_this_loop")
+import anyio
+
+__all__ = ("Latch", "NewSignal", "Signal", "signals_of_this_loop")
 
 
 class Signal(Protocol):
@@ -28,6 +30,37 @@ class Signal(Protocol):
 
 
 NewSignal: TypeAlias = Callable[[], Signal]
+
+
+class Latch:
+    """An event that costs next to nothing as long as nobody waits for it.
+
+    An `anyio.Event` takes 900 bytes, and most of those that every actor has are never waited for.
+    """
+
+    __slots__ = ("_event", "_is_set")
+
+    def __init__(self) -> None:
+        self._event: anyio.Event | None = None
+        self._is_set = False
+
+    def set(self) -> None:
+        """Let all waiting tasks go on."""
+        self._is_set = True
+        if self._event is not None:
+            self._event.set()
+
+    def is_set(self) -> bool:
+        """Return whether it was set."""
+        return self._is_set
+
+    async def wait(self) -> None:
+        """Wait until it is set."""
+        if self._event is None:
+            self._event = anyio.Event()
+        if self._is_set:
+            self._event.set()
+        await self._event.wait()
 
 
 class _AsyncioSignal:

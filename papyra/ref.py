@@ -8,11 +8,9 @@ from contextvars import ContextVar
 from threading import get_ident
 from typing import Any, Literal, Protocol, TypeAlias, overload
 
-import anyio
-
 from papyra._home_loop import HomeLoop
 from papyra._seconds import is_seconds, seconds, shown
-from papyra._signal import Signal
+from papyra._signal import Latch, Signal
 from papyra._text import type_name
 from papyra.address import ActorAddress
 from papyra.clock import Clock
@@ -43,7 +41,7 @@ class Recipient(Protocol):
     put_nowait: Callable[[object], None]
     loop: HomeLoop
     clock: Clock
-    stopped: anyio.Event
+    stopped: Latch
 
     async def queue_up(self, item: object) -> None:
         """Put `item` into the mailbox when there is room."""

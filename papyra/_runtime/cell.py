@@ -6,8 +6,6 @@ from collections.abc import Callable, Coroutine, Mapping, Sequence
 from contextvars import Context, ContextVar
 from typing import Any, Literal, Protocol
 
-import anyio
-
 from papyra._home_loop import HomeLoop
 from papyra._runtime.cancellation import shield_from_interrupts
 from papyra._runtime.children import Children
@@ -19,7 +17,7 @@ from papyra._runtime.lifecycle import Lifecycle
 from papyra._runtime.loop import ActorLoop
 from papyra._runtime.props import Props
 from papyra._runtime.recorder import Recorder
-from papyra._signal import Signal
+from papyra._signal import Latch, Signal
 from papyra._text import text_of, type_name
 from papyra.actor import Actor, ActorContext, System
 from papyra.address import ActorAddress
@@ -105,6 +103,30 @@ class Cell:
     through its `Lifecycle`.
     """
 
+    __slots__ = (
+        "_actor_loop",
+        "_running",
+        "_runtime",
+        "address",
+        "children",
+        "clock",
+        "context",
+        "death_watch",
+        "dispatcher",
+        "failures",
+        "is_systems_own",
+        "lifecycle",
+        "loop",
+        "mailbox",
+        "parent",
+        "propagate",
+        "put_nowait",
+        "recorder",
+        "ref",
+        "stopped",
+        "waits",
+    )
+
     def __init__(
         self,
         parent: Parent,
@@ -128,7 +150,7 @@ class Cell:
         self.ref = ActorRef(self)
         self.children: Children[Cell] = Children()
         #: set when the actor has stopped, and all that follows from it is done
-        self.stopped = anyio.Event()
+        self.stopped = Latch()
 
         self.parent = parent
         self.recorder = recorder

@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Generic, Protocol, TypeVar
 
-import anyio
-
 from papyra._runtime.lifecycle import Lifecycle
+from papyra._signal import Latch
 from papyra.address import ActorAddress, users_name
 from papyra.exceptions import DuplicateActorName
 from papyra.mailbox import Mailbox
@@ -21,7 +20,7 @@ class Child(Protocol):
     address: ActorAddress
     mailbox: Mailbox[object]
     lifecycle: Lifecycle
-    stopped: anyio.Event
+    stopped: Latch
 
     def cancel(self) -> None:
         """Cancel the actor and its descendants."""
@@ -33,6 +32,11 @@ ChildT = TypeVar("ChildT", bound=Child)
 
 class Children(Generic[ChildT]):
     """Living cells by name, in the order they were spawned."""
+
+    __slots__ = (
+        "_cells",
+        "_spawned",
+    )
 
     def __init__(self) -> None:
         self._cells: dict[str, ChildT] = {}

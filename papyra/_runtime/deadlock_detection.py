@@ -5,11 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from typing import Protocol, TypeAlias
 
-import anyio
-
 from papyra._home_loop import HomeLoop
 from papyra._runtime.lifecycle import Lifecycle
-from papyra._signal import Signal
+from papyra._signal import Latch, Signal
 from papyra.address import ActorAddress
 from papyra.dispatcher import Dispatcher
 from papyra.exceptions import WouldDeadlock
@@ -24,7 +22,7 @@ class Waiter(Protocol):
     loop: HomeLoop
     dispatcher: Dispatcher | None
     lifecycle: Lifecycle
-    stopped: anyio.Event
+    stopped: Latch
     waits: Waits
     #: whether it is part of the system, which waits for no user's actor
     is_systems_own: bool
@@ -37,7 +35,7 @@ class Waiter(Protocol):
 
 #: What an actor waits for in its own task, so that it handles nothing meanwhile: for whom, until
 #: when, and whether that one must have stopped, not only come to its next message.
-_Wait: TypeAlias = tuple[Waiter, Signal | anyio.Event, bool]
+_Wait: TypeAlias = tuple[Waiter, Signal | Latch, bool]
 
 #: An actor on a chain of waits, and whether it must have stopped, not only come to a message.
 _Step: TypeAlias = tuple[Waiter, bool]

@@ -14,6 +14,14 @@ __all__ = ("DeathWatch",)
 class DeathWatch:
     """One actor's part in watching: whom it watches, and who watches it."""
 
+    __slots__ = (
+        "_mailbox",
+        "_over",
+        "_ref",
+        "_watched",
+        "_watchers",
+    )
+
     def __init__(self, ref: ActorRef, mailbox: Mailbox[object]) -> None:
         self._ref = ref
         self._mailbox = mailbox

@@ -72,6 +72,13 @@ class Supervisor(Protocol):
 class Failures:
     """The failures of one cell, in all its incarnations."""
 
+    __slots__ = (
+        "_backoff",
+        "_cell",
+        "_parent",
+        "_recorder",
+    )
+
     def __init__(self, cell: Supervised, parent: Supervisor, recorder: Recorder) -> None:
         self._cell = cell
         self._parent = parent

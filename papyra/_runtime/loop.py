@@ -51,6 +51,8 @@ _LETTERS_AT_ONCE = 16
 #: What an empty mailbox gives; `None` is a message like any other.
 _NOTHING = object()
 
+_NO_TYPES: frozenset[type] = frozenset()
+
 
 class LoopOwner(Protocol):
     """The cell whose actor a loop runs."""
@@ -127,14 +129,37 @@ class ActorLoop:
     nobody waits in vain.
     """
 
+    __slots__ = (
+        "_at_hand",
+        "_batch_types",
+        "_cell",
+        "_dispatcher",
+        "_is_surrounded",
+        "_lifecycle",
+        "_mailbox",
+        "_props",
+        "_refused",
+        "_run_at_hand",
+        "_run_types",
+        "_started",
+        "_struck",
+        "_throughput",
+        "_unhandled",
+        "_values",
+        "actor",
+        "variables",
+    )
+
     def __init__(self, cell: LoopOwner, props: Props) -> None:
         self._cell = cell
         self._mailbox = cell.mailbox
         self._lifecycle = cell.lifecycle
         self._props = props
-        self._batch_types = frozenset(props.actor_class.batch_types)
+        types = props.actor_class.batch_types
+        # Most actors have none, and a frozenset takes 200 bytes, even if it is empty.
+        self._batch_types = frozenset(types) if types else _NO_TYPES
         # What the mailbox may hold of a run: messages told, and messages asked, to be looked into.
-        self._run_types = self._batch_types | {Ask}
+        self._run_types = self._batch_types | {Ask} if types else _NO_TYPES
         self._started = False  # whether on_stop is owed
         self._unhandled = 0  # messages that became dead letters at the end
         #: what was being handled when a cancellation struck
