@@ -14,7 +14,7 @@ __all__ = ("Latch", "NewSignal", "Signal", "signals_of_this_loop")
 
 
 class Signal(Protocol):
-    """What Papyra uses of an event: one task waits, another sets it, and it stays set."""
+    """The part of an event that Papyra uses: one task waits, another sets it, and it stays set."""
 
     def set(self) -> None:
         """Let the waiting task go on."""
@@ -88,7 +88,7 @@ class _AsyncioSignal:
 
 
 def signals_of_this_loop() -> NewSignal:
-    """Return what makes signals for tasks of the event loop that is running."""
+    """Return the factory of signals for tasks of the event loop that is running."""
     # Whoever runs on trio has imported it. It comes first: its guest mode runs inside asyncio.
     trio = sys.modules.get("trio")
     if trio is not None and trio.lowlevel.in_trio_task():

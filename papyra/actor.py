@@ -73,7 +73,7 @@ class System(Protocol):
         ...
 
     def audit(self) -> AuditReport:
-        """Return what the system looks like now."""
+        """Return the health of the system now."""
         ...
 
 
@@ -212,7 +212,7 @@ class ActorContext:
         self._owner.stop_now()
 
     def unhandled(self, message: object) -> UnhandledMessage:
-        """Do what `Actor.unhandled` does, and return the error."""
+        """Make a dead letter of `message`, as `Actor.unhandled` does; return the asker's error."""
         self._owner.loop.check()
         return self._owner.unhandled(message)
 
@@ -293,10 +293,10 @@ class Actor(abc.ABC):
         raise NotImplementedError
 
     async def on_stop(self) -> None:
-        """Let go of what `on_start` took. Called once for each successful `on_start`."""
+        """Release whatever `on_start` took. Called once for each successful `on_start`."""
 
     async def on_child_failure(self, child: ActorRef, error: Exception) -> Decision:
-        """Decide what happens to a child that failed. As it is, `supervision` decides.
+        """Return the decision about a child that failed. As it is, `supervision` decides.
 
         It is called at once, in the child's task, even while this actor is waiting in `receive`:
         were it to queue up, a parent that asks its failing child would wait for ever. So it must

@@ -1,4 +1,4 @@
-"""What a system looks like from outside, at one moment."""
+"""The audit: the health of a system at one moment."""
 
 from __future__ import annotations
 

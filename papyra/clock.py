@@ -1,4 +1,4 @@
-"""Time, as one replaceable thing: what is stored in records, and what the runtime waits for."""
+"""The clock: the time in records, and every wait of the runtime, as one replaceable thing."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ __all__ = ("Clock", "SystemClock", "span")
 
 
 class Clock(Protocol):
-    """What a system reads and waits by. Tests give their own."""
+    """The time that a system reads and waits by. Tests give their own."""
 
     def time(self) -> float:
         """Return the wall clock: Unix time in seconds."""

@@ -1,4 +1,4 @@
-"""How the world outside an actor reaches it."""
+"""References to actors: tell, ask and stop them."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ class Recipient(Protocol):
         ...
 
     async def stop(self) -> None:
-        """Stop after what is in the mailbox, and wait for that unless it would be in vain."""
+        """Stop after the messages in the mailbox; wait for that unless it would be in vain."""
         ...
 
 
@@ -223,7 +223,7 @@ class ActorRef:
         return ask.reply
 
     async def stop(self) -> None:
-        """Have the actor handle what is in its mailbox, stop, and return when it has stopped.
+        """Have the actor handle the messages in its mailbox, and return when it has stopped.
 
         From now on it takes no more messages. Its children stop before it. Inside an actor that
         must itself stop first (the actor itself, one of its descendants, or one that the actor
@@ -253,6 +253,6 @@ class ActorRef:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Terminated:
-    """What an actor receives when one that it watches has stopped."""
+    """The notice to an actor that one which it watches has stopped."""
 
     ref: ActorRef

@@ -1,4 +1,4 @@
-"""What happens to an actor that fails: its parent decides, by a policy."""
+"""Supervision: the policy by which a parent decides about a child that failed."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ __all__ = ("Decision", "OneForAll", "OneForOne", "SupervisionPolicy")
 
 
 class Decision(enum.Enum):
-    """What to do with an actor that failed."""
+    """A directive for an actor that failed."""
 
     #: go on with the next message, state as it is
     RESUME = "resume"

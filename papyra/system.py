@@ -158,7 +158,7 @@ class ActorSystem:
 
     @property
     def clock(self) -> Clock:
-        """What time it is here."""
+        """The clock that the system reads and waits by."""
         return self._runtime.clock
 
     @property
@@ -170,7 +170,7 @@ class ActorSystem:
 
     @property
     def backend(self) -> PersistenceBackend:
-        """What the persistence actor hosts. Its verbs go through that actor."""
+        """The backend that the persistence actor hosts. Its verbs go through that actor."""
         if self._backend is None:
             raise SystemNotRunning(f"the system {self._system_id!r} has not been started")
         return self._backend
@@ -251,7 +251,7 @@ class ActorSystem:
         return found.ref if found else None
 
     def audit(self) -> AuditReport:
-        """Return what the system looks like now. Records nothing."""
+        """Return the health of the system now. Records nothing."""
         self._check_loop()
         cells = list(descendants(self._guardian.children))
         deepest = max(cells, key=lambda cell: len(cell.mailbox), default=None)
@@ -349,7 +349,7 @@ class ActorSystem:
         return ActorAddress(self._system_id, "")
 
     async def _shut_down(self, exc: BaseException | None) -> None:
-        """Stop everything; raise what is to come out of the block in place of `exc`."""
+        """Stop everything; raise the error, if any, that replaces `exc` as the block is left."""
         self._is_left = True
         self._begin_shutdown(exc if self._failure is None else self._failure)
         blow = await shield_from_interrupts(wait_through)(
@@ -388,7 +388,7 @@ class ActorSystem:
         return None if taken else exc
 
     def _raise_what_ended_it(self) -> None:
-        """Raise what has ended the system from within, if anything has."""
+        """Raise the failure or the interrupt that ended the system from within, if one did."""
         if self._interrupt is not None:
             raise self._interrupt
         if self._failure is not None:
@@ -398,11 +398,11 @@ class ActorSystem:
             ) from self._failure
 
     def _begin_shutdown(self, cause: BaseException | None) -> None:
-        """Begin to stop everything: in order if there is no `cause`, else after what is at hand."""
+        """Begin to stop everything; if there is a `cause`, right after the messages at hand."""
         self._shutdown.begin(self._runtime.task_group, self._before_store, cause)
 
     def _before_store(self) -> None:
-        """Do what comes after the last actor."""
+        """Close the portal and record the last audit, after the last actor."""
         if self._portal is not None:
             self._portal.close()
         if self._recorder is not None:
@@ -424,7 +424,7 @@ class ActorSystem:
             self._cancel_block()
 
     def _end_by(self, error: BaseException) -> None:
-        """End the system by what an actor raised, such as `SystemExit`."""
+        """End the system by an interrupt that an actor raised, such as `SystemExit`."""
         if self._interrupt is None:
             self._interrupt = error
             self._cancel_block()
@@ -438,7 +438,7 @@ class ActorSystem:
         self._cancel_block()
 
     def _lose(self, what: str) -> None:
-        """Take note of what is to be said if nothing else explains why the block was cancelled."""
+        """Note the error to raise if nothing else explains why the block was cancelled."""
         self._lost = self._lost or EscalatedFailure(
             f"the system {self._system_id!r} has stopped, as somebody cancelled a task: {what}"
         )

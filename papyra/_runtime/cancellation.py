@@ -79,7 +79,7 @@ def take_cancellation() -> None:
 
 
 def without_cancellation(error: BaseException) -> BaseException | None:
-    """Return what is left of `error` without cancellation, alone or in groups; perhaps nothing."""
+    """Return `error` less the cancellations in it, alone or in groups; `None` if that is all."""
     if isinstance(error, Exception):
         # First, as this asks no class of errors what it is: trio's asks back.
         return error
@@ -92,7 +92,7 @@ def without_cancellation(error: BaseException) -> BaseException | None:
 async def wait_through(
     event: anyio.Event, struck: Callable[[], None] | None = None
 ) -> BaseException | None:
-    """Wait until `event` is set, whatever strikes meanwhile; return what is to be raised for it.
+    """Wait until `event` is set, through all cancellations; return the error to raise for them.
 
     That is the last ``KeyboardInterrupt``, or else the first cancellation. `struck` is called each
     time.
@@ -168,7 +168,7 @@ def shield_from_interrupts(function: FunctionT) -> FunctionT:
 
 
 def enable_interrupts(function: FunctionT) -> FunctionT:
-    """Return `function` with `shield_from_interrupts` undone for it, and for what it calls."""
+    """Return `function` with `shield_from_interrupts` undone for it, and for all that it calls."""
     trio = running_trio()
     return function if trio is None else trio.lowlevel.disable_ki_protection(function)
 

@@ -168,7 +168,7 @@ class Cell:
 
     @property
     def variables(self) -> Context:
-        """What is set where the actor lives."""
+        """The context that the actor lives in."""
         return self._actor_loop.variables
 
     @property
@@ -303,7 +303,7 @@ class Cell:
         return error
 
     async def stop(self) -> None:
-        """Stop after what is in the mailbox, and wait for that unless it would be in vain."""
+        """Stop after the messages in the mailbox; wait for that unless it would be in vain."""
         self.loop.check()
         self.mailbox.close()
         caller = self.caller()
@@ -313,7 +313,7 @@ class Cell:
             await caller.waits.for_end_of(self)
 
     def cancel(self) -> None:
-        """Cancel what this actor and its descendants are doing."""
+        """Cancel this actor and its descendants."""
         ahead = [self]
         while ahead:
             cell = ahead.pop()
@@ -321,7 +321,7 @@ class Cell:
             ahead += cell.children
 
     def run(self) -> Coroutine[Any, Any, None]:
-        """Return what runs one incarnation."""
+        """Return the coroutine of one incarnation."""
         self._running = shield_from_interrupts(self._actor_loop.run)()
         return self._running
 
@@ -334,7 +334,7 @@ class Cell:
         self.mailbox.put_nowait(self._with_values(item))
 
     def _with_values(self, item: object) -> object:
-        """Return `item` with what is to travel along; a batch has no one sender."""
+        """Return `item` with its sender's context variables; a batch has no one sender."""
         message = item.message if type(item) is Ask else item
         values = () if self._actor_loop.takes_in_batches(message) else captured(self.propagate)
         if type(item) is Ask:

@@ -33,8 +33,8 @@ class Waiter(Protocol):
         ...
 
 
-#: What an actor waits for in its own task, so that it handles nothing meanwhile: for whom, until
-#: when, and whether that one must have stopped, not only come to its next message.
+#: A wait in an actor's own task, so that it handles nothing meanwhile: for whom, until when, and
+#: whether that one must have stopped, not only come to its next message.
 _Wait: TypeAlias = tuple[Waiter, Signal | Latch, bool]
 
 #: An actor on a chain of waits, and whether it must have stopped, not only come to a message.
@@ -42,7 +42,7 @@ _Step: TypeAlias = tuple[Waiter, bool]
 
 
 class Waits:
-    """What one actor waits for.
+    """The waits of one actor for others.
 
     Only what is certain counts: waits in the actor's own task, without a time limit. Tasks that it
     has made may wait for the actor itself, and a limit is a way out.

@@ -20,7 +20,7 @@ __all__ = ("Failures", "Outcome", "Supervised", "Supervisor")
 
 logger = logging.getLogger("papyra")
 
-#: What is left to do for the actor that failed; an escalation comes to one of these.
+#: The directive for the actor that failed; an escalation comes to one of these.
 Outcome = Literal[Decision.RESUME, Decision.RESTART, Decision.STOP]
 
 
@@ -65,7 +65,7 @@ class Supervisor(Protocol):
         ...
 
     async def fail(self, error: Exception) -> Outcome:
-        """Fail as a child did that was told to escalate; return what happens to the supervisor."""
+        """Fail as a child did that was told to escalate; return the outcome for the supervisor."""
         ...
 
 
@@ -115,7 +115,7 @@ class Failures:
         decision: Decision | None = None,
         message_type: str | None = None,
     ) -> None:
-        """Record that the actor raised `error`, and what was decided about it."""
+        """Record `error`, which the actor raised, and the decision about it."""
         _log(error, f"{self._cell.address} raised in {where}")
         self._recorder.lifecycle(
             self._cell.address,

@@ -18,7 +18,7 @@ Reason: TypeAlias = Literal["stopped", "failed", "cancelled"]
 
 
 class Lifecycle:
-    """Where one actor stands between its first incarnation and its end, and what comes next.
+    """The state of one actor between its first incarnation and its end.
 
     Others move it by `apply`, `stop` and `cancel`; the actor loop, by the rest.
     """
@@ -52,7 +52,7 @@ class Lifecycle:
         self.restarts = 0
         #: seconds before the next restart
         self.restart_delay = 0.0
-        #: around all that the incarnation does; shielded, as a cancelled caller of the system must
+        #: around the whole incarnation; shielded, as a cancelled caller of the system must
         #: not tear actors down out of order
         self.scope = anyio.CancelScope(shield=True)
         #: the task of the incarnation
@@ -80,7 +80,7 @@ class Lifecycle:
         self._mailbox.close()
 
     def cancel(self) -> None:
-        """Cancel what the actor does now, and stop it."""
+        """Cancel the message at hand, and stop."""
         self.reason = "cancelled"
         self.stop()
         self.scope.cancel()

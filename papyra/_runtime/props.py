@@ -21,7 +21,7 @@ class Props(NamedTuple):
     mailbox_capacity: int | None
 
     def check(self) -> None:
-        """Raise `InvalidActor` for what is no class of actors, or one with odd `batch_types`."""
+        """Raise `InvalidActor` unless this is a class of actors, with types as `batch_types`."""
         if not (isinstance(self.actor_class, type) and issubclass(self.actor_class, Actor)):
             raise InvalidActor(f"only subclasses of Actor can be spawned, not {self.actor_class!r}")
         types = self.actor_class.batch_types

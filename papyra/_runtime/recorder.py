@@ -168,7 +168,7 @@ def _log_unrecorded(record: Record) -> None:
 
 
 def storable(message: object) -> object:
-    """Return the payload of a dead letter: the message as it is now, or what can be said of it."""
+    """Return the payload of a dead letter: the message as it is now, or a description of it."""
     room = codec.Room(_ROOM)
     try:
         return codec.plain(message, room)
