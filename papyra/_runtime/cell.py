@@ -10,6 +10,7 @@ from papyra._home_loop import HomeLoop
 from papyra._runtime.cancellation import shield_from_interrupts
 from papyra._runtime.children import Children
 from papyra._runtime.context_variables import captured
+from papyra._runtime.dead_letters import DeadLetters
 from papyra._runtime.deadlock_detection import Waits
 from papyra._runtime.death_watch import DeathWatch
 from papyra._runtime.failures import Failures, Outcome, Supervisor
@@ -18,7 +19,7 @@ from papyra._runtime.loop import ActorLoop
 from papyra._runtime.props import Props
 from papyra._runtime.recorder import Recorder
 from papyra._signal import Latch, Signal
-from papyra._text import text_of, type_name
+from papyra._text import type_name
 from papyra.actor import Actor, ActorContext, System
 from papyra.address import ActorAddress
 from papyra.clock import Clock
@@ -111,6 +112,7 @@ class Cell:
         "children",
         "clock",
         "context",
+        "dead_letters",
         "death_watch",
         "dispatcher",
         "failures",
@@ -154,7 +156,8 @@ class Cell:
 
         self.parent = parent
         self.recorder = recorder
-        self.lifecycle = Lifecycle(self.mailbox)
+        self.lifecycle = Lifecycle(address, self.mailbox)
+        self.dead_letters = DeadLetters(address, self.mailbox, self.lifecycle, recorder)
         self.failures = Failures(self, parent, recorder)
         self.death_watch = DeathWatch(self.ref, self.mailbox)
         self.context = ActorContext(self, runtime.system)
@@ -262,16 +265,11 @@ class Cell:
         self.death_watch.forget()
         self.mailbox.discard(Terminated)
 
-    def refuse_nowait(self, message: object, *, expects_reply: bool) -> None:
-        """Make a dead letter of `message`; raise `MailboxFull` if the store has no room for it."""
-        self.recorder.dead_letter_nowait(self.address, message, expects_reply)
-
-    def leave(self, message: object, *, expects_reply: bool) -> None:
-        """Make a dead letter of a message that was in the mailbox."""
-        self.recorder.dead_letter_left(self.address, message, expects_reply)
-
     async def refuse(self, message: object, *, expects_reply: bool) -> None:
-        await self.recorder.dead_letter(self.address, message, expects_reply)
+        await self.dead_letters.add(message, asked=expects_reply)
+
+    def refuse_nowait(self, message: object, *, expects_reply: bool) -> None:
+        self.dead_letters.add_nowait(message, asked=expects_reply)
 
     def caller(self) -> Cell | None:
         """Return the actor that uses this one's ref.
@@ -287,7 +285,7 @@ class Cell:
         """Make a dead letter of `message`, and fail the ask that it came with, if any."""
         error = UnhandledMessage(f"{self.address} does not handle {type_name(message)}")
         if not self._actor_loop.refuse_at_hand(message, error):
-            self.leave(message, expects_reply=False)
+            self.dead_letters.add_anyway(message, asked=False)
         return error
 
     def stop_now(self) -> None:
@@ -295,12 +293,7 @@ class Cell:
         self.lifecycle.stop()
 
     def stopped_error(self, what: str, handled: Literal["never", "maybe"]) -> ActorStopped:
-        """Return the error for who asked this actor, which stops or has stopped."""
-        cause = self.lifecycle.cause
-        why = "" if cause is None else f": {type_name(cause)}: {text_of(cause)}"
-        error = ActorStopped(f"{self.address} {what}{why}", handled=handled)
-        error.__cause__ = cause
-        return error
+        return self.lifecycle.stopped_error(what, handled)
 
     async def stop(self) -> None:
         """Stop after the messages in the mailbox; wait for that unless it would be in vain."""

@@ -6,6 +6,9 @@ from typing import Literal, TypeAlias
 
 import anyio
 
+from papyra._text import text_of, type_name
+from papyra.address import ActorAddress
+from papyra.exceptions import ActorStopped
 from papyra.mailbox import Mailbox
 from papyra.supervision import Decision
 
@@ -24,6 +27,7 @@ class Lifecycle:
     """
 
     __slots__ = (
+        "_address",
         "_mailbox",
         "can_have_children",
         "cause",
@@ -37,7 +41,8 @@ class Lifecycle:
         "will_restart",
     )
 
-    def __init__(self, mailbox: Mailbox[object]) -> None:
+    def __init__(self, address: ActorAddress, mailbox: Mailbox[object]) -> None:
+        self._address = address
         self._mailbox = mailbox
         #: pending, to be followed before the next message
         self.directive: Directive | None = None
@@ -112,3 +117,10 @@ class Lifecycle:
         self.scope = anyio.CancelScope(shield=True)
         if self.reason == "cancelled":
             self.scope.cancel()
+
+    def stopped_error(self, what: str, handled: Literal["never", "maybe"]) -> ActorStopped:
+        """Return the error for who asked this actor, which stops or has stopped."""
+        why = "" if self.cause is None else f": {type_name(self.cause)}: {text_of(self.cause)}"
+        error = ActorStopped(f"{self._address} {what}{why}", handled=handled)
+        error.__cause__ = self.cause
+        return error

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Coroutine, Sequence
 from contextvars import Context, ContextVar
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
 import anyio
 from anyio.lowlevel import checkpoint
@@ -21,6 +21,7 @@ from papyra._runtime.cancellation import (
 )
 from papyra._runtime.children import Children
 from papyra._runtime.context_variables import carrying
+from papyra._runtime.dead_letters import DeadLetters
 from papyra._runtime.failures import Failures, Supervisor
 from papyra._runtime.lifecycle import Lifecycle
 from papyra._runtime.props import Props
@@ -34,19 +35,14 @@ from papyra.events import ActorRestarted, ActorStarted
 from papyra.events import ActorStopped as ActorStoppedEvent
 from papyra.exceptions import (
     ActorInitializationError,
-    ActorStopped,
-    MailboxFull,
     PapyraError,
     TaskGroupLeftOpen,
 )
 from papyra.mailbox import Mailbox
-from papyra.ref import ActorRef, Ask, Terminated, Told, Values
+from papyra.ref import ActorRef, Ask, Told, Values
 from papyra.supervision import Decision
 
 __all__ = ("ActorLoop", "LoopOwner")
-
-#: Dead letters that are made before the event loop has its turn.
-_LETTERS_AT_ONCE = 16
 
 #: What an empty mailbox gives; `None` is a message like any other.
 _NOTHING = object()
@@ -68,6 +64,7 @@ class LoopOwner(Protocol):
     lifecycle: Lifecycle
     failures: Failures
     recorder: Recorder
+    dead_letters: DeadLetters
     context: ActorContext
 
     @property
@@ -86,22 +83,6 @@ class LoopOwner(Protocol):
 
     def forget_watches(self) -> None:
         """Take back every watch."""
-        ...
-
-    def refuse_nowait(self, message: object, *, expects_reply: bool) -> None:
-        """Make a dead letter of `message`; raise `MailboxFull` if the store has no room for it."""
-        ...
-
-    async def refuse(self, message: object, *, expects_reply: bool) -> None:
-        """Make a dead letter of `message`; wait if the store has no room for it."""
-        ...
-
-    def leave(self, message: object, *, expects_reply: bool) -> None:
-        """Make a dead letter of a message that was in the mailbox."""
-        ...
-
-    def stopped_error(self, what: str, handled: Literal["never", "maybe"]) -> ActorStopped:
-        """Return the error for who asked an actor that has stopped, or is about to."""
         ...
 
     def launch_again(self) -> None:
@@ -133,18 +114,17 @@ class ActorLoop:
         "_at_hand",
         "_batch_types",
         "_cell",
+        "_dead_letters",
         "_dispatcher",
         "_is_surrounded",
         "_lifecycle",
         "_mailbox",
         "_props",
-        "_refused",
         "_run_at_hand",
         "_run_types",
         "_started",
         "_struck",
         "_throughput",
-        "_unhandled",
         "_values",
         "actor",
         "variables",
@@ -154,6 +134,7 @@ class ActorLoop:
         self._cell = cell
         self._mailbox = cell.mailbox
         self._lifecycle = cell.lifecycle
+        self._dead_letters = cell.dead_letters
         self._props = props
         types = props.actor_class.batch_types
         # Most actors have none, and a frozenset takes 200 bytes, even if it is empty.
@@ -161,7 +142,6 @@ class ActorLoop:
         # What the mailbox may hold of a run: messages told, and messages asked, to be looked into.
         self._run_types = self._batch_types | {Ask} if types else _NO_TYPES
         self._started = False  # whether on_stop is owed
-        self._unhandled = 0  # messages that became dead letters at the end
         #: what was being handled when a cancellation struck
         self._struck: Sequence[object] = ()
         self._dispatcher = cell.dispatcher
@@ -170,8 +150,6 @@ class ActorLoop:
         #: what is being handled, as it was in the mailbox: one message, or a run of them
         self._at_hand: object = _NOTHING
         self._run_at_hand: Sequence[object] = ()
-        #: what the actor had no use for, and the store no room; and whether it was asked
-        self._refused: list[tuple[object, bool]] = []
         #: what the message at hand has brought along
         self._values: Values = ()
         #: the context that the instance is made in; the incarnation's task starts from a copy
@@ -194,19 +172,13 @@ class ActorLoop:
         for item in self._run_at_hand or [self._at_hand]:
             ask = item if type(item) is Ask else None
             if ask is None and item is message:
-                self._refuse(message, asked=False)
+                self._dead_letters.postpone(message, asked=False)
                 return True
             if ask is not None and ask.message is message and ask.error is None:
-                self._refuse(message, asked=True)
+                self._dead_letters.postpone(message, asked=True)
                 ask.fail(error)
                 return True
         return False
-
-    def _refuse(self, message: object, *, asked: bool) -> None:
-        try:
-            self._cell.refuse_nowait(message, expects_reply=asked)
-        except MailboxFull:
-            self._refused.append((message, asked))
 
     async def run(self) -> None:
         """Run one incarnation, in the task that is running; then start the next, or end."""
@@ -283,8 +255,8 @@ class ActorLoop:
         while self._lifecycle.directive is None:
             if handled >= self._throughput and len(self._mailbox):
                 # A busy actor lets the others run now and then.
-                if self._refused:
-                    await self._refuse_the_unhandled()
+                if self._dead_letters.postponed:
+                    await self._dead_letters.add_postponed()
                 await self._next_turn()
                 handled = 0
                 if self._has_directive():
@@ -296,8 +268,8 @@ class ActorLoop:
                 return
             else:
                 self._at_hand = _NOTHING  # not to keep it in memory
-                if self._refused:
-                    await self._refuse_the_unhandled()
+                if self._dead_letters.postponed:
+                    await self._dead_letters.add_postponed()
                 await self._mailbox.wait()
                 handled = 0
 
@@ -374,12 +346,6 @@ class ActorLoop:
         self._run_at_hand = ()
         return len(run)
 
-    async def _refuse_the_unhandled(self) -> None:
-        """Wait until the store has taken what it had no room for: an actor's turn bounds that."""
-        while self._refused:
-            message, asked = self._refused.pop(0)
-            await self._cell.refuse(message, expects_reply=asked)
-
     def _answer(self, ask: Ask, reply: object) -> None:
         if ask.given_up:
             self._cell.recorder.unclaimed(self._cell.address, ask.message)
@@ -423,7 +389,7 @@ class ActorLoop:
         for item in items:
             if type(item) is Ask:
                 item.fail(
-                    self._cell.stopped_error("was cancelled before it could reply", "maybe")
+                    self._lifecycle.stopped_error("was cancelled before it could reply", "maybe")
                     if error is None
                     else error
                 )
@@ -562,14 +528,14 @@ class ActorLoop:
         self._cell.failures.record(error, "on_stop", Decision.STOP)
         self._fail_struck(error)
         self._mailbox.close()
-        self._refuse_at_once()
+        self._dead_letters.empty_mailbox_at_once()
         cancel_groups_left_open()
 
     async def _stop(self) -> None:
         """Stop what there is of the actor, in order."""
         self._mailbox.close()
         try:
-            await self._refuse_the_rest()
+            await self._dead_letters.empty_mailbox()
             await self._stop_children(drain=self._lifecycle.reason == "stopped")
         except anyio.get_cancelled_exc_class():
             self._lifecycle.end_cancelled()
@@ -578,50 +544,13 @@ class ActorLoop:
     def _end(self) -> None:
         """Say that the actor has stopped, to all who want to know."""
         try:
-            self._leave_the_unhandled()  # what on_stop may have added
+            self._dead_letters.add_postponed_anyway()  # what on_stop may have added
             self._cell.recorder.lifecycle(
-                self._cell.address, ActorStoppedEvent(self._lifecycle.reason, self._unhandled)
+                self._cell.address,
+                ActorStoppedEvent(self._lifecycle.reason, self._dead_letters.left),
             )
         finally:
             self._cell.end()
-
-    def _leave_the_unhandled(self) -> None:
-        refused, self._refused = self._refused, []
-        for message, asked in refused:
-            self._cell.leave(message, expects_reply=asked)
-
-    async def _refuse_the_rest(self) -> None:
-        """Make dead letters of what is in the mailbox, and let the others run meanwhile."""
-        try:
-            self._leave_the_unhandled()
-            refused = 0
-            while self._refuse_one():
-                refused += 1
-                if not refused % _LETTERS_AT_ONCE:
-                    with anyio.CancelScope(shield=True):
-                        await checkpoint()
-        finally:
-            # Whatever was raised, by a message or by who waits for it all: nobody waits in vain.
-            self._refuse_at_once()
-
-    def _refuse_at_once(self) -> None:
-        while self._refuse_one():
-            pass
-
-    def _refuse_one(self) -> bool:
-        """Refuse the oldest message; return whether there was one."""
-        item = self._mailbox.pop(_NOTHING)
-        if type(item) is Ask:
-            self._unhandled += 1
-            try:
-                self._cell.leave(item.message, expects_reply=True)
-            finally:
-                item.fail(self._cell.stopped_error("stopped before it could reply", "never"))
-        # A `Terminated` is the runtime's own, and nobody misses it.
-        elif item is not _NOTHING and type(item) is not Terminated:
-            self._unhandled += 1
-            self._cell.leave(item.message if type(item) is Told else item, expects_reply=False)
-        return item is not _NOTHING
 
     async def _stop_children(self, *, drain: bool) -> None:
         """Stop the children, whoever is cancelled meanwhile; then let the cancellation strike."""
