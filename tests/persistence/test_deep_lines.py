@@ -21,7 +21,7 @@ from papyra.persistence import (
 from papyra.persistence.backends._disk import Disk, FileLock
 from papyra.persistence.backends._line import _make_line
 from papyra.persistence.backends._recall import Recall
-from papyra.persistence.backends._redis.entries import Entry, check
+from papyra.persistence.backends._redis.entry_format import Entry, check
 from papyra.persistence.backends._sidecar import read_sidecar
 from papyra.persistence.backends.memory import InMemoryPersistence
 from papyra.persistence.backends.retention import RetentionPolicy

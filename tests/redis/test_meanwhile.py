@@ -16,7 +16,7 @@ import redis
 from anyio.from_thread import start_blocking_portal
 
 from papyra.exceptions import StoreUnreachable
-from papyra.persistence.backends._redis import groups, scripts, walk
+from papyra.persistence.backends._redis import scripts, stream_iterator, stream_scan
 from papyra.persistence.backends.redis import (
     Delivery,
     RedisStreamsConfig,
@@ -71,7 +71,7 @@ def rival(config: RedisStreamsConfig, proxy: Proxy) -> Rival:
 async def store(
     config: RedisStreamsConfig, proxy: Proxy, monkeypatch: pytest.MonkeyPatch
 ) -> AsyncIterator[RedisStreamsPersistence]:
-    monkeypatch.setattr(groups, "BLOCK", 0.05)
+    monkeypatch.setattr(stream_iterator, "BLOCK", 0.05)
     changed = msgspec.structs.replace(config, url=proxy.url, timeout=20.0)
     async with RedisStreamsPersistence(changed) as store:
         yield store
@@ -150,7 +150,7 @@ async def test_what_is_taken_back_while_it_is_scanned_is_no_damage(
     verb: str,
 ) -> None:
     """And what a writer has put in its place is no copy of it."""
-    monkeypatch.setattr(walk, "PAGE_ENTRIES", 4)
+    monkeypatch.setattr(stream_scan, "PAGE_ENTRIES", 4)
     with Proxy(server.port) as line, start_blocking_portal() as portal:
         line.marker = scripts.APPEND.sha.encode()
         changed = msgspec.structs.replace(config, url=line.url, retry_for=0)

@@ -21,7 +21,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from papyra.exceptions import StoreFenced
 from papyra.persistence import PersistenceRecoveryConfig, Read, Record
 from papyra.persistence.backends import page
-from papyra.persistence.backends._redis import groups, reader, survey, walk
+from papyra.persistence.backends._redis import reader, repair, stream_iterator, stream_scan
 from papyra.persistence.backends.redis import RedisStreamsConfig, RedisStreamsPersistence
 from papyra.persistence.backends.retention import RetentionPolicy
 from papyra.persistence.records import KINDS, kind_of
@@ -91,9 +91,9 @@ class Store(RuleBasedStateMachine):
             (reader, "MAX_FETCHED", 6),
             (reader, "FIRST_FETCH", 2),
             (reader, "PAGE_ENTRIES", 3),
-            (walk, "PAGE_ENTRIES", 3),
-            (survey, "REMOVED_AT_ONCE", 2),
-            (groups, "COUNT", 3),
+            (stream_scan, "PAGE_ENTRIES", 3),
+            (repair, "REMOVED_AT_ONCE", 2),
+            (stream_iterator, "COUNT", 3),
         ):
             self.stack.enter_context(mock.patch.object(module, name, value))
         self.portal = self.stack.enter_context(anyio.from_thread.start_blocking_portal(self.loop))

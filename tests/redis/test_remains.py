@@ -13,8 +13,8 @@ import pytest
 import redis
 
 from papyra.persistence import codec
-from papyra.persistence.backends._redis import walk
-from papyra.persistence.backends._redis.entries import checksums
+from papyra.persistence.backends._redis import stream_scan
+from papyra.persistence.backends._redis.entry_format import checksums
 from papyra.persistence.backends.redis import RedisStreamsConfig, RedisStreamsPersistence
 from papyra.testing._redis_server import RedisServer
 from papyra.testing.conformance._parts import an_event
@@ -120,7 +120,7 @@ def a_stream(seed: int) -> Stream:
 async def test_what_is_good_is_told_from_what_is_not(
     server: RedisServer, config: RedisStreamsConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(walk, "PAGE_ENTRIES", 3)
+    monkeypatch.setattr(stream_scan, "PAGE_ENTRIES", 3)
     kinds = set()
     with redis.Redis.from_url(server.url) as client:
         for seed in range(SEEDS):

@@ -23,22 +23,29 @@ from papyra.exceptions import (
 )
 from papyra.persistence.backends._asyncio import AsyncioHost
 from papyra.persistence.backends._redis import scripts
+from papyra.persistence.backends._redis.client import AnyClient, RedisClient
 from papyra.persistence.backends._redis.config import RedisStreamsConfig
-from papyra.persistence.backends._redis.entries import id_of
-from papyra.persistence.backends._redis.groups import (
+from papyra.persistence.backends._redis.consumer_groups import (
     Consumer,
+    ConsumerGroups,
     Delivery,
-    Follower,
-    Groups,
     Pending,
-    Session,
     deliveries_of,
 )
-from papyra.persistence.backends._redis.link import AnyClient, RedisLink
+from papyra.persistence.backends._redis.entry_format import id_of
+from papyra.persistence.backends._redis.following import Follower
 from papyra.persistence.backends._redis.reader import Reader
-from papyra.persistence.backends._redis.state import FORMAT, StoreState, StreamState
-from papyra.persistence.backends._redis.survey import Survey
-from papyra.persistence.backends._redis.walk import Findings
+from papyra.persistence.backends._redis.repair import StoreRepair
+from papyra.persistence.backends._redis.scan import StoreScan
+from papyra.persistence.backends._redis.store_state import (
+    FORMAT,
+    StoreState,
+    StreamState,
+    read_state,
+)
+from papyra.persistence.backends._redis.stream_iterator import Session
+from papyra.persistence.backends._redis.stream_scan import Findings
+from papyra.persistence.backends._redis.summary import StoreSummarizer
 from papyra.persistence.backends._redis.writer import Writer
 from papyra.persistence.backends.base import PersistenceBackend
 from papyra.persistence.backends.store import Batch, Capabilities
@@ -70,10 +77,10 @@ ROUNDS = 4
 class RedisStreamsPersistence(PersistenceBackend):
     """Keeps its records in Redis Streams: ``{prefix:system_id}:events``, ``:audits`` and so on.
 
-    Entries are as `papyra.persistence.backends._redis.entries` says, and readable in ``redis-cli``.
-    A batch is one call of a script, so it is stored whole or not at all, and exactly once: a call
-    whose answer was lost is repeated, and adds nothing twice. What an acknowledgement means is said
-    with `RedisStreamsConfig`.
+    Entries are as `papyra.persistence.backends._redis.entry_format` says, and readable in
+    ``redis-cli``. A batch is one call of a script, so it is stored whole or not at all, and exactly
+    once: a call whose answer was lost is repeated, and adds nothing twice. What an acknowledgement
+    means is said with `RedisStreamsConfig`.
 
     **A store has one writer.** With its first write a backend becomes the writer, and takes over
     from the one before, whose next write raises `StoreFenced`; opening, reading, scanning and
@@ -129,8 +136,8 @@ class RedisStreamsPersistence(PersistenceBackend):
             raise InvalidPolicy(f"config is a RedisStreamsConfig, not a {type(config).__name__}")
         self.config = config
         super().__init__(RedisStore(config), retention_policy=retention_policy, clock=clock)
-        self._groups = Groups(self.store.link)
-        self._iterators = Session(self._groups, config, self.store.asyncio, self._check_open)
+        self._groups = ConsumerGroups(self.store.client)
+        self._iterators = Session(self.store.client, config, self.store.asyncio, self._check_open)
 
     def __repr__(self) -> str:
         return f"RedisStreamsPersistence({self.config!r})"
@@ -251,22 +258,24 @@ class RedisStore:
     def __init__(self, config: RedisStreamsConfig) -> None:
         self.config = config
         self.asyncio = AsyncioHost()
-        self.link = RedisLink(config)
-        self.writer = Writer(self.link)
-        self._survey = Survey(self.link)
-        self._reader = Reader(self.link)
+        self.client = RedisClient(config)
+        self.writer = Writer(self.client)
+        self._scanner = StoreScan(self.client)
+        self._repair = StoreRepair(self.client)
+        self._summarizer = StoreSummarizer(self.client)
+        self._reader = Reader(self.client)
         #: whether an append may follow without a `claim` of the writer
         self._is_settled = False
 
     @property
     def location(self) -> str:
         """The URL, without anything that may be secret, and what the keys begin with."""
-        return f"{self.config.location} {self.link.keys.tag}"
+        return f"{self.config.location} {self.client.keys.tag}"
 
     async def open(self) -> None:
         """Look at what is there, and warn of what threatens it."""
         self._is_settled = False
-        self.writer.lay_down()
+        self.writer.release()
         try:
             await self.asyncio.run(self._look, opening=True)
         except BaseException:
@@ -294,7 +303,7 @@ class RedisStore:
 
     async def disconnect(self) -> None:
         """Close all connections, those of iterators too."""
-        await self.asyncio.run(self.link.close)
+        await self.asyncio.run(self.client.close)
         self.asyncio.stop()
 
     def _say_in_doubt(self, error: StoreError) -> None:
@@ -337,7 +346,7 @@ class RedisStore:
 
     async def summarize(self, intervals: int) -> StoreSummary:
         """Have the server sum up what it holds."""
-        return await self.asyncio.run(self._survey.summarize, intervals)
+        return await self.asyncio.run(self._summarizer.summarize, intervals)
 
     async def scan(self, report_progress: ReportProgress) -> PersistenceScanReport:
         """Check every entry, and report how many are done."""
@@ -346,7 +355,7 @@ class RedisStore:
         def advance(done: int, total: int) -> None:
             report_progress(ScanProgress(done, total))
 
-        return _report(await self.asyncio.run(self._survey.scan, advance))
+        return _report(await self.asyncio.run(self._scanner.scan, advance))
 
     async def recover(self, config: PersistenceRecoveryConfig) -> PersistenceRecoveryReport:
         """Remove what is damaged, and count anew what has other numbers."""
@@ -365,7 +374,7 @@ class RedisStore:
 
     def _must_write(self) -> None:
         if self.config.read_only:
-            raise StoreReadOnly(f"{self.link.keys.tag} was opened to be read only")
+            raise StoreReadOnly(f"{self.client.keys.tag} was opened to be read only")
 
     async def _settle(self) -> None:
         await self.asyncio.run(self.writer.claim)
@@ -380,23 +389,23 @@ class RedisStore:
     # On asyncio
 
     async def _look(self, *, opening: bool = False) -> int:
-        state = await self._survey.state()
+        state = await read_state(self.client)
         if state.format > FORMAT:
-            raise StoreError(f"{self.link.keys.tag} was written by a newer version of Papyra")
+            raise StoreError(f"{self.client.keys.tag} was written by a newer version of Papyra")
         if opening:
             for line in state.losses:
                 logger.error("%s: %s: a scan says more", self.location, line)
-            for line in state.threats(await self.link.info()):
+            for line in state.threats(await self.client.info()):
                 logger.warning("%s: %s", self.location, line)
         return self.writer.note(state)
 
     async def _mend(self, config: PersistenceRecoveryConfig) -> PersistenceRecoveryReport:
         removed, copies = 0, list[str]()
         for _ in range(ROUNDS):
-            found = await self._survey.scan()
+            found = await self._scanner.scan()
             if not found.needs_repair:
                 break
-            repaired = await self._survey.repair(found, quarantine=config.mode == "quarantine")
+            repaired = await self._repair.repair(found, quarantine=config.mode == "quarantine")
             if repaired is None:
                 continue  # somebody has taken over
             removed, copies = removed + repaired[0], list(dict.fromkeys(copies + repaired[1]))
@@ -404,10 +413,10 @@ class RedisStore:
                 # They are made anew from what is there, once nothing is there that should not be.
                 self._is_settled = False
                 await self.writer.claim(anew=True)
-                await self._survey.renumber(found, self.writer.epoch)
-                self.writer.lay_down()
+                await self._repair.renumber(found, self.writer.epoch)
+                self.writer.release()
                 await self.writer.claim(anew=True)
-        found = await self._survey.scan()
+        found = await self._scanner.scan()
         return PersistenceRecoveryReport(
             NAME,
             supported=True,
@@ -420,7 +429,7 @@ class RedisStore:
     async def _trim(
         self, policy: RetentionPolicy, now: float, *, dry_run: bool
     ) -> CompactionReport:
-        before = after = await self._survey.state()
+        before = after = await read_state(self.client)
         if not all(stream.agrees for stream in before.streams.values()):
             raise StoreError(f"{self.location} is damaged: recover it before compacting it")
         if before.wrong:
@@ -435,12 +444,12 @@ class RedisStore:
             if dry_run:
                 after = after.with_stream(kind, await self._trimmed(kind, after, first))
             else:
-                keys = self.link.keys.all
+                keys = self.client.keys.all
                 # Where nothing is shown any more, what came since it was looked for is.
                 start = first or _following(before.streams[kind].last_id)
-                await self.link.run(scripts.TRIM, keys, number, start, operator)
+                await self.client.run(scripts.TRIM, keys, number, start, operator)
         if not dry_run:
-            after = await self._survey.state()
+            after = await read_state(self.client)
         return CompactionReport(
             NAME,
             supported=True,
@@ -514,6 +523,6 @@ async def beside(backend: PersistenceBackend) -> AsyncIterator[RedisStreamsPersi
             await client.delete(*config.keys.all)
 
         with anyio.CancelScope(shield=True):
-            link = RedisLink(config)
-            await link.call(remove)
-            await link.close()
+            client = RedisClient(config)
+            await client.call(remove)
+            await client.close()

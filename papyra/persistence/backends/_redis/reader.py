@@ -9,7 +9,8 @@ from collections.abc import Sequence
 import msgspec
 
 from papyra.persistence.backends._redis import scripts
-from papyra.persistence.backends._redis.entries import (
+from papyra.persistence.backends._redis.client import AnyClient, RedisClient
+from papyra.persistence.backends._redis.entry_format import (
     LATEST_MS,
     Entry,
     RawEntry,
@@ -19,8 +20,7 @@ from papyra.persistence.backends._redis.entries import (
     record_of,
     whole,
 )
-from papyra.persistence.backends._redis.link import AnyClient, RedisLink
-from papyra.persistence.backends._redis.walk import PAGE_BYTES, PAGE_ENTRIES
+from papyra.persistence.backends._redis.stream_scan import PAGE_BYTES, PAGE_ENTRIES
 from papyra.persistence.backends.page import MAX_PAGE_BYTES, MAX_PAGE_RECORDS, collect_page
 from papyra.persistence.messages import Page, Read
 from papyra.persistence.records import KINDS, Kind, Record
@@ -43,9 +43,9 @@ class Reader:
     the number of records before that does not matter.
     """
 
-    def __init__(self, link: RedisLink) -> None:
-        self._link = link
-        self._keys = link.keys
+    def __init__(self, client: RedisClient) -> None:
+        self._client = client
+        self._keys = client.keys
         #: the ids at the ends of the last page of each kind, by seq: where the next one begins
         self._bookmarks: dict[Kind, dict[int, bytes]] = {kind: {} for kind in KINDS}
 
@@ -132,7 +132,7 @@ class Reader:
             entries: Sequence[RawEntry] = await client.xrange(key, start, "+", FIRST_FETCH)
             return entries
 
-        while raws := await self._link.call(fetch):
+        while raws := await self._client.call(fetch):
             for raw in raws:
                 entry, _ = read(raw)
                 if entry is not None and entry.n:
@@ -174,7 +174,7 @@ class Reader:
     async def _find(
         self, kind: Kind, after: int, max_records: int | None, max_bytes: int | None
     ) -> str:
-        found: bytes = await self._link.run(
+        found: bytes = await self._client.run(
             scripts.FIND,
             self._keys.all,
             KINDS.index(kind) + 1,
@@ -192,7 +192,7 @@ class Reader:
             late = whole(await client.hget(self._keys.meta, "late") or b"0")
             return LATEST_MS if late is None else late
 
-        return await self._link.call(look)
+        return await self._client.call(look)
 
     async def _fetch(self, request: Read, start: str, stop: str, count: int) -> Sequence[RawEntry]:
         key = self._keys.streams[request.kind]
@@ -205,7 +205,7 @@ class Reader:
                 entries = await client.xrange(key, start, stop, count)
             return entries
 
-        return await self._link.call(fetch)
+        return await self._client.call(fetch)
 
 
 class _Candidates:

@@ -21,9 +21,10 @@ from papyra.exceptions import (
     StoreNotAcknowledged,
 )
 from papyra.persistence.backends._redis import scripts
-from papyra.persistence.backends._redis.entries import LATEST_MS, checksums, milliseconds
-from papyra.persistence.backends._redis.link import AnyClient, RedisLink, did_nothing
-from papyra.persistence.backends._redis.state import StoreState
+from papyra.persistence.backends._redis.client import AnyClient, RedisClient
+from papyra.persistence.backends._redis.entry_format import LATEST_MS, checksums, milliseconds
+from papyra.persistence.backends._redis.errors import is_refusal
+from papyra.persistence.backends._redis.store_state import StoreState, read_state
 from papyra.persistence.backends.store import MAX_SEQ, Batch
 from papyra.persistence.records import (
     KINDS,
@@ -99,9 +100,9 @@ class Writer:
     comes too late.
     """
 
-    def __init__(self, link: RedisLink) -> None:
-        self._link = link
-        self._keys = link.keys
+    def __init__(self, client: RedisClient) -> None:
+        self._client = client
+        self._keys = client.keys
         self._name = f"{socket.gethostname()}:{os.getpid()}:{uuid.uuid4().hex[:8]}"
         self._epoch = 0
         #: whether this is, as far as it knows, the writer
@@ -127,7 +128,7 @@ class Writer:
         """The epoch in which this has written last."""
         return self._epoch
 
-    def lay_down(self) -> None:
+    def release(self) -> None:
         """Be no writer any more: the next `claim` takes over from whoever is."""
         if self.is_claimed and self.last_seq >= self._known.last:
             self._known = _Known(self.last_seq, tuple(self._counts), tuple(self._totals))
@@ -154,7 +155,7 @@ class Writer:
     def _say_lost(self, last: int, known: int) -> None:
         logger.error(
             "%s: the server has lost what it had acknowledged: the last record of %s is %d, not %d",
-            self._link.location,
+            self._client.location,
             self._keys.tag,
             last,
             known,
@@ -188,7 +189,7 @@ class Writer:
 
     async def _look(self, tries: int) -> None:
         """Find out on whom to build, before taking over."""
-        state = StoreState.of(await self._link.run(scripts.STATE, self._keys.all, tries=tries))
+        state = await read_state(self._client, tries=tries)
         if self.doubt is not None and state.epoch != self._epoch:
             await self._settle(self.doubt, keep=False)
         if "epoch" in state.wrong:
@@ -211,7 +212,7 @@ class Writer:
             self._keys.mark,
         )
         if self.doubt is None or self._confirmation is None:
-            reply: list[Any] = await self._link.run(
+            reply: list[Any] = await self._client.run(
                 scripts.CLAIM, self._keys.all, *args, tries=tries
             )
             return reply
@@ -220,7 +221,7 @@ class Writer:
             # Unconfirmed, it could come back with a failover.
             return await self._run_confirmed(client, scripts.CLAIM, args)
 
-        return await self._link.call(attempt, timeout=self._confirmed_within(), tries=tries)
+        return await self._client.call(attempt, timeout=self._confirmed_within(), tries=tries)
 
     async def _settle(self, doubt: Doubt, *, keep: bool) -> bool:
         """Settle what is in doubt, now that somebody else is the writer.
@@ -235,7 +236,7 @@ class Writer:
             return await self._run_confirmed(client, scripts.SETTLE, args)
 
         timeout = None if self._confirmation is None else self._confirmed_within()
-        outcome, count = await self._link.call(attempt, timeout=timeout)
+        outcome, count = await self._client.call(attempt, timeout=timeout)
         self.doubt = None
         if outcome != b"kept":
             self._was_taken_back(doubt, count)
@@ -247,7 +248,7 @@ class Writer:
         if count:
             logger.warning(
                 "%s: %d records whose append had failed were stored after all, and are taken back",
-                self._link.location,
+                self._client.location,
                 count,
             )
 
@@ -279,14 +280,14 @@ class Writer:
         last, size = batch.first_seq + len(batch.records) - 1, sum(map(len, batch.encoded))
         if last > MAX_SEQ or max(self._totals) + size > LATEST_MS:
             raise PositionsExhausted(
-                f"{self._link.location}: {self._keys.tag} has no room for {len(batch.records)} "
+                f"{self._client.location}: {self._keys.tag} has no room for {len(batch.records)} "
                 f"records more: positions, and bytes, are counted up to {MAX_SEQ}. Copy what is "
                 "needed to a new store"
             )
 
     async def sync(self) -> None:
         """Wait until what was written is on the server's disk, if it can tell."""
-        if not self.is_dirty or not (await self._link.info()).can_wait_for_aof:
+        if not self.is_dirty or not (await self._client.info()).can_wait_for_aof:
             return
 
         async def attempt(client: AnyClient) -> None:
@@ -296,7 +297,7 @@ class Writer:
             if synced[0] < 1:
                 raise StoreNotAcknowledged("the server has not synced its file in time")
 
-        await self._link.call(attempt, timeout=self._confirmed_within())
+        await self._client.call(attempt, timeout=self._confirmed_within())
         self.is_dirty = False
 
     async def _send(self, batch: Batch) -> list[Any]:
@@ -322,7 +323,7 @@ class Writer:
             try:
                 reply = await self._run_confirmed(client, scripts.APPEND, args)
             except BaseException as error:
-                if not did_nothing(error):
+                if not is_refusal(error):
                     self.doubt = doubt
                 raise
             if reply[0] == b"half":
@@ -332,7 +333,7 @@ class Writer:
 
         # What is on its way is waited for: whoever is cancelled would not know what became of it.
         timeout = None if self._confirmation is None else self._confirmed_within()
-        reply = await self._link.call(attempt, shield=True, timeout=timeout)
+        reply = await self._client.call(attempt, shield=True, timeout=timeout)
         if reply[0] != b"fenced":
             self.doubt = None  # else the first of several tries may have been in time
         return reply
@@ -358,36 +359,36 @@ class Writer:
     ) -> tuple[Any, Any]:
         """Return the reply to a command, and to one that waits until it is confirmed."""
         commands = (command,) if wait is None else (command, wait)
-        reply, *rest = await self._link.exchange(client, *commands)
+        reply, *rest = await self._client.exchange(client, *commands)
         if isinstance(reply, Exception):
             raise reply
         confirmed = rest[0] if rest else None
         if isinstance(confirmed, Exception):
             raise StoreNotAcknowledged(
-                f"{self._link.location}: {confirmed}, while waiting for a confirmation"
+                f"{self._client.location}: {confirmed}, while waiting for a confirmation"
             ) from confirmed
         return reply, confirmed
 
     def _confirmed_within(self) -> float:
         """Return the seconds for a call that is to be confirmed."""
-        return self._link.config.timeout + self._link.config.acknowledge_timeout
+        return self._client.config.timeout + self._client.config.acknowledge_timeout
 
     def _wait_for_aof(self) -> tuple[object, ...]:
-        return ("WAITAOF", 1, 0, int(self._link.config.acknowledge_timeout * 1000))
+        return ("WAITAOF", 1, 0, int(self._client.config.acknowledge_timeout * 1000))
 
     async def _check_acknowledge(self) -> None:
         """Find out how a write is confirmed, and whether the server can do that."""
-        config = self._link.config
+        config = self._client.config
         if config.replicas:
             self._confirmation = ("WAIT", config.replicas, int(config.acknowledge_timeout * 1000))
         elif config.acknowledge == "aof":
-            info = await self._link.info()
+            info = await self._client.info()
             if info.can_wait_for_aof:
                 self._confirmation = self._wait_for_aof()
             elif info.has_aof is False or not await self._syncs_always():
                 raise StoreError(
-                    f"{self._link.location}: acknowledge='aof' needs a server with appendonly yes, "
-                    "and WAITAOF (Redis 7.2, Valkey 7.2) or appendfsync always"
+                    f"{self._client.location}: acknowledge='aof' needs a server with appendonly "
+                    "yes, and WAITAOF (Redis 7.2, Valkey 7.2) or appendfsync always"
                 )
 
     async def _syncs_always(self) -> bool:
@@ -395,16 +396,16 @@ class Writer:
             settings = await client.config_get("appendfsync")
             return b"always" in settings.values() or "always" in settings.values()
 
-        return await self._link.call(look)
+        return await self._client.call(look)
 
     def _check_confirmed(self, confirmed: Any) -> None:
-        config = self._link.config
+        config = self._client.config
         wanted = config.replicas or 1
         got = confirmed if config.replicas else confirmed[0]
         if got < wanted:
             where = f"{got} of {wanted} replicas" if config.replicas else "no disk"
             raise StoreNotAcknowledged(
-                f"{self._link.location}: after {config.acknowledge_timeout:g} seconds, "
+                f"{self._client.location}: after {config.acknowledge_timeout:g} seconds, "
                 f"{where} had it"
             )
 
@@ -419,7 +420,7 @@ class Writer:
             self._totals[digit - _FIRST_DIGIT] += len(encoded)
 
     def _refusal(self, status: bytes, reply: list[Any]) -> StoreError:
-        location, tag = self._link.location, self._keys.tag
+        location, tag = self._client.location, self._keys.tag
         words = [
             part.decode(errors="replace") if isinstance(part, bytes) else part for part in reply
         ]

@@ -1,17 +1,19 @@
-"""What the server keeps about a store besides its records."""
+"""The state of a store beside its records: its hash of counters, and the ends of its streams."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol, TypeAlias
+from typing import Any, TypeAlias
 
 import msgspec
 
-from papyra.persistence.backends._redis.entries import LATEST_MS, MOST_BYTES, id_of, whole
+from papyra.persistence.backends._redis import scripts
+from papyra.persistence.backends._redis.client import RedisClient, ServerInfo
+from papyra.persistence.backends._redis.entry_format import LATEST_MS, MOST_BYTES, id_of, whole
 from papyra.persistence.records import KINDS, Kind
 
-__all__ = ("FORMAT", "Range", "StoreState", "StreamState")
+__all__ = ("FORMAT", "Range", "StoreState", "StreamState", "read_state")
 
 #: The version of what is kept; a greater one is not touched.
 FORMAT = 1
@@ -22,15 +24,6 @@ Range: TypeAlias = tuple[int, int, int, int]
 
 #: Fields of the hash that every writer has set.
 _KEPT = ("format", "epoch", "last", "ms", "late")
-
-
-class ServerInfo(Protocol):
-    """What counts here of what a server says about itself."""
-
-    @property
-    def eviction_policy(self) -> str:
-        """What it removes when its memory is full; nothing if it never does."""
-        ...
 
 
 _decode_ranges = msgspec.json.Decoder(list[Range]).decode
@@ -259,3 +252,8 @@ def _format(fields: _Fields) -> int:
 def _is_after(identifier: bytes, last: int) -> bool:
     """Return whether an id leaves none for the positions after the last one."""
     return bool(identifier) and id_of(identifier) > (LATEST_MS, last)
+
+
+async def read_state(client: RedisClient, *, tries: int = 1) -> StoreState:
+    """Return the counters and the ends of the streams, as the server has them now."""
+    return StoreState.of(await client.run(scripts.STATE, client.keys.all, tries=tries))

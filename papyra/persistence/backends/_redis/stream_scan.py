@@ -1,4 +1,4 @@
-"""One look at each entry of a stream, in order: what of it is good, and what is wrong."""
+"""The scan of one stream, entry by entry, in order."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import msgspec
 
-from papyra.persistence.backends._redis.entries import (
+from papyra.persistence.backends._redis.entry_format import (
     LATEST_MS,
     MOST_BYTES,
     Entry,
@@ -16,12 +16,12 @@ from papyra.persistence.backends._redis.entries import (
     read,
     whole,
 )
-from papyra.persistence.backends._redis.state import Range, StoreState, StreamState
+from papyra.persistence.backends._redis.store_state import Range, StoreState, StreamState
 from papyra.persistence.backends.commit import MAX_COMMIT_RECORDS
 from papyra.persistence.records import KINDS, Kind
 from papyra.persistence.reports import PersistenceAnomaly
 
-__all__ = ("PAGE_BYTES", "PAGE_ENTRIES", "Findings", "Renumbering", "Seen", "Walk")
+__all__ = ("PAGE_BYTES", "PAGE_ENTRIES", "Findings", "Renumbering", "Seen", "StreamScan")
 
 #: Bytes of records in a page, about; and the most entries.
 PAGE_BYTES = 4 * 1024 * 1024
@@ -98,7 +98,7 @@ class Seen(msgspec.Struct, frozen=True):
         return (self.seq, self.size, self.crc) == (other.seq, other.size, other.crc)
 
 
-class Walk:
+class StreamScan:
     """One stream's entries, one after the other."""
 
     def __init__(self, kind: Kind, key: str, state: StoreState, found: Findings) -> None:

@@ -1,4 +1,4 @@
-"""The connection to Redis: which client, what is tried again, and what its errors are called."""
+"""The client: connections to a server, a Sentinel service or a cluster, and retries."""
 
 from __future__ import annotations
 
@@ -20,15 +20,13 @@ from redis.backoff import ExponentialWithJitterBackoff, NoBackoff
 
 from papyra.exceptions import (
     InvalidPolicy,
-    StoreAccessDenied,
     StoreError,
-    StoreFull,
     StoreNotReady,
     StoreNotWritable,
     StoreUnreachable,
-    StoreWrongType,
 )
 from papyra.persistence.backends._redis.config import RedisStreamsConfig, Target
+from papyra.persistence.backends._redis.errors import store_error
 from papyra.persistence.backends._redis.options import check_tls
 from papyra.persistence.backends._redis.scripts import Script
 
@@ -37,95 +35,18 @@ try:
 except ImportError:  # the extra has it; redis-py does without
     hiredis = None
 
-__all__ = ("AnyClient", "RedisLink", "ServerInfo", "did_nothing", "named")
+__all__ = ("AnyClient", "RedisClient", "ServerInfo")
 
 #: redis-py's types of what commands return say little; replies are checked where they are used.
 AnyClient: TypeAlias = Any
 
 ResultT = TypeVar("ResultT")
 
-#: What a server answers, by the first word of its error; also where a script passes it on.
-_CODES: dict[str, type[StoreError]] = {
-    "OOM": StoreFull,
-    "READONLY": StoreNotWritable,
-    "MISCONF": StoreNotWritable,
-    "NOREPLICAS": StoreNotWritable,
-    "NOAUTH": StoreAccessDenied,
-    "WRONGPASS": StoreAccessDenied,
-    "NOPERM": StoreAccessDenied,
-    "WRONGTYPE": StoreWrongType,
-    "LOADING": StoreNotReady,
-    "BUSY": StoreNotReady,
-    "TRYAGAIN": StoreNotReady,
-    "CLUSTERDOWN": StoreNotReady,
-    "MASTERDOWN": StoreNotReady,
-}
-_CODE = re.compile(rf"(?:^|[\s\-])({'|'.join(_CODES)})\b")
-#: What a script passes on in words: of Redis before and from version 7 on.
-_ACL_FAILURE = re.compile(r"ACL failure|can't run this command|can't access")
-
 #: Options whose one value that can work is redis-py's own; some it would take the words of for yes.
 _AS_IT_IS = ("decode_responses", "encoding", "encoding_errors")
 
 #: What passes by itself, or with another connection: a replica is promoted, say.
 _PASSING = (StoreUnreachable, StoreNotReady)
-
-#: What redis-py raises, where the class says it; what it raises for other answers has their text.
-_CLASSES: tuple[tuple[type[BaseException], type[StoreError]], ...] = (
-    (redis.exceptions.OutOfMemoryError, StoreFull),
-    (redis.exceptions.ReadOnlyError, StoreNotWritable),
-    (redis.exceptions.AuthenticationError, StoreAccessDenied),
-    (redis.exceptions.AuthorizationError, StoreAccessDenied),
-    (redis.exceptions.NoPermissionError, StoreAccessDenied),
-    (redis.exceptions.BusyLoadingError, StoreNotReady),
-    (redis.exceptions.ClusterDownError, StoreNotReady),
-    (redis.exceptions.TryAgainError, StoreNotReady),
-    (redis.exceptions.MovedError, StoreNotReady),
-    (redis.exceptions.SlotNotCoveredError, StoreNotReady),
-    # Sent from node to node until redis-py gave up, as while a slot moves: nobody has done it.
-    (redis.exceptions.ClusterError, StoreNotReady),
-    (redis.exceptions.RedisClusterException, StoreUnreachable),
-    (redis.exceptions.ConnectionError, StoreUnreachable),
-    (redis.exceptions.TimeoutError, StoreUnreachable),
-    (OSError, StoreUnreachable),
-    (TimeoutError, StoreUnreachable),
-    (EOFError, StoreUnreachable),
-)
-
-
-def named(error: Exception, location: str) -> StoreError | None:
-    """Return what an error of redis-py is called here; `None` for one that is a mistake of ours."""
-    if isinstance(error, StoreError):
-        return error
-    for raised, meant in _CLASSES:
-        if isinstance(error, raised):
-            return meant(f"{location}: {_text(error)}")
-    if isinstance(error, redis.exceptions.RedisError):
-        found, meant = _CODE.search(str(error)), StoreError
-        if found is not None:
-            meant = _CODES[found[1]]
-        elif _ACL_FAILURE.search(str(error)):
-            meant = StoreAccessDenied
-        return meant(f"{location}: {_text(error)}")
-    return None
-
-
-def did_nothing(error: BaseException) -> bool:
-    """Return whether an error is a server's word that it has not carried out what it was sent."""
-    meant = named(error, "") if isinstance(error, Exception) else None
-    return type(meant) in {
-        StoreFull,
-        StoreNotWritable,
-        StoreAccessDenied,
-        StoreWrongType,
-        StoreNotReady,
-    }
-
-
-def _text(error: Exception) -> str:
-    text = str(error) or "no answer in time"
-    code = getattr(error, "status_code", None)
-    return f"{code} {text}" if isinstance(code, str) and code not in text else text
 
 
 class ServerInfo:
@@ -147,7 +68,7 @@ class ServerInfo:
         return self.version >= (7, 2) and self.has_aof is True
 
 
-class RedisLink:
+class RedisClient:
     """A client for whatever a URL leads to, and how it is used. Runs on asyncio alone.
 
     It belongs to the event loop in which it is used first; used in another, it connects anew.
@@ -166,7 +87,7 @@ class RedisLink:
         self._info: ServerInfo | None = None
         self._connecting: asyncio.Lock
         #: the connection that `exchange` keeps, while nobody uses it
-        self._line: AnyClient = None
+        self._connection: AnyClient = None
 
     async def call(
         self,
@@ -197,7 +118,7 @@ class RedisLink:
                     return await operation(await self.client())
                 raise TimeoutError(f"no answer in {seconds:g} seconds")
             except Exception as raised:
-                error = named(raised, self.location)
+                error = store_error(raised, self.location)
                 if error is None:
                     raise
                 delay = self._backoff.compute(failures)
@@ -230,7 +151,7 @@ class RedisLink:
         """Return the client of this event loop."""
         loop = asyncio.get_running_loop()
         if self._loop is not loop:
-            self._client, self._loop, self._info, self._line = None, loop, None, None
+            self._client, self._loop, self._info, self._connection = None, loop, None, None
             self._connecting = asyncio.Lock()
         if self._client is None:
             async with self._connecting:
@@ -288,7 +209,7 @@ class RedisLink:
         client = self._client
         if client is None:
             return
-        await self._drop_line(client)
+        await self._release_connection(client)
         if isinstance(client, RedisCluster):
             self._client = None
             await client.aclose()
@@ -309,32 +230,32 @@ class RedisLink:
                 pipeline.execute_command(*command, target_nodes=node)
             replies: list[Any] = await pipeline.execute(raise_on_error=False)
             return replies
-        line, self._line = self._line, None
-        if line is None:
-            line = await client.connection_pool.get_connection()
+        connection, self._connection = self._connection, None
+        if connection is None:
+            connection = await client.connection_pool.get_connection()
         try:
-            await line.send_packed_command(_pack(line, commands))
-            replies = [await _reply(line) for _ in commands]
+            await connection.send_packed_command(_pack(connection, commands))
+            replies = [await _reply(connection) for _ in commands]
         except BaseException:
-            self._line = line
+            self._connection = connection
             with anyio.CancelScope(shield=True):
-                await self._drop_line(client)
+                await self._release_connection(client)
             raise
         if client.connection_pool.max_connections > 1:
-            self._line = line
+            self._connection = connection
         else:  # others need it, too
-            await client.connection_pool.release(line)
+            await client.connection_pool.release(connection)
         return replies
 
-    async def _drop_line(self, client: AnyClient) -> None:
-        line, self._line = self._line, None
-        if line is not None:
-            await line.disconnect(nowait=True)
-            await client.connection_pool.release(line)
+    async def _release_connection(self, client: AnyClient) -> None:
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            await connection.disconnect(nowait=True)
+            await client.connection_pool.release(connection)
 
     async def close(self) -> None:
         """Close every connection."""
-        client, self._client, self._line = self._client, None, None
+        client, self._client, self._connection = self._client, None, None
         sentinels, self._sentinels = self._sentinels, []
         if self._loop is asyncio.get_running_loop():
             for each in (client, *sentinels):
@@ -398,16 +319,16 @@ async def _run_once(
         return await client.execute_command("EVAL", script.source, len(keys), *keys, *args)
 
 
-def _pack(line: AnyClient, commands: Sequence[tuple[Any, ...]]) -> Any:
+def _pack(connection: AnyClient, commands: Sequence[tuple[Any, ...]]) -> Any:
     if hiredis is None:
-        return line.pack_commands(commands)
+        return connection.pack_commands(commands)
     # In C; redis-py's asyncio client does not use it.
     return b"".join(map(hiredis.pack_command, commands))
 
 
-async def _reply(line: AnyClient) -> Any:
+async def _reply(connection: AnyClient) -> Any:
     try:
-        return await line.read_response()
+        return await connection.read_response()
     except redis.exceptions.ResponseError as error:
         return error
 

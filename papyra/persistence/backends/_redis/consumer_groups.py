@@ -1,0 +1,215 @@
+"""Consumer groups: each record goes to one consumer, until it is acknowledged."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from typing import Any
+
+import anyio
+import msgspec
+import redis.exceptions
+
+from papyra.exceptions import StoreError
+from papyra.persistence.backends._redis import stream_iterator
+from papyra.persistence.backends._redis.client import AnyClient, RedisClient
+from papyra.persistence.backends._redis.entry_format import RawEntry, id_of, record_of
+from papyra.persistence.backends._redis.following import id_before
+from papyra.persistence.backends._redis.stream_iterator import Session, StreamIterator, read_once
+from papyra.persistence.records import Kind, Record
+
+__all__ = ("Consumer", "ConsumerGroups", "Delivery", "Pending", "deliveries_of")
+
+logger = logging.getLogger("papyra")
+
+
+class Delivery(msgspec.Struct, frozen=True):
+    """A record that a consumer is to handle, and then to `ack`."""
+
+    record: Record
+    kind: Kind
+    #: the entry's
+    id: str
+
+
+class Pending(msgspec.Struct, frozen=True):
+    """A record that was delivered and not acknowledged yet."""
+
+    id: str
+    seq: int
+    #: to whom
+    consumer: str
+    #: seconds since it was delivered last
+    idle: float
+    #: how often it was delivered
+    deliveries: int
+
+
+class ConsumerGroups:
+    """The commands of consumer groups. Runs on asyncio."""
+
+    def __init__(self, client: RedisClient) -> None:
+        self._client = client
+        self._keys = client.keys
+
+    async def create(self, kind: Kind, group: str, after: int | None) -> None:
+        start = await id_before(self._client, kind, after)
+        key = self._keys.streams[kind]
+
+        async def create(client: AnyClient) -> None:
+            try:
+                await client.xgroup_create(key, group, id=start, mkstream=True)
+            except redis.exceptions.ResponseError as error:
+                if "BUSYGROUP" not in str(error):
+                    raise
+
+        await self._client.call(create)
+
+    async def deliver(
+        self, kind: Kind, group: str, consumer: str, start: str, block: int
+    ) -> Sequence[RawEntry]:
+        key = self._keys.streams[kind]
+        return await read_once(
+            self._client,
+            lambda client: client.xreadgroup(
+                group,
+                consumer,
+                {key: start},
+                count=stream_iterator.COUNT,
+                block=block if start == ">" else None,
+            ),
+        )
+
+    async def ack(self, kind: Kind, group: str, ids: Sequence[str]) -> int:
+        async def ack(client: AnyClient) -> int:
+            return int(await client.xack(self._keys.streams[kind], group, *ids))
+
+        return await self._client.call(ack)
+
+    async def pending(self, kind: Kind, group: str, count: int) -> list[Pending]:
+        async def look(client: AnyClient) -> list[dict[str, Any]]:
+            found: list[dict[str, Any]] = await client.xpending_range(
+                self._keys.streams[kind], group, "-", "+", count
+            )
+            return found
+
+        return [
+            Pending(
+                each["message_id"].decode(),
+                id_of(each["message_id"])[1],
+                each["consumer"].decode(),
+                each["time_since_delivered"] / 1000,
+                each["times_delivered"],
+            )
+            for each in await self._client.call(look)
+        ]
+
+    async def claim(
+        self, kind: Kind, group: str, consumer: str, min_idle: float, count: int
+    ) -> list[RawEntry]:
+        claimed: list[RawEntry] = []
+        await self._client.info()
+        key, cursor = self._keys.streams[kind], b"0-0"
+        while len(claimed) < count:
+
+            async def claim(
+                client: AnyClient, start: bytes = cursor, wanted: int = count - len(claimed)
+            ) -> list[Any]:
+                found: list[Any] = await client.xautoclaim(
+                    key, group, consumer, int(min_idle * 1000), start, wanted
+                )
+                return found
+
+            cursor, entries, *_ = await self._client.call(claim)
+            # What was deleted is none, or is not there, depending on the server's version.
+            claimed += [entry for entry in entries if entry[0] is not None]
+            if cursor == b"0-0":
+                break
+        return claimed
+
+
+class Consumer(StreamIterator[Delivery]):
+    """What one consumer of a group is to handle."""
+
+    def __init__(
+        self,
+        session: Session,
+        kind: Kind,
+        group: str,
+        consumer: str,
+        after: int | None,
+        claim_after: float | None,
+    ) -> None:
+        super().__init__(session)
+        self._groups = ConsumerGroups(session.client)
+        self._kind = kind
+        self._group = group
+        self._name = consumer
+        self._after = after
+        self._claim_after = claim_after
+        self._rest = stream_iterator.BLOCK if claim_after is None else claim_after / 4
+        self._claim_at = 0.0
+        self._is_created = False
+        # First what was delivered to this consumer before, after the last that it knows of.
+        self._position = "0"
+        self._is_new = False
+
+    async def _fetch(self) -> None:
+        kind, group, run = self._kind, self._group, self._session.asyncio.run
+        if not self._is_created:
+            await run(self._groups.create, kind, group, self._after)
+            self._is_created = True
+        try:
+            raws = await self._claim() or await self._deliver()
+        except StoreError as error:
+            if "NOGROUP" not in str(error):
+                raise
+            logger.warning("group %s is gone, and begins anew: %s", group, error)
+            self._is_created, self._after = False, 0
+            self._position, self._is_new = "0", False
+            return
+        for raw in raws:
+            record, identifier = self._readable(kind, raw), raw[0].decode()
+            if record is not None:
+                self._items.append(Delivery(record, kind, identifier))
+            else:
+                await run(self._groups.ack, kind, group, [identifier])
+
+    async def _claim(self) -> Sequence[RawEntry]:
+        now = anyio.current_time()
+        if self._claim_after is None or now < self._claim_at:
+            return ()
+        self._claim_at = now + self._rest
+        return await self._session.asyncio.run(
+            self._groups.claim,
+            self._kind,
+            self._group,
+            self._name,
+            self._claim_after,
+            stream_iterator.COUNT,
+        )
+
+    async def _deliver(self) -> Sequence[RawEntry]:
+        raws = await self._session.asyncio.run(
+            self._groups.deliver,
+            self._kind,
+            self._group,
+            self._name,
+            ">" if self._is_new else self._position,
+            self._block(min(stream_iterator.BLOCK, self._rest)),
+        )
+        if raws:
+            self._position = raws[-1][0].decode()
+        else:
+            self._is_new = True
+        return raws
+
+    def _lost_touch(self) -> None:
+        # What was delivered with a lost answer is asked for once more.
+        self._is_new = False
+
+
+def deliveries_of(kind: Kind, raws: Sequence[RawEntry]) -> list[Delivery]:
+    """Return what can be read of some entries."""
+    records = [(record_of(raw, kind)[0], raw[0].decode()) for raw in raws]
+    return [Delivery(record, kind, name) for record, name in records if record is not None]
