@@ -14,6 +14,7 @@ from typing import Any
 import anyio
 
 from papyra._signal import NewSignal, signals_of_this_loop
+from papyra._trio import running_trio
 from papyra.exceptions import WrongLoop
 
 __all__ = ("HomeLoop",)
@@ -119,10 +120,8 @@ def _trio_run() -> Any:
     One of asyncio may be running, too: trio as its guest, or one that was run inside the other.
     Between the turns of a guest there is no task of trio.
     """
-    trio = sys.modules.get("trio")
-    # While a thread imports trio, it is there, and has no `lowlevel` yet.
-    lowlevel = getattr(trio, "lowlevel", None) if trio is not None else None
-    return None if lowlevel is None else _run_of(lowlevel)()
+    trio = running_trio()
+    return None if trio is None else trio.lowlevel.current_trio_token()
 
 
 def _run_of(lowlevel: Any) -> Callable[[], Any]:

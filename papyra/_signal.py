@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import functools
-import sys
 from collections.abc import Awaitable, Callable
 from typing import Any, Protocol, TypeAlias, cast
 
 import anyio
+
+from papyra._trio import running_trio
 
 __all__ = ("Latch", "NewSignal", "Signal", "signals_of_this_loop")
 
@@ -89,8 +90,7 @@ class _AsyncioSignal:
 
 def signals_of_this_loop() -> NewSignal:
     """Return the factory of signals for tasks of the event loop that is running."""
-    # Whoever runs on trio has imported it. It comes first: its guest mode runs inside asyncio.
-    trio = sys.modules.get("trio")
-    if trio is not None and trio.lowlevel.in_trio_task():
+    trio = running_trio()
+    if trio is not None:
         return cast("NewSignal", trio.Event)
     return functools.partial(_AsyncioSignal, asyncio.get_running_loop())

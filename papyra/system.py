@@ -18,7 +18,6 @@ from papyra._portal import Portal
 from papyra._runtime.cancellation import (
     end_if_left_open,
     in_a_task,
-    running_trio,
     shield_from_interrupts,
     start_surely,
     wait_for_groups_left_open,
@@ -33,6 +32,7 @@ from papyra._runtime.recorder import LoggingRecorder, SystemRecorder
 from papyra._runtime.shutdown import Shutdown, descendants
 from papyra._seconds import is_seconds, seconds, shown
 from papyra._text import text_of, type_name
+from papyra._trio import running_trio
 from papyra.actor import Actor
 from papyra.address import ActorAddress, check_name
 from papyra.audit import AuditReport

@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import asyncio
 import math
-import sys
 from collections.abc import Callable, Coroutine
-from types import ModuleType
 from typing import Any, Protocol, TypeVar
 from weakref import WeakKeyDictionary, WeakSet
 
 import anyio
+
+from papyra._trio import running_trio
 
 __all__ = (
     "cancel_groups_left_open",
@@ -24,7 +24,6 @@ __all__ = (
     "enable_interrupts",
     "end_if_left_open",
     "in_a_task",
-    "running_trio",
     "shield_from_interrupts",
     "start_surely",
     "take_cancellation",
@@ -47,13 +46,6 @@ class _Ends(Protocol):
 
 #: By the task of trio's that has started them.
 _started: WeakKeyDictionary[Any, WeakSet[_Ends]] = WeakKeyDictionary()
-
-
-def running_trio() -> ModuleType | None:
-    """Return the module trio if the running event loop is trio's."""
-    # Whoever runs on trio has imported it. It comes first: its guest mode runs inside asyncio.
-    trio = sys.modules.get("trio")
-    return trio if trio is not None and trio.lowlevel.in_trio_task() else None
 
 
 def cancelled_within() -> bool:

@@ -6,11 +6,11 @@ import contextlib
 import random
 import sys
 from collections.abc import Awaitable, Callable, Iterator
-from typing import Any
 
 import anyio
 
 from papyra._runtime.shutdown import descendants
+from papyra._trio import running_trio
 from papyra.dispatcher import Dispatcher
 from papyra.persistence.backends.base import PersistenceBackend
 from papyra.ref import ActorRef
@@ -163,8 +163,7 @@ def _deterministic(seed: int) -> Iterator[None]:
 
     It offers no other way than the one that its own plugin for hypothesis takes.
     """
-    trio: Any = sys.modules.get("trio")
-    if trio is None or not trio.lowlevel.in_trio_task():
+    if running_trio() is None:
         yield
         return
     run = sys.modules["trio._core._run"]

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import sys
 from weakref import WeakKeyDictionary
+
+from papyra._trio import running_trio
 
 __all__ = ("wait_until_idle",)
 
@@ -26,8 +27,7 @@ async def wait_until_idle(*, cushion: int = 0) -> None:
     task in each turn of the loop; anyio's own function sleeps for a tenth of a second in between.
     A task that waits for a thread, or for the network, is waiting too.
     """
-    trio = sys.modules.get("trio")
-    if trio is not None and trio.lowlevel.in_trio_task():
+    if running_trio() is not None:
         from trio.testing import wait_all_tasks_blocked  # noqa: PLC0415 - where trio runs
 
         await wait_all_tasks_blocked(cushion / 1_000)

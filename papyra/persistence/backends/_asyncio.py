@@ -5,13 +5,14 @@ from __future__ import annotations
 import asyncio
 import concurrent.futures
 import contextlib
-import sys
 import threading
 from collections.abc import Awaitable, Callable
 from typing import ParamSpec, TypeVar
 
 import anyio
 import anyio.from_thread
+
+from papyra._trio import running_trio
 
 __all__ = ("AsyncioHost",)
 
@@ -40,8 +41,8 @@ class AsyncioHost:
         Whoever is cancelled meanwhile cancels it, and waits until it has ended. If it has shielded
         itself and comes to its end, that is what counts here, too.
         """
-        trio = sys.modules.get("trio")
-        if trio is None or not trio.lowlevel.in_trio_task():
+        trio = running_trio()
+        if trio is None:
             return await function(*args, **kwargs)
         done, enter_loop = trio.Event(), trio.lowlevel.current_trio_token().run_sync_soon
         results: list[ResultT] = []

@@ -7,7 +7,6 @@ import contextlib
 import math
 import os
 import queue
-import sys
 import threading
 from collections.abc import Callable
 from typing import Any, Generic, TypeVar, cast
@@ -16,6 +15,7 @@ import anyio
 import anyio.lowlevel
 
 from papyra._signal import Signal, signals_of_this_loop
+from papyra._trio import running_trio
 from papyra.exceptions import StoreForked
 
 __all__ = ("Claim", "StoreThread", "raise_if_cancelled")
@@ -105,8 +105,7 @@ async def raise_if_cancelled() -> None:
     A call is waited for to its end, so whoever makes one after the other would never notice it.
     """
     await anyio.lowlevel.checkpoint_if_cancelled()
-    trio = sys.modules.get("trio")
-    if trio is None or not trio.lowlevel.in_trio_task():
+    if running_trio() is None:
         task = asyncio.current_task()
         if task is not None and task.cancelling():
             await asyncio.sleep(0)  # by asyncio itself, of which anyio does not know
@@ -179,8 +178,8 @@ class StoreThread:
 
 def _door_to_this_loop() -> Callable[[Callable[[], object]], object]:
     """Return what has the event loop that is running call something, from any thread."""
-    trio = sys.modules.get("trio")
-    if trio is not None and trio.lowlevel.in_trio_task():
+    trio = running_trio()
+    if trio is not None:
         enter: Callable[[Callable[[], object]], object]
         enter = trio.lowlevel.current_trio_token().run_sync_soon
         return enter
