@@ -21,10 +21,14 @@ from papyra.exceptions import (
 )
 from papyra.persistence.backends._disk import CAN_WRITE, whose
 from papyra.persistence.backends._file import JournalFile
+from papyra.persistence.backends._io.worker_thread import (
+    CommitToken,
+    WorkerThread,
+    raise_if_cancelled,
+)
 from papyra.persistence.backends._journal import Journal
 from papyra.persistence.backends._place import printable
 from papyra.persistence.backends._rewrite import Hidden, count_hidden
-from papyra.persistence.backends._thread import Claim, StoreThread, raise_if_cancelled
 from papyra.persistence.backends._walk import ScanResult
 from papyra.persistence.backends.base import PersistenceBackend
 from papyra.persistence.backends.store import Batch, Capabilities, collect_page
@@ -145,7 +149,7 @@ class FileStore:
 
     async def open(self) -> None:
         """Open the files, and take the lock that a writer has."""
-        thread = StoreThread(f"papyra {self.journal.path.name}")
+        thread = WorkerThread(f"papyra {self.journal.path.name}")
         try:
             await thread.run(self._open_journal)
         except BaseException as error:
@@ -178,8 +182,8 @@ class FileStore:
 
     async def append(self, batch: Batch) -> None:
         """Write a batch in one piece, and sync it as configured."""
-        claim, timeout = Claim(), self.call_timeout
-        await self._run(self._write_batch, batch, claim, timeout=timeout, claim=claim)
+        token, timeout = CommitToken(), self.call_timeout
+        await self._run(self._write_batch, batch, token, timeout=timeout, token=token)
 
     async def flush(self) -> None:
         """Sync everything that was written."""
@@ -218,11 +222,11 @@ class FileStore:
         function: Callable[..., ResultT],
         *args: object,
         timeout: float | None = None,
-        claim: Claim | None = None,
+        token: CommitToken | None = None,
     ) -> ResultT:
         await raise_if_cancelled()
         try:
-            return await self._thread.run(function, *args, timeout=timeout, claim=claim)
+            return await self._thread.run(function, *args, timeout=timeout, token=token)
         except OSError as error:
             raise self._named(error) from error
 
@@ -299,9 +303,9 @@ class FileStore:
         while not closing.wait(SYNC_INTERVAL):
             self.journal.sync_in_background()
 
-    def _write_batch(self, batch: Batch, claim: Claim) -> None:
+    def _write_batch(self, batch: Batch, token: CommitToken) -> None:
         sync = self._fsync == "always" and not batch.more
-        self.journal.append(batch, claim.or_raise, sync=sync)
+        self.journal.append(batch, token.take_or_raise, sync=sync)
 
     def _look(self, look: Callable[[], ResultT]) -> ResultT:
         """Return what `look` does; a reader sees what another process has written until then."""

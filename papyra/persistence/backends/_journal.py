@@ -87,10 +87,10 @@ class Journal(Protocol):
         """Close everything that is open."""
         ...
 
-    def append(self, batch: Batch, claim: Callable[[], None], *, sync: bool) -> None:
+    def append(self, batch: Batch, take_token: Callable[[], None], *, sync: bool) -> None:
         """Write lines for these records, and sync them; all, or, raising, none of them.
 
-        `claim` is called before they count. It may raise `OSError`: then they don't.
+        `take_token` is called before they count. It may raise `OSError`: then they don't.
         """
         ...
 
@@ -218,13 +218,13 @@ class OneFile:
         self._file.leave()
         self._file.close()
 
-    def append(self, batch: Batch, claim: Callable[[], None], *, sync: bool) -> None:
+    def append(self, batch: Batch, take_token: Callable[[], None], *, sync: bool) -> None:
         """Write lines with one write, and sync them with one sync."""
         file = self._file
         told = self._told.before(batch, file.last_seq)
         file.write(batch.first_seq, batch.records, batch.encoded, told=told, sync=sync)
         try:
-            claim()
+            take_token()
             file.accept()
         except BaseException:
             file.discard()

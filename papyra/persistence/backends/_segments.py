@@ -317,7 +317,7 @@ class Segments:
 
     # Writing
 
-    def append(self, batch: Batch, claim: Callable[[], None], *, sync: bool) -> None:
+    def append(self, batch: Batch, take_token: Callable[[], None], *, sync: bool) -> None:
         """Write lines, into a new segment where one is full.
 
         A segment is synced before another one follows it.
@@ -352,7 +352,7 @@ class Segments:
                 )
                 in_last += stop - start
             following = [*segments, *begun] if begun else segments
-            claim()
+            take_token()
             for part in (last, *begun):
                 part.accept()
             for before, after in zip((last, *begun), begun, strict=False):

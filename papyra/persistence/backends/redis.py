@@ -21,7 +21,7 @@ from papyra.exceptions import (
     StoreFenced,
     StoreReadOnly,
 )
-from papyra.persistence.backends._asyncio import AsyncioHost
+from papyra.persistence.backends._io.asyncio_bridge import AsyncioBridge
 from papyra.persistence.backends._redis import scripts
 from papyra.persistence.backends._redis.client import AnyClient, RedisClient
 from papyra.persistence.backends._redis.config import RedisStreamsConfig
@@ -257,7 +257,7 @@ class RedisStore:
 
     def __init__(self, config: RedisStreamsConfig) -> None:
         self.config = config
-        self.asyncio = AsyncioHost()
+        self.asyncio = AsyncioBridge()
         self.client = RedisClient(config)
         self.writer = Writer(self.client)
         self._scanner = StoreScan(self.client)

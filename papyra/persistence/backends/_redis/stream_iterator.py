@@ -12,7 +12,7 @@ import msgspec
 from redis.backoff import ExponentialWithJitterBackoff
 
 from papyra.exceptions import StoreError, StoreNotReady, StoreUnreachable
-from papyra.persistence.backends._asyncio import AsyncioHost
+from papyra.persistence.backends._io.asyncio_bridge import AsyncioBridge
 from papyra.persistence.backends._redis.client import AnyClient, RedisClient
 from papyra.persistence.backends._redis.config import RedisStreamsConfig
 from papyra.persistence.backends._redis.entry_format import RawEntry, record_of
@@ -35,7 +35,7 @@ class Session(msgspec.Struct, frozen=True):
 
     client: RedisClient
     config: RedisStreamsConfig
-    asyncio: AsyncioHost
+    asyncio: AsyncioBridge
     #: raises `BackendClosed` when it is
     check_open: Callable[[], None]
 

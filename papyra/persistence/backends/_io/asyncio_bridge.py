@@ -1,4 +1,4 @@
-"""Calls of a library that knows asyncio alone, from whatever event loop there is."""
+"""The bridge to libraries that know asyncio alone, from whatever event loop is running."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ import anyio.from_thread
 
 from papyra._trio import running_trio
 
-__all__ = ("AsyncioHost",)
+__all__ = ("AsyncioBridge",)
 
 Parameters = ParamSpec("Parameters")
 ResultT = TypeVar("ResultT")
 
 
-class AsyncioHost:
+class AsyncioBridge:
     """Runs coroutine functions on asyncio: in place, or on trio in a thread with a loop of its own.
 
     The thread is started when it is needed, and ends with `stop`.
@@ -58,7 +58,7 @@ class AsyncioHost:
                 with contextlib.suppress(trio.RunFinishedError):
                     enter_loop(done.set)
 
-        future = self._door().start_task_soon(call)
+        future = self._portal_into_thread().start_task_soon(call)
         try:
             await done.wait()
         except BaseException:
@@ -74,8 +74,8 @@ class AsyncioHost:
                 errors.clear()  # which the traceback holds that it holds
         return results[0]
 
-    def _door(self) -> anyio.from_thread.BlockingPortal:
-        """Return what leads into the thread, which is started for that."""
+    def _portal_into_thread(self) -> anyio.from_thread.BlockingPortal:
+        """Return the portal into the worker thread, starting it if needed."""
         # Not `start_blocking_portal`: where nobody stops the thread, the garbage collector would
         # end it, and wait for that, in whatever thread it happens to run and with whatever locks.
         if self._portal is None:

@@ -1,4 +1,4 @@
-"""A thread for the blocking calls of one store."""
+"""The worker thread of one store, for its blocking calls."""
 
 from __future__ import annotations
 
@@ -18,13 +18,16 @@ from papyra._signal import Signal, signals_of_this_loop
 from papyra._trio import running_trio
 from papyra.exceptions import StoreForked
 
-__all__ = ("Claim", "StoreThread", "raise_if_cancelled")
+__all__ = ("CommitToken", "WorkerThread", "raise_if_cancelled")
 
 ResultT = TypeVar("ResultT")
 
 
-class Claim:
-    """Decides which comes first: that a call does what counts, or that nobody waits any more."""
+class CommitToken:
+    """The commit token of a call: taken by the call when it commits, or by whoever gives it up.
+
+    Only the first may take it, so a call that timed out never commits.
+    """
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -36,8 +39,8 @@ class Claim:
             was_taken, self._is_taken = self._is_taken, True
         return not was_taken
 
-    def or_raise(self) -> None:
-        """Go on only if somebody still waits: otherwise raise `TimeoutError`."""
+    def take_or_raise(self) -> None:
+        """Take it, or raise `TimeoutError` if the call was given up."""
         if not self.take():
             raise TimeoutError("nobody waits for this any more")
 
@@ -47,14 +50,14 @@ class _Call(Generic[ResultT]):
 
     def __init__(self, function: Callable[[], ResultT]) -> None:
         self.function = function
-        self.enter_loop = _door_to_this_loop()
+        self.enter_loop = _portal_to_this_loop()
         self.done: Signal = signals_of_this_loop()()
         self.finished = False
         self.result: ResultT
         self.error: BaseException | None = None
 
-    def carry_out(self) -> None:
-        """Make the call; in the thread."""
+    def execute(self) -> None:
+        """Call the function; in the worker thread."""
         try:
             self.result = self.function()
         except BaseException as error:  # noqa: BLE001 - it is the caller's, whatever it is
@@ -111,7 +114,7 @@ async def raise_if_cancelled() -> None:
             await asyncio.sleep(0)  # by asyncio itself, of which anyio does not know
 
 
-class StoreThread:
+class WorkerThread:
     """Makes calls in a thread of its own, one after the other.
 
     `anyio.to_thread` takes any thread of a pool that the application may keep busy, and twice as
@@ -130,15 +133,15 @@ class StoreThread:
         function: Callable[..., ResultT],
         *args: object,
         timeout: float | None = None,
-        claim: Claim | None = None,
+        token: CommitToken | None = None,
     ) -> ResultT:
         """Return what `function` returns, once it has.
 
         Whoever is cancelled meanwhile waits for it all the same, and gets the result: what was
         stored must be known to be. Raises `TimeoutError` when it takes longer than `timeout`
-        seconds, unless it has taken its `claim` by then; and at once, as long as a call that was
-        given up so is not at its end. Raises `StoreForked` in another process than it was made in,
-        where there is no such thread.
+        seconds, unless it has taken its commit `token` by then; and at once, as long as a call that
+        was given up so is not at its end. Raises `StoreForked` in another process than it was made
+        in, where there is no such thread.
         """
         if os.getpid() != self._process:
             raise StoreForked(
@@ -151,7 +154,7 @@ class StoreThread:
         self._calls.put(call)
         await call.wait(math.inf if timeout is None else timeout)
         if not call.finished:
-            if claim is None or claim.take():
+            if token is None or token.take():
                 self._given_up = call
                 raise TimeoutError(f"the store has not answered for {timeout:g} seconds")
             await call.wait(math.inf)
@@ -170,14 +173,14 @@ class StoreThread:
 
     def _work(self) -> None:
         while (call := self._calls.get()) is not None:
-            call.carry_out()
+            call.execute()
             # If the event loop is no more, nor is anybody who waits.
             with contextlib.suppress(RuntimeError):
                 call.enter_loop(call.wake)
 
 
-def _door_to_this_loop() -> Callable[[Callable[[], object]], object]:
-    """Return what has the event loop that is running call something, from any thread."""
+def _portal_to_this_loop() -> Callable[[Callable[[], object]], object]:
+    """Return the thread-safe ``call_soon`` of the running event loop."""
     trio = running_trio()
     if trio is not None:
         enter: Callable[[Callable[[], object]], object]
