@@ -104,7 +104,7 @@ import anyio, sys
 from papyra.conf import backend_from_url
 from papyra.exceptions import InvalidStoreURL, StoreReadOnly, UnsupportedPlatform
 from papyra.persistence import PersistedEvent
-from papyra.persistence.backends._disk import whose
+from papyra.persistence.backends._files.disk import whose
 from papyra.persistence.backends.json import JsonFilePersistence
 from papyra.persistence.backends.rotating import RotatingFilePersistence
 

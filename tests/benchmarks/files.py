@@ -26,7 +26,7 @@ from papyra.persistence import (
     PersistedEvent,
     PersistenceActor,
 )
-from papyra.persistence.backends._files import FilePersistence
+from papyra.persistence.backends._files.store import FilePersistence
 from papyra.persistence.backends.json import JsonFilePersistence
 from papyra.persistence.backends.retention import RetentionPolicy
 from papyra.persistence.backends.rotating import RotatingFilePersistence

@@ -8,7 +8,7 @@ from typing import Any, TypeAlias
 
 import pytest
 
-from papyra.persistence.backends._files import FilePersistence
+from papyra.persistence.backends._files.store import FilePersistence
 from papyra.persistence.backends.json import JsonFilePersistence
 from papyra.persistence.backends.rotating import RotatingFilePersistence
 

@@ -17,10 +17,10 @@ from pathlib import Path
 from typing import Any
 
 from papyra.persistence import codec
-from papyra.persistence.backends._disk import Disk
-from papyra.persistence.backends._journal import Journal, OneFile
-from papyra.persistence.backends._rewrite import Hidden
-from papyra.persistence.backends._segments import SegmentLimits, Segments
+from papyra.persistence.backends._files.compaction import Hidden
+from papyra.persistence.backends._files.disk import Disk
+from papyra.persistence.backends._files.journal import Journal, OneFile
+from papyra.persistence.backends._files.segments import SegmentLimits, Segments
 from papyra.persistence.backends.base import Batch
 from papyra.persistence.records import KINDS, Kind
 from papyra.persistence.reports import PersistenceRecoveryConfig

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeAlias
 
-from papyra.persistence.backends._disk import Disk
+from papyra.persistence.backends._files.disk import Disk
 
 #: The files of a directory that a cut has left.
 State: TypeAlias = dict[str, bytes]

@@ -13,8 +13,8 @@ import pytest
 from papyra import ActorSystem
 from papyra.exceptions import StoreDamaged
 from papyra.persistence import codec
-from papyra.persistence.backends._files import FilePersistence
-from papyra.persistence.backends._line import make_lines
+from papyra.persistence.backends._files.line import make_lines
+from papyra.persistence.backends._files.store import FilePersistence
 from papyra.persistence.backends.json import JsonFilePersistence
 from papyra.persistence.backends.retention import RetentionPolicy
 from papyra.persistence.backends.rotating import RotatingFilePersistence

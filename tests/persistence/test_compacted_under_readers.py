@@ -12,9 +12,9 @@ import anyio
 import pytest
 
 from papyra.persistence import codec
-from papyra.persistence.backends._disk import Disk
-from papyra.persistence.backends._files import FilePersistence
-from papyra.persistence.backends._journal import Journal
+from papyra.persistence.backends._files.disk import Disk
+from papyra.persistence.backends._files.journal import Journal
+from papyra.persistence.backends._files.store import FilePersistence
 from papyra.persistence.backends.base import Batch
 from papyra.persistence.backends.json import JsonFilePersistence
 from papyra.persistence.backends.retention import RetentionPolicy

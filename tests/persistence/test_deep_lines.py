@@ -18,11 +18,11 @@ from papyra.persistence import (
     Read,
     codec,
 )
-from papyra.persistence.backends._disk import Disk, FileLock
-from papyra.persistence.backends._line import _make_line
-from papyra.persistence.backends._recall import Recall
+from papyra.persistence.backends._files.disk import Disk, FileLock
+from papyra.persistence.backends._files.index_cache import Recall
+from papyra.persistence.backends._files.line import _make_line
+from papyra.persistence.backends._files.saved_index import read_sidecar
 from papyra.persistence.backends._redis.entry_format import Entry, check
-from papyra.persistence.backends._sidecar import read_sidecar
 from papyra.persistence.backends.memory import InMemoryPersistence
 from papyra.persistence.backends.retention import RetentionPolicy
 from tests.actors import event

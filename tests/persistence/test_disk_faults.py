@@ -20,9 +20,9 @@ import pytest
 
 from papyra.exceptions import BackendInUse, StoreError
 from papyra.persistence import PersistenceRecoveryConfig
-from papyra.persistence.backends import _files
-from papyra.persistence.backends._disk import Disk, FileLock
-from papyra.persistence.backends._files import FilePersistence
+from papyra.persistence.backends._files import store as file_store
+from papyra.persistence.backends._files.disk import Disk, FileLock
+from papyra.persistence.backends._files.store import FilePersistence
 from papyra.persistence.backends.json import JsonFilePersistence
 from papyra.persistence.backends.retention import RetentionPolicy
 from papyra.persistence.backends.rotating import RotatingFilePersistence
@@ -249,7 +249,7 @@ async def wait_for_a_sync(disk: SyncsFail) -> None:
 async def test_every_second_is_synced_what_was_not(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(_files, "SYNC_INTERVAL", 0.01)
+    monkeypatch.setattr(file_store, "SYNC_INTERVAL", 0.01)
     store = JsonFilePersistence(tmp_path / "events.ndjson", fsync="everysec")
     disk = store.store.journal.disk = SyncsFail()
     async with store:

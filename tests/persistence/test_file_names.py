@@ -17,8 +17,8 @@ import pytest
 from papyra import ActorSystem
 from papyra.exceptions import BackendInUse, InvalidPath, StoreChanged, StoreError, StoreMoved
 from papyra.persistence import Append, PersistenceActor, PersistenceRecoveryConfig, codec
-from papyra.persistence.backends._disk import Disk, FileLock
-from papyra.persistence.backends._files import FilePersistence
+from papyra.persistence.backends._files.disk import Disk, FileLock
+from papyra.persistence.backends._files.store import FilePersistence
 from papyra.persistence.backends.base import Batch
 from papyra.persistence.backends.json import JsonFilePersistence
 from papyra.persistence.backends.retention import RetentionPolicy

@@ -22,8 +22,8 @@ import pytest
 from papyra import ActorSystem
 from papyra.exceptions import StoreError
 from papyra.persistence import Append, PersistenceRecoveryConfig, PersistenceStartupConfig
-from papyra.persistence.backends import _disk
-from papyra.persistence.backends._disk import Disk
+from papyra.persistence.backends._files import disk as disks
+from papyra.persistence.backends._files.disk import Disk
 from tests.actors import event
 from tests.persistence.test_file_names import KEEP_TWO, files_of, kind, numbers, open_store, stored
 from tests.persistence.test_full_disk import a_small_disk
@@ -738,9 +738,9 @@ def test_where_a_full_sync_can_be_had_it_is_made(
             raise OSError(errno.ENOTSUP, "not on this file system")
         return 0
 
-    monkeypatch.setattr(_disk, "_FULL_SYNC", 51)
+    monkeypatch.setattr(disks, "_FULL_SYNC", 51)
     monkeypatch.setattr(fcntl, "fcntl", full)
-    monkeypatch.setattr(_disk, "_fdatasync", lambda fd: calls.append("data"))
+    monkeypatch.setattr(disks, "_fdatasync", lambda fd: calls.append("data"))
     monkeypatch.setattr(os, "fsync", lambda fd: calls.append("names"))
     disk = Disk()
     fd = disk.create(tmp_path / "file")
@@ -756,7 +756,7 @@ def test_a_full_sync_that_fails_is_an_error(
     def full(fd: int, command: int) -> int:
         raise OSError(errno.EIO, "the device is gone")
 
-    monkeypatch.setattr(_disk, "_FULL_SYNC", 51)
+    monkeypatch.setattr(disks, "_FULL_SYNC", 51)
     monkeypatch.setattr(fcntl, "fcntl", full)
     disk = Disk()
     fd = disk.create(tmp_path / "file")

@@ -12,8 +12,8 @@ import pytest
 
 from papyra.exceptions import StoreError, StoreReadOnly
 from papyra.persistence import ScanProgress
-from papyra.persistence.backends._disk import Disk
-from papyra.persistence.backends._files import FilePersistence
+from papyra.persistence.backends._files.disk import Disk
+from papyra.persistence.backends._files.store import FilePersistence
 from papyra.persistence.backends.base import PersistenceBackend
 from papyra.persistence.backends.retention import RetentionPolicy
 from papyra.persistence.backends.rotating import RotatingFilePersistence

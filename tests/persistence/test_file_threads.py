@@ -12,8 +12,8 @@ import pytest
 from papyra import ActorSystem
 from papyra.exceptions import BackendInUse, InvalidPolicy, StoreError
 from papyra.persistence import Append, CircuitBreakerPolicy, PersistenceActor
-from papyra.persistence.backends._disk import Disk
-from papyra.persistence.backends._files import FilePersistence
+from papyra.persistence.backends._files.disk import Disk
+from papyra.persistence.backends._files.store import FilePersistence
 from tests.actors import event
 from tests.persistence.conftest import MakeStore
 from tests.persistence.test_file_readers import numbers

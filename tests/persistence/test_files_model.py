@@ -20,10 +20,11 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from papyra.persistence import PersistenceRecoveryConfig, Read, Record
-from papyra.persistence.backends import _file, _index, page
-from papyra.persistence.backends._disk import Disk
-from papyra.persistence.backends._files import FilePersistence
-from papyra.persistence.backends._line import Line, parse_lines
+from papyra.persistence.backends import page
+from papyra.persistence.backends._files import block_index, journal_file
+from papyra.persistence.backends._files.disk import Disk
+from papyra.persistence.backends._files.line import Line, parse_lines
+from papyra.persistence.backends._files.store import FilePersistence
 from papyra.persistence.backends.json import JsonFilePersistence
 from papyra.persistence.backends.retention import RetentionPolicy
 from papyra.persistence.backends.rotating import RotatingFilePersistence
@@ -73,10 +74,10 @@ class FileStore(RuleBasedStateMachine):
     def run_in_loop(self, function: Callable[[], Awaitable[Any]]) -> Any:
         # Small enough for every limit to be met.
         with (
-            mock.patch.object(_index, "BLOCK_BYTES", 300),
-            mock.patch.object(_index, "MAX_BLOCKS", 4),
-            mock.patch.object(_file, "_CHUNK", 700),
-            mock.patch.object(_file, "_UNINDEXED", 5),
+            mock.patch.object(block_index, "BLOCK_BYTES", 300),
+            mock.patch.object(block_index, "MAX_BLOCKS", 4),
+            mock.patch.object(journal_file, "_CHUNK", 700),
+            mock.patch.object(journal_file, "_UNINDEXED", 5),
             mock.patch.object(page, "MAX_PAGE_RECORDS", 4),
         ):
             return anyio.run(function, backend=self.loop)

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from papyra.exceptions import StoreError
-from papyra.persistence.backends._files import FilePersistence
+from papyra.persistence.backends._files.store import FilePersistence
 from papyra.persistence.backends.json import JsonFilePersistence
 from papyra.persistence.backends.rotating import RotatingFilePersistence
 from tests.actors import event

@@ -21,12 +21,12 @@ from papyra.persistence import (
     Record,
     codec,
 )
-from papyra.persistence.backends import _index
-from papyra.persistence.backends._disk import Disk
-from papyra.persistence.backends._file import JournalFile
-from papyra.persistence.backends._line import _make_line, make_lines
-from papyra.persistence.backends._rewrite import repair
-from papyra.persistence.backends._walk import ScanResult
+from papyra.persistence.backends._files import block_index
+from papyra.persistence.backends._files.compaction import repair
+from papyra.persistence.backends._files.disk import Disk
+from papyra.persistence.backends._files.journal_file import JournalFile
+from papyra.persistence.backends._files.line import _make_line, make_lines
+from papyra.persistence.backends._files.scan import ScanResult
 from papyra.persistence.backends.json import JsonFilePersistence
 from papyra.persistence.backends.retention import RetentionPolicy
 from tests.actors import Echo, event
@@ -368,7 +368,7 @@ async def test_a_number_is_not_given_again_when_its_line_is_damaged(
 async def test_a_block_behind_a_hole_says_which_line_it_follows(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(_index, "BLOCK_BYTES", 300)  # of two records
+    monkeypatch.setattr(block_index, "BLOCK_BYTES", 300)  # of two records
     async with open_store(path, retention_policy=RetentionPolicy(max_records=6)) as store:
         await store.append(*map(event, range(1, 21)))
         await store.compact()
@@ -441,8 +441,8 @@ async def test_what_an_unfinished_rewriting_left_is_removed(path: Path) -> None:
 async def test_the_index_of_a_large_file_is_bounded(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(_index, "BLOCK_BYTES", 300)
-    monkeypatch.setattr(_index, "MAX_BLOCKS", 8)
+    monkeypatch.setattr(block_index, "BLOCK_BYTES", 300)
+    monkeypatch.setattr(block_index, "MAX_BLOCKS", 8)
     async with open_store(path) as store:
         for number in range(200):
             await store.append(event(number, timestamp=float(number % 50)), AUDIT)

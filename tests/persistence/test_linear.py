@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 
 from papyra.persistence import codec
-from papyra.persistence.backends import _line, _torn
-from papyra.persistence.backends._disk import Disk
-from papyra.persistence.backends._line import make_lines
+from papyra.persistence.backends._files import line, torn_tail
+from papyra.persistence.backends._files.disk import Disk
+from papyra.persistence.backends._files.line import make_lines
 from papyra.persistence.backends.json import JsonFilePersistence
 from tests.actors import event
 
@@ -123,14 +123,14 @@ async def cost(path: Path, what: str, monkeypatch: pytest.MonkeyPatch) -> int:
     """Return the bytes that were looked at."""
     work = Work()
     with monkeypatch.context() as patched:
-        patched.setattr(_line, "crc32", work.crc32)
+        patched.setattr(line, "crc32", work.crc32)
         for module, name in (
-            (_line, "HEAD"),
-            (_line, "START"),
-            (_torn, "START"),
-            (_torn, "_HOLE"),
-            (_torn, "_TOKEN"),
-            (_torn, "_CONTROL"),
+            (line, "HEAD"),
+            (line, "START"),
+            (torn_tail, "START"),
+            (torn_tail, "_HOLE"),
+            (torn_tail, "_TOKEN"),
+            (torn_tail, "_CONTROL"),
         ):
             patched.setattr(module, name, Watched(getattr(module, name), work))
         store = JsonFilePersistence(path, fsync="no", read_only=what in ("read", "scan"))

@@ -11,10 +11,10 @@ import anyio
 import pytest
 
 from papyra.persistence import codec
-from papyra.persistence.backends import _file
-from papyra.persistence.backends._files import FilePersistence
-from papyra.persistence.backends._index import SparseIndex
-from papyra.persistence.backends._journal import Journal
+from papyra.persistence.backends._files import journal_file
+from papyra.persistence.backends._files.block_index import SparseIndex
+from papyra.persistence.backends._files.journal import Journal
+from papyra.persistence.backends._files.store import FilePersistence
 from papyra.persistence.backends.base import Batch, PersistenceBackend
 from papyra.persistence.backends.json import JsonFilePersistence
 from papyra.persistence.backends.rotating import RotatingFilePersistence
@@ -71,7 +71,7 @@ async def numbers(store: PersistenceBackend) -> list[int]:
 async def test_an_append_for_which_there_is_no_memory_leaves_nothing(
     tmp_path: Path, kind: str, count: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(_file, "_UNINDEXED", 4)
+    monkeypatch.setattr(journal_file, "_UNINDEXED", 4)
     refused = 0
     for step in range(1, 400, STEP):
         path, trace = tmp_path / str(step), NoMemory(step)
@@ -112,7 +112,7 @@ async def test_an_append_for_which_there_is_no_memory_leaves_nothing(
 async def test_an_index_for_which_there_is_no_memory_is_made_later(
     tmp_path: Path, kind: str, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(_file, "_UNINDEXED", 3)
+    monkeypatch.setattr(journal_file, "_UNINDEXED", 3)
 
     def fail(*arguments: object) -> None:
         raise MemoryError

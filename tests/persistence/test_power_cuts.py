@@ -10,7 +10,7 @@ import pytest
 
 from papyra.exceptions import StoreError
 from papyra.persistence import PersistenceStartupConfig
-from papyra.persistence.backends._files import FilePersistence
+from papyra.persistence.backends._files.store import FilePersistence
 from papyra.persistence.backends.json import JsonFilePersistence
 from papyra.persistence.backends.retention import RetentionPolicy
 from papyra.persistence.backends.rotating import RotatingFilePersistence

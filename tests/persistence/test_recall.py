@@ -12,8 +12,8 @@ from typing import Any, TypeAlias
 
 import pytest
 
-from papyra.persistence.backends._disk import Disk
-from papyra.persistence.backends._files import FilePersistence
+from papyra.persistence.backends._files.disk import Disk
+from papyra.persistence.backends._files.store import FilePersistence
 from papyra.persistence.backends.json import JsonFilePersistence
 from papyra.persistence.backends.rotating import RotatingFilePersistence
 from papyra.persistence.records import PersistedEvent
@@ -219,7 +219,8 @@ async def test_a_reader_waits_for_the_rest_of_a_line(
     async with make().reader() as reader:
         assert [anomaly.kind for anomaly in (await reader.scan()).anomalies] == ["torn"]
     monkeypatch.setattr(
-        "papyra.persistence.backends._file.sleep", lambda seconds: path.write_bytes(data)
+        "papyra.persistence.backends._files.journal_file.sleep",
+        lambda seconds: path.write_bytes(data),
     )
     async with make().reader() as reader:
         assert (await reader.scan()).is_clean

@@ -17,8 +17,8 @@ from papyra.persistence import (
     PersistenceStartupConfig,
     Record,
 )
-from papyra.persistence.backends._disk import Disk
-from papyra.persistence.backends._line import tombstone
+from papyra.persistence.backends._files.disk import Disk
+from papyra.persistence.backends._files.line import tombstone
 from papyra.persistence.backends.retention import RetentionPolicy
 from papyra.persistence.backends.rotating import RotatingFilePersistence
 from tests.actors import Echo, event

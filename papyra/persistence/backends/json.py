@@ -8,9 +8,9 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, cast
 
-from papyra.persistence.backends._files import FilePersistence, Fsync
-from papyra.persistence.backends._journal import OneFile
-from papyra.persistence.backends._place import Place
+from papyra.persistence.backends._files.journal import OneFile
+from papyra.persistence.backends._files.location import Place
+from papyra.persistence.backends._files.store import FilePersistence, Fsync
 from papyra.persistence.backends.urls import path_and_options
 from papyra.persistence.reports import ReportProgress
 from papyra.persistence.retention import RetentionPolicy

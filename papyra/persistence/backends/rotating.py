@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any, cast
 
 from papyra.exceptions import InvalidPolicy
-from papyra.persistence.backends._files import FilePersistence, Fsync
-from papyra.persistence.backends._place import Place
-from papyra.persistence.backends._segments import SegmentLimits, Segments
+from papyra.persistence.backends._files.location import Place
+from papyra.persistence.backends._files.segments import SegmentLimits, Segments
+from papyra.persistence.backends._files.store import FilePersistence, Fsync
 from papyra.persistence.backends.urls import path_and_options
 from papyra.persistence.reports import ReportProgress
 from papyra.persistence.retention import RetentionPolicy

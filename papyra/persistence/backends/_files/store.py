@@ -19,17 +19,17 @@ from papyra.exceptions import (
     StoreReadOnly,
     UnsupportedPlatform,
 )
-from papyra.persistence.backends._disk import CAN_WRITE, whose
-from papyra.persistence.backends._file import JournalFile
+from papyra.persistence.backends._files.compaction import Hidden, count_hidden
+from papyra.persistence.backends._files.disk import CAN_WRITE, whose
+from papyra.persistence.backends._files.journal import Journal
+from papyra.persistence.backends._files.journal_file import JournalFile
+from papyra.persistence.backends._files.location import printable
+from papyra.persistence.backends._files.scan import ScanResult
 from papyra.persistence.backends._io.worker_thread import (
     CommitToken,
     WorkerThread,
     raise_if_cancelled,
 )
-from papyra.persistence.backends._journal import Journal
-from papyra.persistence.backends._place import printable
-from papyra.persistence.backends._rewrite import Hidden, count_hidden
-from papyra.persistence.backends._walk import ScanResult
 from papyra.persistence.backends.base import PersistenceBackend
 from papyra.persistence.backends.store import Batch, Capabilities, collect_page
 from papyra.persistence.backends.summary import Span, spread

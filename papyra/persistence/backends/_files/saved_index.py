@@ -15,8 +15,13 @@ from zlib import crc32
 
 import msgspec
 
-from papyra.persistence.backends._disk import Disk
-from papyra.persistence.backends._index import MAX_INDEX_BYTES, Extent, SparseIndex, Totals
+from papyra.persistence.backends._files.block_index import (
+    MAX_INDEX_BYTES,
+    Extent,
+    SparseIndex,
+    Totals,
+)
+from papyra.persistence.backends._files.disk import Disk
 
 __all__ = ("Sidecar", "read_sidecar", "write_sidecar")
 

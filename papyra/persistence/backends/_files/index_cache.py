@@ -18,8 +18,8 @@ from zlib import crc32
 
 import msgspec
 
-from papyra.persistence.backends._disk import Disk
-from papyra.persistence.backends._index import Extent, SparseIndex, Totals
+from papyra.persistence.backends._files.block_index import Extent, SparseIndex, Totals
+from papyra.persistence.backends._files.disk import Disk
 from papyra.persistence.backends.store import MAX_SEQ
 
 __all__ = ("Recall", "Recollection")

@@ -8,12 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
-from papyra.persistence.backends._closed import Closed
-from papyra.persistence.backends._disk import Disk, FileLock
-from papyra.persistence.backends._file import JournalFile
-from papyra.persistence.backends._place import Place
-from papyra.persistence.backends._recall import Recall
-from papyra.persistence.backends._rewrite import (
+from papyra.persistence.backends._files.close_mark import Closed
+from papyra.persistence.backends._files.compaction import (
     Hidden,
     aside_of,
     drop_hidden,
@@ -21,7 +17,11 @@ from papyra.persistence.backends._rewrite import (
     put_aside,
     repair,
 )
-from papyra.persistence.backends._walk import Advance, ScanResult
+from papyra.persistence.backends._files.disk import Disk, FileLock
+from papyra.persistence.backends._files.index_cache import Recall
+from papyra.persistence.backends._files.journal_file import JournalFile
+from papyra.persistence.backends._files.location import Place
+from papyra.persistence.backends._files.scan import Advance, ScanResult
 from papyra.persistence.backends.store import Batch
 from papyra.persistence.records import Kind
 from papyra.persistence.reports import PersistenceRecoveryConfig

@@ -12,15 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from papyra.exceptions import StoreMoved
-from papyra.persistence.backends._closed import Closed
-from papyra.persistence.backends._disk import Disk, FileLock, identity, is_regular
-from papyra.persistence.backends._file import JournalFile
-from papyra.persistence.backends._index import Totals
-from papyra.persistence.backends._journal import Mended, Told
-from papyra.persistence.backends._line import Line, head_length, parse_lines, tombstone
-from papyra.persistence.backends._place import Place, printable
-from papyra.persistence.backends._recall import Recall
-from papyra.persistence.backends._rewrite import (
+from papyra.persistence.backends._files.block_index import Totals
+from papyra.persistence.backends._files.close_mark import Closed
+from papyra.persistence.backends._files.compaction import (
     Hidden,
     aside_of,
     drop_hidden,
@@ -30,8 +24,14 @@ from papyra.persistence.backends._rewrite import (
     put_aside,
     repair,
 )
-from papyra.persistence.backends._sidecar import Sidecar, read_sidecar, write_sidecar
-from papyra.persistence.backends._walk import Advance, ScanResult
+from papyra.persistence.backends._files.disk import Disk, FileLock, identity, is_regular
+from papyra.persistence.backends._files.index_cache import Recall
+from papyra.persistence.backends._files.journal import Mended, Told
+from papyra.persistence.backends._files.journal_file import JournalFile
+from papyra.persistence.backends._files.line import Line, head_length, parse_lines, tombstone
+from papyra.persistence.backends._files.location import Place, printable
+from papyra.persistence.backends._files.saved_index import Sidecar, read_sidecar, write_sidecar
+from papyra.persistence.backends._files.scan import Advance, ScanResult
 from papyra.persistence.backends.store import MAX_SEQ, Batch
 from papyra.persistence.records import Kind, Record
 from papyra.persistence.reports import PersistenceAnomaly, PersistenceRecoveryConfig

@@ -13,7 +13,7 @@ import threading
 from pathlib import Path
 
 from papyra.exceptions import BackendInUse
-from papyra.persistence.backends._closed import Closed, read_closed
+from papyra.persistence.backends._files.close_mark import Closed, read_closed
 
 try:
     import fcntl

@@ -12,17 +12,17 @@ from sys import maxsize
 from typing import NamedTuple, Self
 
 from papyra.exceptions import StoreError
-from papyra.persistence.backends._file import JournalFile
-from papyra.persistence.backends._index import Block, SparseIndex, Totals
-from papyra.persistence.backends._line import (
+from papyra.persistence.backends._files.block_index import Block, SparseIndex, Totals
+from papyra.persistence.backends._files.journal_file import JournalFile
+from papyra.persistence.backends._files.line import (
     BadLine,
     Line,
     last_seq_in,
     parse_lines,
     tombstone,
 )
-from papyra.persistence.backends._place import Place
-from papyra.persistence.backends._walk import Run, ScanResult, decode
+from papyra.persistence.backends._files.location import Place
+from papyra.persistence.backends._files.scan import Run, ScanResult, decode
 from papyra.persistence.records import Kind, Record, kind_of
 from papyra.persistence.reports import PersistenceRecoveryConfig
 

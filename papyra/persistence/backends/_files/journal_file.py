@@ -13,10 +13,11 @@ from time import monotonic, sleep, time
 from typing import NamedTuple
 
 from papyra.exceptions import StoreChanged, StoreError, StoreMoved
-from papyra.persistence.backends._closed import Closed
-from papyra.persistence.backends._disk import Disk, identity, lock_file
-from papyra.persistence.backends._index import SparseIndex, Totals
-from papyra.persistence.backends._line import (
+from papyra.persistence.backends._files.block_index import SparseIndex, Totals
+from papyra.persistence.backends._files.close_mark import Closed
+from papyra.persistence.backends._files.disk import Disk, identity, lock_file
+from papyra.persistence.backends._files.index_cache import Recall
+from papyra.persistence.backends._files.line import (
     VERSION,
     BadLine,
     Line,
@@ -24,9 +25,8 @@ from papyra.persistence.backends._line import (
     make_lines,
     parse_lines,
 )
-from papyra.persistence.backends._place import printable
-from papyra.persistence.backends._recall import Recall
-from papyra.persistence.backends._walk import Advance, Part, Run, ScanResult, decode, walk
+from papyra.persistence.backends._files.location import printable
+from papyra.persistence.backends._files.scan import Advance, Part, Run, ScanResult, decode, walk
 from papyra.persistence.records import Kind, Record, kind_of
 from papyra.persistence.reports import PersistenceAnomaly
 

@@ -10,7 +10,7 @@ from msgspec.structs import replace
 
 from papyra.exceptions import StoreError
 from papyra.persistence import codec
-from papyra.persistence.backends._line import (
+from papyra.persistence.backends._files.line import (
     VERSION,
     BadLine,
     Line,
@@ -18,7 +18,7 @@ from papyra.persistence.backends._line import (
     parse_lines,
     record_sizes,
 )
-from papyra.persistence.backends._torn import Remains
+from papyra.persistence.backends._files.torn_tail import Remains
 from papyra.persistence.backends.store import MAX_SEQ
 from papyra.persistence.records import Record
 from papyra.persistence.reports import AnomalyKind, PersistenceAnomaly

@@ -1,0 +1,1 @@
+"""The rooms of the backends that keep their records in files."""
