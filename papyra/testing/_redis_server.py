@@ -11,6 +11,7 @@ import functools
 import importlib.util
 import os
 import re
+import secrets
 import shutil
 import signal
 import socket
@@ -93,12 +94,18 @@ def _numbers(said: str) -> list[int]:
     return [int(number) for number in re.findall(r"\d+", said)]
 
 
+#: Below the ports that systems give to outgoing connections, also with 10,000 more, as the nodes of
+#: a cluster have a second one: so a server that is started again finds its port free.
+_PORTS = range(10_000, 22_000)
+
+
 def free_port() -> int:
     """Return a port of the loopback interface that nobody has, at the moment."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-    return port
+    while True:
+        port = secrets.choice(_PORTS)
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
 
 
 class RedisServer:
