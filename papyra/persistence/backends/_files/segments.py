@@ -472,8 +472,12 @@ class Segments:
         return self._end_is_missing or any(segment.damaged for segment in self._segments)
 
     def size(self) -> int:
-        """Return the bytes of all segments."""
-        return sum(segment.path.stat().st_size for segment in self._segments)
+        """Return the bytes of all segments that are there."""
+        size = 0
+        for segment in self._segments:
+            with contextlib.suppress(FileNotFoundError):
+                size += segment.path.stat().st_size
+        return size
 
     # Checking and mending
 
