@@ -7,7 +7,7 @@ import functools
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any, Literal, TypeAlias, TypeVar, get_args
 
 from papyra._seconds import is_seconds, shown
@@ -19,11 +19,16 @@ from papyra.exceptions import (
     StoreReadOnly,
     UnsupportedPlatform,
 )
-from papyra.persistence.backends._files.compaction import Hidden, count_hidden
+from papyra.persistence.backends._files.compaction import count_hidden
 from papyra.persistence.backends._files.disk import CAN_WRITE, whose
 from papyra.persistence.backends._files.journal import Journal
-from papyra.persistence.backends._files.journal_file import JournalFile
 from papyra.persistence.backends._files.location import printable
+from papyra.persistence.backends._files.retention import (
+    candidates,
+    held_by,
+    hidden_of,
+    spans_of,
+)
 from papyra.persistence.backends._files.scan import ScanResult
 from papyra.persistence.backends._io.worker_thread import (
     CommitToken,
@@ -32,9 +37,9 @@ from papyra.persistence.backends._io.worker_thread import (
 )
 from papyra.persistence.backends.base import PersistenceBackend
 from papyra.persistence.backends.store import Batch, Capabilities, collect_page
-from papyra.persistence.backends.summary import Span, spread
+from papyra.persistence.backends.summary import spread
 from papyra.persistence.messages import Page, Read
-from papyra.persistence.records import KINDS, Kind, Record, kind_of
+from papyra.persistence.records import KINDS
 from papyra.persistence.reports import (
     CompactionReport,
     PersistenceRecoveryConfig,
@@ -57,11 +62,6 @@ SYNC_INTERVAL = 1.0
 _LOOKS = 5
 #: Seconds from one of these looks to the next.
 _LOOK_AGAIN_AFTER = 0.01
-
-#: Up to how many records are looked at one by one, where it matters what is when; and up to how
-#: many segments are looked into, where it matters what is when.
-_COUNTED = 5_000
-_LOOKED_INTO = 16
 
 _FOREVER = float("inf")
 
@@ -321,48 +321,9 @@ class FileStore:
         return _undisturbed(look_at_what_is_there)
 
     def _read_page(self, request: Read, policy: RetentionPolicy, now: float) -> Page:
-        return self._look(lambda: collect_page(request, self._candidates(request, policy, now)))
-
-    def _candidates(
-        self, request: Read, policy: RetentionPolicy, now: float
-    ) -> Iterator[tuple[Record, int]]:
-        """Yield the records that a read may show, in its order, each with its bytes."""
-        kind, before, newest = request.kind, request.before, request.newest
-        after, since = self._hidden(kind, policy, now)
-        after = max(after, request.after)
-        since = since if request.since is None else max(since, request.since)
-        until = _FOREVER if request.until is None else request.until
-        for file in self._files_between(kind, after, before, since, until, newest=newest):
-            for block in file.index.blocks(kind, after, before, since, until, newest):
-                for record, size in file.records(block, newest=newest):
-                    seq = record.seq or 0
-                    if (
-                        kind_of(record) == kind
-                        and seq > after
-                        and (before is None or seq < before)
-                        and since <= record.timestamp <= until
-                    ):
-                        yield record, size
-
-    def _files_between(
-        self,
-        kind: Kind,
-        after: int,
-        before: int | None,
-        since: float,
-        until: float,
-        *,
-        newest: bool,
-    ) -> Iterator[JournalFile]:
-        """Yield the files in which there may be records of a kind, within these limits."""
-        for file in self.journal.files(newest=newest):
-            if (before is not None and file.base >= before - 1) or (
-                file.through is not None and file.through <= after
-            ):
-                continue
-            totals = file.totals()
-            if totals.counts[kind] and totals.newest >= since and totals.oldest <= until:
-                yield file
+        return self._look(
+            lambda: collect_page(request, candidates(self.journal, request, policy, now))
+        )
 
     def _sum_up(self, intervals: int) -> StoreSummary:
         journal = self.journal
@@ -370,7 +331,7 @@ class FileStore:
         oldest = min((each.oldest for each in totals), default=_FOREVER)
         newest = max((each.newest for each in totals), default=-_FOREVER)
         is_empty = oldest > newest
-        spans = self._spans(sum(each.records for each in totals)) if intervals else ()
+        spans = spans_of(self.journal, sum(each.records for each in totals)) if intervals else ()
         return StoreSummary(
             backend=self.name,
             location=self.location,
@@ -385,49 +346,6 @@ class FileStore:
             writer=self._lock.holder(),
             damaged=journal.is_damaged(),
         )
-
-    def _spans(self, records: int) -> Iterator[Span]:
-        is_short = (self.journal.segments or 1) <= _LOOKED_INTO
-        for file in self.journal.files(newest=False):
-            if records <= _COUNTED:
-                for block in range(len(file.index)):
-                    for record, _ in file.records(block):
-                        yield record.timestamp, record.timestamp, 1
-            elif is_short:
-                yield from file.index.spans()
-            else:
-                totals = file.totals()
-                if totals.records:
-                    yield totals.oldest, totals.newest, totals.records
-
-    def _hidden(self, kind: Kind, policy: RetentionPolicy, now: float) -> Hidden:
-        """Return what retention hides of a kind."""
-        through = 0
-        if policy.max_records is not None:
-            through = self._through_of_surplus(kind, policy.max_records, in_bytes=False)
-        if policy.max_total_bytes is not None:
-            bytes_through = self._through_of_surplus(kind, policy.max_total_bytes, in_bytes=True)
-            through = max(through, bytes_through)
-        oldest = policy.oldest_time(now)
-        return Hidden(through, -_FOREVER if oldest is None else oldest)
-
-    def _through_of_surplus(self, kind: Kind, limit: int, *, in_bytes: bool) -> int:
-        """Return up to where there are more records of a kind, or bytes of them, than allowed."""
-        for file in self.journal.files(newest=True):
-            totals = file.totals()
-            surplus = (totals.sizes if in_bytes else totals.counts)[kind] - limit
-            if surplus == 0:
-                return file.base
-            if surplus > 0:
-                block, left = file.index.block_at(kind, surplus, in_bytes=in_bytes)
-                through = file.index.first_seq(block) - 1
-                for line in file.lines(block, kind):
-                    if left <= 0:
-                        break
-                    through, left = line.seq, left - (len(line.record) if in_bytes else 1)
-                return through
-            limit = -surplus
-        return 0
 
     def _scan_journal(self, report: ReportProgress) -> ScanResult:
         self.journal.check_name()
@@ -456,26 +374,24 @@ class FileStore:
 
     def _drop_hidden(self, policy: RetentionPolicy, now: float) -> CompactionReport:
         self.journal.check_name()
-        before = self._held()
+        before = held_by(self.journal)
         self._lock.vouch(None)
-        self.journal.drop_hidden({kind: self._hidden(kind, policy, now) for kind in KINDS})
+        self.journal.drop_hidden(
+            {kind: hidden_of(self.journal, kind, policy, now) for kind in KINDS}
+        )
         self._vouch()
-        return self._compacted(before, self._held())
+        return self._compacted(before, held_by(self.journal))
 
     def _count(self, policy: RetentionPolicy, now: float) -> CompactionReport:
         """Report what `_drop_hidden` would do."""
-        hidden = {kind: self._hidden(kind, policy, now) for kind in KINDS}
-        records, size = self._held()
+        hidden = {kind: hidden_of(self.journal, kind, policy, now) for kind in KINDS}
+        records, size = held_by(self.journal)
         counts = [count_hidden(file, hidden) for file in self.journal.files(newest=False)]
         left = records - sum(count for count, _ in counts), size - sum(size for _, size in counts)
         return self._compacted((records, size), left)
 
     def _compacted(self, before: tuple[int, int], after: tuple[int, int]) -> CompactionReport:
         return CompactionReport(self.name, True, before[0], after[0], before[1], after[1])
-
-    def _held(self) -> tuple[int, int]:
-        totals = [file.totals() for file in self.journal.files(newest=False)]
-        return sum(each.records for each in totals), sum(each.record_bytes for each in totals)
 
     def _report(self, found: ScanResult) -> PersistenceScanReport:
         return PersistenceScanReport(self.name, found.records, found.bytes, tuple(found.anomalies))

@@ -1,0 +1,118 @@
+"""Reads within retention: the records of a journal that a policy and a read let through."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from papyra.persistence.backends._files.compaction import Hidden
+from papyra.persistence.backends._files.journal import Journal
+from papyra.persistence.backends._files.journal_file import JournalFile
+from papyra.persistence.backends.summary import Span
+from papyra.persistence.messages import Read
+from papyra.persistence.records import Kind, Record, kind_of
+from papyra.persistence.retention import RetentionPolicy
+
+__all__ = ("candidates", "held_by", "hidden_of", "spans_of")
+
+#: Up to how many records are looked at one by one, where it matters what is when; and up to how
+#: many segments are looked into, where it matters what is when.
+_COUNTED = 5_000
+_LOOKED_INTO = 16
+
+_FOREVER = float("inf")
+
+
+def candidates(
+    journal: Journal, request: Read, policy: RetentionPolicy, now: float
+) -> Iterator[tuple[Record, int]]:
+    """Yield the records that a read may show, in its order, each with its bytes."""
+    kind, before, newest = request.kind, request.before, request.newest
+    after, since = hidden_of(journal, kind, policy, now)
+    after = max(after, request.after)
+    since = since if request.since is None else max(since, request.since)
+    until = _FOREVER if request.until is None else request.until
+    for file in _files_between(journal, kind, after, before, since, until, newest=newest):
+        for block in file.index.blocks(kind, after, before, since, until, newest):
+            for record, size in file.records(block, newest=newest):
+                seq = record.seq or 0
+                if (
+                    kind_of(record) == kind
+                    and seq > after
+                    and (before is None or seq < before)
+                    and since <= record.timestamp <= until
+                ):
+                    yield record, size
+
+
+def _files_between(
+    journal: Journal,
+    kind: Kind,
+    after: int,
+    before: int | None,
+    since: float,
+    until: float,
+    *,
+    newest: bool,
+) -> Iterator[JournalFile]:
+    """Yield the files in which there may be records of a kind, within these limits."""
+    for file in journal.files(newest=newest):
+        if (before is not None and file.base >= before - 1) or (
+            file.through is not None and file.through <= after
+        ):
+            continue
+        totals = file.totals()
+        if totals.counts[kind] and totals.newest >= since and totals.oldest <= until:
+            yield file
+
+
+def spans_of(journal: Journal, records: int) -> Iterator[Span]:
+    """Yield how many records there are from when to when; the fewer, the more closely."""
+    is_short = (journal.segments or 1) <= _LOOKED_INTO
+    for file in journal.files(newest=False):
+        if records <= _COUNTED:
+            for block in range(len(file.index)):
+                for record, _ in file.records(block):
+                    yield record.timestamp, record.timestamp, 1
+        elif is_short:
+            yield from file.index.spans()
+        else:
+            totals = file.totals()
+            if totals.records:
+                yield totals.oldest, totals.newest, totals.records
+
+
+def hidden_of(journal: Journal, kind: Kind, policy: RetentionPolicy, now: float) -> Hidden:
+    """Return what retention hides of a kind."""
+    through = 0
+    if policy.max_records is not None:
+        through = _through_of_surplus(journal, kind, policy.max_records, in_bytes=False)
+    if policy.max_total_bytes is not None:
+        bytes_through = _through_of_surplus(journal, kind, policy.max_total_bytes, in_bytes=True)
+        through = max(through, bytes_through)
+    oldest = policy.oldest_time(now)
+    return Hidden(through, -_FOREVER if oldest is None else oldest)
+
+
+def _through_of_surplus(journal: Journal, kind: Kind, limit: int, *, in_bytes: bool) -> int:
+    """Return up to where there are more records of a kind, or bytes of them, than allowed."""
+    for file in journal.files(newest=True):
+        totals = file.totals()
+        surplus = (totals.sizes if in_bytes else totals.counts)[kind] - limit
+        if surplus == 0:
+            return file.base
+        if surplus > 0:
+            block, left = file.index.block_at(kind, surplus, in_bytes=in_bytes)
+            through = file.index.first_seq(block) - 1
+            for line in file.lines(block, kind):
+                if left <= 0:
+                    break
+                through, left = line.seq, left - (len(line.record) if in_bytes else 1)
+            return through
+        limit = -surplus
+    return 0
+
+
+def held_by(journal: Journal) -> tuple[int, int]:
+    """Return how many records there are, and their encoded bytes."""
+    totals = [file.totals() for file in journal.files(newest=False)]
+    return sum(each.records for each in totals), sum(each.record_bytes for each in totals)
