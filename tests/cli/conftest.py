@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -22,6 +23,8 @@ from papyra.conf import backend_from_url
 from papyra.persistence import PersistedAudit, PersistedDeadLetter, PersistedEvent, Record
 from papyra.persistence.backends.base import PersistenceBackend
 from papyra.testing._redis_server import RedisServer, any_binary
+from tests.cli.forks import Forks
+from tests.extent import CI
 
 #: Unix time of the first record; 2025-07-01T00:00:00Z.
 T0 = 1_751_328_000.0
@@ -63,15 +66,17 @@ class Done:
 class Command:
     """Calls ``papyra``."""
 
-    def __init__(self, home: Path) -> None:
+    def __init__(self, home: Path, forks: Forks | None = None) -> None:
         self.home = home
+        #: runs what needs no Python of its own; without it, everything has one
+        self.forks = forks
         self.program = [sys.executable, "-m", "papyra.cli"]
 
     def environment(self, env: Mapping[str, str]) -> dict[str, str]:
         kept = {
             name: value
             for name, value in os.environ.items()
-            if not name.startswith(("PAPYRA_", "NO_COLOR", "FORCE_COLOR", "CLICOLOR"))
+            if not name.startswith(("PAPYRA_", "NO_COLOR", "FORCE_COLOR", "CLICOLOR", "COLUMNS"))
         }
         return (
             kept
@@ -83,7 +88,11 @@ class Command:
         self, *arguments: object, env: Mapping[str, str] | None = None, **options: Any
     ) -> Done:
         """Call it with its output piped, as another program does."""
-        return self._run([*self.program, *map(str, arguments)], env or {}, **options)
+        words = [str(argument) for argument in arguments]
+        if self.forks is None or options or _is_of_python(env or {}):
+            return self._run([*self.program, *words], env or {}, **options)
+        environment = self.environment(env or {})
+        return Done(*self.forks.run(words, cwd=self.home, env=environment, timeout=PATIENCE))
 
     def shell(self, script: str) -> Done:
         """Have a shell carry out what may call it."""
@@ -175,9 +184,23 @@ class Command:
         return Done(code, "".join(seen))
 
 
+def _is_of_python(env: Mapping[str, str]) -> bool:
+    """Return whether Python itself goes by these variables, when it starts."""
+    return any(name.startswith(("PYTHON", "LC_", "LANG")) for name in env)
+
+
+@pytest.fixture(scope="session")
+def forks(interruptible: None) -> Iterator[Forks | None]:
+    if CI:
+        yield None
+        return
+    with contextlib.closing(Forks()) as forks:
+        yield forks
+
+
 @pytest.fixture
-def papyra(tmp_path: Path) -> Command:
-    return Command(tmp_path)
+def papyra(tmp_path: Path, forks: Forks | None) -> Command:
+    return Command(tmp_path, forks)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -767,7 +767,7 @@ def has(text: str) -> Callable[[list[str]], object]:
 
 def test_top_on_a_terminal_is_live_and_ends_with_q(papyra: Command, store: Store) -> None:
     store.append(*RECORDS)
-    screen = watch(papyra, store)
+    screen = watch(papyra, store, columns=200)  # has a long path
     screen.until(has("dead letters"))
     [total] = [line for line in screen.lines if line.startswith("event ")]
     assert total.split()[1] == str(COUNTS[PersistedEvent])
