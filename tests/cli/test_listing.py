@@ -1,4 +1,7 @@
-"""`papyra events`, `papyra audits` and `papyra dead-letters`."""
+"""`papyra events`, `papyra audits` and `papyra dead-letters`.
+
+``PAPYRA_CHOICES=1000`` tries more of what options mean together.
+"""
 
 from __future__ import annotations
 
@@ -32,6 +35,7 @@ from tests.cli.conftest import (
     event,
     new_store,
 )
+from tests.extent import count
 
 COMMANDS: dict[str, type[Record]] = {
     "events": PersistedEvent,
@@ -190,10 +194,14 @@ def test_all_records_of_a_kind_are_listed_oldest_first_in_columns(
     assert done == Done(0, tabbed(selected(command)))
 
 
+#: Of options that are given together, for each command and store.
+CHOICES = count("PAPYRA_CHOICES", 30, 100)
+
+
 def combinations(command: str) -> Iterator[tuple[list[str], dict[str, Any]]]:
     """Yield options, and what they mean."""
     chance = random.Random(command)
-    for _ in range(100):
+    for _ in range(CHOICES):
         wanted: dict[str, Any] = {}
         options = []
         if chance.random() < 0.4:
