@@ -728,8 +728,8 @@ class JournalFile:
         stat, closed = self.disk.stat(self.fd), self.closed
         if closed is not None and (closed.inode != stat.st_ino or closed.end > stat.st_size):
             self.closed = None
-            if closed.inode == stat.st_ino:
-                logger.warning(
+            if closed.inode == stat.st_ino and not self.read_only:
+                logger.info(
                     "%s had %s bytes when it was closed, and has %s: somebody has cut it off",
                     self.location,
                     closed.end,
