@@ -5,8 +5,9 @@ is empty was removed. A file appears whole, and under a name that is free, or no
 commit is all or nothing, and of two writers one fails. Every read goes through everything, and the
 event loop waits for the disk: where that matters, a store has an index, and a thread.
 
-Installed with these lines in its pyproject.toml, it works wherever a store is named, such as in
-`papyra inspect commits:/var/lib/app/orders`, and for tests with PAPYRA_TEST_STORE=commits:
+`python examples/own_backend.py` shows it at work. Installed with these lines in its pyproject.toml,
+it works wherever a store is named, such as in `papyra inspect commits:/var/lib/app/orders`, and for
+tests with PAPYRA_TEST_STORE=commits:
 
     [project.entry-points."papyra.backends"]
     commits = "own_backend:REGISTRATION"
