@@ -47,7 +47,7 @@ from tests.cli.test_checking import (
     one_line,
     record,
 )
-from tests.persistence.test_full_disk import a_small_disk
+from tests.persistence.backends.files.test_full_disk import a_small_disk
 
 KINDS = ("json", "rotating", "redis")
 FLIGHTS = Path(os.environ.get("PAPYRA_FLIGHTS", FIRST_DAY))

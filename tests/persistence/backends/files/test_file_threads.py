@@ -1,0 +1,176 @@
+"""Calls that are cancelled, or not answered, while a thread makes them."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from typing import Any
+
+import anyio
+import pytest
+
+from papyra import ActorSystem
+from papyra.exceptions import BackendInUse, InvalidPolicy, StoreError
+from papyra.persistence import Append, CircuitBreakerPolicy, PersistenceActor
+from papyra.persistence.backends._files.disk import Disk
+from papyra.persistence.backends._files.store import FilePersistence
+from tests.actors import event
+from tests.persistence.backends.files.test_file_readers import numbers
+from tests.persistence.conftest import MakeStore
+
+
+class Slow(Disk):
+    """Waits with each write, or each sync, until it is let go."""
+
+    def __init__(self) -> None:
+        self.begun, self.go_on = threading.Event(), threading.Event()
+        self.hangs = "write"
+
+    def write(self, fd: int, data: bytes | memoryview, offset: int) -> int:
+        self._wait("write")
+        return super().write(fd, data, offset)
+
+    def sync(self, fd: int) -> None:
+        self._wait("sync")
+        super().sync(fd)
+
+    def _wait(self, name: str) -> None:
+        if self.hangs == name:
+            self.begun.set()
+            assert self.go_on.wait(20)
+
+
+def slow_down(store: FilePersistence, hangs: str = "write") -> Slow:
+    """Let the disk under an open store be slow from now on."""
+    disk = store.store.journal.disk
+    disk.__class__ = Slow
+    assert isinstance(disk, Slow)
+    Slow.__init__(disk)
+    disk.hangs = hangs
+    return disk
+
+
+def test_what_asyncio_itself_cancels_is_stored_and_known_to_be(make: MakeStore) -> None:
+    async def main() -> None:
+        async with make() as store:
+            disk = slow_down(store)
+            appending = asyncio.create_task(store.append(event(1)))
+            assert await asyncio.to_thread(disk.begun.wait, 20)
+            for _ in range(3):
+                appending.cancel()
+                await asyncio.sleep(0)
+            assert not appending.done(), "it waits for what it has begun"
+            disk.go_on.set()
+            # The reply is there; the cancellation strikes at what is awaited next.
+            await asyncio.wait([appending])
+            assert (await store.append(event(2))).first_seq == 2
+            assert await numbers(store) == [1, 2]
+
+    asyncio.run(main())
+
+
+def test_asyncio_timeouts_strike(make: MakeStore) -> None:
+    async def main() -> None:
+        async with make() as store:
+            disk = slow_down(store)
+            asyncio.get_running_loop().call_later(0.05, disk.go_on.set)
+            with pytest.raises(TimeoutError):
+                async with asyncio.timeout(0.01):
+                    await store.append(event(1))
+                    await asyncio.Event().wait()
+            assert await numbers(store) == [1]
+
+    asyncio.run(main())
+
+
+def test_a_timeout_that_strikes_while_an_append_succeeds_does_not_strike_after_its_block(
+    make: MakeStore,
+) -> None:
+    async def main() -> None:
+        async with make() as store:
+            disk = slow_down(store)
+            loop, task = asyncio.get_running_loop(), asyncio.current_task()
+            assert task is not None
+            async with asyncio.timeout(0.01) as timeout:
+                loop.call_later(0.02, disk.go_on.set)
+                assert (await store.append(event(1))).first_seq == 1
+            assert timeout.expired()
+            assert not task.cancelling()
+            for _ in range(5):
+                await asyncio.sleep(0)
+            assert await numbers(store) == [1]
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("hangs", ["write", "sync"])
+async def test_a_disk_that_does_not_answer_hangs_nobody(make: MakeStore, hangs: str) -> None:
+    async with make(fsync="always", call_timeout=0.05) as store:
+        await store.append(event(1))
+        disk = slow_down(store, hangs)
+        with pytest.raises(StoreError, match=r"has not answered for 0\.05 seconds"):
+            await store.append(event(2))
+        for verb in (lambda: store.append(event(3)), store.list_events, store.scan, store.flush):
+            with pytest.raises(StoreError, match="has not yet answered what it was asked before"):
+                await verb()
+        disk.go_on.set()
+        while True:
+            try:
+                appended = await store.append(event(4))
+                break
+            except StoreError:
+                await anyio.lowlevel.checkpoint()
+        # What was given up does not count, though it was written in the end.
+        assert appended.first_seq == 2
+        assert await numbers(store) == [1, 4]
+        assert (await store.scan()).is_clean
+    async with make() as store:
+        assert await numbers(store) == [1, 4]
+
+
+async def test_the_lock_is_held_until_the_disk_has_answered(make: MakeStore) -> None:
+    store = make(call_timeout=0.05)
+    await store.append(event(1))
+    disk = slow_down(store)
+    with pytest.raises(StoreError, match="has not answered"):
+        await store.append(event(2))
+    with pytest.raises(StoreError, match="has not yet answered"):
+        await store.aclose()
+    with pytest.raises(BackendInUse):
+        await make().list_events()
+    disk.go_on.set()
+    while True:
+        other = make()
+        try:
+            assert await numbers(other) == [1]
+            break
+        except BackendInUse:
+            await anyio.lowlevel.checkpoint()
+    await other.aclose()
+
+
+async def test_a_system_goes_on_while_its_disk_does_not_answer(make: MakeStore) -> None:
+    store = make(call_timeout=0.05)
+    policy = CircuitBreakerPolicy(max_failures=2, reset_timeout=20)
+    async with ActorSystem() as system:
+        ref = system.spawn(PersistenceActor, store, policy)
+        await ref.ask(Append(event(1)))
+        disk = slow_down(store)
+        outcomes = []
+        for number in range(5):
+            try:
+                await ref.ask(Append(event(number)))
+            except StoreError as error:
+                outcomes.append(type(error).__name__)
+        assert outcomes == ["StoreError"] * 2 + ["StoreUnavailable"] * 3
+        for number in range(1000):
+            await ref.tell(Append(event(number)))
+        disk.go_on.set()
+    assert store.metrics.records_written == 1
+    assert store.metrics.records_dropped == 3 + 1000
+
+
+@pytest.mark.parametrize("value", [0, -1, "30", True, float("inf"), float("nan")])
+def test_a_timeout_that_makes_no_sense_is_an_error(make: MakeStore, value: Any) -> None:
+    with pytest.raises(InvalidPolicy, match="call_timeout is seconds"):
+        make(call_timeout=value)

@@ -1,0 +1,19 @@
+"""The memory that a store needs does not grow with it.
+
+Larger: ``python -m tests.persistence.backends.files.large``.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.persistence.backends.files.large import MAKERS, figures
+
+
+@pytest.mark.parametrize("name", MAKERS)
+def test_what_is_done_to_a_large_file_needs_little_memory(tmp_path: Path, name: str) -> None:
+    for found in figures(name, 200_000, tmp_path):
+        # The records alone, decoded, would be several times as much.
+        assert found["most_kb"] - found["before_kb"] < 40_000, found
