@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, assert_never
 
 from papyra.cli._output import has_unicode, is_terminal, json_text, rows, text
-from papyra.cli._values import said_time
+from papyra.cli._units import said_time
 from papyra.persistence.records import (
     PersistedAudit,
     PersistedDeadLetter,

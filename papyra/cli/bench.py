@@ -13,8 +13,8 @@ import msgspec
 
 from papyra.cli._errors import WrongUse
 from papyra.cli._output import AsJson, is_terminal, progress, show_json, show_table, tell
-from papyra.cli._store import backend_at, home_of, name_of, place_of
-from papyra.cli._values import Count, said_count
+from papyra.cli._store_argument import backend_at, home_of, name_of, place_of
+from papyra.cli._units import Count, said_count
 from papyra.persistence.actor import PersistenceActor
 from papyra.persistence.backends import registry
 from papyra.persistence.backends.base import PersistenceBackend

@@ -31,7 +31,7 @@ from papyra.cli._output import (
     tell,
     write,
 )
-from papyra.cli._store import (
+from papyra.cli._store_argument import (
     StoreName,
     backend_at,
     exists,
@@ -41,7 +41,7 @@ from papyra.cli._store import (
     refuse_where_no_writer_can_be,
     require_durable,
 )
-from papyra.cli._values import said_bytes
+from papyra.cli._units import said_bytes
 from papyra.persistence.backends.base import PersistenceBackend
 from papyra.persistence.reports import (
     AnomalyKind,

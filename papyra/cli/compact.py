@@ -9,8 +9,8 @@ import msgspec
 
 from papyra.cli._errors import CommandFailed, WrongUse
 from papyra.cli._output import AsJson, Yes, confirm, show_json, show_table, tell
-from papyra.cli._store import StoreName, backend_at, name_of, reading
-from papyra.cli._values import Count, Duration, Size, said_bytes
+from papyra.cli._store_argument import StoreName, backend_at, name_of, reading
+from papyra.cli._units import Count, Duration, Size, said_bytes
 from papyra.exceptions import InvalidPolicy
 from papyra.persistence.reports import CompactionReport
 from papyra.persistence.retention import RetentionPolicy

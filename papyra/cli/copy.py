@@ -11,7 +11,7 @@ from cyclopts import Parameter
 
 from papyra.cli._errors import ANOMALIES_FOUND, SUCCEEDED, CommandFailed, WrongUse
 from papyra.cli._output import AsJson, progress, show_json, tell
-from papyra.cli._store import (
+from papyra.cli._store_argument import (
     backend_at,
     is_of,
     name_of,
@@ -19,7 +19,7 @@ from papyra.cli._store import (
     reading,
     require_durable,
 )
-from papyra.cli._values import said_count
+from papyra.cli._units import said_count
 from papyra.persistence.backends.base import PersistenceBackend
 from papyra.persistence.codec import to_json
 from papyra.persistence.records import KINDS, Kind, Record

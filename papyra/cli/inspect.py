@@ -23,8 +23,8 @@ from papyra.cli._output import (
     write,
 )
 from papyra.cli._records import styled, tabbed_lines
-from papyra.cli._store import StoreName, reading
-from papyra.cli._values import ago, said_bytes, said_count, said_duration, said_time
+from papyra.cli._store_argument import StoreName, reading
+from papyra.cli._units import ago, said_bytes, said_count, said_duration, said_time
 from papyra.persistence.backends import registry
 from papyra.persistence.backends.base import PersistenceBackend
 from papyra.persistence.records import KINDS, Kind, PersistedAudit, Record

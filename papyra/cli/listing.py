@@ -14,11 +14,11 @@ import msgspec
 from cyclopts import Parameter
 
 from papyra.cli._errors import WrongUse
-from papyra.cli._nothing import why_nothing
+from papyra.cli._no_matches import why_nothing
 from papyra.cli._output import AsJson, console, is_terminal, tell, write
 from papyra.cli._records import json_lines, styled, tabbed_lines
-from papyra.cli._store import StoreName, check_output, reading
-from papyra.cli._values import Count, Moment
+from papyra.cli._store_argument import StoreName, check_output, reading
+from papyra.cli._units import Count, Moment
 from papyra.exceptions import StoreNotReady, StoreUnreachable
 from papyra.persistence.backends.base import PersistenceBackend
 from papyra.persistence.messages import Read

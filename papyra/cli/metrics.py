@@ -21,8 +21,8 @@ from papyra.cli._output import (
     tell,
     write,
 )
-from papyra.cli._store import StoreName, name_of, reading
-from papyra.cli._values import said_time
+from papyra.cli._store_argument import StoreName, name_of, reading
+from papyra.cli._units import said_time
 from papyra.persistence.metrics import MetricsSnapshot
 from papyra.persistence.records import PersistedAudit
 from papyra.persistence.reports import StoreSummary

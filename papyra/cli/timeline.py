@@ -12,8 +12,8 @@ from cyclopts import Parameter
 from rich.cells import cell_len, set_cell_size
 
 from papyra.cli._errors import WrongUse
-from papyra.cli._lives import Life, Lives, What, read_lives
-from papyra.cli._nothing import why_nothing
+from papyra.cli._lifecycles import Life, Lives, What, read_lives
+from papyra.cli._no_matches import why_nothing
 from papyra.cli._output import (
     AsJson,
     console,
@@ -26,8 +26,8 @@ from papyra.cli._output import (
     text,
     write,
 )
-from papyra.cli._store import StoreName, check_output, name_of, reading
-from papyra.cli._values import Count, Moment, said_time
+from papyra.cli._store_argument import StoreName, check_output, name_of, reading
+from papyra.cli._units import Count, Moment, said_time
 from papyra.persistence.messages import Read
 
 #: How many lanes a terminal shows, where nobody says how many.
@@ -109,7 +109,7 @@ def timeline(
     every = len(lives.lives)
     lives.lives = _most_eventful(lives.lives, limit)
     if html is not None:
-        from papyra.cli._page import page  # noqa: PLC0415 - it has a template to read
+        from papyra.cli._html_page import page  # noqa: PLC0415 - it has a template to read
 
         html.write_text(page(lives), encoding="utf-8")
         tell(f"{len(lives.lives):,} lives written to {html}", "dim")

@@ -17,8 +17,8 @@ from cyclopts import Parameter
 from papyra.cli._errors import WrongUse
 from papyra.cli._output import AsJson, console, is_terminal, rows, show_json, text, write
 from papyra.cli._records import styled
-from papyra.cli._store import StoreName, name_of, reading
-from papyra.cli._values import Count, Duration, ago, said_bytes, said_count, said_time
+from papyra.cli._store_argument import StoreName, name_of, reading
+from papyra.cli._units import Count, Duration, ago, said_bytes, said_count, said_time
 from papyra.cli.inspect import sparkline
 from papyra.exceptions import StoreNotReady, StoreUnreachable
 from papyra.persistence.backends.base import PersistenceBackend

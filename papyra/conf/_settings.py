@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from types import ModuleType
 from typing import Any
 
-from papyra.conf._urls import backend_from_url
+from papyra.conf._store_urls import backend_from_url
 from papyra.exceptions import InvalidEnvironment, InvalidSetting, InvalidStoreURL, UnknownSetting
 from papyra.persistence.backends.base import PersistenceBackend
 from papyra.persistence.backends.memory import InMemoryPersistence

@@ -6,7 +6,7 @@ crash and in many orders. Fixtures for pytest are in `papyra.testing.pytest_plug
 every backend has to pass in `papyra.testing.conformance`.
 """
 
-from papyra.testing.checked import CheckedSystem, Leftover
+from papyra.testing.checked_system import CheckedSystem, Leftover
 from papyra.testing.clock import ManualClock
 from papyra.testing.crash import (
     Crashed,
@@ -17,7 +17,7 @@ from papyra.testing.crash import (
     crash_everywhere,
 )
 from papyra.testing.explore import Exploration, ScheduleFailed, explore
-from papyra.testing.faults import (
+from papyra.testing.fault_rules import (
     Delay,
     Fail,
     Fault,
@@ -28,10 +28,10 @@ from papyra.testing.faults import (
     Operation,
     Reject,
 )
-from papyra.testing.faulty import FaultyPersistence
-from papyra.testing.given import Given, given
-from papyra.testing.idle import wait_until_idle
+from papyra.testing.faulty_persistence import FaultyPersistence
+from papyra.testing.preloaded import Given, given
 from papyra.testing.probes import PersistenceProbe, TestProbe
+from papyra.testing.wait_idle import wait_until_idle
 
 __all__ = (
     "CheckedSystem",

@@ -10,9 +10,9 @@ import anyio
 from papyra._seconds import is_seconds, seconds, shown
 from papyra.clock import Clock
 from papyra.exceptions import InvalidPolicy
-from papyra.testing._patterns import Pattern, difference
+from papyra.testing._matchers import Pattern, difference
 from papyra.testing.clock import ManualClock
-from papyra.testing.idle import wait_until_idle
+from papyra.testing.wait_idle import wait_until_idle
 
 __all__ = ("Inbox",)
 

@@ -16,7 +16,7 @@ from papyra.persistence.backends.base import PersistenceBackend
 from papyra.ref import ActorRef
 from papyra.system import ActorSystem
 from papyra.testing.clock import ManualClock
-from papyra.testing.idle import wait_until_idle
+from papyra.testing.wait_idle import wait_until_idle
 
 __all__ = ("ScheduledSystem", "SeededDispatcher", "Stuck", "run_scheduled")
 

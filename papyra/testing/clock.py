@@ -13,7 +13,7 @@ import anyio
 from papyra._seconds import LONGEST, is_seconds, shown
 from papyra.clock import span
 from papyra.exceptions import InvalidPolicy
-from papyra.testing.idle import wait_until_idle
+from papyra.testing.wait_idle import wait_until_idle
 
 __all__ = ("ManualClock",)
 

@@ -17,11 +17,11 @@ from papyra.persistence.backends.store import Batch
 from papyra.persistence.records import KINDS, PersistedEvent, Record
 from papyra.ref import ActorRef
 from papyra.system import PERSISTENCE_NAME, ActorSystem
-from papyra.testing._patterns import actor_of, type_of
+from papyra.testing._matchers import actor_of, type_of
 from papyra.testing._schedule import ScheduledSystem, SeededDispatcher, run_scheduled
 from papyra.testing.clock import ManualClock
-from papyra.testing.faults import InjectedFault
-from papyra.testing.faulty import FaultInjector, FaultyPersistence, FaultyStore
+from papyra.testing.fault_rules import InjectedFault
+from papyra.testing.faulty_persistence import FaultInjector, FaultyPersistence, FaultyStore
 
 __all__ = ("CrashPoint", "CrashPointFailed", "CrashRun", "Crashed", "Crashes", "crash_everywhere")
 

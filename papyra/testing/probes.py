@@ -17,7 +17,7 @@ from papyra.persistence.records import KINDS, PersistedDeadLetter, PersistedEven
 from papyra.ref import ActorRef, Terminated
 from papyra.system import ActorSystem
 from papyra.testing._inbox import Inbox, checked_seconds
-from papyra.testing._patterns import MessagePattern, RecordPattern, actor_of, type_of
+from papyra.testing._matchers import MessagePattern, RecordPattern, actor_of, type_of
 
 __all__ = ("PersistenceProbe", "TestProbe")
 

@@ -36,9 +36,9 @@ from papyra.persistence.backends.base import PersistenceBackend
 from papyra.ref import ActorRef
 from papyra.system import ActorSystem
 from papyra.testing import _stores
-from papyra.testing.checked import CheckedSystem
+from papyra.testing.checked_system import CheckedSystem
 from papyra.testing.clock import ManualClock
-from papyra.testing.given import Given, given
+from papyra.testing.preloaded import Given, given
 
 __all__ = ("actor_system", "manual_clock", "persistence")
 

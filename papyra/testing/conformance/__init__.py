@@ -27,12 +27,12 @@ except ImportError as error:
 
 from papyra.persistence.backends.base import PersistenceBackend
 from papyra.testing.conformance._appending import Appending
-from papyra.testing.conformance._moving import Moving
-from papyra.testing.conformance._parts import MakeBackend, MakeStore
+from papyra.testing.conformance._copying import Moving
+from papyra.testing.conformance._fixtures import MakeBackend, MakeStore
+from papyra.testing.conformance._hosting import Sharing
 from papyra.testing.conformance._reading import Reading
 from papyra.testing.conformance._recovery import Recovery
 from papyra.testing.conformance._retention import Retention
-from papyra.testing.conformance._sharing import Sharing
 
 __all__ = ("MakeBackend", "MakeStore", "PersistenceConformance")
 

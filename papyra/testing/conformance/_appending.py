@@ -21,8 +21,8 @@ from papyra.persistence.messages import Append, AppendMany
 from papyra.persistence.records import (
     PersistedAudit,
 )
-from papyra.testing._model import ListModel
-from papyra.testing.conformance._parts import (
+from papyra.testing._list_model import ListModel
+from papyra.testing.conformance._fixtures import (
     MakeBackend,
     a_record,
     an_event,

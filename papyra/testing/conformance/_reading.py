@@ -20,8 +20,8 @@ from papyra.persistence.records import (
     PersistedEvent,
     Record,
 )
-from papyra.testing._model import read_pages, read_to_the_end
-from papyra.testing.conformance._parts import (
+from papyra.testing._list_model import read_pages, read_to_the_end
+from papyra.testing.conformance._fixtures import (
     T0,
     MakeBackend,
     an_event,

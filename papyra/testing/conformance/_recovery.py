@@ -6,7 +6,7 @@ from papyra.persistence.backends.base import (
     PersistenceBackend,
 )
 from papyra.persistence.reports import PersistenceRecoveryConfig
-from papyra.testing.conformance._parts import (
+from papyra.testing.conformance._fixtures import (
     MakeBackend,
     a_record,
     an_event,

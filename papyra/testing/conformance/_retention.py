@@ -9,9 +9,9 @@ from papyra.persistence.messages import Read
 from papyra.persistence.records import (
     KINDS,
 )
-from papyra.testing._model import read_to_the_end
+from papyra.testing._list_model import read_to_the_end
 from papyra.testing.clock import ManualClock
-from papyra.testing.conformance._parts import (
+from papyra.testing.conformance._fixtures import (
     T0,
     MakeBackend,
     a_record,

@@ -28,7 +28,7 @@ from papyra.persistence import (
 from papyra.persistence.backends import commit, memory, page
 from papyra.persistence.backends.memory import InMemoryPersistence
 from papyra.persistence.backends.retention import RetentionPolicy
-from papyra.testing._model import ListModel, read_to_the_end
+from papyra.testing._list_model import ListModel, read_to_the_end
 from tests.extent import count
 
 NOW = 50.0

@@ -29,7 +29,7 @@ from papyra.persistence.backends.json import JsonFilePersistence
 from papyra.persistence.backends.retention import RetentionPolicy
 from papyra.persistence.backends.rotating import RotatingFilePersistence
 from papyra.persistence.records import KINDS
-from papyra.testing._model import ListModel, read_to_the_end
+from papyra.testing._list_model import ListModel, read_to_the_end
 from tests.actors import event
 from tests.extent import count
 from tests.persistence.backends.test_memory_model import NOW, policies, reads, records

@@ -20,7 +20,7 @@ from papyra.persistence.backends.redis import RedisStreamsConfig, RedisStreamsPe
 from papyra.persistence.backends.retention import RetentionPolicy
 from papyra.persistence.records import KINDS
 from papyra.testing._redis_server import RedisServer
-from papyra.testing.conformance._parts import a_record, an_event, everything
+from papyra.testing.conformance._fixtures import a_record, an_event, everything
 from tests.extent import count
 
 BROKEN = count("PAPYRA_BROKEN", 5, 10)

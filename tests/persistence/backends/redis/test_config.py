@@ -19,7 +19,7 @@ import redis
 import trustme
 
 from papyra import ActorSystem
-from papyra.cli._store import backend_at
+from papyra.cli._store_argument import backend_at
 from papyra.conf import backend_from_url, settings
 from papyra.exceptions import (
     InvalidEnvironment,
@@ -34,7 +34,7 @@ from papyra.persistence.backends._redis.config import Target
 from papyra.persistence.backends.redis import RedisStreamsConfig, RedisStreamsPersistence
 from papyra.testing._redis_server import RedisServer, free_port
 from papyra.testing._stores import forget, new_store
-from papyra.testing.conformance._parts import a_record, an_event, everything
+from papyra.testing.conformance._fixtures import a_record, an_event, everything
 from tests.persistence.backends.redis.conftest import MakeStore
 from tests.persistence.backends.redis.proxy import Proxy
 from tests.persistence.backends.redis.test_cluster import port_with_bus

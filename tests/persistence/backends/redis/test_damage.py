@@ -14,7 +14,7 @@ from papyra.persistence.backends.redis import RedisStreamsConfig
 from papyra.persistence.backends.retention import RetentionPolicy
 from papyra.persistence.startup import check_store
 from papyra.testing._redis_server import RedisServer
-from papyra.testing.conformance._parts import T0, a_record, an_event, everything
+from papyra.testing.conformance._fixtures import T0, a_record, an_event, everything
 from tests.persistence.backends.redis.conftest import MakeStore
 
 #: Takes ``redis-cli``, the key of the events and the key of what is known; returns nothing.

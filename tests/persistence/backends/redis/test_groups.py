@@ -22,7 +22,7 @@ from papyra.persistence.backends.redis import (
     RedisStreamsPersistence,
 )
 from papyra.testing._redis_server import RedisServer
-from papyra.testing.conformance._parts import a_record, an_event
+from papyra.testing.conformance._fixtures import a_record, an_event
 from tests.persistence.backends.redis.conftest import MakeStore
 from tests.persistence.backends.redis.proxy import Cut, Proxy
 

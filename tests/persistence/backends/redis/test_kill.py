@@ -15,7 +15,7 @@ from papyra.exceptions import StoreError
 from papyra.persistence import Append, CircuitBreakerPolicy, PersistenceActor
 from papyra.persistence.backends.redis import RedisStreamsConfig, RedisStreamsPersistence
 from papyra.testing._redis_server import RedisServer
-from papyra.testing.conformance._parts import an_event
+from papyra.testing.conformance._fixtures import an_event
 from tests.extent import count
 
 KILLS = count("PAPYRA_KILLS", 5, 10)

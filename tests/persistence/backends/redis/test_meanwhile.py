@@ -24,7 +24,7 @@ from papyra.persistence.backends.redis import (
 )
 from papyra.persistence.backends.retention import RetentionPolicy
 from papyra.testing._redis_server import RedisServer
-from papyra.testing.conformance._parts import an_event
+from papyra.testing.conformance._fixtures import an_event
 from tests.persistence.backends.redis.proxy import Cut, Proxy
 
 #: How many answers are held back.

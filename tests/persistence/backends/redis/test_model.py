@@ -25,7 +25,7 @@ from papyra.persistence.backends._redis import reader, repair, stream_iterator, 
 from papyra.persistence.backends.redis import RedisStreamsConfig, RedisStreamsPersistence
 from papyra.persistence.backends.retention import RetentionPolicy
 from papyra.persistence.records import KINDS, kind_of
-from papyra.testing._model import read_to_the_end
+from papyra.testing._list_model import read_to_the_end
 from papyra.testing._redis_server import RedisServer
 from tests.extent import count
 from tests.persistence.backends.files.test_files_model import CompactedList

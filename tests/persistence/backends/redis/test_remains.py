@@ -17,7 +17,7 @@ from papyra.persistence.backends._redis import stream_scan
 from papyra.persistence.backends._redis.entry_format import checksums
 from papyra.persistence.backends.redis import RedisStreamsConfig, RedisStreamsPersistence
 from papyra.testing._redis_server import RedisServer
-from papyra.testing.conformance._parts import an_event
+from papyra.testing.conformance._fixtures import an_event
 from tests.extent import count
 
 SEEDS = count("PAPYRA_REMAINS", 20, 60)

@@ -21,8 +21,8 @@ from papyra.persistence.backends.base import (
 from papyra.persistence.messages import Append, AppendMany
 from papyra.system import ActorSystem
 from papyra.testing._cancel import cancel_at_each_await
-from papyra.testing._model import ListModel
-from papyra.testing.conformance._parts import (
+from papyra.testing._list_model import ListModel
+from papyra.testing.conformance._fixtures import (
     MakeBackend,
     a_record,
     an_event,

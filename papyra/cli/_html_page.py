@@ -10,7 +10,7 @@ from importlib.resources import files
 
 import msgspec
 
-from papyra.cli._lives import Lives
+from papyra.cli._lifecycles import Lives
 
 __all__ = ("page",)
 

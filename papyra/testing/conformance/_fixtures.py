@@ -26,7 +26,7 @@ from papyra.persistence.records import (
 )
 from papyra.ref import ActorRef
 from papyra.system import ActorSystem
-from papyra.testing._model import ListModel, combinations, read_to_the_end
+from papyra.testing._list_model import ListModel, combinations, read_to_the_end
 
 #: Unix time of the first records.
 T0 = 1_700_000_000.0

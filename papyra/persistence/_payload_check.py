@@ -16,7 +16,7 @@ import msgspec
 from papyra._stack import on_fresh_stack
 from papyra._text import MEANT, shown, text_of, type_name
 from papyra.exceptions import UnencodablePayload
-from papyra.persistence._forms import HARMLESS, MAX_DIGITS, form_of
+from papyra.persistence._json_forms import HARMLESS, MAX_DIGITS, form_of
 
 __all__ = ("MAX_DEPTH", "Room", "come_back", "fault_in", "to_json")
 

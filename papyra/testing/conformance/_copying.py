@@ -12,7 +12,7 @@ from papyra.exceptions import InvalidRequest, StoreReadOnly
 from papyra.persistence import codec
 from papyra.persistence.records import Record, kind_of
 from papyra.persistence.retention import RetentionPolicy
-from papyra.testing.conformance._parts import (
+from papyra.testing.conformance._fixtures import (
     T0,
     MakeBackend,
     a_record,

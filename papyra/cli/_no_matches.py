@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Sequence
 
-from papyra.cli._values import said_time
+from papyra.cli._units import said_time
 from papyra.persistence.backends.base import PersistenceBackend
 from papyra.persistence.messages import Read
 from papyra.persistence.records import (

@@ -11,7 +11,7 @@ from papyra.persistence.backends.base import PersistenceBackend
 from papyra.persistence.backends.retention import RetentionPolicy
 from papyra.persistence.messages import Read
 from papyra.persistence.records import Kind, Record, kind_of
-from papyra.testing._patterns import actor_of
+from papyra.testing._matchers import actor_of
 
 __all__ = ("ListModel", "combinations", "read_pages", "read_to_the_end")
 

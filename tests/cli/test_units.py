@@ -10,7 +10,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from papyra.cli._values import (
+from papyra.cli._units import (
     ago,
     duration,
     moment,

@@ -35,7 +35,7 @@ from papyra.persistence.reports import (
     StoreSummary,
 )
 from papyra.persistence.retention import RetentionPolicy
-from papyra.testing.faults import (
+from papyra.testing.fault_rules import (
     Delay,
     Fail,
     FaultPolicy,
