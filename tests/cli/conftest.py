@@ -11,13 +11,17 @@ import signal
 import subprocess
 import sys
 import uuid
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import anyio
+import msgspec
 import pexpect
 import pytest
+from rich.cells import cell_len
 
 from papyra.conf import backend_from_url
 from papyra.persistence import PersistedAudit, PersistedDeadLetter, PersistedEvent, Record
@@ -307,3 +311,124 @@ def life(actor: str, start: float, *steps: tuple[str, dict[str, Any]]) -> list[P
         PersistedEvent("shop", actor, event_type, payload, start + 10 * number)
         for number, (event_type, payload) in enumerate(steps)
     ]
+
+
+#: What the commands that look at a store are shown.
+COUNTED = {"records_written": 321, "bytes_written": 65_432, "commits": 77, "write_errors": 2}
+AUDITED = {
+    "actors": 3,
+    "messages_waiting": 12,
+    "deepest_mailbox": 9,
+    "deepest_actor": "shop/a",
+    "persistence_waiting": 1,
+    "started": 5,
+    "stopped": 2,
+    "crashed": 4,
+    "restarted": 1,
+    "dead_letters": 6,
+    "unclaimed_replies": 0,
+    "persistence": COUNTED,
+}
+FAULT = {"error_type": "ValueError", "error": "paper jam", "decision": "restart"}
+
+
+def by_time(records: Sequence[Record]) -> list[Record]:
+    return sorted(records, key=lambda record: record.timestamp)
+
+
+#: An hour of a shop: lives of four actors, events, audits and letters that reached nobody.
+RECORDS = by_time(
+    [
+        *life("shop/till", T0, ("ActorStarted", {"actor_type": "Till"})),
+        *life(
+            *("shop/printer", T0 + 600),
+            *(("ActorStarted", {"actor_type": "Printer"}), ("ActorCrashed", FAULT)),
+            *(("ActorRestarted", {"restarts": 1}), ("ActorCrashed", FAULT | {"decision": "stop"})),
+            ("ActorStopped", {"reason": "failed", "unhandled": 1}),
+        ),
+        *life(
+            *("shop/printer/tray", T0 + 1200),
+            *(("ActorStarted", {"actor_type": "Tray"}), ("ActorStopped", {"reason": "stopped"})),
+        ),
+        *life("shop/lost", T0 + 1800, ("ActorCrashed", FAULT), ("ActorRestarted", {})),
+        *(event(n * 10) for n in range(300)),
+        *(dead_letter(number) for number in (700, 2000)),
+        PersistedDeadLetter("shop", "shop/printer", "Print", {"page": 1}, True, T0 + 800),
+        *(audit(number) for number in (60, 1860)),
+        PersistedAudit("shop", AUDITED, T0 + 3600),
+    ]
+)
+COUNTS = Counter(type(record) for record in RECORDS)
+
+HOSTILE = "\x1b[31m\x9b2J\u202e\t\n[red]界"
+HOSTILE_RECORDS: list[Record] = [
+    PersistedEvent(HOSTILE, HOSTILE, "ActorStarted", {"actor_type": HOSTILE}, T0),
+    PersistedEvent(HOSTILE, HOSTILE, "ActorCrashed", {"error": HOSTILE, HOSTILE: HOSTILE}, T0 + 1),
+    PersistedEvent(HOSTILE, f"{HOSTILE}/b", "ActorStarted", HOSTILE, T0 + 1),
+    PersistedEvent(HOSTILE, f"{HOSTILE}/c", HOSTILE, HOSTILE, T0 + 2),
+    PersistedDeadLetter(HOSTILE, HOSTILE, HOSTILE, HOSTILE, False, T0 + 3),
+    PersistedAudit(HOSTILE, {HOSTILE: HOSTILE, "actors": HOSTILE, "started": 7}, T0 + 4),
+]
+
+
+@pytest.fixture(scope="module", params=["json", "rotating", "redis"])
+def shop(
+    request: pytest.FixtureRequest,
+    tmp_path_factory: pytest.TempPathFactory,
+    redis_server: RedisServer,
+) -> Store:
+    """A store of each kind, which tests only read."""
+    store = new_store(request.param, tmp_path_factory.mktemp("shop"), redis_server)
+    store.append(*RECORDS)
+    return store
+
+
+@pytest.fixture(scope="module")
+def ledger(tmp_path_factory: pytest.TempPathFactory, redis_server: RedisServer) -> Store:
+    """The same in a file alone, for what has nothing to do with where it is kept."""
+    store = new_store("json", tmp_path_factory.mktemp("ledger"), redis_server)
+    store.append(*RECORDS)
+    return store
+
+
+@pytest.fixture(scope="module")
+def hostile(tmp_path_factory: pytest.TempPathFactory, redis_server: RedisServer) -> Store:
+    store = new_store("json", tmp_path_factory.mktemp("hostile"), redis_server)
+    store.append(*HOSTILE_RECORDS)
+    return store
+
+
+def iso(when: float) -> str:
+    return (
+        f"{datetime.fromtimestamp(when, UTC).replace(tzinfo=None).isoformat('T', 'milliseconds')}Z"
+    )
+
+
+def encoded(kind: type[Record]) -> int:
+    """Return the bytes of the records of a kind, as they are encoded in a store."""
+    return sum(len(msgspec.json.encode(record)) for record in RECORDS if isinstance(record, kind))
+
+
+def stored_bytes(store: Store) -> int:
+    """Return what a store takes, as its file system or its server says."""
+    if store.path is not None:
+        files = [store.path] if store.path.is_file() else store.path.glob("*.ndjson")
+        return sum(file.stat().st_size for file in files)
+    assert store.server is not None
+    keys = store.server.cli("KEYS", f"{store.tag}*").split()
+    return sum(int(store.server.cli("MEMORY", "USAGE", key)) for key in keys)
+
+
+def stream_lengths(store: Store) -> list[int]:
+    assert store.server is not None
+    keys = store.server.cli("KEYS", f"{store.tag}*").split()
+    streams = [key for key in keys if store.server.cli("TYPE", key) == "stream"]
+    return sorted(int(store.server.cli("XLEN", key)) for key in streams)
+
+
+def widest(text: str) -> int:
+    return max(cell_len(line) for line in text.split("\n"))
+
+
+COLOUR = re.compile(r"\x1b\[(\d+;)*([34][0-8]|9[0-7])(;\d+)*m")
+LOOKS: list[list[str]] = [["inspect"], ["timeline"], ["metrics"]]
