@@ -136,7 +136,7 @@ def run(arguments: Sequence[str]) -> int:
     _set_up_output()
     try:
         with _only_errors():
-            return _carry_out(arguments)
+            return _handle(arguments)
     except (CycloptsError, WrongUse, SettingsError) as error:
         is_missing = isinstance(error.__cause__, MissingExtra)
         return _fail(said_error(error), FAILED if is_missing else WRONG_USE)
@@ -159,7 +159,7 @@ def run(arguments: Sequence[str]) -> int:
         return _crash(error)
 
 
-def _carry_out(arguments: Sequence[str]) -> int:
+def _handle(arguments: Sequence[str]) -> int:
     try:
         code = make_app(next(iter(arguments), None))(
             list(arguments),

@@ -195,7 +195,7 @@ async def _pages(
     if wanted is None and not selection.reverse:
         more = True
         while more:
-            page = await backend.perform(request)
+            page = await backend.execute(request)
             yield _chosen(page.records, message_type)
             request, more = msgspec.structs.replace(request, after=page.next_after), page.more
         return
@@ -207,7 +207,7 @@ async def _pages(
     while more:
         # How many have to be read for them is known where they are chosen by the backend alone.
         limit = left if message_type is None else None
-        page = await backend.perform(msgspec.structs.replace(request, limit=limit))
+        page = await backend.execute(msgspec.structs.replace(request, limit=limit))
         found = _chosen(page.records, message_type)[::-1][:left]
         request = msgspec.structs.replace(request, before=page.next_before)
         more = page.more
@@ -241,7 +241,7 @@ async def _new_pages(
     is_away = False
     while True:
         try:
-            page = await backend.perform(request)
+            page = await backend.execute(request)
         except (StoreUnreachable, StoreNotReady) as error:
             if not is_away:
                 tell(f"waiting: {error}", "yellow")

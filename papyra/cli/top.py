@@ -126,7 +126,7 @@ class Watch:
         count = crashes = 0
         more = True
         while more:
-            page = await self._backend.perform(Read(kind, after=self._after[kind]))
+            page = await self._backend.execute(Read(kind, after=self._after[kind]))
             self._after[kind], more = max(self._after[kind], page.next_after), page.more
             count += len(page.records)
             crashes += self._note(kind, page.records)

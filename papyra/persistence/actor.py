@@ -78,7 +78,7 @@ class PersistenceActor(Actor):
     async def receive(self, message: Any) -> Any:
         """Carry out any request but the appends."""
         try:
-            return await self._backend.carry_out(message)
+            return await self._backend.handle(message)
         except PersistenceError as error:
             self._log(error)
             return Failure(error)

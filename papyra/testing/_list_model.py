@@ -74,7 +74,7 @@ async def read_pages(backend: PersistenceBackend, request: Read) -> list[tuple[R
     pages: list[tuple[Record, ...]] = []
     left = request.limit
     for _ in range(_MANY):
-        page = await backend.perform(msgspec.structs.replace(request, limit=left))
+        page = await backend.execute(msgspec.structs.replace(request, limit=left))
         pages.append(page.records)
         if left is not None:
             left -= len(page.records)

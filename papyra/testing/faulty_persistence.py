@@ -202,7 +202,7 @@ class FaultyPersistence(PersistenceBackend):
 
     def ask(self, request: Request[ReplyT]) -> Awaitable[ReplyT]:
         """Carry out a request to the wrapped backend's own verbs, with the faults."""
-        return self.perform(request)
+        return self.execute(request)
 
     @property
     def owner(self) -> str:

@@ -29,7 +29,7 @@ def listing(directory: Path | None) -> dict[str, tuple[object, ...]]:
     return found
 
 
-def carry_out(arguments: list[str]) -> dict[str, Any]:
+def handle(arguments: list[str]) -> dict[str, Any]:
     """Carry out one command line, with its output piped."""
     written = [io.BytesIO(), io.BytesIO()]
     outputs = [io.TextIOWrapper(data, "utf-8", write_through=True) for data in written]
@@ -51,7 +51,7 @@ def main() -> None:
     watched = told["watched"] and Path(told["watched"])
     for arguments in told["calls"]:
         before = listing(watched)
-        done = carry_out(arguments)
+        done = handle(arguments)
         after = listing(watched)
         changed = sorted(p for p in {*before, *after} if before.get(p) != after.get(p))
         print(json.dumps({**done, "changed": changed}))

@@ -84,9 +84,9 @@ class StoresNothingAsSomething(Shelf):
 
 @breaks("test_an_append_that_fails_uses_no_positions")
 class SkipsAPositionForEachFailure(Shelf):
-    async def _carry_out(self, request: Any) -> object:
+    async def _handle(self, request: Any) -> object:
         try:
-            return await super()._carry_out(request)
+            return await super()._handle(request)
         except PersistenceError:
             self._session.last_seq += 1
             raise
@@ -485,9 +485,9 @@ class LosesTheLastRecordWhenItCloses(ShelfStore):
 
 @breaks("test_a_closed_backend_says_so")
 class OpensAgainWhenAsked(Shelf):
-    async def _carry_out(self, request: Any) -> object:
+    async def _handle(self, request: Any) -> object:
         self._session.reopen()
-        return await super()._carry_out(request)
+        return await super()._handle(request)
 
 
 @breaks("test_a_closed_backend_says_so")
@@ -583,8 +583,8 @@ class LosesCountWhenCancelled(ShelfStore):
 class GoesPastItsHost(Shelf):
     store_type = CanBeCancelledInTheMiddle
 
-    async def perform(self, request: Any) -> Any:
-        return await self.carry_out(request)
+    async def execute(self, request: Any) -> Any:
+        return await self.handle(request)
 
 
 @breaks("test_a_read_cancelled_at_any_await_leaves_the_backend_usable")
@@ -610,10 +610,10 @@ class NumbersRestoredRecordsAnew(ShelfStore):
 
 @breaks("test_positions_that_were_given_are_not_restored")
 class RestoresWhatIsThere(Shelf):
-    async def _carry_out(self, request: Any) -> object:
+    async def _handle(self, request: Any) -> object:
         if isinstance(request, Restore):
             self._session.last_seq = 0
-        return await super()._carry_out(request)
+        return await super()._handle(request)
 
 
 @breaks("test_a_summary_counts_what_is_stored")

@@ -170,19 +170,19 @@ class PersistenceBackend(PersistenceVerbs, PersistenceMetricsMixin):
         del index_directory, opening
         return self
 
-    async def perform(self, request: Request[ReplyT]) -> ReplyT:
-        """Have `request` carried out, by the host if there is one, and return the reply."""
+    async def execute(self, request: Request[ReplyT]) -> ReplyT:
+        """Execute `request`, through the host's mailbox if there is one, and return the reply."""
         if self._host is not None:
             return await self._host.ask(request)
         with self._alone():
-            return await self.carry_out(request)
+            return await self.handle(request)
 
-    async def carry_out(self, request: Request[ReplyT]) -> ReplyT:
-        """Carry out `request` on the spot. For the host; everybody else calls `perform`."""
+    async def handle(self, request: Request[ReplyT]) -> ReplyT:
+        """Handle `request` on the spot. For the host; everybody else calls `execute`."""
         # By its type, as users' objects may raise when they are asked what they are.
         if not issubclass(type(request), AnyRequest):
             raise InvalidRequest(f"{shown(request)} is no request to a persistence backend")
-        return cast("ReplyT", await self._carry_out(cast("AnyRequest", request)))
+        return cast("ReplyT", await self._handle(cast("AnyRequest", request)))
 
     def commit(self, requests: Sequence[Append | AppendMany]) -> Awaitable[Committed]:
         """Store what `requests` hold, in order; return the replies, and which of them are errors.
@@ -286,7 +286,7 @@ class PersistenceBackend(PersistenceVerbs, PersistenceMetricsMixin):
                 "host it in a PersistenceActor to share it"
             ) from None
 
-    async def _carry_out(self, request: AnyRequest) -> object:
+    async def _handle(self, request: AnyRequest) -> object:
         match request:
             case Append() | AppendMany():
                 replies, errors = await self.commit([request])

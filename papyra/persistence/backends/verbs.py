@@ -47,11 +47,11 @@ ReplyT = TypeVar("ReplyT")
 
 
 class PersistenceVerbs(abc.ABC):
-    """Each verb builds a request and performs it. How, `perform` decides."""
+    """Each verb builds a request and executes it. How, `execute` decides."""
 
     @abc.abstractmethod
-    async def perform(self, request: Request[ReplyT]) -> ReplyT:
-        """Have `request` carried out and return the reply."""
+    async def execute(self, request: Request[ReplyT]) -> ReplyT:
+        """Execute `request` and return the reply."""
 
     @abc.abstractmethod
     def watch_scans(self, watcher: ReportProgress) -> Callable[[], None]:
@@ -64,8 +64,8 @@ class PersistenceVerbs(abc.ABC):
         `UnencodablePayload`, `BackendClosed` or `StoreError`; then none of them is stored.
         """
         if len(records) == 1:
-            return await self.perform(Append(records[0]))
-        return await self.perform(AppendMany(records))
+            return await self.execute(Append(records[0]))
+        return await self.execute(AppendMany(records))
 
     async def record_event(self, record: PersistedEvent) -> Appended:
         """Store one event; as `append`."""
@@ -96,7 +96,7 @@ class PersistenceVerbs(abc.ABC):
         before: int | None = None,
     ) -> Page:
         """Return one page of records; the arguments are those of `Read`."""
-        return await self.perform(
+        return await self.execute(
             Read(kind, after, since, until, limit, event_type, actor, newest, before)
         )
 
@@ -182,7 +182,7 @@ class PersistenceVerbs(abc.ABC):
         """
         request = Read(kind, after, since, until, None, event_type, actor)
         while True:
-            page = await self.perform(request)
+            page = await self.execute(request)
             for record in page.records:
                 yield record
             if not page.more:
@@ -195,11 +195,11 @@ class PersistenceVerbs(abc.ABC):
         For copies: who has kept a position goes on with it. See `Restore`; raises what `append`
         raises, and `InvalidRequest` for positions that have been given here already.
         """
-        return await self.perform(Restore(records))
+        return await self.execute(Restore(records))
 
     async def summarize(self, intervals: int = 0) -> StoreSummary:
         """Say what the store holds, and how that spreads over so many `intervals` of its time."""
-        return await self.perform(Summarize(intervals))
+        return await self.execute(Summarize(intervals))
 
     async def scan(self, progress: ReportProgress | None = None) -> PersistenceScanReport:
         """Check every stored record and report what is wrong. Changes nothing.
@@ -207,10 +207,10 @@ class PersistenceVerbs(abc.ABC):
         `progress` watches scans until this one is done; see `watch_scans`.
         """
         if progress is None:
-            return await self.perform(Scan())
+            return await self.execute(Scan())
         unwatch = self.watch_scans(progress)
         try:
-            return await self.perform(Scan())
+            return await self.execute(Scan())
         finally:
             unwatch()
 
@@ -218,7 +218,7 @@ class PersistenceVerbs(abc.ABC):
         self, config: PersistenceRecoveryConfig | None = None
     ) -> PersistenceRecoveryReport:
         """Repair what a scan finds, and scan again. Keeps every record that can be read."""
-        return await self.perform(Recover(config))
+        return await self.execute(Recover(config))
 
     async def compact(
         self, policy: RetentionPolicy | None = None, *, dry_run: bool = False
@@ -227,18 +227,18 @@ class PersistenceVerbs(abc.ABC):
 
         With `dry_run` it changes nothing, and reports what would be left.
         """
-        return await self.perform(Compact(policy, dry_run))
+        return await self.execute(Compact(policy, dry_run))
 
     async def flush(self) -> Flushed:
         """Return once everything appended so far is as durable as the backend makes it."""
-        return await self.perform(Flush())
+        return await self.execute(Flush())
 
     async def _list(self, kind: Kind, limit: int | None, since: float | None) -> list[Record]:
         pages: list[tuple[Record, ...]] = []
         request = Read(kind, since=since, limit=limit, newest=True)
         wanted = limit
         while True:
-            page = await self.perform(request)
+            page = await self.execute(request)
             pages.append(page.records)
             if wanted is not None:
                 wanted -= len(page.records)

@@ -109,7 +109,7 @@ async def test_a_request_that_is_none_is_an_error(
     persistence: InMemoryPersistence, request_: Any
 ) -> None:
     with pytest.raises(InvalidRequest, match="is no request to a persistence backend"):
-        await persistence.perform(request_)
+        await persistence.execute(request_)
 
 
 async def test_what_a_store_raises_is_the_cause_of_a_store_error() -> None:

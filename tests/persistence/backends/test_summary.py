@@ -96,5 +96,5 @@ async def test_a_position_that_no_store_could_write_is_refused(tmp_path: Path) -
 async def test_restoring_takes_records(records: object) -> None:
     store = InMemoryPersistence()
     with pytest.raises(InvalidRecord):
-        await store.perform(Restore(records))  # type: ignore[arg-type]
+        await store.execute(Restore(records))  # type: ignore[arg-type]
     assert store.metrics.write_errors == 1
