@@ -16,6 +16,9 @@ __all__ = ("Cut", "Proxy")
 Place: TypeAlias = Literal["before", "in request", "after", "in reply", "late"]
 
 
+_FENCE = b"the answers to what was late follow"
+
+
 class Cut(NamedTuple):
     """Where to cut: ``before`` the request reaches the server, or after `at` bytes of it; ``after``
     it was answered, but before the answer is passed on, or after `at` bytes of that. ``late``
@@ -84,6 +87,8 @@ class Proxy:
         for connection, data in late:
             self._sockets.add(connection.server)
             connection.is_released = True
+            # What comes before this echo answers what was asked before.
+            connection.server.sendall(b"*2\r\n$4\r\nECHO\r\n$%d\r\n%b\r\n" % (len(_FENCE), _FENCE))
             connection.server.sendall(data)
             answer = self._late_answers.get(timeout=20)
         return answer
@@ -162,17 +167,24 @@ class _Connection:
             _hang_up(self.server)
 
     def pass_replies(self) -> None:
+        late = b""
         with contextlib.suppress(OSError):
             while data := self.server.recv(1 << 20):
                 if self.is_released:
-                    self.proxy._late_answers.put(data)
+                    late += data
+                    answer = late.partition(_FENCE + b"\r\n")[2]
+                    if not answer:
+                        continue
+                    self.proxy._late_answers.put(answer)
                     return
                 if self.proxy.meanwhile is not None:
                     self.proxy.meanwhile(self._request)
+                # As it is now: once the client has its answer, it asks for more.
+                passed = self.passed
                 # Answers to what came before may come when nobody waits for them any more.
                 with contextlib.suppress(OSError):
-                    self.client.sendall(data[: self.passed])
-                    if self.passed is None:
+                    self.client.sendall(data[:passed])
+                    if passed is None:
                         continue
                 if not self.is_late:
                     break

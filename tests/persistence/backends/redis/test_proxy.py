@@ -17,6 +17,7 @@ def test_an_answer_that_nobody_waits_for_any_more_is_not_that_to_what_was_late(
 ) -> None:
     """A client that sends its questions in one go is cut off before it has its first answer."""
     is_cut = threading.Event()
+    server.cli("CONFIG", "RESETSTAT")  # others have sent a PING, too
     with Proxy(server.port) as proxy, socket.create_connection(("127.0.0.1", proxy.port)) as client:
         proxy.marker = b"l"  # in the first, too, or not
         proxy.cuts += [Cut("after")] * (b"l" in first) + [Cut("late")]
