@@ -9,18 +9,18 @@ from pathlib import Path
 from typing import Protocol
 
 from papyra.persistence.backends._files.close_mark import Closed
-from papyra.persistence.backends._files.compaction import (
-    Hidden,
-    aside_of,
-    drop_hidden,
-    name_aside,
-    put_aside,
-    repair,
-)
-from papyra.persistence.backends._files.disk import Disk, FileLock
+from papyra.persistence.backends._files.compaction import Hidden, drop_hidden
+from papyra.persistence.backends._files.disk import Disk
 from papyra.persistence.backends._files.index_cache import Recall
 from papyra.persistence.backends._files.journal_file import JournalFile
 from papyra.persistence.backends._files.location import Place
+from papyra.persistence.backends._files.lock import FileLock
+from papyra.persistence.backends._files.quarantine import (
+    quarantine,
+    quarantine_directory,
+    quarantine_name,
+)
+from papyra.persistence.backends._files.repair import repair
 from papyra.persistence.backends._files.scan import Advance, ScanResult
 from papyra.persistence.backends.store import Batch
 from papyra.persistence.records import Kind
@@ -272,8 +272,8 @@ class OneFile:
         mended = Mended()
         if self.scan().anomalies:
             if config.mode == "quarantine":
-                place = aside_of(config, self._file.parent)
-                mended.moved.append(put_aside(self._file, name_aside(self.path, place)))
+                place = quarantine_directory(config, self._file.parent)
+                mended.moved.append(quarantine(self._file, quarantine_name(self.path, place)))
             mended.removed = repair(self._file)
         return mended
 

@@ -15,7 +15,7 @@ from typing import NamedTuple
 from papyra.exceptions import StoreChanged, StoreError, StoreMoved
 from papyra.persistence.backends._files.block_index import SparseIndex, Totals
 from papyra.persistence.backends._files.close_mark import Closed
-from papyra.persistence.backends._files.disk import Disk, identity, lock_file
+from papyra.persistence.backends._files.disk import Disk, identity
 from papyra.persistence.backends._files.index_cache import Recall
 from papyra.persistence.backends._files.line import (
     VERSION,
@@ -26,6 +26,7 @@ from papyra.persistence.backends._files.line import (
     parse_lines,
 )
 from papyra.persistence.backends._files.location import printable
+from papyra.persistence.backends._files.lock import lock_file
 from papyra.persistence.backends._files.scan import Advance, Part, Run, ScanResult, decode, walk
 from papyra.persistence.records import Kind, Record, kind_of
 from papyra.persistence.reports import PersistenceAnomaly

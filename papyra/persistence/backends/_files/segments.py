@@ -14,22 +14,20 @@ from pathlib import Path
 from papyra.exceptions import StoreMoved
 from papyra.persistence.backends._files.block_index import Totals
 from papyra.persistence.backends._files.close_mark import Closed
-from papyra.persistence.backends._files.compaction import (
-    Hidden,
-    aside_of,
-    drop_hidden,
-    is_hidden,
-    is_visible,
-    name_aside,
-    put_aside,
-    repair,
-)
-from papyra.persistence.backends._files.disk import Disk, FileLock, identity, is_regular
+from papyra.persistence.backends._files.compaction import Hidden, drop_hidden, is_hidden, is_visible
+from papyra.persistence.backends._files.disk import Disk, identity, is_regular
 from papyra.persistence.backends._files.index_cache import Recall
 from papyra.persistence.backends._files.journal import Mended, Told
 from papyra.persistence.backends._files.journal_file import JournalFile
 from papyra.persistence.backends._files.line import Line, head_length, parse_lines, tombstone
 from papyra.persistence.backends._files.location import Place, printable
+from papyra.persistence.backends._files.lock import FileLock
+from papyra.persistence.backends._files.quarantine import (
+    quarantine,
+    quarantine_directory,
+    quarantine_name,
+)
+from papyra.persistence.backends._files.repair import repair
 from papyra.persistence.backends._files.saved_index import Sidecar, read_sidecar, write_sidecar
 from papyra.persistence.backends._files.scan import Advance, ScanResult
 from papyra.persistence.backends.store import MAX_SEQ, Batch
@@ -547,8 +545,8 @@ class Segments:
         mended = Mended()
         found = self.scan()
         anomalies, mended_through = found.anomalies, set[int | None]()
-        place = aside_of(config, Path(os.path.realpath(self.path)).parent)
-        aside = name_aside(self.path, place)
+        place = quarantine_directory(config, Path(os.path.realpath(self.path)).parent)
+        aside = quarantine_name(self.path, place)
         by_place: dict[str | None, list[PersistenceAnomaly]] = {}
         for anomaly in anomalies:
             by_place.setdefault(anomaly.location, []).append(anomaly)
@@ -558,7 +556,7 @@ class Segments:
             strays = any(a.seq is not None and not segment.belongs(a.seq) for a in here)
             if here and (strays or config.mode == "quarantine"):
                 self._make_aside(aside, mended)
-                mended.moved.append(put_aside(segment, aside / segment.path.name))
+                mended.moved.append(quarantine(segment, aside / segment.path.name))
             if here:
                 mended.removed += repair(segment)
                 mended_through.add(segment.through)

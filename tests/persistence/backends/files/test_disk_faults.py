@@ -21,7 +21,8 @@ import pytest
 from papyra.exceptions import BackendInUse, StoreError
 from papyra.persistence import PersistenceRecoveryConfig
 from papyra.persistence.backends._files import store as file_store
-from papyra.persistence.backends._files.disk import Disk, FileLock
+from papyra.persistence.backends._files.disk import Disk
+from papyra.persistence.backends._files.lock import FileLock
 from papyra.persistence.backends._files.store import FilePersistence
 from papyra.persistence.backends.json import JsonFilePersistence
 from papyra.persistence.backends.retention import RetentionPolicy

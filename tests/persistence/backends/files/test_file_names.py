@@ -17,7 +17,8 @@ import pytest
 from papyra import ActorSystem
 from papyra.exceptions import BackendInUse, InvalidPath, StoreChanged, StoreError, StoreMoved
 from papyra.persistence import Append, PersistenceActor, PersistenceRecoveryConfig, codec
-from papyra.persistence.backends._files.disk import Disk, FileLock
+from papyra.persistence.backends._files.disk import Disk
+from papyra.persistence.backends._files.lock import FileLock
 from papyra.persistence.backends._files.store import FilePersistence
 from papyra.persistence.backends.base import Batch
 from papyra.persistence.backends.json import JsonFilePersistence

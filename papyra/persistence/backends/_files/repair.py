@@ -1,0 +1,58 @@
+"""The repair of a file: a recovery keeps every line that can be read."""
+
+from __future__ import annotations
+
+import heapq
+from sys import maxsize
+
+from papyra.persistence.backends._files.journal_file import JournalFile
+from papyra.persistence.backends._files.line import (
+    BadLine,
+    Line,
+)
+from papyra.persistence.backends._files.rewrite import Rewrite, ascending
+from papyra.persistence.backends._files.scan import Run, ScanResult, decode
+
+__all__ = ("repair",)
+
+
+def repair(journal: JournalFile) -> int:
+    """Rewrite a file with every line that can be read and belongs there, each once, in order.
+
+    Lines of a newer version, and records of an unknown kind, are kept as they are. Returns how many
+    lines, or what should have been lines, were left out.
+    """
+    found = ScanResult(tail_seq=journal.base, last_seq=journal.base)
+    strays: dict[int, Line] = {}
+    before, removed = journal.base, 0
+    for part in journal.walk(found):
+        match part:
+            case Run(_, first_seq, records, _, _):
+                before = first_seq + len(records) - 1
+            case BadLine(), _:
+                removed += 1
+            case Line() as line, _ if not journal.belongs(line.seq):
+                removed += 1
+            case Line() as line, _ if line.seq > before:
+                before = line.seq
+            case Line() as line, _:
+                # Out of its place: a second time, or the only one there is?
+                removed += line.seq in strays
+                strays.setdefault(line.seq, line)
+    last_seq = max(journal.last_seq, found.last_seq)
+    if journal.through is not None:
+        last_seq = journal.through
+    elif found.last_seq >= journal.last_seq and all(a.kind == "torn" for a in found.anomalies):
+        journal.cut()
+        return removed
+    end = min((a.offset or 0 for a in found.anomalies if a.kind == "torn"), default=maxsize)
+    doubled: set[int] = set()
+    if strays:
+        doubled = {line.seq for line in ascending(journal, end) if line.seq in strays}
+    only = (strays[seq] for seq in sorted(strays.keys() - doubled))
+    with Rewrite(journal) as copy:
+        for line in heapq.merge(ascending(journal, end), only, key=lambda line: line.seq):
+            record, _ = decode(line)
+            copy.add(line, record)
+        copy.finish(last_seq)
+    return removed + len(doubled)

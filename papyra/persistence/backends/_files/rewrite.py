@@ -1,0 +1,94 @@
+"""The rewriting of a file: a new one takes its place as a whole, or not at all."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+from collections.abc import Iterator
+from typing import Self
+
+from papyra.persistence.backends._files.block_index import Block, SparseIndex
+from papyra.persistence.backends._files.journal_file import JournalFile
+from papyra.persistence.backends._files.line import (
+    Line,
+    tombstone,
+)
+from papyra.persistence.records import Record, kind_of
+
+__all__ = ("Rewrite", "ascending")
+
+#: Bytes that are written at once.
+_CHUNK = 1024 * 1024
+
+
+class Rewrite:
+    """What is to take a file's place; entered, it is written, and in the end it does."""
+
+    def __init__(self, journal: JournalFile) -> None:
+        self._journal = journal
+        self._disk = journal.disk
+        self._index = SparseIndex()
+        self._end = 0
+        self._unwritten = bytearray()
+        #: the `seq` of the last line
+        self.after = journal.base
+
+    def __enter__(self) -> Self:
+        self._handed_over = False
+        self._fd = self._journal.begin_anew()
+        return self
+
+    def __exit__(self, exc_type: type[BaseException] | None, *_: object) -> None:
+        if exc_type is not None and not self._handed_over:
+            with contextlib.suppress(OSError):
+                self._disk.close(self._fd)
+            with contextlib.suppress(OSError):
+                self._disk.remove(self._journal.temporary)
+
+    def add(self, line: Line, record: Record | None) -> None:
+        """Take over a line, as it must be in its new place."""
+        if record is None:
+            if not line.is_tombstone:
+                self._index.add_other(self._end, line.seq)
+        else:
+            kind, size = kind_of(record), len(line.record)
+            self._index.add(self._end, line.seq, kind, record.timestamp, size)
+        self._put(line.moved_after(self.after), line.seq)
+
+    def add_block(self, data: bytes, block: Block, last_seq: int) -> None:
+        """Take over a block as it is."""
+        self._index.add_block(block._replace(offset=self._end))
+        self._put(data, last_seq)
+
+    def finish(self, last_seq: int) -> None:
+        """Say up to where the numbers were given, and put the copy in the file's place."""
+        if self.after != last_seq:
+            self._put(tombstone(last_seq, self.after), last_seq)
+        self._write()
+        self._disk.sync(self._fd)
+        self._journal.take_over(self._fd, self._index, self._end)
+        self._handed_over = True
+        self._journal.sync_name()
+
+    def _put(self, data: bytes, last_seq: int) -> None:
+        self._unwritten += data
+        self._end += len(data)
+        self.after = last_seq
+        if len(self._unwritten) >= _CHUNK:
+            self._write()
+
+    def _write(self) -> None:
+        position = self._end - len(self._unwritten)
+        while self._unwritten:
+            written = self._disk.write(self._fd, bytes(self._unwritten), position)
+            del self._unwritten[:written]
+            position += written
+
+
+def ascending(journal: JournalFile, end: int) -> Iterator[Line]:
+    """Yield the good lines before byte `end`, each of which comes after the one before."""
+    before = journal.base
+    for line in itertools.takewhile(lambda line: line.offset < end, journal.parsed()):
+        if isinstance(line, Line) and line.seq > before and journal.belongs(line.seq):
+            before = line.seq
+            yield line
