@@ -18,7 +18,7 @@ def main() -> None:
     except ModuleNotFoundError as error:
         if error.name is None or error.name.partition(".")[0] == "papyra":
             raise
-        from papyra.cli._errors import missing_extra  # noqa: PLC0415
+        from papyra.cli._exit_codes import missing_extra  # noqa: PLC0415
 
         sys.exit(f"error: {missing_extra(error.name)}")
     except KeyboardInterrupt:  # so soon

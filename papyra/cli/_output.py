@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeAlias
 import msgspec
 from cyclopts import Parameter
 
-from papyra.cli._errors import CommandFailed, WrongUse
+from papyra.cli._exit_codes import CommandFailed, WrongUse
 from papyra.persistence.codec import to_json
 from papyra.persistence.reports import ReportProgress, ScanProgress
 

@@ -11,7 +11,7 @@ from typing import Annotated, TypeAlias
 
 from cyclopts import Parameter
 
-from papyra.cli._errors import CommandFailed, NothingToDo, WrongUse
+from papyra.cli._exit_codes import CommandFailed, NothingToDo, WrongUse
 from papyra.cli._output import progress, tell
 from papyra.conf import backend_from_url, settings
 from papyra.persistence.backends import registry

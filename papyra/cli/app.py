@@ -17,7 +17,7 @@ from contextlib import contextmanager
 
 from cyclopts import App, CycloptsError, Group, Parameter
 
-from papyra.cli._errors import (
+from papyra.cli._exit_codes import (
     FAILED,
     INTERRUPTED,
     SUCCEEDED,

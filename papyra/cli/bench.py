@@ -11,7 +11,7 @@ from contextlib import asynccontextmanager
 import anyio
 import msgspec
 
-from papyra.cli._errors import WrongUse
+from papyra.cli._exit_codes import WrongUse
 from papyra.cli._output import AsJson, is_terminal, progress, show_json, show_table, tell
 from papyra.cli._store_argument import backend_at, home_of, name_of, place_of
 from papyra.cli._units import Count, said_count

@@ -12,7 +12,7 @@ import anyio
 import msgspec
 from cyclopts import Parameter
 
-from papyra.cli._errors import (
+from papyra.cli._exit_codes import (
     ANOMALIES_FOUND,
     ANOMALIES_LEFT,
     SUCCEEDED,

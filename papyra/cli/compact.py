@@ -7,7 +7,7 @@ import sys
 import anyio
 import msgspec
 
-from papyra.cli._errors import CommandFailed, WrongUse
+from papyra.cli._exit_codes import CommandFailed, WrongUse
 from papyra.cli._output import AsJson, Yes, confirm, show_json, show_table, tell
 from papyra.cli._store_argument import StoreName, backend_at, name_of, reading
 from papyra.cli._units import Count, Duration, Size, said_bytes

@@ -9,7 +9,7 @@ from typing import Annotated
 import anyio
 from cyclopts import Parameter
 
-from papyra.cli._errors import ANOMALIES_FOUND, SUCCEEDED, CommandFailed, WrongUse
+from papyra.cli._exit_codes import ANOMALIES_FOUND, SUCCEEDED, CommandFailed, WrongUse
 from papyra.cli._output import AsJson, progress, show_json, tell
 from papyra.cli._store_argument import (
     backend_at,

@@ -13,7 +13,7 @@ import anyio
 import msgspec
 from cyclopts import Parameter
 
-from papyra.cli._errors import WrongUse
+from papyra.cli._exit_codes import WrongUse
 from papyra.cli._no_matches import why_nothing
 from papyra.cli._output import AsJson, console, is_terminal, tell, write
 from papyra.cli._records import json_lines, styled, tabbed_lines

@@ -11,7 +11,7 @@ import anyio
 import msgspec
 from cyclopts import Parameter
 
-from papyra.cli._errors import WrongUse
+from papyra.cli._exit_codes import WrongUse
 from papyra.cli._output import (
     AsJson,
     is_terminal,

@@ -11,7 +11,7 @@ import anyio
 from cyclopts import Parameter
 from rich.cells import cell_len, set_cell_size
 
-from papyra.cli._errors import WrongUse
+from papyra.cli._exit_codes import WrongUse
 from papyra.cli._lifecycles import Life, Lives, What, read_lives
 from papyra.cli._no_matches import why_nothing
 from papyra.cli._output import (

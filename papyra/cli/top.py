@@ -14,7 +14,7 @@ import anyio
 import msgspec
 from cyclopts import Parameter
 
-from papyra.cli._errors import WrongUse
+from papyra.cli._exit_codes import WrongUse
 from papyra.cli._output import AsJson, console, is_terminal, rows, show_json, text, write
 from papyra.cli._records import styled
 from papyra.cli._store_argument import StoreName, name_of, reading

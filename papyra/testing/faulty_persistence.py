@@ -11,7 +11,7 @@ import anyio
 from papyra.clock import Clock, SystemClock
 from papyra.exceptions import InvalidRecord, InvalidSetting, PersistenceError
 from papyra.persistence.backends.base import PersistenceBackend
-from papyra.persistence.backends.commit import Committed
+from papyra.persistence.backends.group_commit import Committed
 from papyra.persistence.backends.store import Batch, Capabilities
 from papyra.persistence.backends.summary import summarize
 from papyra.persistence.messages import (

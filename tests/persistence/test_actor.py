@@ -34,7 +34,7 @@ from papyra.persistence import (
     Restore,
     Scan,
 )
-from papyra.persistence.backends import commit
+from papyra.persistence.backends import group_commit
 from papyra.persistence.backends.memory import InMemoryPersistence
 from papyra.testing import FaultyPersistence, wait_until_idle
 from tests.actors import event
@@ -116,7 +116,7 @@ async def test_a_commit_is_bounded_by_records_and_by_bytes(
         persistence = InMemoryPersistence()
         commits = commits_of(persistence)
         with monkeypatch.context() as patch:
-            patch.setattr(commit, limit, value)
+            patch.setattr(group_commit, limit, value)
             async with ActorSystem() as system:
                 ref = system.spawn(PersistenceActor, persistence)
                 for number in range(100):

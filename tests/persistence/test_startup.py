@@ -14,7 +14,7 @@ from papyra.persistence import (
     PersistenceScanReport,
     PersistenceStartupConfig,
 )
-from papyra.persistence.backends._files.line import _make_line
+from papyra.persistence.backends._files.line_format import _make_line
 from papyra.persistence.backends.base import PersistenceBackend
 from papyra.persistence.backends.json import JsonFilePersistence
 from papyra.persistence.backends.memory import InMemoryPersistence

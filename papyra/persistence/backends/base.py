@@ -21,7 +21,7 @@ from papyra.exceptions import (
     InvalidSetting,
 )
 from papyra.persistence.backends._session import StoreSession
-from papyra.persistence.backends.commit import Committed, commit
+from papyra.persistence.backends.group_commit import Committed, commit
 from papyra.persistence.backends.store import MAX_SEQ, Batch, Capabilities, Store
 from papyra.persistence.backends.summary import summarize
 from papyra.persistence.backends.verbs import PersistenceVerbs

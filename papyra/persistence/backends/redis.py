@@ -33,6 +33,7 @@ from papyra.persistence.backends._redis.consumer_groups import (
     deliveries_of,
 )
 from papyra.persistence.backends._redis.entry_format import id_of
+from papyra.persistence.backends._redis.fenced_writer import Writer
 from papyra.persistence.backends._redis.following import Follower
 from papyra.persistence.backends._redis.reader import Reader
 from papyra.persistence.backends._redis.repair import StoreRepair
@@ -46,7 +47,6 @@ from papyra.persistence.backends._redis.store_state import (
 from papyra.persistence.backends._redis.stream_iterator import Session
 from papyra.persistence.backends._redis.stream_scan import Findings
 from papyra.persistence.backends._redis.summary import StoreSummarizer
-from papyra.persistence.backends._redis.writer import Writer
 from papyra.persistence.backends.base import PersistenceBackend
 from papyra.persistence.backends.store import Batch, Capabilities
 from papyra.persistence.messages import Page, Read

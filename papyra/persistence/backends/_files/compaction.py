@@ -8,7 +8,7 @@ from typing import NamedTuple
 from papyra.exceptions import StoreError
 from papyra.persistence.backends._files.block_index import Block, Totals
 from papyra.persistence.backends._files.journal_file import JournalFile
-from papyra.persistence.backends._files.line import (
+from papyra.persistence.backends._files.line_format import (
     BadLine,
     last_seq_in,
     parse_lines,

@@ -17,7 +17,7 @@ from papyra.persistence.backends._files.block_index import SparseIndex, Totals
 from papyra.persistence.backends._files.close_mark import Closed
 from papyra.persistence.backends._files.disk import Disk, identity
 from papyra.persistence.backends._files.index_cache import Recall
-from papyra.persistence.backends._files.line import (
+from papyra.persistence.backends._files.line_format import (
     VERSION,
     BadLine,
     Line,

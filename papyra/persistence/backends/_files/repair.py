@@ -6,7 +6,7 @@ import heapq
 from sys import maxsize
 
 from papyra.persistence.backends._files.journal_file import JournalFile
-from papyra.persistence.backends._files.line import (
+from papyra.persistence.backends._files.line_format import (
     BadLine,
     Line,
 )

@@ -9,7 +9,7 @@ from typing import Self
 
 from papyra.persistence.backends._files.block_index import Block, SparseIndex
 from papyra.persistence.backends._files.journal_file import JournalFile
-from papyra.persistence.backends._files.line import (
+from papyra.persistence.backends._files.line_format import (
     Line,
     tombstone,
 )

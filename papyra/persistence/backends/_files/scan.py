@@ -10,7 +10,7 @@ from msgspec.structs import replace
 
 from papyra.exceptions import StoreError
 from papyra.persistence import codec
-from papyra.persistence.backends._files.line import (
+from papyra.persistence.backends._files.line_format import (
     VERSION,
     BadLine,
     Line,

@@ -19,7 +19,7 @@ from papyra.persistence.backends._files.disk import Disk, identity, is_regular
 from papyra.persistence.backends._files.index_cache import Recall
 from papyra.persistence.backends._files.journal import Mended, Told
 from papyra.persistence.backends._files.journal_file import JournalFile
-from papyra.persistence.backends._files.line import Line, head_length, parse_lines, tombstone
+from papyra.persistence.backends._files.line_format import Line, head_length, parse_lines, tombstone
 from papyra.persistence.backends._files.location import Place, printable
 from papyra.persistence.backends._files.lock import FileLock
 from papyra.persistence.backends._files.quarantine import (

@@ -15,7 +15,7 @@ from __future__ import annotations
 import codecs
 import re
 
-from papyra.persistence.backends._files.line import (
+from papyra.persistence.backends._files.line_format import (
     HEAD,
     OPENING,
     START,

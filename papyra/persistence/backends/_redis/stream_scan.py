@@ -17,7 +17,7 @@ from papyra.persistence.backends._redis.entry_format import (
     whole,
 )
 from papyra.persistence.backends._redis.store_state import Range, StoreState, StreamState
-from papyra.persistence.backends.commit import MAX_COMMIT_RECORDS
+from papyra.persistence.backends.group_commit import MAX_COMMIT_RECORDS
 from papyra.persistence.records import KINDS, Kind
 from papyra.persistence.reports import PersistenceAnomaly
 

@@ -13,7 +13,7 @@ import pytest
 from papyra import ActorSystem
 from papyra.exceptions import StoreDamaged
 from papyra.persistence import codec
-from papyra.persistence.backends._files.line import make_lines
+from papyra.persistence.backends._files.line_format import make_lines
 from papyra.persistence.backends._files.store import FilePersistence
 from papyra.persistence.backends.json import JsonFilePersistence
 from papyra.persistence.backends.retention import RetentionPolicy

@@ -20,7 +20,7 @@ from papyra.persistence import (
 )
 from papyra.persistence.backends._files.disk import Disk
 from papyra.persistence.backends._files.index_cache import Recall
-from papyra.persistence.backends._files.line import _make_line
+from papyra.persistence.backends._files.line_format import _make_line
 from papyra.persistence.backends._files.lock import FileLock
 from papyra.persistence.backends._files.saved_index import read_sidecar
 from papyra.persistence.backends._redis.entry_format import Entry, check

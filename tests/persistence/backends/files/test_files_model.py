@@ -23,7 +23,7 @@ from papyra.persistence import PersistenceRecoveryConfig, Read, Record
 from papyra.persistence.backends import page
 from papyra.persistence.backends._files import block_index, journal_file
 from papyra.persistence.backends._files.disk import Disk
-from papyra.persistence.backends._files.line import Line, parse_lines
+from papyra.persistence.backends._files.line_format import Line, parse_lines
 from papyra.persistence.backends._files.store import FilePersistence
 from papyra.persistence.backends.json import JsonFilePersistence
 from papyra.persistence.backends.retention import RetentionPolicy

@@ -14,7 +14,7 @@ import pytest
 from papyra import ActorSystem
 from papyra.exceptions import StoreDamaged
 from papyra.persistence import PersistenceScanReport, PersistenceStartupConfig, codec
-from papyra.persistence.backends._files.line import make_lines
+from papyra.persistence.backends._files.line_format import make_lines
 from papyra.persistence.backends.json import JsonFilePersistence
 from tests.actors import event
 

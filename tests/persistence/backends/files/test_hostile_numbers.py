@@ -13,7 +13,7 @@ import pytest
 
 from papyra.exceptions import PositionsExhausted, StoreError
 from papyra.persistence import PersistedEvent
-from papyra.persistence.backends._files.line import tombstone
+from papyra.persistence.backends._files.line_format import tombstone
 from papyra.persistence.backends.base import MAX_SEQ
 from papyra.persistence.backends.json import JsonFilePersistence
 from papyra.persistence.backends.memory import InMemoryPersistence

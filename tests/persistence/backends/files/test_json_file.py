@@ -24,7 +24,7 @@ from papyra.persistence import (
 from papyra.persistence.backends._files import block_index
 from papyra.persistence.backends._files.disk import Disk
 from papyra.persistence.backends._files.journal_file import JournalFile
-from papyra.persistence.backends._files.line import _make_line, make_lines
+from papyra.persistence.backends._files.line_format import _make_line, make_lines
 from papyra.persistence.backends._files.repair import repair
 from papyra.persistence.backends._files.scan import ScanResult
 from papyra.persistence.backends.json import JsonFilePersistence

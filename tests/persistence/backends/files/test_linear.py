@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 
 from papyra.persistence import codec
-from papyra.persistence.backends._files import line, torn_tail
+from papyra.persistence.backends._files import line_format, torn_tail
 from papyra.persistence.backends._files.disk import Disk
-from papyra.persistence.backends._files.line import make_lines
+from papyra.persistence.backends._files.line_format import make_lines
 from papyra.persistence.backends.json import JsonFilePersistence
 from tests.actors import event
 
@@ -123,10 +123,10 @@ async def cost(path: Path, what: str, monkeypatch: pytest.MonkeyPatch) -> int:
     """Return the bytes that were looked at."""
     work = Work()
     with monkeypatch.context() as patched:
-        patched.setattr(line, "crc32", work.crc32)
+        patched.setattr(line_format, "crc32", work.crc32)
         for module, name in (
-            (line, "HEAD"),
-            (line, "START"),
+            (line_format, "HEAD"),
+            (line_format, "START"),
             (torn_tail, "START"),
             (torn_tail, "_HOLE"),
             (torn_tail, "_TOKEN"),

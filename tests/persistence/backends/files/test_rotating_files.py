@@ -18,7 +18,7 @@ from papyra.persistence import (
     Record,
 )
 from papyra.persistence.backends._files.disk import Disk
-from papyra.persistence.backends._files.line import tombstone
+from papyra.persistence.backends._files.line_format import tombstone
 from papyra.persistence.backends.retention import RetentionPolicy
 from papyra.persistence.backends.rotating import RotatingFilePersistence
 from tests.actors import Echo, event

@@ -1,4 +1,4 @@
-"""How a command ends when it does not succeed."""
+"""The exit codes of the command, and the errors that lead to them."""
 
 from __future__ import annotations
 
