@@ -136,7 +136,7 @@ class Read(Request[Page], frozen=True):
                 raise InvalidRequest(f"{name} is a whole number, 0 or greater, not {shown(value)}")
         for name in ("since", "until"):
             value = getattr(self, name)
-            if value is not None and (type(value) not in (float, int) or math.isnan(value)):
+            if value is not None and not _is_moment(value):
                 raise InvalidRequest(f"{name} is Unix time in seconds, not {shown(value)}")
         for name in ("event_type", "actor"):
             value = getattr(self, name)
@@ -225,6 +225,13 @@ class Compact(Request[CompactionReport], frozen=True):
 
 class Flush(Request[Flushed], frozen=True):
     """Make everything appended so far as durable as the backend can."""
+
+
+def _is_moment(value: object) -> bool:
+    try:
+        return type(value) in (float, int) and not math.isnan(value)  # type: ignore[arg-type]
+    except OverflowError:  # an integer beyond all floats
+        return False
 
 
 AnyRequest: TypeAlias = (
