@@ -364,11 +364,8 @@ class FaultyStore:
 
     async def summarize(self, intervals: int) -> StoreSummary:
         """Sum up the wrapped store; for faults, that is one read."""
-        policy, now = self._host.retention, self._host.clock()
         return await self._faults.attempt(
-            "read",
-            lambda: summarize(self._store, intervals, policy, now),
-            request=Summarize(intervals),
+            "read", lambda: summarize(self._store, intervals), request=Summarize(intervals)
         )
 
     async def scan(self, report_progress: ReportProgress) -> PersistenceScanReport:

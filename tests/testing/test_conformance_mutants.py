@@ -15,6 +15,7 @@ from anyio.lowlevel import checkpoint
 from papyra.exceptions import PersistenceError, UnencodablePayload
 from papyra.persistence import (
     AppendMany,
+    Compact,
     CompactionReport,
     Page,
     PersistenceRecoveryConfig,
@@ -24,6 +25,7 @@ from papyra.persistence import (
     Record,
     Restore,
     StoreSummary,
+    Summarize,
     codec,
 )
 from papyra.persistence.backends.base import Host, PersistenceBackend
@@ -619,14 +621,22 @@ class RestoresWhatIsThere(Shelf):
 @breaks("test_a_summary_counts_what_is_stored")
 class SumsUpEventsAlone(ShelfStore):
     async def summarize(self, intervals: int) -> StoreSummary:
-        summary = await summarize(ShelfStore(self.disk), intervals, RetentionPolicy(), 0.0)
+        summary = await summarize(ShelfStore(self.disk), intervals)
         return msgspec.structs.replace(summary, records={"event": summary.records["event"]})
 
 
 @breaks("test_a_summary_counts_what_is_stored")
 class SumsUpInOneInterval(ShelfStore):
     async def summarize(self, intervals: int) -> StoreSummary:
-        return await summarize(ShelfStore(self.disk), 1, RetentionPolicy(), 0.0)
+        return await summarize(ShelfStore(self.disk), 1)
+
+
+@breaks("test_a_summary_counts_what_retention_hides")
+class SumsUpWhatReadsShow(Shelf):
+    async def _handle(self, request: Any) -> object:
+        if isinstance(request, Summarize):
+            await super()._handle(Compact())
+        return await super()._handle(request)
 
 
 @breaks("test_a_dry_run_says_what_a_compaction_does")

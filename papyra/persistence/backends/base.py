@@ -296,9 +296,7 @@ class PersistenceBackend(PersistenceVerbs, PersistenceMetricsMixin):
             case Restore(records):
                 return await self._session.restore(records)
             case Summarize(intervals):
-                return await self._session.attempt(
-                    "read", summarize, self.store, intervals, self._retention, self.clock()
-                )
+                return await self._session.attempt("read", summarize, self.store, intervals)
             case Read():
                 page = await self._session.attempt(
                     "read", self.store.read, request, self._retention, self.clock()

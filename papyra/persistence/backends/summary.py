@@ -20,6 +20,8 @@ __all__ = ("Span", "spread", "summarize")
 #: From when to when (Unix time in seconds) there are how many records.
 Span = tuple[float, float, int]
 
+_EVERYTHING = RetentionPolicy()
+
 
 def spread(spans: Iterable[Span], oldest: float, newest: float, intervals: int) -> tuple[int, ...]:
     """Return how many records there are in each of so many parts of a time, about.
@@ -45,10 +47,8 @@ def spread(spans: Iterable[Span], oldest: float, newest: float, intervals: int) 
     return tuple(after - before for before, after in pairwise([0, *upto]))
 
 
-async def summarize(
-    store: Store, intervals: int, policy: RetentionPolicy, now: float
-) -> StoreSummary:
-    """Sum up a store, by reading all that `policy` shows at Unix time `now` if it can't itself."""
+async def summarize(store: Store, intervals: int) -> StoreSummary:
+    """Sum up a store, what retention hides included; by reading all of it if it can't itself."""
     if isinstance(store, Summarizing):
         return await store.summarize(intervals)
     records: dict[Kind, int] = dict.fromkeys(KINDS, 0)
@@ -57,7 +57,7 @@ async def summarize(
     for kind in KINDS:
         request, more = Read(kind), True
         while more:
-            page = await store.read(request, policy, now)
+            page = await store.read(request, _EVERYTHING, 0.0)
             records[kind] += len(page.records)
             sizes[kind] += sum(map(codec.stored_size, page.records))
             times.extend(record.timestamp for record in page.records)
