@@ -20,6 +20,7 @@ from papyra.exceptions import (
     InvalidRequest,
     InvalidSetting,
 )
+from papyra.persistence.backends._bounds import bounded_policy, bounded_read
 from papyra.persistence.backends._session import StoreSession
 from papyra.persistence.backends.group_commit import Committed, commit
 from papyra.persistence.backends.store import MAX_SEQ, Batch, Capabilities, Store
@@ -298,8 +299,9 @@ class PersistenceBackend(PersistenceVerbs, PersistenceMetricsMixin):
             case Summarize(intervals):
                 return await self._session.attempt("read", summarize, self.store, intervals)
             case Read():
+                policy = bounded_policy(self._retention)
                 page = await self._session.attempt(
-                    "read", self.store.read, request, self._retention, self.clock()
+                    "read", self.store.read, bounded_read(request), policy, self.clock()
                 )
                 self._session.saw(page.records)
                 self.metrics.reads += 1
@@ -334,6 +336,7 @@ class PersistenceBackend(PersistenceVerbs, PersistenceMetricsMixin):
         return report
 
     async def _compact(self, policy: RetentionPolicy, *, dry_run: bool) -> CompactionReport:
+        policy = bounded_policy(policy)
         report = await self._session.attempt(
             "compaction", self.store.compact, policy, self.clock(), dry_run=dry_run
         )

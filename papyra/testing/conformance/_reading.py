@@ -20,6 +20,7 @@ from papyra.persistence.records import (
     PersistedEvent,
     Record,
 )
+from papyra.persistence.retention import RetentionPolicy
 from papyra.testing._list_model import read_pages, read_to_the_end
 from papyra.testing.conformance._fixtures import (
     T0,
@@ -203,6 +204,30 @@ class Reading:
                 await ref.ask(Append(an_event(number)))
                 newest = await backend.list_events(limit=1)
                 assert newest[0].seq == number
+
+    async def test_numbers_may_be_greater_than_any_column_of_a_store(
+        self, make_backend: MakeBackend
+    ) -> None:
+        huge = 10**30
+        policy = RetentionPolicy(max_records=huge, max_age_seconds=huge, max_total_bytes=huge)
+        async with make_backend(retention_policy=policy) as backend:
+            await backend.append(*map(an_event, range(1, 4)))
+            cases: list[tuple[dict[str, Any], list[int]]] = [
+                ({"after": huge}, []),
+                ({"before": huge}, [1, 2, 3]),
+                ({"limit": huge}, [1, 2, 3]),
+                ({"since": huge}, []),
+                ({"since": -huge, "until": huge}, [1, 2, 3]),
+                ({"since": -math.inf, "until": math.inf}, [1, 2, 3]),
+            ]
+            for arguments, found in cases:
+                for newest in (False, True):
+                    page = await backend.read("event", newest=newest, **arguments)
+                    assert [record.seq for record in page.records] == found, arguments
+                    assert not page.more
+            for dry_run in (True, False):
+                report = await backend.compact(policy, dry_run=dry_run)
+                assert report.records_before == report.records_after == 3
 
     async def test_a_read_that_makes_no_sense_is_refused(self, make_backend: MakeBackend) -> None:
         wrong: list[dict[str, Any]] = [

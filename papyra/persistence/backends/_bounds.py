@@ -1,0 +1,40 @@
+"""Numbers that every store can count with, in place of what was asked for."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+from papyra.persistence.backends.store import MAX_SEQ
+from papyra.persistence.messages import Read
+from papyra.persistence.retention import RetentionPolicy
+
+__all__ = ("bounded_policy", "bounded_read")
+
+#: What fits into a column of 64 bits.
+_GREATEST = 2**63 - 1
+
+
+def bounded_read(request: Read) -> Read:
+    """Return a read that finds the same, with positions that may be given, and times as floats."""
+    changes: dict[str, Any] = {}
+    for name, greatest in (("after", MAX_SEQ), ("before", MAX_SEQ + 1), ("limit", MAX_SEQ)):
+        value = getattr(request, name)
+        if value is not None and value > greatest:
+            changes[name] = greatest
+    for name in ("since", "until"):
+        value = getattr(request, name)
+        if type(value) is int:
+            changes[name] = float(value)
+    return msgspec.structs.replace(request, **changes) if changes else request
+
+
+def bounded_policy(policy: RetentionPolicy) -> RetentionPolicy:
+    """Return a policy that keeps the same, and counts in 64 bits."""
+    changes: dict[str, Any] = {
+        name: _GREATEST
+        for name in ("max_records", "max_total_bytes")
+        if (value := getattr(policy, name)) is not None and value > _GREATEST
+    }
+    return msgspec.structs.replace(policy, **changes) if changes else policy
