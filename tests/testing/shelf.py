@@ -40,6 +40,8 @@ class Disk:
 
     lines: list[tuple[int, bytes]] = dataclasses.field(default_factory=list)
     last_seq: int = 0
+    #: what recoveries have put into quarantine
+    aside: list[tuple[int, bytes]] = dataclasses.field(default_factory=list)
 
 
 class ShelfStore:
@@ -141,11 +143,12 @@ class ShelfStore:
     async def recover(self, config: PersistenceRecoveryConfig) -> PersistenceRecoveryReport:
         await checkpoint()
         good = [(seq, line) for seq, line in self.disk.lines if self._decoded(seq, line)]
-        removed = len(self.disk.lines) - len(good)
+        bad = [pair for pair in self.disk.lines if pair not in good]
+        aside = bad if config.mode == "quarantine" else []
         self.disk.lines = good
-        return PersistenceRecoveryReport(
-            "shelf", True, self._report(), records_kept=len(good), records_removed=removed
-        )
+        self.disk.aside += aside
+        places = tuple(f"aside, line {seq}" for seq, _ in aside)
+        return PersistenceRecoveryReport("shelf", True, self._report(), len(good), len(bad), places)
 
     async def compact(
         self, policy: RetentionPolicy, now: float, *, dry_run: bool

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
 from papyra.persistence.backends.base import (
     PersistenceBackend,
 )
+from papyra.persistence.records import KINDS
 from papyra.persistence.reports import PersistenceRecoveryConfig
 from papyra.testing.conformance._fixtures import (
     MakeBackend,
@@ -12,6 +17,12 @@ from papyra.testing.conformance._fixtures import (
     an_event,
     everything,
 )
+
+
+def _files_outside(directory: str, places: Sequence[str]) -> list[str]:
+    """Return what is a file elsewhere; a store that keeps no files has its own sort of places."""
+    paths = map(Path, places)
+    return [str(path) for path in paths if path.exists() and not path.is_relative_to(directory)]
 
 
 class Recovery:
@@ -66,6 +77,17 @@ class Recovery:
                 assert report.anomalies
                 assert not report.is_clean
 
+    async def test_what_can_not_be_read_is_passed_over(self, make_backend: MakeBackend) -> None:
+        if not make_backend().capabilities.recovery:
+            return
+        async with await self._damaged(make_backend) as backend:
+            left = [1, 2, 3, 5, 6, 7, 8, 9, 10]
+            assert [record.seq for record in await everything(backend)] == left
+            for kind in KINDS:
+                pages = [await backend.read(kind, newest=newest) for newest in (False, True)]
+                assert pages[0].records == pages[1].records
+            assert backend.last_seq == 10
+
     async def test_recovery_keeps_every_record_that_can_be_read(
         self, make_backend: MakeBackend
     ) -> None:
@@ -79,6 +101,30 @@ class Recovery:
             assert [r.seq for r in await everything(backend)] == [1, 2, 3, 5, 6, 7, 8, 9, 10]
             assert (await backend.scan()).is_clean
             assert (await backend.append(an_event(11))).first_seq == 11
+
+    async def test_a_quarantine_says_where_the_originals_are(
+        self, make_backend: MakeBackend
+    ) -> None:
+        if not make_backend().capabilities.recovery:
+            return
+        with tempfile.TemporaryDirectory() as aside:
+            async with await self._damaged(make_backend) as backend:
+                report = await backend.recover(PersistenceRecoveryConfig("quarantine", aside))
+                assert report.scan.is_clean
+                assert report.records_kept == len(await everything(backend)) == 9
+                assert report.quarantined
+                assert not _files_outside(aside, report.quarantined)
+
+    async def test_a_report_names_its_store(self, make_backend: MakeBackend) -> None:
+        async with make_backend() as backend:
+            await backend.append(an_event(1))
+            names = [
+                (await backend.scan()).backend,
+                (await backend.recover()).backend,
+                (await backend.compact()).backend,
+                (await backend.summarize()).backend,
+            ]
+            assert set(names) == {backend.store.name}
 
     async def _damaged(self, make_backend: MakeBackend) -> PersistenceBackend:
         """Return a closed backend with ten records, of which number 4 is damaged."""

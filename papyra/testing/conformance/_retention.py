@@ -50,11 +50,13 @@ class Retention:
             assert await backend.list_events() == []
 
     async def test_retention_counts_encoded_bytes(self, make_backend: MakeBackend) -> None:
-        size = len(msgspec.json.encode(an_event(1)))
+        text = "尺寸"  # of two characters, and six bytes
+        events = [an_event(number, payload=text) for number in range(1, 8)]
+        size = len(msgspec.json.encode(events[0]))
         for budget, kept in ((3 * size, 3), (3 * size - 1, 2), (size - 1, 0)):
             policy = RetentionPolicy(max_total_bytes=budget)
             async with make_backend(retention_policy=policy) as backend:
-                await backend.append(*map(an_event, range(1, 8)))
+                await backend.append(*events)
                 assert len(await backend.list_events()) == kept, budget
 
     async def test_retention_and_reads_combine(self, make_backend: MakeBackend) -> None:
