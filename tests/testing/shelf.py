@@ -15,7 +15,7 @@ import anyio
 import msgspec
 from anyio.lowlevel import checkpoint
 
-from papyra.exceptions import StoreError
+from papyra.exceptions import StoreError, StoreFenced
 from papyra.persistence import (
     CompactionReport,
     Page,
@@ -70,10 +70,15 @@ class ShelfStore:
 
     async def append(self, batch: Batch) -> None:
         await checkpoint()
+        self._check_writer(batch)
         with anyio.CancelScope(shield=True):
             for seq, line in enumerate(batch.encoded, batch.first_seq):
                 await self._write_line(seq, line)
             self.disk.last_seq = batch.first_seq + len(batch.encoded) - 1
+
+    def _check_writer(self, batch: Batch) -> None:
+        if batch.first_seq <= self.disk.last_seq:
+            raise StoreFenced(f"somebody else wrote up to {self.disk.last_seq}")
 
     async def _write_line(self, seq: int, line: bytes) -> None:
         if seq % 1000 == 0:

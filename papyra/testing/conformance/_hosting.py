@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import random
 
 import anyio
@@ -13,12 +14,15 @@ from papyra.exceptions import (
     BackendClosed,
     BackendInUse,
     InvalidRecord,
+    PersistenceError,
 )
 from papyra.persistence.actor import PersistenceActor
 from papyra.persistence.backends.base import (
     Batch,
+    PersistenceBackend,
 )
 from papyra.persistence.messages import Append, AppendMany
+from papyra.persistence.retention import RetentionPolicy
 from papyra.system import ActorSystem
 from papyra.testing._cancel import cancel_at_each_await
 from papyra.testing._list_model import ListModel
@@ -95,6 +99,38 @@ class Sharing:
             stored = [event.payload["n"] for event in await backend.list_events()]
             assert stored[::2] == stored[1::2]
             assert sorted([*stored[::2], *refused]) == list(range(5))
+
+    async def test_two_writers_never_get_the_same_position(self, make_backend: MakeBackend) -> None:
+        first, second = make_backend(), make_backend()
+        if not first.capabilities.durable:
+            return  # each has a store of its own
+        given: dict[int | None, int] = {}
+
+        async def append(backend: PersistenceBackend, *numbers: int) -> None:
+            # It may be kept out, or be told that it is not the writer any more.
+            with contextlib.suppress(PersistenceError):
+                appended = await backend.append(*map(an_event, numbers))
+                for seq, number in enumerate(numbers, appended.first_seq):
+                    assert seq not in given, seq
+                    given[seq] = number
+
+        await append(first, 1, 2)
+        await append(second, 3)
+        with contextlib.suppress(PersistenceError):
+            await second.compact(RetentionPolicy(max_age_seconds=1))  # they are years old
+        for backend, numbers in ((first, (4, 5)), (first, (6,)), (second, (7,)), (first, (8,))):
+            await append(backend, *numbers)
+        for backend in (first, second):
+            with contextlib.suppress(PersistenceError):
+                await backend.aclose()
+        async with make_backend() as backend:
+            events = await backend.list_events()
+            stored = {event.seq: event.payload["n"] for event in events}
+            assert len(stored) == len(events)
+            assert stored.items() <= given.items()
+            assert {number for number in given.values() if number > 3} <= set(stored.values())
+            assert (await backend.scan()).is_clean
+            assert (await backend.append(an_event(9))).first_seq > max(seq or 0 for seq in given)
 
     async def test_many_tasks_share_a_hosted_backend(self, make_backend: MakeBackend) -> None:
         async with hosted(make_backend()) as (backend, ref):
