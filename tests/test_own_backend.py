@@ -113,6 +113,35 @@ async def test_every_command_knows_it(tmp_path: Path) -> None:
     assert json.loads(papyra("scan", f"commits:{tmp_path}/b", "--json"))["records_scanned"] == 5
 
 
+MEASURED = """
+import dataclasses
+import sys
+import own_backend
+
+def from_url(url, *, read_only):
+    print("made", url, file=sys.stderr)
+    return own_backend.from_url(url, read_only=read_only)
+
+REGISTRATION = dataclasses.replace(
+    own_backend.REGISTRATION, from_url=from_url, file_name="a commit/"
+)
+"""
+
+
+def test_what_is_measured_by_its_kind_is_of_that_kind(
+    installed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (installed / "measured.py").write_text(MEASURED)
+    (entries,) = installed.glob("*/entry_points.txt")
+    entries.write_text(f"[{registry.GROUP}]\ncommits = measured:REGISTRATION\n")
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    command = [sys.executable, "-m", "papyra.cli", "bench", "commits", "--records", "100"]
+    result = subprocess.run(command, check=False, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    assert f"made commits://{tmp_path}/papyra-bench-" in result.stderr
+    assert [path.name for path in tmp_path.iterdir()] == [installed.name]
+
+
 def test_tests_run_on_it(installed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (installed / "test_it.py").write_text(
         "def test_it(persistence):\n    assert persistence.store.name == 'commits'\n"

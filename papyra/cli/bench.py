@@ -7,6 +7,7 @@ import tempfile
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
+from urllib.parse import quote
 
 import anyio
 import msgspec
@@ -174,7 +175,7 @@ async def _scratch(store: str) -> AsyncIterator[PersistenceBackend]:
     """Make a store of the same sort in the same place, and remove it afterwards."""
     if file_name := _file_name(store):
         with tempfile.TemporaryDirectory(prefix="papyra-bench-") as directory:
-            yield backend_at(f"{directory}/{file_name}")
+            yield _new_at(f"{directory}/{file_name}", store)
         return
     backend = backend_at(store)
     place = place_of(backend)
@@ -186,9 +187,20 @@ async def _scratch(store: str) -> AsyncIterator[PersistenceBackend]:
     else:
         registration = registry.find(backend.store.name)
         if registration is None or registration.beside is None:
-            raise WrongUse(f"a {type(backend).__name__} can't be measured: its place is not known")
+            raise WrongUse(
+                f"{name_of(backend)} can't be measured: there is no way to make "
+                "a new store of the same kind beside it"
+            )
         async with registration.beside(backend) as made:
             yield made
+
+
+def _new_at(path: str, kind: str) -> PersistenceBackend:
+    """Return a new store of a kind at a path, which need not tell that it is of that kind."""
+    registration = registry.find(kind)
+    if registration is None or registration.is_path_of is not None:
+        return backend_at(path)
+    return registration.from_url(f"{kind}://{quote(path)}", read_only=False)
 
 
 def _file_name(store: str) -> str | None:
