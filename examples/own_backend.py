@@ -20,6 +20,7 @@ import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Literal
 
 import anyio
 
@@ -100,14 +101,16 @@ class CommitFiles:
             for seq, line in enumerate(lines, first):
                 records, size = records + bool(line), size + len(line)
                 if line and decoded(seq, line) is None:
+                    kind = fault_of(line)
                     path = str(self._path(first))
-                    anomalies.append(PersistenceAnomaly("corrupt", "no record", path, seq=seq))
+                    anomalies.append(PersistenceAnomaly(kind, "it can't be read", path, seq=seq))
             report_progress(ScanProgress(done, len(commits)))
         return PersistenceScanReport(self.name, records, size, tuple(anomalies))
 
     async def recover(self, config: PersistenceRecoveryConfig) -> PersistenceRecoveryReport:
         self._must_write()
-        bad = {anomaly.seq for anomaly in (await self.scan(lambda _: None)).anomalies}
+        found = (await self.scan(lambda _: None)).anomalies
+        bad = {anomaly.seq for anomaly in found if anomaly.kind == "corrupt"}
         aside = config.quarantine_dir or str(self.directory / "quarantine")
         copies = self._drop(bad, aside if config.mode == "quarantine" else None)
         scan = await self.scan(lambda _: None)
@@ -200,6 +203,11 @@ def decoded(seq: int, line: bytes) -> Record | None:
         return codec.decode(line, seq) if line else None
     except StoreError:
         return None
+
+
+def fault_of(line: bytes) -> Literal["corrupt", "unknown_kind"]:
+    """Return what is wrong with a line; a newer version may have written what can't be decoded."""
+    return "unknown_kind" if codec.may_be_a_record(line) else "corrupt"
 
 
 def from_url(url: str, *, read_only: bool) -> PersistenceBackend:

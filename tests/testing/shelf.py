@@ -31,7 +31,7 @@ from papyra.persistence.backends.base import PersistenceBackend
 from papyra.persistence.backends.retention import RetentionPolicy
 from papyra.persistence.backends.store import Batch, Capabilities, collect_page
 from papyra.persistence.records import KINDS, Kind, kind_of
-from papyra.persistence.reports import ReportProgress
+from papyra.persistence.reports import AnomalyKind, ReportProgress
 
 
 @dataclasses.dataclass
@@ -137,18 +137,24 @@ class ShelfStore:
         return self._report()
 
     def _report(self) -> PersistenceScanReport:
-        bad = [seq for seq, line in self.disk.lines if self._decoded(seq, line) is None]
+        bad = list(self._faults())
         return PersistenceScanReport(
             "shelf",
             len(self.disk.lines),
             sum(len(line) for _, line in self.disk.lines),
-            tuple(PersistenceAnomaly("corrupt", "it is no record", seq=seq) for seq in bad),
+            tuple(PersistenceAnomaly(kind, "it can't be read", seq=seq) for seq, kind in bad),
         )
+
+    def _faults(self) -> Iterator[tuple[int, AnomalyKind]]:
+        for seq, line in self.disk.lines:
+            if self._decoded(seq, line) is None:
+                yield seq, "unknown_kind" if codec.may_be_a_record(line) else "corrupt"
 
     async def recover(self, config: PersistenceRecoveryConfig) -> PersistenceRecoveryReport:
         await checkpoint()
-        good = [(seq, line) for seq, line in self.disk.lines if self._decoded(seq, line)]
-        bad = [pair for pair in self.disk.lines if pair not in good]
+        damaged = {seq for seq, kind in self._faults() if kind == "corrupt"}
+        good = [pair for pair in self.disk.lines if pair[0] not in damaged]
+        bad = [pair for pair in self.disk.lines if pair[0] in damaged]
         aside = bad if config.mode == "quarantine" else []
         self.disk.lines = good
         self.disk.aside += aside

@@ -33,7 +33,7 @@ from papyra.persistence.backends.base import Host, PersistenceBackend
 from papyra.persistence.backends.store import Batch
 from papyra.persistence.backends.summary import summarize
 from papyra.persistence.records import Kind, kind_of
-from papyra.persistence.reports import ReportProgress
+from papyra.persistence.reports import AnomalyKind, ReportProgress
 from papyra.persistence.retention import RetentionPolicy
 from papyra.testing.conformance import PersistenceConformance
 from tests.testing.shelf import Disk, Shelf, ShelfStore, ruin
@@ -506,6 +506,12 @@ class EndsWhereItCanNotRead(ShelfStore):
 class KeepsNoQuarantine(ShelfStore):
     async def recover(self, config: PersistenceRecoveryConfig) -> PersistenceRecoveryReport:
         return await super().recover(PersistenceRecoveryConfig())
+
+
+@breaks("test_recovery_keeps_what_a_newer_version_has_written")
+class KnowsNoKindButItsOwn(ShelfStore):
+    def _faults(self) -> Iterator[tuple[int, AnomalyKind]]:
+        return ((seq, "corrupt") for seq, _ in super()._faults())
 
 
 @breaks("test_a_report_names_its_store")

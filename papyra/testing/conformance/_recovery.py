@@ -9,6 +9,7 @@ from pathlib import Path
 from papyra.persistence.backends.base import (
     PersistenceBackend,
 )
+from papyra.persistence.backends.store import Batch
 from papyra.persistence.records import KINDS
 from papyra.persistence.reports import PersistenceRecoveryConfig
 from papyra.testing.conformance._fixtures import (
@@ -101,6 +102,25 @@ class Recovery:
             assert [r.seq for r in await everything(backend)] == [1, 2, 3, 5, 6, 7, 8, 9, 10]
             assert (await backend.scan()).is_clean
             assert (await backend.append(an_event(11))).first_seq == 11
+
+    async def test_recovery_keeps_what_a_newer_version_has_written(
+        self, make_backend: MakeBackend
+    ) -> None:
+        backend = make_backend()
+        if not backend.capabilities.recovery:
+            return
+        newer = b'{"kind":"from_the_future","system_id":"s","payload":{},"timestamp":1.0}'
+        async with backend:
+            await backend.append(an_event(1), an_event(2))
+            await backend.store.claim()
+            await backend.store.append(Batch(3, [an_event(3)], [newer]))
+        async with make_backend() as backend:
+            report = await backend.recover()
+            assert report.records_removed == 0
+            for scan in (report.scan, await backend.scan()):
+                assert [anomaly.kind for anomaly in scan.anomalies] == ["unknown_kind"]
+            assert [record.seq for record in await everything(backend)] == [1, 2]
+            assert (await backend.append(an_event(4))).first_seq == 4
 
     async def test_a_quarantine_says_where_the_originals_are(
         self, make_backend: MakeBackend
