@@ -194,6 +194,16 @@ class Appending:
             assert (await backend.list_events(limit=2))[0].payload == deep
             assert (await backend.scan()).is_clean
 
+    async def test_a_time_may_be_a_whole_number(self, make_backend: MakeBackend) -> None:
+        times = [0, 5, -3, 10**30, -(10**300), 2**63]
+        async with make_backend() as backend:
+            await backend.append(*(an_event(n, timestamp=time) for n, time in enumerate(times)))
+            await backend.append(an_event(6, timestamp=10**30))
+            stored = [event.timestamp for event in await backend.list_events()]
+            assert stored == [*map(float, times), 1e30]
+            page = await backend.read("event", since=0, until=10)
+            assert [event.timestamp for event in page.records] == [0.0, 5.0]
+
     async def test_a_record_of_wrong_types_is_refused(self, make_backend: MakeBackend) -> None:
         wrong: list[Any] = [
             "a string",
