@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, cast
 
+from papyra.persistence.backends._files.disk import Disk
 from papyra.persistence.backends._files.journal import OneFile
 from papyra.persistence.backends._files.location import Place
 from papyra.persistence.backends._files.store import FilePersistence, Fsync
@@ -62,10 +63,11 @@ class JsonFilePersistence(FilePersistence):
         read_only: bool = False,
         index_directory: Path | None = None,
         opening: ReportProgress | None = None,
+        _disk: Disk | None = None,
     ) -> None:
         super().__init__(
             "json",
-            OneFile(Place(path), read_only=read_only, index_directory=index_directory),
+            OneFile(Place(path), read_only=read_only, index_directory=index_directory, disk=_disk),
             fsync=fsync,
             call_timeout=call_timeout,
             retention_policy=retention_policy,

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from papyra.exceptions import InvalidPolicy
+from papyra.persistence.backends._files.disk import Disk
 from papyra.persistence.backends._files.location import Place
 from papyra.persistence.backends._files.segments import SegmentLimits, Segments
 from papyra.persistence.backends._files.store import FilePersistence, Fsync
@@ -55,6 +56,7 @@ class RotatingFilePersistence(FilePersistence):
         read_only: bool = False,
         index_directory: Path | None = None,
         opening: ReportProgress | None = None,
+        _disk: Disk | None = None,
     ) -> None:
         if type(max_segment_bytes) is not int or max_segment_bytes < 1:
             raise InvalidPolicy(f"max_segment_bytes is at least 1, not {max_segment_bytes!r}")
@@ -70,6 +72,7 @@ class RotatingFilePersistence(FilePersistence):
                 SegmentLimits(max_segment_bytes, records, age),
                 read_only=read_only,
                 index_directory=index_directory,
+                disk=_disk,
             ),
             fsync=fsync,
             call_timeout=call_timeout,

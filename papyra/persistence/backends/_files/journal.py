@@ -160,10 +160,11 @@ class OneFile:
         *,
         read_only: bool = False,
         index_directory: Path | None = None,
+        disk: Disk | None = None,
     ) -> None:
         self.place = Place(path)
         self.path = path = self.place.path
-        self.disk = Disk()
+        self.disk = disk or Disk()
         self.read_only = read_only
         self.closed: Closed | None = None
         self._told = Told()

@@ -36,11 +36,18 @@ class FileLock:
     lock on a `directory` itself holds even if somebody removes that.
     """
 
-    def __init__(self, path: Path, store: Path, *, directory: Path | None = None) -> None:
+    def __init__(
+        self,
+        path: Path,
+        store: Path,
+        *,
+        directory: Path | None = None,
+        disk: Disk | None = None,
+    ) -> None:
         self._path = path
         self._store = store
         self._directory = directory
-        self._disk = Disk()
+        self._disk = disk or Disk()
         self._fd: int | None = None
         self._directory_fd: int | None = None
         self._may_sign = True

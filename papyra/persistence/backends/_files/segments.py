@@ -144,10 +144,11 @@ class Segments:
         *,
         read_only: bool = False,
         index_directory: Path | None = None,
+        disk: Disk | None = None,
     ) -> None:
         self.place = Place(path)
         self.path = self.place.path
-        self.disk = Disk()
+        self.disk = disk or Disk()
         self.read_only = read_only
         self.closed: Closed | None = None
         self._index_directory = index_directory if read_only else None

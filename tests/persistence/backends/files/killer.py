@@ -59,8 +59,8 @@ class KillingDisk(Disk):
 
 def open_journal(name: str, path: Path, disk: Disk) -> Journal:
     limits = SegmentLimits(max_bytes=10_000, max_records=5, max_age=None)
-    journal: Journal = OneFile(path) if name == "json" else Segments(path, limits)
-    journal.disk = disk
+    journal: Journal
+    journal = OneFile(path, disk=disk) if name == "json" else Segments(path, limits, disk=disk)
     journal.prepare()
     journal.open()
     return journal

@@ -7,12 +7,14 @@ import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from papyra import ActorSystem
 from papyra.exceptions import StoreDamaged
 from papyra.persistence import codec
+from papyra.persistence.backends._files.disk import Disk
 from papyra.persistence.backends._files.line_format import make_lines
 from papyra.persistence.backends._files.store import FilePersistence
 from papyra.persistence.backends.json import JsonFilePersistence
@@ -31,12 +33,18 @@ def anyio_backend() -> str:
     return "asyncio"
 
 
-def make(path: Path, kind: str, *, read_only: bool = False) -> FilePersistence:
+def make(
+    path: Path, kind: str, *, read_only: bool = False, disk: Disk | None = None
+) -> FilePersistence:
     policy = RetentionPolicy(max_records=10)
     if kind == "json":
-        return JsonFilePersistence(path, retention_policy=policy, read_only=read_only)
+        return JsonFilePersistence(path, retention_policy=policy, read_only=read_only, _disk=disk)
     return RotatingFilePersistence(
-        path, max_segment_bytes=6000, retention_policy=policy, read_only=read_only
+        path,
+        max_segment_bytes=6000,
+        retention_policy=policy,
+        read_only=read_only,
+        _disk=disk,
     )
 
 
@@ -196,16 +204,15 @@ async def test_a_compaction_that_is_killed_leaves_no_mark_of_the_file_before(
 ) -> None:
     path = tmp_path / "store"
     await closed_cleanly(path, kind)
-    async with make(path, kind) as store:
-        disk = store.store.journal.disk
-        seen = []
-        create = disk.create
+    seen: list[bytes] = []
 
-        def create_and_look(*args: object, **kwargs: object) -> int:
+    class Looking(Disk):
+        def create(self, *args: Any, **options: Any) -> int:
             seen.append(lock_of(path).read_bytes())
-            return create(*args, **kwargs)  # type: ignore[arg-type]
+            return super().create(*args, **options)
 
-        disk.create = create_and_look  # type: ignore[method-assign]
+    async with make(path, kind, disk=Looking()) as store:
+        seen.clear()
         await store.compact()
     assert seen
     assert all(b"closed" not in note for note in seen)
@@ -263,15 +270,19 @@ async def test_a_store_whose_lock_is_gone_is_opened_as_before(tmp_path: Path, ki
 async def test_a_store_that_could_not_be_synced_is_not_vouched_for(
     tmp_path: Path, kind: str
 ) -> None:
-    path = tmp_path / "store"
-    store = make(path, kind)
+    class SyncsFail(Disk):
+        fails = False
+
+        def sync(self, fd: int) -> None:
+            if self.fails:
+                raise OSError(5, os.strerror(5))
+            super().sync(fd)
+
+    path, disk = tmp_path / "store", SyncsFail()
+    store = make(path, kind, disk=disk)
     await store.__aenter__()
     await store.append(event(1))
-
-    def fail(fd: int) -> None:
-        raise OSError(5, os.strerror(5))
-
-    store.store.journal.disk.sync = fail  # type: ignore[method-assign]
+    disk.fails = True
     with pytest.raises(Exception, match="flush"):
         await store.aclose()
     assert b"closed" not in lock_of(path).read_bytes()

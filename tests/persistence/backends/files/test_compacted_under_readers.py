@@ -64,7 +64,9 @@ def make(kind: str, path: Path, disk: Disk, *, read_only: bool = False) -> FileP
     policy = None if read_only else RetentionPolicy(max_records=KEPT)
     store: FilePersistence
     if kind == "json":
-        store = JsonFilePersistence(path, retention_policy=policy, read_only=read_only, fsync="no")
+        store = JsonFilePersistence(
+            path, retention_policy=policy, read_only=read_only, fsync="no", _disk=disk
+        )
     else:
         store = RotatingFilePersistence(
             path,
@@ -72,8 +74,8 @@ def make(kind: str, path: Path, disk: Disk, *, read_only: bool = False) -> FileP
             retention_policy=policy,
             read_only=read_only,
             fsync="no",
+            _disk=disk,
         )
-    store.store.journal.disk = disk
     return store
 
 

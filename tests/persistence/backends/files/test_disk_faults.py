@@ -94,13 +94,15 @@ class Scenario:
         store: FilePersistence
         policy = RetentionPolicy(max_records=5) if disk is None else None
         if self.name == "json":
-            store = JsonFilePersistence(self.path, retention_policy=policy)
+            store = JsonFilePersistence(self.path, retention_policy=policy, _disk=disk or self.disk)
         else:
             # Each append begins a new segment or two.
             store = RotatingFilePersistence(
-                self.path, max_segment_records=2, retention_policy=policy
+                self.path,
+                max_segment_records=2,
+                retention_policy=policy,
+                _disk=disk or self.disk,
             )
-        store.store.journal.disk = disk or self.disk
         return store
 
     @contextlib.contextmanager
@@ -251,8 +253,8 @@ async def test_every_second_is_synced_what_was_not(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(file_store, "SYNC_INTERVAL", 0.01)
-    store = JsonFilePersistence(tmp_path / "events.ndjson", fsync="everysec")
-    disk = store.store.journal.disk = SyncsFail()
+    disk = SyncsFail()
+    store = JsonFilePersistence(tmp_path / "events.ndjson", fsync="everysec", _disk=disk)
     async with store:
         await wait_for_a_sync(disk)  # the flush that opened it
         await store.append(event(1))
@@ -277,8 +279,8 @@ async def test_every_second_is_synced_what_was_not(
 
 
 async def test_a_flush_that_fails_is_made_good_by_the_next(tmp_path: Path) -> None:
-    store = JsonFilePersistence(tmp_path / "events.ndjson", fsync="no")
-    disk = store.store.journal.disk = SyncsFail()
+    disk = SyncsFail()
+    store = JsonFilePersistence(tmp_path / "events.ndjson", fsync="no", _disk=disk)
     async with store:
         await store.append(event(1))
         disk.failures = 1
@@ -303,10 +305,10 @@ class Recording(Disk):
 
 
 async def test_what_is_acknowledged_was_synced_and_what_is_renamed_too(tmp_path: Path) -> None:
+    disk = Recording()
     store = JsonFilePersistence(
-        tmp_path / "events.ndjson", retention_policy=RetentionPolicy(max_records=1)
+        tmp_path / "events.ndjson", retention_policy=RetentionPolicy(max_records=1), _disk=disk
     )
-    disk = store.store.journal.disk = Recording()
     async with store:
         assert "sync_directory" in disk.calls, "the new file's name"
         disk.calls.clear()
@@ -329,10 +331,10 @@ class NoNames(Recording):
 
 
 async def test_nothing_is_written_under_a_name_that_a_crash_could_take_back(tmp_path: Path) -> None:
+    disk = NoNames()
     store = JsonFilePersistence(
-        tmp_path / "events.ndjson", retention_policy=RetentionPolicy(max_records=2)
+        tmp_path / "events.ndjson", retention_policy=RetentionPolicy(max_records=2), _disk=disk
     )
-    disk = store.store.journal.disk = NoNames()
     async with store:
         await store.append(*map(event, range(1, 6)))
         disk.fails = True
@@ -351,9 +353,7 @@ async def test_a_segment_is_on_the_device_before_another_follows_it(tmp_path: Pa
     disk = Recording()
 
     def open_store() -> RotatingFilePersistence:
-        store = RotatingFilePersistence(tmp_path, max_segment_records=3, fsync="no")
-        store.store.journal.disk = disk
-        return store
+        return RotatingFilePersistence(tmp_path, max_segment_records=3, fsync="no", _disk=disk)
 
     async with open_store() as store:
         await store.append(event(1))

@@ -240,8 +240,7 @@ async def test_nobody_slips_in_while_a_segment_is_begun(tmp_path: Path) -> None:
                 first.store.journal.append(batch, lambda: None, sync=False)
             return super().open(path, flags)
 
-    second = open_store("rotating", path)
-    second.store.journal.disk = Late()
+    second = open_store("rotating", path, _disk=Late())
     with pytest.raises(BackendInUse, match=rf"process {os.getpid()} on"):
         await second.append(event(9))
     await first.aclose()
@@ -261,8 +260,7 @@ def test_a_lock_is_one_on_the_file_that_is_there(tmp_path: Path) -> None:
                 path.unlink()
             super().lock(fd)
 
-    first, second = FileLock(path, tmp_path), FileLock(path, tmp_path)
-    first._disk = Removed()
+    first, second = FileLock(path, tmp_path, disk=Removed()), FileLock(path, tmp_path)
     first.acquire()
     with pytest.raises(BackendInUse):
         second.acquire()
@@ -453,35 +451,26 @@ async def test_a_store_that_is_put_back_goes_on(tmp_path: Path, kind: str) -> No
     assert await stored(kind, path) == [1, 3]
 
 
-class MovedInBetween:
+class MovedInBetween(Disk):
     """Does something to a store when its bytes are written, before that is acknowledged."""
 
-    def __init__(
-        self, store: FilePersistence, act: Callable[[], object], *, first: bool = False
-    ) -> None:
-        self.first = first
-        self.disk = store.store.journal.disk
-        self.act: Callable[[], object] = act
-        (self.file, *_) = store.store.journal.files(newest=True)
-        self.file.disk = self  # type: ignore[assignment]
+    def __init__(self) -> None:
+        self.before: Callable[[], object] = lambda: None
+        self.after: Callable[[], object] = lambda: None
 
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.disk, name)
-
-    def write(self, fd: int, data: bytes, offset: int) -> int:
-        if self.first:
-            self.act()
-        written = self.disk.write(fd, data, offset)
-        if not self.first:
-            self.act()
+    def write(self, fd: int, data: bytes | memoryview, offset: int) -> int:
+        self.before()
+        written = super().write(fd, data, offset)
+        self.after()
         return written
 
 
 async def test_what_was_written_while_it_was_moved_is_taken_back(tmp_path: Path, kind: str) -> None:
     path, away = tmp_path / "store", tmp_path / "away"
-    store = open_store(kind, path)
+    disk = MovedInBetween()
+    store = open_store(kind, path, _disk=disk)
     await store.append(event(1))
-    MovedInBetween(store, lambda: path.exists() and path.rename(away))
+    disk.after = lambda: path.exists() and path.rename(away)
     with pytest.raises(StoreMoved):
         await store.append(event(2))
     with pytest.raises(StoreMoved):
@@ -493,10 +482,11 @@ async def test_what_was_cut_off_while_it_was_written_gets_no_hole(
     tmp_path: Path, kind: str
 ) -> None:
     path = tmp_path / "store"
-    store = open_store(kind, path)
+    disk = MovedInBetween()
+    store = open_store(kind, path, _disk=disk)
     await store.append(*map(event, range(2)))
     (file,) = files_of(kind, path)
-    MovedInBetween(store, lambda: os.truncate(file, 10))
+    disk.after = lambda: os.truncate(file, 10)
     for _ in range(2):
         with pytest.raises(StoreChanged):
             await store.append(event(2))
@@ -508,7 +498,8 @@ async def test_what_was_cut_off_just_before_it_was_written_is_noticed(
     tmp_path: Path, kind: str
 ) -> None:
     path = tmp_path / "store"
-    store = open_store(kind, path)
+    disk = MovedInBetween()
+    store = open_store(kind, path, _disk=disk)
     await store.append(*map(event, range(2)))
     (file,) = files_of(kind, path)
     once = iter([0])
@@ -517,12 +508,12 @@ async def test_what_was_cut_off_just_before_it_was_written_is_noticed(
         for length in once:
             os.truncate(file, length)
 
-    between = MovedInBetween(store, cut_off, first=True)
+    disk.before = cut_off
     for _ in range(2):
         with pytest.raises(StoreChanged):
             await store.append(event(2))
     assert not (await store.scan()).is_clean
-    between.file.disk = between.disk
+    disk.before = lambda: None
     assert (await store.recover()).scan.is_clean
     assert (await store.append(event(2))).first_seq == 3
     await store.aclose()
@@ -559,8 +550,8 @@ async def test_what_was_not_synced_is_not_written_again_into_another_file(
             super().sync(fd)
 
     path = tmp_path / "store"
-    store = open_store(kind, path)
-    disk = store.store.journal.disk = NotSynced()
+    disk = NotSynced()
+    store = open_store(kind, path, _disk=disk)
     await store.append(event(1))
     with pytest.raises(StoreError, match="the device is gone"):
         await store.flush()

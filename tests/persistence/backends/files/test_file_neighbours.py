@@ -317,9 +317,7 @@ async def test_what_is_removed_while_a_reader_looks_is_not_foreign(tmp_path: Pat
     path = tmp_path / "store"
     async with open_store("rotating", path) as store:
         await store.append(event(1))
-        reader = open_store("rotating", path, read_only=True)
-        reader.store.journal.disk = Late()
-        async with reader:
+        async with open_store("rotating", path, read_only=True, _disk=Late()) as reader:
             assert (await reader.scan()).is_clean
             assert await numbers(reader) == [1]
 

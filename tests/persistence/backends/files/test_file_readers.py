@@ -74,8 +74,7 @@ async def test_a_segment_that_is_removed_under_a_readers_hands(tmp_path: Path) -
     disk.writer = RotatingFilePersistence(
         tmp_path, max_segment_records=10, fsync="no", retention_policy=policy
     )
-    reader = RotatingFilePersistence(tmp_path, read_only=True)
-    reader.store.journal.disk = disk
+    reader = RotatingFilePersistence(tmp_path, read_only=True, _disk=disk)
     async with disk.writer as writer:
         await writer.append(*map(event, range(1, 36)))
         for path in tmp_path.glob("*.index"):

@@ -13,7 +13,6 @@ from papyra import ActorSystem
 from papyra.exceptions import BackendInUse, InvalidPolicy, StoreError
 from papyra.persistence import Append, CircuitBreakerPolicy, PersistenceActor
 from papyra.persistence.backends._files.disk import Disk
-from papyra.persistence.backends._files.store import FilePersistence
 from tests.actors import event
 from tests.persistence.backends.files.test_file_readers import numbers
 from tests.persistence.conftest import MakeStore
@@ -24,7 +23,8 @@ class Slow(Disk):
 
     def __init__(self) -> None:
         self.begun, self.go_on = threading.Event(), threading.Event()
-        self.hangs = "write"
+        #: the call that waits from now on; none at first
+        self.hangs = ""
 
     def write(self, fd: int, data: bytes | memoryview, offset: int) -> int:
         self._wait("write")
@@ -40,20 +40,11 @@ class Slow(Disk):
             assert self.go_on.wait(20)
 
 
-def slow_down(store: FilePersistence, hangs: str = "write") -> Slow:
-    """Let the disk under an open store be slow from now on."""
-    disk = store.store.journal.disk
-    disk.__class__ = Slow
-    assert isinstance(disk, Slow)
-    Slow.__init__(disk)
-    disk.hangs = hangs
-    return disk
-
-
 def test_what_asyncio_itself_cancels_is_stored_and_known_to_be(make: MakeStore) -> None:
     async def main() -> None:
-        async with make() as store:
-            disk = slow_down(store)
+        disk = Slow()
+        async with make(_disk=disk) as store:
+            disk.hangs = "write"
             appending = asyncio.create_task(store.append(event(1)))
             assert await asyncio.to_thread(disk.begun.wait, 20)
             for _ in range(3):
@@ -71,8 +62,9 @@ def test_what_asyncio_itself_cancels_is_stored_and_known_to_be(make: MakeStore) 
 
 def test_asyncio_timeouts_strike(make: MakeStore) -> None:
     async def main() -> None:
-        async with make() as store:
-            disk = slow_down(store)
+        disk = Slow()
+        async with make(_disk=disk) as store:
+            disk.hangs = "write"
             asyncio.get_running_loop().call_later(0.05, disk.go_on.set)
             with pytest.raises(TimeoutError):
                 async with asyncio.timeout(0.01):
@@ -87,8 +79,9 @@ def test_a_timeout_that_strikes_while_an_append_succeeds_does_not_strike_after_i
     make: MakeStore,
 ) -> None:
     async def main() -> None:
-        async with make() as store:
-            disk = slow_down(store)
+        disk = Slow()
+        async with make(_disk=disk) as store:
+            disk.hangs = "write"
             loop, task = asyncio.get_running_loop(), asyncio.current_task()
             assert task is not None
             async with asyncio.timeout(0.01) as timeout:
@@ -105,9 +98,10 @@ def test_a_timeout_that_strikes_while_an_append_succeeds_does_not_strike_after_i
 
 @pytest.mark.parametrize("hangs", ["write", "sync"])
 async def test_a_disk_that_does_not_answer_hangs_nobody(make: MakeStore, hangs: str) -> None:
-    async with make(fsync="always", call_timeout=0.05) as store:
+    disk = Slow()
+    async with make(fsync="always", call_timeout=0.05, _disk=disk) as store:
         await store.append(event(1))
-        disk = slow_down(store, hangs)
+        disk.hangs = hangs
         with pytest.raises(StoreError, match=r"has not answered for 0\.05 seconds"):
             await store.append(event(2))
         for verb in (lambda: store.append(event(3)), store.list_events, store.scan, store.flush):
@@ -129,9 +123,10 @@ async def test_a_disk_that_does_not_answer_hangs_nobody(make: MakeStore, hangs: 
 
 
 async def test_the_lock_is_held_until_the_disk_has_answered(make: MakeStore) -> None:
-    store = make(call_timeout=0.05)
+    disk = Slow()
+    store = make(call_timeout=0.05, _disk=disk)
     await store.append(event(1))
-    disk = slow_down(store)
+    disk.hangs = "write"
     with pytest.raises(StoreError, match="has not answered"):
         await store.append(event(2))
     with pytest.raises(StoreError, match="has not yet answered"):
@@ -150,12 +145,13 @@ async def test_the_lock_is_held_until_the_disk_has_answered(make: MakeStore) -> 
 
 
 async def test_a_system_goes_on_while_its_disk_does_not_answer(make: MakeStore) -> None:
-    store = make(call_timeout=0.05)
+    disk = Slow()
+    store = make(call_timeout=0.05, _disk=disk)
     policy = CircuitBreakerPolicy(max_failures=2, reset_timeout=20)
     async with ActorSystem() as system:
         ref = system.spawn(PersistenceActor, store, policy)
         await ref.ask(Append(event(1)))
-        disk = slow_down(store)
+        disk.hangs = "write"
         outcomes = []
         for number in range(5):
             try:

@@ -63,7 +63,9 @@ class FileStore(RuleBasedStateMachine):
 
     loop: ClassVar[str]
 
-    def make(self, path: Path, *, read_only: bool = False) -> FilePersistence:
+    def make(
+        self, path: Path, *, read_only: bool = False, disk: Disk | None = None
+    ) -> FilePersistence:
         """Return a backend on the store there."""
         raise NotImplementedError
 
@@ -213,9 +215,16 @@ class FileStore(RuleBasedStateMachine):
 
 
 class OneFileStore(FileStore):
-    def make(self, path: Path, *, read_only: bool = False) -> FilePersistence:
+    def make(
+        self, path: Path, *, read_only: bool = False, disk: Disk | None = None
+    ) -> FilePersistence:
         return JsonFilePersistence(
-            path, fsync="no", retention_policy=self.policy, clock=lambda: NOW, read_only=read_only
+            path,
+            fsync="no",
+            retention_policy=self.policy,
+            clock=lambda: NOW,
+            read_only=read_only,
+            _disk=disk,
         )
 
     def last_file(self) -> Path:
@@ -223,7 +232,9 @@ class OneFileStore(FileStore):
 
 
 class RotatingStore(FileStore):
-    def make(self, path: Path, *, read_only: bool = False) -> FilePersistence:
+    def make(
+        self, path: Path, *, read_only: bool = False, disk: Disk | None = None
+    ) -> FilePersistence:
         return RotatingFilePersistence(
             path,
             fsync="no",
@@ -232,6 +243,7 @@ class RotatingStore(FileStore):
             read_only=read_only,
             max_segment_bytes=1500,
             max_segment_records=9,
+            _disk=disk,
         )
 
     def last_file(self) -> Path:
@@ -276,9 +288,8 @@ async def test_two_crashes_in_a_row_on_a_damaged_store_use_up_no_position(
     last = stores.last_file()
     damaged = last.read_bytes().replace(b'"order_id":3', b'"order_id":7')
     last.write_bytes(damaged + b'{"crc":"12345678","v":1,"seq":6,"kind"')
-    store = stores.make(stores.path)
-    store.store.journal.disk = disk = Watched()
-    async with store:
+    disk = Watched()
+    async with stores.make(stores.path, disk=disk) as store:
         await store.append(event(5))
     # The second has cut off what the first had begun, and has begun its own.
     (left,) = disk.left

@@ -400,9 +400,8 @@ class CountingDisk(Disk):
 async def test_what_opening_has_read_the_first_scan_need_not_read_again(path: Path) -> None:
     await fill(path)
     os.utime(path, (1.0, 1.0))
-    store = open_store(path)
-    disk = store.store.journal.disk = CountingDisk()
-    async with store:
+    disk = CountingDisk()
+    async with open_store(path, _disk=disk) as store:
         counts = [disk.reads]
         for _ in range(3):
             report = await store.scan()

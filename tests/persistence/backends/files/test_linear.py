@@ -133,8 +133,8 @@ async def cost(path: Path, what: str, monkeypatch: pytest.MonkeyPatch) -> int:
             (torn_tail, "_CONTROL"),
         ):
             patched.setattr(module, name, Watched(getattr(module, name), work))
-        store = JsonFilePersistence(path, fsync="no", read_only=what in ("read", "scan"))
-        store.store.journal.disk = work
+        read_only = what in ("read", "scan")
+        store = JsonFilePersistence(path, fsync="no", read_only=read_only, _disk=work)
         async with store:
             match what:
                 case "read":

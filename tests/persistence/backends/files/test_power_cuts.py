@@ -10,6 +10,7 @@ import pytest
 
 from papyra.exceptions import StoreError
 from papyra.persistence import PersistenceStartupConfig
+from papyra.persistence.backends._files.disk import Disk
 from papyra.persistence.backends._files.store import FilePersistence
 from papyra.persistence.backends.json import JsonFilePersistence
 from papyra.persistence.backends.retention import RetentionPolicy
@@ -63,12 +64,14 @@ class Program:
                 acknowledged = list(self.acknowledged)
                 self.cuts.append((call, state, acknowledged, list(self.appending), self.hidden))
 
-    def store(self, root: Path, *, keeps: int | None = None) -> FilePersistence:
+    def store(
+        self, root: Path, *, keeps: int | None = None, disk: Disk | None = None
+    ) -> FilePersistence:
         policy = RetentionPolicy(max_records=keeps)
         if self.kind == "json":
-            return JsonFilePersistence(root / "events.ndjson", retention_policy=policy)
+            return JsonFilePersistence(root / "events.ndjson", retention_policy=policy, _disk=disk)
         return RotatingFilePersistence(
-            root / "journal", max_segment_bytes=9000, retention_policy=policy
+            root / "journal", max_segment_bytes=9000, retention_policy=policy, _disk=disk
         )
 
     async def append(self, store: FilePersistence) -> None:
@@ -86,9 +89,7 @@ class Program:
 
     async def run(self) -> None:
         (self.root / "journal").mkdir()
-        store = self.store(self.root, keeps=8)
-        store.store.journal.disk = self.disk
-        async with store:
+        async with self.store(self.root, keeps=8, disk=self.disk) as store:
             for step in range(14):
                 if step == 5:
                     self.disk.failing_syncs = 1

@@ -58,13 +58,8 @@ def kept(tmp_path: Path) -> Path:
 
 async def bytes_to_open(make: MakeStore, kept: Path) -> tuple[int, Any]:
     """Open a reader; return how much it had to read for that, and what it sees."""
-    reader = make().reader(index_directory=kept)
-    assert isinstance(reader, FilePersistence)
-    disk = reader.store.journal.disk = Counting()
-    if isinstance(reader, JsonFilePersistence):
-        reader.store.journal._recall._disk = disk  # type: ignore[attr-defined]
-        reader.store.journal._file.disk = disk  # type: ignore[attr-defined]
-    async with reader:
+    disk = Counting()
+    async with make(read_only=True, index_directory=kept, _disk=disk) as reader:
         opened = disk.count
         summary = await reader.summarize(intervals=5)
         newest = await reader.read("event", newest=True, limit=3)

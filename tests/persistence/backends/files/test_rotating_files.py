@@ -85,12 +85,6 @@ class Reading(Disk):
         return sorted({name for name in opened if name.endswith(".ndjson")})
 
 
-def watched(store: RotatingFilePersistence) -> Reading:
-    disk = Reading()
-    store.store.journal.disk = disk
-    return disk
-
-
 # Rolling
 
 
@@ -189,9 +183,8 @@ async def test_a_system_keeps_its_facts_in_a_directory(directory: Path) -> None:
 
 async def test_only_what_is_needed_is_read(directory: Path) -> None:
     await fill(directory, 100)
-    store = open_store(directory)
-    disk = watched(store)
-    async with store:
+    disk = Reading()
+    async with open_store(directory, _disk=disk) as store:
         assert disk.segments() == ["91.ndjson"]
         assert len(await store.list_events(limit=5)) == 5
         assert disk.segments() == []
@@ -213,9 +206,8 @@ async def test_only_what_is_needed_is_read(directory: Path) -> None:
 async def test_retention_looks_at_what_is_visible(directory: Path) -> None:
     await fill(directory, 100)
     policy = RetentionPolicy(max_records=15)
-    store = open_store(directory, retention_policy=policy)
-    disk = watched(store)
-    async with store:
+    disk = Reading()
+    async with open_store(directory, retention_policy=policy, _disk=disk) as store:
         assert [e.seq for e in await store.list_events()] == list(range(86, 101))
         assert disk.segments() == ["81.ndjson", "91.ndjson"]
 

@@ -49,28 +49,22 @@ def numbers(events: list[PersistedEvent]) -> list[int]:
 def make(request: pytest.FixtureRequest, tmp_path: Path) -> MakeStore:
     def make_store(**options: Any) -> FilePersistence:
         if request.param == "json":
-            return JsonFilePersistence(tmp_path / "events.ndjson", **options)
-        return RotatingFilePersistence(tmp_path / "journal", max_segment_bytes=700, **options)
+            return JsonFilePersistence(tmp_path / "events.ndjson", _disk=BrokenDisk(), **options)
+        return RotatingFilePersistence(
+            tmp_path / "journal", max_segment_bytes=700, _disk=BrokenDisk(), **options
+        )
 
     return make_store
 
 
-def break_disk(store: FilePersistence) -> BrokenDisk:
-    disk = BrokenDisk()
-    store.store.journal.disk = disk
-    for file in store.store.journal.files(newest=True):
-        file.disk = disk
-    return disk
-
-
-async def fail_to_append(store: FilePersistence, record: PersistedEvent) -> BrokenDisk:
+async def fail_to_append(store: FilePersistence, record: PersistedEvent) -> None:
     """Append what is written, and then neither synced nor cut off."""
-    disk = break_disk(store)
+    disk = store.store.journal.disk
+    assert isinstance(disk, BrokenDisk)
     disk.is_broken = True
     with pytest.raises(StoreError):
         await store.append(record)
     disk.is_broken = False
-    return disk
 
 
 @pytest.mark.parametrize("size", [1, 600])
