@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any, cast
 
 from papyra.persistence.backends._files.disk import Disk
-from papyra.persistence.backends._files.journal import OneFile
 from papyra.persistence.backends._files.location import Place
+from papyra.persistence.backends._files.single_file_journal import SingleFileJournal
 from papyra.persistence.backends._files.store import FilePersistence, Fsync
 from papyra.persistence.backends.urls import path_and_options
 from papyra.persistence.reports import ReportProgress
@@ -67,7 +67,9 @@ class JsonFilePersistence(FilePersistence):
     ) -> None:
         super().__init__(
             "json",
-            OneFile(Place(path), read_only=read_only, index_directory=index_directory, disk=_disk),
+            SingleFileJournal(
+                Place(path), read_only=read_only, index_directory=index_directory, disk=_disk
+            ),
             fsync=fsync,
             call_timeout=call_timeout,
             retention_policy=retention_policy,

@@ -12,7 +12,8 @@ from typing import Any, cast
 from papyra.exceptions import InvalidPolicy
 from papyra.persistence.backends._files.disk import Disk
 from papyra.persistence.backends._files.location import Place
-from papyra.persistence.backends._files.segments import SegmentLimits, Segments
+from papyra.persistence.backends._files.rotation import SegmentLimits
+from papyra.persistence.backends._files.segmented_journal import SegmentedJournal
 from papyra.persistence.backends._files.store import FilePersistence, Fsync
 from papyra.persistence.backends.urls import path_and_options
 from papyra.persistence.reports import ReportProgress
@@ -67,7 +68,7 @@ class RotatingFilePersistence(FilePersistence):
             raise InvalidPolicy(f"max_segment_age is seconds, more than 0, or None, not {age!r}")
         super().__init__(
             "rotating",
-            Segments(
+            SegmentedJournal(
                 Place(directory),
                 SegmentLimits(max_segment_bytes, records, age),
                 read_only=read_only,

@@ -15,7 +15,7 @@ try:
 except ImportError:  # as on Windows, where files are read only
     fcntl = None  # type: ignore[assignment]
 
-__all__ = ("CAN_WRITE", "Disk", "identity", "is_regular", "whose")
+__all__ = ("CAN_WRITE", "Disk", "identity", "is_regular", "whose", "write_all")
 
 logger = logging.getLogger("papyra")
 
@@ -145,6 +145,14 @@ class Disk:
                 os.fsync(fd)
         finally:
             os.close(fd)
+
+
+def write_all(disk: Disk, fd: int, data: bytes, offset: int) -> None:
+    """Write all of `data` at `offset`, as often as the system takes only a part of it."""
+    written = disk.write(fd, data, offset)
+    while written < len(data):
+        rest = memoryview(data)[written:]
+        written += disk.write(fd, rest, offset + written)
 
 
 def identity(about: os.stat_result) -> tuple[int, int]:

@@ -1,42 +1,24 @@
-"""What a file backend stands on: the files of one store. It blocks: use a thread."""
+"""The contract of a journal: the files of one store. It blocks: use a thread."""
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
 from papyra.persistence.backends._files.close_mark import Closed
-from papyra.persistence.backends._files.compaction import Hidden, drop_hidden
+from papyra.persistence.backends._files.compaction import Hidden
 from papyra.persistence.backends._files.disk import Disk
-from papyra.persistence.backends._files.index_cache import Recall
 from papyra.persistence.backends._files.journal_file import JournalFile
 from papyra.persistence.backends._files.location import Place
 from papyra.persistence.backends._files.lock import FileLock
-from papyra.persistence.backends._files.quarantine import (
-    quarantine,
-    quarantine_directory,
-    quarantine_name,
-)
-from papyra.persistence.backends._files.repair import repair
+from papyra.persistence.backends._files.repair import RepairResult
 from papyra.persistence.backends._files.scan import Advance, ScanResult
 from papyra.persistence.backends.store import Batch
 from papyra.persistence.records import Kind
 from papyra.persistence.reports import PersistenceRecoveryConfig
 
-__all__ = ("Journal", "Mended", "OneFile", "Told")
-
-
-@dataclass
-class Mended:
-    """What a recovery did."""
-
-    #: lines, or what should have been lines, that were left out
-    removed: int = 0
-    #: where the originals are
-    moved: list[str] = field(default_factory=list)
+__all__ = ("AcknowledgedSeq", "Journal")
 
 
 class Journal(Protocol):
@@ -127,7 +109,7 @@ class Journal(Protocol):
         """Check every line; change nothing."""
         ...
 
-    def recover(self, config: PersistenceRecoveryConfig) -> Mended:
+    def recover(self, config: PersistenceRecoveryConfig) -> RepairResult:
         """Keep what can be read; see `PersistenceRecoveryConfig`."""
         ...
 
@@ -136,148 +118,14 @@ class Journal(Protocol):
         ...
 
 
-class Told:
-    """Up to where positions are acknowledged, when several batches are one request."""
+class AcknowledgedSeq:
+    """The last acknowledged position, when several batches are one request."""
 
     def __init__(self) -> None:
         self._last_seq: int | None = None
 
     def before(self, batch: Batch, last_seq: int) -> int:
         """Return the last position that was acknowledged before `batch` is written."""
-        told = last_seq if self._last_seq is None else self._last_seq
-        self._last_seq = told if batch.more else None
-        return told
-
-
-class OneFile:
-    """A journal that is one file."""
-
-    segments: int | None = None
-
-    def __init__(
-        self,
-        path: Path | Place,
-        *,
-        read_only: bool = False,
-        index_directory: Path | None = None,
-        disk: Disk | None = None,
-    ) -> None:
-        self.place = Place(path)
-        self.path = path = self.place.path
-        self.disk = disk or Disk()
-        self.read_only = read_only
-        self.closed: Closed | None = None
-        self._told = Told()
-        self._recall = None
-        if read_only and index_directory is not None:
-            self._recall = Recall(self.disk, index_directory, path)
-        self._file = self._new_file()
-
-    def _new_file(self) -> JournalFile:
-        file = JournalFile(
-            self.path,
-            self.disk,
-            read_only=self.read_only,
-            recall=self._recall,
-            name=self.place.name,
-        )
-        file.closed = self.closed
-        return file
-
-    @property
-    def last_seq(self) -> int:
-        """The greatest `seq` that was given."""
-        return self._file.last_seq
-
-    def lock(self) -> FileLock:
-        """Return the lock: a file beside this one, wherever links lead to."""
-        real = Path(os.path.realpath(self.path))
-        return FileLock(real.with_name(real.name + ".lock"), self.path)
-
-    def prepare(self) -> None:
-        """Make nothing: the lock is beside the file."""
-
-    def open(self, advance: Advance | None = None) -> None:
-        """Open the file, making it if there is none, and read it through."""
-        self._file = self._new_file()
-        self._file.open(advance)
-        self.closed = self._file.closed
-
-    def refresh(self) -> None:
-        """Take in what another process has written since."""
-        self._file.refresh()
-
-    def raise_if_rewritten(self) -> None:
-        """Do nothing: a file that was replaced can be read to its end."""
-
-    def vouch(self) -> Closed | None:
-        """Return how far the file is acknowledged and on the device; `None` if it is not."""
-        return self._file.vouch()
-
-    def close(self) -> None:
-        """Close the file."""
-        self._file.leave()
-        self._file.close()
-
-    def append(self, batch: Batch, take_token: Callable[[], None], *, sync: bool) -> None:
-        """Write lines with one write, and sync them with one sync."""
-        file = self._file
-        told = self._told.before(batch, file.last_seq)
-        file.write(batch.first_seq, batch.records, batch.encoded, told=told, sync=sync)
-        try:
-            take_token()
-            file.accept()
-        except BaseException:
-            file.discard()
-            raise
-
-    def check_name(self) -> None:
-        """Raise `StoreMoved` if the name leads to another file by now, or to none."""
-        self._file.check_name()
-
-    def sync(self) -> None:
-        """Return when everything is on the device."""
-        self._file.sync()
-
-    def sync_in_background(self) -> None:
-        """Sync what was not yet."""
-        self._file.sync_in_background()
-
-    def files(self, *, newest: bool) -> Iterator[JournalFile]:
-        """Yield the file."""
-        del newest  # of one, it is both
-        yield self._file
-
-    def is_damaged(self) -> bool:
-        """Return whether damage has been seen by now."""
-        return self._file.damaged
-
-    def size(self) -> int:
-        """Return the bytes of the file."""
-        return self.disk.stat(self._file.fd).st_size
-
-    def scan(self, advance: Advance | None = None) -> ScanResult:
-        """Check every line; change nothing.
-
-        The first scan after the opening is the one that the opening made, if the file has not
-        changed since.
-        """
-        found = self._file.found_opening()
-        if found is None:
-            found = ScanResult()
-            self._file.scan(found, advance)
-        return found
-
-    def recover(self, config: PersistenceRecoveryConfig) -> Mended:
-        """Rewrite the file if anything is wrong with it."""
-        mended = Mended()
-        if self.scan().anomalies:
-            if config.mode == "quarantine":
-                place = quarantine_directory(config, self._file.parent)
-                mended.moved.append(quarantine(self._file, quarantine_name(self.path, place)))
-            mended.removed = repair(self._file)
-        return mended
-
-    def drop_hidden(self, hidden: Mapping[Kind, Hidden]) -> None:
-        """Rewrite the file without what is hidden."""
-        drop_hidden(self._file, hidden)
+        acknowledged = last_seq if self._last_seq is None else self._last_seq
+        self._last_seq = acknowledged if batch.more else None
+        return acknowledged

@@ -110,7 +110,7 @@ class Line(msgspec.Struct, frozen=True, gc=False):
         return len(self.data) - 1 + len(self.ending)
 
     @property
-    def told(self) -> int:
+    def acknowledged(self) -> int:
         """The last position that had been acknowledged when it was written."""
         return self.seq - self.together - 1
 
@@ -151,18 +151,18 @@ class BadLine(msgspec.Struct, frozen=True):
 
 
 def make_lines(
-    first_seq: int, after: int, records: Sequence[bytes], told: int | None = None
+    first_seq: int, after: int, records: Sequence[bytes], acknowledged: int | None = None
 ) -> list[bytes]:
     """Return a line for each encoded record; the first of them follows line `after`.
 
-    `told` is the last position that was acknowledged; without it, they don't say that they are
+    `acknowledged` is the last position that was; without it, they don't say that they are
     written together.
     """
-    together = 0 if told is None else first_seq - told - 1
-    if told is not None and not _has_room(first_seq, len(records), together):
-        told, together = None, 0
+    together = 0 if acknowledged is None else first_seq - acknowledged - 1
+    if acknowledged is not None and not _has_room(first_seq, len(records), together):
+        acknowledged, together = None, 0
     seqs = range(first_seq, first_seq + len(records))
-    if told is None or (len(records) == 1 and not together):
+    if acknowledged is None or (len(records) == 1 and not together):
         checked = [
             b'"v":1,"seq":%d,%b' % (seq, record[1:])
             for seq, record in zip(seqs, records, strict=True)

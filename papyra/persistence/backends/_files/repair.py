@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import heapq
+from dataclasses import dataclass, field
 from sys import maxsize
 
 from papyra.persistence.backends._files.journal_file import JournalFile
@@ -13,7 +14,17 @@ from papyra.persistence.backends._files.line_format import (
 from papyra.persistence.backends._files.rewrite import Rewrite, ascending
 from papyra.persistence.backends._files.scan import Run, ScanResult, decode
 
-__all__ = ("repair",)
+__all__ = ("RepairResult", "repair")
+
+
+@dataclass
+class RepairResult:
+    """The result of a recovery."""
+
+    #: lines, or what should have been lines, that were left out
+    removed: int = 0
+    #: where the originals are
+    quarantined: list[str] = field(default_factory=list)
 
 
 def repair(journal: JournalFile) -> int:
@@ -25,7 +36,7 @@ def repair(journal: JournalFile) -> int:
     found = ScanResult(tail_seq=journal.base, last_seq=journal.base)
     strays: dict[int, Line] = {}
     before, removed = journal.base, 0
-    for part in journal.walk(found):
+    for part in journal.scan_parts(found):
         match part:
             case Run(_, first_seq, records, _, _):
                 before = first_seq + len(records) - 1
@@ -43,7 +54,7 @@ def repair(journal: JournalFile) -> int:
     if journal.through is not None:
         last_seq = journal.through
     elif found.last_seq >= journal.last_seq and all(a.kind == "torn" for a in found.anomalies):
-        journal.cut()
+        journal.appender.truncate_torn_tail()
         return removed
     end = min((a.offset or 0 for a in found.anomalies if a.kind == "torn"), default=maxsize)
     doubled: set[int] = set()

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from typing import Self
 
 from papyra.persistence.backends._files.block_index import Block, SparseIndex
+from papyra.persistence.backends._files.disk import write_all
 from papyra.persistence.backends._files.journal_file import JournalFile
 from papyra.persistence.backends._files.line_format import (
     Line,
@@ -35,7 +36,7 @@ class Rewrite:
 
     def __enter__(self) -> Self:
         self._handed_over = False
-        self._fd = self._journal.begin_anew()
+        self._fd = self._journal.handle.create_replacement()
         return self
 
     def __exit__(self, exc_type: type[BaseException] | None, *_: object) -> None:
@@ -43,7 +44,7 @@ class Rewrite:
             with contextlib.suppress(OSError):
                 self._disk.close(self._fd)
             with contextlib.suppress(OSError):
-                self._disk.remove(self._journal.temporary)
+                self._disk.remove(self._journal.handle.temporary)
 
     def add(self, line: Line, record: Record | None) -> None:
         """Take over a line, as it must be in its new place."""
@@ -66,9 +67,9 @@ class Rewrite:
             self._put(tombstone(last_seq, self.after), last_seq)
         self._write()
         self._disk.sync(self._fd)
-        self._journal.take_over(self._fd, self._index, self._end)
+        self._journal.replace_with(self._fd, self._index, self._end)
         self._handed_over = True
-        self._journal.sync_name()
+        self._journal.appender.durability.sync_name()
 
     def _put(self, data: bytes, last_seq: int) -> None:
         self._unwritten += data
@@ -78,11 +79,10 @@ class Rewrite:
             self._write()
 
     def _write(self) -> None:
-        position = self._end - len(self._unwritten)
-        while self._unwritten:
-            written = self._disk.write(self._fd, bytes(self._unwritten), position)
-            del self._unwritten[:written]
-            position += written
+        data = bytes(self._unwritten)
+        if data:
+            write_all(self._disk, self._fd, data, self._end - len(data))
+        self._unwritten.clear()
 
 
 def ascending(journal: JournalFile, end: int) -> Iterator[Line]:

@@ -23,7 +23,16 @@ from papyra.persistence.backends.store import MAX_SEQ
 from papyra.persistence.records import Record
 from papyra.persistence.reports import AnomalyKind, PersistenceAnomaly
 
-__all__ = ("Advance", "Part", "Run", "ScanResult", "decode", "walk")
+__all__ = (
+    "Advance",
+    "Part",
+    "Run",
+    "ScanResult",
+    "decode",
+    "end_of",
+    "is_torn",
+    "scan_parts",
+)
 
 #: Positions that must be left for what is written after a bad line, if that is to be believed.
 _ROOM = 10**12
@@ -42,6 +51,16 @@ class Run(NamedTuple):
     lengths: Sequence[int]
     #: bytes of each record
     sizes: Sequence[int]
+
+    @property
+    def last_seq(self) -> int:
+        """The position of the last record."""
+        return self.first_seq + len(self.records) - 1
+
+    @property
+    def end(self) -> int:
+        """Where the last line ends; bytes."""
+        return self.offset + sum(self.lengths)
 
 
 @dataclass
@@ -63,7 +82,17 @@ class ScanResult:
 Part: TypeAlias = Run | tuple[Line | BadLine, Record | None]
 
 
-def walk(
+def end_of(part: Part) -> int:
+    """Return where a part ends; bytes."""
+    return part.end if isinstance(part, Run) else part[0].offset + part[0].length
+
+
+def is_torn(part: Part) -> bool:
+    """Return whether a part is what a crash has left of the last write: nobody was told of it."""
+    return not isinstance(part, Run) and isinstance(part[0], BadLine) and part[0].kind == "torn"
+
+
+def scan_parts(
     chunks: Iterable[tuple[bytes, int]],
     found: ScanResult,
     location: str,
@@ -78,7 +107,7 @@ def walk(
     before byte `acknowledged` is not taken for remains of a write, but for the beginning of a line
     with which the file ends: somebody has cut it off.
     """
-    state = _Walk(found, location, belongs, acknowledged)
+    state = _Scan(found, location, belongs, acknowledged)
     for data, offset in chunks:
         lines = data.split(b"\n")
         last = lines.pop()
@@ -97,7 +126,7 @@ def walk(
     yield from state.finish()
 
 
-class _Walk:
+class _Scan:
     """How far a walk is, and what it makes of what it meets."""
 
     def __init__(

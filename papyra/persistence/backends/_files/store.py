@@ -360,7 +360,7 @@ class FileStore:
     def _recover_journal(self, config: PersistenceRecoveryConfig) -> PersistenceRecoveryReport:
         self.journal.check_name()
         self._lock.vouch(None)
-        mended = self.journal.recover(config)
+        result = self.journal.recover(config)
         self._vouch()
         found = self.journal.scan()
         return PersistenceRecoveryReport(
@@ -368,8 +368,8 @@ class FileStore:
             supported=True,
             scan=self._report(found),
             records_kept=found.records,
-            records_removed=mended.removed,
-            quarantined=tuple(mended.moved),
+            records_removed=result.removed,
+            quarantined=tuple(result.quarantined),
         )
 
     def _drop_hidden(self, policy: RetentionPolicy, now: float) -> CompactionReport:

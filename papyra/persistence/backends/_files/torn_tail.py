@@ -78,7 +78,7 @@ class Remains:
         return BadLine("torn", detail, first.offset, data, first.seq)
 
     def _is_of_it(self, line: Line) -> bool:
-        return line.told <= self._last_seq < line.seq and line.ending == b"\n"
+        return line.acknowledged <= self._last_seq < line.seq and line.ending == b"\n"
 
     def _has_only_holes(self, part: BadLine, start: int, *, at_end: bool) -> bool:
         """Return whether zeros explain why these bytes are no line."""
@@ -125,8 +125,8 @@ class Remains:
 
     def _can_follow(self, head: re.Match[bytes]) -> bool:
         seq, after, together = place_of(head)
-        told = seq - together - 1
-        return seq > self._last_seq and (after == self._last_seq or told <= self._last_seq)
+        acknowledged = seq - together - 1
+        return seq > self._last_seq and (after == self._last_seq or acknowledged <= self._last_seq)
 
 
 def _has_start(data: bytes, position: int = 0) -> bool:

@@ -19,8 +19,10 @@ from typing import Any
 from papyra.persistence import codec
 from papyra.persistence.backends._files.compaction import Hidden
 from papyra.persistence.backends._files.disk import Disk
-from papyra.persistence.backends._files.journal import Journal, OneFile
-from papyra.persistence.backends._files.segments import SegmentLimits, Segments
+from papyra.persistence.backends._files.journal import Journal
+from papyra.persistence.backends._files.rotation import SegmentLimits
+from papyra.persistence.backends._files.segmented_journal import SegmentedJournal
+from papyra.persistence.backends._files.single_file_journal import SingleFileJournal
 from papyra.persistence.backends.base import Batch
 from papyra.persistence.records import KINDS, Kind
 from papyra.persistence.reports import PersistenceRecoveryConfig
@@ -60,7 +62,10 @@ class KillingDisk(Disk):
 def open_journal(name: str, path: Path, disk: Disk) -> Journal:
     limits = SegmentLimits(max_bytes=10_000, max_records=5, max_age=None)
     journal: Journal
-    journal = OneFile(path, disk=disk) if name == "json" else Segments(path, limits, disk=disk)
+    if name == "json":
+        journal = SingleFileJournal(path, disk=disk)
+    else:
+        journal = SegmentedJournal(path, limits, disk=disk)
     journal.prepare()
     journal.open()
     return journal

@@ -266,7 +266,7 @@ async def test_every_second_is_synced_what_was_not(
         before = len(disk.written)
         size = store.path.stat().st_size
         (file,) = store.store.journal.files(newest=True)
-        while not file._sync_failed:  # set by the other thread, just after
+        while not file.appender.durability.sync_failed:  # set by the other thread, just after
             await anyio.lowlevel.checkpoint()
         await store.append(event(3))
         again, new = disk.written[before:]

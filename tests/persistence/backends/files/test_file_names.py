@@ -275,7 +275,7 @@ async def test_a_copy_of_a_descriptor_holds_no_store(tmp_path: Path, kind: str) 
     store = open_store(kind, path)
     await store.append(event(1))
     (file,) = store.store.journal.files(newest=True)
-    copy = os.dup(file.fd)
+    copy = os.dup(file.handle.fd)
     await store.aclose()
     async with open_store(kind, path) as store:
         await store.append(event(2))

@@ -113,7 +113,7 @@ def test_bytes_are_those_of_the_records_whatever_else_is_in_their_lines(path: Pa
     def append(numbers: range) -> None:
         records = [event(number) for number in numbers]
         journal.write(numbers[0], records, codec.encode(records), sync=False)
-        journal.accept()
+        journal.commit()
 
     # Behind a line that is damaged, one says that it follows the one before that.
     append(range(1, 12))
@@ -157,7 +157,7 @@ def test_every_bit_that_is_flipped_is_noticed_and_costs_one_record(path: Path) -
     records = [event(number) for number in range(1, 5)]
     journal = JournalFile(path, Disk())
     journal.write(1, records, codec.encode(records), sync=False)
-    journal.accept()
+    journal.commit()
     journal.close()
     data = bytearray(path.read_bytes())
     ends = [position + 1 for position, byte in enumerate(data) if byte == ord("\n")]

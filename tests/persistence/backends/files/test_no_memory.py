@@ -11,7 +11,7 @@ import anyio
 import pytest
 
 from papyra.persistence import codec
-from papyra.persistence.backends._files import journal_file
+from papyra.persistence.backends._files import file_index
 from papyra.persistence.backends._files.block_index import SparseIndex
 from papyra.persistence.backends._files.journal import Journal
 from papyra.persistence.backends._files.store import FilePersistence
@@ -71,9 +71,9 @@ async def numbers(store: PersistenceBackend) -> list[int]:
 async def test_an_append_for_which_there_is_no_memory_leaves_nothing(
     tmp_path: Path, kind: str, count: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(journal_file, "_UNINDEXED", 4)
+    monkeypatch.setattr(file_index, "_PENDING", 4)
     refused = 0
-    for step in range(1, 400, STEP):
+    for step in range(1, 800, STEP):
         path, trace = tmp_path / str(step), NoMemory(step)
         store = make(kind, path)
         async with store:
@@ -112,7 +112,7 @@ async def test_an_append_for_which_there_is_no_memory_leaves_nothing(
 async def test_an_index_for_which_there_is_no_memory_is_made_later(
     tmp_path: Path, kind: str, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(journal_file, "_UNINDEXED", 3)
+    monkeypatch.setattr(file_index, "_PENDING", 3)
 
     def fail(*arguments: object) -> None:
         raise MemoryError

@@ -246,7 +246,7 @@ async def test_few_segments_are_kept_open(directory: Path) -> None:
         for number in range(0, 300, 7):
             page = await store.read("event", after=number, limit=1)
             assert [record.seq for record in page.records] == [number + 1]
-        loaded = [s for s in store.store.journal.files(newest=False) if s._index is not None]
+        loaded = [s for s in store.store.journal.files(newest=False) if s.is_loaded]
         assert len(loaded) <= 9
 
 

@@ -1,0 +1,469 @@
+"""A journal in segments: files that follow one another, in one directory."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+
+from papyra.persistence.backends._files.close_mark import Closed
+from papyra.persistence.backends._files.compaction import Hidden, drop_hidden, is_hidden, is_visible
+from papyra.persistence.backends._files.disk import Disk, is_regular
+from papyra.persistence.backends._files.index_cache import Recall
+from papyra.persistence.backends._files.journal import AcknowledgedSeq
+from papyra.persistence.backends._files.location import Place, printable
+from papyra.persistence.backends._files.lock import FileLock
+from papyra.persistence.backends._files.quarantine import (
+    QuarantineDirectory,
+    quarantine_directory,
+    quarantine_name,
+)
+from papyra.persistence.backends._files.repair import RepairResult, repair
+from papyra.persistence.backends._files.rotation import SegmentLimits, share_out
+from papyra.persistence.backends._files.scan import Advance, ScanResult
+from papyra.persistence.backends._files.segment import Segment
+from papyra.persistence.backends._files.segment_directory import Leftovers, SegmentDirectory
+from papyra.persistence.backends.store import Batch
+from papyra.persistence.records import Kind
+from papyra.persistence.reports import PersistenceAnomaly, PersistenceRecoveryConfig
+
+__all__ = ("SegmentedJournal",)
+
+#: How many sealed segments are kept open, with their indexes.
+_LOADED = 8
+
+
+class SegmentedJournal:
+    """A journal in files that follow one another. The last of them is written to."""
+
+    def __init__(
+        self,
+        path: Path | Place,
+        limits: SegmentLimits,
+        *,
+        read_only: bool = False,
+        index_directory: Path | None = None,
+        disk: Disk | None = None,
+    ) -> None:
+        self.place = Place(path)
+        self.path = self.place.path
+        self.disk = disk or Disk()
+        self.read_only = read_only
+        self.closed: Closed | None = None
+        self._index_directory = index_directory if read_only else None
+        self._limits = limits
+        self._directory = SegmentDirectory(self.place, self.disk)
+        self._segments: list[Segment] = []
+        #: sealed segments whose index is in memory, the one used last at the end
+        self._loaded: list[Segment] = []
+        self._leftovers = Leftovers(self.disk)
+        self._records_in_last = 0
+        self._acknowledged = AcknowledgedSeq()
+        #: for a reader: which files the segments were when they were listed
+        self._listed: list[tuple[int, ...]] = []
+        #: whether a segment followed the last one, and is not there any more
+        self._end_is_missing = False
+
+    @property
+    def last_seq(self) -> int:
+        """The greatest `seq` that was given."""
+        return self._segments[-1].last_seq if self._segments else 0
+
+    def lock(self) -> FileLock:
+        """Return the lock: a file in the directory."""
+        return FileLock(self.path / ".lock", self.path, directory=self.path)
+
+    # Opening and closing
+
+    def prepare(self) -> None:
+        """Make the directory, if there is none."""
+        self._directory.make()
+
+    def open(self, advance: Advance | None = None) -> None:
+        """List the segments, finish what was begun, and open the last of them."""
+        self._leftovers.clear()
+        self._loaded = []
+        self._directory.open()
+        self._segments = self._list_segments()
+        if not self.read_only:
+            self._leftovers.remove()
+            if not self._segments:
+                self._segments.append(self._segment(0))
+        if self._segments:
+            last = self._segments[-1]
+            last.open(advance)
+            self.closed = last.closed
+            self._records_in_last = last.index.records
+            self._end_is_missing = self._lacks_its_end()
+
+    def _lacks_its_end(self) -> bool:
+        """Return whether a segment followed the last one, and is not there any more."""
+        last = self._segments[-1]
+        # A writer may have sealed it since the directory was listed: then another one is there.
+        return is_regular(last.sidecar) and not self._directory.has_segment_after(last.base)
+
+    def _segment(self, base: int) -> Segment:
+        path, recall = self._directory.path_of(base), None
+        if self._index_directory is not None:
+            recall = Recall(self.disk, self._index_directory, path)
+        name = self.place.name / path.name
+        segment = Segment(path, self.disk, base, read_only=self.read_only, recall=recall, name=name)
+        segment.closed = self.closed
+        return segment
+
+    def _list_segments(self) -> list[Segment]:
+        """Return the segments that are there; what a tombstone stands for is left over."""
+        bases, unfinished = self._directory.bases()
+        self._leftovers.add(*unfinished)
+        found = [self._segment(base) for base in bases]
+        # Before any of them is looked into: what is replaced later is another one.
+        identities = self._identities(found) if self.read_only else []
+        segments = self._without_covered(found)
+        listed = dict(zip(bases, identities, strict=False))
+        self._listed = [listed[segment.base] for segment in segments] if listed else []
+        return segments
+
+    def _without_covered(self, found: Sequence[Segment]) -> list[Segment]:
+        """Return the segments for which no tombstone stands, each sealed by the next."""
+        segments: list[Segment] = []
+        covered, covered_at = 0, 0
+        self._directory.put_back = []
+        for segment in found:
+            if segment.base < covered:
+                # What a tombstone stands for was to be removed, and maybe that did not come to its
+                # end. But if somebody has put it there since, it is not ours to remove.
+                if segment.path.stat().st_ctime_ns > covered_at:
+                    self._directory.put_back.append(segment.path)
+                else:
+                    self._leftovers.add(segment.sidecar, segment.path)
+                continue
+            if segments:
+                segments[-1].seal(segment.base)
+            segments.append(segment)
+            # Another one follows those that it stands for; or it says what can't be.
+            through = segment.covers_through()
+            if 0 < through <= found[-1].base:
+                covered, covered_at = through, segment.path.stat().st_ctime_ns
+        return segments
+
+    def refresh(self) -> None:
+        """Take in what another process has written since."""
+        self._leftovers.clear()
+        known = {segment.base: segment for segment in self._segments}
+        self._segments = self._list_segments()
+        for number, segment in enumerate(self._segments):
+            old = known.pop(segment.base, None)
+            # A sealed segment that has been read is what it was, unless it was rewritten.
+            if old is not None and old.is_loaded and old.through == segment.through:
+                old.refresh()
+                self._segments[number] = old
+            elif old is not None:
+                old.unload()
+        for gone in known.values():
+            gone.unload()
+        self._loaded = [segment for segment in self._segments[:-1] if segment.is_loaded]
+        if self._segments and not self._segments[-1].is_loaded:
+            self._segments[-1].open()
+        self._end_is_missing = bool(self._segments) and self._lacks_its_end()
+
+    def raise_if_rewritten(self) -> None:
+        """Raise `FileNotFoundError` if segments were replaced or removed since they were listed.
+
+        What was read then is of two states of the store. New segments may have followed.
+        """
+        if self._identities(self._segments) != self._listed:
+            raise FileNotFoundError(
+                errno.ENOENT, "segments are rewritten while they are read", str(self.path)
+            )
+
+    @staticmethod
+    def _identities(segments: Sequence[Segment]) -> list[tuple[int, ...]]:
+        """Return which files segments are, and when those that are sealed were changed."""
+        stats = [segment.path.stat() for segment in segments]
+        sealed = [(stat.st_ino, stat.st_mtime_ns) for stat in stats[:-1]]
+        return [*sealed, *((stat.st_ino,) for stat in stats[-1:])]
+
+    def vouch(self) -> Closed | None:
+        """Return how far the last segment is acknowledged and on the device."""
+        return self._segments[-1].vouch() if self._segments else None
+
+    def close(self) -> None:
+        """Close everything that is open."""
+        for segment in self._segments:
+            segment.appender.truncate_failed_write()
+            segment.close()
+
+    # Appending
+
+    def append(self, batch: Batch, take_token: Callable[[], None], *, sync: bool) -> None:
+        """Write lines, into a new segment where one is full.
+
+        A segment is synced before another one follows it.
+        """
+        self._leftovers.remove()
+        last, begun = self._segments[-1], list[Segment]()
+        last.appender.begin()
+        try:
+            in_last = self._write(batch, begun, sync=sync)
+            segments = [*self._segments, *begun] if begun else self._segments
+            take_token()
+            for segment in (last, *begun):
+                segment.commit()
+            for segment, next_one in zip((last, *begun), begun, strict=False):
+                segment.seal(next_one.base)
+            self._records_in_last, self._segments = in_last, segments
+        except BaseException:
+            last.unseal()
+            self._roll_back(last, begun)
+            raise
+        if begun:
+            self._end_is_missing = False
+            with contextlib.suppress(MemoryError):  # it is stored, and the rest can be done later
+                self._save_indexes(last, *begun[:-1])
+
+    def _write(self, batch: Batch, begun: list[Segment], *, sync: bool) -> int:
+        """Write lines, noting the segments that are `begun`; return how many are in the last."""
+        segment, in_last = self._segments[-1], self._records_in_last
+        acknowledged = self._acknowledged.before(batch, self.last_seq)
+        begins = self._end_is_missing and not self._is_last_empty()
+        for share in share_out(batch, self._limits, segment, in_last, begins=begins):
+            start, stop = share.start, share.stop
+            if share.begins:
+                segment = self._begin_segment(segment, batch, start, begun)
+                in_last = 0
+            segment.write(
+                batch.first_seq + start,
+                batch.records[start:stop],
+                batch.encoded[start:stop],
+                acknowledged=acknowledged,
+                sync=sync or stop < len(batch.records),
+            )
+            in_last += stop - start
+        return in_last
+
+    def _begin_segment(
+        self, last: Segment, batch: Batch, start: int, begun: list[Segment]
+    ) -> Segment:
+        """Begin a segment with a record of the batch, behind one that is on the device."""
+        if not start:
+            last.appender.truncate_uncommitted()
+        last.appender.ensure_synced()
+        # Nothing is missing where a batch begins later than the one before it ended.
+        segment = self._segment(batch.first_seq + start - 1 if start else self.last_seq)
+        begun.append(segment)
+        segment.create_after(last)
+        return segment
+
+    def _is_last_empty(self) -> bool:
+        """Return whether the next segment would have the name of the last."""
+        return self.last_seq == self._segments[-1].base
+
+    def _save_indexes(self, *sealed: Segment) -> None:
+        for segment in sealed:
+            segment.save_index()
+            segment.unload()
+
+    def _roll_back(self, last: Segment, begun: Sequence[Segment]) -> None:
+        """Let nothing be left of what an append has written, as far as that can be had."""
+        for unused in begun:
+            unused.unload()
+        with contextlib.suppress(OSError):
+            # The newest first: what is left of them always follows upon what was there before.
+            made = [unused.path for unused in reversed(begun) if unused.handle.is_made]
+            self._leftovers.hide(made)
+            if begun:
+                self.disk.sync_directory(self.path)
+        last.roll_back(truncate=self._leftovers.are_hidden)
+
+    def sync(self) -> None:
+        """Return when everything is on the device; of the sealed segments it is."""
+        self._segments[-1].appender.sync()
+
+    def sync_in_background(self) -> None:
+        """Sync what was not yet."""
+        self._segments[-1].appender.sync_in_background()
+
+    # Reading
+
+    def files(self, *, newest: bool) -> Iterator[Segment]:
+        """Yield the segments. Whoever looks into one opens it; some are kept open."""
+        for segment in reversed(self._segments) if newest else list(self._segments):
+            try:
+                yield segment
+            finally:
+                self._was_used(segment)
+
+    def _was_used(self, segment: Segment) -> None:
+        if segment.through is None or not segment.is_loaded:
+            return
+        if segment in self._loaded:
+            self._loaded.remove(segment)
+        self._loaded.append(segment)
+        while len(self._loaded) > _LOADED:
+            self._loaded.pop(0).unload()
+
+    @property
+    def segments(self) -> int:
+        """How many there are."""
+        return len(self._segments)
+
+    def is_damaged(self) -> bool:
+        """Return whether damage has been seen by now."""
+        return self._end_is_missing or any(segment.damaged for segment in self._segments)
+
+    def size(self) -> int:
+        """Return the bytes of all segments that are there."""
+        size = 0
+        for segment in self._segments:
+            with contextlib.suppress(FileNotFoundError):
+                size += segment.path.stat().st_size
+        return size
+
+    def check_name(self) -> None:
+        """Raise `StoreMoved` if name of directory or last segment lead elsewhere by now."""
+        if not self.read_only:
+            self._directory.check_name()
+            self._segments[-1].handle.check_name()
+
+    # Scanning and repair
+
+    def scan(self, advance: Advance | None = None) -> ScanResult:
+        """Check every line of every segment, and what else is in the directory; change nothing."""
+        found = ScanResult()
+        before: Segment | None = None
+        for segment in self._segments:
+            is_sealed = segment.through is not None
+            if is_sealed and not self.read_only and not is_regular(segment.path):
+                continue  # somebody has removed it, as the next one will say
+            if segment.base > found.last_seq:
+                _note_missing(found, segment, before)
+            found.tail_seq = found.last_seq = segment.base
+            segment.scan(found, advance)
+            if is_sealed and not segment.is_loaded:
+                segment.unload()
+            before = segment
+        if self._end_is_missing and before is not None:
+            detail = f"the segment after record {before.last_seq} is not there"
+            place = printable(self.place.name)
+            found.anomalies.append(PersistenceAnomaly("missing_segment", detail, place))
+        found.anomalies += self._directory.anomalies()
+        return found
+
+    def recover(self, config: PersistenceRecoveryConfig) -> RepairResult:
+        """Rewrite the segments that are damaged, and stand tombstones for those that are gone.
+
+        Foreign files stay where they are, unless there is a quarantine to move them to.
+        """
+        result, found = RepairResult(), self.scan()
+        parent = quarantine_directory(config, Path(os.path.realpath(self.path)).parent)
+        aside = QuarantineDirectory(self.disk, quarantine_name(self.path, parent), result)
+        keeps_originals = config.mode == "quarantine"
+        repaired = self._repair_segments(found, aside, result, keeps_originals=keeps_originals)
+        for after, through in found.missing:
+            if through not in repaired:
+                self._write_tombstone(after, through)
+        self._repair_end()
+        if keeps_originals:
+            # Whatever is no file stays, as the `lost+found` of a file system does.
+            for path in filter(is_regular, self._directory.foreign_files()):
+                aside.move(path)
+        if found.anomalies:
+            self.closed = self.vouch()
+            self.close()
+            self.open()
+        return result
+
+    def _repair_segments(
+        self,
+        found: ScanResult,
+        aside: QuarantineDirectory,
+        result: RepairResult,
+        *,
+        keeps_originals: bool,
+    ) -> set[int | None]:
+        """Repair the segments in which something was found; return their last positions."""
+        by_place: dict[str | None, list[PersistenceAnomaly]] = {}
+        for anomaly in found.anomalies:
+            by_place.setdefault(anomaly.location, []).append(anomaly)
+        damaged = [segment for segment in self._segments if segment.location in by_place]
+        for segment in damaged:
+            # A line of another segment is not kept in this one, but it is not thrown away either.
+            seqs = [anomaly.seq for anomaly in by_place[segment.location]]
+            if keeps_originals or not all(seq is None or segment.belongs(seq) for seq in seqs):
+                aside.copy(segment)
+            result.removed += repair(segment)
+            segment.unload()
+        return {segment.through for segment in damaged}
+
+    def _repair_end(self) -> None:
+        """Begin the segment again that followed the last one, if it is missing."""
+        if self._end_is_missing and self._is_last_empty():
+            self.disk.remove(self._segments[-1].sidecar)
+        elif self._end_is_missing:
+            next_one = self._segment(self.last_seq)
+            next_one.create_after(self._segments[-1])
+            next_one.close()
+
+    def _write_tombstone(self, base: int, through: int) -> Segment:
+        """Write a segment that stands for all between `base` and `through`."""
+        segment = self._segment(base)
+        self._directory.check_name()
+        segment.become_tombstone(through, self._segments[-1])
+        return segment
+
+    # Compaction
+
+    def drop_hidden(self, hidden: Mapping[Kind, Hidden]) -> None:
+        """Drop segments in which all is hidden, and rewrite those in which some is."""
+        self._leftovers.remove()
+        run: list[Segment] = []
+        for segment in self.files(newest=False):
+            if segment.through is not None and is_hidden(segment.totals(), segment.through, hidden):
+                run.append(segment)
+                continue
+            self._drop(run)
+            run = []
+            if not is_visible(segment.totals(), segment.base, hidden):
+                drop_hidden(segment, hidden)
+                self._was_rewritten(segment)
+        self._drop(run)
+
+    def _was_rewritten(self, segment: Segment) -> None:
+        if segment is self._segments[-1]:
+            self._records_in_last = segment.index.records
+        else:
+            self._save_indexes(segment)
+
+    def _drop(self, run: Sequence[Segment]) -> None:
+        """Drop segments that follow one another, and put a tombstone in their place."""
+        if not run or (len(run) == 1 and not run[0].totals().records):
+            return  # which is one already
+        first, through = run[0], run[-1].through
+        assert through is not None
+        self._leftovers.add(first.sidecar)
+        self._leftovers.remove()
+        for segment in run:
+            segment.unload()
+        stone = self._write_tombstone(first.base, through)
+        # From here on the others count for nothing, whether they are still there or not.
+        position = self._segments.index(first)
+        self._segments[position : position + len(run)] = [stone]
+        self._loaded = [segment for segment in self._loaded if segment not in run]
+        for segment in run[1:]:
+            self._leftovers.add(segment.sidecar, segment.path)
+        self._leftovers.remove()
+
+
+def _note_missing(found: ScanResult, segment: Segment, before: Segment | None) -> None:
+    """Note which records are missing before a segment, and why."""
+    after = found.last_seq
+    missing = f"{after + 1} to {segment.base}" if segment.base > after + 1 else segment.base
+    if before is not None and before.lost_lines():
+        detail = f"missing before record {segment.base + 1}: {missing}"
+        found.anomalies.append(PersistenceAnomaly("gap", detail, before.location))
+    else:
+        detail, place = f"there is no segment with the records {missing}", segment.name.parent
+        found.anomalies.append(PersistenceAnomaly("missing_segment", detail, printable(place)))
+        found.missing.append((after, segment.base))
