@@ -20,22 +20,26 @@ from __future__ import annotations
 
 import itertools
 import re
-from array import array
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
-from sys import byteorder
-from zlib import crc32
 
 import msgspec
 
 from papyra.exceptions import StoreError
 from papyra.persistence import codec
+from papyra.persistence.backends._files.checksum import (
+    CHECKED,
+    DIGITS,
+    OPENING,
+    are_right,
+    is_right,
+    with_checksums,
+)
 from papyra.persistence.records import Record
 from papyra.persistence.reports import AnomalyKind
 
 __all__ = (
     "HEAD",
-    "OPENING",
     "START",
     "VERSION",
     "BadLine",
@@ -69,10 +73,8 @@ HEAD = re.compile(
 START = re.compile(rb"(?<![:,\[])" + HEAD.pattern)
 #: What editors and transfers make of newlines.
 _ENDING = re.compile(rb"[\r \t]*\n?|\0")
-#: Where the checksum begins and ends, and from where on it counts.
-_CRC, _CRC_END, _CHECKED = 8, 16, 18
-#: What is before and behind the checksum of a line of this version.
-OPENING, _VERSION = b'{"crc":"', b'","v":%d,' % VERSION
+#: The bytes behind the checksum of a line of this version.
+_VERSION = b'","v":%d,' % VERSION
 
 #: How often the bytes of what should be one line are looked at for lines with others in them.
 _LOOKED_AT = 3
@@ -173,9 +175,7 @@ def make_lines(
             b'"v":1,"seq":%d,"after":%d,%b' % (seq, mark, record[1:])
             for mark, seq, record in zip(marks, seqs, records, strict=False)
         ]
-    lines = [
-        b'{"crc":"%08x",%b\n' % pair for pair in zip(map(crc32, checked), checked, strict=True)
-    ]
+    lines = with_checksums(checked)
     if len(lines) > 1 or after != first_seq - 1:
         lines[0] = _make_line(first_seq, after, records[0], VERSION, together)
     return lines
@@ -197,8 +197,8 @@ def _make_line(seq: int, after: int, record: bytes, version: int, together: int 
         place += b'"after":%d,' % after
     elif together:
         place += b'"after":%d,' % (seq + together)
-    checked = place + record[1:]
-    return b'{"crc":"%08x",%b\n' % (crc32(checked), checked)
+    (line,) = with_checksums([place + record[1:]])
+    return line
 
 
 def head_length(seq: int, together: int = 0) -> int:
@@ -206,7 +206,7 @@ def head_length(seq: int, together: int = 0) -> int:
     place = b'"v":1,"seq":%d,' % seq
     if together:
         place += b'"after":%d,' % (seq + together)
-    return _CHECKED + len(place)  # and a newline, but for the brace
+    return CHECKED + len(place)  # and a newline, but for the brace
 
 
 def last_seq_in(data: bytes) -> int | None:
@@ -217,16 +217,9 @@ def last_seq_in(data: bytes) -> int | None:
 
 def are_whole(lines: Sequence[bytes]) -> bool:
     """Return whether these are lines of this version, newlines taken off, with right checksums."""
-    # Together, which takes a third of the time that it takes one by one.
-    checksums = array("I", [crc32(line[_CHECKED:]) for line in lines])
-    if byteorder == "little":
-        checksums.byteswap()
-    return (
-        b"".join([line[_CRC:_CRC_END] for line in lines]) == checksums.tobytes().hex().encode()
-        and b"".join([line[:_CRC] for line in lines]) == OPENING * len(lines)
-        and b"".join([line[_CRC_END : _CRC_END + len(_VERSION)] for line in lines])
-        == _VERSION * len(lines)
-    )
+    version = slice(DIGITS.stop, DIGITS.stop + len(_VERSION))
+    versions = b"".join([line[version] for line in lines])
+    return are_right(lines) and versions == _VERSION * len(lines)
 
 
 def decode_run(lines: Sequence[bytes], first_seq: int) -> list[Record] | None:
@@ -318,7 +311,7 @@ def parse_whole(data: bytes, offset: int = 0, ending: bytes = b"\n") -> Line | N
     head = HEAD.match(data)
     if head is None or not data.endswith(b"\n"):
         return None
-    if crc32(data[_CHECKED:-1]) != int(head["crc"], 16):
+    if not is_right(data, head["crc"]):
         return None
     seq, after, together = place_of(head)
     if together >= seq:

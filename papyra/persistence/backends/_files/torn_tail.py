@@ -15,9 +15,9 @@ from __future__ import annotations
 import codecs
 import re
 
+from papyra.persistence.backends._files.checksum import OPENING
 from papyra.persistence.backends._files.line_format import (
     HEAD,
-    OPENING,
     START,
     BadLine,
     Line,

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from papyra.persistence import codec
-from papyra.persistence.backends._files import line_format, torn_tail
+from papyra.persistence.backends._files import checksum, line_format, torn_tail
 from papyra.persistence.backends._files.disk import Disk
 from papyra.persistence.backends._files.line_format import make_lines
 from papyra.persistence.backends.json import JsonFilePersistence
@@ -123,7 +123,7 @@ async def cost(path: Path, what: str, monkeypatch: pytest.MonkeyPatch) -> int:
     """Return the bytes that were looked at."""
     work = Work()
     with monkeypatch.context() as patched:
-        patched.setattr(line_format, "crc32", work.crc32)
+        patched.setattr(checksum, "crc32", work.crc32)
         for module, name in (
             (line_format, "HEAD"),
             (line_format, "START"),
