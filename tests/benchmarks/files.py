@@ -26,12 +26,12 @@ from papyra.persistence import (
     PersistedEvent,
     PersistenceActor,
 )
-from papyra.persistence.backends._files.store import FilePersistence
 from papyra.persistence.backends.json import JsonFilePersistence
 from papyra.persistence.backends.retention import RetentionPolicy
 from papyra.persistence.backends.rotating import RotatingFilePersistence
 from tests.benchmarks.table import Loop, Options, Result, Row, compare
 from tests.benchmarks.workload import ask_from_tasks, build
+from tests.persistence.backends.files.file_persistence import FilePersistence
 
 __all__ = ("FILE_ROWS",)
 

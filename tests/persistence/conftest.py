@@ -8,9 +8,9 @@ from typing import Any, TypeAlias
 
 import pytest
 
-from papyra.persistence.backends._files.store import FilePersistence
 from papyra.persistence.backends.json import JsonFilePersistence
 from papyra.persistence.backends.rotating import RotatingFilePersistence
+from tests.persistence.backends.files.file_persistence import FilePersistence
 
 MakeStore: TypeAlias = Callable[..., FilePersistence]
 

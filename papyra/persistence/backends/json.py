@@ -9,9 +9,11 @@ from pathlib import Path
 from typing import Any, cast
 
 from papyra.persistence.backends._files.disk import Disk
+from papyra.persistence.backends._files.fsync_policy import Fsync
 from papyra.persistence.backends._files.location import Place
 from papyra.persistence.backends._files.single_file_journal import SingleFileJournal
-from papyra.persistence.backends._files.store import FilePersistence, Fsync
+from papyra.persistence.backends._files.store import FileStore
+from papyra.persistence.backends.base import PersistenceBackend
 from papyra.persistence.backends.urls import path_and_options
 from papyra.persistence.reports import ReportProgress
 from papyra.persistence.retention import RetentionPolicy
@@ -19,7 +21,7 @@ from papyra.persistence.retention import RetentionPolicy
 __all__ = ("JsonFilePersistence",)
 
 
-class JsonFilePersistence(FilePersistence):
+class JsonFilePersistence(PersistenceBackend):
     """Keep facts in one file of lines of JSON, readable with ``less`` and ``jq``.
 
     With ``fsync="always"``, an acknowledged record is on the device: each commit is one write and
@@ -52,6 +54,8 @@ class JsonFilePersistence(FilePersistence):
     still the same.
     """
 
+    store: FileStore
+
     def __init__(
         self,
         path: str | bytes | os.PathLike[str] | os.PathLike[bytes],
@@ -65,22 +69,21 @@ class JsonFilePersistence(FilePersistence):
         opening: ReportProgress | None = None,
         _disk: Disk | None = None,
     ) -> None:
-        super().__init__(
-            "json",
-            SingleFileJournal(
-                Place(path), read_only=read_only, index_directory=index_directory, disk=_disk
-            ),
-            fsync=fsync,
-            call_timeout=call_timeout,
-            retention_policy=retention_policy,
-            clock=clock,
-            opening=opening,
+        journal = SingleFileJournal(
+            Place(path), read_only=read_only, index_directory=index_directory, disk=_disk
         )
+        store = FileStore("json", journal, fsync=fsync, call_timeout=call_timeout, opening=opening)
+        super().__init__(store, retention_policy=retention_policy, clock=clock)
 
     @property
     def path(self) -> Path:
         """The file, as it was named."""
         return self.store.journal.place.name
+
+    @property
+    def is_damaged(self) -> bool:
+        """Whether damage has been seen by now, which reads pass over; only a scan sees all."""
+        return self.store.is_damaged
 
     def reader(
         self, *, index_directory: Path | None = None, opening: ReportProgress | None = None
@@ -91,7 +94,9 @@ class JsonFilePersistence(FilePersistence):
             read_only=True,
             index_directory=index_directory,
             opening=opening,
-            **self._common,
+            call_timeout=self.store.call_timeout,
+            retention_policy=self.retention,
+            clock=self.clock,
         )
 
 

@@ -11,10 +11,12 @@ from typing import Any, cast
 
 from papyra.exceptions import InvalidPolicy
 from papyra.persistence.backends._files.disk import Disk
+from papyra.persistence.backends._files.fsync_policy import Fsync
 from papyra.persistence.backends._files.location import Place
 from papyra.persistence.backends._files.rotation import SegmentLimits
 from papyra.persistence.backends._files.segmented_journal import SegmentedJournal
-from papyra.persistence.backends._files.store import FilePersistence, Fsync
+from papyra.persistence.backends._files.store import FileStore
+from papyra.persistence.backends.base import PersistenceBackend
 from papyra.persistence.backends.urls import path_and_options
 from papyra.persistence.reports import ReportProgress
 from papyra.persistence.retention import RetentionPolicy
@@ -22,7 +24,7 @@ from papyra.persistence.retention import RetentionPolicy
 __all__ = ("RotatingFilePersistence",)
 
 
-class RotatingFilePersistence(FilePersistence):
+class RotatingFilePersistence(PersistenceBackend):
     """Keep facts in files of lines of JSON, in a directory of their own.
 
     The directory is made if it is not there. Its files, the segments, have the `seq` of their first
@@ -42,6 +44,8 @@ class RotatingFilePersistence(FilePersistence):
     writes, `read_only` for the others, and what a scan finds, with two things more: what does not
     belong in the directory, but for hidden files, and segments that are missing. A link is none.
     """
+
+    store: FileStore
 
     def __init__(
         self,
@@ -66,26 +70,27 @@ class RotatingFilePersistence(FilePersistence):
             raise InvalidPolicy(f"max_segment_records is at least 1, or None, not {records!r}")
         if age is not None and (type(age) not in (int, float) or not 0 < age < math.inf):
             raise InvalidPolicy(f"max_segment_age is seconds, more than 0, or None, not {age!r}")
-        super().__init__(
-            "rotating",
-            SegmentedJournal(
-                Place(directory),
-                SegmentLimits(max_segment_bytes, records, age),
-                read_only=read_only,
-                index_directory=index_directory,
-                disk=_disk,
-            ),
-            fsync=fsync,
-            call_timeout=call_timeout,
-            retention_policy=retention_policy,
-            clock=clock,
-            opening=opening,
+        journal = SegmentedJournal(
+            Place(directory),
+            SegmentLimits(max_segment_bytes, records, age),
+            read_only=read_only,
+            index_directory=index_directory,
+            disk=_disk,
         )
+        store = FileStore(
+            "rotating", journal, fsync=fsync, call_timeout=call_timeout, opening=opening
+        )
+        super().__init__(store, retention_policy=retention_policy, clock=clock)
 
     @property
     def directory(self) -> Path:
         """The directory, as it was named."""
         return self.store.journal.place.name
+
+    @property
+    def is_damaged(self) -> bool:
+        """Whether damage has been seen by now, which reads pass over; only a scan sees all."""
+        return self.store.is_damaged
 
     def reader(
         self, *, index_directory: Path | None = None, opening: ReportProgress | None = None
@@ -96,7 +101,9 @@ class RotatingFilePersistence(FilePersistence):
             read_only=True,
             index_directory=index_directory,
             opening=opening,
-            **self._common,
+            call_timeout=self.store.call_timeout,
+            retention_policy=self.retention,
+            clock=self.clock,
         )
 
 

@@ -5,10 +5,9 @@ from __future__ import annotations
 import contextlib
 import functools
 import os
-import threading
 import time
 from collections.abc import Callable
-from typing import Any, Literal, TypeAlias, TypeVar, get_args
+from typing import TypeVar
 
 from papyra._seconds import is_seconds, shown
 from papyra.exceptions import (
@@ -21,6 +20,7 @@ from papyra.exceptions import (
 )
 from papyra.persistence.backends._files.compaction import count_hidden
 from papyra.persistence.backends._files.disk import CAN_WRITE, whose
+from papyra.persistence.backends._files.fsync_policy import Fsync, FsyncPolicy
 from papyra.persistence.backends._files.journal import Journal
 from papyra.persistence.backends._files.location import printable
 from papyra.persistence.backends._files.retention import (
@@ -30,12 +30,11 @@ from papyra.persistence.backends._files.retention import (
     spans_of,
 )
 from papyra.persistence.backends._files.scan import ScanResult
+from papyra.persistence.backends._io.commit_token import CommitToken
 from papyra.persistence.backends._io.worker_thread import (
-    CommitToken,
     WorkerThread,
     raise_if_cancelled,
 )
-from papyra.persistence.backends.base import PersistenceBackend
 from papyra.persistence.backends.store import Batch, Capabilities, collect_page
 from papyra.persistence.backends.summary import spread
 from papyra.persistence.messages import Page, Read
@@ -51,12 +50,7 @@ from papyra.persistence.reports import (
 )
 from papyra.persistence.retention import RetentionPolicy
 
-__all__ = ("FilePersistence", "FileStore", "Fsync")
-
-Fsync: TypeAlias = Literal["always", "everysec", "no"]
-
-#: Seconds between two syncs with ``fsync="everysec"``.
-SYNC_INTERVAL = 1.0
+__all__ = ("FileStore",)
 
 #: How often a reader looks for files that are removed under its hands.
 _LOOKS = 5
@@ -66,45 +60,6 @@ _LOOK_AGAIN_AFTER = 0.01
 _FOREVER = float("inf")
 
 ResultT = TypeVar("ResultT")
-
-
-class FilePersistence(PersistenceBackend):
-    """What the backends on files have in common."""
-
-    store: FileStore
-
-    def __init__(
-        self,
-        name: str,
-        journal: Journal,
-        *,
-        fsync: Fsync,
-        call_timeout: float | None,
-        retention_policy: RetentionPolicy | None,
-        clock: Callable[[], float],
-        opening: ReportProgress | None = None,
-    ) -> None:
-        if not journal.read_only and not CAN_WRITE:
-            raise UnsupportedPlatform(
-                f"{type(self).__name__} needs the file locks of POSIX (fcntl) to write, as Linux "
-                "and macOS have them: here it only reads, with read_only=True"
-            )
-        store = FileStore(name, journal, fsync=fsync, call_timeout=call_timeout, opening=opening)
-        super().__init__(store, retention_policy=retention_policy, clock=clock)
-
-    @property
-    def is_damaged(self) -> bool:
-        """Whether damage has been seen by now, which reads pass over; only a scan sees all."""
-        return self.store.is_damaged
-
-    @property
-    def _common(self) -> dict[str, Any]:
-        """The arguments that a reader of the same journal shares."""
-        return {
-            "call_timeout": self.store.call_timeout,
-            "retention_policy": self._retention,
-            "clock": self.clock,
-        }
 
 
 class FileStore:
@@ -123,8 +78,12 @@ class FileStore:
         call_timeout: float | None,
         opening: ReportProgress | None,
     ) -> None:
-        if fsync not in get_args(Fsync):
-            raise InvalidPolicy(f"fsync is one of {', '.join(get_args(Fsync))}, not {fsync!r}")
+        if not journal.read_only and not CAN_WRITE:
+            raise UnsupportedPlatform(
+                f"a store of kind {name!r} needs the file locks of POSIX (fcntl) to write, as "
+                "Linux and macOS have them: here it only reads, with read_only=True"
+            )
+        self._fsync = FsyncPolicy(fsync)
         if call_timeout is not None and not is_seconds(call_timeout, above=True, finite=True):
             raise InvalidPolicy(
                 f"call_timeout is seconds, more than 0, or None, not {shown(call_timeout)}"
@@ -133,8 +92,6 @@ class FileStore:
         self.journal = journal
         self.call_timeout = call_timeout
         self._lock = journal.lock()
-        self._fsync: Fsync = fsync
-        self._closing: threading.Event | None = None
         self._opening = opening
 
     @property
@@ -165,8 +122,7 @@ class FileStore:
 
     async def close(self) -> None:
         """Close the files, and release the lock as soon as nothing can be written any more."""
-        if self._closing is not None:
-            self._closing.set()
+        self._fsync.stop()
         try:
             await self._thread.run(self._close_journal)
         except TimeoutError:
@@ -264,15 +220,7 @@ class FileStore:
                 self.journal.close()
             self._lock.release()
             raise
-        if self._fsync == "everysec":
-            self._closing = threading.Event()
-            syncing = threading.Thread(
-                target=self._sync_every_second,
-                args=(self._closing,),
-                name=f"papyra sync {self.journal.path.name}",
-                daemon=True,
-            )
-            syncing.start()
+        self._fsync.start(f"papyra sync {self.journal.path.name}", self.journal.sync_in_background)
 
     def _open_to_read(self) -> None:
         self._lock = self.journal.lock()
@@ -299,13 +247,8 @@ class FileStore:
         if closed is not None:
             self._lock.vouch(closed)
 
-    def _sync_every_second(self, closing: threading.Event) -> None:
-        while not closing.wait(SYNC_INTERVAL):
-            self.journal.sync_in_background()
-
     def _write_batch(self, batch: Batch, token: CommitToken) -> None:
-        sync = self._fsync == "always" and not batch.more
-        self.journal.append(batch, token.take_or_raise, sync=sync)
+        self.journal.append(batch, token.take_or_raise, sync=self._fsync.syncs(batch))
 
     def _look(self, look: Callable[[], ResultT]) -> ResultT:
         """Return what `look` does; a reader sees what another process has written until then."""

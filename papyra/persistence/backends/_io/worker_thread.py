@@ -17,32 +17,11 @@ import anyio.lowlevel
 from papyra._signal import Signal, signals_of_this_loop
 from papyra._trio import running_trio
 from papyra.exceptions import StoreForked
+from papyra.persistence.backends._io.commit_token import CommitToken
 
-__all__ = ("CommitToken", "WorkerThread", "raise_if_cancelled")
+__all__ = ("WorkerThread", "raise_if_cancelled")
 
 ResultT = TypeVar("ResultT")
-
-
-class CommitToken:
-    """The commit token of a call: taken by the call when it commits, or by whoever gives it up.
-
-    Only the first may take it, so a call that timed out never commits.
-    """
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._is_taken = False
-
-    def take(self) -> bool:
-        """Return True for whoever is the first."""
-        with self._lock:
-            was_taken, self._is_taken = self._is_taken, True
-        return not was_taken
-
-    def take_or_raise(self) -> None:
-        """Take it, or raise `TimeoutError` if the call was given up."""
-        if not self.take():
-            raise TimeoutError("nobody waits for this any more")
 
 
 class _Call(Generic[ResultT]):

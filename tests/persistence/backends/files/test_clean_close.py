@@ -16,11 +16,11 @@ from papyra.exceptions import StoreDamaged
 from papyra.persistence import codec
 from papyra.persistence.backends._files.disk import Disk
 from papyra.persistence.backends._files.line_format import make_lines
-from papyra.persistence.backends._files.store import FilePersistence
 from papyra.persistence.backends.json import JsonFilePersistence
 from papyra.persistence.backends.retention import RetentionPolicy
 from papyra.persistence.backends.rotating import RotatingFilePersistence
 from tests.actors import event
+from tests.persistence.backends.files.file_persistence import FilePersistence
 
 COUNT = 30
 

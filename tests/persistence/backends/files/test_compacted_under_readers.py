@@ -14,12 +14,12 @@ import pytest
 from papyra.persistence import codec
 from papyra.persistence.backends._files.disk import Disk
 from papyra.persistence.backends._files.journal import Journal
-from papyra.persistence.backends._files.store import FilePersistence
 from papyra.persistence.backends.base import Batch
 from papyra.persistence.backends.json import JsonFilePersistence
 from papyra.persistence.backends.retention import RetentionPolicy
 from papyra.persistence.backends.rotating import RotatingFilePersistence
 from tests.actors import event
+from tests.persistence.backends.files.file_persistence import FilePersistence
 
 #: What a disk is asked for while it is read, and while it is written.
 READS = ("open", "close", "list", "stat", "read")

@@ -20,16 +20,16 @@ import pytest
 
 from papyra.exceptions import BackendInUse, StoreError
 from papyra.persistence import PersistenceRecoveryConfig
-from papyra.persistence.backends._files import store as file_store
+from papyra.persistence.backends._files import fsync_policy
 from papyra.persistence.backends._files.disk import Disk
 from papyra.persistence.backends._files.lock import FileLock
-from papyra.persistence.backends._files.store import FilePersistence
 from papyra.persistence.backends.json import JsonFilePersistence
 from papyra.persistence.backends.retention import RetentionPolicy
 from papyra.persistence.backends.rotating import RotatingFilePersistence
 from tests.actors import event
 from tests.conftest import event_loops
 from tests.extent import STEP
+from tests.persistence.backends.files.file_persistence import FilePersistence
 
 anyio_backend = event_loops("asyncio", "trio")
 
@@ -252,7 +252,7 @@ async def wait_for_a_sync(disk: SyncsFail) -> None:
 async def test_every_second_is_synced_what_was_not(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(file_store, "SYNC_INTERVAL", 0.01)
+    monkeypatch.setattr(fsync_policy, "SYNC_INTERVAL", 0.01)
     disk = SyncsFail()
     store = JsonFilePersistence(tmp_path / "events.ndjson", fsync="everysec", _disk=disk)
     async with store:

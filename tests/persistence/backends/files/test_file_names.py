@@ -19,12 +19,12 @@ from papyra.exceptions import BackendInUse, InvalidPath, StoreChanged, StoreErro
 from papyra.persistence import Append, PersistenceActor, PersistenceRecoveryConfig, codec
 from papyra.persistence.backends._files.disk import Disk
 from papyra.persistence.backends._files.lock import FileLock
-from papyra.persistence.backends._files.store import FilePersistence
 from papyra.persistence.backends.base import Batch
 from papyra.persistence.backends.json import JsonFilePersistence
 from papyra.persistence.backends.retention import RetentionPolicy
 from papyra.persistence.backends.rotating import RotatingFilePersistence
 from tests.actors import event
+from tests.persistence.backends.files.file_persistence import FilePersistence
 
 KEEP_TWO = RetentionPolicy(max_records=2)
 

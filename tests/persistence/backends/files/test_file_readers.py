@@ -13,11 +13,11 @@ import pytest
 from papyra.exceptions import StoreError, StoreReadOnly
 from papyra.persistence import ScanProgress
 from papyra.persistence.backends._files.disk import Disk
-from papyra.persistence.backends._files.store import FilePersistence
 from papyra.persistence.backends.base import PersistenceBackend
 from papyra.persistence.backends.retention import RetentionPolicy
 from papyra.persistence.backends.rotating import RotatingFilePersistence
 from tests.actors import event
+from tests.persistence.backends.files.file_persistence import FilePersistence
 from tests.persistence.conftest import MakeStore
 
 

@@ -24,7 +24,6 @@ from papyra.persistence.backends import page
 from papyra.persistence.backends._files import block_index, file_index, journal_file
 from papyra.persistence.backends._files.disk import Disk
 from papyra.persistence.backends._files.line_format import Line, parse_lines
-from papyra.persistence.backends._files.store import FilePersistence
 from papyra.persistence.backends.json import JsonFilePersistence
 from papyra.persistence.backends.retention import RetentionPolicy
 from papyra.persistence.backends.rotating import RotatingFilePersistence
@@ -32,6 +31,7 @@ from papyra.persistence.records import KINDS
 from papyra.testing._list_model import ListModel, read_to_the_end
 from tests.actors import event
 from tests.extent import count
+from tests.persistence.backends.files.file_persistence import FilePersistence
 from tests.persistence.backends.test_memory_model import NOW, policies, reads, records
 
 

@@ -12,10 +12,10 @@ from pathlib import Path
 import pytest
 
 from papyra.exceptions import StoreError
-from papyra.persistence.backends._files.store import FilePersistence
 from papyra.persistence.backends.json import JsonFilePersistence
 from papyra.persistence.backends.rotating import RotatingFilePersistence
 from tests.actors import event
+from tests.persistence.backends.files.file_persistence import FilePersistence
 from tests.persistence.backends.files.test_file_readers import numbers
 
 STORES: dict[str, Callable[[Path], FilePersistence]] = {

@@ -14,13 +14,13 @@ from papyra.persistence import codec
 from papyra.persistence.backends._files import file_index
 from papyra.persistence.backends._files.block_index import SparseIndex
 from papyra.persistence.backends._files.journal import Journal
-from papyra.persistence.backends._files.store import FilePersistence
 from papyra.persistence.backends.base import Batch, PersistenceBackend
 from papyra.persistence.backends.json import JsonFilePersistence
 from papyra.persistence.backends.rotating import RotatingFilePersistence
 from papyra.persistence.records import PersistedEvent
 from tests.actors import event
 from tests.extent import STEP
+from tests.persistence.backends.files.file_persistence import FilePersistence
 
 
 @pytest.fixture

@@ -11,12 +11,12 @@ import pytest
 from papyra.exceptions import StoreError
 from papyra.persistence import PersistenceStartupConfig
 from papyra.persistence.backends._files.disk import Disk
-from papyra.persistence.backends._files.store import FilePersistence
 from papyra.persistence.backends.json import JsonFilePersistence
 from papyra.persistence.backends.retention import RetentionPolicy
 from papyra.persistence.backends.rotating import RotatingFilePersistence
 from papyra.persistence.records import PersistedEvent
 from papyra.persistence.startup import check_store
+from tests.persistence.backends.files.file_persistence import FilePersistence
 from tests.persistence.backends.files.power import PoweredDisk, State
 
 #: Programs, each with another seed; more of them for a long run.

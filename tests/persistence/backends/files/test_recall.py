@@ -13,12 +13,12 @@ from typing import Any, TypeAlias
 import pytest
 
 from papyra.persistence.backends._files.disk import Disk
-from papyra.persistence.backends._files.store import FilePersistence
 from papyra.persistence.backends.json import JsonFilePersistence
 from papyra.persistence.backends.rotating import RotatingFilePersistence
 from papyra.persistence.records import PersistedEvent
 from papyra.persistence.reports import ScanProgress
 from tests.persistence.backends.files.appender import STORES
+from tests.persistence.backends.files.file_persistence import FilePersistence
 
 MakeStore: TypeAlias = Callable[..., FilePersistence]
 

@@ -12,9 +12,9 @@ import pytest
 from papyra.exceptions import StoreError
 from papyra.persistence import PersistedEvent
 from papyra.persistence.backends._files.disk import Disk
-from papyra.persistence.backends._files.store import FilePersistence
 from papyra.persistence.backends.json import JsonFilePersistence
 from papyra.persistence.backends.rotating import RotatingFilePersistence
+from tests.persistence.backends.files.file_persistence import FilePersistence
 
 MakeStore: TypeAlias = Callable[..., FilePersistence]
 
