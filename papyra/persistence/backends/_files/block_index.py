@@ -30,7 +30,7 @@ _CONTENTS: tuple[Content, ...] = (*KINDS, "other")
 
 
 class Block(NamedTuple):
-    """What one block holds."""
+    """The contents of one block."""
 
     #: where it begins; bytes
     offset: int
@@ -55,7 +55,7 @@ class Extent(NamedTuple):
 
 
 class Totals:
-    """What a file holds."""
+    """The totals of a file: lines, bytes and times."""
 
     def __init__(self) -> None:
         #: lines of each content
@@ -67,17 +67,17 @@ class Totals:
 
     @property
     def records(self) -> int:
-        """How many records there are."""
+        """The number of records."""
         return sum(self.counts[kind] for kind in KINDS)
 
     @property
     def record_bytes(self) -> int:
-        """How many bytes their encoded records are."""
+        """The bytes of all encoded records."""
         return sum(self.sizes[kind] for kind in KINDS)
 
 
 class SparseIndex(Totals):
-    """What the blocks of one file hold: positions, times, and how much of each kind.
+    """The blocks of one file: their positions, their times, and how much of each kind.
 
     A line belongs to the block that begins at or before it.
     """

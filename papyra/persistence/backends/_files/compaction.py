@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
 from papyra.exceptions import StoreError
-from papyra.persistence.backends._files.block_index import Block, Totals
+from papyra.persistence.backends._files.block_index import Block, SparseIndex, Totals
 from papyra.persistence.backends._files.journal_file import JournalFile
 from papyra.persistence.backends._files.line_format import (
     BadLine,
+    Line,
     last_seq_in,
     parse_lines,
 )
@@ -21,15 +22,15 @@ __all__ = ("Hidden", "count_hidden", "drop_hidden", "is_hidden", "is_visible")
 
 
 class Hidden(NamedTuple):
-    """What retention hides of a kind."""
+    """The limits of retention for a kind."""
 
-    #: records up to this `seq`
+    #: hides records up to this `seq`
     through: int
     #: and those before this time; Unix seconds
     before: float
 
     def hides(self, record: Record, seq: int) -> bool:
-        """Say whether a record is hidden."""
+        """Return whether a record is hidden."""
         return seq <= self.through or record.timestamp < self.before
 
 
@@ -44,33 +45,33 @@ def drop_hidden(journal: JournalFile, hidden: Mapping[Kind, Hidden]) -> None:
     if journal.damaged:
         raise _damaged(journal)
     with Rewrite(journal) as copy:
-        index = journal.index
-        for number in range(len(index)):
-            block = index.block(number)
-            base = block.first_seq - 1
-            is_last = number + 1 == len(index)
-            through = journal.last_seq if is_last else index.first_seq(number + 1) - 1
-            if is_hidden(block, through, hidden):
-                continue
-            data, start = journal.read_block(number)
-            if len(data) != sum(index.extent(number, journal.end)) - 2 * start:
-                raise _damaged(journal)
-            if is_visible(block, base, hidden) and copy.after == base:
-                # As it is, with whatever may have happened to it since it was looked at: a scan
-                # will tell.
-                last_seq = last_seq_in(data)
-                if last_seq is not None:
-                    copy.add_block(data, block, last_seq)
-                    continue
-            for line in parse_lines(data, start):
-                if isinstance(line, BadLine):
-                    raise _damaged(journal)
-                record, _ = decode(line)
-                if line.is_tombstone:
-                    continue
-                if record is None or not hidden[kind_of(record)].hides(record, line.seq):
-                    copy.add(line, record)
+        for number, block, through in _blocks(journal.index, journal.last_seq):
+            if not is_hidden(block, through, hidden):
+                _copy_visible(journal, number, block, hidden, copy)
         copy.finish(journal.last_seq)
+
+
+def _copy_visible(
+    journal: JournalFile,
+    number: int,
+    block: Block,
+    hidden: Mapping[Kind, Hidden],
+    copy: Rewrite,
+) -> None:
+    """Copy a block without the records that are hidden."""
+    data, start = journal.read_block(number)
+    if len(data) != sum(journal.index.extent(number, journal.end)) - 2 * start:
+        raise _damaged(journal)
+    base = block.first_seq - 1
+    if is_visible(block, base, hidden) and copy.after == base:
+        # As it is, with whatever may have happened to it since it was looked at: a scan will tell.
+        last_seq = last_seq_in(data)
+        if last_seq is not None:
+            copy.add_block(data, block, last_seq)
+            return
+    for line, record in _lines(journal, data, start):
+        if record is None or not hidden[kind_of(record)].hides(record, line.seq):
+            copy.add(line, record)
 
 
 def count_hidden(journal: JournalFile, hidden: Mapping[Kind, Hidden]) -> tuple[int, int]:
@@ -83,27 +84,38 @@ def count_hidden(journal: JournalFile, hidden: Mapping[Kind, Hidden]) -> tuple[i
         return 0, 0
     if journal.through is not None and is_hidden(totals, journal.through, hidden):
         return totals.records, totals.record_bytes
-    index, records, size = journal.index, 0, 0
+    blocks, records, size = _blocks(journal.index, journal.last_seq), 0, 0
     if journal.damaged:
         raise _damaged(journal)
-    for number in range(len(index)):
-        block = index.block(number)
-        is_last = number + 1 == len(index)
-        through = journal.last_seq if is_last else index.first_seq(number + 1) - 1
+    for number, block, through in blocks:
         if is_visible(block, block.first_seq - 1, hidden):
             continue
         if is_hidden(block, through, hidden):
             records += sum(block.counts.values())
             size += sum(block.sizes.values())
             continue
-        for line in parse_lines(*journal.read_block(number)):
-            if isinstance(line, BadLine):
-                raise _damaged(journal)
-            record, _ = decode(line)
+        for line, record in _lines(journal, *journal.read_block(number)):
             if record is not None and hidden[kind_of(record)].hides(record, line.seq):
                 records += 1
                 size += len(line.record)
     return records, size
+
+
+def _blocks(index: SparseIndex, last_seq: int) -> Iterator[tuple[int, Block, int]]:
+    """Yield the number of each block, its contents, and the last position in it."""
+    for number in range(len(index)):
+        is_last = number + 1 == len(index)
+        through = last_seq if is_last else index.first_seq(number + 1) - 1
+        yield number, index.block(number), through
+
+
+def _lines(journal: JournalFile, data: bytes, start: int) -> Iterator[tuple[Line, Record | None]]:
+    """Yield the lines of a block, but for tombstones, each with its record if it can be read."""
+    for line in parse_lines(data, start):
+        if isinstance(line, BadLine):
+            raise _damaged(journal)
+        if not line.is_tombstone:
+            yield line, decode(line)[0]
 
 
 def is_visible(totals: Totals | Block, base: int, hidden: Mapping[Kind, Hidden]) -> bool:

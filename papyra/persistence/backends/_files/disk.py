@@ -43,7 +43,7 @@ _locked: set[int] = set()
 
 
 class Disk:
-    """What the operating system does with files. Everything raises `OSError`."""
+    """The operating system's calls for files. Everything raises `OSError`."""
 
     def open(self, path: Path, flags: int) -> int:
         """Open a file that is there, and nothing else that has a name; no link is followed."""
@@ -107,7 +107,7 @@ class Disk:
         return sorted(os.listdir(path))
 
     def stat(self, file: int | str | Path) -> os.stat_result:
-        """Return what is known of a file, of which this is the descriptor or the name."""
+        """Return the status of a file, of which this is the descriptor or the name."""
         return os.stat(file)
 
     def read(self, fd: int, length: int, offset: int) -> bytes:
@@ -156,12 +156,12 @@ def write_all(disk: Disk, fd: int, data: bytes, offset: int) -> None:
 
 
 def identity(about: os.stat_result) -> tuple[int, int]:
-    """Return what makes a file this file, whatever it is called."""
+    """Return the identity of a file: device and inode, whatever it is called."""
     return about.st_dev, about.st_ino
 
 
 def whose(path: str | bytes) -> str:
-    """Return the part of a message that says to whom a file belongs, or what it is in."""
+    """Describe the owner and the mode of a file, or of the directory that it is in."""
     file = Path(os.fsdecode(path))
     for place in (file, *file.parents):
         with contextlib.suppress(OSError):

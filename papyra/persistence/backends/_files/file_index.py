@@ -22,7 +22,7 @@ class FileIndex:
 
     def __init__(self) -> None:
         self._blocks: SparseIndex | None = None
-        #: what was committed, and is not in the index yet
+        #: runs that were committed, and are not in the index yet
         self._pending: list[Run] = []
         self._pending_records = 0
 

@@ -1,4 +1,4 @@
-"""What a reader has found in a file, kept for the next one.
+"""The index cache: the index that a reader has made of a file, kept for the next one.
 
 A reader may not write beside the store. It keeps this in a directory of its own, as git keeps its
 index of a work tree: a cache, which may be deleted at any time. It is about a file that grows, so
@@ -22,7 +22,7 @@ from papyra.persistence.backends._files.block_index import Extent, SparseIndex, 
 from papyra.persistence.backends._files.disk import Disk
 from papyra.persistence.backends.store import MAX_SEQ
 
-__all__ = ("Recall", "Recollection")
+__all__ = ("CachedIndex", "IndexCache")
 
 #: Bytes before the end of what was read that must still be the same.
 _TAIL = 4096
@@ -32,7 +32,7 @@ _VERSION = 1
 _KEPT_FOR = 30 * 86400.0
 
 
-class Recollection(msgspec.Struct):
+class CachedIndex(msgspec.Struct):
     """The beginning of a file, as it was read."""
 
     device: int
@@ -65,22 +65,22 @@ class Recollection(msgspec.Struct):
         return SparseIndex.load(self.blocks, totals, self.block_bytes, extent)
 
 
-class Recall:
-    """What is kept in `directory` about the file at `path`."""
+class IndexCache:
+    """The cache in `directory` of the index of the file at `path`."""
 
     def __init__(self, disk: Disk, directory: Path, path: Path) -> None:
         self._disk = disk
         name = hashlib.sha256(os.fsencode(path.absolute())).hexdigest()[:32]
         self._path = directory.absolute() / f"{name}.recall"
 
-    def read(self, fd: int) -> tuple[Recollection, SparseIndex] | None:
-        """Return what is known of the file that is open as `fd`; `None` if nothing is."""
+    def read(self, fd: int) -> tuple[CachedIndex, SparseIndex] | None:
+        """Return the cached index of the file that is open as `fd`; `None` if there is none."""
         unusable = (OSError, msgspec.DecodeError, ValueError, KeyError, OverflowError)
         with contextlib.suppress(*unusable, RecursionError):
             data = self._kept()
             if data[:8] != b"%08x" % crc32(data[8:]):
                 return None
-            known = msgspec.msgpack.decode(data[8:], type=Recollection)
+            known = msgspec.msgpack.decode(data[8:], type=CachedIndex)
             stat = self._disk.stat(fd)
             if (
                 (known.version, known.order) == (_VERSION, byteorder)
@@ -94,10 +94,10 @@ class Recall:
     def write(
         self, fd: int, index: SparseIndex, end: int, last_seq: int, tail_seq: int, *, damaged: bool
     ) -> None:
-        """Keep what was found, if that can be done."""
+        """Keep the index of a file, if that can be done."""
         with contextlib.suppress(OSError):
             stat = self._disk.stat(fd)
-            known = Recollection(
+            known = CachedIndex(
                 device=stat.st_dev,
                 inode=stat.st_ino,
                 end=end,
@@ -127,7 +127,7 @@ class Recall:
             return file.read()
 
     def _forget_old(self) -> None:
-        """Remove what nobody has kept for long."""
+        """Remove indexes that nobody has kept for long."""
         for path in self._path.parent.glob("*.recall"):
             if time.time() - path.stat().st_mtime > _KEPT_FOR:
                 path.unlink()

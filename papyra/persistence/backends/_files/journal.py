@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Protocol
 
-from papyra.persistence.backends._files.close_mark import Closed
+from papyra.persistence.backends._files.close_mark import CloseMark
 from papyra.persistence.backends._files.compaction import Hidden
 from papyra.persistence.backends._files.disk import Disk
 from papyra.persistence.backends._files.journal_file import JournalFile
@@ -28,8 +28,8 @@ class Journal(Protocol):
     read_only: bool
 
     place: Place
-    #: what the last clean close vouches for; opening forgets it if that is not so any more
-    closed: Closed | None
+    #: of the last clean close; opening forgets it if that is not so any more
+    close_mark: CloseMark | None
 
     @property
     def path(self) -> Path:
@@ -61,8 +61,8 @@ class Journal(Protocol):
         """Raise `FileNotFoundError` if files were replaced or removed since; for a reader."""
         ...
 
-    def vouch(self) -> Closed | None:
-        """Return how far the last file is acknowledged and on the device; `None` if it is not."""
+    def new_close_mark(self) -> CloseMark | None:
+        """Return the mark that a clean close may leave; `None` if not everything is synced."""
         ...
 
     def close(self) -> None:
@@ -94,7 +94,7 @@ class Journal(Protocol):
 
     @property
     def segments(self) -> int | None:
-        """How many segments there are; `None` for a journal that has none."""
+        """The number of segments; `None` for a journal that has none."""
         ...
 
     def is_damaged(self) -> bool:

@@ -8,28 +8,27 @@ import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from sys import maxsize
-from time import monotonic, sleep, time
+from time import time
 
 from papyra.persistence.backends._files.appender import Appender, Tail
 from papyra.persistence.backends._files.block_index import SparseIndex, Totals
-from papyra.persistence.backends._files.close_mark import Closed
+from papyra.persistence.backends._files.close_mark import CloseMark
 from papyra.persistence.backends._files.disk import Disk, identity
 from papyra.persistence.backends._files.file_handle import FileHandle
 from papyra.persistence.backends._files.file_index import FileIndex
-from papyra.persistence.backends._files.index_cache import Recall
+from papyra.persistence.backends._files.index_cache import IndexCache
 from papyra.persistence.backends._files.line_format import (
     VERSION,
     BadLine,
     Line,
-    decode_run,
     parse_lines,
 )
+from papyra.persistence.backends._files.line_reader import chunks_of, records_in
 from papyra.persistence.backends._files.location import printable
 from papyra.persistence.backends._files.scan import (
     Advance,
     Part,
     ScanResult,
-    decode,
     end_of,
     is_torn,
     scan_parts,
@@ -41,15 +40,9 @@ __all__ = ("JournalFile",)
 
 logger = logging.getLogger("papyra")
 
-#: Bytes that are read at once.
-_CHUNK = 256 * 1024
-#: Lines of a block that are decoded at first.
-_DECODED = 16
 #: Seconds that must lie between the last change of a file and a look at it, so that the file's time
 #: would tell of a later change. (Git calls what is younger "racily clean".)
 _TIME_RESOLUTION = 0.02
-#: Seconds that a reader waits for the rest of a line that is being written.
-_PATIENCE = 0.1
 #: Bytes at the end of what was read by which a reader knows that it is still the same.
 _TAIL = 256
 #: Bytes that are worth being cached once they have been read.
@@ -68,7 +61,7 @@ class JournalFile:
         base: int = 0,
         *,
         read_only: bool = False,
-        recall: Recall | None = None,
+        index_cache: IndexCache | None = None,
         name: Path | None = None,
         follows_links: bool = True,
     ) -> None:
@@ -83,22 +76,22 @@ class JournalFile:
         #: the last `seq` that belongs in the file, once it is sealed
         self.through: int | None = None
         self.read_only = read_only
-        #: what the last clean close vouches for
-        self.closed: Closed | None = None
+        #: of the last clean close: everything before it was acknowledged
+        self.close_mark: CloseMark | None = None
         self.handle = FileHandle(
             path, disk, name=self.name, read_only=read_only, follows_links=follows_links
         )
         self._tail = Tail(0, base, base)
         self.appender = Appender(self.handle, self._tail)
         self._index = FileIndex()
-        #: what other readers have found, for a reader
-        self._recall = recall
+        #: the index that another reader has left, for a reader
+        self._index_cache = index_cache
         #: for a reader: the file's size and time before it was read, and the last bytes that were
         self._seen = (0, 0)
         self._seen_tail = b""
         #: whether opening has found what a rewriting would hide
         self.damaged = False
-        #: what opening found, and which file that was, until something is changed
+        #: the result of the opening, and the file that it is of, until something is changed
         self._found_opening: tuple[tuple[int, ...], ScanResult] | None = None
 
     @property
@@ -142,7 +135,7 @@ class JournalFile:
     def _read_through(self, advance: Advance | None = None) -> None:
         """Read the whole file for its tail and its index."""
         before = self._signature()
-        self._check_closed()
+        self._check_close_mark()
         tail = self._tail
         if not self.read_only:
             tail.former_end = max(tail.former_end, tail.end)
@@ -158,8 +151,8 @@ class JournalFile:
         self._found_opening = (after, found) if after is not None and is_about_all else None
 
     def _start_from_cache(self, found: ScanResult) -> int:
-        """Start with what another reader has found; return up to where that is."""
-        known = None if self._recall is None else self._recall.read(self.handle.fd)
+        """Start with the index that another reader has left; return up to where that is."""
+        known = None if self._index_cache is None else self._index_cache.read(self.handle.fd)
         if known is not None:
             about, blocks = known
             self._index.start(blocks)
@@ -169,8 +162,8 @@ class JournalFile:
 
     def _cache_index(self, cached_end: int) -> None:
         tail = self._tail
-        if self._recall is not None and tail.end - cached_end >= _WORTH_CACHING:
-            self._recall.write(
+        if self._index_cache is not None and tail.end - cached_end >= _WORTH_CACHING:
+            self._index_cache.write(
                 self.handle.fd,
                 self.index,
                 tail.end,
@@ -192,7 +185,7 @@ class JournalFile:
         self._note_seen(stat)
 
     def refresh(self) -> None:
-        """Take in what another process has written since; for a reader."""
+        """Read on from where the last reading ended; for a reader."""
         stat = self.handle.stat()
         try:
             same = identity(stat) == identity(self.path.stat())
@@ -208,7 +201,7 @@ class JournalFile:
             self._read_on(ScanResult(tail_seq=self._tail.tail_seq, last_seq=self.last_seq))
 
     def _note_seen(self, stat: os.stat_result) -> None:
-        """Take note of how the file was when it was read."""
+        """Note the size, the time and the last bytes of the file that was read."""
         if self.read_only:
             self._seen, self._seen_tail = (stat.st_size, stat.st_mtime_ns), self._last_bytes()
 
@@ -218,7 +211,7 @@ class JournalFile:
         return self.disk.read(self.handle.fd, self.end - start, start)
 
     def _signature(self) -> tuple[int, ...] | None:
-        """Return what tells whether the file is the one it was; `None` if nothing would."""
+        """Return a value that changes when the file does; `None` if nothing would tell."""
         stat = self.handle.stat()
         if time() - stat.st_mtime < _TIME_RESOLUTION:
             return None
@@ -226,27 +219,27 @@ class JournalFile:
 
     # Clean closes
 
-    def _check_closed(self) -> None:
-        """Forget what a clean close vouches for, if the file is another or was cut off since."""
-        stat, closed = self.handle.stat(), self.closed
-        if closed is not None and (closed.inode != stat.st_ino or closed.end > stat.st_size):
-            self.closed = None
-            if closed.inode == stat.st_ino and not self.read_only:
+    def _check_close_mark(self) -> None:
+        """Forget the mark of the last clean close, if the file is another or was cut off since."""
+        stat, mark = self.handle.stat(), self.close_mark
+        if mark is not None and (mark.inode != stat.st_ino or mark.end > stat.st_size):
+            self.close_mark = None
+            if mark.inode == stat.st_ino and not self.read_only:
                 logger.info(
                     "%s had %s bytes when it was closed, and has %s: somebody has cut it off",
                     self.location,
-                    closed.end,
+                    mark.end,
                     stat.st_size,
                 )
 
-    def vouch(self) -> Closed | None:
-        """Return up to where everything is acknowledged and on the device; `None` if it is not."""
+    def new_close_mark(self) -> CloseMark | None:
+        """Return the mark that a clean close may leave; `None` if not everything is synced."""
         durability = self.appender.durability
         if not self.handle.is_open or self.read_only:
             return None
         if durability.sync_failed or not durability.is_synced(self.end):
             return None
-        return Closed(self.handle.inode, self.end)
+        return CloseMark(self.handle.inode, self.end)
 
     # The index
 
@@ -263,7 +256,7 @@ class JournalFile:
         return self._index.is_loaded
 
     def totals(self) -> Totals:
-        """Return what the file holds."""
+        """Return the totals of the file."""
         return self.index
 
     # Appending
@@ -302,34 +295,10 @@ class JournalFile:
     def records(self, block: int, *, newest: bool = False) -> Iterator[tuple[Record, int]]:
         """Yield the records in a block that can be read, each with the bytes of its line.
 
-        The oldest come first, or the newest. They are decoded as they are taken: more and more at
-        once, as whoever takes ten may well take them all.
+        The oldest come first, or the newest.
         """
         data, start = self.read_block(block)
-        lines = data.split(b"\n")
-        last = lines.pop()
-        first_seq, step = self.index.first_seq(block), _DECODED
-        rest = range(0) if last else range(len(lines))  # a changed newline may end the block
-        while rest:
-            part, others = (rest[-step:], rest[:-step]) if newest else (rest[:step], rest[step:])
-            some = lines[part.start : part.stop]
-            run = decode_run(some, first_seq + part.start)
-            if run is None:
-                break
-            found = list(zip(run, [len(line) + 1 for line in some], strict=True))
-            yield from reversed(found) if newest else found
-            step, rest = step * 4, others
-        if rest or last:
-            # Something is special about one of them: they are looked at one by one.
-            special = b"".join(line + b"\n" for line in lines[rest.start : rest.stop])
-            found = [
-                (record, line.length)
-                for line in parse_lines(data if last else special, start)
-                if isinstance(line, Line)
-                for record in [decode(line)[0]]
-                if record is not None
-            ]
-            yield from reversed(found) if newest else found
+        return records_in(data, start, self.index.first_seq(block), newest=newest)
 
     def lines(self, block: int, kind: Kind) -> Iterator[Line]:
         """Yield the good lines of a kind in a block."""
@@ -347,33 +316,10 @@ class JournalFile:
         start, end = self.index.extent(number, self.end)
         return self.disk.read(self.handle.fd, end - start, start), start
 
-    def parsed(self) -> Iterator[Line | BadLine]:
+    def all_lines(self) -> Iterator[Line | BadLine]:
         """Yield everything in the file, good and bad, up to its end."""
-        for data, offset in self._chunks(0):
+        for data, offset in chunks_of(self.handle, 0):
             yield from parse_lines(data, offset, is_end=not data.endswith(b"\n"))
-
-    def _chunks(self, start: int) -> Iterator[tuple[bytes, int]]:
-        """Yield what follows `start`, cut where lines end, and where each piece begins."""
-        begun: list[bytes] = []
-        offset = position = start
-        while chunk := self.disk.read(self.handle.fd, _CHUNK, position):
-            cut = chunk.rfind(b"\n") + 1
-            if cut:
-                begun.append(chunk[:cut])
-                yield b"".join(begun), offset
-                begun, offset = [], position + cut
-            begun.append(chunk[cut:])
-            position += len(chunk)
-            if self.read_only and begun[-1]:
-                self._await_end_of_line(position)
-        if position > offset:
-            yield b"".join(begun), offset
-
-    def _await_end_of_line(self, position: int) -> None:
-        """Give a writer that is in the middle of a line the time to end it."""
-        give_up_at = monotonic() + _PATIENCE
-        while self.handle.stat().st_size <= position and monotonic() < give_up_at:
-            sleep(_PATIENCE / 20)
 
     # Checking
 
@@ -382,13 +328,15 @@ class JournalFile:
     ) -> Iterator[Part]:
         """Yield everything that follows `start`, where a line begins; see `scan_parts`."""
         end = self._acknowledged_end()
-        return scan_parts(self._chunks(start), found, self.location, self.belongs, advance, end)
+        return scan_parts(
+            chunks_of(self.handle, start), found, self.location, self.belongs, advance, end
+        )
 
     def _acknowledged_end(self) -> int:
         """Return up to where everything was acknowledged, whatever the lines there look like."""
         if self.through is not None:
             return maxsize  # all of it was on the device before another file followed
-        end = 0 if self.closed is None else self.closed.end
+        end = 0 if self.close_mark is None else self.close_mark.end
         return end if self.read_only else max(end, self._tail.end, self._tail.former_end)
 
     def belongs(self, seq: int) -> bool:
@@ -411,7 +359,7 @@ class JournalFile:
             found.last_seq = self.last_seq
 
     def found_opening(self) -> ScanResult | None:
-        """Return what opening the file has found, once, if the file is still the same."""
+        """Return the result of the opening, once, if the file is still the same."""
         known, self._found_opening = self._found_opening, None
         return known[1] if known is not None and known[0] == self._signature() else None
 
@@ -426,4 +374,4 @@ class JournalFile:
         self.handle.replace_with(fd)
         self._index.start(blocks)
         self.appender.was_replaced(end)
-        self.closed, self._found_opening, self.damaged = None, None, False
+        self.close_mark, self._found_opening, self.damaged = None, None, False

@@ -103,7 +103,7 @@ class Line(msgspec.Struct, frozen=True, gc=False):
     body: int
     #: how many positions before it had not been acknowledged when it was written
     together: int = 0
-    #: what is in the file in place of the newline
+    #: the bytes in the file in place of the newline
     ending: bytes = b"\n"
 
     @property
@@ -140,7 +140,7 @@ class BadLine(msgspec.Struct, frozen=True):
     detail: str
     offset: int
     data: bytes
-    #: what it says its position is, and the line before it, if it says so
+    #: its own position and that of the line before, if it says so
     seq: int | None = None
     after: int | None = None
     #: the greatest position that is said in it
@@ -337,13 +337,13 @@ def _parse_bad(data: bytes, offset: int) -> BadLine:
         seq, after, _ = place_of(place)
         claim = max(claim, seq)
     if head is None:
-        return BadLine("corrupt", _said(data), offset, data, seq, after, claim)
+        return BadLine("corrupt", _describe(data), offset, data, seq, after, claim)
     detail = f"the line of record {seq} was changed"
     return BadLine("checksum", detail, offset, data, seq, after, claim)
 
 
-def _said(data: bytes) -> str:
-    """Say what bytes are that are no line."""
+def _describe(data: bytes) -> str:
+    """Describe bytes that are no line."""
     if data.startswith(_UTF_16):
         return "this is UTF-16: convert the file back to UTF-8, which it was"
     if data.startswith(b"\xef\xbb\xbf"):

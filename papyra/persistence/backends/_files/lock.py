@@ -14,7 +14,7 @@ import socket
 from pathlib import Path
 
 from papyra.exceptions import BackendInUse
-from papyra.persistence.backends._files.close_mark import Closed, read_closed
+from papyra.persistence.backends._files.close_mark import CloseMark, read_close_mark
 from papyra.persistence.backends._files.disk import CAN_WRITE, Disk, identity
 
 __all__ = ("FileLock", "lock_file")
@@ -50,20 +50,20 @@ class FileLock:
         self._disk = disk or Disk()
         self._fd: int | None = None
         self._directory_fd: int | None = None
-        self._may_sign = True
-        #: what the last clean close vouches for
-        self.closed: Closed | None = None
+        self._is_writable = True
+        #: of the last clean close
+        self.close_mark: CloseMark | None = None
 
     def acquire(self) -> None:
         """Take the lock. Raises `BackendInUse`, naming the holder, if somebody else has it."""
-        self._may_sign = True
+        self._is_writable = True
         try:
             self._fd = self._lock_file()
             if self._directory is not None:
                 self._lock_directory(self._directory)
-            if self._may_sign:  # or it could not be taken away before a rewriting
-                self.closed = read_closed(os.pread(self._fd, _NOTE, 0))
-                self._sign(self._fd)
+            if self._is_writable:  # or it could not be taken away before a rewriting
+                self.close_mark = read_close_mark(os.pread(self._fd, _NOTE, 0))
+                self._write_holder(self._fd)
         except BaseException:
             self.release()
             raise
@@ -90,14 +90,14 @@ class FileLock:
                 return self._disk.open(self._path, os.O_RDWR)
             except PermissionError:
                 # Another user has made it. It can be locked all the same.
-                self._may_sign = False
+                self._is_writable = False
                 return self._disk.open(self._path, os.O_RDONLY)
             except FileNotFoundError:
                 with contextlib.suppress(FileExistsError):
                     return self._disk.create(self._path, self._owner())
 
     def _owner(self) -> os.stat_result | None:
-        """Return whose the store is, so that a lock file which root makes is no bar to them."""
+        """Return the status of the store, whose owner must be able to use a lock file of root."""
         try:
             about = self._store.stat()
         except FileNotFoundError:
@@ -122,38 +122,38 @@ class FileLock:
         except BlockingIOError:
             raise _in_use(_text(os.pread(fd, _NOTE, 0)), self._store) from None
 
-    def _sign(self, fd: int) -> None:
-        """Write down who has the lock, where that can be done."""
+    def _write_holder(self, fd: int) -> None:
+        """Write the holder of the lock into it, where that can be done."""
         try:
-            self._note(fd, {"pid": os.getpid(), "host": socket.gethostname()})
+            self._write_note(fd, {"pid": os.getpid(), "host": socket.gethostname()})
         except OSError as error:
             # It is locked, and that is what counts.
             logger.warning("%s: it can't be written down who has it: %s", self._path, error)
 
-    def _note(self, fd: int, note: dict[str, object]) -> None:
-        if self.closed is not None:
-            note["closed"] = self.closed.note()
+    def _write_note(self, fd: int, note: dict[str, object]) -> None:
+        if self.close_mark is not None:
+            note["closed"] = self.close_mark.dump()
         os.ftruncate(fd, 0)
         if note:
             os.pwrite(fd, json.dumps({"pid": 0, **note}).encode(), 0)
 
-    def vouch(self, closed: Closed | None) -> None:
-        """Say how far the store is acknowledged, or, before it is rewritten, nothing of it."""
-        if self._fd is not None and self._may_sign and self.closed != closed:
-            self.closed = closed
-            self._sign(self._fd)
-            if closed is None:
+    def write_close_mark(self, mark: CloseMark | None) -> None:
+        """Write the mark of how far the store is acknowledged; none before it is rewritten."""
+        if self._fd is not None and self._is_writable and self.close_mark != mark:
+            self.close_mark = mark
+            self._write_holder(self._fd)
+            if mark is None:
                 # Otherwise a power cut could bring it back, beside what is rewritten now.
                 with contextlib.suppress(OSError):
                     self._disk.sync(self._fd)
 
-    def look(self) -> None:
-        """Take in what the last clean close vouches for, without the lock; for a reader."""
-        self.closed = None
+    def read_close_mark(self) -> None:
+        """Read the mark of the last clean close, without the lock; for a reader."""
+        self.close_mark = None
         with contextlib.suppress(OSError):
             fd = self._disk.open(self._path, os.O_RDONLY)
             try:
-                self.closed = read_closed(self._disk.read(fd, _NOTE, 0))
+                self.close_mark = read_close_mark(self._disk.read(fd, _NOTE, 0))
             finally:
                 self._disk.close(fd)
 
@@ -180,15 +180,15 @@ class FileLock:
         return _text(note)
 
     def release(self) -> None:
-        """Let others have it."""
+        """Release the lock."""
         fd, self._fd = self._fd, None
         directory_fd, self._directory_fd = self._directory_fd, None
         if directory_fd is not None:
             self._close(directory_fd)
         if fd is not None:
-            if self._may_sign:
+            if self._is_writable:
                 with contextlib.suppress(OSError):
-                    self._note(fd, {})
+                    self._write_note(fd, {})
             self._close(fd)
 
     def _close(self, fd: int) -> None:

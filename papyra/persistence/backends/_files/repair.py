@@ -57,13 +57,13 @@ def repair(journal: JournalFile) -> int:
         journal.appender.truncate_torn_tail()
         return removed
     end = min((a.offset or 0 for a in found.anomalies if a.kind == "torn"), default=maxsize)
-    doubled: set[int] = set()
+    duplicates: set[int] = set()
     if strays:
-        doubled = {line.seq for line in ascending(journal, end) if line.seq in strays}
-    only = (strays[seq] for seq in sorted(strays.keys() - doubled))
+        duplicates = {line.seq for line in ascending(journal, end) if line.seq in strays}
+    only = (strays[seq] for seq in sorted(strays.keys() - duplicates))
     with Rewrite(journal) as copy:
         for line in heapq.merge(ascending(journal, end), only, key=lambda line: line.seq):
             record, _ = decode(line)
             copy.add(line, record)
         copy.finish(last_seq)
-    return removed + len(doubled)
+    return removed + len(duplicates)

@@ -23,7 +23,7 @@ _CHUNK = 1024 * 1024
 
 
 class Rewrite:
-    """What is to take a file's place; entered, it is written, and in the end it does."""
+    """The replacement of a file: a context in which it is written, and at last takes its place."""
 
     def __init__(self, journal: JournalFile) -> None:
         self._journal = journal
@@ -47,7 +47,7 @@ class Rewrite:
                 self._disk.remove(self._journal.handle.temporary)
 
     def add(self, line: Line, record: Record | None) -> None:
-        """Take over a line, as it must be in its new place."""
+        """Add a line, as it must be in its new place."""
         if record is None:
             if not line.is_tombstone:
                 self._index.add_other(self._end, line.seq)
@@ -57,12 +57,12 @@ class Rewrite:
         self._put(line.moved_after(self.after), line.seq)
 
     def add_block(self, data: bytes, block: Block, last_seq: int) -> None:
-        """Take over a block as it is."""
+        """Add a block as it is."""
         self._index.add_block(block._replace(offset=self._end))
         self._put(data, last_seq)
 
     def finish(self, last_seq: int) -> None:
-        """Say up to where the numbers were given, and put the copy in the file's place."""
+        """Note the last position that was given, sync the copy, and replace the file by it."""
         if self.after != last_seq:
             self._put(tombstone(last_seq, self.after), last_seq)
         self._write()
@@ -88,7 +88,7 @@ class Rewrite:
 def ascending(journal: JournalFile, end: int) -> Iterator[Line]:
     """Yield the good lines before byte `end`, each of which comes after the one before."""
     before = journal.base
-    for line in itertools.takewhile(lambda line: line.offset < end, journal.parsed()):
+    for line in itertools.takewhile(lambda line: line.offset < end, journal.all_lines()):
         if isinstance(line, Line) and line.seq > before and journal.belongs(line.seq):
             before = line.seq
             yield line

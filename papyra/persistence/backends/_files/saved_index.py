@@ -23,14 +23,14 @@ from papyra.persistence.backends._files.block_index import (
 )
 from papyra.persistence.backends._files.disk import Disk
 
-__all__ = ("Sidecar", "read_sidecar", "write_sidecar")
+__all__ = ("SavedIndex", "read_saved_index", "write_saved_index")
 
 #: Bytes of the line at the beginning, which says what the file holds, and is followed by the index.
 _HEAD_BYTES = 1024
 
 
 class _Head(msgspec.Struct):
-    """What is in the first line, behind its checksum."""
+    """The first line, behind its checksum."""
 
     #: the segment's
     size: int
@@ -47,8 +47,8 @@ class _Head(msgspec.Struct):
 
 
 @dataclass
-class Sidecar:
-    """What a sealed segment holds."""
+class SavedIndex:
+    """The totals of a sealed segment, and where its index is."""
 
     path: Path
     #: the segment's bytes, when this was written
@@ -73,8 +73,8 @@ class Sidecar:
         return None
 
 
-def write_sidecar(disk: Disk, path: Path, index: SparseIndex, segment: os.stat_result) -> None:
-    """Write down the index of a segment. Raises `OSError`."""
+def write_saved_index(disk: Disk, path: Path, index: SparseIndex, segment: os.stat_result) -> None:
+    """Save the index of a segment. Raises `OSError`."""
     data = index.dump()
     empty = index.oldest > index.newest
     head = msgspec.json.encode(
@@ -100,8 +100,8 @@ def write_sidecar(disk: Disk, path: Path, index: SparseIndex, segment: os.stat_r
         disk.close(fd)
 
 
-def read_sidecar(disk: Disk, path: Path) -> Sidecar | None:
-    """Read what is said about a segment, but for the index itself; `None` if there is nothing."""
+def read_saved_index(disk: Disk, path: Path) -> SavedIndex | None:
+    """Read the totals of a segment, and not its index yet; `None` if nothing is saved."""
     try:
         line = _read(disk, path, _HEAD_BYTES, 0)
         checksum, _, rest = line.rstrip().partition(b" ")
@@ -124,7 +124,7 @@ def read_sidecar(disk: Disk, path: Path) -> Sidecar | None:
         return None
     if head.oldest is not None and head.newest is not None:
         totals.oldest, totals.newest = head.oldest, head.newest
-    return Sidecar(path, head.size, head.modified_ns, totals, head)
+    return SavedIndex(path, head.size, head.modified_ns, totals, head)
 
 
 def _read(disk: Disk, path: Path, length: int, offset: int) -> bytes:

@@ -1,4 +1,4 @@
-"""A walk through lines, which finds out what there is, and what is wrong with it."""
+"""The scan of a file: its records, and the anomalies among its lines."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from papyra.persistence.backends._files.line_format import (
     parse_lines,
     record_sizes,
 )
-from papyra.persistence.backends._files.torn_tail import Remains
+from papyra.persistence.backends._files.torn_tail import TornTail
 from papyra.persistence.backends.store import MAX_SEQ
 from papyra.persistence.records import Record
 from papyra.persistence.reports import AnomalyKind, PersistenceAnomaly
@@ -37,7 +37,7 @@ __all__ = (
 #: Positions that must be left for what is written after a bad line, if that is to be believed.
 _ROOM = 10**12
 
-#: Is told of each number of bytes that was read.
+#: Called with the number of bytes of each piece that was read.
 Advance: TypeAlias = Callable[[int], None]
 
 
@@ -65,7 +65,7 @@ class Run(NamedTuple):
 
 @dataclass
 class ScanResult:
-    """What a walk through a file found."""
+    """The result of a scan, or of as much of it as is done."""
 
     records: int = 0
     bytes: int = 0
@@ -88,7 +88,7 @@ def end_of(part: Part) -> int:
 
 
 def is_torn(part: Part) -> bool:
-    """Return whether a part is what a crash has left of the last write: nobody was told of it."""
+    """Return whether a part is the torn tail, which was never acknowledged."""
     return not isinstance(part, Run) and isinstance(part[0], BadLine) and part[0].kind == "torn"
 
 
@@ -100,12 +100,12 @@ def scan_parts(
     advance: Advance | None = None,
     acknowledged: int = 0,
 ) -> Iterator[Part]:
-    """Yield everything in some pieces of a file, each of which comes with where it begins.
+    """Yield the parts of some pieces of a file, each of which comes with where it begins.
 
-    What is there, and what is wrong with it, is noted in `found` on the way, going on from what is
-    there already. `belongs` says whether a record should be in this file. What begins
-    before byte `acknowledged` is not taken for remains of a write, but for the beginning of a line
-    with which the file ends: somebody has cut it off.
+    Records and anomalies are noted in `found` on the way, going on from what is there already.
+    `belongs` says whether a record should be in this file. What begins before byte `acknowledged`
+    is not taken for a torn tail, but for the beginning of a line with which the file ends: somebody
+    has cut it off.
     """
     state = _Scan(found, location, belongs, acknowledged)
     for data, offset in chunks:
@@ -127,7 +127,7 @@ def scan_parts(
 
 
 class _Scan:
-    """How far a walk is, and what it makes of what it meets."""
+    """The state of a scan."""
 
     def __init__(
         self, found: ScanResult, location: str, belongs: Callable[[int], bool], acknowledged: int
@@ -141,18 +141,18 @@ class _Scan:
         #: the greatest `seq` that a bad line has said
         self._claimed = 0
         self._number = 1
-        #: what may be remains of the last write, until it is clear
-        self._remains: Remains | None = None
-        #: newlines that were changed alike: what they are now, and how many they are
+        #: a possible torn tail, until it is clear whether it is one
+        self._torn_tail: TornTail | None = None
+        #: the ending that newlines were changed to, and how many of them
         self._ending, self._endings = b"\n", 0
 
     @property
     def is_plain(self) -> bool:
         """Whether nothing was special about what came last."""
-        return not self._lost and self._remains is None
+        return not self._lost and self._torn_tail is None
 
     def pass_over(self, run: Run) -> Run:
-        """Take in lines about which nothing is special."""
+        """Note a run of plain lines."""
         found, count = self._found, len(run.records)
         self.before += count
         self._number += count
@@ -163,33 +163,33 @@ class _Scan:
         return run
 
     def take(self, line: Line | BadLine, *, at_end: bool) -> Iterator[Part]:
-        """Take in a line, and yield what has become clear by it."""
-        if self._remains is not None and not self._remains.take(line, at_end=at_end):
-            yield from self._give_up_remains()
-        elif self._remains is not None:
+        """Take a line, and yield the parts that have become clear by it."""
+        if self._torn_tail is not None and not self._torn_tail.take(line, at_end=at_end):
+            yield from self._reject_torn_tail()
+        elif self._torn_tail is not None:
             return
         is_cut_off = at_end and b"\0" not in line.data
         if isinstance(line, BadLine) and (line.offset >= self._acknowledged or is_cut_off):
-            remains = Remains(self.before)
-            if remains.take(line, at_end=at_end):
-                self._remains = remains
+            torn_tail = TornTail(self.before)
+            if torn_tail.take(line, at_end=at_end):
+                self._torn_tail = torn_tail
                 return
-        yield self._judge(line)
+        yield self._check(line)
 
     def finish(self) -> Iterator[Part]:
-        """Yield what is left at the end of the file."""
-        if self._remains is not None:
-            yield self._judge(self._remains.joined())
+        """Yield the torn tail, if the file ends with one."""
+        if self._torn_tail is not None:
+            yield self._check(self._torn_tail.joined())
 
-    def _give_up_remains(self) -> Iterator[Part]:
-        assert self._remains is not None
-        parts, self._remains = self._remains.parts, None
-        yield from map(self._judge, parts)
+    def _reject_torn_tail(self) -> Iterator[Part]:
+        assert self._torn_tail is not None
+        parts, self._torn_tail = self._torn_tail.parts, None
+        yield from map(self._check, parts)
 
-    def _judge(self, line: Line | BadLine) -> Part:
-        """Note what there is, and what is wrong with it."""
+    def _check(self, line: Line | BadLine) -> Part:
+        """Note a line, and the anomaly that it is."""
         found = self._found
-        record, wrong = _judge(line, self.before, self._lost, self._belongs)
+        record, wrong = _check(line, self.before, self._lost, self._belongs)
         if isinstance(line, BadLine):
             self._lose(line)
         else:
@@ -209,7 +209,7 @@ class _Scan:
         return line, record
 
     def _lose(self, line: BadLine) -> None:
-        """Take note of the positions that go with a bad line."""
+        """Note the positions that are lost with a bad line."""
         if line.kind == "torn":
             return  # nobody was told that it was stored
         last_seq = self.before + self._lost
@@ -221,7 +221,7 @@ class _Scan:
         self._claimed = max(self._claimed, line.claim)
 
     def _is_credible(self, claim: int) -> bool:
-        """Return whether a bad line may be believed: not if it would leave no positions."""
+        """Return whether the position of a bad line is credible, and would leave others."""
         return self._belongs(claim) and claim <= MAX_SEQ - _ROOM
 
     def _note(self, kind: AnomalyKind, detail: str, line: Line | BadLine) -> None:
@@ -231,7 +231,7 @@ class _Scan:
         self._found.anomalies.append(anomaly)
 
     def _note_ending(self, line: Line | BadLine) -> None:
-        """Say of lines with other ends what these are; once for all that follow one another."""
+        """Note changed newlines as one anomaly, as many as follow one another."""
         ending = line.ending if isinstance(line, Line) else b"\n"
         anomalies = self._found.anomalies
         if ending != b"\n" and ending == self._ending and anomalies[-1].kind == "line_ending":
@@ -239,28 +239,30 @@ class _Scan:
             several = (
                 f"the newlines of {self._endings:,} lines, from record {anomalies[-1].seq} on,"
             )
-            detail = f"{several} {_said_ending(ending)}"
+            detail = f"{several} {_describe_ending(ending)}"
             anomalies[-1] = replace(anomalies[-1], detail=detail)
         elif ending != b"\n":
             self._endings = 1
             self._note(
-                "line_ending", f"the newline after record {line.seq} {_said_ending(ending)}", line
+                "line_ending",
+                f"the newline after record {line.seq} {_describe_ending(ending)}",
+                line,
             )
         self._ending = ending
 
 
-def _said_ending(ending: bytes) -> str:
-    """Say what was made of a newline."""
+def _describe_ending(ending: bytes) -> str:
+    """Describe what a newline has become."""
     if not ending:
         return "got lost: a recovery writes it again"
     what = "CRLF, as Windows has it" if ending == b"\r\n" else repr(ending)[1:]
     return f"became {what}: change it back, or let a recovery do it"
 
 
-def _judge(
+def _check(
     line: Line | BadLine, before: int, lost: int, belongs: Callable[[int], bool]
 ) -> tuple[Record | None, tuple[AnomalyKind, str] | None]:
-    """Return a line's record, and what is wrong with it after `before` and `lost` bad lines."""
+    """Return the record of a line, and its anomaly after `before` and `lost` bad lines."""
     if isinstance(line, BadLine):
         return None, (line.kind, line.detail)
     record, unreadable = decode(line)
@@ -278,7 +280,7 @@ def _judge(
 
 
 def decode(line: Line) -> tuple[Record | None, tuple[AnomalyKind, str] | None]:
-    """Return the record of a line, or what keeps it from being read; neither of a tombstone."""
+    """Return the record of a line, or why it can't be read; neither of a tombstone."""
     if line.version > VERSION:
         return None, ("unknown_kind", f"written in version {line.version}; this reads {VERSION}")
     if line.is_tombstone:

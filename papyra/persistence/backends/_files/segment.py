@@ -7,10 +7,14 @@ from pathlib import Path
 
 from papyra.persistence.backends._files.block_index import Totals
 from papyra.persistence.backends._files.disk import Disk, is_regular
-from papyra.persistence.backends._files.index_cache import Recall
+from papyra.persistence.backends._files.index_cache import IndexCache
 from papyra.persistence.backends._files.journal_file import JournalFile
 from papyra.persistence.backends._files.line_format import Line, parse_lines, tombstone
-from papyra.persistence.backends._files.saved_index import Sidecar, read_sidecar, write_sidecar
+from papyra.persistence.backends._files.saved_index import (
+    SavedIndex,
+    read_saved_index,
+    write_saved_index,
+)
 from papyra.persistence.backends._files.scan import Advance
 
 __all__ = ("Segment",)
@@ -29,7 +33,7 @@ class Segment(JournalFile):
         base: int,
         *,
         read_only: bool,
-        recall: Recall | None,
+        index_cache: IndexCache | None,
         name: Path,
     ) -> None:
         # A link is none of the segments.
@@ -38,28 +42,28 @@ class Segment(JournalFile):
             disk,
             base,
             read_only=read_only,
-            recall=recall,
+            index_cache=index_cache,
             name=name,
             follows_links=False,
         )
-        self._saved: Sidecar | None = None
+        self._saved: SavedIndex | None = None
 
     @property
-    def sidecar(self) -> Path:
+    def index_path(self) -> Path:
         """The file that its index is saved in."""
         return self.path.with_suffix(".index")
 
     def totals(self) -> Totals:
-        """Return what it holds, without reading it if its index is saved."""
+        """Return its totals, without reading it if its index is saved."""
         saved = self._saved_index()
         return self.index if saved is None else saved.totals
 
-    def _saved_index(self) -> Sidecar | None:
+    def _saved_index(self) -> SavedIndex | None:
         """Return its saved index, if there is one that matches it."""
         if self.through is None or self.is_loaded:
             return None
         if self._saved is None:
-            self._saved = read_sidecar(self.disk, self.sidecar)
+            self._saved = read_saved_index(self.disk, self.index_path)
         if self._saved is not None and not self._saved.matches(self.path.stat()):
             self._saved = None
         return self._saved
@@ -83,18 +87,18 @@ class Segment(JournalFile):
         with contextlib.suppress(OSError):
             stat = self.handle.stat()
             if stat.st_size == self.end:
-                write_sidecar(self.disk, self.sidecar, self.index, stat)
+                write_saved_index(self.disk, self.index_path, self.index, stat)
 
     def create_after(self, other: Segment) -> None:
         """Make it, and open it, after one that gives it owner and mode."""
         other.handle.check_name()
         # One that had this name may have been removed, and what was saved of it be left.
-        self.disk.remove(self.sidecar)
+        self.disk.remove(self.index_path)
         self.handle.create(other.handle.stat())
         self._read_through()
 
     def unload(self) -> None:
-        """Close it, and forget what can be had again."""
+        """Close it, and forget its index, which can be had again."""
         with contextlib.suppress(OSError):
             self.close()
         self._index.forget()
@@ -102,7 +106,7 @@ class Segment(JournalFile):
 
     def lost_lines(self) -> bool:
         """Return whether it is known to have been longer."""
-        saved = read_sidecar(self.disk, self.sidecar)
+        saved = read_saved_index(self.disk, self.index_path)
         return saved is not None and saved.size > self.path.stat().st_size
 
     # Tombstones

@@ -8,10 +8,10 @@ import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
-from papyra.persistence.backends._files.close_mark import Closed
+from papyra.persistence.backends._files.close_mark import CloseMark
 from papyra.persistence.backends._files.compaction import Hidden, drop_hidden, is_hidden, is_visible
 from papyra.persistence.backends._files.disk import Disk, is_regular
-from papyra.persistence.backends._files.index_cache import Recall
+from papyra.persistence.backends._files.index_cache import IndexCache
 from papyra.persistence.backends._files.journal import AcknowledgedSeq
 from papyra.persistence.backends._files.location import Place, printable
 from papyra.persistence.backends._files.lock import FileLock
@@ -51,7 +51,7 @@ class SegmentedJournal:
         self.path = self.place.path
         self.disk = disk or Disk()
         self.read_only = read_only
-        self.closed: Closed | None = None
+        self.close_mark: CloseMark | None = None
         self._index_directory = index_directory if read_only else None
         self._limits = limits
         self._directory = SegmentDirectory(self.place, self.disk)
@@ -94,7 +94,7 @@ class SegmentedJournal:
         if self._segments:
             last = self._segments[-1]
             last.open(advance)
-            self.closed = last.closed
+            self.close_mark = last.close_mark
             self._records_in_last = last.index.records
             self._end_is_missing = self._lacks_its_end()
 
@@ -102,15 +102,17 @@ class SegmentedJournal:
         """Return whether a segment followed the last one, and is not there any more."""
         last = self._segments[-1]
         # A writer may have sealed it since the directory was listed: then another one is there.
-        return is_regular(last.sidecar) and not self._directory.has_segment_after(last.base)
+        return is_regular(last.index_path) and not self._directory.has_segment_after(last.base)
 
     def _segment(self, base: int) -> Segment:
-        path, recall = self._directory.path_of(base), None
+        path, index_cache = self._directory.path_of(base), None
         if self._index_directory is not None:
-            recall = Recall(self.disk, self._index_directory, path)
+            index_cache = IndexCache(self.disk, self._index_directory, path)
         name = self.place.name / path.name
-        segment = Segment(path, self.disk, base, read_only=self.read_only, recall=recall, name=name)
-        segment.closed = self.closed
+        segment = Segment(
+            path, self.disk, base, read_only=self.read_only, index_cache=index_cache, name=name
+        )
+        segment.close_mark = self.close_mark
         return segment
 
     def _list_segments(self) -> list[Segment]:
@@ -137,7 +139,7 @@ class SegmentedJournal:
                 if segment.path.stat().st_ctime_ns > covered_at:
                     self._directory.put_back.append(segment.path)
                 else:
-                    self._leftovers.add(segment.sidecar, segment.path)
+                    self._leftovers.add(segment.index_path, segment.path)
                 continue
             if segments:
                 segments[-1].seal(segment.base)
@@ -185,9 +187,9 @@ class SegmentedJournal:
         sealed = [(stat.st_ino, stat.st_mtime_ns) for stat in stats[:-1]]
         return [*sealed, *((stat.st_ino,) for stat in stats[-1:])]
 
-    def vouch(self) -> Closed | None:
-        """Return how far the last segment is acknowledged and on the device."""
-        return self._segments[-1].vouch() if self._segments else None
+    def new_close_mark(self) -> CloseMark | None:
+        """Return the mark that a clean close may leave, of the last segment."""
+        return self._segments[-1].new_close_mark() if self._segments else None
 
     def close(self) -> None:
         """Close everything that is open."""
@@ -306,7 +308,7 @@ class SegmentedJournal:
 
     @property
     def segments(self) -> int:
-        """How many there are."""
+        """The number of segments."""
         return len(self._segments)
 
     def is_damaged(self) -> bool:
@@ -370,7 +372,7 @@ class SegmentedJournal:
             for path in filter(is_regular, self._directory.foreign_files()):
                 aside.move(path)
         if found.anomalies:
-            self.closed = self.vouch()
+            self.close_mark = self.new_close_mark()
             self.close()
             self.open()
         return result
@@ -400,7 +402,7 @@ class SegmentedJournal:
     def _repair_end(self) -> None:
         """Begin the segment again that followed the last one, if it is missing."""
         if self._end_is_missing and self._is_last_empty():
-            self.disk.remove(self._segments[-1].sidecar)
+            self.disk.remove(self._segments[-1].index_path)
         elif self._end_is_missing:
             next_one = self._segment(self.last_seq)
             next_one.create_after(self._segments[-1])
@@ -442,7 +444,7 @@ class SegmentedJournal:
             return  # which is one already
         first, through = run[0], run[-1].through
         assert through is not None
-        self._leftovers.add(first.sidecar)
+        self._leftovers.add(first.index_path)
         self._leftovers.remove()
         for segment in run:
             segment.unload()
@@ -452,7 +454,7 @@ class SegmentedJournal:
         self._segments[position : position + len(run)] = [stone]
         self._loaded = [segment for segment in self._loaded if segment not in run]
         for segment in run[1:]:
-            self._leftovers.add(segment.sidecar, segment.path)
+            self._leftovers.add(segment.index_path, segment.path)
         self._leftovers.remove()
 
 

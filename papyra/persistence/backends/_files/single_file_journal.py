@@ -6,10 +6,10 @@ import os
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
-from papyra.persistence.backends._files.close_mark import Closed
+from papyra.persistence.backends._files.close_mark import CloseMark
 from papyra.persistence.backends._files.compaction import Hidden, drop_hidden
 from papyra.persistence.backends._files.disk import Disk
-from papyra.persistence.backends._files.index_cache import Recall
+from papyra.persistence.backends._files.index_cache import IndexCache
 from papyra.persistence.backends._files.journal import AcknowledgedSeq
 from papyra.persistence.backends._files.journal_file import JournalFile
 from papyra.persistence.backends._files.location import Place
@@ -45,11 +45,11 @@ class SingleFileJournal:
         self.path = path = self.place.path
         self.disk = disk or Disk()
         self.read_only = read_only
-        self.closed: Closed | None = None
+        self.close_mark: CloseMark | None = None
         self._acknowledged = AcknowledgedSeq()
-        self._recall = None
+        self._index_cache = None
         if read_only and index_directory is not None:
-            self._recall = Recall(self.disk, index_directory, path)
+            self._index_cache = IndexCache(self.disk, index_directory, path)
         self._file = self._new_file()
 
     def _new_file(self) -> JournalFile:
@@ -57,10 +57,10 @@ class SingleFileJournal:
             self.path,
             self.disk,
             read_only=self.read_only,
-            recall=self._recall,
+            index_cache=self._index_cache,
             name=self.place.name,
         )
-        file.closed = self.closed
+        file.close_mark = self.close_mark
         return file
 
     @property
@@ -80,7 +80,7 @@ class SingleFileJournal:
         """Open the file, making it if there is none, and read it through."""
         self._file = self._new_file()
         self._file.open(advance)
-        self.closed = self._file.closed
+        self.close_mark = self._file.close_mark
 
     def refresh(self) -> None:
         """Take in what another process has written since."""
@@ -89,9 +89,9 @@ class SingleFileJournal:
     def raise_if_rewritten(self) -> None:
         """Do nothing: a file that was replaced can be read to its end."""
 
-    def vouch(self) -> Closed | None:
-        """Return how far the file is acknowledged and on the device; `None` if it is not."""
-        return self._file.vouch()
+    def new_close_mark(self) -> CloseMark | None:
+        """Return the mark that a clean close may leave; `None` if not everything is synced."""
+        return self._file.new_close_mark()
 
     def close(self) -> None:
         """Close the file."""

@@ -1,4 +1,4 @@
-"""What the backends that keep their records in files have in common."""
+"""The store of the file backends: a journal, and the thread that its blocking calls are made in."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ from papyra.persistence.backends._files.disk import CAN_WRITE, whose
 from papyra.persistence.backends._files.fsync_policy import Fsync, FsyncPolicy
 from papyra.persistence.backends._files.journal import Journal
 from papyra.persistence.backends._files.location import printable
-from papyra.persistence.backends._files.retention import (
-    candidates,
-    held_by,
+from papyra.persistence.backends._files.read_retention import (
+    count_stored,
     hidden_of,
     spans_of,
+    visible_records,
 )
 from papyra.persistence.backends._files.scan import ScanResult
 from papyra.persistence.backends._io.commit_token import CommitToken
@@ -112,7 +112,7 @@ class FileStore:
         except BaseException as error:
             thread.stop()
             if isinstance(error, OSError):
-                raise self._named(error, "open failed: ") from error
+                raise self._with_path(error, "open failed: ") from error
             raise
         self._thread = thread
 
@@ -133,7 +133,7 @@ class FileStore:
 
     async def claim(self) -> int:
         """Return the greatest position that was given: the journal knows what was written."""
-        self._must_write()
+        self._require_writable()
         return await self.last_seq()
 
     async def append(self, batch: Batch) -> None:
@@ -151,8 +151,8 @@ class FileStore:
         return await self._run(self._read_page, request, policy, now, timeout=self.call_timeout)
 
     async def summarize(self, intervals: int) -> StoreSummary:
-        """Sum up the indexes of the files."""
-        look = functools.partial(self._look, functools.partial(self._sum_up, intervals))
+        """Sum the totals of the files."""
+        look = functools.partial(self._look, functools.partial(self._summarize, intervals))
         return await self._run(look, timeout=self.call_timeout)
 
     async def scan(self, report_progress: ReportProgress) -> PersistenceScanReport:
@@ -160,17 +160,17 @@ class FileStore:
         return self._report(await self._run(self._scan_journal, report_progress))
 
     async def recover(self, config: PersistenceRecoveryConfig) -> PersistenceRecoveryReport:
-        """Rewrite what is damaged without what can't be read."""
-        self._must_write()
+        """Rewrite damaged files without the lines that can't be read."""
+        self._require_writable()
         return await self._run(self._recover_journal, config)
 
     async def compact(
         self, policy: RetentionPolicy, now: float, *, dry_run: bool
     ) -> CompactionReport:
-        """Remove and rewrite files without what `policy` hides at Unix time `now`."""
+        """Drop or rewrite files without the records that `policy` hides at Unix time `now`."""
         if dry_run:
             return await self._run(self._look, functools.partial(self._count, policy, now))
-        self._must_write()
+        self._require_writable()
         return await self._run(self._drop_hidden, policy, now)
 
     async def _run(
@@ -184,10 +184,10 @@ class FileStore:
         try:
             return await self._thread.run(function, *args, timeout=timeout, token=token)
         except OSError as error:
-            raise self._named(error) from error
+            raise self._with_path(error) from error
 
-    def _named(self, error: OSError, operation: str = "") -> Exception:
-        """Return an error that says which file it is about, and who may use that."""
+    def _with_path(self, error: OSError, operation: str = "") -> Exception:
+        """Return an error that names the file, and who may use it."""
         if isinstance(error, PersistenceError):
             return error
         place = str(self.journal.path)
@@ -198,7 +198,7 @@ class FileStore:
             return error
         return StoreError(f"{operation}{place}: {error!r}: {file}")
 
-    def _must_write(self) -> None:
+    def _require_writable(self) -> None:
         if self.journal.read_only:
             raise StoreReadOnly(f"{self.journal.place.name} was opened to be read only")
 
@@ -211,10 +211,10 @@ class FileStore:
         self.journal.prepare()
         self._lock = self.journal.lock()
         self._lock.acquire()
-        self.journal.closed = self._lock.closed
+        self.journal.close_mark = self._lock.close_mark
         try:
             self.journal.open()
-            self._lock.vouch(self.journal.closed)
+            self._lock.write_close_mark(self.journal.close_mark)
         except BaseException:
             with contextlib.suppress(OSError):
                 self.journal.close()
@@ -224,51 +224,51 @@ class FileStore:
 
     def _open_to_read(self) -> None:
         self._lock = self.journal.lock()
-        self._lock.look()
-        self.journal.closed = self._lock.closed
+        self._lock.read_close_mark()
+        self.journal.close_mark = self._lock.close_mark
         path = self.journal.path
         if self._opening is None or not path.is_file():
-            _undisturbed(self.journal.open)
+            _retry_while_rewritten(self.journal.open)
             return
-        advance = _Advance(self._opening, path.stat().st_size)
+        advance = _Progress(self._opening, path.stat().st_size)
         self.journal.open(advance)
         advance.finish()
 
     def _close_journal(self) -> None:
         try:
-            self._vouch()
+            self._write_close_mark()
             self.journal.close()
         finally:
             self._lock.release()
 
-    def _vouch(self) -> None:
-        """Let the lock say how far the store is acknowledged, if it is on the device."""
-        closed = self.journal.vouch()
-        if closed is not None:
-            self._lock.vouch(closed)
+    def _write_close_mark(self) -> None:
+        """Write the mark of a clean close, if everything is synced."""
+        mark = self.journal.new_close_mark()
+        if mark is not None:
+            self._lock.write_close_mark(mark)
 
     def _write_batch(self, batch: Batch, token: CommitToken) -> None:
         self.journal.append(batch, token.take_or_raise, sync=self._fsync.syncs(batch))
 
     def _look(self, look: Callable[[], ResultT]) -> ResultT:
-        """Return what `look` does; a reader sees what another process has written until then."""
+        """Return the result of `look`; a reader reads on before, what others have written."""
         if not self.journal.read_only:
             return look()
 
-        def look_at_what_is_there() -> ResultT:
+        def look_afresh() -> ResultT:
             self.journal.refresh()
             result = look()
             self.journal.raise_if_rewritten()
             return result
 
-        return _undisturbed(look_at_what_is_there)
+        return _retry_while_rewritten(look_afresh)
 
     def _read_page(self, request: Read, policy: RetentionPolicy, now: float) -> Page:
         return self._look(
-            lambda: collect_page(request, candidates(self.journal, request, policy, now))
+            lambda: collect_page(request, visible_records(self.journal, request, policy, now))
         )
 
-    def _sum_up(self, intervals: int) -> StoreSummary:
+    def _summarize(self, intervals: int) -> StoreSummary:
         journal = self.journal
         totals = [file.totals() for file in journal.files(newest=False)]
         oldest = min((each.oldest for each in totals), default=_FOREVER)
@@ -292,19 +292,19 @@ class FileStore:
 
     def _scan_journal(self, report: ReportProgress) -> ScanResult:
         self.journal.check_name()
-        return self._look(lambda: self._scan_and_tell(report))
+        return self._look(lambda: self._scan_with_progress(report))
 
-    def _scan_and_tell(self, tell: ReportProgress) -> ScanResult:
-        advance = _Advance(tell, self.journal.size())
+    def _scan_with_progress(self, tell: ReportProgress) -> ScanResult:
+        advance = _Progress(tell, self.journal.size())
         found = self.journal.scan(advance)
         advance.finish()
         return found
 
     def _recover_journal(self, config: PersistenceRecoveryConfig) -> PersistenceRecoveryReport:
         self.journal.check_name()
-        self._lock.vouch(None)
+        self._lock.write_close_mark(None)
         result = self.journal.recover(config)
-        self._vouch()
+        self._write_close_mark()
         found = self.journal.scan()
         return PersistenceRecoveryReport(
             self.name,
@@ -317,18 +317,18 @@ class FileStore:
 
     def _drop_hidden(self, policy: RetentionPolicy, now: float) -> CompactionReport:
         self.journal.check_name()
-        before = held_by(self.journal)
-        self._lock.vouch(None)
+        before = count_stored(self.journal)
+        self._lock.write_close_mark(None)
         self.journal.drop_hidden(
             {kind: hidden_of(self.journal, kind, policy, now) for kind in KINDS}
         )
-        self._vouch()
-        return self._compacted(before, held_by(self.journal))
+        self._write_close_mark()
+        return self._compacted(before, count_stored(self.journal))
 
     def _count(self, policy: RetentionPolicy, now: float) -> CompactionReport:
         """Report what `_drop_hidden` would do."""
         hidden = {kind: hidden_of(self.journal, kind, policy, now) for kind in KINDS}
-        records, size = held_by(self.journal)
+        records, size = count_stored(self.journal)
         counts = [count_hidden(file, hidden) for file in self.journal.files(newest=False)]
         left = records - sum(count for count, _ in counts), size - sum(size for _, size in counts)
         return self._compacted((records, size), left)
@@ -340,8 +340,8 @@ class FileStore:
         return PersistenceScanReport(self.name, found.records, found.bytes, tuple(found.anomalies))
 
 
-def _undisturbed(look: Callable[[], ResultT]) -> ResultT:
-    """Return what `look` does while no compaction removes or replaces files under its hands."""
+def _retry_while_rewritten(look: Callable[[], ResultT]) -> ResultT:
+    """Return the result of `look` from a time when no compaction was replacing files."""
     for _ in range(_LOOKS - 1):
         with contextlib.suppress(FileNotFoundError):
             return look()
@@ -349,8 +349,8 @@ def _undisturbed(look: Callable[[], ResultT]) -> ResultT:
     return look()
 
 
-class _Advance:
-    """Tells how far a reading is, of so many bytes."""
+class _Progress:
+    """Reports the progress of reading so many bytes."""
 
     def __init__(self, tell: ReportProgress, total: int) -> None:
         self._tell = tell
@@ -362,5 +362,5 @@ class _Advance:
         self._tell(ScanProgress(self._done, self._total))
 
     def finish(self) -> None:
-        """Tell that everything is read that there is."""
+        """Report that everything is read."""
         self(self._total - self._done)

@@ -1,4 +1,4 @@
-"""Remains of the last write, as a crash of the machine leaves them; anything else is damage.
+"""The torn tail: what a crash of the machine leaves of the last write; all else is damage.
 
 A write goes to the end of the file. A crash may keep any blocks of it and lose any others; where
 the file has become long enough all the same, there are zeros in their place. No line has a zero
@@ -26,7 +26,7 @@ from papyra.persistence.backends._files.line_format import (
     tombstone,
 )
 
-__all__ = ("Remains",)
+__all__ = ("TornTail",)
 
 #: Bytes of the smallest block that a device writes.
 _SECTOR = 512
@@ -45,18 +45,18 @@ _BEFORE = {
 }
 
 
-class Remains:
-    """Parts of a file that may be all that is left of its last write."""
+class TornTail:
+    """The parts at the end of a file that may be all that is left of its last write."""
 
     def __init__(self, last_seq: int) -> None:
         self._last_seq = last_seq
         self.parts: list[Line | BadLine] = []
 
     def take(self, part: Line | BadLine, *, at_end: bool) -> bool:
-        """Take in what comes next, if it can be of the write that follows `last_seq`.
+        """Take the next part, if it can be of the write that follows `last_seq`.
 
         `at_end` says that the file ends with it, in the middle of a line. If it can't be of that
-        write, nor are those that were taken in before.
+        write, nor are those that were taken before.
         """
         if isinstance(part, Line):
             fits = self._is_of_it(part)
@@ -68,7 +68,7 @@ class Remains:
         return fits
 
     def joined(self) -> BadLine:
-        """Return all of it as the torn end that it is, when nothing follows."""
+        """Return all of it as one torn line, when nothing follows."""
         first, *others = self.parts
         assert isinstance(first, BadLine)
         detail = "the file ends in the middle of a line"

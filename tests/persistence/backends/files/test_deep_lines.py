@@ -19,10 +19,10 @@ from papyra.persistence import (
     codec,
 )
 from papyra.persistence.backends._files.disk import Disk
-from papyra.persistence.backends._files.index_cache import Recall
+from papyra.persistence.backends._files.index_cache import IndexCache
 from papyra.persistence.backends._files.line_format import _make_line
 from papyra.persistence.backends._files.lock import FileLock
-from papyra.persistence.backends._files.saved_index import read_sidecar
+from papyra.persistence.backends._files.saved_index import read_saved_index
 from papyra.persistence.backends._redis.entry_format import Entry, check
 from papyra.persistence.backends.memory import InMemoryPersistence
 from papyra.persistence.backends.retention import RetentionPolicy
@@ -107,16 +107,16 @@ def test_what_is_kept_beside_a_store_is_passed_over_if_it_is_nested_too_deeply(
     deep = b'{"more":' + b"[" * depth + b"]" * depth + b"}"
     sidecar = tmp_path / "1.index"
     sidecar.write_bytes(b"%08x %b\n" % (crc32(deep), deep))
-    assert read_sidecar(Disk(), sidecar) is None
+    assert read_saved_index(Disk(), sidecar) is None
     path = tmp_path / "events.ndjson"
     path.touch()
     lock = tmp_path / "events.ndjson.lock"
     lock.write_bytes(deep)
     assert FileLock(lock, path).holder() is None
     with path.open("rb") as file:
-        recall = Recall(Disk(), tmp_path / "cache", path)
+        index_cache = IndexCache(Disk(), tmp_path / "cache", path)
         (tmp_path / "cache").mkdir()
         data = msgspec.msgpack.encode({"more": json.loads("[" * 900 + "]" * 900)})
         data = data.replace(b"\x91" * 800, b"\x91" * depth)
-        recall._path.write_bytes(b"%08x%b" % (crc32(data), data))
-        assert recall.read(file.fileno()) is None
+        index_cache._path.write_bytes(b"%08x%b" % (crc32(data), data))
+        assert index_cache.read(file.fileno()) is None

@@ -21,7 +21,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from papyra.persistence import PersistenceRecoveryConfig, Read, Record
 from papyra.persistence.backends import page
-from papyra.persistence.backends._files import block_index, file_index, journal_file
+from papyra.persistence.backends._files import block_index, file_index, line_reader
 from papyra.persistence.backends._files.disk import Disk
 from papyra.persistence.backends._files.line_format import Line, parse_lines
 from papyra.persistence.backends.json import JsonFilePersistence
@@ -78,7 +78,7 @@ class FileStore(RuleBasedStateMachine):
         with (
             mock.patch.object(block_index, "BLOCK_BYTES", 300),
             mock.patch.object(block_index, "MAX_BLOCKS", 4),
-            mock.patch.object(journal_file, "_CHUNK", 700),
+            mock.patch.object(line_reader, "_CHUNK", 700),
             mock.patch.object(file_index, "_PENDING", 5),
             mock.patch.object(page, "MAX_PAGE_RECORDS", 4),
         ):

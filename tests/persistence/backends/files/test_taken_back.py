@@ -68,7 +68,9 @@ async def fail_to_append(store: FilePersistence, record: PersistedEvent) -> None
 
 
 @pytest.mark.parametrize("size", [1, 600])
-async def test_it_is_not_there_when_more_is_written(make: MakeStore, size: int) -> None:
+async def test_a_refused_record_is_not_there_when_more_is_written(
+    make: MakeStore, size: int
+) -> None:
     """Be that in the same file or, as there is no more room, in a new one."""
     async with make() as store:
         await store.append(an_event(1))
@@ -81,7 +83,9 @@ async def test_it_is_not_there_when_more_is_written(make: MakeStore, size: int) 
         assert (await store.scan()).is_clean
 
 
-async def test_it_is_not_there_when_the_store_is_opened_again(make: MakeStore) -> None:
+async def test_a_refused_record_is_not_there_when_the_store_is_opened_again(
+    make: MakeStore,
+) -> None:
     async with make() as store:
         await store.append(an_event(1))
         await fail_to_append(store, an_event(2))
@@ -91,7 +95,7 @@ async def test_it_is_not_there_when_the_store_is_opened_again(make: MakeStore) -
 
 
 @pytest.mark.parametrize("size", [1, 50, 300])
-async def test_a_reader_that_has_seen_it_sees_what_is_there_instead(
+async def test_a_reader_that_has_seen_a_refused_record_sees_what_is_there_instead(
     make: MakeStore, size: int
 ) -> None:
     async with make() as store, make().reader() as reader:

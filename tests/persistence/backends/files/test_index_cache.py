@@ -214,7 +214,7 @@ async def test_a_reader_waits_for_the_rest_of_a_line(
     async with make().reader() as reader:
         assert [anomaly.kind for anomaly in (await reader.scan()).anomalies] == ["torn"]
     monkeypatch.setattr(
-        "papyra.persistence.backends._files.journal_file.sleep",
+        "papyra.persistence.backends._files.line_reader.sleep",
         lambda seconds: path.write_bytes(data),
     )
     async with make().reader() as reader:

@@ -12,7 +12,7 @@ from papyra.persistence.messages import Read
 from papyra.persistence.records import Kind, Record, kind_of
 from papyra.persistence.retention import RetentionPolicy
 
-__all__ = ("candidates", "held_by", "hidden_of", "spans_of")
+__all__ = ("count_stored", "hidden_of", "spans_of", "visible_records")
 
 #: Up to how many records are looked at one by one, where it matters what is when; and up to how
 #: many segments are looked into, where it matters what is when.
@@ -22,7 +22,7 @@ _LOOKED_INTO = 16
 _FOREVER = float("inf")
 
 
-def candidates(
+def visible_records(
     journal: Journal, request: Read, policy: RetentionPolicy, now: float
 ) -> Iterator[tuple[Record, int]]:
     """Yield the records that a read may show, in its order, each with its bytes."""
@@ -112,7 +112,7 @@ def _through_of_surplus(journal: Journal, kind: Kind, limit: int, *, in_bytes: b
     return 0
 
 
-def held_by(journal: Journal) -> tuple[int, int]:
+def count_stored(journal: Journal) -> tuple[int, int]:
     """Return how many records there are, and their encoded bytes."""
     totals = [file.totals() for file in journal.files(newest=False)]
     return sum(each.records for each in totals), sum(each.record_bytes for each in totals)
