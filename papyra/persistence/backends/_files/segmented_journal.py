@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -11,7 +10,6 @@ from pathlib import Path
 from papyra.persistence.backends._files.close_mark import CloseMark
 from papyra.persistence.backends._files.compaction import Hidden, drop_hidden, is_hidden, is_visible
 from papyra.persistence.backends._files.disk import Disk, is_regular
-from papyra.persistence.backends._files.index_cache import IndexCache
 from papyra.persistence.backends._files.journal import AcknowledgedSeq
 from papyra.persistence.backends._files.location import Place, printable
 from papyra.persistence.backends._files.lock import FileLock
@@ -24,15 +22,12 @@ from papyra.persistence.backends._files.repair import RepairResult, repair
 from papyra.persistence.backends._files.rotation import SegmentLimits, share_out
 from papyra.persistence.backends._files.scan import Advance, ScanResult
 from papyra.persistence.backends._files.segment import Segment
-from papyra.persistence.backends._files.segment_directory import Leftovers, SegmentDirectory
+from papyra.persistence.backends._files.segment_list import SegmentList
 from papyra.persistence.backends.store import Batch
 from papyra.persistence.records import Kind
 from papyra.persistence.reports import PersistenceAnomaly, PersistenceRecoveryConfig
 
 __all__ = ("SegmentedJournal",)
-
-#: How many sealed segments are kept open, with their indexes.
-_LOADED = 8
 
 
 class SegmentedJournal:
@@ -51,25 +46,26 @@ class SegmentedJournal:
         self.path = self.place.path
         self.disk = disk or Disk()
         self.read_only = read_only
-        self.close_mark: CloseMark | None = None
-        self._index_directory = index_directory if read_only else None
         self._limits = limits
-        self._directory = SegmentDirectory(self.place, self.disk)
-        self._segments: list[Segment] = []
-        #: sealed segments whose index is in memory, the one used last at the end
-        self._loaded: list[Segment] = []
-        self._leftovers = Leftovers(self.disk)
+        self._segments = SegmentList(
+            self.place, self.disk, read_only=read_only, index_directory=index_directory
+        )
         self._records_in_last = 0
         self._acknowledged = AcknowledgedSeq()
-        #: for a reader: which files the segments were when they were listed
-        self._listed: list[tuple[int, ...]] = []
-        #: whether a segment followed the last one, and is not there any more
-        self._end_is_missing = False
+
+    @property
+    def close_mark(self) -> CloseMark | None:
+        """The mark of the last clean close, which opening forgets if it is not so any more."""
+        return self._segments.close_mark
+
+    @close_mark.setter
+    def close_mark(self, mark: CloseMark | None) -> None:
+        self._segments.close_mark = mark
 
     @property
     def last_seq(self) -> int:
         """The greatest `seq` that was given."""
-        return self._segments[-1].last_seq if self._segments else 0
+        return self._segments.last.last_seq if self._segments else 0
 
     def lock(self) -> FileLock:
         """Return the lock: a file in the directory."""
@@ -79,117 +75,25 @@ class SegmentedJournal:
 
     def prepare(self) -> None:
         """Make the directory, if there is none."""
-        self._directory.make()
+        self._segments.directory.make()
 
     def open(self, advance: Advance | None = None) -> None:
         """List the segments, finish what was begun, and open the last of them."""
-        self._leftovers.clear()
-        self._loaded = []
-        self._directory.open()
-        self._segments = self._list_segments()
-        if not self.read_only:
-            self._leftovers.remove()
-            if not self._segments:
-                self._segments.append(self._segment(0))
+        self._segments.open(advance)
         if self._segments:
-            last = self._segments[-1]
-            last.open(advance)
-            self.close_mark = last.close_mark
-            self._records_in_last = last.index.records
-            self._end_is_missing = self._lacks_its_end()
-
-    def _lacks_its_end(self) -> bool:
-        """Return whether a segment followed the last one, and is not there any more."""
-        last = self._segments[-1]
-        # A writer may have sealed it since the directory was listed: then another one is there.
-        return is_regular(last.index_path) and not self._directory.has_segment_after(last.base)
-
-    def _segment(self, base: int) -> Segment:
-        path, index_cache = self._directory.path_of(base), None
-        if self._index_directory is not None:
-            index_cache = IndexCache(self.disk, self._index_directory, path)
-        name = self.place.name / path.name
-        segment = Segment(
-            path, self.disk, base, read_only=self.read_only, index_cache=index_cache, name=name
-        )
-        segment.close_mark = self.close_mark
-        return segment
-
-    def _list_segments(self) -> list[Segment]:
-        """Return the segments that are there; what a tombstone stands for is left over."""
-        bases, unfinished = self._directory.bases()
-        self._leftovers.add(*unfinished)
-        found = [self._segment(base) for base in bases]
-        # Before any of them is looked into: what is replaced later is another one.
-        identities = self._identities(found) if self.read_only else []
-        segments = self._without_covered(found)
-        listed = dict(zip(bases, identities, strict=False))
-        self._listed = [listed[segment.base] for segment in segments] if listed else []
-        return segments
-
-    def _without_covered(self, found: Sequence[Segment]) -> list[Segment]:
-        """Return the segments for which no tombstone stands, each sealed by the next."""
-        segments: list[Segment] = []
-        covered, covered_at = 0, 0
-        self._directory.put_back = []
-        for segment in found:
-            if segment.base < covered:
-                # What a tombstone stands for was to be removed, and maybe that did not come to its
-                # end. But if somebody has put it there since, it is not ours to remove.
-                if segment.path.stat().st_ctime_ns > covered_at:
-                    self._directory.put_back.append(segment.path)
-                else:
-                    self._leftovers.add(segment.index_path, segment.path)
-                continue
-            if segments:
-                segments[-1].seal(segment.base)
-            segments.append(segment)
-            # Another one follows those that it stands for; or it says what can't be.
-            through = segment.covers_through()
-            if 0 < through <= found[-1].base:
-                covered, covered_at = through, segment.path.stat().st_ctime_ns
-        return segments
+            self._records_in_last = self._segments.last.index.records
 
     def refresh(self) -> None:
-        """Take in what another process has written since."""
-        self._leftovers.clear()
-        known = {segment.base: segment for segment in self._segments}
-        self._segments = self._list_segments()
-        for number, segment in enumerate(self._segments):
-            old = known.pop(segment.base, None)
-            # A sealed segment that has been read is what it was, unless it was rewritten.
-            if old is not None and old.is_loaded and old.through == segment.through:
-                old.refresh()
-                self._segments[number] = old
-            elif old is not None:
-                old.unload()
-        for gone in known.values():
-            gone.unload()
-        self._loaded = [segment for segment in self._segments[:-1] if segment.is_loaded]
-        if self._segments and not self._segments[-1].is_loaded:
-            self._segments[-1].open()
-        self._end_is_missing = bool(self._segments) and self._lacks_its_end()
+        """Read on from where the last reading ended; for a reader."""
+        self._segments.refresh()
 
     def raise_if_rewritten(self) -> None:
-        """Raise `FileNotFoundError` if segments were replaced or removed since they were listed.
-
-        What was read then is of two states of the store. New segments may have followed.
-        """
-        if self._identities(self._segments) != self._listed:
-            raise FileNotFoundError(
-                errno.ENOENT, "segments are rewritten while they are read", str(self.path)
-            )
-
-    @staticmethod
-    def _identities(segments: Sequence[Segment]) -> list[tuple[int, ...]]:
-        """Return which files segments are, and when those that are sealed were changed."""
-        stats = [segment.path.stat() for segment in segments]
-        sealed = [(stat.st_ino, stat.st_mtime_ns) for stat in stats[:-1]]
-        return [*sealed, *((stat.st_ino,) for stat in stats[-1:])]
+        """Raise `FileNotFoundError` if segments were replaced or removed since they were listed."""
+        self._segments.raise_if_rewritten()
 
     def new_close_mark(self) -> CloseMark | None:
         """Return the mark that a clean close may leave, of the last segment."""
-        return self._segments[-1].new_close_mark() if self._segments else None
+        return self._segments.last.new_close_mark() if self._segments else None
 
     def close(self) -> None:
         """Close everything that is open."""
@@ -204,32 +108,31 @@ class SegmentedJournal:
 
         A segment is synced before another one follows it.
         """
-        self._leftovers.remove()
-        last, begun = self._segments[-1], list[Segment]()
+        self._segments.leftovers.remove()
+        last, begun = self._segments.last, list[Segment]()
         last.appender.begin()
         try:
             in_last = self._write(batch, begun, sync=sync)
-            segments = [*self._segments, *begun] if begun else self._segments
             take_token()
             for segment in (last, *begun):
                 segment.commit()
-            for segment, next_one in zip((last, *begun), begun, strict=False):
-                segment.seal(next_one.base)
-            self._records_in_last, self._segments = in_last, segments
+            if begun:
+                self._segments.append(begun)
+            self._records_in_last = in_last
         except BaseException:
             last.unseal()
             self._roll_back(last, begun)
             raise
         if begun:
-            self._end_is_missing = False
+            self._segments.end_is_missing = False
             with contextlib.suppress(MemoryError):  # it is stored, and the rest can be done later
                 self._save_indexes(last, *begun[:-1])
 
     def _write(self, batch: Batch, begun: list[Segment], *, sync: bool) -> int:
         """Write lines, noting the segments that are `begun`; return how many are in the last."""
-        segment, in_last = self._segments[-1], self._records_in_last
+        segment, in_last = self._segments.last, self._records_in_last
         acknowledged = self._acknowledged.before(batch, self.last_seq)
-        begins = self._end_is_missing and not self._is_last_empty()
+        begins = self._segments.end_is_missing and not self._segments.is_last_empty
         for share in share_out(batch, self._limits, segment, in_last, begins=begins):
             start, stop = share.start, share.stop
             if share.begins:
@@ -253,14 +156,10 @@ class SegmentedJournal:
             last.appender.truncate_uncommitted()
         last.appender.ensure_synced()
         # Nothing is missing where a batch begins later than the one before it ended.
-        segment = self._segment(batch.first_seq + start - 1 if start else self.last_seq)
+        segment = self._segments.new(batch.first_seq + start - 1 if start else self.last_seq)
         begun.append(segment)
         segment.create_after(last)
         return segment
-
-    def _is_last_empty(self) -> bool:
-        """Return whether the next segment would have the name of the last."""
-        return self.last_seq == self._segments[-1].base
 
     def _save_indexes(self, *sealed: Segment) -> None:
         for segment in sealed:
@@ -274,37 +173,24 @@ class SegmentedJournal:
         with contextlib.suppress(OSError):
             # The newest first: what is left of them always follows upon what was there before.
             made = [unused.path for unused in reversed(begun) if unused.handle.is_made]
-            self._leftovers.hide(made)
+            self._segments.leftovers.hide(made)
             if begun:
                 self.disk.sync_directory(self.path)
-        last.roll_back(truncate=self._leftovers.are_hidden)
+        last.roll_back(truncate=self._segments.leftovers.are_hidden)
 
     def sync(self) -> None:
         """Return when everything is on the device; of the sealed segments it is."""
-        self._segments[-1].appender.sync()
+        self._segments.last.appender.sync()
 
     def sync_in_background(self) -> None:
         """Sync what was not yet."""
-        self._segments[-1].appender.sync_in_background()
+        self._segments.last.appender.sync_in_background()
 
     # Reading
 
     def files(self, *, newest: bool) -> Iterator[Segment]:
         """Yield the segments. Whoever looks into one opens it; some are kept open."""
-        for segment in reversed(self._segments) if newest else list(self._segments):
-            try:
-                yield segment
-            finally:
-                self._was_used(segment)
-
-    def _was_used(self, segment: Segment) -> None:
-        if segment.through is None or not segment.is_loaded:
-            return
-        if segment in self._loaded:
-            self._loaded.remove(segment)
-        self._loaded.append(segment)
-        while len(self._loaded) > _LOADED:
-            self._loaded.pop(0).unload()
+        return self._segments.files(newest=newest)
 
     @property
     def segments(self) -> int:
@@ -313,7 +199,7 @@ class SegmentedJournal:
 
     def is_damaged(self) -> bool:
         """Return whether damage has been seen by now."""
-        return self._end_is_missing or any(segment.damaged for segment in self._segments)
+        return self._segments.end_is_missing or any(segment.damaged for segment in self._segments)
 
     def size(self) -> int:
         """Return the bytes of all segments that are there."""
@@ -326,8 +212,8 @@ class SegmentedJournal:
     def check_name(self) -> None:
         """Raise `StoreMoved` if name of directory or last segment lead elsewhere by now."""
         if not self.read_only:
-            self._directory.check_name()
-            self._segments[-1].handle.check_name()
+            self._segments.directory.check_name()
+            self._segments.last.handle.check_name()
 
     # Scanning and repair
 
@@ -346,11 +232,11 @@ class SegmentedJournal:
             if is_sealed and not segment.is_loaded:
                 segment.unload()
             before = segment
-        if self._end_is_missing and before is not None:
+        if self._segments.end_is_missing and before is not None:
             detail = f"the segment after record {before.last_seq} is not there"
             place = printable(self.place.name)
             found.anomalies.append(PersistenceAnomaly("missing_segment", detail, place))
-        found.anomalies += self._directory.anomalies()
+        found.anomalies += self._segments.directory.anomalies()
         return found
 
     def recover(self, config: PersistenceRecoveryConfig) -> RepairResult:
@@ -369,7 +255,7 @@ class SegmentedJournal:
         self._repair_end()
         if keeps_originals:
             # Whatever is no file stays, as the `lost+found` of a file system does.
-            for path in filter(is_regular, self._directory.foreign_files()):
+            for path in filter(is_regular, self._segments.directory.foreign_files()):
                 aside.move(path)
         if found.anomalies:
             self.close_mark = self.new_close_mark()
@@ -401,25 +287,25 @@ class SegmentedJournal:
 
     def _repair_end(self) -> None:
         """Begin the segment again that followed the last one, if it is missing."""
-        if self._end_is_missing and self._is_last_empty():
-            self.disk.remove(self._segments[-1].index_path)
-        elif self._end_is_missing:
-            next_one = self._segment(self.last_seq)
-            next_one.create_after(self._segments[-1])
+        if self._segments.end_is_missing and self._segments.is_last_empty:
+            self.disk.remove(self._segments.last.index_path)
+        elif self._segments.end_is_missing:
+            next_one = self._segments.new(self.last_seq)
+            next_one.create_after(self._segments.last)
             next_one.close()
 
     def _write_tombstone(self, base: int, through: int) -> Segment:
         """Write a segment that stands for all between `base` and `through`."""
-        segment = self._segment(base)
-        self._directory.check_name()
-        segment.become_tombstone(through, self._segments[-1])
+        segment = self._segments.new(base)
+        self._segments.directory.check_name()
+        segment.become_tombstone(through, self._segments.last)
         return segment
 
     # Compaction
 
     def drop_hidden(self, hidden: Mapping[Kind, Hidden]) -> None:
         """Drop segments in which all is hidden, and rewrite those in which some is."""
-        self._leftovers.remove()
+        self._segments.leftovers.remove()
         run: list[Segment] = []
         for segment in self.files(newest=False):
             if segment.through is not None and is_hidden(segment.totals(), segment.through, hidden):
@@ -433,7 +319,7 @@ class SegmentedJournal:
         self._drop(run)
 
     def _was_rewritten(self, segment: Segment) -> None:
-        if segment is self._segments[-1]:
+        if segment is self._segments.last:
             self._records_in_last = segment.index.records
         else:
             self._save_indexes(segment)
@@ -444,18 +330,16 @@ class SegmentedJournal:
             return  # which is one already
         first, through = run[0], run[-1].through
         assert through is not None
-        self._leftovers.add(first.index_path)
-        self._leftovers.remove()
+        self._segments.leftovers.add(first.index_path)
+        self._segments.leftovers.remove()
         for segment in run:
             segment.unload()
         stone = self._write_tombstone(first.base, through)
         # From here on the others count for nothing, whether they are still there or not.
-        position = self._segments.index(first)
-        self._segments[position : position + len(run)] = [stone]
-        self._loaded = [segment for segment in self._loaded if segment not in run]
+        self._segments.replace(run, stone)
         for segment in run[1:]:
-            self._leftovers.add(segment.index_path, segment.path)
-        self._leftovers.remove()
+            self._segments.leftovers.add(segment.index_path, segment.path)
+        self._segments.leftovers.remove()
 
 
 def _note_missing(found: ScanResult, segment: Segment, before: Segment | None) -> None:
