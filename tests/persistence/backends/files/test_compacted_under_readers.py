@@ -81,7 +81,7 @@ def make(kind: str, path: Path, disk: Disk, *, read_only: bool = False) -> FileP
 
 def compact(store: FilePersistence) -> None:
     """Compact, in whichever thread this is."""
-    store.store._drop_hidden(store.retention, 0.0)
+    store.store.blocking.drop_hidden(store.retention, 0.0)
 
 
 def append(store: FilePersistence) -> None:

@@ -203,13 +203,13 @@ def test_of_many_writers_at_once_one_has_the_store(tmp_path: Path, kind: str) ->
         for _ in range(60):
             store = open_store(kind, path)
             try:
-                store.store._open_journal()
+                store.store.blocking.open()
             except BackendInUse:
                 continue
             holders.append(1)
             most.append(len(holders))
             holders.pop()
-            store.store._close_journal()
+            store.store.blocking.close()
 
     remover = threading.Thread(target=remove_locks)
     writers = [threading.Thread(target=write) for _ in range(4)]

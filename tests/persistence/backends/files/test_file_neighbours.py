@@ -562,23 +562,23 @@ def test_whatever_fails_while_a_store_is_opened_it_can_be_opened_again(
         path = tmp_path / f"store-{number}"
         if not is_new:
             store = open_store(kind, path)
-            store.store._open_journal()
-            store.store._close_journal()
+            store.store.blocking.open()
+            store.store.blocking.close()
         store = open_store(kind, path)
         before = open_descriptors()
         with failing(number, code) as fails:
             try:
-                store.store._open_journal()
+                store.store.blocking.open()
                 is_open = True
             except OSError:
                 is_open = False
                 assert fails.failed
         if is_open:
-            store.store._close_journal()
+            store.store.blocking.close()
         assert open_descriptors() == before, fails.failed
         for _ in range(2):
-            store.store._open_journal()
-            store.store._close_journal()
+            store.store.blocking.open()
+            store.store.blocking.close()
         if not fails.failed:
             break
     assert number > 10

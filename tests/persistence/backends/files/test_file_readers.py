@@ -66,7 +66,7 @@ async def test_a_segment_that_is_removed_under_a_readers_hands(tmp_path: Path) -
         def open(self, path: Path, flags: int) -> int:
             if path.name == f"{11:020}.ndjson" and self.writer.metrics.compactions == 0:
                 self.writer.metrics.compactions = 1
-                self.writer.store._drop_hidden(self.writer.retention, 0.0)
+                self.writer.store.blocking.drop_hidden(self.writer.retention, 0.0)
             return super().open(path, flags)
 
     disk = Removing()

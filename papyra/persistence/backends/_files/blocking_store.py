@@ -1,0 +1,243 @@
+"""The operations of a file store, which block: `FileStore` makes them in its thread."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable
+from typing import TypeVar
+
+from papyra.persistence.backends._files.compaction import count_hidden
+from papyra.persistence.backends._files.fsync_policy import FsyncPolicy
+from papyra.persistence.backends._files.journal import Journal
+from papyra.persistence.backends._files.location import printable
+from papyra.persistence.backends._files.read_retention import (
+    count_stored,
+    hidden_of,
+    spans_of,
+    visible_records,
+)
+from papyra.persistence.backends._files.scan import ScanResult
+from papyra.persistence.backends._io.commit_token import CommitToken
+from papyra.persistence.backends.store import Batch, collect_page
+from papyra.persistence.backends.summary import spread
+from papyra.persistence.messages import Page, Read
+from papyra.persistence.records import KINDS
+from papyra.persistence.reports import (
+    CompactionReport,
+    PersistenceRecoveryConfig,
+    PersistenceRecoveryReport,
+    PersistenceScanReport,
+    ReportProgress,
+    ScanProgress,
+    StoreSummary,
+)
+from papyra.persistence.retention import RetentionPolicy
+
+__all__ = ("BlockingStore",)
+
+#: How often a reader looks for files that are removed under its hands.
+_LOOKS = 5
+#: Seconds from one of these looks to the next.
+_LOOK_AGAIN_AFTER = 0.01
+
+_FOREVER = float("inf")
+
+ResultT = TypeVar("ResultT")
+
+
+class BlockingStore:
+    """A journal and its lock. Everything raises `OSError`, and is called by one thread at a time.
+
+    What a reader does, it does to the files as they are then.
+    """
+
+    def __init__(
+        self, name: str, journal: Journal, fsync: FsyncPolicy, opening: ReportProgress | None
+    ) -> None:
+        self._name = name
+        self._journal = journal
+        self._fsync = fsync
+        self._opening = opening
+        self._lock = journal.lock()
+
+    def open(self) -> None:
+        """Open the files, and take the lock that a writer has."""
+        if self._journal.read_only:
+            self._open_to_read()
+            return
+        self._journal.prepare()
+        self._lock = self._journal.lock()
+        self._lock.acquire()
+        self._journal.close_mark = self._lock.close_mark
+        try:
+            self._journal.open()
+            self._lock.write_close_mark(self._journal.close_mark)
+        except BaseException:
+            with contextlib.suppress(OSError):
+                self._journal.close()
+            self._lock.release()
+            raise
+        self._fsync.start(
+            f"papyra sync {self._journal.path.name}", self._journal.sync_in_background
+        )
+
+    def _open_to_read(self) -> None:
+        self._lock = self._journal.lock()
+        self._lock.read_close_mark()
+        self._journal.close_mark = self._lock.close_mark
+        path = self._journal.path
+        if self._opening is None or not path.is_file():
+            _retry_while_rewritten(self._journal.open)
+            return
+        advance = _Progress(self._opening, path.stat().st_size)
+        self._journal.open(advance)
+        advance.finish()
+
+    def close(self) -> None:
+        """Close the files, and release the lock."""
+        try:
+            self._write_close_mark()
+            self._journal.close()
+        finally:
+            self._lock.release()
+
+    def _write_close_mark(self) -> None:
+        """Write the mark of a clean close, if everything is synced."""
+        mark = self._journal.new_close_mark()
+        if mark is not None:
+            self._lock.write_close_mark(mark)
+
+    def append(self, batch: Batch, token: CommitToken) -> None:
+        """Write a batch, sync it as configured, and take the token."""
+        self._journal.append(batch, token.take_or_raise, sync=self._fsync.syncs(batch))
+
+    def _look(self, look: Callable[[], ResultT]) -> ResultT:
+        """Return the result of `look`; a reader reads on before, what others have written."""
+        if not self._journal.read_only:
+            return look()
+
+        def look_afresh() -> ResultT:
+            self._journal.refresh()
+            result = look()
+            self._journal.raise_if_rewritten()
+            return result
+
+        return _retry_while_rewritten(look_afresh)
+
+    def last_seq(self) -> int:
+        """Return the greatest position that was given."""
+        return self._look(lambda: self._journal.last_seq)
+
+    def read(self, request: Read, policy: RetentionPolicy, now: float) -> Page:
+        """Return a page of the records that `policy` shows at Unix time `now`."""
+        return self._look(
+            lambda: collect_page(request, visible_records(self._journal, request, policy, now))
+        )
+
+    def summarize(self, intervals: int) -> StoreSummary:
+        """Sum the totals of the files."""
+        return self._look(lambda: self._summarize(intervals))
+
+    def _summarize(self, intervals: int) -> StoreSummary:
+        journal = self._journal
+        totals = [file.totals() for file in journal.files(newest=False)]
+        oldest = min((each.oldest for each in totals), default=_FOREVER)
+        newest = max((each.newest for each in totals), default=-_FOREVER)
+        is_empty = oldest > newest
+        spans = spans_of(self._journal, sum(each.records for each in totals)) if intervals else ()
+        return StoreSummary(
+            backend=self._name,
+            location=printable(self._journal.place.name),
+            last_seq=journal.last_seq,
+            records={kind: sum(each.counts[kind] for each in totals) for kind in KINDS},
+            record_bytes={kind: sum(each.sizes[kind] for each in totals) for kind in KINDS},
+            stored_bytes=journal.size(),
+            oldest=None if is_empty else oldest,
+            newest=None if is_empty else newest,
+            intervals=(0,) * intervals if is_empty else spread(spans, oldest, newest, intervals),
+            segments=journal.segments,
+            writer=self._lock.holder(),
+            damaged=journal.is_damaged(),
+        )
+
+    def scan(self, report_progress: ReportProgress) -> PersistenceScanReport:
+        """Check every line, and report the bytes that are done."""
+        self._journal.check_name()
+        return self._report(self._look(lambda: self._scan(report_progress)))
+
+    def _scan(self, report_progress: ReportProgress) -> ScanResult:
+        advance = _Progress(report_progress, self._journal.size())
+        found = self._journal.scan(advance)
+        advance.finish()
+        return found
+
+    def recover(self, config: PersistenceRecoveryConfig) -> PersistenceRecoveryReport:
+        """Rewrite damaged files without the lines that can't be read, and scan again."""
+        self._journal.check_name()
+        self._lock.write_close_mark(None)
+        result = self._journal.recover(config)
+        self._write_close_mark()
+        found = self._journal.scan()
+        return PersistenceRecoveryReport(
+            self._name,
+            supported=True,
+            scan=self._report(found),
+            records_kept=found.records,
+            records_removed=result.removed,
+            quarantined=tuple(result.quarantined),
+        )
+
+    def drop_hidden(self, policy: RetentionPolicy, now: float) -> CompactionReport:
+        """Drop or rewrite files without the records that `policy` hides at Unix time `now`."""
+        self._journal.check_name()
+        before = count_stored(self._journal)
+        self._lock.write_close_mark(None)
+        self._journal.drop_hidden(
+            {kind: hidden_of(self._journal, kind, policy, now) for kind in KINDS}
+        )
+        self._write_close_mark()
+        return self._compacted(before, count_stored(self._journal))
+
+    def count_hidden(self, policy: RetentionPolicy, now: float) -> CompactionReport:
+        """Report what `drop_hidden` would do."""
+        return self._look(lambda: self._count_hidden(policy, now))
+
+    def _count_hidden(self, policy: RetentionPolicy, now: float) -> CompactionReport:
+        hidden = {kind: hidden_of(self._journal, kind, policy, now) for kind in KINDS}
+        records, size = count_stored(self._journal)
+        counts = [count_hidden(file, hidden) for file in self._journal.files(newest=False)]
+        left = records - sum(count for count, _ in counts), size - sum(size for _, size in counts)
+        return self._compacted((records, size), left)
+
+    def _compacted(self, before: tuple[int, int], after: tuple[int, int]) -> CompactionReport:
+        return CompactionReport(self._name, True, before[0], after[0], before[1], after[1])
+
+    def _report(self, found: ScanResult) -> PersistenceScanReport:
+        return PersistenceScanReport(self._name, found.records, found.bytes, tuple(found.anomalies))
+
+
+def _retry_while_rewritten(look: Callable[[], ResultT]) -> ResultT:
+    """Return the result of `look` from a time when no compaction was replacing files."""
+    for _ in range(_LOOKS - 1):
+        with contextlib.suppress(FileNotFoundError):
+            return look()
+        time.sleep(_LOOK_AGAIN_AFTER)
+    return look()
+
+
+class _Progress:
+    """Reports the progress of reading so many bytes."""
+
+    def __init__(self, tell: ReportProgress, total: int) -> None:
+        self._tell = tell
+        self._done, self._total = 0, total
+
+    def __call__(self, length: int) -> None:
+        self._done += length
+        self._total = max(self._done, self._total)
+        self._tell(ScanProgress(self._done, self._total))
+
+    def finish(self) -> None:
+        """Report that everything is read."""
+        self(self._total - self._done)
