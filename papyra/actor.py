@@ -15,9 +15,9 @@ from papyra.address import ActorAddress
 from papyra.audit import AuditReport
 from papyra.clock import Clock
 from papyra.exceptions import InvalidActor, UnhandledMessage
-from papyra.persistence.backends.verbs import PersistenceVerbs
 from papyra.persistence.messages import Append, Appended
 from papyra.persistence.records import PersistedEvent, event_record
+from papyra.persistence.verbs import PersistenceVerbs
 from papyra.ref import ActorRef
 from papyra.supervision import Decision, OneForOne, SupervisionPolicy
 

@@ -25,7 +25,6 @@ from papyra.persistence.backends._session import StoreSession
 from papyra.persistence.backends.group_commit import Committed, commit
 from papyra.persistence.backends.store import MAX_SEQ, Batch, Capabilities, Store
 from papyra.persistence.backends.summary import summarize
-from papyra.persistence.backends.verbs import PersistenceVerbs
 from papyra.persistence.messages import (
     AnyRequest,
     Append,
@@ -52,6 +51,7 @@ from papyra.persistence.reports import (
     ScanProgress,
 )
 from papyra.persistence.retention import RetentionPolicy
+from papyra.persistence.verbs import PersistenceVerbs
 
 __all__ = (
     "MAX_SEQ",

@@ -1,4 +1,4 @@
-"""The verbs that every backend gives its users."""
+"""The verbs of persistence: each builds one request and executes it."""
 
 from __future__ import annotations
 
