@@ -128,7 +128,7 @@ async def main():
     async with make(path, read_only=True) as store:
         assert [e.payload["order_id"] for e in await store.list_events()] == list(range(1, 9))
         assert (await store.scan()).is_clean
-        assert (await store.summarize(10)).total_records == 8
+        assert (await store.summarize()).total_records == 8
         try:
             await store.append(PersistedEvent("s", "s/a", "A", {}, 1.0))
         except StoreReadOnly:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any
 
 import anyio
@@ -60,18 +61,59 @@ def inspect(store: StoreName = None, /, *, as_json: AsJson = False) -> None:
 async def _inspect(store: str | None, as_json: bool) -> None:
     intervals = min(_INTERVALS, console().width) if is_terminal() else _INTERVALS
     async with reading(store, "inspecting") as backend:
-        summary = await backend.summarize(intervals)
+        summary = await backend.summarize()
+        counts = await counts_over_time(backend, summary, intervals)
         newest: Sequence[Record] = (await backend.read("event", newest=True, limit=_NEWEST)).records
         audits = (await backend.read("audit", newest=True, limit=1)).records
     if as_json:
-        show_json(_as_data(summary, backend, newest))
+        show_json(_as_data(summary, backend, newest) | {"intervals": counts})
         return
     show_facts(_facts(summary, backend, audits))
     if not is_terminal():
-        bars = sparkline(summary.intervals)
-        write(rows([("records over time", bars)]) + tabbed_lines(newest))
+        write(rows([("records over time", sparkline(counts))]) + tabbed_lines(newest))
         return
-    _show_pictures(summary, newest)
+    _show_pictures(summary, counts, newest)
+
+
+async def counts_over_time(
+    backend: PersistenceBackend, summary: StoreSummary, parts: int
+) -> list[int]:
+    """Return how many records there are, about, in each of so many parts of the store's time.
+
+    They are counted by their positions; those of a kind, evenly, where positions are not used.
+    """
+    # In halves, as the whole of it may be more than a float holds.
+    start, half = (summary.oldest or 0.0) / 2, (summary.newest or 0.0) / 2
+    times = [2 * (start + (half - start) * part / parts) for part in range(1, parts)]
+    end = summary.last_seq + 1
+    runs = [
+        (held, [*await _first_positions(backend, kind, [-math.inf, *times], end), end])
+        for kind, held in summary.records.items()
+    ]
+    together = [min(positions) for positions in zip(*(run for _, run in runs), strict=True)]
+    if end - together[0] == summary.total_records:
+        runs = [(summary.total_records, together)]
+    upto = [0.0] * (parts + 1)
+    for held, run in runs:
+        each = held / max(1, end - run[0])
+        upto = [total + each * (seq - run[0]) for total, seq in zip(upto, run, strict=True)]
+    return [after - before for before, after in pairwise(map(round, upto))]
+
+
+async def _first_positions(
+    backend: PersistenceBackend, kind: Kind, times: Sequence[float], end: int
+) -> list[int]:
+    """Return the position of the first record of a kind from each time on, `end` for none."""
+    positions: list[int] = []
+    position, known_until = 0, None
+    for since in times:
+        # What is the first since one time is that since all others up to its own time, too.
+        if known_until is None or since > known_until:
+            records = (await backend.read(kind, since=since, limit=1)).records
+            position = min(records[0].seq or end, end) if records else end
+            known_until = records[0].timestamp if records else math.inf
+        positions.append(position)
+    return positions
 
 
 def _as_data(
@@ -198,10 +240,10 @@ def sparkline(counts: Sequence[int]) -> str:
     return "".join(bars[min(top, count * top // most)] if count else " " for count in counts)
 
 
-def _show_pictures(summary: StoreSummary, newest: Sequence[Record]) -> None:
+def _show_pictures(summary: StoreSummary, counts: Sequence[int], newest: Sequence[Record]) -> None:
     width = console().width
     if summary.total_records:
-        bars = sparkline(summary.intervals)
+        bars = sparkline(counts)
         first, last = said_time(summary.oldest), said_time(summary.newest)
         room = max(len(bars), len(first) + len(last) + 1)
         axis = f"{first}{last:>{room - len(first)}}"

@@ -179,13 +179,6 @@ class Restore(Request[Appended], frozen=True):
 class Summarize(Request[StoreSummary], frozen=True):
     """Say what the store holds, without reading all of it where that can be helped."""
 
-    #: into how many parts to divide the time from the oldest record to the newest
-    intervals: int = 0
-
-    def __post_init__(self) -> None:
-        if type(self.intervals) is not int or self.intervals < 0:
-            raise InvalidRequest(f"intervals is a whole number, not {shown(self.intervals)}")
-
 
 class GetMetrics(Request[MetricsSnapshot], frozen=True):
     """Return the counters as they are."""

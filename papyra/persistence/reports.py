@@ -96,8 +96,6 @@ class StoreSummary(msgspec.Struct, frozen=True, tag=True):
     #: the time of the oldest record, and of the newest; Unix time in seconds
     oldest: float | None = None
     newest: float | None = None
-    #: how many records there are, about, in each of as many parts of that time as were asked for
-    intervals: tuple[int, ...] = ()
     #: segments, where there are such
     segments: int | None = None
     #: who has it open to write, as far as that can be told

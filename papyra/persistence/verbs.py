@@ -197,9 +197,9 @@ class PersistenceVerbs(abc.ABC):
         """
         return await self.execute(Restore(records))
 
-    async def summarize(self, intervals: int = 0) -> StoreSummary:
-        """Say what the store holds, and how that spreads over so many `intervals` of its time."""
-        return await self.execute(Summarize(intervals))
+    async def summarize(self) -> StoreSummary:
+        """Say what the store holds, what retention hides included."""
+        return await self.execute(Summarize())
 
     async def scan(self, progress: ReportProgress | None = None) -> PersistenceScanReport:
         """Check every stored record and report what is wrong. Changes nothing.

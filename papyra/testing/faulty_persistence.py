@@ -362,10 +362,10 @@ class FaultyStore:
             "read", lambda: self._store.read(request, policy, now), request=request
         )
 
-    async def summarize(self, intervals: int) -> StoreSummary:
+    async def summarize(self) -> StoreSummary:
         """Sum up the wrapped store; for faults, that is one read."""
         return await self._faults.attempt(
-            "read", lambda: summarize(self._store, intervals), request=Summarize(intervals)
+            "read", lambda: summarize(self._store), request=Summarize()
         )
 
     async def scan(self, report_progress: ReportProgress) -> PersistenceScanReport:

@@ -6,9 +6,15 @@ import json
 import re
 import subprocess
 
+import anyio
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from papyra.persistence import PersistedAudit, PersistedDeadLetter, PersistedEvent
+from papyra.cli.inspect import counts_over_time
+from papyra.persistence import Kind, PersistedAudit, PersistedDeadLetter, PersistedEvent
+from papyra.persistence.backends.memory import InMemoryPersistence
+from papyra.persistence.records import KINDS, Record
 from tests.cli.conftest import (
     COUNTS,
     PATIENCE,
@@ -210,3 +216,43 @@ def test_inspect_sees_damage_that_is_known_of(papyra: Command, file_store: Store
     assert done.code == 0
     assert "papyra scan" in done.facts["health"]
     assert "damaged" in done.facts["health"]
+
+
+def record_of(kind: Kind, time: float) -> Record:
+    match kind:
+        case "event":
+            return PersistedEvent("s", "s/a", "Counted", {}, time)
+        case "audit":
+            return PersistedAudit("s", {}, time)
+        case "dead_letter":
+            return PersistedDeadLetter("s", "s/a", "Order", {}, False, time)
+
+
+TIMES = st.floats(allow_nan=False, allow_infinity=False)
+
+
+@given(st.lists(st.tuples(TIMES, st.sampled_from(KINDS)), min_size=1), st.integers(1, 60))
+def test_every_record_is_counted_in_some_interval(
+    records: list[tuple[float, Kind]], intervals: int
+) -> None:
+    async def count() -> list[int]:
+        async with InMemoryPersistence() as backend:
+            await backend.append(*(record_of(kind, time) for time, kind in records))
+            return await counts_over_time(backend, await backend.summarize(), intervals)
+
+    counts = anyio.run(count)
+    assert len(counts) == intervals
+    assert min(counts) >= 0
+    assert sum(counts) == len(records)
+
+
+async def test_each_kind_is_counted_where_its_records_are() -> None:
+    async with InMemoryPersistence() as backend:
+        await backend.append(*(record_of("event", time) for time in (0.0, 1.0, 2.0)))
+        await backend.append(*(record_of("dead_letter", time) for time in (9.0, 9.5, 9.9, 10.0)))
+        summary = await backend.summarize()
+        assert await counts_over_time(backend, summary, 5) == [2, 1, 0, 0, 4]
+        reads = backend.metrics.reads
+        await counts_over_time(backend, summary, 1_000)
+        # What was found for one time is not looked for again at the times before it.
+        assert backend.metrics.reads - reads <= 3 + 4 + 3

@@ -296,8 +296,8 @@ class PersistenceBackend(PersistenceVerbs, PersistenceMetricsMixin):
                 return replies[0]
             case Restore(records):
                 return await self._session.restore(records)
-            case Summarize(intervals):
-                return await self._session.attempt("read", summarize, self.store, intervals)
+            case Summarize():
+                return await self._session.attempt("read", summarize, self.store)
             case Read():
                 policy = bounded_policy(self._retention)
                 page = await self._session.attempt(

@@ -14,7 +14,6 @@ from papyra.exceptions import InvalidStoreURL
 from papyra.persistence import codec
 from papyra.persistence.backends.base import PersistenceBackend
 from papyra.persistence.backends.store import Batch, Capabilities, collect_page
-from papyra.persistence.backends.summary import spread
 from papyra.persistence.messages import Page, Read
 from papyra.persistence.records import (
     KINDS,
@@ -164,11 +163,10 @@ class MemoryStore:
         positions = collection.between(start, stop, since, until, request.newest)
         return collect_page(request, map(collection.record, positions))
 
-    async def summarize(self, intervals: int) -> StoreSummary:
+    async def summarize(self) -> StoreSummary:
         """Return what is held."""
         held = self._collections.values()
         times = [time for collection in held for time in collection.times]
-        oldest, newest = (min(times), max(times)) if times else (None, None)
         return StoreSummary(
             backend=self.name,
             location=self.location,
@@ -176,9 +174,8 @@ class MemoryStore:
             records={kind: len(each) for kind, each in self._collections.items()},
             record_bytes={kind: each.size for kind, each in self._collections.items()},
             stored_bytes=self._held_bytes(),
-            oldest=oldest,
-            newest=newest,
-            intervals=spread(((t, t, 1) for t in times), oldest or 0.0, newest or 0.0, intervals),
+            oldest=min(times, default=None),
+            newest=max(times, default=None),
         )
 
     async def scan(self, report_progress: ReportProgress) -> PersistenceScanReport:  # noqa: ARG002

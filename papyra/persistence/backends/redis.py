@@ -46,7 +46,7 @@ from papyra.persistence.backends._redis.store_state import (
 )
 from papyra.persistence.backends._redis.stream_iterator import Session
 from papyra.persistence.backends._redis.stream_scan import Findings
-from papyra.persistence.backends._redis.summary import StoreSummarizer
+from papyra.persistence.backends._redis.summary import summarize
 from papyra.persistence.backends.base import PersistenceBackend
 from papyra.persistence.backends.store import Batch, Capabilities
 from papyra.persistence.messages import Page, Read
@@ -262,7 +262,6 @@ class RedisStore:
         self.writer = Writer(self.client)
         self._scanner = StoreScan(self.client)
         self._repair = StoreRepair(self.client)
-        self._summarizer = StoreSummarizer(self.client)
         self._reader = Reader(self.client)
         #: whether an append may follow without a `claim` of the writer
         self._is_settled = False
@@ -344,9 +343,9 @@ class RedisStore:
         seqs = range(0) if doubt is None else doubt.seqs
         return await self.asyncio.run(self._reader.page, request, policy, now, seqs)
 
-    async def summarize(self, intervals: int) -> StoreSummary:
-        """Have the server sum up what it holds."""
-        return await self.asyncio.run(self._summarizer.summarize, intervals)
+    async def summarize(self) -> StoreSummary:
+        """Sum up the counters that the server keeps."""
+        return await self.asyncio.run(summarize, self.client)
 
     async def scan(self, report_progress: ReportProgress) -> PersistenceScanReport:
         """Check every entry, and report how many are done."""

@@ -172,10 +172,6 @@ class Store(Protocol):
 class Summarizing(Protocol):
     """An optional part of a `Store`: without it, a summary reads everything."""
 
-    async def summarize(self, intervals: int) -> StoreSummary:
-        """Return what the store holds, what retention hides included.
-
-        Its `intervals` are as many numbers of records, as `papyra.persistence.backends.summary`
-        spreads them.
-        """
+    async def summarize(self) -> StoreSummary:
+        """Return what the store holds, what retention hides included."""
         ...

@@ -6,42 +6,19 @@ from pathlib import Path
 
 import msgspec
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from papyra.exceptions import InvalidRecord, InvalidRequest
-from papyra.persistence import Append, PersistedEvent, Restore, Summarize
+from papyra.persistence import Append, PersistedEvent, Restore
 from papyra.persistence.backends.base import MAX_SEQ, PersistenceBackend
 from papyra.persistence.backends.json import JsonFilePersistence
 from papyra.persistence.backends.memory import InMemoryPersistence
 from papyra.persistence.backends.retention import RetentionPolicy
 from papyra.persistence.backends.rotating import RotatingFilePersistence
-from papyra.persistence.backends.summary import spread
-
-TIMES = st.floats(allow_nan=False, allow_infinity=False)
 
 
 def an_event(number: int, timestamp: float | None = None) -> PersistedEvent:
     time = float(number) if timestamp is None else timestamp
     return PersistedEvent("s", "s/a", "Counted", {"n": number}, time)
-
-
-@given(st.lists(st.tuples(TIMES, TIMES, st.integers(1, 1000)), min_size=1), st.integers(1, 60))
-def test_no_record_is_lost_between_intervals(
-    spans: list[tuple[float, float, int]], intervals: int
-) -> None:
-    spans = [(min(start, end), max(start, end), count) for start, end, count in spans]
-    oldest, newest = min(span[0] for span in spans), max(span[1] for span in spans)
-    counts = spread(spans, oldest, newest, intervals)
-    assert len(counts) == intervals
-    assert min(counts) >= 0
-    assert sum(counts) == sum(count for *_, count in spans)
-
-
-def test_records_are_counted_where_they_are() -> None:
-    spans = [(0.0, 0.0, 3), (10.0, 10.0, 1), (5.0, 9.99, 10)]
-    assert spread(spans, 0.0, 10.0, 2) == (3, 11)
-    assert spread(spans, 0.0, 10.0, 0) == ()
 
 
 @pytest.mark.parametrize("segments", [5, 40])
@@ -54,8 +31,8 @@ async def test_segments_that_hold_nothing_any_more_are_passed_over(
         await store.compact(RetentionPolicy(max_records=(segments - 2) * 10))
         async with store.reader() as reader:
             for backend in (store, reader):
-                summary = await backend.summarize(intervals=7)
-                assert summary.total_records == sum(summary.intervals) == (segments - 2) * 10
+                summary = await backend.summarize()
+                assert summary.total_records == (segments - 2) * 10
                 assert summary.oldest == 20
 
 
@@ -69,15 +46,9 @@ async def test_times_may_be_any(tmp_path: Path, times: list[float]) -> None:
     for store in stores:
         async with store:
             await store.append(*(an_event(n, time) for n, time in enumerate(times)))
-            summary = await store.summarize(intervals=5)
+            summary = await store.summarize()
             assert (summary.oldest, summary.newest) == (min(times), max(times))
-            assert sum(summary.intervals) == len(times)
-
-
-@pytest.mark.parametrize("bad", [-1, 1.5, "3", True, None])
-def test_intervals_are_a_number(bad: object) -> None:
-    with pytest.raises(InvalidRequest):
-        Summarize(bad)  # type: ignore[arg-type]
+            assert summary.total_records == len(times)
 
 
 async def test_a_position_that_no_store_could_write_is_refused(tmp_path: Path) -> None:

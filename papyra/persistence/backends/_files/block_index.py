@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from array import array
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterator, Sequence
@@ -162,18 +161,6 @@ class SparseIndex(Totals):
             counts,
             sizes,
         )
-
-    def spans(self) -> Iterator[tuple[float, float, int]]:
-        """Yield from when to when there are how many records, block by block."""
-        if not len(self):
-            return
-        totals = map(sum, zip(*(self._counts[kind] for kind in KINDS), strict=True))
-        following = chain(itertools.islice(totals, 1, None), (self.records,))
-        before = 0
-        for oldest, newest, upto in zip(self._oldest, self._newest, following, strict=True):
-            if upto > before:
-                yield oldest, newest, upto - before
-                before = upto
 
     def dump(self) -> bytes:
         """Return the blocks as bytes; `load` reads them, with the totals, on the same machine."""

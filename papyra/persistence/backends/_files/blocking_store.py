@@ -14,13 +14,11 @@ from papyra.persistence.backends._files.location import printable
 from papyra.persistence.backends._files.read_retention import (
     count_stored,
     hidden_of,
-    spans_of,
     visible_records,
 )
 from papyra.persistence.backends._files.scan import ScanResult
 from papyra.persistence.backends._io.commit_token import CommitToken
 from papyra.persistence.backends.store import Batch, collect_page
-from papyra.persistence.backends.summary import spread
 from papyra.persistence.messages import Page, Read
 from papyra.persistence.records import KINDS
 from papyra.persistence.reports import (
@@ -135,17 +133,16 @@ class BlockingStore:
             lambda: collect_page(request, visible_records(self._journal, request, policy, now))
         )
 
-    def summarize(self, intervals: int) -> StoreSummary:
+    def summarize(self) -> StoreSummary:
         """Sum the totals of the files."""
-        return self._look(lambda: self._summarize(intervals))
+        return self._look(self._summarize)
 
-    def _summarize(self, intervals: int) -> StoreSummary:
+    def _summarize(self) -> StoreSummary:
         journal = self._journal
         totals = [file.totals() for file in journal.files(newest=False)]
         oldest = min((each.oldest for each in totals), default=_FOREVER)
         newest = max((each.newest for each in totals), default=-_FOREVER)
         is_empty = oldest > newest
-        spans = spans_of(self._journal, sum(each.records for each in totals)) if intervals else ()
         return StoreSummary(
             backend=self._name,
             location=printable(self._journal.place.name),
@@ -155,7 +152,6 @@ class BlockingStore:
             stored_bytes=journal.size(),
             oldest=None if is_empty else oldest,
             newest=None if is_empty else newest,
-            intervals=(0,) * intervals if is_empty else spread(spans, oldest, newest, intervals),
             segments=journal.segments,
             writer=self._lock.holder(),
             damaged=journal.is_damaged(),

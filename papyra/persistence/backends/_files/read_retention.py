@@ -7,17 +7,11 @@ from collections.abc import Iterator
 from papyra.persistence.backends._files.compaction import Hidden
 from papyra.persistence.backends._files.journal import Journal
 from papyra.persistence.backends._files.journal_file import JournalFile
-from papyra.persistence.backends.summary import Span
 from papyra.persistence.messages import Read
 from papyra.persistence.records import Kind, Record, kind_of
 from papyra.persistence.retention import RetentionPolicy
 
-__all__ = ("count_stored", "hidden_of", "spans_of", "visible_records")
-
-#: Up to how many records are looked at one by one, where it matters what is when; and up to how
-#: many segments are looked into, where it matters what is when.
-_COUNTED = 5_000
-_LOOKED_INTO = 16
+__all__ = ("count_stored", "hidden_of", "visible_records")
 
 _FOREVER = float("inf")
 
@@ -63,22 +57,6 @@ def _files_between(
         totals = file.totals()
         if totals.counts[kind] and totals.newest >= since and totals.oldest <= until:
             yield file
-
-
-def spans_of(journal: Journal, records: int) -> Iterator[Span]:
-    """Yield how many records there are from when to when; the fewer, the more closely."""
-    is_short = (journal.segments or 1) <= _LOOKED_INTO
-    for file in journal.files(newest=False):
-        if records <= _COUNTED:
-            for block in range(len(file.index)):
-                for record, _ in file.records(block):
-                    yield record.timestamp, record.timestamp, 1
-        elif is_short:
-            yield from file.index.spans()
-        else:
-            totals = file.totals()
-            if totals.records:
-                yield totals.oldest, totals.newest, totals.records
 
 
 def hidden_of(journal: Journal, kind: Kind, policy: RetentionPolicy, now: float) -> Hidden:

@@ -130,9 +130,9 @@ class FileStore:
         """Return a page of what `policy` shows at Unix time `now`."""
         return await self._run(self.blocking.read, request, policy, now, timeout=self.call_timeout)
 
-    async def summarize(self, intervals: int) -> StoreSummary:
+    async def summarize(self) -> StoreSummary:
         """Sum the totals of the files."""
-        return await self._run(self.blocking.summarize, intervals, timeout=self.call_timeout)
+        return await self._run(self.blocking.summarize, timeout=self.call_timeout)
 
     async def scan(self, report_progress: ReportProgress) -> PersistenceScanReport:
         """Check every line, and report the bytes that are done."""

@@ -16,7 +16,6 @@ __all__ = (
     "APPEND",
     "BEGIN",
     "CLAIM",
-    "COUNT",
     "DROP",
     "FIND",
     "FORGET",
@@ -53,7 +52,6 @@ APPEND = Script("numbers", "floor", "append")
 FIND = Script(*_COMMON, "search", "find")
 BEGIN = Script(*_COMMON, "floor", "search", "begin")
 STATE = Script(*_COMMON, "floor", "state")
-COUNT = Script(*_COMMON, "count")
 TRIM = Script(*_COMMON, "trim")
 REMOVE = Script("replicate_commands", *_COMMON, "remove")
 FORGET = Script(*_COMMON, "forget")

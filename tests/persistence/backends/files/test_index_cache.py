@@ -61,10 +61,10 @@ async def bytes_to_open(make: MakeStore, kept: Path) -> tuple[int, Any]:
     disk = Counting()
     async with make(read_only=True, index_directory=kept, _disk=disk) as reader:
         opened = disk.count
-        summary = await reader.summarize(intervals=5)
+        summary = await reader.summarize()
         newest = await reader.read("event", newest=True, limit=3)
         assert reader.metrics.write_errors == 0
-    return opened, (summary.records, summary.record_bytes, summary.intervals, newest)
+    return opened, (summary.records, summary.record_bytes, newest)
 
 
 async def test_the_next_reader_reads_only_what_is_new(make: MakeStore, kept: Path) -> None:
@@ -77,7 +77,7 @@ async def test_the_next_reader_reads_only_what_is_new(make: MakeStore, kept: Pat
         assert seen_again == seen
         assert again < size / 10
         await store.append(an_event(MANY))
-        _, (records, _, _, newest) = await bytes_to_open(make, kept)
+        _, (records, _, newest) = await bytes_to_open(make, kept)
         assert records["event"] == MANY + 1
         assert [record.seq for record in newest.records] == [MANY - 1, MANY, MANY + 1]
     assert {path.suffix for path in kept.iterdir()} == {".recall"}
@@ -138,10 +138,10 @@ async def test_what_does_not_hold_is_not_used(
     (record,) = kept.iterdir()
     spoil(path, record)
     async with make().reader(index_directory=kept) as reader:
-        found = await reader.summarize(intervals=5)
+        found = await reader.summarize()
         events = [event.payload["n"] for event in await reader.list_events()]
     async with make().reader() as reader:
-        assert await reader.summarize(intervals=5) == found
+        assert await reader.summarize() == found
         assert [event.payload["n"] for event in await reader.list_events()] == events
 
 
