@@ -44,16 +44,16 @@ class Script:
         self.sha = hashlib.sha1(self.source.encode(), usedforsecurity=False).hexdigest()
 
 
-_COMMON = ("numbers", "common")
+_COMMON = ("whole_numbers", "common")
 
-CLAIM = Script(*_COMMON, "floor", "claim")
-SETTLE = Script(*_COMMON, "search", "settle")
-APPEND = Script("numbers", "floor", "append")
+CLAIM = Script(*_COMMON, "permissions", "floor", "claim")
+SETTLE = Script(*_COMMON, "permissions", "search", "settle")
+APPEND = Script("whole_numbers", "floor", "append")
 FIND = Script(*_COMMON, "search", "find")
 BEGIN = Script(*_COMMON, "floor", "search", "begin")
 STATE = Script(*_COMMON, "floor", "state")
-TRIM = Script(*_COMMON, "trim")
-REMOVE = Script("replicate_commands", *_COMMON, "remove")
+TRIM = Script(*_COMMON, "permissions", "trim")
+REMOVE = Script("replicate_commands", *_COMMON, "permissions", "remove")
 FORGET = Script(*_COMMON, "forget")
 DROP = Script(*_COMMON, "drop")
-RENUMBER = Script(*_COMMON, "floor", "renumber")
+RENUMBER = Script(*_COMMON, "permissions", "floor", "renumber")

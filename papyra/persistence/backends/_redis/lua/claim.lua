@@ -12,8 +12,8 @@
 -- whether since the answer was lost or the call was late, it changes nothing. Whatever the server
 -- may refuse, it does before anything is written.
 
--- The ids of what there is of a batch, how many, and their bytes.
-local function remains(key, first, last)
+-- The ids of the orphaned entries of a batch, and their bytes.
+local function orphaned_entries(key, first, last)
   local ids, bytes, upper, done = {}, 0, '+', false
   while not done do
     local entries = call('XREVRANGE', key, upper, '-', 'COUNT', 500)
@@ -111,7 +111,7 @@ for i, kind in ipairs(kinds) do
   end
   n, total = n or 0, total or 0
   if in_doubt then
-    local ids, bytes = remains(key, first, first + #times - 1)
+    local ids, bytes = orphaned_entries(key, first, first + #times - 1)
     found[i], taken_back = ids, taken_back + #ids
     n, total = math.max(n - #ids, 0), math.max(total - bytes, 0)
     if #ids > 0 then
@@ -137,8 +137,8 @@ last = math.min(math.max(last, positions), GREATEST)
 local refused = may_not_set()
 for i = 1, #kinds do
   if in_doubt and not refused then
-    refused = refusal('Invalid stream ID', 'XDEL', KEYS[i + 1], 'x') or may_not_add(KEYS[i + 1])
-      or refusal('nothing', 'HDEL', meta, '')
+    refused = may_not_remove(KEYS[i + 1]) or may_not_add(KEYS[i + 1])
+      or may_not_clear()
   end
 end
 if refused then
@@ -149,7 +149,7 @@ for i, kind in ipairs(kinds) do
     call('XDEL', KEYS[i + 1], id)
   end
   if found[i] and #found[i] > 0 then
-    keep_lost(kind, counts[i])
+    keep_lost(kind, function(range) return range[2] <= counts[i] end)
   end
   call('HSET', meta, kind .. ':n', counts[i], kind .. ':total', counts[i + #kinds])
 end

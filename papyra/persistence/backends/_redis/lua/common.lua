@@ -87,11 +87,11 @@ local function set_lost(kind, ranges)
   end
 end
 
--- Forget of what is lost what comes after the n-th.
-local function keep_lost(kind, n)
+-- Forget of what is lost all but those ranges.
+local function keep_lost(kind, is_kept)
   local kept = {}
   for _, range in ipairs(lost(kind)) do
-    if range[2] <= n then
+    if is_kept(range) then
       kept[#kept + 1] = range
     end
   end

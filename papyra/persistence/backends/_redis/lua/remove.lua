@@ -7,7 +7,7 @@ local key, removed = KEYS[1 + tonumber(ARGV[1])], 0
 if mark() ~= ARGV[2] then
   return -1
 end
-local refused = refusal('Invalid stream ID', 'XDEL', key, 'x')
+local refused = may_not_remove(key)
 if refused then
   return refused
 end

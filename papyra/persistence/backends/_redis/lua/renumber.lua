@@ -10,8 +10,8 @@ if call('HGET', meta, 'epoch') ~= ARGV[2] then
 elseif call('EXISTS', key) == 0 then
   return 0
 end
-local refused = may_not_set() or may_not_add(key) or refusal('Invalid stream ID', 'XDEL', key, 'x')
-  or refusal('Invalid stream ID', 'XSETID', key, 'x') or refusal('nothing', 'HDEL', meta, '')
+local refused = may_not_set() or may_not_add(key) or may_not_remove(key)
+  or refusal('Invalid stream ID', 'XSETID', key, 'x') or may_not_clear()
 if refused then
   return refused
 end
@@ -87,7 +87,7 @@ for _, group in ipairs(groups) do
   end
 end
 if ARGV[3] ~= '+' then
-  keep_lost(kind, tonumber(ARGV[4]))
+  keep_lost(kind, function(range) return range[2] <= tonumber(ARGV[4]) end)
   call('HSET', meta, kind .. ':n', n, kind .. ':total', total)
   if first and first[1] == ARGV[3] then
     call('HSET', meta, kind .. ':trimmed_n', ARGV[4], kind .. ':trimmed_total', ARGV[5])

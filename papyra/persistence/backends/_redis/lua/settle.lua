@@ -34,9 +34,9 @@ if ARGV[3] == '1' and #found == #times then
   return {'kept', #found}
 end
 for _, each in ipairs(found) do
-  refused = refused or refusal('Invalid stream ID', 'XDEL', each[1], 'x')
+  refused = refused or may_not_remove(each[1])
 end
-refused = refused or refusal('nothing', 'HDEL', meta, '')
+refused = refused or may_not_clear()
 if refused then
   return refused
 end

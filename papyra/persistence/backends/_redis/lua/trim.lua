@@ -3,7 +3,7 @@
 -- ARGV: the kind's number; the id that becomes the first, if there is one; ``=`` or ``~``.
 
 local key, kind = KEYS[1 + tonumber(ARGV[1])], kinds[tonumber(ARGV[1])]
-local refused = may_not_set() or refusal('nothing', 'HDEL', meta, '')
+local refused = may_not_set() or may_not_clear()
 if refused then
   return refused
 end
@@ -15,12 +15,6 @@ if entry then
   local _, first_n, first_total, size = parse(entry)
   n, total = first_n - 1, first_total - size
 end
-local kept = {}
-for _, range in ipairs(lost(kind)) do
-  if range[2] > n then
-    kept[#kept + 1] = range
-  end
-end
-set_lost(kind, kept)
+keep_lost(kind, function(range) return range[2] > n end)
 call('HSET', meta, kind .. ':trimmed_n', n, kind .. ':trimmed_total', total)
 return call('XLEN', key)
