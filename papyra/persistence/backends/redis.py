@@ -23,7 +23,7 @@ from papyra.exceptions import (
 )
 from papyra.persistence.backends._io.asyncio_bridge import AsyncioBridge
 from papyra.persistence.backends._redis import scripts
-from papyra.persistence.backends._redis.client import AnyClient, RedisClient
+from papyra.persistence.backends._redis.client import RedisClient
 from papyra.persistence.backends._redis.config import RedisStreamsConfig
 from papyra.persistence.backends._redis.consumer_groups import (
     Consumer,
@@ -36,7 +36,7 @@ from papyra.persistence.backends._redis.entry_format import id_of
 from papyra.persistence.backends._redis.fenced_writer import Writer
 from papyra.persistence.backends._redis.following import Follower
 from papyra.persistence.backends._redis.reader import Reader
-from papyra.persistence.backends._redis.repair import StoreRepair
+from papyra.persistence.backends._redis.repair import renumber, repair
 from papyra.persistence.backends._redis.scan import StoreScan
 from papyra.persistence.backends._redis.store_state import (
     FORMAT,
@@ -261,7 +261,6 @@ class RedisStore:
         self.client = RedisClient(config)
         self.writer = Writer(self.client)
         self._scanner = StoreScan(self.client)
-        self._repair = StoreRepair(self.client)
         self._reader = Reader(self.client)
         #: whether an append may follow without a `claim` of the writer
         self._is_settled = False
@@ -291,12 +290,12 @@ class RedisStore:
     async def close(self) -> None:
         """Take back what is in doubt, if the server can be reached, and disconnect."""
         try:
-            if self.writer.doubt is not None:
+            if self.writer.in_doubt is not None:
                 await self.asyncio.run(self.writer.claim, tries=CLOSING_TRIES)
         except StoreFenced as error:
             logger.info("what was in doubt is settled: %s", error)
         except StoreError as error:
-            self._say_in_doubt(error)
+            self._log_in_doubt(error)
         finally:
             await self.disconnect()
 
@@ -305,15 +304,15 @@ class RedisStore:
         await self.asyncio.run(self.client.close)
         self.asyncio.stop()
 
-    def _say_in_doubt(self, error: StoreError) -> None:
-        doubt = self.writer.doubt
-        if doubt is not None:
+    def _log_in_doubt(self, error: StoreError) -> None:
+        in_doubt = self.writer.in_doubt
+        if in_doubt is not None:
             logger.error(
                 "%s: the append of the records %d to %d has failed; they may have been stored, "
                 "and could not be taken back: %s",
                 self.location,
-                doubt.seqs[0],
-                doubt.seqs[-1],
+                in_doubt.seqs[0],
+                in_doubt.seqs[-1],
                 error,
             )
 
@@ -330,7 +329,7 @@ class RedisStore:
             await self.asyncio.run(self.writer.append, batch)
         finally:
             # What is in doubt is taken back before anything else is written.
-            self._is_settled = self.writer.doubt is None
+            self._is_settled = self.writer.in_doubt is None
 
     async def flush(self) -> None:
         """Wait until what was written is on the server's disk, if it can tell."""
@@ -339,8 +338,8 @@ class RedisStore:
 
     async def read(self, request: Read, policy: RetentionPolicy, now: float) -> Page:
         """Return a page of what `policy` shows at Unix time `now`, without what is in doubt."""
-        doubt = self.writer.doubt
-        seqs = range(0) if doubt is None else doubt.seqs
+        in_doubt = self.writer.in_doubt
+        seqs = range(0) if in_doubt is None else in_doubt.seqs
         return await self.asyncio.run(self._reader.page, request, policy, now, seqs)
 
     async def summarize(self) -> StoreSummary:
@@ -349,7 +348,7 @@ class RedisStore:
 
     async def scan(self, report_progress: ReportProgress) -> PersistenceScanReport:
         """Check every entry, and report how many are done."""
-        await self._settle_doubt()
+        await self._settle_in_doubt()
 
         def advance(done: int, total: int) -> None:
             report_progress(ScanProgress(done, total))
@@ -359,7 +358,7 @@ class RedisStore:
     async def recover(self, config: PersistenceRecoveryConfig) -> PersistenceRecoveryReport:
         """Remove what is damaged, and count anew what has other numbers."""
         self._must_write()
-        await self._settle_doubt()
+        await self._settle_in_doubt()
         return await self.asyncio.run(self._mend, config)
 
     async def compact(
@@ -368,7 +367,7 @@ class RedisStore:
         """Trim the streams up to the first record that `policy` shows at Unix time `now`."""
         if not dry_run:
             self._must_write()
-        await self._settle_doubt()
+        await self._settle_in_doubt()
         return await self.asyncio.run(self._trim, policy, now, dry_run=dry_run)
 
     def _must_write(self) -> None:
@@ -379,9 +378,9 @@ class RedisStore:
         await self.asyncio.run(self.writer.claim)
         self._is_settled = True
 
-    async def _settle_doubt(self) -> None:
+    async def _settle_in_doubt(self) -> None:
         """Take back what is in doubt."""
-        if self.writer.doubt is not None:
+        if self.writer.in_doubt is not None:
             self._must_write()
             await self._settle()
 
@@ -404,7 +403,7 @@ class RedisStore:
             found = await self._scanner.scan()
             if not found.needs_repair:
                 break
-            repaired = await self._repair.repair(found, quarantine=config.mode == "quarantine")
+            repaired = await repair(self.client, found, quarantine=config.mode == "quarantine")
             if repaired is None:
                 continue  # somebody has taken over
             removed, copies = removed + repaired[0], list(dict.fromkeys(copies + repaired[1]))
@@ -412,7 +411,7 @@ class RedisStore:
                 # They are made anew from what is there, once nothing is there that should not be.
                 self._is_settled = False
                 await self.writer.claim(anew=True)
-                await self._repair.renumber(found, self.writer.epoch)
+                await renumber(self.client, found, self.writer.epoch)
                 self.writer.release()
                 await self.writer.claim(anew=True)
         found = await self._scanner.scan()
@@ -429,9 +428,7 @@ class RedisStore:
         self, policy: RetentionPolicy, now: float, *, dry_run: bool
     ) -> CompactionReport:
         before = after = await read_state(self.client)
-        if not all(stream.agrees for stream in before.streams.values()):
-            raise StoreError(f"{self.location} is damaged: recover it before compacting it")
-        if before.wrong:
+        if before.wrong or not all(stream.agrees for stream in before.streams.values()):
             raise StoreError(f"{self.location} is damaged: recover it before compacting it")
         operator = "=" if self.config.trim == "exact" else "~"
         for number, kind in enumerate(KINDS, start=1):
@@ -517,11 +514,7 @@ async def beside(backend: PersistenceBackend) -> AsyncIterator[RedisStreamsPersi
     try:
         yield RedisStreamsPersistence(config)
     finally:
-
-        async def remove(client: AnyClient) -> None:
-            await client.delete(*config.keys.all)
-
         with anyio.CancelScope(shield=True):
             client = RedisClient(config)
-            await client.call(remove)
+            await client.call(lambda connected: connected.delete(*config.keys.all))
             await client.close()

@@ -26,6 +26,7 @@ from papyra.exceptions import (
     StoreUnreachable,
 )
 from papyra.persistence.backends._redis.config import RedisStreamsConfig, Target
+from papyra.persistence.backends._redis.entry_format import RawEntry
 from papyra.persistence.backends._redis.errors import store_error
 from papyra.persistence.backends._redis.options import check_tls
 from papyra.persistence.backends._redis.scripts import Script
@@ -193,6 +194,21 @@ class RedisClient:
         if is_mine and ":" in keys.prefix:
             is_mine = await client.exists(plain) and not await client.exists(unmistakable)
         keys.use(plain=bool(is_mine))
+
+    async def entries(
+        self, key: str, first: str, last: str, count: int, *, newest: bool = False
+    ) -> Sequence[RawEntry]:
+        """Return up to `count` entries between two ids: the oldest, or the `newest` first."""
+
+        async def fetch(client: AnyClient) -> Sequence[RawEntry]:
+            entries: Sequence[RawEntry]
+            if newest:
+                entries = await client.xrevrange(key, last, first, count)
+            else:
+                entries = await client.xrange(key, first, last, count)
+            return entries
+
+        return await self.call(fetch)
 
     async def info(self) -> ServerInfo:
         """Return what the server said when it was connected."""

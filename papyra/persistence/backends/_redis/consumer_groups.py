@@ -68,31 +68,24 @@ class ConsumerGroups:
     async def deliver(
         self, kind: Kind, group: str, consumer: str, start: str, block: int
     ) -> Sequence[RawEntry]:
-        key = self._keys.streams[kind]
+        streams = {self._keys.streams[kind]: start}
+        wait = block if start == ">" else None
         return await read_once(
             self._client,
             lambda client: client.xreadgroup(
-                group,
-                consumer,
-                {key: start},
-                count=stream_iterator.COUNT,
-                block=block if start == ">" else None,
+                group, consumer, streams, count=stream_iterator.COUNT, block=wait
             ),
         )
 
     async def ack(self, kind: Kind, group: str, ids: Sequence[str]) -> int:
-        async def ack(client: AnyClient) -> int:
-            return int(await client.xack(self._keys.streams[kind], group, *ids))
-
-        return await self._client.call(ack)
+        key = self._keys.streams[kind]
+        return int(await self._client.call(lambda client: client.xack(key, group, *ids)))
 
     async def pending(self, kind: Kind, group: str, count: int) -> list[Pending]:
-        async def look(client: AnyClient) -> list[dict[str, Any]]:
-            found: list[dict[str, Any]] = await client.xpending_range(
-                self._keys.streams[kind], group, "-", "+", count
-            )
-            return found
-
+        key = self._keys.streams[kind]
+        found: list[dict[str, Any]] = await self._client.call(
+            lambda client: client.xpending_range(key, group, "-", "+", count)
+        )
         return [
             Pending(
                 each["message_id"].decode(),
@@ -101,7 +94,7 @@ class ConsumerGroups:
                 each["time_since_delivered"] / 1000,
                 each["times_delivered"],
             )
-            for each in await self._client.call(look)
+            for each in found
         ]
 
     async def claim(

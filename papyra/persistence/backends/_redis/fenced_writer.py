@@ -34,7 +34,7 @@ from papyra.persistence.records import (
     Record,
 )
 
-__all__ = ("Doubt", "Writer")
+__all__ = ("InDoubtBatch", "Writer")
 
 logger = logging.getLogger("papyra")
 
@@ -64,7 +64,7 @@ class _Known(msgspec.Struct, frozen=True):
     totals: tuple[int, ...] = (0,) * len(KINDS)
 
 
-class Doubt(msgspec.Struct, frozen=True):
+class InDoubtBatch(msgspec.Struct, frozen=True):
     """A batch that may have been stored, though its append failed."""
 
     #: the last position before
@@ -109,9 +109,9 @@ class Writer:
         self.is_claimed = False
         self.last_seq = 0
         #: what may have been stored, though its append failed
-        self.doubt: Doubt | None = None
+        self.in_doubt: InDoubtBatch | None = None
         #: the last batches that were in doubt, and are not stored
-        self._taken_back: deque[Doubt] = deque(maxlen=TAKEN_BACK)
+        self._taken_back: deque[InDoubtBatch] = deque(maxlen=TAKEN_BACK)
         self._late = 0
         self._ms = 0
         self._counts = [0] * len(KINDS)
@@ -149,10 +149,10 @@ class Writer:
             )
         elif state.last != self._said:
             self._said = state.last
-            self._say_lost(state.last, known.last)
+            self._log_loss(state.last, known.last)
         return max(state.last, known.last)
 
-    def _say_lost(self, last: int, known: int) -> None:
+    def _log_loss(self, last: int, known: int) -> None:
         logger.error(
             "%s: the server has lost what it had acknowledged: the last record of %s is %d, not %d",
             self._client.location,
@@ -175,23 +175,23 @@ class Writer:
             status, *reply = await self._claim(tries, anew=anew or was_claimed)
             if was_claimed:
                 break
-        if status == b"fenced" and self.doubt is not None:
-            await self._settle(self.doubt, keep=False)
+        if status == b"fenced" and self.in_doubt is not None:
+            await self._settle(self.in_doubt, keep=False)
         if status != b"ok":
             raise self._refusal(status, reply)
         self._epoch, self.last_seq, self._ms, self._late, taken_back, *counts = map(int, reply)
         self._counts, self._totals = counts[: len(KINDS)], counts[len(KINDS) :]
-        if self.doubt is not None:
-            self._was_taken_back(self.doubt, taken_back)
-        self.doubt = None
+        if self.in_doubt is not None:
+            self._was_taken_back(self.in_doubt, taken_back)
+        self.in_doubt = None
         self.is_claimed = True
         return self.last_seq
 
     async def _look(self, tries: int) -> None:
         """Find out on whom to build, before taking over."""
         state = await read_state(self._client, tries=tries)
-        if self.doubt is not None and state.epoch != self._epoch:
-            await self._settle(self.doubt, keep=False)
+        if self.in_doubt is not None and state.epoch != self._epoch:
+            await self._settle(self.in_doubt, keep=False)
         if "epoch" in state.wrong:
             # Greater than any that was counted from 1.
             state.epoch = int(time.time() * 1000)
@@ -204,47 +204,39 @@ class Writer:
         args = (
             self._name,
             self._epoch,
-            "" if self.doubt is None else self.doubt.encoded,
+            "" if self.in_doubt is None else self.in_doubt.encoded,
             self.last_seq,
             *self._counts,
             *self._totals,
             int(anew),
             self._keys.mark,
         )
-        if self.doubt is None or self._confirmation is None:
+        if self.in_doubt is None or self._confirmation is None:
             reply: list[Any] = await self._client.run(
                 scripts.CLAIM, self._keys.all, *args, tries=tries
             )
             return reply
 
-        async def attempt(client: AnyClient) -> list[Any]:
-            # Unconfirmed, it could come back with a failover.
-            return await self._run_confirmed(client, scripts.CLAIM, args)
+        # Unconfirmed, what is taken back could come back with a failover.
+        return await self._call_confirmed(scripts.CLAIM, args, tries)
 
-        return await self._client.call(attempt, timeout=self._confirmed_within(), tries=tries)
-
-    async def _settle(self, doubt: Doubt, *, keep: bool) -> bool:
+    async def _settle(self, in_doubt: InDoubtBatch, *, keep: bool) -> bool:
         """Settle what is in doubt, now that somebody else is the writer.
 
         It belongs to the store with what that one has written since. Where its append still goes
         on (`keep`), that has succeeded if all of the batch is there; where it has raised, what
         there is of it is removed. Returns whether it was kept.
         """
-
-        async def attempt(client: AnyClient) -> list[Any]:
-            args = (doubt.encoded, doubt.sums, int(keep))
-            return await self._run_confirmed(client, scripts.SETTLE, args)
-
-        timeout = None if self._confirmation is None else self._confirmed_within()
-        outcome, count = await self._client.call(attempt, timeout=timeout)
-        self.doubt = None
+        args = (in_doubt.encoded, in_doubt.sums, int(keep))
+        outcome, count = await self._call_confirmed(scripts.SETTLE, args)
+        self.in_doubt = None
         if outcome != b"kept":
-            self._was_taken_back(doubt, count)
+            self._was_taken_back(in_doubt, count)
         return bool(outcome == b"kept")
 
-    def _was_taken_back(self, doubt: Doubt, count: int) -> None:
-        if not doubt.restored and doubt not in self._taken_back:  # nobody has its positions again
-            self._taken_back.append(doubt)
+    def _was_taken_back(self, batch: InDoubtBatch, count: int) -> None:
+        if not batch.restored and batch not in self._taken_back:  # nobody has its positions again
+            self._taken_back.append(batch)
         if count:
             logger.warning(
                 "%s: %d records whose append had failed were stored after all, and are taken back",
@@ -257,16 +249,16 @@ class Writer:
         self._check_room(batch)
         status, *reply = await self._send(batch)
         if status == b"behind":
-            self._say_lost(reply[0], self.last_seq)
-            for doubt in tuple(self._taken_back):
-                # A replica that was promoted may not know yet that it was taken back.
-                await self._settle(doubt, keep=False)
+            self._log_loss(reply[0], self.last_seq)
+            for taken_back in tuple(self._taken_back):
+                # A replica that was promoted may not know that yet.
+                await self._settle(taken_back, keep=False)
             await self.claim()
             status, *reply = await self._send(batch)
         if (
             status == b"fenced"
-            and self.doubt is not None
-            and await self._settle(self.doubt, keep=True)
+            and self.in_doubt is not None
+            and await self._settle(self.in_doubt, keep=True)
         ):
             status, reply = b"ok", [self._ms, self._late]
         if status != b"ok":
@@ -317,26 +309,33 @@ class Writer:
         sums = checksums(batch.encoded, first)
         args = (b"\n".join((*batch.encoded, b"")), sums, kinds, _encode(header))
 
-        doubt = Doubt(self.last_seq, first, batch.restored, kinds.decode(), times, sums)
+        sent = InDoubtBatch(self.last_seq, first, batch.restored, kinds.decode(), times, sums)
 
         async def attempt(client: AnyClient) -> list[Any]:
             try:
                 reply = await self._run_confirmed(client, scripts.APPEND, args)
             except BaseException as error:
                 if not is_refusal(error):
-                    self.doubt = doubt
+                    self.in_doubt = sent
                 raise
             if reply[0] == b"half":
-                self.doubt = doubt
+                self.in_doubt = sent
                 raise redis.exceptions.ResponseError(reply[1].decode(errors="replace"))
             return reply
 
         # What is on its way is waited for: whoever is cancelled would not know what became of it.
-        timeout = None if self._confirmation is None else self._confirmed_within()
-        reply = await self._client.call(attempt, shield=True, timeout=timeout)
+        reply = await self._client.call(attempt, shield=True, timeout=self._timeout)
         if reply[0] != b"fenced":
-            self.doubt = None  # else the first of several tries may have been in time
+            self.in_doubt = None  # else the first of several tries may have been in time
         return reply
+
+    async def _call_confirmed(
+        self, script: scripts.Script, args: tuple[Any, ...], tries: int = 1
+    ) -> list[Any]:
+        async def attempt(client: AnyClient) -> list[Any]:
+            return await self._run_confirmed(client, script, args)
+
+        return await self._client.call(attempt, timeout=self._timeout, tries=tries)
 
     async def _run_confirmed(
         self, client: AnyClient, script: scripts.Script, args: tuple[Any, ...]
@@ -368,6 +367,11 @@ class Writer:
                 f"{self._client.location}: {confirmed}, while waiting for a confirmation"
             ) from confirmed
         return reply, confirmed
+
+    @property
+    def _timeout(self) -> float | None:
+        """Seconds for a call of a script that writes; `None` for what every call has."""
+        return None if self._confirmation is None else self._confirmed_within()
 
     def _confirmed_within(self) -> float:
         """Return the seconds for a call that is to be confirmed."""

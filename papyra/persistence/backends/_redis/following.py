@@ -35,7 +35,7 @@ class Follower(StreamIterator[Record]):
             _read_after, client, kind, self._position, self._block(stream_iterator.BLOCK)
         )
         if not raws and await run(_is_before, client, kind, self._position):
-            self._say_lost(f"the stream ends before record {self._seq}")
+            self._log_loss(f"the stream ends before record {self._seq}")
             self._position = await run(id_before, client, kind, self._seq)
         for raw in raws:
             self._position = raw[0].decode()
@@ -47,11 +47,11 @@ class Follower(StreamIterator[Record]):
     def _take(self, record: Record) -> None:
         seq = record.seq or 0
         if seq <= self._seq:
-            self._say_lost(f"record {seq} came after record {self._seq}")
+            self._log_loss(f"record {seq} came after record {self._seq}")
         self._seq = max(seq, self._seq)
         self._items.append(record)
 
-    def _say_lost(self, detail: str) -> None:
+    def _log_loss(self, detail: str) -> None:
         logger.error(
             "%s: the server has lost what was followed, or others have changed it: %s",
             self._session.client.keys.streams[self._kind],

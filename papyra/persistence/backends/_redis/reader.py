@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Sequence
 
 import msgspec
 
@@ -13,7 +12,6 @@ from papyra.persistence.backends._redis.client import AnyClient, RedisClient
 from papyra.persistence.backends._redis.entry_format import (
     LATEST_MS,
     Entry,
-    RawEntry,
     id_of,
     millisecond,
     read,
@@ -49,10 +47,12 @@ class Reader:
         #: the ids at the ends of the last page of each kind, by seq: where the next one begins
         self._bookmarks: dict[Kind, dict[int, bytes]] = {kind: {} for kind in KINDS}
 
-    async def page(self, request: Read, policy: RetentionPolicy, now: float, doubt: range) -> Page:
+    async def page(
+        self, request: Read, policy: RetentionPolicy, now: float, in_doubt: range
+    ) -> Page:
         """Return a page of what `policy` lets reads see at Unix time `now`.
 
-        Positions that are in `doubt` are left out.
+        Positions that are `in_doubt` are left out.
         """
         oldest = policy.oldest_time(now)
         since = max(
@@ -67,6 +67,7 @@ class Reader:
             return _empty(request)
         stop = await self._stop(request)
 
+        key = self._keys.streams[request.kind]
         wanted = MAX_PAGE_RECORDS if request.limit is None else request.limit
         found = _Candidates(request)
         fetched = 0
@@ -80,8 +81,9 @@ class Reader:
             or fetched >= MAX_FETCHED
             or (found.records and found.size - found.records[-1][1] >= MAX_PAGE_BYTES)
         ):
-            raws = await self._fetch(request, start, stop, min(count, PAGE_ENTRIES))
-            is_end = len(raws) < min(count, PAGE_ENTRIES)
+            count = min(count, PAGE_ENTRIES)
+            raws = await self._client.entries(key, start, stop, count, newest=request.newest)
+            is_end = len(raws) < count
             fetched += len(raws)
             fetched_bytes = 1
             for raw in raws:
@@ -91,7 +93,7 @@ class Reader:
                 if wrong is not None or record is None:
                     logger.warning(
                         "%s: entry %s can't be read, and is left out: %s",
-                        self._keys.streams[request.kind],
+                        key,
                         raw[0].decode(),
                         wrong,
                     )
@@ -101,7 +103,7 @@ class Reader:
                     seq > request.after
                     and (request.before is None or seq < request.before)
                     and since <= record.timestamp <= until
-                    and seq not in doubt
+                    and seq not in in_doubt
                 ):
                     found.add(seq, record, length)
             if raws:
@@ -127,12 +129,7 @@ class Reader:
     async def read_at(self, kind: Kind, start: str) -> Entry | None:
         """Return the first entry that Papyra wrote, from an id on; `None` if there is none."""
         key = self._keys.streams[kind]
-
-        async def fetch(client: AnyClient) -> Sequence[RawEntry]:
-            entries: Sequence[RawEntry] = await client.xrange(key, start, "+", FIRST_FETCH)
-            return entries
-
-        while raws := await self._client.call(fetch):
+        while raws := await self._client.entries(key, start, "+", FIRST_FETCH):
             for raw in raws:
                 entry, _ = read(raw)
                 if entry is not None and entry.n:
@@ -193,19 +190,6 @@ class Reader:
             return LATEST_MS if late is None else late
 
         return await self._client.call(look)
-
-    async def _fetch(self, request: Read, start: str, stop: str, count: int) -> Sequence[RawEntry]:
-        key = self._keys.streams[request.kind]
-
-        async def fetch(client: AnyClient) -> Sequence[RawEntry]:
-            entries: Sequence[RawEntry]
-            if request.newest:
-                entries = await client.xrevrange(key, stop, start, count)
-            else:
-                entries = await client.xrange(key, start, stop, count)
-            return entries
-
-        return await self._client.call(fetch)
 
 
 class _Candidates:

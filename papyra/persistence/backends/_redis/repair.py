@@ -10,54 +10,50 @@ from papyra.persistence.backends._redis.store_state import read_state
 from papyra.persistence.backends._redis.stream_scan import Findings, Renumbering
 from papyra.persistence.records import KINDS
 
-__all__ = ("StoreRepair",)
+__all__ = ("renumber", "repair")
 
 #: Entries that one call removes, at most.
 REMOVED_AT_ONCE = 500
 
 
-class StoreRepair:
-    """Removes bad entries and renumbers good ones. Runs on asyncio."""
+async def repair(
+    client: RedisClient, found: Findings, *, quarantine: bool
+) -> tuple[int, list[str]] | None:
+    """Remove what is bad; return how many entries that were, and where their copies are.
 
-    def __init__(self, client: RedisClient) -> None:
-        self._client = client
-        self._keys = client.keys
+    `None` says that the store has been taken over meanwhile: it has to be scanned once more.
+    """
+    wrong = [word for field in found.wrong.items() for word in field]
+    if wrong and await client.run(scripts.DROP, client.keys.all, found.mark, *wrong) < 0:
+        return None
+    removed, copies = 0, []
+    for number, kind in enumerate(KINDS, start=1):
+        keys, bad = client.keys.all, found.bad[kind]
+        if quarantine and bad:
+            keys = [*keys, client.keys.quarantine(kind)]
+            copies.append(keys[-1])
+        for start in range(0, len(bad), REMOVED_AT_ONCE):
+            ids = bad[start : start + REMOVED_AT_ONCE]
+            if await client.run(scripts.REMOVE, keys, number, found.mark, *ids) < 0:
+                return None
+            removed += len(ids)
+        if found.gone[kind]:
+            args = number, found.mark, json.dumps(found.gone[kind])
+            if await client.run(scripts.FORGET, client.keys.all, *args) < 0:
+                return None
+    return removed, copies
 
-    async def repair(self, found: Findings, *, quarantine: bool) -> tuple[int, list[str]] | None:
-        """Remove what is bad; return how many entries that were, and where their copies are.
 
-        `None` says that the store has been taken over meanwhile: it has to be scanned once more.
-        """
-        wrong = [word for field in found.wrong.items() for word in field]
-        if wrong and await self._client.run(scripts.DROP, self._keys.all, found.mark, *wrong) < 0:
-            return None
-        removed, copies = 0, []
-        for number, kind in enumerate(KINDS, start=1):
-            keys, bad = self._keys.all, found.bad[kind]
-            if quarantine and bad:
-                keys = [*keys, self._keys.quarantine(kind)]
-                copies.append(keys[-1])
-            for start in range(0, len(bad), REMOVED_AT_ONCE):
-                ids = bad[start : start + REMOVED_AT_ONCE]
-                if await self._client.run(scripts.REMOVE, keys, number, found.mark, *ids) < 0:
-                    return None
-                removed += len(ids)
-            if found.gone[kind]:
-                args = number, found.mark, json.dumps(found.gone[kind])
-                if await self._client.run(scripts.FORGET, self._keys.all, *args) < 0:
-                    return None
-        return removed, copies
+async def renumber(client: RedisClient, found: Findings, epoch: int) -> None:
+    """Count anew what has wrong numbers, and let go of ids that nothing can follow.
 
-    async def renumber(self, found: Findings, epoch: int) -> None:
-        """Count anew what has wrong numbers, and let go of ids that nothing can follow.
-
-        For the writer, whose epoch it is: nobody else appends meanwhile.
-        """
-        state = await read_state(self._client)
-        for number, (kind, stream) in enumerate(state.streams.items(), start=1):
-            anew = found.renumberings.get(kind)
-            if anew is None and stream.is_blocked:
-                anew = Renumbering(b"+")
-            if anew is not None:
-                args = number, epoch, anew.id, anew.n, anew.total, int(stream.is_blocked)
-                await self._client.run(scripts.RENUMBER, self._keys.all, *args)
+    For the writer, whose epoch it is: nobody else appends meanwhile.
+    """
+    state = await read_state(client)
+    for number, (kind, stream) in enumerate(state.streams.items(), start=1):
+        anew = found.renumberings.get(kind)
+        if anew is None and stream.is_blocked:
+            anew = Renumbering(b"+")
+        if anew is not None:
+            args = number, epoch, anew.id, anew.n, anew.total, int(stream.is_blocked)
+            await client.run(scripts.RENUMBER, client.keys.all, *args)

@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator, Callable, Sequence
 
 from papyra.exceptions import StoreError
 from papyra.persistence.backends._redis import scripts
-from papyra.persistence.backends._redis.client import AnyClient, RedisClient
+from papyra.persistence.backends._redis.client import RedisClient
 from papyra.persistence.backends._redis.entry_format import RawEntry, id_of
 from papyra.persistence.backends._redis.store_state import StoreState, StreamState, read_state
 from papyra.persistence.backends._redis.stream_scan import Findings, Seen, StreamScan
@@ -64,7 +64,7 @@ class StoreScan:
             self._note_wrong_counters(found, f"{name} does not fit what is in the streams")
         if state.known:
             for stream_scan in stream_scans:
-                await self._discard_remains(stream_scan)
+                await self._discard_orphans(stream_scan)
                 if stream_scan.is_beyond:
                     detail = f"there are more {stream_scan.kind} records than counted"
                     self._note_wrong_counters(found, detail)
@@ -114,16 +114,11 @@ class StoreScan:
         key, stop = self._keys.streams[stream_scan.kind], f"({seen.id.decode()}"
         found: list[Seen] = []
         count = stream_scan.page_entries
-
-        async def read_page(client: AnyClient) -> Sequence[RawEntry]:
-            page: Sequence[RawEntry] = await client.xrevrange(key, stop, "-", count)
-            return page
-
-        while page := await self._client.call(read_page):
+        while page := await self._client.entries(key, "-", stop, count, newest=True):
             for raw in page:
-                earlier = (
-                    None if raw[0] in stream_scan.doubles else Seen.read(raw, stream_scan.kind)
-                )
+                if raw[0] in stream_scan.duplicates:
+                    continue
+                earlier = Seen.read(raw, stream_scan.kind)
                 if earlier is not None:
                     if earlier.n < seen.n:
                         return found, earlier.seq
@@ -135,27 +130,21 @@ class StoreScan:
         """Return the first entry of a kind at a seq, or after it."""
         after, number = seq - 1 or "", KINDS.index(kind) + 1
         start = await self._client.run(scripts.FIND, self._keys.all, number, after, "", "")
-
-        async def fetch(client: AnyClient) -> Sequence[RawEntry]:
-            entries: Sequence[RawEntry] = await client.xrange(
-                self._keys.streams[kind], start, "+", 1
-            )
-            return entries
-
-        entries = await self._client.call(fetch) if start else ()
+        key = self._keys.streams[kind]
+        entries = await self._client.entries(key, start, "+", 1) if start else ()
         return Seen.read(entries[0], kind) if entries else None
 
-    async def _discard_remains(self, stream_scan: StreamScan) -> None:
-        """Discard what nobody has counted, if a record of another kind has its position.
+    async def _discard_orphans(self, stream_scan: StreamScan) -> None:
+        """Discard orphaned entries: uncounted ones at the position of a record of another kind.
 
-        That, too, is a part of a batch that a server has brought back.
+        They, too, are a part of a batch that a server has brought back.
         """
-        remains = []
+        orphans = []
         for seen in stream_scan.uncounted:
             if not await self._is_taken(seen, stream_scan.kind):
                 break
-            remains.append(seen)
-        stream_scan.give_up(remains)
+            orphans.append(seen)
+        stream_scan.give_up(orphans)
 
     async def _is_taken(self, seen: Seen, kind: Kind) -> bool:
         for other in KINDS:
@@ -171,12 +160,7 @@ class StoreScan:
         key, start, count = self._keys.streams[stream_scan.kind], "-", stream_scan.page_entries
         if not stream.length:
             return
-
-        async def read_page(client: AnyClient) -> Sequence[RawEntry]:
-            page: Sequence[RawEntry] = await client.xrange(key, start, stream.last_id, count)
-            return page
-
-        while page := await self._client.call(read_page):
+        while page := await self._client.entries(key, start, stream.last_id.decode(), count):
             yield page
             if len(page) < count:
                 return

@@ -37,7 +37,7 @@ class Renumbering(msgspec.Struct, frozen=True):
 
 
 class Findings(msgspec.Struct):
-    """What a walk has found."""
+    """What a scan has found, and what a recovery does about it."""
 
     records: int = 0
     #: of the records, encoded
@@ -113,7 +113,7 @@ class StreamScan:
         self._total = self._stream.trimmed_total
         self._seq = 0
         #: the ids of what is there twice; n and total of a copy that came last
-        self.doubles: set[bytes] = set()
+        self.duplicates: set[bytes] = set()
         self._copied: tuple[int, int] | None = None
         #: what is there beyond the counters: all of it, or more than a commit has
         self.uncounted: list[Seen] = []
@@ -181,7 +181,7 @@ class StreamScan:
             self._advance(seen)
             self._claims_gap = claim
             self._check_not_lost(seen)
-        if wrong is not None and seen.id not in self.doubles:
+        if wrong is not None and seen.id not in self.duplicates:
             found.anomalies.append(self._anomaly(wrong, raw[0], entry.seq))
         return None
 
@@ -251,16 +251,16 @@ class StreamScan:
         """Take an entry instead of others that came before it, newest first."""
         for seen in reversed(given_up):
             self.discard(seen)
-        self.uncounted = [seen for seen in self.uncounted if seen.id not in self.doubles]
+        self.uncounted = [seen for seen in self.uncounted if seen.id not in self.duplicates]
         if by.n > self._stream.n:
             self.uncounted.append(by)
         self._advance(by)
 
-    def give_up(self, remains: Sequence[Seen]) -> None:
-        """Reject the first of what is beyond the counters; the rest of it, if any, is good."""
-        for seen in remains:
+    def give_up(self, orphans: Sequence[Seen]) -> None:
+        """Reject orphaned entries, the first beyond the counters; the rest, if any, is good."""
+        for seen in orphans:
             self.discard(seen)
-        if remains and len(remains) == len(self.uncounted):
+        if orphans and len(orphans) == len(self.uncounted):
             self.n = self._stream.n
 
     @property
@@ -275,7 +275,7 @@ class StreamScan:
 
     def discard(self, seen: Seen) -> None:
         """Reject an entry that is good, but whose position another one has."""
-        self.doubles.add(seen.id)
+        self.duplicates.add(seen.id)
         self._found.records -= 1
         self._found.bytes_read -= seen.size
         self._reject(seen.id, ("duplicate", f"record {seen.seq} is there twice"), seen.seq)

@@ -1,6 +1,6 @@
 """Streams with copies in them, and with parts of batches that were given up: by a plain list.
 
-``PAPYRA_REMAINS=600`` makes it a long run.
+``PAPYRA_ORPHANS=600`` makes it a long run.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from papyra.testing._redis_server import RedisServer
 from papyra.testing.conformance._fixtures import an_event
 from tests.extent import count
 
-SEEDS = count("PAPYRA_REMAINS", 20, 60)
+SEEDS = count("PAPYRA_ORPHANS", 20, 60)
 
 
 class Entry(msgspec.Struct):
@@ -70,9 +70,9 @@ class Stream:
 
     def bring_back(self) -> None:
         """Add a part of a batch that nobody knows of."""
-        remains = self._batch()
-        self.entries += remains
-        self.bad += [entry.id for entry in remains]
+        orphans = self._batch()
+        self.entries += orphans
+        self.bad += [entry.id for entry in orphans]
 
     def copy(self) -> None:
         """Add copies of what is there, as somebody may."""

@@ -114,9 +114,9 @@ async def run(
 
 async def _settled(writer: Writer) -> None:
     """Close a store whose connection is whole again; what is in doubt is settled at last."""
-    if writer.store.store.writer.doubt is not None:
+    if writer.store.store.writer.in_doubt is not None:
         with suppress(StoreFenced):
             async with writer.store:
                 await writer.store.store.asyncio.run(writer.store.store.writer.claim)
     await writer.store.aclose()
-    assert writer.store.store.writer.doubt is None
+    assert writer.store.store.writer.in_doubt is None
