@@ -10,9 +10,7 @@ import msgspec
 __all__ = ("MetricsSnapshot", "PersistenceMetrics", "PersistenceMetricsMixin")
 
 
-class MetricsSnapshot(msgspec.Struct, frozen=True, tag=True):
-    """The counters at one moment. Reads as a mapping too: ``dict(snapshot)``."""
-
+class _Counters(msgspec.Struct):
     records_written: int = 0
     #: encoded bytes
     bytes_written: int = 0
@@ -32,6 +30,10 @@ class MetricsSnapshot(msgspec.Struct, frozen=True, tag=True):
     scan_errors: int = 0
     recovery_errors: int = 0
     compaction_errors: int = 0
+
+
+class MetricsSnapshot(_Counters, frozen=True, tag=True):  # type: ignore[misc] # of its fields
+    """The counters at one moment. Reads as a mapping too: ``dict(snapshot)``."""
 
     def __getitem__(self, name: str) -> int:
         if name not in self.__struct_fields__:
@@ -69,36 +71,16 @@ class MetricsSnapshot(msgspec.Struct, frozen=True, tag=True):
 Mapping.register(MetricsSnapshot)
 
 
-class PersistenceMetrics:
+class PersistenceMetrics(_Counters):
     """The living counters. `snapshot()` is how to read them."""
-
-    __slots__ = MetricsSnapshot.__struct_fields__
-
-    records_written: int
-    bytes_written: int
-    commits: int
-    reads: int
-    scans: int
-    anomalies_detected: int
-    recoveries: int
-    compactions: int
-    records_dropped: int
-    write_errors: int
-    read_errors: int
-    scan_errors: int
-    recovery_errors: int
-    compaction_errors: int
-
-    def __init__(self) -> None:
-        self.reset()
 
     def snapshot(self) -> MetricsSnapshot:
         """Return the counters as they are now."""
-        return MetricsSnapshot(*(getattr(self, name) for name in self.__slots__))
+        return MetricsSnapshot(*msgspec.structs.astuple(self))
 
     def reset(self) -> None:
         """Set every counter to zero."""
-        for name in self.__slots__:
+        for name in self.__struct_fields__:
             setattr(self, name, 0)
 
 
