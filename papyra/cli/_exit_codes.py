@@ -16,8 +16,8 @@ __all__ = (
     "CommandFailed",
     "NothingToDo",
     "WrongUse",
+    "format_error",
     "missing_extra",
-    "said_error",
     "without_secrets",
 )
 
@@ -45,11 +45,11 @@ class NothingToDo(Exception):
     """There is nothing that it could be done to, and so it has succeeded."""
 
 
-def said_error(error: BaseException) -> str:
-    """Return what went wrong in one line."""
+def format_error(error: BaseException) -> str:
+    """Return an error in one line: that of the system below it, if there is one."""
     cause = error.__cause__
     if isinstance(error, PapyraError) and isinstance(cause, OSError) and cause.strerror:
-        return said_error(cause)
+        return format_error(cause)
     if isinstance(error, OSError) and error.strerror:
         where = f"{error.filename}: " if error.filename else ""
         return f"{where}{error.strerror}"

@@ -34,7 +34,7 @@ class Step(msgspec.Struct, frozen=True, gc=False):
 
 
 class Life(msgspec.Struct):
-    """What became of one actor, oldest step first."""
+    """The lifecycle of one actor, oldest step first."""
 
     actor: str
     #: the name of its class, as far as it is known
@@ -49,7 +49,7 @@ class Life(msgspec.Struct):
 
     @property
     def crashes(self) -> int:
-        """How often it crashed."""
+        """The number of its crashes."""
         return sum(step.what == "crashed" for step in self.steps)
 
 

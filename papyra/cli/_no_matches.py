@@ -1,11 +1,11 @@
-"""Why a filter has let nothing through."""
+"""The explanation of a filter that has let nothing through."""
 
 from __future__ import annotations
 
 import difflib
 from collections.abc import Sequence
 
-from papyra.cli._units import said_time
+from papyra.cli._units import format_time
 from papyra.persistence.backends.base import PersistenceBackend
 from papyra.persistence.messages import Read
 from papyra.persistence.records import (
@@ -16,7 +16,7 @@ from papyra.persistence.records import (
     Record,
 )
 
-__all__ = ("why_nothing",)
+__all__ = ("explain_no_matches",)
 
 #: Pages of the newest records that are looked through for names.
 _PAGES = 20
@@ -24,21 +24,20 @@ _PAGES = 20
 _SUGGESTED = 3
 #: How many names are compared with a mistyped one.
 _COMPARED = 500
-_NAMES: dict[Kind, str] = {"event": "event", "audit": "audit", "dead_letter": "dead letter"}
 
 
-async def why_nothing(
+async def explain_no_matches(
     backend: PersistenceBackend,
     request: Read,
     record_type: str | None = None,
     *,
     below: bool = False,
 ) -> str:
-    """Return what to say of a read that has given nothing; it looks at the newest records.
+    """Return why a read has matched nothing, judged by the newest records.
 
     With `below`, an actor stands for those below it, too.
     """
-    what = _NAMES[request.kind]
+    what = request.kind.replace("_", " ")
     records, is_all = await _newest(backend, request.kind)
     if not records:
         return f"there is no {what} at all"
@@ -73,7 +72,7 @@ def _outside(request: Read, what: str, times: Sequence[float]) -> str:
         return "--since is after --until, so nothing can be between them"
     if since is None and until is None:
         return f"no {what} is all of that"
-    there = f"{said_time(min(times))} to {said_time(max(times))}"
+    there = f"{format_time(min(times))} to {format_time(max(times))}"
     return f"no {what} of that is in that time; there are some from {there}"
 
 

@@ -1,4 +1,4 @@
-"""What a command prints: for people on a terminal, plain and stable for other programs.
+"""The output of a command: for people on a terminal, plain and stable for other programs.
 
 Everything that a command prints goes through this module, and whatever it is, a terminal has
 nothing to obey in it: see `printable`.
@@ -37,9 +37,10 @@ __all__ = (
     "json_text",
     "printable",
     "progress",
+    "report_fields",
     "rows",
     "show",
-    "show_facts",
+    "show_fields",
     "show_json",
     "show_table",
     "tell",
@@ -52,7 +53,7 @@ AsJson: TypeAlias = Annotated[
 ]
 Yes: TypeAlias = Annotated[bool, Parameter(name=("--yes", "-y"), help="Do it without asking.")]
 
-#: Seconds after which somebody wants to know how far it is.
+#: Seconds after which somebody wants to see progress.
 _WORTH_A_BAR = 0.3
 
 
@@ -63,7 +64,7 @@ def is_terminal() -> bool:
 
 @functools.cache
 def console(*, stderr: bool = False) -> Console:
-    """Return where pictures, tables and colours go. What it is given is text, never markup."""
+    """Return the console for pictures, tables and colours. It takes text, never markup."""
     # When it is needed: other programs read what it has no part in.
     from rich.console import Console  # noqa: PLC0415
 
@@ -83,7 +84,7 @@ def has_unicode() -> bool:
 
 
 def printable(text: str) -> str:
-    """Return `text` with what a terminal would obey, or can't show, escaped; always one line."""
+    """Return `text` with control characters, and those that can't be shown, escaped; one line."""
     if not has_unicode():
         text = text.encode("ascii", "backslashreplace").decode()
     if text.isprintable():
@@ -92,7 +93,7 @@ def printable(text: str) -> str:
 
 
 def json_text(value: object) -> str:
-    """Return a value as JSON on one line, with what `printable` escapes escaped as JSON does it."""
+    """Return a value as JSON on one line, with JSON's escapes for what `printable` escapes."""
     text = _as_json(value)
     if text.isascii() and text.isprintable():
         return text
@@ -148,8 +149,8 @@ def text(*parts: str | tuple[str, str], style: str = "", cut: bool = False) -> T
     if cut:
         made.no_wrap, made.overflow = True, "ellipsis" if has_unicode() else "crop"
     for part in parts:
-        said, own = (part, "") if isinstance(part, str) else part
-        made.append(printable(said), own)
+        content, own = (part, "") if isinstance(part, str) else part
+        made.append(printable(content), own)
     return made
 
 
@@ -164,17 +165,24 @@ def show_json(value: object) -> None:
     write(json_text(value) + "\n")
 
 
-def show_facts(facts: Sequence[tuple[str, str]]) -> None:
+def report_fields(report: msgspec.Struct) -> dict[str, Any]:
+    """Return the fields of a report for `show_json`, without the tag of its type."""
+    fields: dict[str, Any] = msgspec.to_builtins(report)
+    del fields["type"]
+    return fields
+
+
+def show_fields(fields: Sequence[tuple[str, str]]) -> None:
     """Print names and values: aligned for people, separated by tabs for programs."""
     if not is_terminal():
-        write(rows(facts))
+        write(rows(fields))
         return
     from rich.table import Table  # noqa: PLC0415
 
     grid = Table.grid(padding=(0, 2))
     grid.add_column(style="dim", no_wrap=True)
     grid.add_column(overflow="fold")
-    for name, value in facts:
+    for name, value in fields:
         grid.add_row(name, text(value))
     show(grid)
 
@@ -206,12 +214,12 @@ def show_table(
     show(table)
 
 
-def tell(said: str, style: str = "") -> None:
-    """Say something to people that is no part of the result, on one line: on stderr."""
+def tell(message: str, style: str = "") -> None:
+    """Print a message for people, on one line of stderr: it is no part of the result."""
     if not sys.stderr.isatty():
-        sys.stderr.write(f"{printable(said)}\n")
+        sys.stderr.write(f"{printable(message)}\n")
         return
-    console(stderr=True).print(text((said, style)), soft_wrap=True)
+    console(stderr=True).print(text((message, style)), soft_wrap=True)
 
 
 def confirm(question: str, *, yes: bool) -> bool:
@@ -233,7 +241,7 @@ def confirm(question: str, *, yes: bool) -> bool:
 
 @contextlib.contextmanager
 def progress(what: str, *, in_bytes: bool = False) -> Iterator[ReportProgress]:
-    """Show how far something is that takes its time, if somebody looks; yield what tells it."""
+    """Show the progress of a long operation on a terminal; yield the callback that reports it."""
     bar = _Bar(what, in_bytes=in_bytes)
     try:
         yield bar.show if sys.stderr.isatty() else bar.keep
@@ -251,10 +259,10 @@ class _Bar:
         self._task: TaskID
 
     def keep(self, how_far: ScanProgress) -> None:
-        """Say nothing."""
+        """Show nothing."""
 
     def show(self, how_far: ScanProgress) -> None:
-        """Draw how far it is."""
+        """Draw the progress."""
         if self._bars is None:
             if time.monotonic() - self._since < _WORTH_A_BAR:
                 return
@@ -263,7 +271,7 @@ class _Bar:
         self._bars.update(self._task, completed=how_far.done, total=how_far.total)
 
     def close(self) -> None:
-        """Take it away."""
+        """Remove the bar."""
         if self._bars is not None:
             self._bars.stop()
 

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, assert_never
 
 from papyra.cli._output import has_unicode, is_terminal, json_text, rows, text
-from papyra.cli._units import said_time
+from papyra.cli._units import format_time
 from papyra.persistence.records import (
     PersistedAudit,
     PersistedDeadLetter,
@@ -41,7 +41,7 @@ def cells(record: Record) -> Sequence[str]:
             assert_never(record)
     return (
         str(record.seq),
-        said_time(record.timestamp),
+        format_time(record.timestamp),
         what,
         whose,
         json_text(record.payload),

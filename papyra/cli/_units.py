@@ -19,11 +19,11 @@ __all__ = (
     "Size",
     "ago",
     "duration",
+    "format_bytes",
+    "format_count",
+    "format_duration",
+    "format_time",
     "moment",
-    "said_bytes",
-    "said_count",
-    "said_duration",
-    "said_time",
     "size",
     "whole_number",
 )
@@ -66,7 +66,7 @@ def size(text: str) -> int:
 
 
 def whole_number(text: str) -> int:
-    """Return how many."""
+    """Return a whole number, which may be negative."""
     if not re.fullmatch(r"-?\d{1,18}", text.strip()):
         raise ValueError(f"{text!r} is no whole number")
     return int(text)
@@ -147,7 +147,7 @@ def _calendar_time(text: str) -> float:
     return (when if when.tzinfo is not None else when.replace(tzinfo=UTC)).timestamp()
 
 
-def said_time(when: float | None) -> str:
+def format_time(when: float | None) -> str:
     """Return a time as ISO 8601 in UTC, to the millisecond."""
     if when is None:
         return "-"
@@ -157,7 +157,7 @@ def said_time(when: float | None) -> str:
     return text.removesuffix("+00:00") + "Z"
 
 
-def said_duration(seconds: float) -> str:
+def format_duration(seconds: float) -> str:
     """Return a duration in its two largest units: ``2h 5m``."""
     if not math.isfinite(seconds):
         return "for ever"
@@ -173,7 +173,7 @@ def said_duration(seconds: float) -> str:
     return " ".join(parts[:2])
 
 
-def said_bytes(count: float) -> str:
+def format_bytes(count: float) -> str:
     """Return a size in steps of 1024: ``136.1 MiB``."""
     for unit in _UNITS:
         if round(count, 1) < 1024 or unit == _UNITS[-1]:
@@ -182,14 +182,15 @@ def said_bytes(count: float) -> str:
     return f"{count:.1f} {unit}iB" if unit else f"{count:.0f} B"
 
 
-def said_count(count: float) -> str:
+def format_count(count: float) -> str:
     """Return a number with separators: ``673,385``; one that is not whole with two digits."""
     return f"{count:,.0f}" if count == int(count) or count >= 9.95 else f"{count:.2g}"
 
 
 def ago(when: float, now: float) -> str:
-    """Return how long before `now` a time is."""
-    return f"{said_duration(now - when)} ago" if now >= when else f"in {said_duration(when - now)}"
+    """Return the age of a time, as of `now`: ``5m ago``, or ``in 5m``."""
+    length = format_duration(abs(now - when))
+    return f"{length} ago" if now >= when else f"in {length}"
 
 
 def _converter(convert: Callable[[str], ValueT]) -> Callable[[Any, Sequence[Token]], ValueT]:

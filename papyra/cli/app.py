@@ -25,8 +25,8 @@ from papyra.cli._exit_codes import (
     CommandFailed,
     NothingToDo,
     WrongUse,
+    format_error,
     missing_extra,
-    said_error,
     without_secrets,
 )
 from papyra.exceptions import MissingExtra, PapyraError, SettingsError
@@ -50,31 +50,32 @@ NOTES = """Durations: 90s, 2h, 7d. Sizes: 512MiB, 1GiB. Times: 1h (ago), 2013-01
 Exit codes: 0 success, 1 failure, 2 wrong use, 3 anomalies found, 4 anomalies left after recovery.
 """
 
-#: Each command, the module that has it, and the first line of its help.
-COMMANDS = {
-    "inspect": ("inspect", "Say what a store is, how much is in it, and how it is."),
-    "events": ("listing", "List events, the oldest first."),
-    "audits": ("listing", "List audits, the oldest first."),
-    "dead-letters": ("listing", "List messages that reached nobody, the oldest first."),
-    "timeline": ("timeline", "Show the lives of the actors, one lane each."),
-    "metrics": ("metrics", "Show what a store holds, and what its system has counted."),
-    "top": ("top", "Watch a store live."),
-    "scan": ("checking", "Find everything that is wrong with a store."),
-    "doctor": ("checking", "Make the check that a system makes when it starts."),
-    "recover": ("checking", "Mend what a scan finds, keeping all that can be read."),
-    "compact": ("compact", "Remove what is too old, or too much."),
-    "copy": ("copy", "Copy the records of one store to another."),
-    "bench": ("bench", "Measure what this machine does with a store."),
-    "completion": ("completion", "Print what makes a shell complete these commands."),
-}
-
-#: What they are for, in the order of the help.
+#: The groups of the help, and their commands: the module of each, and the first line of its help.
 _GROUPS = {
-    "Look": ("inspect", "events", "audits", "dead-letters", "timeline", "metrics", "top"),
-    "Check and mend": ("scan", "doctor", "recover"),
-    "Change and move": ("compact", "copy"),
-    "Other": ("bench", "completion"),
+    "Look": {
+        "inspect": ("inspect", "Say what a store is, how much is in it, and how it is."),
+        "events": ("listing", "List events, the oldest first."),
+        "audits": ("listing", "List audits, the oldest first."),
+        "dead-letters": ("listing", "List messages that reached nobody, the oldest first."),
+        "timeline": ("timeline", "Show the lives of the actors, one lane each."),
+        "metrics": ("metrics", "Show what a store holds, and what its system has counted."),
+        "top": ("top", "Watch a store live."),
+    },
+    "Check and mend": {
+        "scan": ("checking", "Find everything that is wrong with a store."),
+        "doctor": ("checking", "Make the check that a system makes when it starts."),
+        "recover": ("checking", "Mend what a scan finds, keeping all that can be read."),
+    },
+    "Change and move": {
+        "compact": ("compact", "Remove what is too old, or too much."),
+        "copy": ("copy", "Copy the records of one store to another."),
+    },
+    "Other": {
+        "bench": ("bench", "Measure what this machine does with a store."),
+        "completion": ("completion", "Print what makes a shell complete these commands."),
+    },
 }
+COMMANDS = {name: where for group in _GROUPS.values() for name, where in group.items()}
 #: What a command takes, if that is not one store.
 _TAKES = {"copy": "SOURCE TARGET", "bench": "[STORE...]", "completion": "bash|zsh|fish"}
 
@@ -101,10 +102,9 @@ def make_app(called: str | None = None) -> App:
         default_parameter=Parameter(negative="", show_default=False),
     )
     app["--help"].group = app["--version"].group = Group("Options", sort_key=len(_GROUPS))
-    for position, (title, names) in enumerate(_GROUPS.items()):
+    for position, (title, commands) in enumerate(_GROUPS.items()):
         group = Group(title, sort_key=position)
-        for name in names:
-            module, first_line = COMMANDS[name]
+        for number, (name, (module, first_line)) in enumerate(commands.items()):
             place, function = f"papyra.cli.{module}", name.replace("-", "_")
             app.command(
                 f"{place}:{function}",
@@ -112,21 +112,21 @@ def make_app(called: str | None = None) -> App:
                 **(_help_of(place, function) if name == called else {"help": first_line}),
                 usage=f"Usage: papyra {name} {_TAKES.get(name, '[STORE]')} [OPTIONS]",
                 group=group,
-                sort_key=names.index(name),
+                sort_key=number,
             )
     return app
 
 
 def _help_of(place: str, function: str) -> dict[str, str]:
-    """Return what the docstring of a command says, but for its parameters; a line a paragraph.
+    """Return the help of a command out of its docstring, without its parameters.
 
     Its examples go to the end, where they are looked for.
     """
     text = inspect.getdoc(getattr(importlib.import_module(place), function)) or ""
-    said, _, rest = text.partition("\n\nExamples\n--------\n")
+    description, _, rest = text.partition("\n\nExamples\n--------\n")
     examples = rest.partition("\n\nParameters\n")[0]
     return {
-        "help": "\n\n".join(part.replace("\n", " ") for part in said.split("\n\n")),
+        "help": "\n\n".join(part.replace("\n", " ") for part in description.split("\n\n")),
         "help_epilogue": f"Examples:\n{examples}\n\n{NOTES}",
     }
 
@@ -139,7 +139,7 @@ def run(arguments: Sequence[str]) -> int:
             return _handle(arguments)
     except (CycloptsError, WrongUse, SettingsError) as error:
         is_missing = isinstance(error.__cause__, MissingExtra)
-        return _fail(said_error(error), FAILED if is_missing else WRONG_USE)
+        return _fail(format_error(error), FAILED if is_missing else WRONG_USE)
     except BrokenPipeError:
         # Whoever reads has seen enough. Python would complain when it flushes at the end.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -148,7 +148,7 @@ def run(arguments: Sequence[str]) -> int:
         sys.stderr.write("\n" if sys.stderr.isatty() else "")
         return INTERRUPTED
     except (CommandFailed, PapyraError, OSError) as error:
-        return _fail(said_error(error), FAILED)
+        return _fail(format_error(error), FAILED)
     except ModuleNotFoundError as error:
         if error.name is None or error.name.partition(".")[0] == "papyra":
             return _crash(error)
@@ -169,7 +169,7 @@ def _handle(arguments: Sequence[str]) -> int:
         )
     except NothingToDo as nothing:
         code = SUCCEEDED
-        _say_nothing_to_do(str(nothing), as_json="--json" in arguments)
+        _show_nothing_to_do(str(nothing), as_json="--json" in arguments)
     except SystemExit as leaving:
         # Rich leaves on its own when nobody reads.
         if isinstance(leaving.__context__, BrokenPipeError):
@@ -191,7 +191,7 @@ def _only_errors() -> Iterator[None]:
         raise error from error.__cause__
 
 
-def _say_nothing_to_do(text: str, *, as_json: bool) -> None:
+def _show_nothing_to_do(text: str, *, as_json: bool) -> None:
     from papyra.cli._output import show_json, write  # noqa: PLC0415 - it is seldom needed
 
     if as_json:
@@ -208,7 +208,7 @@ def _fail(text: str, code: int) -> int:
 
 
 def _crash(error: BaseException) -> int:
-    """Say where a fault of this program's is, for those who mend it."""
+    """Print the traceback of a fault of this program, for those who mend it."""
     from papyra.cli._output import tell  # noqa: PLC0415 - it is seldom needed
 
     for lines in traceback.format_exception(error):
@@ -218,13 +218,13 @@ def _crash(error: BaseException) -> int:
 
 
 class _PlainFormatter(logging.Formatter):
-    """What the log says, with nothing in it that a terminal would obey."""
+    """Formats log records for a terminal, control characters escaped."""
 
     def format(self, record: logging.LogRecord) -> str:
         from papyra.cli._output import printable  # noqa: PLC0415 - it is seldom needed
 
-        said = without_secrets(super().format(record))
-        return "\n".join(map(printable, said.split("\n")))
+        lines = without_secrets(super().format(record))
+        return "\n".join(map(printable, lines.split("\n")))
 
 
 def _set_up_output() -> None:

@@ -7,15 +7,15 @@ import tempfile
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
+from typing import Any
 from urllib.parse import quote
 
 import anyio
-import msgspec
 
 from papyra.cli._exit_codes import WrongUse
 from papyra.cli._output import AsJson, is_terminal, progress, show_json, show_table, tell
 from papyra.cli._store_argument import backend_at, home_of, name_of, place_of
-from papyra.cli._units import Count, said_count
+from papyra.cli._units import Count, format_count
 from papyra.persistence.actor import PersistenceActor
 from papyra.persistence.backends import registry
 from papyra.persistence.backends.base import PersistenceBackend
@@ -31,19 +31,8 @@ _TASKS = 100
 _NEWEST = 10
 
 
-class Result(msgspec.Struct, frozen=True):
-    """What one store does: records, and reads, a second."""
-
-    store: str
-    appends_told: float
-    appends_asked: float
-    appends_asked_by_100: float
-    newest_10_reads: float
-    records_read: float
-    #: nothing, where there is nothing to scan
-    records_scanned: float | None
-
-
+#: What is measured, in words. Results have the figures a second by these names, and the store; of
+#: what can't be scanned, no figure.
 _TITLES = {
     "appends_told": "appends told, one task",
     "appends_asked": "appends asked, one task",
@@ -83,17 +72,17 @@ def bench(*stores: str, records: Count = 20_000, as_json: AsJson = False) -> Non
         for result in results:
             show_json(result)
         return
-    columns = [[_said(getattr(result, name)) for name in _TITLES] for result in results]
+    columns = [[_format_figure(result[name]) for name in _TITLES] for result in results]
     if is_terminal():
         show_table(
-            ["a second", *(result.store for result in results)],
+            ["a second", *(result["store"] for result in results)],
             list(zip(_TITLES.values(), *columns, strict=True)),
-            numbers=[result.store for result in results],
+            numbers=[result["store"] for result in results],
         )
     else:
         for result, figures in zip(results, columns, strict=True):
             rows = zip(_TITLES, figures, strict=True)
-            show_table(["store", "what", "a second"], [(result.store, *row) for row in rows])
+            show_table(["store", "what", "a second"], [(result["store"], *row) for row in rows])
     tell("figures of one machine, at one moment: compare them within a run", "dim")
 
 
@@ -102,17 +91,17 @@ def _default() -> Sequence[str]:
     return ["memory:", *sorted(name for name in registry.names() if _file_name(name))]
 
 
-def _said(figure: float | None) -> str:
+def _format_figure(figure: float | None) -> str:
     if figure is None:
         return "-"
-    return said_count(round(figure)) if is_terminal() else f"{figure:.0f}"
+    return format_count(round(figure)) if is_terminal() else f"{figure:.0f}"
 
 
-async def _measure(store: str, records: int) -> Result:
+async def _measure(store: str, records: int) -> dict[str, Any]:
     name = store if _file_name(store) else name_of(backend_at(store))
     async with _scratch(store) as backend:
         few = max(records // 10, 10)
-        results: dict[str, float | None] = dict.fromkeys(_TITLES)
+        results: dict[str, Any] = {"store": name, **dict.fromkeys(_TITLES)}
         done = 0
         with progress(f"measuring {name}") as advance:
 
@@ -135,7 +124,7 @@ async def _measure(store: str, records: int) -> Result:
                 await measure("records_read", count, lambda: _read_all(backend))
                 if backend.capabilities.recovery:
                     await measure("records_scanned", count, backend.scan)
-    return msgspec.convert({"store": name, **results}, Result)
+    return results
 
 
 def _event(number: int) -> PersistedEvent:
@@ -204,6 +193,6 @@ def _new_at(path: str, kind: str) -> PersistenceBackend:
 
 
 def _file_name(store: str) -> str | None:
-    """Return how a kind of store ends that is named by its kind alone; `None` for any other."""
+    """Return the file name for a store named by its kind alone; `None` for any other."""
     registration = registry.find(store) if store in registry.names() else None
     return None if registration is None else registration.file_name

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, assert_never
 
 import anyio
-import msgspec
 from cyclopts import Parameter
 
 from papyra.cli._exit_codes import (
@@ -25,6 +24,7 @@ from papyra.cli._output import (
     confirm,
     is_terminal,
     progress,
+    report_fields,
     rows,
     show_json,
     show_table,
@@ -41,7 +41,7 @@ from papyra.cli._store_argument import (
     refuse_where_no_writer_can_be,
     require_durable,
 )
-from papyra.cli._units import said_bytes
+from papyra.cli._units import format_bytes
 from papyra.persistence.backends.base import PersistenceBackend
 from papyra.persistence.reports import (
     AnomalyKind,
@@ -95,17 +95,16 @@ def scan(store: StoreName = None, /, *, as_json: AsJson = False) -> int:
 
 
 async def _scan(store: str | None, what: str) -> tuple[str, PersistenceScanReport]:
-    """Return what a store is called, and what is wrong with it."""
+    """Return the name of a store, and the report of its scan."""
     async with reading(store, what) as backend:
         with progress("scanning", in_bytes=place_of(backend) is not None) as advance:
             return name_of(backend), await backend.scan(advance)
 
 
 def _as_data(report: PersistenceScanReport) -> dict[str, Any]:
-    data: dict[str, Any] = msgspec.to_builtins(report)
-    del data["type"]
-    for anomaly, said in zip(report.anomalies, data["anomalies"], strict=True):
-        said["meaning"] = _MEANINGS[anomaly.kind]
+    data = report_fields(report)
+    for anomaly in data["anomalies"]:
+        anomaly["meaning"] = _MEANINGS[anomaly["kind"]]
     return data | {"is_clean": report.is_clean}
 
 
@@ -115,7 +114,7 @@ def _show(name: str, report: PersistenceScanReport) -> None:
     if counts and is_terminal():
         show_table(["", "meaning"], [(kind, _MEANINGS[kind]) for kind in counts])
     found = ", ".join(f"{count} {kind}" for kind, count in counts.items()) or "nothing is wrong"
-    size = said_bytes(report.bytes_scanned)
+    size = format_bytes(report.bytes_scanned)
     tell(
         f"{name}: {report.records_scanned:,} records ({size}) read: {found}",
         "green" if report.is_clean else "bold red",
@@ -198,13 +197,11 @@ def recover(
         raise CommandFailed("nothing was changed")
     report = anyio.run(_recover, store, config)
     if as_json:
-        data = msgspec.to_builtins(report)
-        del data["type"]
-        show_json({"done": True, **data, "scan": _as_data(report.scan)})
+        show_json({"done": True, **report_fields(report), "scan": _as_data(report.scan)})
     else:
-        said = f"kept {report.records_kept:,} records, removed {report.records_removed:,}"
+        summary = f"kept {report.records_kept:,} records, removed {report.records_removed:,}"
         places = [f"the original is at {place}" for place in report.quarantined]
-        write(rows([said] for said in (said, *places)))
+        write(rows([line] for line in (summary, *places)))
         _show(name, report.scan)
     return SUCCEEDED if report.scan.is_clean else ANOMALIES_LEFT
 
@@ -217,7 +214,7 @@ async def _recover(
 
 
 def _show_plan(name: str, found: PersistenceScanReport, config: PersistenceRecoveryConfig) -> None:
-    """Say what a recovery will do about what was found."""
+    """Print what a recovery will do about each kind of anomaly."""
     if found.is_clean:
         tell(f"{name}: {found.records_scanned:,} records, nothing is wrong: nothing to do", "green")
         return
@@ -302,8 +299,8 @@ async def _doctor(store: str | None, config: PersistenceStartupConfig, as_json: 
         return code
     if report is not None:
         _show_anomalies(report.anomalies)
-    said = _said_plan(plan, report) if exists(backend) else _NEW
-    tell(f"{name}: {said}", "bold red" if code else "green")
+    outlook = _format_plan(plan, report) if exists(backend) else _NEW
+    tell(f"{name}: {outlook}", "bold red" if code else "green")
     return code
 
 
@@ -329,7 +326,7 @@ async def _examine(
 _NEW = "there is no store yet: a system starts with a new one"
 
 
-def _said_plan(plan: StartPlan, report: PersistenceScanReport | None) -> str:
+def _format_plan(plan: StartPlan, report: PersistenceScanReport | None) -> str:
     match plan:
         case "start":
             return "a system can start"

@@ -5,12 +5,11 @@ from __future__ import annotations
 import sys
 
 import anyio
-import msgspec
 
 from papyra.cli._exit_codes import CommandFailed, WrongUse
-from papyra.cli._output import AsJson, Yes, confirm, show_json, show_table, tell
+from papyra.cli._output import AsJson, Yes, confirm, report_fields, show_json, show_table, tell
 from papyra.cli._store_argument import StoreName, backend_at, name_of, reading
-from papyra.cli._units import Count, Duration, Size, said_bytes
+from papyra.cli._units import Count, Duration, Size, format_bytes
 from papyra.exceptions import InvalidPolicy
 from papyra.persistence.reports import CompactionReport
 from papyra.persistence.retention import RetentionPolicy
@@ -71,7 +70,7 @@ def compact(
 async def _plan(
     store: str | None, policy: RetentionPolicy
 ) -> tuple[str, RetentionPolicy, CompactionReport]:
-    """Return what a store is called, by which policy it is compacted, and what that would do."""
+    """Return the name of a store, the policy to compact it by, and the report of a dry run."""
     async with reading(store, "compacting") as backend:
         if policy == RetentionPolicy():
             policy = backend.retention
@@ -87,9 +86,7 @@ async def _compact(store: str | None, policy: RetentionPolicy) -> CompactionRepo
 
 def _report(name: str, report: CompactionReport, *, as_json: bool, done: bool) -> None:
     if as_json:
-        data = msgspec.to_builtins(report)
-        del data["type"]
-        show_json({"done": done, **data})
+        show_json({"done": done, **report_fields(report)})
         return
     removed = report.records_before - report.records_after
     freed = report.bytes_before - report.bytes_after
@@ -99,9 +96,9 @@ def _report(name: str, report: CompactionReport, *, as_json: bool, done: bool) -
     show_table(
         ["", "records", "size"],
         [
-            ("before", f"{report.records_before:,}", said_bytes(report.bytes_before)),
-            ("removed" if done else "to remove", f"{removed:,}", said_bytes(freed)),
-            ("after", f"{report.records_after:,}", said_bytes(report.bytes_after)),
+            ("before", f"{report.records_before:,}", format_bytes(report.bytes_before)),
+            ("removed" if done else "to remove", f"{removed:,}", format_bytes(freed)),
+            ("after", f"{report.records_after:,}", format_bytes(report.bytes_after)),
         ],
         numbers=["records", "size"],
     )

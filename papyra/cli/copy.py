@@ -19,7 +19,7 @@ from papyra.cli._store_argument import (
     reading,
     require_durable,
 )
-from papyra.cli._units import said_count
+from papyra.cli._units import format_count
 from papyra.persistence.backends.base import PersistenceBackend
 from papyra.persistence.codec import to_json
 from papyra.persistence.records import KINDS, Kind, Record
@@ -80,7 +80,7 @@ async def _copy(source: str, target: str, as_json: bool) -> int:
             {"copied": copied, "there_before": there, "verified": there + copied, "seconds": took}
         )
     else:
-        rate = said_count(round((there + copied) / max(took, 1e-3)))
+        rate = format_count(round((there + copied) / max(took, 1e-3)))
         before = f" ({there:,} were there before)" if there else ""
         tell(
             f"{name_of(destination)}: {copied:,} records copied{before}, "
@@ -109,7 +109,7 @@ def _same_place(one: PersistenceBackend, other: PersistenceBackend) -> bool:
 async def _bring_up_to_date(
     origin: PersistenceBackend, destination: PersistenceBackend
 ) -> tuple[int, int]:
-    """Copy what is missing and compare everything; return how many were there, and are now."""
+    """Copy missing records and compare all; return how many were there, and how many copied."""
     last = origin.last_seq
     # For a store on a server, this is what it had when it was opened.
     resumed = destination.last_seq

@@ -9,23 +9,23 @@ from itertools import pairwise
 from typing import Any
 
 import anyio
-import msgspec
 
 from papyra.cli._output import (
     AsJson,
     console,
     has_unicode,
     is_terminal,
+    report_fields,
     rows,
     show,
-    show_facts,
+    show_fields,
     show_json,
     text,
     write,
 )
 from papyra.cli._records import styled, tabbed_lines
 from papyra.cli._store_argument import StoreName, reading
-from papyra.cli._units import ago, said_bytes, said_count, said_duration, said_time
+from papyra.cli._units import ago, format_bytes, format_count, format_duration, format_time
 from papyra.persistence.backends import registry
 from papyra.persistence.backends.base import PersistenceBackend
 from papyra.persistence.records import KINDS, Kind, PersistedAudit, Record
@@ -38,8 +38,6 @@ _INTERVALS = 48
 _NEWEST = 5
 _BARS = "▁▂▃▄▅▆▇█"
 _ASCII_BARS = "._-=+*#@"
-
-_NAMES: dict[Kind, str] = {"event": "event", "audit": "audit", "dead_letter": "dead letter"}
 
 
 def inspect(store: StoreName = None, /, *, as_json: AsJson = False) -> None:
@@ -68,7 +66,7 @@ async def _inspect(store: str | None, as_json: bool) -> None:
     if as_json:
         show_json(_as_data(summary, backend, newest) | {"intervals": counts})
         return
-    show_facts(_facts(summary, backend, audits))
+    show_fields(_fields(summary, backend, audits))
     if not is_terminal():
         write(rows([("records over time", sparkline(counts))]) + tabbed_lines(newest))
         return
@@ -119,43 +117,42 @@ async def _first_positions(
 def _as_data(
     summary: StoreSummary, backend: PersistenceBackend, newest: Sequence[Record]
 ) -> dict[str, Any]:
-    data: dict[str, Any] = msgspec.to_builtins(summary)
-    del data["type"]
-    return data | {
+    return report_fields(summary) | {
         "rate": _rate(summary),
         "retention": backend.retention,
         "newest_events": newest,
     }
 
 
-def _facts(
+def _fields(
     summary: StoreSummary, backend: PersistenceBackend, audits: Sequence[Record]
 ) -> list[tuple[str, str]]:
     now = time.time()
-    size = "" if summary.stored_bytes is None else f"{said_bytes(summary.stored_bytes)}, of which "
-    kinds = ", ".join(_counted(summary.records[kind], _NAMES[kind]) for kind in KINDS)
-    facts = [
+    stored = summary.stored_bytes
+    size = "" if stored is None else f"{format_bytes(stored)}, of which "
+    kinds = ", ".join(_counted(summary.records[kind], kind.replace("_", " ")) for kind in KINDS)
+    fields = [
         ("store", summary.location),
         ("backend", _label(summary) + _parts(summary)),
-        ("size", f"{size}{said_bytes(summary.total_bytes)} are records"),
+        ("size", f"{size}{format_bytes(summary.total_bytes)} are records"),
         ("records", f"{summary.total_records:,}: {kinds}"),
         ("last position", f"{summary.last_seq:,}"),
     ]
     if summary.oldest is not None and summary.newest is not None:
-        span = said_duration(summary.newest - summary.oldest)
-        facts += [
-            ("first", said_time(summary.oldest)),
-            ("last", f"{said_time(summary.newest)}, {ago(summary.newest, now)}"),
-            ("rate", f"{_said_rate(_rate(summary))} over {span}"),
+        span = format_duration(summary.newest - summary.oldest)
+        fields += [
+            ("first", format_time(summary.oldest)),
+            ("last", f"{format_time(summary.newest)}, {ago(summary.newest, now)}"),
+            ("rate", f"{_format_rate(_rate(summary))} over {span}"),
         ]
-    facts += [
-        ("retention", _said_retention(backend.retention)),
-        ("writer", _said_writer(summary)),
+    fields += [
+        ("retention", _format_retention(backend.retention)),
+        ("writer", _format_writer(summary)),
         ("health", _health(summary)),
     ]
     if audits and isinstance(audits[0], PersistedAudit):
-        facts.append(("system", _said_audit(audits[0], now)))
-    return facts
+        fields.append(("system", _format_audit(audits[0], now)))
+    return fields
 
 
 def _parts(summary: StoreSummary) -> str:
@@ -169,7 +166,7 @@ def _counted(count: int, what: str) -> str:
 
 
 def _rate(summary: StoreSummary) -> float | None:
-    """Return records a second, from the oldest to the newest."""
+    """Return the rate of records a second, from the oldest to the newest."""
     if summary.oldest is None or summary.newest is None:
         return None
     span = summary.newest - summary.oldest
@@ -177,27 +174,27 @@ def _rate(summary: StoreSummary) -> float | None:
     return summary.total_records / span if 1e-6 < span < math.inf else None
 
 
-def _said_rate(rate: float | None) -> str:
+def _format_rate(rate: float | None) -> str:
     if rate is None:
         return "all at once"
     for unit, seconds in (("second", 1), ("minute", 60), ("hour", 3600)):
         if rate * seconds >= 1:
-            return f"{said_count(rate * seconds)} a {unit}"
-    return f"{said_count(rate * 86400)} a day"
+            return f"{format_count(rate * seconds)} a {unit}"
+    return f"{format_count(rate * 86400)} a day"
 
 
-def _said_retention(policy: RetentionPolicy) -> str:
+def _format_retention(policy: RetentionPolicy) -> str:
     limits = []
     if policy.max_records is not None:
         limits.append(f"{policy.max_records:,} records of a kind")
     if policy.max_age_seconds is not None:
-        limits.append(said_duration(policy.max_age_seconds))
+        limits.append(format_duration(policy.max_age_seconds))
     if policy.max_total_bytes is not None:
-        limits.append(f"{said_bytes(policy.max_total_bytes)} of a kind")
+        limits.append(f"{format_bytes(policy.max_total_bytes)} of a kind")
     return f"at most {', '.join(limits)}" if limits else "none is set here: everything is shown"
 
 
-def _said_writer(summary: StoreSummary) -> str:
+def _format_writer(summary: StoreSummary) -> str:
     if summary.writer is None:
         return "nobody, as far as can be told"
     # A server knows who has become its writer, and not whether that is still there.
@@ -217,17 +214,17 @@ def _health(summary: StoreSummary) -> str:
     return "nothing wrong is known (papyra scan looks at everything)"
 
 
-def _said_audit(audit: PersistedAudit, now: float) -> str:
-    said = audit.payload if isinstance(audit.payload, dict) else {}
+def _format_audit(audit: PersistedAudit, now: float) -> str:
+    payload = audit.payload if isinstance(audit.payload, dict) else {}
     parts = [
-        f"{said[name]:,} {what}"
+        f"{payload[name]:,} {what}"
         for name, what in (
             ("actors", "actors"),
             ("messages_waiting", "messages waiting"),
             ("crashed", "crashes"),
             ("dead_letters", "dead letters"),
         )
-        if isinstance(said.get(name), int)
+        if isinstance(payload.get(name), int)
     ]
     return f"{audit.system_id}, {ago(audit.timestamp, now)}: {', '.join(parts) or 'unknown'}"
 
@@ -244,7 +241,7 @@ def _show_pictures(summary: StoreSummary, counts: Sequence[int], newest: Sequenc
     width = console().width
     if summary.total_records:
         bars = sparkline(counts)
-        first, last = said_time(summary.oldest), said_time(summary.newest)
+        first, last = format_time(summary.oldest), format_time(summary.newest)
         room = max(len(bars), len(first) + len(last) + 1)
         axis = f"{first}{last:>{room - len(first)}}"
         show("", text("records over time", style="dim"), text(bars, style="green", cut=True))

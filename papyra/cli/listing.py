@@ -14,7 +14,7 @@ import msgspec
 from cyclopts import Parameter
 
 from papyra.cli._exit_codes import WrongUse
-from papyra.cli._no_matches import why_nothing
+from papyra.cli._no_matches import explain_no_matches
 from papyra.cli._output import AsJson, console, is_terminal, tell, write
 from papyra.cli._records import json_lines, styled, tabbed_lines
 from papyra.cli._store_argument import StoreName, check_output, reading
@@ -37,7 +37,7 @@ _JSON_SUFFIXES = frozenset({".json", ".jsonl", ".ndjson"})
 @Parameter(name="*")
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Selection:
-    """Which records, and how."""
+    """The options that select records, and the form of the output."""
 
     since: Moment | None = None
     "Only from then on."
@@ -63,7 +63,7 @@ class Selection:
 
     @property
     def count(self) -> int | None:
-        """How many records, of those that are there."""
+        """The number of stored records to show; `None` for all of them."""
         if self.limit is None and self.follow:
             return _BEFORE_NEW
         if self.limit is None and self.output is None and not self.as_json and is_terminal():
@@ -168,16 +168,16 @@ async def _list(
                 last_seq = max(last_seq, *(record.seq or 0 for record in page), 0)
             if shown == selection.count and selection.limit is None and not selection.follow:
                 tell(f"the newest {shown}; --limit shows more", "dim")
-            elif not shown and _has_to_say_why(request, selection, message_type):
+            elif not shown and _has_to_explain(request, selection, message_type):
                 wanted_type = request.event_type if message_type is None else message_type
-                tell(await why_nothing(backend, request, wanted_type), "dim")
+                tell(await explain_no_matches(backend, request, wanted_type), "dim")
             if selection.follow:
                 follow = msgspec.structs.replace(request, after=last_seq)
                 async for records in _new_pages(backend, follow):
                     show(_chosen(records, message_type))
 
 
-def _has_to_say_why(request: Read, selection: Selection, message_type: str | None) -> bool:
+def _has_to_explain(request: Read, selection: Selection, message_type: str | None) -> bool:
     """Return whether somebody wonders why there is nothing, and not only for how long."""
     filters = (request.actor, request.event_type, message_type, request.since, request.until)
     is_filtered = any(each is not None for each in filters)
@@ -190,7 +190,7 @@ async def _pages(
     selection: Selection,
     message_type: str | None,
 ) -> AsyncIterator[list[Record]]:
-    """Yield what is there, in the order in which it is to be shown."""
+    """Yield stored records, in the order in which they are to be shown."""
     wanted = selection.count
     if wanted is None and not selection.reverse:
         more = True
@@ -237,7 +237,7 @@ def _chosen(records: Sequence[Record], message_type: str | None) -> list[Record]
 async def _new_pages(
     backend: PersistenceBackend, request: Read
 ) -> AsyncIterator[tuple[Record, ...]]:
-    """Yield what comes, and wait for a server that is away."""
+    """Yield new records as they come, and wait for a server that is away."""
     is_away = False
     while True:
         try:
@@ -258,7 +258,7 @@ async def _new_pages(
 
 @contextmanager
 def _printer(selection: Selection) -> Iterator[Callable[[list[Record]], None]]:
-    """Yield what prints records, or writes them to a file."""
+    """Yield the function that prints records, or writes them to a file."""
     if selection.output is None:
         if not selection.as_json and is_terminal():
             yield _print_for_people

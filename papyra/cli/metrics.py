@@ -22,7 +22,7 @@ from papyra.cli._output import (
     write,
 )
 from papyra.cli._store_argument import StoreName, name_of, reading
-from papyra.cli._units import said_time
+from papyra.cli._units import format_time
 from papyra.persistence.metrics import MetricsSnapshot
 from papyra.persistence.records import PersistedAudit
 from papyra.persistence.reports import StoreSummary
@@ -113,12 +113,12 @@ def _holds(summary: StoreSummary) -> dict[str, Any]:
 
 def _numbers(payload: object) -> dict[str, int]:
     """Return the numbers in an audit's payload, whichever version has written it."""
-    said = payload if isinstance(payload, dict) else {}
-    return {name: value for name, value in said.items() if type(value) is int}
+    fields = payload if isinstance(payload, dict) else {}
+    return {name: value for name, value in fields.items() if type(value) is int}
 
 
 def _counters(audit: PersistedAudit | None) -> dict[str, int]:
-    """Return the counters of the system's store; zeros, if there is no system that said any."""
+    """Return the counters of the system's store; zeros where no audit has any."""
     payload = audit.payload if audit is not None and isinstance(audit.payload, dict) else {}
     try:
         snapshot = msgspec.convert(payload.get("persistence"), MetricsSnapshot)
@@ -133,12 +133,12 @@ def _show(
     system: dict[str, int],
     audit: PersistedAudit | None,
 ) -> None:
-    rows = [("store", name, _said(name, value)) for name, value in _flat(holds)]
-    rows += [("persistence", name, _said(name, value)) for name, value in counters.items()]
+    rows = [("store", name, _format_value(name, value)) for name, value in _flat(holds)]
+    rows += [("persistence", name, _format_value(name, value)) for name, value in counters.items()]
     if audit is not None:
         rows += [("system", "system_id", audit.system_id)]
-        rows += [("system", "time", said_time(audit.timestamp))]
-        rows += [("system", name, _said(name, value)) for name, value in system.items()]
+        rows += [("system", "time", format_time(audit.timestamp))]
+        rows += [("system", name, _format_value(name, value)) for name, value in system.items()]
     show_table(["of", "name", "value"], rows, numbers=["value"])
 
 
@@ -150,9 +150,9 @@ def _flat(holds: dict[str, Any]) -> Iterable[tuple[str, Any]]:
             yield name, value
 
 
-def _said(name: str, value: float) -> str:
+def _format_value(name: str, value: float) -> str:
     if name.endswith("timestamp"):
-        return said_time(value)
+        return format_time(value)
     return f"{value:,}" if is_terminal() else str(value)
 
 
@@ -184,12 +184,13 @@ def _store_families(store: str, holds: dict[str, Any]) -> Iterator[Metric]:
         if value is None:
             continue
         unit = "_seconds" if name.endswith("timestamp") else ""
-        said = f"What the store holds: {name.replace('_', ' ')}."
+        documentation = f"What the store holds: {name.replace('_', ' ')}."
         if isinstance(value, dict):
             by_kind = [({"store": store, "kind": kind}, each) for kind, each in value.items()]
-            yield _family(f"papyra_store_{name}{unit}", said, by_kind)
+            yield _family(f"papyra_store_{name}{unit}", documentation, by_kind)
         else:
-            yield _family(f"papyra_store_{name}{unit}", said, [({"store": store}, value)])
+            samples = [({"store": store}, value)]
+            yield _family(f"papyra_store_{name}{unit}", documentation, samples)
 
 
 def _system_families(
@@ -213,10 +214,9 @@ def _system_families(
             tell(f"left out: the audit's {name!r}, as no metric can be called so", "yellow")
     for name, value in values.items():
         whose = "the store" if name.startswith("persistence_") else "the system"
-        said = name.partition("_")[2].removesuffix("_total").replace("_", " ")
-        yield _family(
-            f"papyra_{name}", f"By the newest audit of {whose}: {said}.", [(labels, value)]
-        )
+        counted = name.partition("_")[2].removesuffix("_total").replace("_", " ")
+        documentation = f"By the newest audit of {whose}: {counted}."
+        yield _family(f"papyra_{name}", documentation, [(labels, value)])
 
 
 def _family(
@@ -228,14 +228,14 @@ def _family(
     kind = "counter" if is_counter else "gauge"
     family = Metric(name.removesuffix("_total"), documentation, kind)
     for labels, value in samples:
-        shown = {label: _label(said) for label, said in labels.items()}
+        shown = {label: _label(text) for label, text in labels.items()}
         family.add_sample(name, shown, _as_float(value))
     return family
 
 
-def _label(said: str) -> str:
-    """Return what a terminal may show, too; ends of lines have an escape of their own there."""
-    return "\n".join(map(printable, said.split("\n")))
+def _label(text: str) -> str:
+    """Return a label's value as `printable`, but for ends of lines, which Prometheus escapes."""
+    return "\n".join(map(printable, text.split("\n")))
 
 
 def _as_float(value: float) -> float:

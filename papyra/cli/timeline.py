@@ -13,7 +13,7 @@ from rich.cells import cell_len, set_cell_size
 
 from papyra.cli._exit_codes import WrongUse
 from papyra.cli._lifecycles import Life, Lives, What, read_lives
-from papyra.cli._no_matches import why_nothing
+from papyra.cli._no_matches import explain_no_matches
 from papyra.cli._output import (
     AsJson,
     console,
@@ -27,7 +27,7 @@ from papyra.cli._output import (
     write,
 )
 from papyra.cli._store_argument import StoreName, check_output, name_of, reading
-from papyra.cli._units import Count, Moment, said_time
+from papyra.cli._units import Count, Moment, format_time
 from papyra.persistence.messages import Read
 
 #: How many lanes a terminal shows, where nobody says how many.
@@ -129,7 +129,7 @@ async def _read(
         lives = await read_lives(backend, name_of(backend), since, until, actor)
         request = Read("event", actor=actor, since=since, until=until)
         if not lives.lives and request != Read("event"):
-            tell(await why_nothing(backend, request, below=True), "dim")
+            tell(await explain_no_matches(backend, request, below=True), "dim")
         elif not lives.lives and backend.capabilities.durable:
             tell("no actor's life is recorded there", "dim")
         return lives
@@ -161,7 +161,7 @@ def _show(lives: Lives) -> None:
         )
         for name, life in zip(names, lives.lives, strict=True)
     ]
-    first, last = said_time(lives.start), said_time(lives.end)
+    first, last = format_time(lives.start), format_time(lives.end)
     room = width - label - 1
     axis = f"{first}{last:>{room - len(first)}}" if room > len(first) + len(last) else first
     legend = "  ".join(f"{marks.of(what)} {what}" for what in reversed(_RANK))

@@ -18,7 +18,7 @@ from papyra.cli._exit_codes import WrongUse
 from papyra.cli._output import AsJson, console, is_terminal, rows, show_json, text, write
 from papyra.cli._records import styled
 from papyra.cli._store_argument import StoreName, name_of, reading
-from papyra.cli._units import Count, Duration, ago, said_bytes, said_count, said_time
+from papyra.cli._units import Count, Duration, ago, format_bytes, format_count, format_time
 from papyra.cli.inspect import sparkline
 from papyra.exceptions import StoreNotReady, StoreUnreachable
 from papyra.persistence.backends.base import PersistenceBackend
@@ -72,7 +72,7 @@ def top(
 
 
 class Look(msgspec.Struct, frozen=True):
-    """What one look has found."""
+    """The sizes and rates at one look."""
 
     time: float
     records: int
@@ -82,7 +82,7 @@ class Look(msgspec.Struct, frozen=True):
 
 
 class Watch:
-    """What was seen of a store so far."""
+    """The newest records and the history of rates of a store that is watched."""
 
     def __init__(self, backend: PersistenceBackend) -> None:
         self._backend = backend
@@ -154,7 +154,7 @@ async def _top(store: str | None, interval: float, count: int | None, as_json: b
                 show_json(look)
             else:
                 rates = [f"{rate:.1f}" for rate in look.rates.values()]
-                write(rows([(said_time(look.time), str(look.records), *rates)]))
+                write(rows([(format_time(look.time), str(look.records), *rates)]))
             sys.stdout.flush()
 
 
@@ -221,7 +221,7 @@ def _picture(watch: Watch, name: str) -> RenderableType:
     summary, look = watch.summary, watch.history[-1]
     head = f"{name}  {look.records:,} records"
     if look.stored_bytes is not None:
-        head += f"  {said_bytes(look.stored_bytes)}"
+        head += f"  {format_bytes(look.stored_bytes)}"
     if summary.newest is not None:
         head += f"  newest {ago(summary.newest, look.time)}"
     lines: list[RenderableType] = [text(head, style="bold", cut=True)]
@@ -235,7 +235,7 @@ def _picture(watch: Watch, name: str) -> RenderableType:
         history = [round(one.rates[kind] * 10) for one in watch.history][-room:] if room else []
         total = f"{summary.records[kind]:,}" if kind in summary.records else ""
         label = kind.replace("_", " ")
-        rate = f"{said_count(round(look.rates[kind], 1))}/s"
+        rate = f"{format_count(round(look.rates[kind], 1))}/s"
         rates.add_row(label, total, rate, text(sparkline(history), style="green"))
     lines += [rates]
     # A third of what is left for each list, and a line for its title.

@@ -13,11 +13,11 @@ from hypothesis import strategies as st
 from papyra.cli._units import (
     ago,
     duration,
+    format_bytes,
+    format_count,
+    format_duration,
+    format_time,
     moment,
-    said_bytes,
-    said_count,
-    said_duration,
-    said_time,
     size,
 )
 
@@ -96,8 +96,8 @@ def test_any_text_is_a_duration_or_a_value_error(text: str) -> None:
 def test_a_duration_that_was_said_reads_back_to_its_two_largest_units(seconds: float) -> None:
     steps = {1: 0.00051, HOUR: 1, DAY: MINUTE, math.inf: HOUR}
     step = next(step for limit, step in steps.items() if seconds < limit)
-    assert duration(said_duration(seconds)) == pytest.approx(seconds, rel=1e-12, abs=step)
-    assert len(said_duration(seconds).split()) <= 2
+    assert duration(format_duration(seconds)) == pytest.approx(seconds, rel=1e-12, abs=step)
+    assert len(format_duration(seconds).split()) <= 2
 
 
 @given(st.floats(0, 1e9))
@@ -107,9 +107,9 @@ def test_a_duration_that_was_said_reads_back_to_its_two_largest_units(seconds: f
 @example(119.99)
 def test_no_part_of_a_duration_is_as_much_as_the_next_unit(seconds: float) -> None:
     limits = {"ms": 1000, "s": 60, "m": 60, "h": 24, "d": math.inf}
-    for part in said_duration(seconds).split():
+    for part in format_duration(seconds).split():
         number = part.rstrip("dhms")
-        assert int(number) < limits[part[len(number) :]], said_duration(seconds)
+        assert int(number) < limits[part[len(number) :]], format_duration(seconds)
 
 
 @pytest.mark.parametrize(
@@ -133,7 +133,7 @@ def test_no_part_of_a_duration_is_as_much_as_the_next_unit(seconds: float) -> No
     ],
 )
 def test_a_duration_is_said_in_its_two_largest_units(seconds: float, said: str) -> None:
-    assert said_duration(seconds) == said
+    assert format_duration(seconds) == said
 
 
 # Sizes
@@ -215,7 +215,7 @@ def test_a_number_of_bytes_is_that_number(count: int) -> None:
 @example(1024**2 - 1)
 @example(1024**3 - 1)
 def test_a_size_that_was_said_reads_back_to_its_last_digit(count: int) -> None:
-    said = said_bytes(count)
+    said = format_bytes(count)
     assert size(said) == pytest.approx(count, rel=0.05, abs=0.05)
 
 
@@ -224,9 +224,9 @@ def test_a_size_that_was_said_reads_back_to_its_last_digit(count: int) -> None:
 @example(1024**3 - 1)
 @example(1024**5 - 1)
 def test_a_size_is_said_in_the_largest_unit_that_fits(count: int) -> None:
-    number, unit = said_bytes(count).split()
+    number, unit = format_bytes(count).split()
     assert unit in ("B", "KiB", "MiB", "GiB", "TiB", "PiB")
-    assert float(number) < 1024, said_bytes(count)
+    assert float(number) < 1024, format_bytes(count)
     assert float(number) >= 1 or unit == "B"
 
 
@@ -245,7 +245,7 @@ def test_a_size_is_said_in_the_largest_unit_that_fits(count: int) -> None:
     ],
 )
 def test_a_size_is_said_in_steps_of_1024(count: int, said: str) -> None:
-    assert said_bytes(count) == said
+    assert format_bytes(count) == said
 
 
 # Counts
@@ -269,7 +269,7 @@ def test_a_size_is_said_in_steps_of_1024(count: int, said: str) -> None:
     ],
 )
 def test_a_count_is_said_with_separators(count: float, said: str) -> None:
-    assert said_count(count) == said
+    assert format_count(count) == said
 
 
 @given(st.floats(0.001, 1e12))
@@ -277,7 +277,7 @@ def test_a_count_is_said_with_separators(count: float, said: str) -> None:
 @example(99.51)
 @example(9.96)
 def test_a_count_is_said_without_an_exponent(count: float) -> None:
-    said = said_count(count)
+    said = format_count(count)
     assert "e" not in said
     assert float(said.replace(",", "")) == pytest.approx(count, rel=0.06)
 
@@ -331,7 +331,7 @@ def test_a_time_without_a_zone_is_in_utc_wherever_somebody_is(
             elsewhere.setenv("TZ", "Asia/Kathmandu")
             time.tzset()
             assert moment("2025-07-01T00:00", NOW) == NOW
-            assert said_time(NOW) == "2025-07-01T00:00:00.000Z"
+            assert format_time(NOW) == "2025-07-01T00:00:00.000Z"
     finally:
         time.tzset()
 
@@ -405,11 +405,11 @@ def test_any_text_is_a_time_or_a_value_error(text: str) -> None:
     ],
 )
 def test_a_time_is_said_in_utc_to_the_millisecond(when: float | None, said: str) -> None:
-    assert said_time(when) == said
+    assert format_time(when) == said
 
 
 def test_a_time_that_no_calendar_has_does_not_look_like_a_date() -> None:
-    assert said_time(NOW * 1000).startswith("@")
+    assert format_time(NOW * 1000).startswith("@")
 
 
 @given(st.integers(-62_135_596_800_000, 253_402_300_799_000))
@@ -417,14 +417,14 @@ def test_a_time_that_no_calendar_has_does_not_look_like_a_date() -> None:
 @example(1_001)
 def test_a_time_in_whole_milliseconds_is_said_exactly(milliseconds: int) -> None:
     expected = datetime(1970, 1, 1, tzinfo=UTC) + timedelta(milliseconds=milliseconds)
-    said = said_time(milliseconds / 1000)
+    said = format_time(milliseconds / 1000)
     assert datetime.fromisoformat(said) == expected
     assert said.endswith("Z")
 
 
 @given(st.floats(-62_135_596_800, 253_402_300_799))
 def test_a_time_that_was_said_reads_back_to_the_millisecond(when: float) -> None:
-    assert moment(said_time(when), NOW) == pytest.approx(when, rel=0, abs=0.00105)
+    assert moment(format_time(when), NOW) == pytest.approx(when, rel=0, abs=0.00105)
 
 
 @given(
