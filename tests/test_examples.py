@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from examples.flights import FIRST_DAY, events_of, read_flights
-from papyra.testing._redis_server import RedisServer, any_binary
 from tests.extent import CI
+from tests.redis_server import RedisServer, any_binary
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 

@@ -20,8 +20,8 @@ import pytest
 from papyra.conf import settings
 from papyra.persistence.backends.redis import RedisStreamsConfig
 from papyra.testing import CheckedSystem
-from papyra.testing._redis_server import RedisServer, any_binary
 from tests.guides import BLOCKS, GUIDES, README, ROOT, Block, blocks, files, name, prose
+from tests.redis_server import RedisServer, any_binary
 
 #: What a block may be, and who runs it: this module, `.ci/run`, and `tests/cli/test_sessions.py`.
 LANGUAGES = {"python", "text", "sh", "console"}

@@ -13,15 +13,14 @@ import os
 import re
 import secrets
 import shutil
-import signal
 import socket
 import subprocess
 import tempfile
 import time
 import uuid
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, BinaryIO, Self
+from typing import Any, Self
 
 import msgspec
 
@@ -36,6 +35,7 @@ __all__ = (
     "forget",
     "free_port",
     "new_store",
+    "request",
     "server_binaries",
     "shared_server",
 )
@@ -163,23 +163,12 @@ class RedisServer:
                 raise NoServer(f"{self.binary} does not answer: {self._log()}")
             time.sleep(0.01)
 
-    def stop(self) -> None:
-        """Ask it to end, and wait until it has."""
-        self._signal(signal.SIGTERM)
-
     def kill(self) -> None:
         """Kill it, without a chance to save anything."""
-        self._signal(signal.SIGKILL)
-
-    def pause(self) -> None:
-        """Let it stand still; connections stay open."""
-        assert self._process is not None
-        self._process.send_signal(signal.SIGSTOP)
-
-    def go_on(self) -> None:
-        """Let it run again."""
-        assert self._process is not None
-        self._process.send_signal(signal.SIGCONT)
+        process, self._process = self._process, None
+        if process is not None:
+            process.kill()
+            process.wait()
 
     def close(self) -> None:
         """Kill it, if it runs, and remove what it has kept."""
@@ -189,18 +178,8 @@ class RedisServer:
     def ask(self, *words: str | bytes) -> bytes:
         """Send one command over a connection of its own; return the raw answer's first chunk."""
         with socket.create_connection(("127.0.0.1", self.port), timeout=PATIENCE) as connection:
-            connection.sendall(_command(words))
+            connection.sendall(request(words))
             return connection.recv(65536)
-
-    def cli(self, *words: str) -> str:
-        """Return what it answers to a command, a line each, as ``redis-cli`` prints it in a pipe.
-
-        Without that program, which not every package with a server has. An error is an answer.
-        """
-        with socket.create_connection(("127.0.0.1", self.port), timeout=PATIENCE) as connection:
-            connection.sendall(_command(words))
-            with connection.makefile("rb") as answer:
-                return "\n".join(_lines(answer)).strip()
 
     def _answers(self) -> bool:
         with contextlib.suppress(OSError):
@@ -208,40 +187,16 @@ class RedisServer:
             return not self.ask("PING").startswith((b"-LOADING", b"-MASTERDOWN"))
         return False
 
-    def _signal(self, number: int) -> None:
-        process, self._process = self._process, None
-        if process is not None and process.poll() is None:
-            process.send_signal(number)
-            if number != signal.SIGKILL:
-                try:
-                    process.wait(PATIENCE)
-                except subprocess.TimeoutExpired:
-                    process.kill()
-            process.wait()
-
     def _log(self) -> str:
         with contextlib.suppress(OSError):
             return (self.directory / "log").read_text(errors="replace")[-2000:]
         return "it has written no log"
 
 
-def _command(words: Sequence[str | bytes]) -> bytes:
+def request(words: Sequence[str | bytes]) -> bytes:
+    """Return a command as Redis reads it from a connection."""
     data = [word.encode() if isinstance(word, str) else word for word in words]
     return b"*%d\r\n" % len(data) + b"".join(b"$%d\r\n%b\r\n" % (len(w), w) for w in data)
-
-
-def _lines(answer: BinaryIO) -> Iterator[str]:
-    """Yield the values of one answer, however deep they are in arrays."""
-    said = answer.readline().decode().rstrip("\r\n")
-    match said[:1]:
-        case "*":
-            for _ in range(int(said[1:])):
-                yield from _lines(answer)
-        case "$":
-            size = int(said[1:])
-            yield answer.read(size + 2)[:-2].decode() if size >= 0 else ""
-        case _:
-            yield said[1:]
 
 
 @functools.cache

@@ -26,9 +26,9 @@ from rich.cells import cell_len
 from papyra.conf import backend_from_url
 from papyra.persistence import PersistedAudit, PersistedDeadLetter, PersistedEvent, Record
 from papyra.persistence.backends.base import PersistenceBackend
-from papyra.testing._redis_server import RedisServer, any_binary
 from tests.cli.forks import Forks
 from tests.extent import CI
+from tests.redis_server import RedisServer, any_binary
 
 #: Unix time of the first record; 2025-07-01T00:00:00Z.
 T0 = 1_751_328_000.0

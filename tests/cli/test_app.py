@@ -17,7 +17,6 @@ from pathlib import Path
 import pytest
 
 from papyra.cli.app import COMMANDS
-from papyra.testing._redis_server import RedisServer, free_port
 from tests.cli.conftest import (
     PATIENCE,
     Command,
@@ -29,6 +28,7 @@ from tests.cli.conftest import (
     life,
     new_store,
 )
+from tests.redis_server import RedisServer, free_port
 
 SECRET = "hunter2secret"
 

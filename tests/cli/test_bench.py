@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from papyra.testing._redis_server import RedisServer
 from tests.cli.conftest import Command, Store, new_store
 from tests.cli.test_checking import contents, fill, jq, one_line
+from tests.redis_server import RedisServer
 
 FIGURES = [
     "appends_told",

@@ -27,8 +27,8 @@ from papyra import ActorSystem
 from papyra.conf import backend_from_url
 from papyra.exceptions import StoreDamaged
 from papyra.persistence import PersistenceStartupConfig, Record
-from papyra.testing._redis_server import RedisServer
 from tests.cli.conftest import T0, Command, Done, Store, audit, dead_letter, event, new_store
+from tests.redis_server import RedisServer
 
 #: A record's position, and its own bytes as they are stored.
 Fact: TypeAlias = tuple[int, bytes]

@@ -12,7 +12,6 @@ from typing import Any
 import pytest
 
 from papyra.persistence import Record
-from papyra.testing._redis_server import RedisServer
 from tests.cli.conftest import Command, Done, Store, audit, dead_letter, event, new_store
 from tests.cli.test_checking import (
     COUNT,
@@ -30,6 +29,7 @@ from tests.cli.test_checking import (
     jq,
     one_line,
 )
+from tests.redis_server import RedisServer
 
 HOUR = 3600
 FIGURES = "[.records_before, .records_after, .bytes_before, .bytes_after]"

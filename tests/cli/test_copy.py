@@ -29,7 +29,6 @@ from papyra.persistence import (
 )
 from papyra.persistence.backends.json import JsonFilePersistence
 from papyra.persistence.retention import RetentionPolicy
-from papyra.testing._redis_server import RedisServer, any_binary
 from tests.cli.conftest import T0, Command, Done, Store, audit, event, new_store
 from tests.cli.test_checking import (
     STREAMS,
@@ -48,6 +47,7 @@ from tests.cli.test_checking import (
     record,
 )
 from tests.persistence.backends.files.test_full_disk import a_small_disk
+from tests.redis_server import RedisServer, any_binary
 
 KINDS = ("json", "rotating", "redis")
 FLIGHTS = Path(os.environ.get("PAPYRA_FLIGHTS", FIRST_DAY))

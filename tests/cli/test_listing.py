@@ -23,7 +23,6 @@ import pexpect
 import pytest
 
 from papyra.persistence import PersistedAudit, PersistedDeadLetter, PersistedEvent, Record
-from papyra.testing._redis_server import RedisServer, any_binary
 from tests.cli.conftest import (
     PATIENCE,
     T0,
@@ -36,6 +35,7 @@ from tests.cli.conftest import (
     new_store,
 )
 from tests.extent import count
+from tests.redis_server import RedisServer, any_binary
 
 COMMANDS: dict[str, type[Record]] = {
     "events": PersistedEvent,

@@ -11,7 +11,6 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from papyra.persistence import PersistedAudit, PersistedDeadLetter, PersistedEvent, Record
-from papyra.testing._redis_server import RedisServer
 from tests.cli.conftest import (
     AUDITED,
     COUNTED,
@@ -27,6 +26,7 @@ from tests.cli.conftest import (
     iso,
     stored_bytes,
 )
+from tests.redis_server import RedisServer
 
 
 def test_metrics_in_prometheus_format_hold_the_facts(papyra: Command, shop: Store) -> None:

@@ -17,7 +17,6 @@ import pyte
 import pytest
 
 from papyra.persistence import PersistedEvent, Record
-from papyra.testing._redis_server import RedisServer, any_binary
 from tests.cli.conftest import (
     COLOUR,
     COUNTS,
@@ -31,6 +30,7 @@ from tests.cli.conftest import (
     new_store,
     widest,
 )
+from tests.redis_server import RedisServer, any_binary
 
 
 def test_top_prints_a_line_for_each_look(papyra: Command, shop: Store) -> None:

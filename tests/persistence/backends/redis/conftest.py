@@ -18,8 +18,8 @@ import redis
 
 from papyra.persistence.backends.redis import RedisStreamsConfig, RedisStreamsPersistence
 from papyra.persistence.records import KINDS
-from papyra.testing._redis_server import RedisServer, any_binary, server_binaries
 from tests.conftest import event_loops
+from tests.redis_server import RedisServer, any_binary, server_binaries
 
 MakeStore: TypeAlias = Callable[..., RedisStreamsPersistence]
 

@@ -19,9 +19,9 @@ from papyra.exceptions import PositionsExhausted, StoreError
 from papyra.persistence.backends.redis import RedisStreamsConfig, RedisStreamsPersistence
 from papyra.persistence.backends.retention import RetentionPolicy
 from papyra.persistence.records import KINDS
-from papyra.testing._redis_server import RedisServer
 from papyra.testing.conformance._fixtures import a_record, an_event, everything
 from tests.extent import count
+from tests.redis_server import RedisServer
 
 BROKEN = count("PAPYRA_BROKEN", 5, 10)
 

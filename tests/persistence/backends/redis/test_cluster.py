@@ -16,9 +16,9 @@ import redis
 from papyra import ActorSystem
 from papyra.persistence import Append, PersistenceActor
 from papyra.persistence.backends.redis import RedisStreamsConfig, RedisStreamsPersistence
-from papyra.testing._redis_server import RedisServer
 from papyra.testing.conformance._fixtures import a_record, an_event, everything, without_seq
 from tests.persistence.backends.redis.conftest import until
+from tests.redis_server import RedisServer
 
 SLOTS = 16_384
 

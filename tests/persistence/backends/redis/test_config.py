@@ -32,12 +32,12 @@ from papyra.exceptions import (
 from papyra.persistence import Append
 from papyra.persistence.backends._redis.config import Target
 from papyra.persistence.backends.redis import RedisStreamsConfig, RedisStreamsPersistence
-from papyra.testing._redis_server import RedisServer, free_port
 from papyra.testing._stores import forget, new_store
 from papyra.testing.conformance._fixtures import a_record, an_event, everything
 from tests.persistence.backends.redis.conftest import MakeStore
 from tests.persistence.backends.redis.proxy import Proxy
 from tests.persistence.backends.redis.test_cluster import port_with_bus
+from tests.redis_server import RedisServer, free_port
 
 SECRET = "s3cret-pa55word"
 

@@ -13,10 +13,10 @@ import redis
 from papyra.exceptions import StoreFenced, StoreUnreachable
 from papyra.persistence.backends._redis import scripts
 from papyra.persistence.backends.redis import RedisStreamsConfig, RedisStreamsPersistence
-from papyra.testing._redis_server import RedisServer
 from papyra.testing.conformance._fixtures import a_record, an_event, everything, without_seq
 from tests.persistence.backends.redis.conftest import MakeStore, until
 from tests.persistence.backends.redis.proxy import Cut, Proxy
+from tests.redis_server import RedisServer
 
 CUTS = [
     Cut("before"),

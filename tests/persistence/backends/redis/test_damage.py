@@ -13,9 +13,9 @@ from papyra.persistence import PersistenceRecoveryConfig, PersistenceStartupConf
 from papyra.persistence.backends.redis import RedisStreamsConfig
 from papyra.persistence.backends.retention import RetentionPolicy
 from papyra.persistence.startup import check_store
-from papyra.testing._redis_server import RedisServer
 from papyra.testing.conformance._fixtures import T0, a_record, an_event, everything
 from tests.persistence.backends.redis.conftest import MakeStore
+from tests.redis_server import RedisServer
 
 #: Takes ``redis-cli``, the key of the events and the key of what is known; returns nothing.
 Damage: TypeAlias = Callable[[Callable[..., str], str, str], object]

@@ -21,10 +21,10 @@ from papyra.persistence.backends.redis import (
     RedisStreamsConfig,
     RedisStreamsPersistence,
 )
-from papyra.testing._redis_server import RedisServer
 from papyra.testing.conformance._fixtures import a_record, an_event
 from tests.persistence.backends.redis.conftest import MakeStore
 from tests.persistence.backends.redis.proxy import Cut, Proxy
+from tests.redis_server import RedisServer
 
 ItemT = TypeVar("ItemT")
 

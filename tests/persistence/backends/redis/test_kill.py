@@ -14,9 +14,9 @@ from papyra import ActorSystem
 from papyra.exceptions import StoreError
 from papyra.persistence import Append, CircuitBreakerPolicy, PersistenceActor
 from papyra.persistence.backends.redis import RedisStreamsConfig, RedisStreamsPersistence
-from papyra.testing._redis_server import RedisServer
 from papyra.testing.conformance._fixtures import an_event
 from tests.extent import count
+from tests.redis_server import RedisServer
 
 KILLS = count("PAPYRA_KILLS", 5, 10)
 WRITERS = 4

@@ -23,9 +23,9 @@ from papyra.persistence.backends.redis import (
     RedisStreamsPersistence,
 )
 from papyra.persistence.backends.retention import RetentionPolicy
-from papyra.testing._redis_server import RedisServer
 from papyra.testing.conformance._fixtures import an_event
 from tests.persistence.backends.redis.proxy import Cut, Proxy
+from tests.redis_server import RedisServer
 
 #: How many answers are held back.
 TIMES = 5

@@ -26,10 +26,10 @@ from papyra.persistence.backends.redis import RedisStreamsConfig, RedisStreamsPe
 from papyra.persistence.backends.retention import RetentionPolicy
 from papyra.persistence.records import KINDS, kind_of
 from papyra.testing._list_model import read_to_the_end
-from papyra.testing._redis_server import RedisServer
 from tests.extent import count
 from tests.persistence.backends.files.test_files_model import CompactedList
 from tests.persistence.backends.test_memory_model import NOW, policies, reads, records
+from tests.redis_server import RedisServer
 
 EXAMPLES = count("PAPYRA_EXAMPLES", 6, 12)
 

@@ -16,9 +16,9 @@ from papyra.persistence import codec
 from papyra.persistence.backends._redis import stream_scan
 from papyra.persistence.backends._redis.entry_format import checksums
 from papyra.persistence.backends.redis import RedisStreamsConfig, RedisStreamsPersistence
-from papyra.testing._redis_server import RedisServer
 from papyra.testing.conformance._fixtures import an_event
 from tests.extent import count
+from tests.redis_server import RedisServer
 
 SEEDS = count("PAPYRA_ORPHANS", 20, 60)
 

@@ -7,8 +7,8 @@ import threading
 
 import pytest
 
-from papyra.testing._redis_server import RedisServer
 from tests.persistence.backends.redis.proxy import Cut, Proxy
+from tests.redis_server import RedisServer
 
 
 @pytest.mark.parametrize("first", [b"PING first", b"PING early"])

@@ -12,9 +12,9 @@ import redis
 
 from papyra.exceptions import StoreError, StoreNotAcknowledged
 from papyra.persistence.backends.redis import RedisStreamsConfig, RedisStreamsPersistence
-from papyra.testing._redis_server import RedisServer, free_port
 from papyra.testing.conformance._fixtures import a_record, an_event, everything
 from tests.persistence.backends.redis.conftest import until
+from tests.redis_server import RedisServer, free_port
 
 SERVICE = "orders"
 

@@ -26,10 +26,10 @@ from papyra.exceptions import (
 from papyra.persistence import Append, CircuitBreakerPolicy, PersistenceActor
 from papyra.persistence.backends._redis import scripts
 from papyra.persistence.backends.redis import RedisStreamsConfig, RedisStreamsPersistence
-from papyra.testing._redis_server import RedisServer
 from papyra.testing.conformance._fixtures import a_record, an_event, everything
 from tests.persistence.backends.redis.conftest import until
 from tests.persistence.backends.redis.proxy import Cut, Proxy
+from tests.redis_server import RedisServer
 
 SECRET = "s3cret-pa55word"
 

@@ -30,9 +30,9 @@ from papyra.persistence.backends import page
 from papyra.persistence.backends.redis import RedisStreamsConfig, RedisStreamsPersistence
 from papyra.persistence.backends.retention import RetentionPolicy
 from papyra.testing._list_model import ListModel, read_to_the_end
-from papyra.testing._redis_server import RedisServer
 from papyra.testing.conformance._fixtures import T0, a_record, an_event, everything
 from tests.persistence.backends.redis.conftest import MakeStore
+from tests.redis_server import RedisServer
 
 
 def pairs(words: list[str]) -> dict[str, str]:

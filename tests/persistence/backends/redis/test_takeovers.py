@@ -16,10 +16,10 @@ import redis
 
 from papyra.exceptions import StoreError, StoreFenced
 from papyra.persistence.backends.redis import RedisStreamsConfig, RedisStreamsPersistence
-from papyra.testing._redis_server import RedisServer
 from papyra.testing.conformance._fixtures import a_record, an_event, everything
 from tests.extent import count
 from tests.persistence.backends.redis.proxy import Cut, Proxy
+from tests.redis_server import RedisServer
 
 SEEDS = count("PAPYRA_TAKEOVERS", 2, 3)
 STEPS = 40

@@ -22,9 +22,9 @@ from papyra.persistence.backends._redis import scripts
 from papyra.persistence.backends.redis import RedisStreamsConfig, RedisStreamsPersistence
 from papyra.persistence.records import Record
 from papyra.persistence.retention import RetentionPolicy
-from papyra.testing._redis_server import RedisServer
 from papyra.testing.conformance._fixtures import T0, a_record, an_event, everything, without_seq
 from tests.persistence.backends.redis.proxy import Cut, Proxy
+from tests.redis_server import RedisServer
 
 #: What an append of three records of different kinds writes: MULTI, three XADD, four HSET, EXEC.
 COMMANDS = 9
