@@ -11,7 +11,7 @@ __all__ = ("CircuitBreaker", "CircuitBreakerPolicy")
 
 
 class CircuitBreakerPolicy(msgspec.Struct, frozen=True, kw_only=True):
-    """When to stop asking a store to write, and when to try again.
+    """The limits of a circuit breaker: when it opens, and when it tries the store again.
 
     Raises `InvalidPolicy` when a limit makes no sense.
     """

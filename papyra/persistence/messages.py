@@ -53,7 +53,7 @@ __all__ = (
 
 
 class Appended(msgspec.Struct, frozen=True, tag=True):
-    """Where the records were stored: positions `first_seq` to `last_seq`, both included.
+    """The positions at which records were stored: `first_seq` to `last_seq`, both included.
 
     For an `AppendMany` of nothing, `last_seq` is the store's last and `first_seq` the one after.
     """
@@ -82,7 +82,7 @@ class Flushed(msgspec.Struct, frozen=True, tag=True):
 
 
 class Request(msgspec.Struct, Message[ReplyT], frozen=True, tag=True):
-    """What a persistence actor understands; `ReplyT` is what it replies."""
+    """A request to a persistence actor, whose reply is a `ReplyT`."""
 
 
 class Append(Request[Appended], frozen=True, gc=False):

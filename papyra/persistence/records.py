@@ -1,4 +1,4 @@
-"""What is stored: the facts. A fact is appended once and never changes."""
+"""The records of a store: facts, each appended once and never changed."""
 
 from __future__ import annotations
 

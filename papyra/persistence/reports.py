@@ -1,4 +1,4 @@
-"""What scans, recoveries and compactions report."""
+"""The reports of scans, recoveries and compactions, and the summary of a store."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ class PersistenceAnomaly(msgspec.Struct, frozen=True):
 
 
 class PersistenceScanReport(msgspec.Struct, frozen=True, tag=True):
-    """What a scan read and found. A scan changes nothing."""
+    """The report of a scan, which changes nothing."""
 
     backend: str
     records_scanned: int
@@ -69,7 +69,7 @@ class PersistenceScanReport(msgspec.Struct, frozen=True, tag=True):
 
 
 class ScanProgress(msgspec.Struct, frozen=True):
-    """How far a scan has come: bytes in files, records in other stores."""
+    """The progress of a scan: bytes in files, records in other stores."""
 
     done: int
     total: int
@@ -80,7 +80,7 @@ ReportProgress: TypeAlias = Callable[[ScanProgress], None]
 
 
 class StoreSummary(msgspec.Struct, frozen=True, tag=True):
-    """What a store holds, what retention hides included."""
+    """The contents of a store in numbers, what retention hides included."""
 
     backend: str
     #: a file's path, a directory's, or a URL without its secrets; empty for a store in memory
@@ -115,7 +115,7 @@ class StoreSummary(msgspec.Struct, frozen=True, tag=True):
 
 
 class PersistenceRecoveryConfig(msgspec.Struct, frozen=True):
-    """How to recover.
+    """The options of a recovery.
 
     ``repair`` keeps every record that can still be read, in place. ``quarantine`` first moves what
     is damaged to `quarantine_dir`, from where it can be put back.
@@ -126,7 +126,7 @@ class PersistenceRecoveryConfig(msgspec.Struct, frozen=True):
 
 
 class PersistenceRecoveryReport(msgspec.Struct, frozen=True, tag=True):
-    """What a recovery did, and the scan that followed it."""
+    """The report of a recovery, and of the scan that followed it."""
 
     backend: str
     #: False where the backend has nothing to recover from, and so did nothing
@@ -139,7 +139,7 @@ class PersistenceRecoveryReport(msgspec.Struct, frozen=True, tag=True):
 
 
 class CompactionReport(msgspec.Struct, frozen=True, tag=True):
-    """What a compaction removed."""
+    """The report of a compaction: sizes before and after."""
 
     backend: str
     #: False where the backend can't compact, and so did nothing

@@ -1,4 +1,4 @@
-"""How much of a store its reads show, and its compaction keeps."""
+"""The retention policy: how much of a store reads show, and a compaction keeps."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is done about a damaged store before any actor starts."""
+"""The check of a store before any actor starts, and the recovery of a damaged one."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ _NAMED = 5
 
 
 class PersistenceStartupConfig(msgspec.Struct, frozen=True):
-    """What a system does when it starts on a store that can be damaged.
+    """The startup check of a system: how it starts on a store that can be damaged.
 
     ``fail_on_anomaly`` scans, and does not start if anything is wrong. There are two exceptions,
     with a warning in the log: a torn end, which is what an ordinary crash leaves of one append, is

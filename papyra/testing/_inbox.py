@@ -1,4 +1,4 @@
-"""What a probe has seen, and waiting for more of it."""
+"""The inbox of a probe: items that have come, and waiting for more of them."""
 
 from __future__ import annotations
 

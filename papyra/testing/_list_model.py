@@ -20,7 +20,7 @@ _MANY = 10_000
 
 
 class ListModel:
-    """What a backend holds, as a list of numbered records and their encoded sizes."""
+    """A list of numbered records and their encoded sizes, that reads as a backend does."""
 
     def __init__(self, policy: RetentionPolicy | None = None) -> None:
         self._policy = policy or RetentionPolicy()

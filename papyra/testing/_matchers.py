@@ -1,4 +1,4 @@
-"""What a test expects: a value, a type, a name, a predicate; and what differs from it."""
+"""Matchers: expectations by value, type, name or predicate, and the difference to them."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _UNSET = object()
 
 
 class Pattern:
-    """What an item must be like."""
+    """An expectation of an item."""
 
     #: in words, for the report of a failure
     description: str

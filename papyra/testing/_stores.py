@@ -1,4 +1,4 @@
-"""Which backend the tests of a project run on."""
+"""The stores that the tests of a project run on."""
 
 from __future__ import annotations
 

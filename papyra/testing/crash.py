@@ -33,7 +33,7 @@ Where: TypeAlias = Literal["before", "after"]
 
 
 class Crashed(Exception):
-    """What an actor raises that is crashed, and the outcome of a command that the crash cut off."""
+    """The error of an actor that is crashed, and the outcome of a command cut off by a crash."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,7 +55,7 @@ class CrashPoint:
 
 @dataclasses.dataclass
 class CrashRun:
-    """What `check` gets to see."""
+    """The outcome of one run, as `check` gets to see it."""
 
     #: where it crashed; `None` in the first run, which does not
     point: CrashPoint | None
@@ -87,7 +87,7 @@ class CrashRun:
 
 @dataclasses.dataclass(frozen=True)
 class Crashes:
-    """What was tried, and held."""
+    """The crash points that were tried, and held."""
 
     points: Sequence[CrashPoint]
 

@@ -19,7 +19,7 @@ _SHOWN = 40
 
 @dataclasses.dataclass(frozen=True)
 class Exploration:
-    """What was tried."""
+    """The number of schedules that were tried."""
 
     #: how many schedules were run
     runs: int

@@ -1,4 +1,4 @@
-"""What can go wrong between an actor and its store, and when."""
+"""Faults between an actor and its store, and the rules by which they are injected."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class InjectedFault(StoreError):
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Operation:
-    """What a store is about to do."""
+    """An operation that a store is about to carry out."""
 
     name: OperationName
     #: how many of this name there were before it, and 1

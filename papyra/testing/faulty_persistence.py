@@ -92,7 +92,7 @@ class FaultyPersistence(PersistenceBackend):
 
     @property
     def injected(self) -> Sequence[Injection]:
-        """What was injected, in order, and into which operation."""
+        """The faults that were injected, in order, each with its operation."""
         return tuple(self._faults.injected)
 
     @property
@@ -206,7 +206,7 @@ class FaultyPersistence(PersistenceBackend):
 
     @property
     def owner(self) -> str:
-        """Who hosts the wrapped backend."""
+        """The host of the wrapped backend."""
         return f"a FaultyPersistence ({self._host.owner if self._host else 'not hosted'})"
 
     def commit(self, requests: Sequence[Append | AppendMany]) -> Awaitable[Committed]:

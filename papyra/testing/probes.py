@@ -56,7 +56,7 @@ class PersistenceProbe:
 
     @property
     def facts(self) -> Sequence[Record]:
-        """What it has seen, oldest first; without what was stored before it until it waited."""
+        """The facts seen, oldest first; without those stored before it until it waited."""
         return (*self._inbox.items, *self._early)
 
     async def expect_event(
@@ -209,7 +209,7 @@ class TestProbe:
 
     @property
     def messages(self) -> Sequence[Any]:
-        """What it was sent, oldest first."""
+        """The messages it was sent, oldest first."""
         return tuple(self._inbox.items)
 
     async def expect_message(self, expected: object = ..., *, timeout: float = TIMEOUT) -> Any:

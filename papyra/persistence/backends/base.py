@@ -1,4 +1,4 @@
-"""What users hold: the verbs, hosting, metrics, retention and subscriptions around one store."""
+"""The backend that users hold: one store with verbs, hosting, metrics, retention, subscribers."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ _MEMBERS = (
 
 
 class Host(Protocol):
-    """Who carries out a hosted backend's requests, one at a time."""
+    """The host of a backend, which carries out its requests one at a time."""
 
     @property
     def owner(self) -> str:
@@ -128,17 +128,17 @@ class PersistenceBackend(PersistenceVerbs, PersistenceMetricsMixin):
 
     @property
     def capabilities(self) -> Capabilities:
-        """What the store can do."""
+        """The capabilities of the store."""
         return self.store.capabilities
 
     @property
     def batch_limit(self) -> int:
-        """How many append requests a host takes at once, at most."""
+        """The most append requests that a host takes at once."""
         return self.store.capabilities.batch_limit
 
     @property
     def location(self) -> str:
-        """Where the records are: a path, or a URL without its secrets; empty if that is nowhere."""
+        """The location of the records: a path, or a URL without its secrets; empty for memory."""
         return self.store.location
 
     @property

@@ -1,4 +1,4 @@
-"""How much one read returns, so that none holds the mailbox for long."""
+"""The limits of a page of a read, so that no read holds the mailbox for long."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where users find the policy of a backend; it is plain data, which requests carry, too."""
+"""The import path of a backend's retention policy; the policy itself is plain data."""
 
 from papyra.persistence.retention import RetentionPolicy
 

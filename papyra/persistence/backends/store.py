@@ -38,7 +38,7 @@ MAX_SEQ = 10**14 - 1
 
 
 class Capabilities(msgspec.Struct, frozen=True, kw_only=True):
-    """What a store can do. A verb that it can't do succeeds and does nothing."""
+    """The capabilities of a store. A verb that it does not have succeeds and does nothing."""
 
     #: records outlive the process
     durable: bool
@@ -53,7 +53,7 @@ class Capabilities(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Batch(msgspec.Struct, frozen=True):
-    """What `Store.append` stores: records numbered from `first_seq`, and each of them encoded.
+    """The records of one `Store.append`: numbered from `first_seq`, and each of them encoded.
 
     `first_seq` is mostly the one after the last that was given. It is a greater one where records
     are restored from a store that has gaps. Encoded, a record is one line of JSON without its
@@ -86,12 +86,12 @@ class Store(Protocol):
 
     @property
     def location(self) -> str:
-        """Where the records are: a path, or a URL without its secrets; empty if that is nowhere."""
+        """The location of the records: a path, or a URL without its secrets; empty for memory."""
         ...
 
     @property
     def capabilities(self) -> Capabilities:
-        """What this store can do; always the same."""
+        """The capabilities of this store; always the same."""
         ...
 
     async def open(self) -> None:

@@ -38,7 +38,7 @@ __all__ = ("MakeBackend", "MakeStore", "PersistenceConformance")
 
 
 class PersistenceConformance(Appending, Reading, Retention, Recovery, Moving, Sharing):
-    """What every store has to do. Subclass it, with a fixture ``make_store``: a `MakeStore`.
+    """The rules for every store. Subclass it, with a fixture ``make_store``: a `MakeStore`.
 
     A backend with a class of its own overrides ``make_backend`` instead.
     What is optional is decided by the store's own `Capabilities`. Where it says ``recovery``,

@@ -1,4 +1,4 @@
-"""What an append does."""
+"""The rules of appends."""
 
 from __future__ import annotations
 

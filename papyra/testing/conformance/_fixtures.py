@@ -1,4 +1,4 @@
-"""What the parts of the suite share: a store to make, records to put there."""
+"""The fixtures of the suite: a store to make, records to put there."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class MakeStore(Protocol):
 
 
 class MakeBackend(Protocol):
-    """What the fixture ``make_backend`` returns."""
+    """The callable of the fixture ``make_backend``."""
 
     def __call__(
         self,

@@ -1,4 +1,4 @@
-"""What reads return."""
+"""The rules of reads."""
 
 from __future__ import annotations
 

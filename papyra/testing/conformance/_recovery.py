@@ -1,4 +1,4 @@
-"""What scans find, and recovery mends."""
+"""The rules of scans and recovery."""
 
 from __future__ import annotations
 

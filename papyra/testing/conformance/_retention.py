@@ -1,4 +1,4 @@
-"""What retention hides, and compaction frees."""
+"""The rules of retention and compaction."""
 
 from __future__ import annotations
 

@@ -51,7 +51,7 @@ _PASSING = (StoreUnreachable, StoreNotReady)
 
 
 class ServerInfo:
-    """What a server says about itself."""
+    """The reply of a server to ``INFO``."""
 
     def __init__(self, info: dict[str, Any]) -> None:
         version = str(info.get("redis_version", "0"))

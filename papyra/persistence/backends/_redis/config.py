@@ -1,4 +1,4 @@
-"""Where a store on Redis is, and how it is spoken to."""
+"""The configuration of a store on Redis: its URL, its keys, its time-outs."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ _ACKNOWLEDGE = re.compile(r"memory|aof|replicas:[1-9][0-9]{0,3}")
 
 
 class RedisStreamsConfig(msgspec.Struct, frozen=True, kw_only=True):
-    """Where a store is, and how it is spoken to.
+    """The URL of a store, its name there, and how calls to it behave.
 
     ``redis://`` and ``rediss://`` (TLS) lead to a server, ``unix://`` to its socket::
 
@@ -169,7 +169,7 @@ class RedisStreamsConfig(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def replicas(self) -> int:
-        """How many replicas must have a record before it is acknowledged."""
+        """The number of replicas that must have a record before it is acknowledged."""
         _, _, count = self.acknowledge.partition(":")
         return int(count or 0)
 
@@ -238,7 +238,7 @@ class Keys:
 
     @property
     def mark(self) -> str:
-        """What a writer notes, for others to know whose the plain names are."""
+        """The prefix that a writer notes where the plain names could be another store's."""
         return self.prefix if self.is_ambiguous and self.tag == self._plain else ""
 
     def quarantine(self, kind: Kind) -> str:
@@ -247,7 +247,7 @@ class Keys:
 
 
 class Target(msgspec.Struct, frozen=True):
-    """What a URL leads to."""
+    """The target of a URL: a server, a Sentinel service or a cluster."""
 
     topology: Topology
     #: host and port of servers, Sentinels or nodes; none for a socket
@@ -265,7 +265,7 @@ class Target(msgspec.Struct, frozen=True):
 
     @classmethod
     def of(cls, url: str) -> Target:
-        """Return what `url` leads to; raises `InvalidPolicy`, without repeating its secrets."""
+        """Return the target of `url`; raises `InvalidPolicy`, without repeating its secrets."""
         scheme, _, rest = url.partition("://")
         topology = _SCHEMES[scheme]
         rest, _, query = rest.partition("?")

@@ -122,7 +122,7 @@ class ConsumerGroups:
 
 
 class Consumer(StreamIterator[Delivery]):
-    """What one consumer of a group is to handle."""
+    """The deliveries to one consumer of a group."""
 
     def __init__(
         self,
@@ -203,6 +203,6 @@ class Consumer(StreamIterator[Delivery]):
 
 
 def deliveries_of(kind: Kind, raws: Sequence[RawEntry]) -> list[Delivery]:
-    """Return what can be read of some entries."""
+    """Return the deliveries of those entries that can be read."""
     records = [(record_of(raw, kind)[0], raw[0].decode()) for raw in raws]
     return [Delivery(record, kind, name) for record, name in records if record is not None]

@@ -1,4 +1,4 @@
-"""Stream entries: what is in one, and what records it holds.
+"""The format of stream entries, and the records in them.
 
 An entry has the id ``<ms>-<seq>``, where ``seq`` is the record's position in the store, and ``ms``
 the time of the record in milliseconds, or that of an older one if that was later: ids never go
@@ -66,7 +66,7 @@ _WHOLE = re.compile(rb"0|[1-9][0-9]{0,13}")
 
 
 class Entry(msgspec.Struct, frozen=True, gc=False):
-    """What an entry that Papyra wrote says, its record still encoded."""
+    """An entry that Papyra wrote, its record still encoded."""
 
     id: bytes
     seq: int

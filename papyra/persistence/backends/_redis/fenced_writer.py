@@ -56,7 +56,7 @@ _DIGITS: dict[type, int] = {
 
 
 class _Known(msgspec.Struct, frozen=True):
-    """Where a store ended."""
+    """The end of a store: its last position, and the counters of each kind."""
 
     last: int = 0
     #: of each kind
@@ -81,7 +81,7 @@ class InDoubtBatch(msgspec.Struct, frozen=True):
 
     @property
     def encoded(self) -> bytes:
-        """What scripts are told of it."""
+        """The batch as scripts take it."""
         return _encode((self.last_seq, self.first_seq, self.restored, self.kinds, self.times))
 
     @property

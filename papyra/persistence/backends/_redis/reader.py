@@ -193,7 +193,7 @@ class Reader:
 
 
 class _Candidates:
-    """What a page may show, and the bytes of each record.
+    """The candidates for a page, and the bytes of each record.
 
     A position that is there twice is shown as the last of the two that were read has it.
     """

@@ -70,7 +70,7 @@ class StreamState(msgspec.Struct):
 
     @property
     def expected(self) -> int:
-        """How many entries there are by the counters."""
+        """The number of entries by the counters."""
         return self._entries_through(self.n)
 
     def _entries_through(self, n: int) -> int:
@@ -85,7 +85,7 @@ class StreamState(msgspec.Struct):
 
 
 class StoreState(msgspec.Struct):
-    """The whole of it."""
+    """The counters of a store, and the state of its streams."""
 
     #: whether the hash was there
     known: bool
@@ -155,7 +155,7 @@ class StoreState(msgspec.Struct):
 
     @property
     def wrong_in_words(self) -> list[str]:
-        """What of the hash is gone, or can't be right."""
+        """The fields of the hash that are gone, or can't be right, in words."""
         found = [
             f"{name} is {value[:40]!r}, which it can't be" for name, value in self.wrong.items()
         ]
@@ -197,7 +197,7 @@ class StoreState(msgspec.Struct):
 
     @property
     def entries(self) -> int:
-        """How many entries there are."""
+        """The number of entries of all streams."""
         return sum(stream.length for stream in self.streams.values())
 
 

@@ -29,7 +29,7 @@ PAGE_ENTRIES = 1000
 
 
 class Renumbering(msgspec.Struct, frozen=True):
-    """Where the numbers of entries begin to be wrong, and what comes before."""
+    """The entry from which on a stream is renumbered, and the numbers before it."""
 
     id: bytes
     n: int = 0
@@ -68,7 +68,7 @@ class Findings(msgspec.Struct):
 
 
 class Seen(msgspec.Struct, frozen=True):
-    """What tells a good entry from another, without its record, which may be large."""
+    """The identity of a good entry, without its record, which may be large."""
 
     id: bytes
     seq: int
