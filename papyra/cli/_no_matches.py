@@ -5,16 +5,11 @@ from __future__ import annotations
 import difflib
 from collections.abc import Sequence
 
+from papyra.cli._records import type_and_address
 from papyra.cli._units import format_time
 from papyra.persistence.backends.base import PersistenceBackend
 from papyra.persistence.messages import Read
-from papyra.persistence.records import (
-    Kind,
-    PersistedAudit,
-    PersistedDeadLetter,
-    PersistedEvent,
-    Record,
-)
+from papyra.persistence.records import Kind, Record
 
 __all__ = ("explain_no_matches",)
 
@@ -42,11 +37,11 @@ async def explain_no_matches(
     if not records:
         return f"there is no {what} at all"
     among = "" if is_all else f" among the newest {len(records):,}"
-    for name, option, value in (
-        (request.actor, "--actor", _address),
-        (record_type, "--type", _type),
+    types, addresses = map(set, zip(*map(type_and_address, records), strict=True))
+    for name, option, names in (
+        (request.actor, "--actor", addresses),
+        (record_type, "--type", types),
     ):
-        names = {value(record) for record in records}
         if name is not None and not any(
             each == name or (below and each.startswith(f"{name}/")) for each in names
         ):
@@ -84,23 +79,3 @@ def _suggestion(name: str, names: Sequence[str]) -> str:
     if meant:
         return f"; did you mean {' or '.join(meant[:_SUGGESTED])}?"
     return f"; there is, for example, {names[0]}"
-
-
-def _address(record: Record) -> str:
-    match record:
-        case PersistedEvent():
-            return record.actor_address
-        case PersistedDeadLetter():
-            return record.target
-        case PersistedAudit():
-            return record.system_id
-
-
-def _type(record: Record) -> str:
-    match record:
-        case PersistedEvent():
-            return record.event_type
-        case PersistedDeadLetter():
-            return record.message_type
-        case PersistedAudit():
-            return ""

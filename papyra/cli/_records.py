@@ -17,7 +17,7 @@ from papyra.persistence.records import (
 if TYPE_CHECKING:
     from rich.text import Text
 
-__all__ = ("cells", "json_lines", "style_of", "styled", "tabbed_lines")
+__all__ = ("cells", "json_lines", "style_of", "styled", "tabbed_lines", "type_and_address")
 
 #: What happens to actors, as a terminal shows it.
 _STYLES = {
@@ -28,24 +28,23 @@ _STYLES = {
 }
 
 
-def cells(record: Record) -> Sequence[str]:
-    """Return the columns of a record: position, time, what, whose, and what it holds."""
+def type_and_address(record: Record) -> tuple[str, str]:
+    """Return the type of a record, and the address of its actor; of an audit, the system's id."""
     match record:
         case PersistedEvent():
-            what, whose = record.event_type, record.actor_address
+            return record.event_type, record.actor_address
         case PersistedDeadLetter():
-            what, whose = record.message_type, record.target
+            return record.message_type, record.target
         case PersistedAudit():
-            what, whose = "Audit", record.system_id
+            return "Audit", record.system_id
         case _:
             assert_never(record)
-    return (
-        str(record.seq),
-        format_time(record.timestamp),
-        what,
-        whose,
-        json_text(record.payload),
-    )
+
+
+def cells(record: Record) -> Sequence[str]:
+    """Return the columns of a record: position, time, type, address, and payload."""
+    time = format_time(record.timestamp)
+    return str(record.seq), time, *type_and_address(record), json_text(record.payload)
 
 
 def json_lines(records: Iterable[Record]) -> str:

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Any
-
 import msgspec
 
 from papyra.persistence.backends.base import PersistenceBackend
@@ -13,7 +10,7 @@ from papyra.persistence.messages import Read
 from papyra.persistence.records import Kind, Record, kind_of
 from papyra.testing._matchers import actor_of
 
-__all__ = ("ListModel", "combinations", "read_pages", "read_to_the_end")
+__all__ = ("ListModel", "read_pages", "read_to_the_end")
 
 #: More pages than this, one after the other, do not end.
 _MANY = 10_000
@@ -93,14 +90,3 @@ async def read_to_the_end(backend: PersistenceBackend, request: Read) -> list[Re
     if request.newest:
         pages.reverse()
     return [record for page in pages for record in page]
-
-
-def combinations(choices: dict[str, list[Any]]) -> Iterator[dict[str, Any]]:
-    """Yield every way to choose one value for each name."""
-    if not choices:
-        yield {}
-        return
-    (name, values), *others = choices.items()
-    for rest in combinations(dict(others)):
-        for value in values:
-            yield {name: value, **rest}

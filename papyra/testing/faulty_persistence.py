@@ -12,7 +12,7 @@ from papyra.clock import Clock, SystemClock
 from papyra.exceptions import InvalidRecord, InvalidSetting, PersistenceError
 from papyra.persistence.backends.base import PersistenceBackend
 from papyra.persistence.backends.group_commit import Committed
-from papyra.persistence.backends.store import Batch, Capabilities
+from papyra.persistence.backends.store import Batch
 from papyra.persistence.backends.summary import summarize
 from papyra.persistence.messages import (
     Append,
@@ -299,25 +299,16 @@ class FaultyStore:
         self._host = host
         self._backend = host.wrapped
         self._store = host.wrapped.store
+        self.name, self.capabilities = self._store.name, self._store.capabilities
         self._faults = faults
         self._is_open = False
         #: the batch that is being appended, once it is stored
         self._stored: Batch | None = None
 
     @property
-    def name(self) -> str:
-        """The wrapped store's."""
-        return self._store.name
-
-    @property
     def location(self) -> str:
         """The wrapped store's."""
         return self._store.location
-
-    @property
-    def capabilities(self) -> Capabilities:
-        """The wrapped store's."""
-        return self._store.capabilities
 
     async def open(self) -> None:
         """Host the wrapped backend, and open its store."""

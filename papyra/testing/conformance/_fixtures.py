@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -26,7 +27,7 @@ from papyra.persistence.records import (
 )
 from papyra.ref import ActorRef
 from papyra.system import ActorSystem
-from papyra.testing._list_model import ListModel, combinations, read_to_the_end
+from papyra.testing._list_model import ListModel, read_to_the_end
 
 #: Unix time of the first records.
 T0 = 1_700_000_000.0
@@ -99,7 +100,8 @@ def reads(choices: dict[str, list[Any]]) -> list[Read]:
     """Return reads of each kind with every combination of arguments that makes sense."""
     requests = []
     for kind in KINDS:
-        for arguments in combinations(choices):
+        for values in itertools.product(*choices.values()):
+            arguments = dict(zip(choices, values, strict=True))
             if arguments.get("event_type") and kind != "event":
                 continue
             if arguments.get("actor") and kind == "audit":
