@@ -27,7 +27,7 @@ from papyra.persistence.backends._redis.client import RedisClient
 from papyra.persistence.backends._redis.config import RedisStreamsConfig
 from papyra.persistence.backends._redis.consumer_groups import (
     Consumer,
-    ConsumerGroups,
+    ConsumerGroup,
     Delivery,
     Pending,
     deliveries_of,
@@ -136,8 +136,7 @@ class RedisStreamsPersistence(PersistenceBackend):
             raise InvalidPolicy(f"config is a RedisStreamsConfig, not a {type(config).__name__}")
         self.config = config
         super().__init__(RedisStore(config), retention_policy=retention_policy, clock=clock)
-        self._groups = ConsumerGroups(self.store.client)
-        self._iterators = Session(self.store.client, config, self.store.asyncio, self._check_open)
+        self._iterators = Session(self.store.client, self.store.asyncio, self._check_open)
 
     def __repr__(self) -> str:
         return f"RedisStreamsPersistence({self.config!r})"
@@ -200,13 +199,13 @@ class RedisStreamsPersistence(PersistenceBackend):
         for kind in KINDS:
             ids = [delivery.id for delivery in deliveries if delivery.kind == kind]
             if ids:
-                count += await self.store.asyncio.run(self._groups.ack, kind, group, ids)
+                count += await self.store.asyncio.run(self._group(kind, group).ack, ids)
         return count
 
     async def pending(self, group: str, kind: Kind = "event", count: int = 100) -> list[Pending]:
         """Return up to `count` deliveries of a group that were not acknowledged, oldest first."""
         _check_names(group)
-        return await self.store.asyncio.run(self._groups.pending, _check_kind(kind), group, count)
+        return await self.store.asyncio.run(self._group(kind, group).pending, count)
 
     async def claim(
         self,
@@ -220,9 +219,8 @@ class RedisStreamsPersistence(PersistenceBackend):
         """Take over up to `count` deliveries that were not acknowledged for `min_idle` seconds."""
         _check_names(group, consumer)
         _check_seconds(min_idle)
-        raws = await self.store.asyncio.run(
-            self._groups.claim, _check_kind(kind), group, consumer, min_idle, count
-        )
+        take_over = self._group(kind, group).claim
+        raws = await self.store.asyncio.run(take_over, consumer, min_idle, count)
         return deliveries_of(kind, raws)
 
     async def detach(self) -> None:
@@ -236,6 +234,9 @@ class RedisStreamsPersistence(PersistenceBackend):
         """Flush and close, the connections of iterators too. Closing twice is allowed."""
         await super().aclose()
         await self.store.disconnect()
+
+    def _group(self, kind: Kind, group: str) -> ConsumerGroup:
+        return ConsumerGroup(self.store.client, _check_kind(kind), group)
 
     def _check_open(self) -> None:
         if self.is_closed:

@@ -18,7 +18,7 @@ from papyra.persistence.backends._redis.following import id_before
 from papyra.persistence.backends._redis.stream_iterator import Session, StreamIterator, read_once
 from papyra.persistence.records import Kind, Record
 
-__all__ = ("Consumer", "ConsumerGroups", "Delivery", "Pending", "deliveries_of")
+__all__ = ("Consumer", "ConsumerGroup", "Delivery", "Pending", "deliveries_of")
 
 logger = logging.getLogger("papyra")
 
@@ -45,46 +45,50 @@ class Pending(msgspec.Struct, frozen=True):
     deliveries: int
 
 
-class ConsumerGroups:
-    """The commands of consumer groups. Runs on asyncio."""
+class ConsumerGroup:
+    """The commands of one group of a stream's consumers. Runs on asyncio."""
 
-    def __init__(self, client: RedisClient) -> None:
+    def __init__(self, client: RedisClient, kind: Kind, group: str) -> None:
         self._client = client
-        self._keys = client.keys
+        self._kind = kind
+        self.name = group
 
-    async def create(self, kind: Kind, group: str, after: int | None) -> None:
-        start = await id_before(self._client, kind, after)
-        key = self._keys.streams[kind]
+    @property
+    def _key(self) -> str:
+        return self._client.keys.streams[self._kind]
+
+    async def create(self, after: int | None) -> None:
+        """Create the group after a seq, or at the end for `None`, if it is not there yet."""
+        start = await id_before(self._client, self._kind, after)
 
         async def create(client: AnyClient) -> None:
             try:
-                await client.xgroup_create(key, group, id=start, mkstream=True)
+                await client.xgroup_create(self._key, self.name, id=start, mkstream=True)
             except redis.exceptions.ResponseError as error:
                 if "BUSYGROUP" not in str(error):
                     raise
 
         await self._client.call(create)
 
-    async def deliver(
-        self, kind: Kind, group: str, consumer: str, start: str, block: int
-    ) -> Sequence[RawEntry]:
-        streams = {self._keys.streams[kind]: start}
+    async def deliver(self, consumer: str, start: str, block: int) -> Sequence[RawEntry]:
+        """Return new entries for ``>``, waiting for some; or those delivered before, from an id."""
         wait = block if start == ">" else None
         return await read_once(
             self._client,
             lambda client: client.xreadgroup(
-                group, consumer, streams, count=stream_iterator.COUNT, block=wait
+                self.name, consumer, {self._key: start}, count=stream_iterator.COUNT, block=wait
             ),
         )
 
-    async def ack(self, kind: Kind, group: str, ids: Sequence[str]) -> int:
-        key = self._keys.streams[kind]
-        return int(await self._client.call(lambda client: client.xack(key, group, *ids)))
+    async def ack(self, ids: Sequence[str]) -> int:
+        """Acknowledge entries; return how many of them were pending."""
+        count = await self._client.call(lambda client: client.xack(self._key, self.name, *ids))
+        return int(count)
 
-    async def pending(self, kind: Kind, group: str, count: int) -> list[Pending]:
-        key = self._keys.streams[kind]
+    async def pending(self, count: int) -> list[Pending]:
+        """Return up to `count` deliveries that are not acknowledged."""
         found: list[dict[str, Any]] = await self._client.call(
-            lambda client: client.xpending_range(key, group, "-", "+", count)
+            lambda client: client.xpending_range(self._key, self.name, "-", "+", count)
         )
         return [
             Pending(
@@ -97,20 +101,16 @@ class ConsumerGroups:
             for each in found
         ]
 
-    async def claim(
-        self, kind: Kind, group: str, consumer: str, min_idle: float, count: int
-    ) -> list[RawEntry]:
+    async def claim(self, consumer: str, min_idle: float, count: int) -> list[RawEntry]:
+        """Take over up to `count` entries that nobody has acknowledged for `min_idle` seconds."""
         claimed: list[RawEntry] = []
-        await self._client.info()
-        key, cursor = self._keys.streams[kind], b"0-0"
+        await self._client.info()  # which knows the names
+        cursor, idle = b"0-0", int(min_idle * 1000)
         while len(claimed) < count:
+            take = (self._key, self.name, consumer, idle, cursor, count - len(claimed))
 
-            async def claim(
-                client: AnyClient, start: bytes = cursor, wanted: int = count - len(claimed)
-            ) -> list[Any]:
-                found: list[Any] = await client.xautoclaim(
-                    key, group, consumer, int(min_idle * 1000), start, wanted
-                )
+            async def claim(client: AnyClient, arguments: tuple[Any, ...] = take) -> list[Any]:
+                found: list[Any] = await client.xautoclaim(*arguments)
                 return found
 
             cursor, entries, *_ = await self._client.call(claim)
@@ -134,9 +134,8 @@ class Consumer(StreamIterator[Delivery]):
         claim_after: float | None,
     ) -> None:
         super().__init__(session)
-        self._groups = ConsumerGroups(session.client)
+        self._group = ConsumerGroup(session.client, kind, group)
         self._kind = kind
-        self._group = group
         self._name = consumer
         self._after = after
         self._claim_after = claim_after
@@ -148,25 +147,25 @@ class Consumer(StreamIterator[Delivery]):
         self._is_new = False
 
     async def _fetch(self) -> None:
-        kind, group, run = self._kind, self._group, self._session.asyncio.run
+        group, run = self._group, self._session.asyncio.run
         if not self._is_created:
-            await run(self._groups.create, kind, group, self._after)
+            await run(group.create, self._after)
             self._is_created = True
         try:
             raws = await self._claim() or await self._deliver()
         except StoreError as error:
             if "NOGROUP" not in str(error):
                 raise
-            logger.warning("group %s is gone, and begins anew: %s", group, error)
+            logger.warning("group %s is gone, and begins anew: %s", group.name, error)
             self._is_created, self._after = False, 0
             self._position, self._is_new = "0", False
             return
         for raw in raws:
-            record, identifier = self._readable(kind, raw), raw[0].decode()
+            record, identifier = self._readable(self._kind, raw), raw[0].decode()
             if record is not None:
-                self._items.append(Delivery(record, kind, identifier))
+                self._items.append(Delivery(record, self._kind, identifier))
             else:
-                await run(self._groups.ack, kind, group, [identifier])
+                await run(group.ack, [identifier])
 
     async def _claim(self) -> Sequence[RawEntry]:
         now = anyio.current_time()
@@ -174,23 +173,13 @@ class Consumer(StreamIterator[Delivery]):
             return ()
         self._claim_at = now + self._rest
         return await self._session.asyncio.run(
-            self._groups.claim,
-            self._kind,
-            self._group,
-            self._name,
-            self._claim_after,
-            stream_iterator.COUNT,
+            self._group.claim, self._name, self._claim_after, stream_iterator.COUNT
         )
 
     async def _deliver(self) -> Sequence[RawEntry]:
-        raws = await self._session.asyncio.run(
-            self._groups.deliver,
-            self._kind,
-            self._group,
-            self._name,
-            ">" if self._is_new else self._position,
-            self._block(min(stream_iterator.BLOCK, self._rest)),
-        )
+        start = ">" if self._is_new else self._position
+        block = self._block(min(stream_iterator.BLOCK, self._rest))
+        raws = await self._session.asyncio.run(self._group.deliver, self._name, start, block)
         if raws:
             self._position = raws[-1][0].decode()
         else:

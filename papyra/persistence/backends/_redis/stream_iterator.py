@@ -14,7 +14,6 @@ from redis.backoff import ExponentialWithJitterBackoff
 from papyra.exceptions import StoreError, StoreNotReady, StoreUnreachable
 from papyra.persistence.backends._io.asyncio_bridge import AsyncioBridge
 from papyra.persistence.backends._redis.client import AnyClient, RedisClient
-from papyra.persistence.backends._redis.config import RedisStreamsConfig
 from papyra.persistence.backends._redis.entry_format import RawEntry, record_of
 from papyra.persistence.records import Kind, Record
 
@@ -34,7 +33,6 @@ class Session(msgspec.Struct, frozen=True):
     """The parts of a backend that its iterators use."""
 
     client: RedisClient
-    config: RedisStreamsConfig
     asyncio: AsyncioBridge
     #: raises `BackendClosed` when it is
     check_open: Callable[[], None]
@@ -45,7 +43,7 @@ class StreamIterator(Generic[ItemT]):
 
     def __init__(self, session: Session) -> None:
         self._session = session
-        self._config = session.config
+        self._config = session.client.config
         self._items: deque[ItemT] = deque()
         self._failures = 0
 
