@@ -26,32 +26,24 @@ class JsonFilePersistence(PersistenceBackend):
 
     With ``fsync="always"``, an acknowledged record is on the device: each commit is one write and
     one ``fdatasync``. ``"everysec"`` syncs once a second, in a thread of its own; ``"no"`` leaves
-    it to the system, but for a `flush` and the closing. With these, what was acknowledged survives
-    the process, but not always the machine. Of a commit that nobody was told about, a crash may
-    leave a beginning. What is cut off before the next write is what such a commit can have left,
-    and nothing else: what others have changed stays as it is, until a recovery is asked for. The
-    lock file notes how far the file was acknowledged and on the device when it was closed, and no
-    record before that is ever cut off. Only of a last commit that no clean close has followed can
-    it not be told whether it was acknowledged: what lost blocks of it later, without a further
-    commit behind it, counts as torn.
+    it to the system, but for a `flush` and the closing: what was acknowledged then survives the
+    process, but not always the machine. Of a commit that nobody was told about, a crash may leave a
+    beginning, which is cut off before the next write; anything else stays as it is until a
+    recovery. What a clean close has noted as acknowledged, in the lock file, is never cut off; of a
+    last commit after that, what lost blocks counts as torn.
 
-    An append, a read or a flush that takes longer than `call_timeout` seconds, as on a network disk
-    that is gone, fails with a `StoreError`; what such an append may still write does not count.
-    Until the disk answers, everything else fails at once.
+    An append, a read or a flush that takes longer than `call_timeout` seconds fails with a
+    `StoreError`; until the disk answers, everything else fails at once.
 
-    One backend at a time has the file open: another one, in this process or in any other, by this
-    name or by another, gets `BackendInUse`, which names the process. A relative path is one in the
-    directory that was current when the backend was made, ``~`` a home, and a link is followed. If
-    the file is renamed, removed or replaced while it is open, or the directory, what would be
-    acknowledged raises `StoreMoved`; if it is cut off or written to by others, `StoreChanged`; in a
-    child that was forked, `StoreForked`. Without the file locks of POSIX there are readers only,
-    and others raise `UnsupportedPlatform`. With `read_only` there is no such limit: it takes no
-    lock, changes nothing, sees what was written whenever it reads, and raises `StoreReadOnly` when
-    it should write. Reads go by an index of blocks, of 1.6 MB at most, that is built when the file
-    is opened; they pass over damaged lines, which a scan reports. A reader with an
-    `index_directory` keeps it there for the next one, which then reads only what is new. The scan
-    that follows the opening reports what that has read, if that was everything and the file is
-    still the same.
+    One backend at a time has the file open, by whatever name: another one gets `BackendInUse`. A
+    relative path is one in the directory that was current when the backend was made, ``~`` a home,
+    and a link is followed. What would be acknowledged into a file that is not there any more raises
+    `StoreMoved`; into one that others have written to, `StoreChanged`; in a forked child,
+    `StoreForked`. Without the file locks of POSIX there are readers only. With `read_only` it takes
+    no lock, changes nothing, sees what was written whenever it reads, and raises `StoreReadOnly`
+    when it should write. Opening builds an index of at most 1.6 MB, which a reader with an
+    `index_directory` keeps there for the next one. Reads pass over damaged lines, which a scan
+    reports.
     """
 
     store: FileStore

@@ -77,49 +77,28 @@ ROUNDS = 4
 class RedisStreamsPersistence(PersistenceBackend):
     """Keeps its records in Redis Streams: ``{prefix:system_id}:events``, ``:audits`` and so on.
 
-    Entries are as `papyra.persistence.backends._redis.entry_format` says, and readable in
-    ``redis-cli``. A batch is one call of a script, so it is stored whole or not at all, and exactly
-    once: a call whose answer was lost is repeated, and adds nothing twice. What an acknowledgement
-    means is said with `RedisStreamsConfig`.
+    A batch is one call of a script: it is stored whole or not at all, and exactly once, however
+    often its answer is lost. What an acknowledgement means is said with `RedisStreamsConfig`.
 
     **A store has one writer.** With its first write a backend becomes the writer, and takes over
     from the one before, whose next write raises `StoreFenced`; opening, reading, scanning and
     following take nothing over. Closed and opened again, a fenced backend may take over in turn.
 
     While the server can't be reached, or is not ready, calls are tried again for
-    ``config.retry_for`` seconds. An append that fails for good may have been stored without an
-    answer: it is not shown, and taken back before anything else is written, or when the backend is
-    closed; its positions stay unused. Others that follow the stream may have seen it. If another
-    writer takes over meanwhile, the batch is part of what that one builds on if it is stored, as
-    nobody there can tell whether it was acknowledged. The append that still goes on is told so, and
-    succeeds; the one that has raised takes its batch back as soon as it reaches the server. Only a
-    process that ends, or stays cut off, before it could do so leaves it stored: the log says which
-    positions. (A successor can't decide that: what was acknowledged looks the same.)
+    ``config.retry_for`` seconds. An append that raises is not shown, and taken back before anything
+    else is written, or on closing; its positions stay unused. Where another writer has taken over,
+    a process that ends before it could do so leaves it stored: the log says which positions.
 
-    Positions are not given again while this backend knows of them, whatever the server has lost: it
-    says so in the log, at the level of errors, and goes on behind them. What a server that was
-    emptied has held, or what a promoted replica had not got, a process that begins after that can't
-    know. Opening warns of a server that may evict the store, of keys that expire, and of records
-    that are missing.
+    Positions are not given again while this backend knows of them, whatever the server has lost,
+    which the log says at the level of errors. Opening warns of a server that may evict the store,
+    of keys that expire, and of records that are missing. Errors of the server have names:
+    `StoreUnreachable`, `StoreNotReady`, `StoreNotWritable`, `StoreFull`, `StoreAccessDenied`,
+    `StoreWrongType`, `StoreNotAcknowledged`.
 
-    A server that is killed in the middle of writing a batch to its append-only file may keep a part
-    of it there, and bring it back when it starts the time after next. The writer that was told of
-    the failure prevents that. Where it was killed as well, the part comes back in the place of what
-    was written since: a scan says so, and `recover` removes it and keeps the others. Until then a
-    page may show it; and records whose time is before that of the part are lost to the server,
-    which refuses their ids. With ``aof-load-truncated no`` none of this happens: the server then
-    waits for somebody to cut the file, and ``redis-check-aof --fix`` does so in front of the batch.
-
-    Errors of the server have names of their own: `StoreUnreachable`, `StoreNotReady`,
-    `StoreNotWritable`, `StoreFull`, `StoreAccessDenied`, `StoreWrongType`, `StoreNotAcknowledged`.
-
-    `compact` trims the streams with ``XTRIM``, up to the first record that reads show. `recover`
-    removes what is damaged, and counts anew what others have given other numbers; in mode
-    ``quarantine`` it copies what it removes to ``{...}:quarantine:<kind>``, `quarantine_dir` being
-    for files. A scan finds undecodable records, wrong checksums, entries with other fields or
-    numbers than Papyra writes, and missing ones.
-
-    It works on trio, too: redis-py, which knows asyncio alone, then runs in a thread of its own.
+    `compact` trims with ``XTRIM``. `recover` removes what is damaged, and counts anew what others
+    have given other numbers; in mode ``quarantine`` it copies what it removes to
+    ``{...}:quarantine:<kind>``. What a server that is killed may do to a store, the guide in
+    ``papyra/persistence/backends/README.md`` says.
     """
 
     store: RedisStore

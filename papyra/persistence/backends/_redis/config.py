@@ -42,25 +42,17 @@ _ACKNOWLEDGE = re.compile(r"memory|aof|replicas:[1-9][0-9]{0,3}")
 class RedisStreamsConfig(msgspec.Struct, frozen=True, kw_only=True):
     """The URL of a store, its name there, and how calls to it behave.
 
-    ``redis://`` and ``rediss://`` (TLS) lead to a server, ``unix://`` to its socket::
-
-        redis://[[user]:password@]host[:port][/database][?option=...]
-
-    ``redis+sentinel://host:port,host:port/service[/database]`` finds the master of a service
-    through its Sentinels, and ``redis+cluster://host:port,host:port`` a cluster through any of its
-    nodes; both exist as ``rediss+...``, too. The query takes the options of redis-py's ``from_url``
-    that can work, such as ``ssl_ca_certs``; for Sentinels that have passwords of their own,
-    ``sentinel_username`` and ``sentinel_password``. Others are refused, by name. What secrets
-    there are in the URL is shown nowhere.
+    The URL leads to a server (``redis://``, ``rediss://`` with TLS, ``unix://``), to the master of
+    a service (``redis+sentinel://host:port,host:port/service``) or to a cluster
+    (``redis+cluster://host:port,host:port``). Its query takes the options of redis-py's
+    ``from_url`` that can work, such as ``ssl_ca_certs``, and for Sentinels with passwords of their
+    own ``sentinel_username`` and ``sentinel_password``. Secrets in it are shown nowhere.
 
     **What an acknowledgement means.** With ``memory``, that the server has the record in its
-    memory: what else that is worth is the server's own setting. With ``appendfsync always`` it is
-    on the disk; with ``everysec`` the last second can be lost with the machine, nothing with the
-    process alone; without AOF, everything since the last snapshot. ``aof`` waits until the record
-    is synced to the server's disk whatever it is set to (``WAITAOF``, from Redis 7.2 and Valkey
-    7.2 on; older servers must have ``appendfsync always``). ``replicas:2`` waits until two replicas
-    have it (``WAIT``), so that it outlives the loss of the server. A write that is not confirmed
-    in time raises `StoreNotAcknowledged`, and is taken back.
+    memory: how durable that is, its own settings say. ``aof`` waits until it is synced to the
+    server's disk (``WAITAOF``; servers before Redis 7.2 must have ``appendfsync always``), and
+    ``replicas:2`` until two replicas have it (``WAIT``). A write that is not confirmed in time
+    raises `StoreNotAcknowledged`, and is taken back.
 
     Raises `InvalidPolicy` for what makes no sense.
     """
