@@ -9,7 +9,8 @@ from typing import Protocol
 
 import anyio
 
-from papyra._seconds import is_seconds, seconds, shown
+from papyra._durations import is_seconds, seconds
+from papyra._safe_repr import shown
 from papyra.exceptions import InvalidPolicy
 
 __all__ = ("Clock", "SystemClock", "span")

@@ -10,9 +10,8 @@ from typing import Generic, NamedTuple, TypeVar
 
 import anyio
 
-from papyra._seconds import shown
+from papyra._safe_repr import MEANT, shown
 from papyra._signal import NewSignal, Signal
-from papyra._text import MEANT
 from papyra.exceptions import InvalidPolicy, MailboxClosed, MailboxFull
 
 __all__ = ("Mailbox", "MailboxStatistics")

@@ -8,10 +8,10 @@ from contextvars import ContextVar
 from threading import get_ident
 from typing import Any, Literal, Protocol, TypeAlias, overload
 
+from papyra._durations import is_seconds, seconds
 from papyra._home_loop import HomeLoop
-from papyra._seconds import is_seconds, seconds, shown
+from papyra._safe_repr import shown, type_name
 from papyra._signal import Latch, Signal
-from papyra._text import type_name
 from papyra.address import ActorAddress
 from papyra.clock import Clock
 from papyra.exceptions import ActorStopped, AskTimeout, InvalidPolicy, MailboxClosed, MailboxFull

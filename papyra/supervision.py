@@ -8,7 +8,8 @@ from collections.abc import Mapping
 import msgspec
 from msgspec.structs import force_setattr
 
-from papyra._seconds import LONGEST, is_seconds, seconds, shown
+from papyra._durations import LONGEST, is_seconds, seconds
+from papyra._safe_repr import shown
 from papyra.exceptions import InvalidPolicy
 
 __all__ = ("Decision", "OneForAll", "OneForOne", "SupervisionPolicy")

@@ -13,6 +13,7 @@ from typing import Any, Self
 import anyio
 from anyio.abc import TaskGroup
 
+from papyra._durations import is_seconds, seconds
 from papyra._home_loop import HomeLoop
 from papyra._portal import Portal
 from papyra._runtime.cancellation import (
@@ -30,8 +31,7 @@ from papyra._runtime.failures import Outcome
 from papyra._runtime.props import Props
 from papyra._runtime.recorder import LoggingRecorder, SystemRecorder
 from papyra._runtime.shutdown import Shutdown, descendants
-from papyra._seconds import is_seconds, seconds, shown
-from papyra._text import text_of, type_name
+from papyra._safe_repr import shown, text_of, type_name
 from papyra._trio import running_trio
 from papyra.actor import Actor
 from papyra.address import ActorAddress, check_name

@@ -18,8 +18,8 @@ from papyra._runtime.lifecycle import Lifecycle
 from papyra._runtime.loop import ActorLoop
 from papyra._runtime.props import Props
 from papyra._runtime.recorder import Recorder
+from papyra._safe_repr import type_name
 from papyra._signal import Latch, Signal
-from papyra._text import type_name
 from papyra.actor import Actor, ActorContext, System
 from papyra.address import ActorAddress
 from papyra.clock import Clock

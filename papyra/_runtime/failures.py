@@ -9,7 +9,7 @@ from typing import Literal, Protocol
 from papyra._runtime.lifecycle import Lifecycle
 from papyra._runtime.recorder import Recorder
 from papyra._runtime.restart_backoff import RestartBackoff
-from papyra._text import MEANT, text_of, type_name
+from papyra._safe_repr import MEANT, text_of, type_name
 from papyra.address import ActorAddress
 from papyra.clock import Clock
 from papyra.events import ActorCrashed

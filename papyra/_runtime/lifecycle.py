@@ -6,7 +6,7 @@ from typing import Literal, TypeAlias
 
 import anyio
 
-from papyra._text import text_of, type_name
+from papyra._safe_repr import text_of, type_name
 from papyra.address import ActorAddress
 from papyra.exceptions import ActorStopped
 from papyra.mailbox import Mailbox

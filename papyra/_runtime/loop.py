@@ -26,7 +26,7 @@ from papyra._runtime.failures import Failures, Supervisor
 from papyra._runtime.lifecycle import Lifecycle
 from papyra._runtime.props import Props
 from papyra._runtime.recorder import Recorder
-from papyra._text import MEANT, text_of, type_name
+from papyra._safe_repr import MEANT, text_of, type_name
 from papyra.actor import ActorContext, Failure
 from papyra.address import ActorAddress
 from papyra.clock import Clock

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from papyra._seconds import shown
+from papyra._safe_repr import shown
 from papyra.actor import Actor, ActorContext
 from papyra.exceptions import InvalidActor
 

@@ -6,7 +6,7 @@ import logging
 from collections import deque
 from typing import Protocol
 
-from papyra._text import MEANT, shown, type_name
+from papyra._safe_repr import MEANT, shown, type_name
 from papyra.address import ActorAddress
 from papyra.audit import AuditReport
 from papyra.clock import Clock

@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING
 
-from papyra._lazy import finder
+from papyra._lazy_imports import finder
 
 if TYPE_CHECKING:
     from papyra.persistence.actor import PersistenceActor

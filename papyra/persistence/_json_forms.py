@@ -23,7 +23,7 @@ from weakref import WeakKeyDictionary
 
 import msgspec
 
-from papyra._text import shown, text_of
+from papyra._safe_repr import shown, text_of
 
 __all__ = (
     "HARMLESS",

@@ -13,8 +13,8 @@ from typing import Any
 
 import msgspec
 
-from papyra._stack import on_fresh_stack
-from papyra._text import MEANT, shown, text_of, type_name
+from papyra._fresh_stack import on_fresh_stack
+from papyra._safe_repr import MEANT, shown, text_of, type_name
 from papyra.exceptions import UnencodablePayload
 from papyra.persistence._json_forms import HARMLESS, MAX_DIGITS, form_of
 

@@ -10,8 +10,8 @@ from typing import Any
 
 import msgspec
 
-from papyra._stack import on_fresh_stack
-from papyra._text import MEANT, shown, text_of, type_name
+from papyra._fresh_stack import on_fresh_stack
+from papyra._safe_repr import MEANT, shown, text_of, type_name
 from papyra.exceptions import InvalidRecord, StoreError, UnencodablePayload
 from papyra.persistence._json_forms import MAX_DIGITS, depth_of, is_simple, may_hold_long_integer
 from papyra.persistence._payload_check import MAX_DEPTH, Room, come_back, fault_in, to_json

@@ -11,7 +11,7 @@ from typing import TypeAlias, assert_never
 
 import msgspec
 
-from papyra._text import shown
+from papyra._safe_repr import shown
 from papyra.exceptions import InvalidRequest
 from papyra.message import Message, ReplyT
 from papyra.persistence.metrics import MetricsSnapshot

@@ -8,7 +8,7 @@ from typing import Any, Literal, TypeAlias, get_args
 
 import msgspec
 
-from papyra._text import shown, type_name
+from papyra._safe_repr import shown, type_name
 from papyra.exceptions import InvalidRecord
 
 __all__ = (

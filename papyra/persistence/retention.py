@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import msgspec
 
-from papyra._seconds import is_seconds, shown
+from papyra._durations import is_seconds
+from papyra._safe_repr import shown
 from papyra.exceptions import InvalidPolicy
 
 __all__ = ("RetentionPolicy",)

@@ -7,7 +7,8 @@ from typing import Generic, TypeVar
 
 import anyio
 
-from papyra._seconds import is_seconds, seconds, shown
+from papyra._durations import is_seconds, seconds
+from papyra._safe_repr import shown
 from papyra.clock import Clock
 from papyra.exceptions import InvalidPolicy
 from papyra.testing._matchers import Pattern, difference

@@ -10,7 +10,8 @@ from collections.abc import Iterator
 
 import anyio
 
-from papyra._seconds import LONGEST, is_seconds, shown
+from papyra._durations import LONGEST, is_seconds
+from papyra._safe_repr import shown
 from papyra.clock import span
 from papyra.exceptions import InvalidPolicy
 from papyra.testing.wait_idle import wait_until_idle

@@ -6,7 +6,8 @@ import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Any, Generic, Literal, Protocol, TypeAlias, TypeVar, get_args
 
-from papyra._seconds import is_seconds, shown
+from papyra._durations import is_seconds
+from papyra._safe_repr import shown
 from papyra.exceptions import InvalidPolicy, PersistenceError, StoreError
 from papyra.persistence.messages import Request
 from papyra.persistence.records import KINDS, Kind, Record, kind_of

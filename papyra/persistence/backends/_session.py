@@ -8,7 +8,7 @@ from typing import Literal, ParamSpec, TypeVar, cast
 
 import anyio
 
-from papyra._text import shown
+from papyra._safe_repr import shown
 from papyra.exceptions import (
     BackendClosed,
     InvalidRecord,

@@ -12,7 +12,7 @@ from typing import Protocol, Self, TypeVar, assert_never, cast
 
 import anyio
 
-from papyra._text import shown
+from papyra._safe_repr import shown
 from papyra.exceptions import (
     BackendBusy,
     BackendInUse,

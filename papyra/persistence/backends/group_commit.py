@@ -6,7 +6,7 @@ import copy
 from collections.abc import Awaitable, Callable, Sequence
 from typing import TypeAlias, cast, overload
 
-from papyra._text import MEANT, shown, text_of
+from papyra._safe_repr import MEANT, shown, text_of
 from papyra.exceptions import InvalidRecord, PersistenceError
 from papyra.persistence import codec
 from papyra.persistence.messages import Append, Appended, AppendMany

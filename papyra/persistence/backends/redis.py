@@ -12,7 +12,8 @@ from pathlib import Path
 import anyio
 import msgspec
 
-from papyra._seconds import LONGEST, is_seconds, shown
+from papyra._durations import LONGEST, is_seconds
+from papyra._safe_repr import shown
 from papyra.exceptions import (
     BackendClosed,
     InvalidPolicy,

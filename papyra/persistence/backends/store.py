@@ -18,7 +18,7 @@ from typing import Protocol, runtime_checkable
 
 import msgspec
 
-from papyra.persistence.backends.page import collect_page
+from papyra.persistence.backends.paging import collect_page
 from papyra.persistence.messages import Page, Read
 from papyra.persistence.records import Record
 from papyra.persistence.reports import (

@@ -15,7 +15,7 @@ from papyra.exceptions import (
     InvalidRecord,
     UnencodablePayload,
 )
-from papyra.persistence.backends.page import MAX_PAGE_RECORDS
+from papyra.persistence.backends.paging import MAX_PAGE_RECORDS
 from papyra.persistence.codec import MAX_DEPTH
 from papyra.persistence.messages import Append, AppendMany
 from papyra.persistence.records import (

@@ -12,7 +12,7 @@ import pytest
 from papyra.exceptions import (
     InvalidRequest,
 )
-from papyra.persistence.backends.page import MAX_PAGE_BYTES, MAX_PAGE_RECORDS
+from papyra.persistence.backends.paging import MAX_PAGE_BYTES, MAX_PAGE_RECORDS
 from papyra.persistence.messages import Append, Read
 from papyra.persistence.records import (
     PersistedAudit,

@@ -16,8 +16,7 @@ from papyra.persistence import (
     PersistedDeadLetter,
     PersistenceRecoveryConfig,
 )
-from papyra.persistence.backends import memory
-from papyra.persistence.backends import page as pages
+from papyra.persistence.backends import memory, paging
 from papyra.persistence.backends.memory import InMemoryPersistence
 from papyra.persistence.metrics import PersistenceMetricsMixin
 from tests.actors import event
@@ -139,7 +138,7 @@ async def test_reads_are_right_when_timestamps_are_out_of_order(
 async def test_a_page_is_bounded_and_says_where_to_go_on(
     persistence: InMemoryPersistence, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(pages, "MAX_PAGE_RECORDS", 4)
+    monkeypatch.setattr(paging, "MAX_PAGE_RECORDS", 4)
     await persistence.append(*(event(number) for number in range(10)))
     page = await persistence.read("event", limit=100)
     assert ([r.seq for r in page.records], page.next_after, page.more) == ([1, 2, 3, 4], 4, True)
@@ -156,7 +155,7 @@ async def test_a_page_is_bounded_and_says_where_to_go_on(
 async def test_a_page_is_bounded_in_bytes(
     persistence: InMemoryPersistence, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(pages, "MAX_PAGE_BYTES", 250)
+    monkeypatch.setattr(paging, "MAX_PAGE_BYTES", 250)
     await persistence.append(*(event(number) for number in range(10)))
     page = await persistence.read("event")
     assert 1 < len(page.records) < 10
@@ -182,7 +181,7 @@ async def test_filters_select_by_type_and_actor(persistence: InMemoryPersistence
 async def test_a_filtered_page_may_be_empty_and_not_the_last(
     persistence: InMemoryPersistence, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(pages, "MAX_PAGE_RECORDS", 4)
+    monkeypatch.setattr(paging, "MAX_PAGE_RECORDS", 4)
     await persistence.append(*(event(n, event_type="AB"[n == 9]) for n in range(10)))
     page = await persistence.read("event", event_type="B")
     assert (page.records, page.next_after, page.more) == ((), 4, True)

@@ -25,7 +25,7 @@ from papyra.persistence import (
     Read,
     Record,
 )
-from papyra.persistence.backends import group_commit, memory, page
+from papyra.persistence.backends import group_commit, memory, paging
 from papyra.persistence.backends.memory import InMemoryPersistence
 from papyra.persistence.backends.retention import RetentionPolicy
 from papyra.testing._list_model import ListModel, read_to_the_end
@@ -124,8 +124,8 @@ def test_it_holds_what_a_list_would_hold(
             await run()
 
     with (
-        mock.patch.object(page, "MAX_PAGE_RECORDS", 3),
-        mock.patch.object(page, "MAX_PAGE_BYTES", 300),
+        mock.patch.object(paging, "MAX_PAGE_RECORDS", 3),
+        mock.patch.object(paging, "MAX_PAGE_BYTES", 300),
         mock.patch.object(memory, "_BLOCK", 2),
         mock.patch.object(group_commit, "MAX_COMMIT_RECORDS", 3),
     ):

@@ -6,7 +6,8 @@ import os
 from collections.abc import Callable
 from typing import TypeVar
 
-from papyra._seconds import is_seconds, shown
+from papyra._durations import is_seconds
+from papyra._safe_repr import shown
 from papyra.exceptions import (
     InvalidPolicy,
     PersistenceError,

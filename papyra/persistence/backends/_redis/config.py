@@ -9,7 +9,8 @@ from urllib.parse import parse_qsl, unquote, urlencode, urlsplit
 
 import msgspec
 
-from papyra._seconds import is_seconds, shown
+from papyra._durations import is_seconds
+from papyra._safe_repr import shown
 from papyra.exceptions import InvalidPolicy
 from papyra.persistence.backends._redis.options import check_options, check_tls, once
 from papyra.persistence.records import KINDS, Kind

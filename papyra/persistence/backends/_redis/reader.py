@@ -19,7 +19,7 @@ from papyra.persistence.backends._redis.entry_format import (
     whole,
 )
 from papyra.persistence.backends._redis.stream_scan import PAGE_BYTES, PAGE_ENTRIES
-from papyra.persistence.backends.page import MAX_PAGE_BYTES, MAX_PAGE_RECORDS, collect_page
+from papyra.persistence.backends.paging import MAX_PAGE_BYTES, MAX_PAGE_RECORDS, collect_page
 from papyra.persistence.messages import Page, Read
 from papyra.persistence.records import KINDS, Kind, Record
 from papyra.persistence.retention import RetentionPolicy

@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from papyra.persistence import PersistenceRecoveryConfig, Read, Record
-from papyra.persistence.backends import page
+from papyra.persistence.backends import paging
 from papyra.persistence.backends._files import block_index, file_index, line_reader
 from papyra.persistence.backends._files.disk import Disk
 from papyra.persistence.backends._files.line_format import Line, parse_lines
@@ -80,7 +80,7 @@ class FileStore(RuleBasedStateMachine):
             mock.patch.object(block_index, "MAX_BLOCKS", 4),
             mock.patch.object(line_reader, "_CHUNK", 700),
             mock.patch.object(file_index, "_PENDING", 5),
-            mock.patch.object(page, "MAX_PAGE_RECORDS", 4),
+            mock.patch.object(paging, "MAX_PAGE_RECORDS", 4),
         ):
             return anyio.run(function, backend=self.loop)
 

@@ -20,7 +20,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from papyra.exceptions import StoreFenced
 from papyra.persistence import PersistenceRecoveryConfig, Read, Record
-from papyra.persistence.backends import page
+from papyra.persistence.backends import paging
 from papyra.persistence.backends._redis import reader, repair, stream_iterator, stream_scan
 from papyra.persistence.backends.redis import RedisStreamsConfig, RedisStreamsPersistence
 from papyra.persistence.backends.retention import RetentionPolicy
@@ -86,7 +86,7 @@ class Store(RuleBasedStateMachine):
         self.stack = ExitStack()
         # Small enough for every limit to be met.
         for module, name, value in (
-            (page, "MAX_PAGE_RECORDS", 4),
+            (paging, "MAX_PAGE_RECORDS", 4),
             (reader, "MAX_PAGE_RECORDS", 4),
             (reader, "MAX_FETCHED", 6),
             (reader, "FIRST_FETCH", 2),

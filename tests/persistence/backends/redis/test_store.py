@@ -26,7 +26,7 @@ from papyra.persistence import (
     PersistenceStartupConfig,
     Read,
 )
-from papyra.persistence.backends import page
+from papyra.persistence.backends import paging
 from papyra.persistence.backends.redis import RedisStreamsConfig, RedisStreamsPersistence
 from papyra.persistence.backends.retention import RetentionPolicy
 from papyra.testing._list_model import ListModel, read_to_the_end
@@ -179,7 +179,7 @@ class TestReading:
                 ]
                 model.append(*batch)
                 await store.append(*batch)
-            monkeypatch.setattr(page, "MAX_PAGE_RECORDS", 7)
+            monkeypatch.setattr(paging, "MAX_PAGE_RECORDS", 7)
             for since, until, newest in itertools.product(
                 [None, T0 + 3, T0 + 51.0002], [None, T0 + 10, T0 + 52, 0.0], [False, True]
             ):

@@ -14,6 +14,7 @@ def finder(package: str, names: Sequence[str], modules: Sequence[str]) -> Callab
 
     They are searched in order, so those come first that the others stand on. What starts quickly
     then, as a command does, pays for the part that it uses; everybody else notices nothing.
+    Type checkers follow none of this: for them, the package imports the same names once more.
     """
 
     def find(name: str) -> object:

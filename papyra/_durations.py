@@ -1,12 +1,11 @@
-"""Lengths of time, as users give them."""
+"""Durations in seconds, as users give them."""
 
 from __future__ import annotations
 
 import math
-import reprlib
 import sys
 
-__all__ = ("LONGEST", "is_seconds", "seconds", "shown")
+__all__ = ("LONGEST", "is_seconds", "seconds")
 
 #: A hundred years. Event loops, sockets and servers can't count much longer, each in its own way.
 LONGEST = 3_155_760_000.0
@@ -32,11 +31,3 @@ def seconds(value: float) -> float:
     if abs(value) > LONGEST:  # also where it is an int that no float can hold
         return math.inf if value > 0 else -math.inf
     return float(value)
-
-
-def shown(value: object) -> str:
-    """Return `value` for the text of an error, whatever it is."""
-    try:
-        return reprlib.repr(value)
-    except ValueError:  # an int of too many digits
-        return f"an {type(value).__name__} of {value.bit_length()} bits"  # type: ignore[attr-defined]

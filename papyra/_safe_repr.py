@@ -1,4 +1,4 @@
-"""Words for users' objects, whatever these do when they are asked for some."""
+"""Safe reprs, texts and type names of users' objects, whatever these do when they are asked."""
 
 from __future__ import annotations
 
