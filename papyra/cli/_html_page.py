@@ -10,7 +10,7 @@ from importlib.resources import files
 
 import msgspec
 
-from papyra.cli._lifecycles import Lives
+from papyra.cli._lifecycles import Timeline
 
 __all__ = ("page",)
 
@@ -26,7 +26,7 @@ _TOKEN = re.compile(r'"[^"\\]*(?:\\.[^"\\]*)*"|-?\d[\d.eE+-]*')
 _GREATEST = str(2**53 - 1)
 
 
-def page(lives: Lives) -> str:
+def page(lives: Timeline) -> str:
     """Return a page that shows `lives`. It can be written as UTF-8, whatever is in them."""
     # A path that is not valid UTF-8 comes with lone surrogates, which no encoding takes.
     store = lives.store.encode("utf-8", "backslashreplace").decode()

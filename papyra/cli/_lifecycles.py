@@ -1,4 +1,4 @@
-"""The lives of actors, as their lifecycle events tell them."""
+"""The lifecycles of actors, as their events tell them."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import msgspec
 from papyra.persistence.backends.base import PersistenceBackend
 from papyra.persistence.records import PersistedDeadLetter, PersistedEvent
 
-__all__ = ("Life", "Lives", "Step", "What", "read_lives")
+__all__ = ("Lifecycle", "Step", "Timeline", "What", "read_timeline")
 
 What: TypeAlias = Literal["started", "crashed", "restarted", "stopped"]
 
@@ -23,7 +23,7 @@ _STEPS: dict[str, What] = {
 
 
 class Step(msgspec.Struct, frozen=True, gc=False):
-    """One step of a life."""
+    """One step of a lifecycle."""
 
     seq: int
     #: Unix time in seconds
@@ -33,7 +33,7 @@ class Step(msgspec.Struct, frozen=True, gc=False):
     detail: dict[str, Any]
 
 
-class Life(msgspec.Struct):
+class Lifecycle(msgspec.Struct):
     """The lifecycle of one actor, oldest step first."""
 
     actor: str
@@ -53,26 +53,26 @@ class Life(msgspec.Struct):
         return sum(step.what == "crashed" for step in self.steps)
 
 
-class Lives(msgspec.Struct):
-    """All that a timeline shows."""
+class Timeline(msgspec.Struct):
+    """The lifecycles and dead letters of a store, as a timeline shows them."""
 
     #: the store that it was read from
     store: str
     #: from when to when there are steps; Unix time in seconds
     start: float
     end: float
-    lives: list[Life]
+    lives: list[Lifecycle]
     dead_letters: list[PersistedDeadLetter]
 
 
-async def read_lives(
+async def read_timeline(
     backend: PersistenceBackend,
     name: str,
     since: float | None = None,
     until: float | None = None,
     actor: str | None = None,
-) -> Lives:
-    """Return the lives of the actors, in the order of their first steps.
+) -> Timeline:
+    """Return the lifecycles of the actors, in the order of their first steps.
 
     With `actor`, of those alone whose address that is, or begins with it.
     """
@@ -80,14 +80,14 @@ async def read_lives(
     def is_wanted(address: str) -> bool:
         return actor is None or address == actor or address.startswith(f"{actor}/")
 
-    lives: dict[str, Life] = {}
+    lives: dict[str, Lifecycle] = {}
     async for event in backend.stream("event", since=since, until=until):
         what = _STEPS.get(event.event_type)
         if what is None or not is_wanted(event.actor_address):
             continue
         life = lives.get(event.actor_address)
         if life is None:
-            life = lives[event.actor_address] = Life(event.actor_address, "", [])
+            life = lives[event.actor_address] = Lifecycle(event.actor_address, "", [])
         step = _step(event, what)
         life.actor_type = life.actor_type or str(step.detail.get("actor_type", ""))
         life.steps.append(step)
@@ -101,7 +101,7 @@ async def read_lives(
     times = [step.time for life in lives.values() for step in life.steps]
     times += [letter.timestamp for letter in letters]
     start, end = min(times, default=0.0), max(times, default=0.0)
-    return Lives(name, start, end, list(lives.values()), letters)
+    return Timeline(name, start, end, list(lives.values()), letters)
 
 
 def _step(event: PersistedEvent, what: What) -> Step:

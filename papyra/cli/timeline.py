@@ -12,7 +12,7 @@ from cyclopts import Parameter
 from rich.cells import cell_len, set_cell_size
 
 from papyra.cli._exit_codes import WrongUse
-from papyra.cli._lifecycles import Life, Lives, What, read_lives
+from papyra.cli._lifecycles import Lifecycle, Timeline, What, read_timeline
 from papyra.cli._no_matches import explain_no_matches
 from papyra.cli._output import (
     AsJson,
@@ -124,9 +124,9 @@ def timeline(
 
 async def _read(
     store: str | None, since: float | None, until: float | None, actor: str | None
-) -> Lives:
+) -> Timeline:
     async with reading(store) as backend:
-        lives = await read_lives(backend, name_of(backend), since, until, actor)
+        lives = await read_timeline(backend, name_of(backend), since, until, actor)
         request = Read("event", actor=actor, since=since, until=until)
         if not lives.lives and request != Read("event"):
             tell(await explain_no_matches(backend, request, below=True), "dim")
@@ -135,7 +135,7 @@ async def _read(
         return lives
 
 
-def _most_eventful(lives: list[Life], limit: int | None) -> list[Life]:
+def _most_eventful(lives: list[Lifecycle], limit: int | None) -> list[Lifecycle]:
     """Return up to `limit` lives, those with the most crashes and then the most steps, in order."""
     if limit is None or len(lives) <= limit:
         return lives
@@ -143,7 +143,7 @@ def _most_eventful(lives: list[Life], limit: int | None) -> list[Life]:
     return [lives[number] for number in sorted(ranked[:limit])]
 
 
-def _show(lives: Lives) -> None:
+def _show(lives: Timeline) -> None:
     if not lives.lives:
         return
     width = console().width if is_terminal() else _PIPED_WIDTH
@@ -201,7 +201,7 @@ class Span(NamedTuple):
         return min(self.width - 1, max(0, int(part * self.width)))
 
 
-def lane(life: Life, letters: Sequence[float], span: Span, marks: Marks) -> str:
+def lane(life: Lifecycle, letters: Sequence[float], span: Span, marks: Marks) -> str:
     """Return one life as a line; `letters` are the times of the dead letters to it."""
     cells = [" "] * span.width
     # An actor whose story is known from its start on was not there before.

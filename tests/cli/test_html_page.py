@@ -17,7 +17,7 @@ from selenium.webdriver.common.actions.wheel_input import ScrollOrigin
 from selenium.webdriver.support.ui import Select
 
 from papyra.cli._html_page import page
-from papyra.cli._lifecycles import Life, Lives, Step
+from papyra.cli._lifecycles import Lifecycle, Step, Timeline
 from papyra.persistence.records import PersistedDeadLetter
 from tests.cli.browser import Browser, chromium
 
@@ -61,14 +61,14 @@ def dead_letter(seq: int, at: float, target: str) -> PersistedDeadLetter:
     return PersistedDeadLetter("shop", target, "Add", {"sku": "a-1"}, True, NOON + at, seq)
 
 
-def lives_of(*lives: Life, dead_letters: tuple[PersistedDeadLetter, ...] = ()) -> Lives:
+def lives_of(*lives: Lifecycle, dead_letters: tuple[PersistedDeadLetter, ...] = ()) -> Timeline:
     times = [step.time for life in lives for step in life.steps] or [0.0]
-    return Lives("shop.jsonl", min(times), max(times), list(lives), list(dead_letters))
+    return Timeline("shop.jsonl", min(times), max(times), list(lives), list(dead_letters))
 
 
-CART = Life("shop/cart", "Cart", [started(1, 0), crashed(3, 200), restarted(4, 300)])
-LINE = Life("shop/line", "Line", [started(2, 100, "Line"), stopped(7, 500, 1)])
-OLD = Life("shop/old", "Old", [crashed(5, 350), stopped(6, 400)])
+CART = Lifecycle("shop/cart", "Cart", [started(1, 0), crashed(3, 200), restarted(4, 300)])
+LINE = Lifecycle("shop/line", "Line", [started(2, 100, "Line"), stopped(7, 500, 1)])
+OLD = Lifecycle("shop/old", "Old", [crashed(5, 350), stopped(6, 400)])
 SHOP = lives_of(
     CART,
     LINE,
@@ -77,9 +77,9 @@ SHOP = lives_of(
 )
 
 
-def many(actors: int, steps_each: Callable[[int], list[Step]]) -> Lives:
+def many(actors: int, steps_each: Callable[[int], list[Step]]) -> Timeline:
     return lives_of(
-        *(Life(f"shop/worker-{n}", f"Type{n % 7}", steps_each(n)) for n in range(actors))
+        *(Lifecycle(f"shop/worker-{n}", f"Type{n % 7}", steps_each(n)) for n in range(actors))
     )
 
 
@@ -141,20 +141,20 @@ def policy_of(text: str) -> str:
 
 
 def test_the_data_in_the_page_are_the_lives() -> None:
-    assert msgspec.json.decode(data_in(page(SHOP)), type=Lives) == SHOP
+    assert msgspec.json.decode(data_in(page(SHOP)), type=Timeline) == SHOP
 
 
 @pytest.mark.parametrize("text", [HOSTILE, UNSEEN, "{{ script }}", "\\u003c", "]]>", "ш界🎭"])
 def test_hostile_text_stays_data(text: str) -> None:
-    lives = Lives(
+    lives = Timeline(
         text,
         NOON,
         NOON,
-        [Life(text, text, [Step(1, NOON, "crashed", {text: text, "error": text})])],
+        [Lifecycle(text, text, [Step(1, NOON, "crashed", {text: text, "error": text})])],
         [PersistedDeadLetter(text, text, text, {text: [text]}, False, NOON)],
     )
     shown = page(lives)
-    assert msgspec.json.decode(data_in(shown), type=Lives) == lives
+    assert msgspec.json.decode(data_in(shown), type=Timeline) == lives
     assert not re.search("[<>&\u2028\u2029]", data_in(shown))
     outline, plain = Outline(shown), Outline(page(SHOP))
     assert [tag for tag, *_ in outline.elements] == [tag for tag, *_ in plain.elements]
@@ -163,7 +163,7 @@ def test_hostile_text_stays_data(text: str) -> None:
 
 
 def test_a_store_whose_path_is_not_unicode_is_shown_with_escapes() -> None:
-    shown = page(Lives("caf\udce9.jsonl", 0, 0, [], []))
+    shown = page(Timeline("caf\udce9.jsonl", 0, 0, [], []))
     assert "<title>caf\\udce9.jsonl - timeline</title>" in shown
     shown.encode("utf-8")
 
@@ -232,7 +232,7 @@ def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
 def show(browser: Browser, tmp_path: Path) -> Iterator[Show]:
     """Shows lives in the browser. In the end there must be no error, and nothing was fetched."""
 
-    def show(lives: Lives, fragment: str = "") -> Browser:
+    def show(lives: Timeline, fragment: str = "") -> Browser:
         path = tmp_path / "timeline.html"
         path.write_text(page(lives), "utf-8")
         browser.open(path, fragment)
@@ -305,7 +305,7 @@ def test_a_life_is_broken_from_a_crash_until_the_restart(show: Show) -> None:
 
 
 def test_a_crash_after_which_the_actor_resumes_breaks_nothing(show: Show) -> None:
-    life = Life("shop/cart", "Cart", [started(1, 0), crashed(2, 50, decision="resume")])
+    life = Lifecycle("shop/cart", "Cart", [started(1, 0), crashed(2, 50, decision="resume")])
     browser = show(lives_of(life))
     assert path_of(browser, "shop/cart", "broken") is None
     assert len(ends_of(browser, "shop/cart", "alive")) == 1
@@ -322,14 +322,14 @@ def test_a_life_without_a_beginning_comes_from_the_left_edge_and_without_an_end_
 
 
 def test_an_actor_whose_first_start_failed_was_not_there_before(show: Show) -> None:
-    life = Life("a/late", "Late", [crashed(2, 50, where="on_start"), restarted(3, 60)])
-    browser = show(lives_of(life, Life("a/early", "Early", [started(1, 0)])))
+    life = Lifecycle("a/late", "Late", [crashed(2, 50, where="on_start"), restarted(3, 60)])
+    browser = show(lives_of(life, Lifecycle("a/early", "Early", [started(1, 0)])))
     [[begin, _]] = ends_of(browser, "a/late", "alive")
     assert begin == pytest.approx(x_of(browser, 3), abs=0.2)
 
 
 def test_an_address_may_be_taken_again(show: Show) -> None:
-    life = Life(
+    life = Lifecycle(
         "shop/cart", "Cart", [started(1, 0), stopped(2, 10), started(3, 20), stopped(4, 30)]
     )
     assert len(ends_of(show(lives_of(life)), "shop/cart", "alive")) == 2
@@ -540,9 +540,9 @@ def test_only_actors_that_crashed(show: Show) -> None:
 
 def test_lanes_are_sorted_as_selected(show: Show) -> None:
     lives = lives_of(
-        Life("a/10", "A", [started(1, 0)]),
-        Life("a/9", "A", [started(2, 1), crashed(4, 3, decision="resume")]),
-        Life("a/1", "A", [started(3, 2)]),
+        Lifecycle("a/10", "A", [started(1, 0)]),
+        Lifecycle("a/9", "A", [started(2, 1), crashed(4, 3, decision="resume")]),
+        Lifecycle("a/1", "A", [started(3, 2)]),
     )
     browser = show(lives)
     sort = Select(browser.find("#sort"))
@@ -555,7 +555,7 @@ def test_lanes_are_sorted_as_selected(show: Show) -> None:
 
 def test_tables_are_sorted_by_their_headers(show: Show) -> None:
     lives = lives_of(
-        Life("a/b", "A", [crashed(1, 0, "m"), crashed(2, 1, "z"), crashed(3, 2, "a")]),
+        Lifecycle("a/b", "A", [crashed(1, 0, "m"), crashed(2, 1, "z"), crashed(3, 2, "a")]),
     )
     browser = show(lives)
     headers = browser.find_all("#crashes th")
@@ -596,7 +596,7 @@ def test_a_dead_letter_for_an_unknown_actor_leads_nowhere(show: Show) -> None:
 
 def test_long_texts_are_shown_on_demand(show: Show) -> None:
     text = "x" * 5000
-    browser = show(lives_of(Life("a/b", "A", [crashed(1, 0, text)])))
+    browser = show(lives_of(Lifecycle("a/b", "A", [crashed(1, 0, text)])))
     cell = browser.find("#crashes td.long")
     assert "x" * 1000 not in cell.text
     browser.find("#crashes .expand").click()
@@ -605,7 +605,7 @@ def test_long_texts_are_shown_on_demand(show: Show) -> None:
 
 def test_long_names_are_elided_in_the_middle(show: Show) -> None:
     name = "shop/" + "x" * 300 + "/last"
-    browser = show(lives_of(Life(name, "A", [started(1, 0)])))
+    browser = show(lives_of(Lifecycle(name, "A", [started(1, 0)])))
     label = browser.js(
         "return [...document.querySelector('.label').childNodes].map(node => node.textContent)"
     )
@@ -615,14 +615,14 @@ def test_long_names_are_elided_in_the_middle(show: Show) -> None:
 
 def test_hostile_data_are_shown_as_text_and_do_nothing(show: Show) -> None:
     detail = dict.fromkeys(("error_type", "error", "where", "decision"), HOSTILE)
-    lives = Lives(
+    lives = Timeline(
         HOSTILE,
         NOON,
         NOON,
         [
-            Life(HOSTILE, HOSTILE, [Step(1, NOON, "crashed", detail)]),
-            Life(UNSEEN, "__proto__", [started(2, 1e300), stopped(3, -1e300)]),
-            Life("__proto__", "constructor", [started(4, 5)]),
+            Lifecycle(HOSTILE, HOSTILE, [Step(1, NOON, "crashed", detail)]),
+            Lifecycle(UNSEEN, "__proto__", [started(2, 1e300), stopped(3, -1e300)]),
+            Lifecycle("__proto__", "constructor", [started(4, 5)]),
         ],
         [PersistedDeadLetter(HOSTILE, "__proto__", HOSTILE, {HOSTILE: UNSEEN}, True, NOON)],
     )
@@ -673,14 +673,14 @@ def test_dead_letters_alone_are_a_table(show: Show) -> None:
 def test_the_axis_has_ticks_for_any_span(
     show: Show, seconds: float, first: str, second: str
 ) -> None:
-    browser = show(lives_of(Life("a/b", "A", [started(1, 0), stopped(2, seconds)])))
+    browser = show(lives_of(Lifecycle("a/b", "A", [started(1, 0), stopped(2, seconds)])))
     ticks = browser.js("return [...document.querySelectorAll('#axis .tick')].map(t => t.innerHTML)")
     assert 3 <= len(ticks) <= 12
     assert ticks[:2] == [first, second]
 
 
 def test_a_single_moment_has_an_axis(show: Show) -> None:
-    browser = show(lives_of(Life("a/b", "A", [started(1, 0)])))
+    browser = show(lives_of(Lifecycle("a/b", "A", [started(1, 0)])))
     assert browser.find_all("#axis .tick")
     for _ in range(12):
         browser.find("#zoom-in").click()
@@ -746,7 +746,7 @@ def test_thousands_of_lanes_are_filtered_at_once(show: Show) -> None:
 
 def test_thousands_of_crashes_are_shown_in_portions(show: Show) -> None:
     steps = [crashed(2 * n, 2 * n) if n % 2 else restarted(2 * n, 2 * n) for n in range(60_000)]
-    browser = show(lives_of(Life("a/flaky", "Flaky", steps)))
+    browser = show(lives_of(Lifecycle("a/flaky", "Flaky", steps)))
     assert browser.text("#crashes-count") == "30,000"
     assert len(browser.js(ROWS, "crashes")) == 200
     browser.find("#crashes .more").click()
