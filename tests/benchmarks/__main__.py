@@ -11,13 +11,7 @@ import argparse
 from pathlib import Path
 
 from tests.benchmarks.rows import ROWS
-from tests.benchmarks.table import Loop, Options
-
-LOOPS = [
-    Loop("asyncio", "asyncio", {}),
-    Loop("uvloop", "asyncio", {"use_uvloop": True}),
-    Loop("trio", "trio", {}),
-]
+from tests.benchmarks.table import LOOPS, Options
 
 
 def main() -> None:
@@ -37,12 +31,12 @@ def main() -> None:
     loops = [loop for loop in LOOPS if loop.name in arguments.loops.split(",")]
 
     head = "".join(f"{loop.name:>9}{'':12}" for loop in loops)
-    print(f"{'row':36} {'reference':22} {'bar':>7} {head}")
+    print(f"{'row':38} {'reference':22} {'bar':>7} {head}")
     for row in ROWS:
         if arguments.only not in row.name or (row.needs_flights and not options.flights):
             continue
         bar = f"{'≤' if row.at_most else '≥'} {row.bar:g}"
-        print(f"{row.name:36} {row.reference:22} {bar:>7} ", end="", flush=True)
+        print(f"{row.name:38} {row.reference:22} {bar:>7} ", end="", flush=True)
         for loop in loops:
             result = row.measure(loop, options)
             mark = " " if row.meets_bar(result) else "!"

@@ -21,6 +21,7 @@ from papyra import Actor, ActorSystem
 from papyra.persistence import PersistedEvent, PersistenceActor
 from papyra.persistence.backends.memory import InMemoryPersistence
 from papyra.testing import CheckedSystem, PersistenceProbe
+from tests.benchmarks.actors import ACTOR_ROWS
 from tests.benchmarks.command import COMMAND_ROWS
 from tests.benchmarks.files import FILE_ROWS
 from tests.benchmarks.redis import REDIS_ROWS
@@ -224,11 +225,10 @@ async def _filled(backend: InMemoryPersistence, count: int) -> float:
 
 
 def resident(loop: Loop, options: Options) -> Result:
-    del loop
     count = options.count(1_000_000)
     # In a process of its own, so that nothing else has grown the heap.
     output = subprocess.run(
-        [sys.executable, "-m", "tests.benchmarks.resident", str(count)],
+        [sys.executable, "-m", "tests.benchmarks.resident", "records", str(count), loop.name],
         check=True,
         capture_output=True,
         text=True,
@@ -348,6 +348,7 @@ ROWS = [
     Row("list_events(limit=10) at 1,000,000", "the same at 1,000", 1.5, True, reads(False)),
     Row("list_events(since) at 1,000,000", "the same at 1,000", 2, True, reads(True)),
     Row("resident bytes a record, less 32", "encoded bytes", 1.25, True, resident),
+    *ACTOR_ROWS,
     *FILE_ROWS,
     *REDIS_ROWS,
     *COMMAND_ROWS,

@@ -10,7 +10,7 @@ from typing import Any
 
 import anyio
 
-__all__ = ("Loop", "Options", "Result", "Row", "compare")
+__all__ = ("LOOPS", "Loop", "Options", "Result", "Row", "compare", "times_as_long")
 
 
 @dataclass(frozen=True)
@@ -24,6 +24,13 @@ class Loop:
     def run(self, function: Callable[..., Awaitable[float]], *args: object) -> float:
         """Return what `function` returns, on this loop."""
         return anyio.run(function, *args, backend=self.backend, backend_options=self.options)
+
+
+LOOPS = [
+    Loop("asyncio", "asyncio", {}),
+    Loop("uvloop", "asyncio", {"use_uvloop": True}),
+    Loop("trio", "trio", {}),
+]
 
 
 @dataclass(frozen=True)
@@ -80,3 +87,15 @@ def compare(
         subjects.append(seconds)
     per_item = statistics.median(subjects) / count
     return Result(ratios, f"{per_item * 1e6:.2f} µs")
+
+
+def times_as_long(
+    options: Options, count: int, reference: Callable[[], float], subject: Callable[[], float]
+) -> Result:
+    """Take turns; a ratio is the subject's time over that of the reference."""
+    ratios, subjects = [], []
+    for _ in range(options.repeat):
+        reference_seconds = reference()
+        subjects.append(subject())
+        ratios.append(subjects[-1] / reference_seconds)
+    return Result(ratios, f"{statistics.median(subjects) / count * 1e6:.2f} µs")
