@@ -6,7 +6,7 @@ from collections import OrderedDict, deque
 from collections.abc import Iterator, Sequence
 from collections.abc import Set as AbstractSet
 from itertools import islice, takewhile
-from typing import Generic, NamedTuple, TypeVar
+from typing import Any, Generic, NamedTuple, TypeVar
 
 import anyio
 
@@ -18,6 +18,10 @@ __all__ = ("Mailbox", "MailboxStatistics")
 
 T = TypeVar("T")
 D = TypeVar("D")
+
+# Instead of a deque, which takes 760 bytes, while the consumer waits; and instead of senders.
+_NO_ITEMS: Any = ()
+_NO_SENDERS: Any = ()
 
 
 class MailboxStatistics(NamedTuple):
@@ -61,7 +65,7 @@ class Mailbox(Generic[T]):
         self._items: deque[T] = deque()
         self._closed = False
         self._new_signal = new_signal
-        self._senders: OrderedDict[Signal, T] = OrderedDict()
+        self._senders: OrderedDict[Signal, T] = _NO_SENDERS
         self._wakeup: Signal | None = None
 
     def __len__(self) -> int:
@@ -88,9 +92,9 @@ class Mailbox(Generic[T]):
         """
         if len(self._items) >= self._limit:
             raise MailboxClosed if self._closed else MailboxFull
-        self._items.append(item)
         if self._wakeup is not None:
             self.wake()
+        self._items.append(item)
 
     async def put(self, item: T) -> None:
         """Add `item` at the end, as soon as there is room; without a task switch if there is.
@@ -110,6 +114,8 @@ class Mailbox(Generic[T]):
         """
         if admitted is None:
             admitted = self._new_signal()
+        if self._senders is _NO_SENDERS:
+            self._senders = OrderedDict()
         self._senders[admitted] = item
         self._limit = 0
         try:
@@ -124,12 +130,12 @@ class Mailbox(Generic[T]):
         """Add `item` at the end, whether there is room or not; raises `MailboxClosed`."""
         if self._closed:
             raise MailboxClosed
+        self.wake()
         self._items.append(item)
-        if self._wakeup is not None:
-            self.wake()
 
     def put_back(self, items: Sequence[T]) -> None:
         """Put `items`, which were taken, where they were: at the front."""
+        self.wake()
         self._items.extendleft(reversed(items))
 
     def pop(self, default: D) -> T | D:
@@ -183,36 +189,39 @@ class Mailbox(Generic[T]):
             if len(kept) <= self._low_water:
                 self._admit()
 
+    def wakeup(self) -> Signal | None:
+        """Return the signal for the consumer to wait for, or `None` if it need not wait."""
+        if self._items or self._closed:
+            return None
+        self._items = _NO_ITEMS
+        self._wakeup = self._new_signal()
+        return self._wakeup
+
     async def wait(self) -> None:
         """Return when there may be something to do: a message, `close()` or `wake()`."""
-        if self._items or self._closed:
-            return
-        self._wakeup = self._new_signal()
-        try:
-            await self._wakeup.wait()
-        finally:
-            self._wakeup = None
+        wakeup = self.wakeup()
+        if wakeup is not None:
+            await wakeup.wait()
 
     async def wait_closed(self) -> None:
         """Return when it has been closed."""
         while not self._closed:
             self._wakeup = self._new_signal()
-            try:
-                await self._wakeup.wait()
-            finally:
-                self._wakeup = None
+            await self._wakeup.wait()
 
     def wake(self) -> None:
         """Make `wait` return."""
         if self._wakeup is not None:
             self._wakeup.set()
             self._wakeup = None  # once is enough, however many messages follow
+            if self._items is _NO_ITEMS:
+                self._items = deque()
 
     def close(self) -> None:
         """Take no more messages. What it holds can still be taken, waiting senders' included."""
         self._closed = True
-        self._admit(everybody=True)
         self.wake()
+        self._admit(everybody=True)
 
     def _admit(self, everybody: bool = False) -> None:
         while self._senders and (everybody or len(self._items) < self._capacity):

@@ -93,6 +93,7 @@ class Lifecycle:
     def begin(self, task: object) -> None:
         """Begin an incarnation in `task`."""
         self.incarnation += 1
+        self.will_restart = False
         self.task = task
 
     def begin_restart(self) -> None:

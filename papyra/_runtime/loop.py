@@ -187,7 +187,15 @@ class ActorLoop:
         try:
             # The scope lets a cancellation of asyncio's own pass, which has been dealt with.
             with contextlib.suppress(anyio.get_cancelled_exc_class()), self._lifecycle.scope:
-                await self._live()
+                # Nothing gets out of here that is not the event loop's own.
+                try:
+                    self._lifecycle.will_restart = await self._incarnation_of_users()
+                except BaseException as caught:
+                    if self._is_closed_by(caught):
+                        raise
+                    await self._end_incarnation(caught)
+                if not self._lifecycle.will_restart:
+                    await self._stop()
         except Exception as error:  # noqa: BLE001 - the scope's: one within it stands open
             left_open = True
             self._leave_open(error)
@@ -200,32 +208,28 @@ class ActorLoop:
             # A task that ended within a group of its own would end the group that it is in itself.
             await self._cell.park()
 
-    async def _live(self) -> None:
-        """Run one incarnation, and let nothing out that is not the event loop's own."""
-        self._lifecycle.will_restart = False
+    async def _end_incarnation(self, caught: BaseException) -> None:
         try:
-            if self._cell.parent.shields_children:
-                self._lifecycle.will_restart = await self._incarnation()
-            else:
-                # Users' code may be interrupted by Ctrl-C wherever it is, what follows may not.
-                run = enable_interrupts(self._users_incarnation)
-                self._lifecycle.will_restart = await run()
-        except BaseException as caught:
-            if self._is_closed_by(caught):
-                raise
-            try:
-                await self._be_struck(caught)
-            except anyio.get_cancelled_exc_class():
-                self._lifecycle.end_cancelled()
-                self._fail_struck(None)
-        if not self._lifecycle.will_restart:
-            await self._stop()
+            await self._be_struck(caught)
+        except anyio.get_cancelled_exc_class():
+            self._lifecycle.end_cancelled()
+            self._fail_struck(None)
 
     def _is_closed_by(self, caught: BaseException) -> bool:
         """Return whether the event loop is gone, so that nothing can be awaited any more."""
         return isinstance(caught, GeneratorExit) and not self._cell.loop.is_in(self._lifecycle.task)
 
-    async def _users_incarnation(self) -> bool:
+    def _incarnation_of_users(self) -> Coroutine[Any, Any, bool]:
+        """Return the coroutine of an incarnation, which Ctrl-C may interrupt wherever it is.
+
+        What follows it may not be interrupted, nor may what the system can't do without.
+        """
+        if self._cell.parent.shields_children or not self._cell.loop.is_opaque:
+            return self._incarnation()
+        # Trio marks code, not calls.
+        return enable_interrupts(self._interruptible_incarnation)()
+
+    async def _interruptible_incarnation(self) -> bool:
         return await self._incarnation()
 
     async def _incarnation(self) -> bool:
@@ -234,9 +238,13 @@ class ActorLoop:
             await self._next_turn()
         if not await self._begin():
             return self._lifecycle.will_restart
+        # Here, not in a coroutine further down, an idle actor waits: each one is kept in memory.
         while True:
             try:
-                await self._handle_messages()
+                while await self._handle_messages():
+                    wakeup = self._mailbox.wakeup()
+                    if wakeup is not None:
+                        await wakeup.wait()
                 break
             except anyio.get_cancelled_exc_class():
                 if not self._outlives_cancellation():
@@ -248,8 +256,11 @@ class ActorLoop:
         await self._stop_instance(record=True)
         return True
 
-    async def _handle_messages(self) -> None:
-        """Handle messages until there will be no more, or a directive is to be followed."""
+    async def _handle_messages(self) -> bool:
+        """Handle what is in the mailbox; return whether there may be more to come.
+
+        There is not when the mailbox is closed, or a directive is to be followed.
+        """
         handle = self._handle_with_values if self._cell.propagate else self._handle
         handled = 0
         while self._lifecycle.directive is None:
@@ -260,18 +271,18 @@ class ActorLoop:
                 await self._next_turn()
                 handled = 0
                 if self._has_directive():
-                    return
+                    return False
             item = self._mailbox.pop(_NOTHING)
             if item is not _NOTHING:
                 handled += await handle(item)
             elif self._mailbox.closed:
-                return
+                return False
             else:
                 self._at_hand = _NOTHING  # not to keep it in memory
                 if self._dead_letters.postponed:
                     await self._dead_letters.add_postponed()
-                await self._mailbox.wait()
-                handled = 0
+                return True
+        return False
 
     def _has_directive(self) -> bool:
         return self._lifecycle.directive is not None
