@@ -226,8 +226,7 @@ class ActorSystem:
                 f"the system {self._system_id!r} is not running: "
                 "spawn inside 'async with ActorSystem(...) as system:'"
             )
-        props = Props(actor_class, args, kwargs, mailbox_capacity)
-        props.check()
+        props = Props.checked(actor_class, args, kwargs, mailbox_capacity)
         address = self._address.child(self._guardian.children.free_name(actor_class, name))
         return spawn(self._guardian, self._runtime, address, props, self._recorder)
 

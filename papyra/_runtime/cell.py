@@ -106,14 +106,15 @@ class Cell:
 
     __slots__ = (
         "_actor_loop",
+        "_death_watch",
         "_running",
         "_runtime",
+        "_waits",
         "address",
         "children",
         "clock",
         "context",
         "dead_letters",
-        "death_watch",
         "dispatcher",
         "failures",
         "is_systems_own",
@@ -126,7 +127,6 @@ class Cell:
         "recorder",
         "ref",
         "stopped",
-        "waits",
     )
 
     def __init__(
@@ -159,15 +159,30 @@ class Cell:
         self.lifecycle = Lifecycle(address, self.mailbox)
         self.dead_letters = DeadLetters(address, self.mailbox, self.lifecycle, recorder)
         self.failures = Failures(self, parent, recorder)
-        self.death_watch = DeathWatch(self.ref, self.mailbox)
         self.context = ActorContext(self, runtime.system)
         #: whether it is part of the system, which waits for no user's actor
         self.is_systems_own = address.name.startswith("$")
-        self.waits = Waits(self)
 
+        # Made when they are needed: most actors neither watch, nor are watched, nor wait.
+        self._death_watch: DeathWatch | None = None
+        self._waits: Waits | None = None
         self._runtime = runtime
         self._running: Coroutine[Any, Any, None] | None = None
         self._actor_loop = ActorLoop(self, props)
+
+    @property
+    def death_watch(self) -> DeathWatch:
+        """The actor's part in watching."""
+        if self._death_watch is None:
+            self._death_watch = DeathWatch(self.ref, self.mailbox, over=self.stopped.is_set())
+        return self._death_watch
+
+    @property
+    def waits(self) -> Waits:
+        """The actor's waits for others."""
+        if self._waits is None:
+            self._waits = Waits(self)
+        return self._waits
 
     @property
     def variables(self) -> Context:
@@ -219,8 +234,7 @@ class Cell:
             raise NoChildrenNow(
                 f"{self.address} can have children from on_start on, until it stops"
             )
-        props = Props(actor_class, args, kwargs, mailbox_capacity)
-        props.check()
+        props = Props.checked(actor_class, args, kwargs, mailbox_capacity)
         address = self.address.child(self.children.free_name(actor_class, name))
         return spawn(self, self._runtime, address, props, self.recorder)
 
@@ -262,7 +276,8 @@ class Cell:
 
     def forget_watches(self) -> None:
         """Take back every `watch`, and the notices of deaths that are in the mailbox."""
-        self.death_watch.forget()
+        if self._death_watch is not None:
+            self._death_watch.forget()
         self.mailbox.discard(Terminated)
 
     async def refuse(self, message: object, *, expects_reply: bool) -> None:
@@ -357,7 +372,8 @@ class Cell:
     def end(self) -> None:
         """Tell all who want to know that the actor has stopped."""
         self.parent.children.remove(self)
-        self.death_watch.end()
+        if self._death_watch is not None:
+            self._death_watch.end()
         self.stopped.set()
 
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Generic, Protocol, TypeVar
+from types import MappingProxyType
+from typing import Any, Generic, Protocol, TypeVar
 
 from papyra._runtime.lifecycle import Lifecycle
 from papyra._signal import Latch
@@ -29,6 +30,9 @@ class Child(Protocol):
 
 ChildT = TypeVar("ChildT", bound=Child)
 
+# Most actors have none, and a dictionary takes 64 bytes, even if it is empty.
+_NO_CELLS: Any = MappingProxyType({})
+
 
 class Children(Generic[ChildT]):
     """Living cells by name, in the order they were spawned."""
@@ -39,7 +43,7 @@ class Children(Generic[ChildT]):
     )
 
     def __init__(self) -> None:
-        self._cells: dict[str, ChildT] = {}
+        self._cells: dict[str, ChildT] = _NO_CELLS
         self._spawned = 0
 
     def __iter__(self) -> Iterator[ChildT]:
@@ -73,11 +77,14 @@ class Children(Generic[ChildT]):
 
     def add(self, cell: ChildT) -> None:
         """Take `cell` in under its name."""
+        if self._cells is _NO_CELLS:
+            self._cells = {}
         self._cells[cell.address.name] = cell
 
     def remove(self, cell: ChildT) -> None:
         """Forget `cell`; its name is free."""
-        self._cells.pop(cell.address.name, None)
+        if self._cells:
+            self._cells.pop(cell.address.name, None)
 
     async def stop(self, *, drain: bool, cause: BaseException | None = None) -> None:
         """Stop all, the last spawned first, as Erlang's supervisors do.

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import anyio
 from anyio.lowlevel import checkpoint
 
@@ -19,6 +21,9 @@ _LETTERS_AT_ONCE = 16
 
 #: What an empty mailbox gives; `None` is a message like any other.
 _NOTHING = object()
+
+# Most actors postpone none, and a list takes 56 bytes, even if it is empty.
+_NOTHING_POSTPONED: Any = ()
 
 
 class DeadLetters:
@@ -40,7 +45,7 @@ class DeadLetters:
         #: messages that were left in the mailbox
         self.left = 0
         #: messages that the store had no room for yet, and whether they were asked
-        self.postponed: list[tuple[object, bool]] = []
+        self.postponed: list[tuple[object, bool]] = _NOTHING_POSTPONED
 
     async def add(self, message: object, *, asked: bool) -> None:
         """Make a dead letter of `message`; wait if the store has no room for it."""
@@ -59,6 +64,8 @@ class DeadLetters:
         try:
             self.add_nowait(message, asked=asked)
         except MailboxFull:
+            if self.postponed is _NOTHING_POSTPONED:
+                self.postponed = []
             self.postponed.append((message, asked))
 
     async def add_postponed(self) -> None:
@@ -69,7 +76,7 @@ class DeadLetters:
 
     def add_postponed_anyway(self) -> None:
         """Make dead letters of what was postponed, even if the store has no room for them."""
-        postponed, self.postponed = self.postponed, []
+        postponed, self.postponed = self.postponed, _NOTHING_POSTPONED
         for message, asked in postponed:
             self.add_anyway(message, asked=asked)
 

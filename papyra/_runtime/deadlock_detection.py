@@ -23,9 +23,13 @@ class Waiter(Protocol):
     dispatcher: Dispatcher | None
     lifecycle: Lifecycle
     stopped: Latch
-    waits: Waits
     #: whether it is part of the system, which waits for no user's actor
     is_systems_own: bool
+
+    @property
+    def waits(self) -> Waits:
+        """Its waits for others."""
+        ...
 
     @property
     def children(self) -> Iterable[Waiter]:

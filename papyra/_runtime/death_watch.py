@@ -22,10 +22,11 @@ class DeathWatch:
         "_watchers",
     )
 
-    def __init__(self, ref: ActorRef, mailbox: Mailbox[object]) -> None:
+    def __init__(self, ref: ActorRef, mailbox: Mailbox[object], *, over: bool) -> None:
         self._ref = ref
         self._mailbox = mailbox
-        self._over = False
+        # Whether the actor has stopped.
+        self._over = over
         # Dictionaries, as they keep their order: watchers are told in the order they came.
         self._watchers: dict[DeathWatch, None] = {}
         self._watched: dict[DeathWatch, None] = {}

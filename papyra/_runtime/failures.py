@@ -83,7 +83,8 @@ class Failures:
         self._cell = cell
         self._parent = parent
         self._recorder = recorder
-        self._backoff = RestartBackoff()
+        # Most actors never restart, and it takes 700 bytes.
+        self._backoff: RestartBackoff | None = None
 
     async def decide(
         self, error: Exception, where: str, message_type: str | None = None
@@ -129,6 +130,8 @@ class Failures:
         )
 
     def _may_restart(self, policy: SupervisionPolicy) -> bool:
+        if self._backoff is None:
+            self._backoff = RestartBackoff()
         delay = self._backoff.next_delay(policy, self._cell.clock.monotonic())
         if delay is None:
             logger.error(

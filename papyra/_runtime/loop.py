@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Coroutine, Sequence
 from contextvars import Context, ContextVar
 from typing import Any, Protocol
@@ -183,10 +182,9 @@ class ActorLoop:
     async def run(self) -> None:
         """Run one incarnation, in the task that is running; then start the next, or end."""
         self._lifecycle.begin(self._cell.loop.current_task())
-        left_open = False
+        left_open, cancelled = False, anyio.get_cancelled_exc_class()
         try:
-            # The scope lets a cancellation of asyncio's own pass, which has been dealt with.
-            with contextlib.suppress(anyio.get_cancelled_exc_class()), self._lifecycle.scope:
+            with self._lifecycle.scope:
                 # Nothing gets out of here that is not the event loop's own.
                 try:
                     self._lifecycle.will_restart = await self._incarnation_of_users()
@@ -196,6 +194,8 @@ class ActorLoop:
                     await self._end_incarnation(caught)
                 if not self._lifecycle.will_restart:
                     await self._stop()
+        except cancelled:
+            pass  # asyncio's own, which the scope lets pass, and which has been dealt with
         except Exception as error:  # noqa: BLE001 - the scope's: one within it stands open
             left_open = True
             self._leave_open(error)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from papyra._safe_repr import shown
@@ -10,6 +11,10 @@ from papyra.actor import Actor, ActorContext
 from papyra.exceptions import InvalidActor
 
 __all__ = ("Props",)
+
+
+# Most actors are made without, and a dictionary takes 64 bytes, even if it is empty.
+_NO_KWARGS: Mapping[str, Any] = MappingProxyType({})
 
 
 class Props(NamedTuple):
@@ -20,17 +25,28 @@ class Props(NamedTuple):
     kwargs: Mapping[str, Any]
     mailbox_capacity: int | None
 
-    def check(self) -> None:
-        """Raise `InvalidActor` unless this is a class of actors, with types as `batch_types`."""
-        if not (isinstance(self.actor_class, type) and issubclass(self.actor_class, Actor)):
-            raise InvalidActor(f"only subclasses of Actor can be spawned, not {self.actor_class!r}")
-        types = self.actor_class.batch_types
+    @classmethod
+    def checked(
+        cls,
+        actor_class: type[Actor],
+        args: Sequence[Any],
+        kwargs: Mapping[str, Any],
+        mailbox_capacity: int | None,
+    ) -> Props:
+        """Return the props of an actor that a user spawns.
+
+        Raises `InvalidActor` unless that is a class of actors, with types as `batch_types`.
+        """
+        if not (isinstance(actor_class, type) and issubclass(actor_class, Actor)):
+            raise InvalidActor(f"only subclasses of Actor can be spawned, not {actor_class!r}")
+        types = actor_class.batch_types
         if not isinstance(types, (tuple, list, set, frozenset)) or not all(
             isinstance(each, type) for each in types
         ):
             raise InvalidActor(
-                f"{self.actor_class.__name__}.batch_types is a tuple of types, not {shown(types)}"
+                f"{actor_class.__name__}.batch_types is a tuple of types, not {shown(types)}"
             )
+        return cls(actor_class, args, kwargs or _NO_KWARGS, mailbox_capacity)
 
     def capacity(self, default: int) -> int:
         """Return how many messages the mailbox takes."""

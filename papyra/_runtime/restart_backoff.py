@@ -15,16 +15,13 @@ class RestartBackoff:
     __slots__ = ("_restarted_at",)
 
     def __init__(self) -> None:
-        # Most actors never restart, and a deque takes 600 bytes.
-        self._restarted_at: deque[float] | None = None
+        self._restarted_at: deque[float] = deque()
 
     def next_delay(self, policy: SupervisionPolicy, now: float) -> float | None:
         """Count a restart at `now`, and return the seconds to wait before it.
 
         Return `None`, and count nothing, if it would be one more than `policy` allows.
         """
-        if self._restarted_at is None:
-            self._restarted_at = deque()
         while self._restarted_at and now - self._restarted_at[0] > policy.within:
             self._restarted_at.popleft()
         if len(self._restarted_at) >= policy.max_restarts:
