@@ -13,6 +13,7 @@ __all__ = (
     "BackendInUse",
     "DuplicateActorName",
     "EscalatedFailure",
+    "HistoriesUnsupported",
     "InvalidActor",
     "InvalidActorName",
     "InvalidEnvironment",
@@ -29,6 +30,7 @@ __all__ = (
     "PapyraError",
     "PersistenceError",
     "PositionsExhausted",
+    "RevisionConflict",
     "SettingsError",
     "StoreAccessDenied",
     "StoreChanged",
@@ -219,6 +221,26 @@ class InvalidRecord(PersistenceError, TypeError):
 
 class InvalidRequest(PersistenceError, ValueError):
     """A request that makes no sense, or that the persistence actor does not know."""
+
+
+class RevisionConflict(PersistenceError):
+    """An event's revision does not follow the last one of its actor. Nothing was stored.
+
+    Somebody else has written this history, or the writer did not know it to its end.
+    """
+
+    def __init__(self, message: str, *, actor: str = "", expected: int = 0, found: int = 0) -> None:
+        super().__init__(message)
+        #: the actor's address
+        self.actor = actor
+        #: the revision that would have followed
+        self.expected = expected
+        #: the revision of the event that was refused
+        self.found = found
+
+
+class HistoriesUnsupported(PersistenceError):
+    """The store keeps no histories, so no event may have a revision. Nothing was stored."""
 
 
 class StoreError(PersistenceError):

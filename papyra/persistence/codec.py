@@ -16,6 +16,7 @@ from papyra.exceptions import InvalidRecord, StoreError, UnencodablePayload
 from papyra.persistence._json_forms import MAX_DIGITS, depth_of, is_simple, may_hold_long_integer
 from papyra.persistence._payload_check import MAX_DEPTH, Room, come_back, fault_in, to_json
 from papyra.persistence.records import (
+    MAX_VERSION,
     PersistedAudit,
     PersistedDeadLetter,
     PersistedEvent,
@@ -25,6 +26,7 @@ from papyra.persistence.records import (
 __all__ = (
     "MAX_DEPTH",
     "Room",
+    "concerned",
     "decode",
     "decode_numbered",
     "encodable",
@@ -56,6 +58,14 @@ class _Tagged(msgspec.Struct):
     kind: str
 
 
+class _Concerned(msgspec.Struct, gc=False):
+    actor_address: str | None = None
+    target: str | None = None
+    revision: int | None = None
+
+
+_decode_concerned = msgspec.json.Decoder(_Concerned).decode
+
 _decode_tagged = msgspec.json.Decoder(_Tagged).decode
 
 #: What msgspec raises for bytes that are no record, or are nested too deeply to be read.
@@ -74,6 +84,7 @@ _FIELDS: dict[type, tuple[tuple[str, type], ...]] = {
     ),
 }
 _NUMBERS = frozenset({float, int})
+_FIRST_VERSION = 1
 
 #: What a flat payload is made of: dicts, their names, and values. Of them only floats that are not
 #: finite do not come back: they are written as ``null``.
@@ -129,6 +140,18 @@ def decode_numbered(data: Sequence[bytes]) -> list[Record]:
             return on_fresh_stack(_decode_all, data)
     except _DECODING_ERRORS as error:
         raise StoreError(f"there are bytes that can't be read: {error}") from error
+
+
+def concerned(data: bytes | memoryview) -> tuple[str | None, int | None]:
+    """Return the address of the actor that an encoded record concerns, and its revision, if any.
+
+    This takes a third of the time of decoding it. Returns two `None` for what can't be decoded.
+    """
+    try:
+        found = _decode_concerned(data)
+    except _DECODING_ERRORS:
+        return None, None
+    return found.target if found.actor_address is None else found.actor_address, found.revision
 
 
 def may_be_a_record(data: bytes) -> bool:
@@ -187,6 +210,7 @@ def _encode_flat(record: Record) -> bytes | None:
             or type(timestamp := record.timestamp) is not float
             or not math.isfinite(timestamp)
             or record.seq is not None
+            or not _is_versioned(record)
         ):
             return None
         encoded = _encode(record)
@@ -236,6 +260,14 @@ def _encode_run(records: Sequence[Record]) -> list[bytes] | None:
             and type(record.event_type) is str
             and type(record.timestamp) is float
             and record.seq is None
+            and (
+                (
+                    record.revision is None
+                    and record.event_version is _FIRST_VERSION
+                    and not record.metadata
+                )
+                or _is_versioned(record)
+            )
         ]
         if len(payloads) < len(records):
             return None
@@ -344,6 +376,8 @@ def _checked(record: Record) -> Record:
             raise InvalidRecord(
                 f"{type_name(record)}.{name} is a {wanted.__name__}, not {_said(value)}"
             )
+    if type(record) is PersistedEvent and not _is_versioned(record):
+        _refuse_versions(record)
     timestamp = record.timestamp
     if not _is_time(timestamp):
         raise InvalidRecord(
@@ -352,6 +386,32 @@ def _checked(record: Record) -> Record:
     if record.seq is None and type(timestamp) is float:
         return record
     return msgspec.structs.replace(record, seq=None, timestamp=float(timestamp))
+
+
+def _is_versioned(event: PersistedEvent) -> bool:
+    """Return whether revision, version and metadata are of the right types and ranges."""
+    revision, version, metadata = event.revision, event.event_version, event.metadata
+    return (
+        (revision is None or (type(revision) is int and 0 < revision <= MAX_VERSION))
+        and (type(version) is int and 0 < version <= MAX_VERSION)
+        and type(metadata) is dict
+        and (not metadata or {str}.issuperset(map(type, chain(metadata, metadata.values()))))
+    )
+
+
+def _refuse_versions(event: PersistedEvent) -> None:
+    for name in ("revision", "event_version"):
+        value = getattr(event, name)
+        if (type(value) is not int or not 0 < value <= MAX_VERSION) and (
+            (name, value) != ("revision", None)
+        ):
+            raise InvalidRecord(
+                f"PersistedEvent.{name} is a whole number from 1 to {MAX_VERSION}, "
+                f"not {_said(value)}"
+            )
+    raise InvalidRecord(
+        f"PersistedEvent.metadata is a dict of strings by their names, not {_said(event.metadata)}"
+    )
 
 
 def _is_time(value: object) -> bool:

@@ -41,8 +41,10 @@ __all__ = (
     "Flush",
     "Flushed",
     "GetMetrics",
+    "HistoryPage",
     "Page",
     "Read",
+    "ReadHistory",
     "Recover",
     "Request",
     "ResetMetrics",
@@ -73,6 +75,17 @@ class Page(msgspec.Struct, frozen=True, tag=True):
     more: bool
     #: give it as `before` to read on towards the oldest
     next_before: int
+
+
+class HistoryPage(msgspec.Struct, frozen=True, tag=True):
+    """A bounded run of one actor's history, oldest first."""
+
+    #: each with its `revision`
+    events: tuple[PersistedEvent, ...]
+    #: give it as `after_revision` to read on
+    next_after: int
+    #: whether there are more of them
+    more: bool
 
 
 class Flushed(msgspec.Struct, frozen=True, tag=True):
@@ -165,6 +178,31 @@ class Read(Request[Page], frozen=True):
                 assert_never(record)
 
 
+class ReadHistory(Request[HistoryPage], frozen=True):
+    """Read a page of the history of one actor, in the order of revisions.
+
+    That is every event of the actor that has a revision, those that retention hides included. It
+    costs as much as that page, however much else there is in the store. An event that can't be
+    decoded is passed over: a revision is missing then. Raises `HistoriesUnsupported`, and
+    `InvalidRequest` when an argument is of the wrong type or range.
+    """
+
+    #: the actor's address
+    actor: str
+    #: only events with a greater revision
+    after_revision: int = 0
+    #: at most this many; pages are bounded, so there may be more of them all the same
+    limit: int | None = None
+
+    def __post_init__(self) -> None:
+        if type(self.actor) is not str:
+            raise InvalidRequest(f"actor is a string, not {shown(self.actor)}")
+        for name in ("after_revision", "limit"):
+            value = getattr(self, name)
+            if (type(value) is not int or value < 0) and (name, value) != ("limit", None):
+                raise InvalidRequest(f"{name} is a whole number, 0 or greater, not {shown(value)}")
+
+
 class Restore(Request[Appended], frozen=True):
     """Store records that come from another store at the positions that they have there.
 
@@ -232,6 +270,7 @@ AnyRequest: TypeAlias = (
     | AppendMany
     | Restore
     | Read
+    | ReadHistory
     | Summarize
     | GetMetrics
     | ResetMetrics

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any, Literal, TypeAlias, get_args
+from typing import Any, ClassVar, Literal, TypeAlias, get_args
 
 import msgspec
 
@@ -13,6 +13,7 @@ from papyra.exceptions import InvalidRecord
 
 __all__ = (
     "KINDS",
+    "MAX_VERSION",
     "Kind",
     "PersistedAudit",
     "PersistedDeadLetter",
@@ -25,6 +26,9 @@ __all__ = (
 Kind: TypeAlias = Literal["event", "audit", "dead_letter"]
 
 KINDS: tuple[Kind, ...] = get_args(Kind)
+
+#: The greatest `revision` and `event_version`, as the greatest `seq`.
+MAX_VERSION = 10**14 - 1
 
 
 # gc=False: records are made by the million, hold plain data only and live in no cycles, so the
@@ -55,6 +59,13 @@ class PersistedEvent(
     timestamp: float
     #: the record's position in its store; set on what is read back, ignored on what is appended
     seq: int | None = None
+    #: position in the history of its actor: 1, 2, 3, ...; `None` for what is no part of one. One
+    #: that does not follow the one before is refused with `RevisionConflict`.
+    revision: int | None = None
+    #: version of the event's schema
+    event_version: int = 1
+    #: correlation and causation ids, trace context, and the like
+    metadata: dict[str, str] = {}
 
 
 class PersistedAudit(
@@ -69,6 +80,8 @@ class PersistedAudit(
     timestamp: float
     #: as in `PersistedEvent`
     seq: int | None = None
+    #: only events have one
+    revision: ClassVar[None] = None
 
 
 class PersistedDeadLetter(
@@ -90,6 +103,8 @@ class PersistedDeadLetter(
     timestamp: float
     #: as in `PersistedEvent`
     seq: int | None = None
+    #: only events have one
+    revision: ClassVar[None] = None
 
 
 Record: TypeAlias = PersistedEvent | PersistedAudit | PersistedDeadLetter

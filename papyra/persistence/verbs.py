@@ -16,8 +16,10 @@ from papyra.persistence.messages import (
     Compact,
     Flush,
     Flushed,
+    HistoryPage,
     Page,
     Read,
+    ReadHistory,
     Recover,
     Request,
     Restore,
@@ -99,6 +101,12 @@ class PersistenceVerbs(abc.ABC):
         return await self.execute(
             Read(kind, after, since, until, limit, event_type, actor, newest, before)
         )
+
+    async def read_history(
+        self, actor: str, *, after_revision: int = 0, limit: int | None = None
+    ) -> HistoryPage:
+        """Return one page of an actor's history; the arguments are those of `ReadHistory`."""
+        return await self.execute(ReadHistory(actor, after_revision, limit))
 
     async def list_events(
         self, limit: int | None = None, since: float | None = None

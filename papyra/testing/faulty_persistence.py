@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from typing import Any, TypeVar, assert_never
 
 import anyio
@@ -12,14 +12,17 @@ from papyra.clock import Clock, SystemClock
 from papyra.exceptions import InvalidRecord, InvalidSetting, PersistenceError
 from papyra.persistence.backends.base import PersistenceBackend
 from papyra.persistence.backends.group_commit import Committed
+from papyra.persistence.backends.revisions import histories_of
 from papyra.persistence.backends.store import Batch
 from papyra.persistence.backends.summary import summarize
 from papyra.persistence.messages import (
     Append,
     AppendMany,
     Compact,
+    HistoryPage,
     Page,
     Read,
+    ReadHistory,
     Recover,
     Request,
     Scan,
@@ -352,6 +355,17 @@ class FaultyStore:
         return await self._faults.attempt(
             "read", lambda: self._store.read(request, policy, now), request=request
         )
+
+    async def read_history(self, request: ReadHistory) -> HistoryPage:
+        """Read a page of a history; for faults, that is a read of events."""
+        histories = histories_of(self._store)
+        return await self._faults.attempt(
+            "read", lambda: histories.read_history(request), request=request
+        )
+
+    async def last_revisions(self, actors: Collection[str]) -> Mapping[str, int]:
+        """Ask the wrapped store; no fault is injected."""
+        return await histories_of(self._store).last_revisions(actors)
 
     async def summarize(self) -> StoreSummary:
         """Sum up the wrapped store; for faults, that is one read."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import ClassVar
 
 import anyio
@@ -18,19 +18,26 @@ from anyio.lowlevel import checkpoint
 from papyra.exceptions import StoreError, StoreFenced
 from papyra.persistence import (
     CompactionReport,
+    HistoryPage,
     Page,
     PersistenceAnomaly,
     PersistenceRecoveryConfig,
     PersistenceRecoveryReport,
     PersistenceScanReport,
     Read,
+    ReadHistory,
     Record,
     codec,
 )
 from papyra.persistence.backends.base import PersistenceBackend
 from papyra.persistence.backends.retention import RetentionPolicy
-from papyra.persistence.backends.store import Batch, Capabilities, collect_page
-from papyra.persistence.records import KINDS, Kind, kind_of
+from papyra.persistence.backends.store import (
+    Batch,
+    Capabilities,
+    collect_history,
+    collect_page,
+)
+from papyra.persistence.records import KINDS, Kind, PersistedEvent, kind_of
 from papyra.persistence.reports import AnomalyKind, ReportProgress
 
 
@@ -93,6 +100,22 @@ class ShelfStore:
         if request.newest and request.before is None:
             request = msgspec.structs.replace(request, before=self.disk.last_seq + 1)
         return collect_page(request, self._candidates(request, policy, now))
+
+    async def read_history(self, request: ReadHistory) -> HistoryPage:
+        await checkpoint()
+        return collect_history(request, self._steps())
+
+    async def last_revisions(self, actors: Collection[str]) -> Mapping[str, int]:
+        await checkpoint()
+        last = {event.actor_address: event.revision or 0 for event, _ in self._steps()}
+        return {actor: revision for actor, revision in last.items() if actor in actors}
+
+    def _steps(self) -> Iterator[tuple[PersistedEvent, int]]:
+        """Yield the events that have a revision, in the order of their positions."""
+        for seq, line in self.disk.lines:
+            record = self._decoded(seq, line)
+            if isinstance(record, PersistedEvent) and record.revision is not None:
+                yield record, len(line)
 
     def _candidates(
         self, request: Read, policy: RetentionPolicy, now: float
@@ -167,6 +190,7 @@ class ShelfStore:
         await checkpoint()
         before = self.disk.lines
         kept = {record.seq for kind in KINDS for record, _ in self._visible(kind, policy, now)}
+        kept |= {event.seq for event, _ in self._steps()}
         left = [(seq, line) for seq, line in before if seq in kept or not self._decoded(seq, line)]
         if not dry_run:
             self.disk.lines = left

@@ -5,34 +5,46 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
+import itertools
 from array import array
 from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
+from unittest import mock
 
 import msgspec
 import pytest
 from anyio.lowlevel import checkpoint
+from msgspec import structs
 
-from papyra.exceptions import PersistenceError, UnencodablePayload
+from papyra.exceptions import (
+    HistoriesUnsupported,
+    PersistenceError,
+    RevisionConflict,
+    UnencodablePayload,
+)
 from papyra.persistence import (
     AppendMany,
     Compact,
     CompactionReport,
+    HistoryPage,
     Page,
     PersistenceRecoveryConfig,
     PersistenceRecoveryReport,
     PersistenceScanReport,
     Read,
+    ReadHistory,
     Record,
     Restore,
     StoreSummary,
     Summarize,
     codec,
 )
+from papyra.persistence.backends import group_commit
 from papyra.persistence.backends.base import Host, PersistenceBackend
+from papyra.persistence.backends.revisions import Revisions
 from papyra.persistence.backends.store import Batch
 from papyra.persistence.backends.summary import summarize
-from papyra.persistence.records import Kind, kind_of
+from papyra.persistence.records import Kind, PersistedEvent, kind_of
 from papyra.persistence.reports import AnomalyKind, ReportProgress
 from papyra.persistence.retention import RetentionPolicy
 from papyra.testing.conformance import PersistenceConformance
@@ -732,6 +744,104 @@ class CompactsByItsOwnPolicy(Shelf):
 class HasAReaderThatWrites(Shelf):
     def reader(self, *, index_directory: Any = None, opening: Any = None) -> PersistenceBackend:
         return Shelf(self.disk)
+
+
+# Histories
+
+
+@breaks("test_a_store_without_histories_refuses_revisions")
+class RefusesEveryRevision(Shelf):
+    async def commit(self, requests: Any) -> Any:
+        error = HistoriesUnsupported("no")
+        return [error for _ in requests], [error]
+
+
+@breaks("test_a_history_holds_the_events_of_one_actor_by_their_revisions")
+class LosesTheBeginningOfHistories(ShelfStore):
+    async def read_history(self, request: ReadHistory) -> HistoryPage:
+        after = max(request.after_revision, 1)
+        return await super().read_history(structs.replace(request, after_revision=after))
+
+
+@breaks("test_a_history_is_read_page_by_page_from_any_revision")
+class EndsHistoriesWithTheirFirstPage(ShelfStore):
+    async def read_history(self, request: ReadHistory) -> HistoryPage:
+        return structs.replace(await super().read_history(request), more=False)
+
+
+@breaks("test_a_revision_that_does_not_follow_is_refused")
+class TakesAnyRevision(Shelf):
+    async def commit(self, requests: Any) -> Any:
+        with mock.patch.object(Revisions, "advance", return_value=None):
+            return await super().commit(requests)
+
+
+@breaks("test_a_conflict_fails_those_that_follow_it_and_nobody_else")
+class FailsAllForOneConflict(Shelf):
+    async def commit(self, requests: Any) -> Any:
+        with mock.patch.object(group_commit, "_commit_one_by_one", self.refuse_all):
+            return await super().commit(requests)
+
+    async def refuse_all(self, requests: Any, *_: Any) -> Any:
+        errors = [RevisionConflict("no") for _ in requests]
+        self.metrics.write_errors += len(errors)
+        return errors, errors
+
+
+@breaks("test_revisions_go_on_when_the_store_is_opened_again")
+class ForgetsRevisionsWhenClosed(ShelfStore):
+    async def last_revisions(self, actors: Any) -> dict[str, int]:
+        return {}
+
+
+@breaks("test_versions_and_metadata_of_events_come_back")
+class DropsMetadata(ShelfStore):
+    async def append(self, batch: Batch) -> None:
+        await super().append(
+            structs.replace(
+                batch,
+                encoded=codec.encode(
+                    [structs.replace(each, metadata={}) for each in batch.records]
+                ),
+            )
+        )
+
+
+@breaks("test_retention_hides_nothing_of_a_history")
+class HidesHistories(ShelfStore):
+    def _steps(self) -> Iterator[tuple[PersistedEvent, int]]:
+        return itertools.islice(super()._steps(), 7, None)
+
+
+@breaks("test_compaction_keeps_histories_whole")
+class CompactsHistories(ShelfStore):
+    async def compact(
+        self, policy: RetentionPolicy, now: float, *, dry_run: bool
+    ) -> CompactionReport:
+        report = await super().compact(policy, now, dry_run=dry_run)
+        if not dry_run:
+            del self.disk.lines[:10]
+        return report
+
+
+@breaks("test_restored_events_bring_their_revisions")
+class NumbersRestoredHistoriesAnew(ShelfStore):
+    async def append(self, batch: Batch) -> None:
+        if batch.restored:
+            events = [structs.replace(each, revision=None, seq=None) for each in batch.records]
+            batch = structs.replace(batch, encoded=codec.encode(events))
+        await super().append(batch)
+
+
+@breaks("test_reads_of_one_actor_find_what_concerns_it")
+class HasAStaleIndexByActor(ShelfStore):
+    known = 0
+
+    async def read(self, request: Read, policy: RetentionPolicy, now: float) -> Page:
+        if request.actor is not None:
+            self.known = self.known or self.disk.last_seq
+            request = structs.replace(request, before=self.known + 1)
+        return await super().read(request, policy, now)
 
 
 RULES = sorted(name for name in dir(PersistenceConformance) if name.startswith("test_"))

@@ -7,10 +7,10 @@ from typing import Any
 import msgspec
 
 from papyra.persistence.backends.store import MAX_SEQ
-from papyra.persistence.messages import Read
+from papyra.persistence.messages import Read, ReadHistory
 from papyra.persistence.retention import RetentionPolicy
 
-__all__ = ("bounded_policy", "bounded_read")
+__all__ = ("bounded_history", "bounded_policy", "bounded_read")
 
 #: What fits into a column of 64 bits.
 _GREATEST = 2**63 - 1
@@ -28,6 +28,14 @@ def bounded_read(request: Read) -> Read:
         if type(value) is int:
             changes[name] = float(value)
     return msgspec.structs.replace(request, **changes) if changes else request
+
+
+def bounded_history(request: ReadHistory) -> ReadHistory:
+    """Return a read of a history that finds the same, with a revision that may be given."""
+    if request.after_revision <= MAX_SEQ and (request.limit or 0) <= MAX_SEQ:
+        return request
+    limit = None if request.limit is None else min(request.limit, MAX_SEQ)
+    return ReadHistory(request.actor, min(request.after_revision, MAX_SEQ), limit)
 
 
 def bounded_policy(policy: RetentionPolicy) -> RetentionPolicy:

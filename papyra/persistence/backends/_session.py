@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterator, Mapping, Sequence
 from typing import Literal, ParamSpec, TypeVar, cast
 
 import anyio
@@ -18,8 +18,9 @@ from papyra.exceptions import (
     StoreError,
 )
 from papyra.persistence import codec
+from papyra.persistence.backends.revisions import Revisions, histories_of, part_of_histories
 from papyra.persistence.backends.store import MAX_SEQ, Batch, Store
-from papyra.persistence.messages import Appended
+from papyra.persistence.messages import Appended, HistoryPage, ReadHistory
 from papyra.persistence.metrics import PersistenceMetrics
 from papyra.persistence.records import Record
 
@@ -52,6 +53,8 @@ class StoreSession:
         self.state: Literal["new", "open", "closed"] = "new"
         #: the greatest position that is known to be given
         self.last_seq = 0
+        #: the last revisions of actors; nothing is known of them while the store is not claimed
+        self.revisions = Revisions(self._last_revisions)
         self._store = store
         self._metrics = metrics
         self._stored = stored
@@ -77,7 +80,7 @@ class StoreSession:
                 with anyio.CancelScope(shield=True), _store_errors("close"):
                     await self._store.close()
                 raise
-            self._is_claimed = False
+            self.unclaim()
             self.state = "open"
         elif self.state == "closed" and (
             operation == "write" or not self._store.capabilities.readable_when_closed
@@ -125,6 +128,7 @@ class StoreSession:
         first_seq = self.last_seq + 1
         if records:
             if self.last_seq + len(records) > MAX_SEQ:
+                self.revisions.forget()  # they were to be the last ones
                 raise self._exhausted(len(records))
             await self._append(Batch(first_seq, records, encoded), size)
         return first_seq
@@ -144,14 +148,27 @@ class StoreSession:
             self.last_seq = await self._store.last_seq()
         return self.last_seq
 
+    async def read_history(self, request: ReadHistory) -> HistoryPage:
+        """Return a page of one actor's history."""
+        return await self.attempt("read", histories_of(self._store).read_history, request)
+
     def unclaim(self) -> None:
         """Have the store claimed again before the next append."""
         self._is_claimed = False
+        self.revisions.forget()
 
     def saw(self, records: Sequence[Record]) -> None:
         """Note how far what a read has shown goes: others may write the store."""
         if records and not self._is_claimed:
             self.last_seq = max(self.last_seq, records[-1].seq or 0)
+
+    async def _last_revisions(self, actors: Collection[str]) -> Mapping[str, int]:
+        histories = histories_of(self._store)
+        await self.make_ready("write")
+        if not self._is_claimed:
+            await self._claim()
+        with _store_errors("read"):
+            return await histories.last_revisions(actors)
 
     async def _claim(self) -> None:
         with _store_errors("write"):
@@ -168,7 +185,11 @@ class StoreSession:
             raise
         except Exception as error:
             raise _store_error("write", error) from error
-        self._is_claimed = True
+        else:
+            self._is_claimed = True
+        finally:
+            if not self._is_claimed:
+                self.unclaim()
         self.last_seq = batch.first_seq + count - 1
         metrics = self._metrics
         metrics.commits += 1
@@ -200,6 +221,8 @@ class StoreSession:
                 continue
             part, first_seq = encoded[start:stop], cast("int", seqs[start])
             batch = Batch(first_seq, records[start:stop], part, restored=True, more=more)
+            if part_of_histories(batch.records):
+                self.revisions.forget()
             await self._append(batch, sum(map(len, part)))
             start = stop
         return Appended(first, last)

@@ -20,7 +20,7 @@ from papyra.exceptions import (
     InvalidRequest,
     InvalidSetting,
 )
-from papyra.persistence.backends._bounds import bounded_policy, bounded_read
+from papyra.persistence.backends._bounds import bounded_history, bounded_policy, bounded_read
 from papyra.persistence.backends._session import StoreSession
 from papyra.persistence.backends.group_commit import Committed, commit
 from papyra.persistence.backends.store import MAX_SEQ, Batch, Capabilities, Store
@@ -33,7 +33,10 @@ from papyra.persistence.messages import (
     Flush,
     Flushed,
     GetMetrics,
+    HistoryPage,
+    Page,
     Read,
+    ReadHistory,
     Recover,
     Request,
     ResetMetrics,
@@ -190,7 +193,7 @@ class PersistenceBackend(PersistenceVerbs, PersistenceMetricsMixin):
 
         Adjacent requests share a write. For the host; everybody else calls `append`.
         """
-        return commit(requests, self._write, self.metrics)
+        return commit(requests, self._write, self._session.revisions, self.metrics)
 
     def subscribe(self, subscriber: Callable[[Batch], None]) -> Callable[[], None]:
         """Call `subscriber` with each batch that was stored, and return what ends that.
@@ -298,14 +301,8 @@ class PersistenceBackend(PersistenceVerbs, PersistenceMetricsMixin):
                 return await self._session.restore(records)
             case Summarize():
                 return await self._session.attempt("read", summarize, self.store)
-            case Read():
-                policy = bounded_policy(self._retention)
-                page = await self._session.attempt(
-                    "read", self.store.read, bounded_read(request), policy, self.clock()
-                )
-                self._session.saw(page.records)
-                self.metrics.reads += 1
-                return page
+            case Read() | ReadHistory():
+                return await self._read(request)
             case GetMetrics():
                 return self.metrics.snapshot()
             case ResetMetrics():
@@ -322,6 +319,19 @@ class PersistenceBackend(PersistenceVerbs, PersistenceMetricsMixin):
                 return Flushed(await self._session.attempt("write", self._session.flush))
             case _:
                 assert_never(request)
+
+    async def _read(self, request: Read | ReadHistory) -> Page | HistoryPage:
+        page: Page | HistoryPage
+        if isinstance(request, ReadHistory):
+            page = await self._session.read_history(bounded_history(request))
+        else:
+            policy = bounded_policy(self._retention)
+            page = await self._session.attempt(
+                "read", self.store.read, bounded_read(request), policy, self.clock()
+            )
+            self._session.saw(page.records)
+        self.metrics.reads += 1
+        return page
 
     async def _scan(self) -> PersistenceScanReport:
         report = await self._session.attempt("scan", self.store.scan, self.report_progress)

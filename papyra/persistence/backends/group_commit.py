@@ -7,8 +7,14 @@ from collections.abc import Awaitable, Callable, Sequence
 from typing import TypeAlias, cast, overload
 
 from papyra._safe_repr import MEANT, shown, text_of
-from papyra.exceptions import InvalidRecord, PersistenceError
+from papyra.exceptions import (
+    HistoriesUnsupported,
+    InvalidRecord,
+    PersistenceError,
+    RevisionConflict,
+)
 from papyra.persistence import codec
+from papyra.persistence.backends.revisions import Revisions, part_of_histories
 from papyra.persistence.messages import Append, Appended, AppendMany
 from papyra.persistence.metrics import PersistenceMetrics
 from papyra.persistence.records import Record
@@ -32,23 +38,31 @@ Committed: TypeAlias = tuple[Sequence[Appended | PersistenceError], Sequence[Per
 
 
 async def commit(
-    requests: Sequence[Append | AppendMany], write: Write, metrics: PersistenceMetrics
+    requests: Sequence[Append | AppendMany],
+    write: Write,
+    revisions: Revisions,
+    metrics: PersistenceMetrics,
 ) -> Committed:
     """Write the records of `requests` in order, and count the requests that fail.
 
-    A request is stored whole or not at all. A bad record fails its own request only; a failed
-    write fails every request whose records were in it.
+    A request is stored whole or not at all. A bad record, or a revision that does not follow, fails
+    its own request only; a failed write fails every request whose records were in it.
     """
     try:
         records, ends = _flatten(requests)
         encoded = codec.encode(records)
     except InvalidRecord:
-        return await _commit_one_by_one(requests, write, metrics)
+        return await _commit_one_by_one(requests, write, revisions, metrics)
     size = sum(map(len, encoded))
     if len(records) > MAX_COMMIT_RECORDS or size > MAX_COMMIT_BYTES:
-        return await _commit_one_by_one(requests, write, metrics)
+        return await _commit_one_by_one(requests, write, revisions, metrics)
     try:
+        if events := part_of_histories(records):
+            await revisions.learn(events)
+            revisions.advance(events)
         first_seq = await write(records, encoded, size)
+    except (RevisionConflict, HistoriesUnsupported):
+        return await _commit_one_by_one(requests, write, revisions, metrics)
     except PersistenceError as error:
         errors = [_copy(error) for _ in requests]
         metrics.write_errors += len(errors)
@@ -59,16 +73,23 @@ async def commit(
 
 
 async def _commit_one_by_one(
-    requests: Sequence[Append | AppendMany], write: Write, metrics: PersistenceMetrics
+    requests: Sequence[Append | AppendMany],
+    write: Write,
+    revisions: Revisions,
+    metrics: PersistenceMetrics,
 ) -> Committed:
-    """Commit with each request encoded by itself, in as many writes as the limits ask for."""
+    """Commit with each request checked by itself, in as many writes as the limits ask for."""
     replies: dict[int, Appended | PersistenceError] = {}
     part = _Part()
     for position, request in enumerate(requests):
         try:
             records, _ = _flatten([request])
-            part.add(position, records, codec.encode(records))
-        except InvalidRecord as error:
+            encoded = codec.encode(records)
+            if events := part_of_histories(records):
+                await revisions.learn(events)
+                revisions.advance(events)
+            part.add(position, records, encoded)
+        except PersistenceError as error:
             replies[position] = error
         if len(part.records) >= MAX_COMMIT_RECORDS or part.size >= MAX_COMMIT_BYTES:
             replies |= await part.write(write)

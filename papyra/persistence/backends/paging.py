@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from papyra.persistence.messages import Page, Read
-from papyra.persistence.records import Record
+from papyra.persistence.messages import HistoryPage, Page, Read, ReadHistory
+from papyra.persistence.records import PersistedEvent, Record
 
-__all__ = ("MAX_PAGE_BYTES", "MAX_PAGE_RECORDS", "collect_page")
+__all__ = ("MAX_PAGE_BYTES", "MAX_PAGE_RECORDS", "collect_history", "collect_page")
 
 #: A page examines at most this many records.
 MAX_PAGE_RECORDS = 5_000
@@ -45,3 +45,29 @@ def collect_page(request: Read, candidates: Iterable[tuple[Record, int]]) -> Pag
         more=more,
         next_before=first if examined else request.before or 0,
     )
+
+
+def collect_history(request: ReadHistory, candidates: Iterable[tuple[Record, int]]) -> HistoryPage:
+    """Return the page of a history.
+
+    `candidates` are records from where the page begins, each with its bytes, in the order of their
+    positions, among them all that are part of the history; others are passed over. They are taken
+    one by one, and at most one of the history more than the page holds.
+    """
+    wanted = MAX_PAGE_RECORDS if request.limit is None else min(request.limit, MAX_PAGE_RECORDS)
+    events: list[PersistedEvent] = []
+    size, more = 0, False
+    for record, length in candidates:
+        if (
+            type(record) is not PersistedEvent
+            or record.actor_address != request.actor
+            or (record.revision or 0) <= request.after_revision
+        ):
+            continue
+        more = len(events) >= wanted or size >= MAX_PAGE_BYTES
+        if more:
+            break
+        events.append(record)
+        size += length
+    after = max((event.revision or 0 for event in events), default=request.after_revision)
+    return HistoryPage(tuple(events), after, more)

@@ -6,20 +6,20 @@ counts metrics, has one caller at a time, opens on first use, applies the policy
 its user, and tells subscribers. So a store is one class without a base class of ours: a handful of
 coroutine methods, and three attributes that are data. `papyra.testing.conformance` proves it.
 
-What a store may leave out has a small protocol of its own, as `Summarizing` has. The identity of a
-store, the histories of single actors, snapshots, and positions that are compared and set are to
-join it here in the same way: as optional parts, none of which changes `Store`.
+What a store may leave out has a small protocol of its own: `Histories`, without which there are no
+event-sourced actors, and `Summarizing`. The identity of a store, snapshots, and positions that are
+compared and set are to join them here in the same way: none of them changes `Store`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Protocol, runtime_checkable
 
 import msgspec
 
-from papyra.persistence.backends.paging import collect_page
-from papyra.persistence.messages import Page, Read
+from papyra.persistence.backends.paging import collect_history, collect_page
+from papyra.persistence.messages import HistoryPage, Page, Read, ReadHistory
 from papyra.persistence.records import Record
 from papyra.persistence.reports import (
     CompactionReport,
@@ -31,7 +31,16 @@ from papyra.persistence.reports import (
 )
 from papyra.persistence.retention import RetentionPolicy
 
-__all__ = ("MAX_SEQ", "Batch", "Capabilities", "Store", "Summarizing", "collect_page")
+__all__ = (
+    "MAX_SEQ",
+    "Batch",
+    "Capabilities",
+    "Histories",
+    "Store",
+    "Summarizing",
+    "collect_history",
+    "collect_page",
+)
 
 #: The greatest position, which every store can write down, 14 digits long.
 MAX_SEQ = 10**14 - 1
@@ -164,6 +173,33 @@ class Store(Protocol):
 
         Positions are not given again. Without the capability, change nothing and say
         ``supported=False``.
+        """
+        ...
+
+
+@runtime_checkable
+class Histories(Protocol):
+    """An optional part of a `Store`: the events of single actors, by their revisions.
+
+    An actor's history is its events that have a revision: 1, 2, 3, ..., in the order of their
+    positions. What is appended follows already: that is checked before. Restored records had their
+    revisions in another store, and are taken as they are, holes included. `compact` removes no
+    event that has a revision, whatever its policy hides.
+
+    Both methods cost what they return, and at most the logarithm of what is stored.
+    """
+
+    async def read_history(self, request: ReadHistory) -> HistoryPage:
+        """Return a page of one actor's history. `collect_history` makes and bounds it.
+
+        Retention hides nothing here. An event that can't be decoded is passed over.
+        """
+        ...
+
+    async def last_revisions(self, actors: Collection[str]) -> Mapping[str, int]:
+        """Return the greatest revision of each of `actors`; those without a history may be missing.
+
+        Called after `claim`, and before an append that goes on with one of those histories.
         """
         ...
 

@@ -29,6 +29,7 @@ from papyra.persistence.backends.base import PersistenceBackend
 from papyra.testing.conformance._appending import Appending
 from papyra.testing.conformance._copying import Moving
 from papyra.testing.conformance._fixtures import MakeBackend, MakeStore
+from papyra.testing.conformance._histories import OneActor
 from papyra.testing.conformance._hosting import Sharing
 from papyra.testing.conformance._reading import Reading
 from papyra.testing.conformance._recovery import Recovery
@@ -37,7 +38,7 @@ from papyra.testing.conformance._retention import Retention
 __all__ = ("MakeBackend", "MakeStore", "PersistenceConformance")
 
 
-class PersistenceConformance(Appending, Reading, Retention, Recovery, Moving, Sharing):
+class PersistenceConformance(Appending, Reading, OneActor, Retention, Recovery, Moving, Sharing):
     """The rules for every store. Subclass it, with a fixture ``make_store``: a `MakeStore`.
 
     A backend with a class of its own overrides ``make_backend`` instead.
