@@ -5,9 +5,11 @@ from __future__ import annotations
 import abc
 import dataclasses
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from types import FunctionType
 from typing import Any, ClassVar, Protocol
+
+import anyio
 
 from papyra._home_loop import HomeLoop
 from papyra._portal import Portal
@@ -15,6 +17,7 @@ from papyra.address import ActorAddress
 from papyra.audit import AuditReport
 from papyra.clock import Clock
 from papyra.exceptions import InvalidActor, UnhandledMessage
+from papyra.output_gate import OutputGate
 from papyra.persistence.messages import Append, Appended
 from papyra.persistence.records import PersistedEvent, event_record
 from papyra.persistence.verbs import PersistenceVerbs
@@ -55,6 +58,11 @@ class System(Protocol):
     @property
     def portal(self) -> Portal:
         """The way to the actors from other threads."""
+        ...
+
+    @property
+    def recoveries(self) -> anyio.Semaphore:
+        """How many more actors may read their histories at the same time."""
         ...
 
     def spawn(
@@ -120,6 +128,18 @@ class ContextOwner(Protocol):
 
     def unhandled(self, message: object) -> UnhandledMessage:
         """Make a dead letter of `message`, and fail the ask that it came with, if any."""
+        ...
+
+    def settle_first(self, settlement: Callable[[], Awaitable[None]] | None) -> None:
+        """Have `settlement` return before each message from now on; `None` takes it back."""
+        ...
+
+    def output_gate(self) -> OutputGate:
+        """Return what the outputs of this actor pass from now on."""
+        ...
+
+    def runs_here(self) -> bool:
+        """Return whether this code runs in the actor's own task."""
         ...
 
 
@@ -215,6 +235,23 @@ class ActorContext:
         """Make a dead letter of `message`, as `Actor.unhandled` does; return the asker's error."""
         self._owner.loop.check()
         return self._owner.unhandled(message)
+
+    def settle_first(self, settlement: Callable[[], Awaitable[None]] | None) -> None:
+        """Call `settlement` before each message, until it is taken back with `None`.
+
+        What it raises goes to the one who asked, and the message becomes a dead letter: for actors
+        that can't handle any before something has been settled. A restart takes it back.
+        """
+        self._owner.settle_first(settlement)
+
+    def output_gate(self) -> OutputGate:
+        """Return the gate that the replies, tells and asks of this actor pass from now on."""
+        return self._owner.output_gate()
+
+    @property
+    def is_own_task(self) -> bool:
+        """Whether this code runs in the actor's own task, and not in one that was started there."""
+        return self._owner.runs_here()
 
     def event(self, event: object) -> PersistedEvent:
         """Return `event` as a record of this actor's, with the time now.

@@ -6,7 +6,14 @@ from typing import Literal, TypeAlias
 
 import msgspec
 
-__all__ = ("ActorCrashed", "ActorRestarted", "ActorStarted", "ActorStopped", "LifecycleEvent")
+__all__ = (
+    "ActorCrashed",
+    "ActorRecoveryFailed",
+    "ActorRestarted",
+    "ActorStarted",
+    "ActorStopped",
+    "LifecycleEvent",
+)
 
 
 class ActorStarted(msgspec.Struct, frozen=True):
@@ -28,6 +35,17 @@ class ActorCrashed(msgspec.Struct, frozen=True):
     decision: str | None
     #: the name of the type of the message it handled
     message_type: str | None = None
+
+
+class ActorRecoveryFailed(msgspec.Struct, frozen=True):
+    """An event-sourced actor could not be brought to the state that its history says."""
+
+    #: the revision that could not be reached, or 0 if the history could not be read
+    revision: int
+    #: the event that stands there, if any does
+    event_type: str
+    #: the error, in words
+    reason: str
 
 
 class ActorRestarted(msgspec.Struct, frozen=True):

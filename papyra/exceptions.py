@@ -17,10 +17,12 @@ __all__ = (
     "InvalidActor",
     "InvalidActorName",
     "InvalidEnvironment",
+    "InvalidEvent",
     "InvalidPath",
     "InvalidPolicy",
     "InvalidRecord",
     "InvalidRequest",
+    "InvalidSchema",
     "InvalidSetting",
     "InvalidStoreURL",
     "MailboxClosed",
@@ -30,6 +32,7 @@ __all__ = (
     "PapyraError",
     "PersistenceError",
     "PositionsExhausted",
+    "RecoveryFailed",
     "RevisionConflict",
     "SettingsError",
     "StoreAccessDenied",
@@ -241,6 +244,36 @@ class RevisionConflict(PersistenceError):
 
 class HistoriesUnsupported(PersistenceError):
     """The store keeps no histories, so no event may have a revision. Nothing was stored."""
+
+
+class InvalidEvent(PersistenceError, TypeError):
+    """An event that is none of those that its actor declares, or a state that is none.
+
+    Nothing was stored.
+    """
+
+
+class InvalidSchema(PapyraError, TypeError):
+    """Events, or upcasters of them, from which a history could not be read back."""
+
+
+class RecoveryFailed(PapyraError):
+    """An actor can't be brought to the state that its history says, so it handles nothing.
+
+    It is tried again with the first message after a while. `__cause__` is the error, if there is
+    one.
+    """
+
+    def __init__(
+        self, message: str, *, actor: str = "", revision: int = 0, event_type: str = ""
+    ) -> None:
+        super().__init__(message)
+        #: the actor's address
+        self.actor = actor
+        #: the revision that could not be reached, or 0 if the history could not be read
+        self.revision = revision
+        #: the event that stands there, if any does
+        self.event_type = event_type
 
 
 class StoreError(PersistenceError):

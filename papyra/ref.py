@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Sequence
-from contextvars import ContextVar
+from contextvars import ContextVar, copy_context
 from threading import get_ident
 from typing import Any, Literal, Protocol, TypeAlias, overload
 
@@ -17,11 +17,15 @@ from papyra.clock import Clock
 from papyra.exceptions import ActorStopped, AskTimeout, InvalidPolicy, MailboxClosed, MailboxFull
 from papyra.mailbox import Mailbox
 from papyra.message import Message, ReplyT
+from papyra.output_gate import OutputGate, current_gate
 
-__all__ = ("ActorRef", "Ask", "Recipient", "Terminated", "Told", "Values", "Wait")
+__all__ = ("ActorRef", "Answered", "Ask", "Recipient", "Terminated", "Told", "Values", "Wait")
 
 #: Context variables with the values that they had at a message's sender; without those unset there.
 Values: TypeAlias = Sequence[tuple[ContextVar[Any], Any]]
+
+#: Called with a reply, or an error, where an actor gives it.
+Answered: TypeAlias = Callable[[object, Exception | None], None]
 
 
 class Wait(Protocol):
@@ -64,6 +68,10 @@ class Recipient(Protocol):
 
     def refuse_nowait(self, message: object, *, expects_reply: bool) -> None:
         """Make a dead letter of `message`; raise `MailboxFull` if the store has no room for it."""
+        ...
+
+    def refuse_anyway(self, message: object) -> None:
+        """Make a dead letter of `message`, whether the store has room for it or not."""
         ...
 
     def stopped_error(self, what: str, handled: Literal["never", "maybe"]) -> ActorStopped:
@@ -147,6 +155,8 @@ class ActorRef:
         """
         if get_ident() != self._thread:
             self._cell.loop.refuse()
+        if OutputGate.shut and (gate := current_gate.get()) is not None:
+            await gate.opened()
         try:
             self._put_nowait(message)
         except MailboxFull:
@@ -163,6 +173,40 @@ class ActorRef:
         """
         if get_ident() != self._thread:
             self._cell.loop.refuse()
+        if OutputGate.shut and (gate := current_gate.get()) is not None and gate.is_shut:
+            gate.hold(_HeldMessage(self, message))
+            return
+        self._put(message)
+
+    def _put_held(self, message: object) -> None:
+        """Put a message that waited, whose sender has no other way to learn that there is no room.
+
+        So there is: these are no more than what their sender's appends have held up.
+        """
+        try:
+            self._put_nowait(message)
+        except MailboxFull:
+            self._mailbox.push(message)
+        except MailboxClosed:
+            self._cell.refuse_anyway(message)
+
+    def request(self, message: object, answered: Answered) -> None:
+        """Put `message` into the mailbox, and have `answered` called with its reply or its error.
+
+        It is called where the reply is given, in the other actor's task, so it must not wait. There
+        is room for the message, whatever the mailbox's capacity: who asks like this has to bound it
+        otherwise. Raises `ActorStopped` if the actor has stopped, or is stopping.
+        """
+        self._cell.loop.check()
+        call = _Call(answered)
+        call.ask = Ask(message, call)
+        call.ask.values = ()
+        try:
+            self._mailbox.push(call.ask)
+        except MailboxClosed:
+            raise self._cell.stopped_error("is stopping", "never") from None
+
+    def _put(self, message: object) -> None:
         try:
             self._put_nowait(message)
         except MailboxFull:
@@ -202,6 +246,8 @@ class ActorRef:
         self._cell.loop.check()
         if timeout is not None and not is_seconds(timeout):
             raise InvalidPolicy(f"timeout is seconds, 0 or more, not {shown(timeout)}")
+        if OutputGate.shut and (gate := current_gate.get()) is not None:
+            await gate.opened()
         ask = Ask(message, self._cell.loop.new_signal())
         wait = self._cell.begin_wait(ask.done, limited=timeout is not None)
         if timeout is not None:
@@ -249,6 +295,43 @@ class ActorRef:
 
     def __repr__(self) -> str:
         return f"<ActorRef {self.address}>"
+
+
+class _Call:
+    """In place of an ask's signal: calls a function, once, where the reply is given."""
+
+    __slots__ = ("_answered", "ask")
+
+    def __init__(self, answered: Answered) -> None:
+        self._answered: Answered | None = answered
+        self.ask: Ask
+
+    def set(self) -> None:
+        answered, self._answered = self._answered, None
+        if answered is not None:
+            answered(self.ask.reply, self.ask.error)
+
+    def is_set(self) -> bool:
+        return self._answered is None
+
+    async def wait(self) -> None:
+        raise AssertionError("nobody waits for it")
+
+
+class _HeldMessage:
+    """A message that waits at the output gate of its sender."""
+
+    def __init__(self, ref: ActorRef, message: object) -> None:
+        self._ref = ref
+        self._message = message
+        self._context = copy_context()
+
+    def release(self) -> None:
+        # Its sender's variables travel with it, not those of whoever opens the gate.
+        self._context.run(self._ref._put_held, self._message)
+
+    def fail(self, error: Exception) -> None:
+        """Drop it: what it comes from was not kept."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

@@ -63,6 +63,9 @@ __all__ = ("PERSISTENCE_NAME", "ActorSystem")
 #: The name of a system's own persistence actor.
 PERSISTENCE_NAME = "$persistence"
 
+#: How many actors read their histories at the same time.
+MAX_RECOVERIES = 50
+
 
 class ActorSystem:
     """Runs actors, and keeps their recorder.
@@ -202,6 +205,11 @@ class ActorSystem:
                 "until the last actor has stopped"
             )
         return self._portal
+
+    @functools.cached_property
+    def recoveries(self) -> anyio.Semaphore:
+        """How many more actors may read their histories at the same time; first come, first."""
+        return anyio.Semaphore(MAX_RECOVERIES)
 
     def spawn(
         self,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Coroutine, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from contextvars import Context, ContextVar
 from typing import Any, Literal, Protocol
 
@@ -30,6 +30,7 @@ from papyra.exceptions import (
     UnhandledMessage,
 )
 from papyra.mailbox import Mailbox
+from papyra.output_gate import OutputGate, current_gate
 from papyra.ref import ActorRef, Ask, Terminated, Told
 from papyra.supervision import Decision, SupervisionPolicy
 
@@ -286,6 +287,9 @@ class Cell:
     def refuse_nowait(self, message: object, *, expects_reply: bool) -> None:
         self.dead_letters.add_nowait(message, asked=expects_reply)
 
+    def refuse_anyway(self, message: object) -> None:
+        self.dead_letters.add_anyway(message, asked=False)
+
     def caller(self) -> Cell | None:
         """Return the actor that uses this one's ref.
 
@@ -302,6 +306,20 @@ class Cell:
         if not self._actor_loop.refuse_at_hand(message, error):
             self.dead_letters.add_anyway(message, asked=False)
         return error
+
+    def settle_first(self, settlement: Callable[[], Awaitable[None]] | None) -> None:
+        self.lifecycle.settlement = settlement
+
+    def output_gate(self) -> OutputGate:
+        gate = self.lifecycle.gate
+        if gate is None:
+            gate = self.lifecycle.gate = OutputGate()
+        if current_gate.get() is not gate:
+            current_gate.set(gate)
+        return gate
+
+    def runs_here(self) -> bool:
+        return self.loop.is_in(self.lifecycle.task)
 
     def stop_now(self) -> None:
         """Stop after the message at hand."""

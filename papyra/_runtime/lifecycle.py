@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable
 from typing import Literal, TypeAlias
 
 import anyio
@@ -10,6 +11,7 @@ from papyra._safe_repr import text_of, type_name
 from papyra.address import ActorAddress
 from papyra.exceptions import ActorStopped
 from papyra.mailbox import Mailbox
+from papyra.output_gate import OutputGate
 from papyra.supervision import Decision
 
 __all__ = ("Directive", "Lifecycle", "Reason")
@@ -32,11 +34,13 @@ class Lifecycle:
         "can_have_children",
         "cause",
         "directive",
+        "gate",
         "incarnation",
         "reason",
         "restart_delay",
         "restarts",
         "scope",
+        "settlement",
         "task",
         "will_restart",
     )
@@ -63,6 +67,10 @@ class Lifecycle:
         #: the task of the incarnation
         self.task: object = None
         self.can_have_children = False
+        #: what the actor gives out passes it, once it has one
+        self.gate: OutputGate | None = None
+        #: has to return before the next message is handled; what it raises refuses that message
+        self.settlement: Callable[[], Awaitable[None]] | None = None
 
     @property
     def is_restart(self) -> bool:
@@ -95,6 +103,7 @@ class Lifecycle:
         self.incarnation += 1
         self.will_restart = False
         self.task = task
+        self.settlement = None
 
     def begin_restart(self) -> None:
         """Count a restart, which clears the cause of it."""

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Coroutine, Sequence
+import copy
+import functools
+from collections.abc import Callable, Coroutine, Sequence
 from contextvars import Context, ContextVar
 from typing import Any, Protocol
 
@@ -38,7 +40,7 @@ from papyra.exceptions import (
     TaskGroupLeftOpen,
 )
 from papyra.mailbox import Mailbox
-from papyra.ref import ActorRef, Ask, Told, Values
+from papyra.ref import ActorRef, Ask, Terminated, Told, Values
 from papyra.supervision import Decision
 
 __all__ = ("ActorLoop", "LoopOwner")
@@ -175,7 +177,8 @@ class ActorLoop:
                 return True
             if ask is not None and ask.message is message and ask.error is None:
                 self._dead_letters.postpone(message, asked=True)
-                ask.fail(error)
+                ask.error = error
+                self._give(ask, ask.done.set)
                 return True
         return False
 
@@ -297,6 +300,8 @@ class ActorLoop:
         message = item if ask is None else ask.message
         if self._batch_types and self._is_batched(message):
             return await self._handle_run(item, message)
+        if self._lifecycle.settlement is not None and not await self._settle(item, message):
+            return 1
         self._at_hand = item
         try:
             handling = self.actor.receive(message)
@@ -309,6 +314,22 @@ class ActorLoop:
             if ask is not None:
                 self._answer(ask, reply)
         return 1
+
+    async def _settle(self, item: object, message: object) -> bool:
+        """Settle what the messages before have left; return whether `message` can be handled."""
+        assert self._lifecycle.settlement is not None
+        try:
+            await self._lifecycle.settlement()
+        except BaseException as caught:
+            error = self._failure(caught)
+            if error is None:
+                self._struck = [item]
+                raise
+            self._fail([item], error)
+            if type(message) is not Terminated:
+                self._dead_letters.postpone(message, asked=type(item) is Ask)
+            return False
+        return True
 
     def _surround(self, message: object, handling: Coroutine[Any, Any, Any]) -> Any:
         """Return `handling` with what belongs around it."""
@@ -358,6 +379,19 @@ class ActorLoop:
         return len(run)
 
     def _answer(self, ask: Ask, reply: object) -> None:
+        if self._lifecycle.gate is None:
+            self._answer_now(ask, reply)
+        else:
+            self._give(ask, functools.partial(self._answer_now, ask, reply))
+
+    def _give(self, ask: Ask, release: Callable[[], None]) -> None:
+        """Call `release`, which wakes who asked, when nothing stands at the gate any more."""
+        if self._lifecycle.gate is None:
+            release()
+        else:
+            self._lifecycle.gate.hold(_HeldReply(ask, release))
+
+    def _answer_now(self, ask: Ask, reply: object) -> None:
         if ask.given_up:
             self._cell.recorder.unclaimed(self._cell.address, ask.message)
         elif type(reply) is Failure:
@@ -399,11 +433,12 @@ class ActorLoop:
     def _fail(self, items: Sequence[object], error: Exception | None) -> None:
         for item in items:
             if type(item) is Ask:
-                item.fail(
+                failure: Exception = (
                     self._lifecycle.stopped_error("was cancelled before it could reply", "maybe")
                     if error is None
                     else error
                 )
+                self._give(item, functools.partial(item.fail, failure))
 
     async def _begin(self) -> bool:
         """Run ``on_start``, on a new instance if this is a restart.
@@ -554,6 +589,8 @@ class ActorLoop:
 
     def _end(self) -> None:
         """Say that the actor has stopped, to all who want to know."""
+        if self._lifecycle.gate is not None:
+            self._lifecycle.gate.leave()
         try:
             self._dead_letters.add_postponed_anyway()  # what on_stop may have added
             self._cell.recorder.lifecycle(
@@ -583,7 +620,11 @@ class ActorLoop:
             return None
         self._started = False
         try:
-            await self.actor.on_stop()
+            try:
+                if self._lifecycle.gate is not None:
+                    await self._lifecycle.gate.drained()
+            finally:
+                await self.actor.on_stop()
         except BaseException as caught:
             if self._is_closed_by(caught):
                 raise
@@ -594,3 +635,16 @@ class ActorLoop:
                 self._cell.failures.record(error, "on_stop")
             return error
         return None
+
+
+class _HeldReply:
+    """A reply, or an error, that waits at the output gate."""
+
+    def __init__(self, ask: Ask, release: Callable[[], None]) -> None:
+        self._ask = ask
+        self.release = release
+
+    def fail(self, error: Exception) -> None:
+        copied = copy.copy(error)
+        copied.__cause__ = error.__cause__
+        self._ask.fail(copied)

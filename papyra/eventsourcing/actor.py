@@ -1,0 +1,227 @@
+"""Event-sourced actors, as users write them."""
+
+from __future__ import annotations
+
+import abc
+import contextlib
+import inspect
+import logging
+from collections.abc import Iterable
+from typing import Any, ClassVar, Generic, TypeVar
+
+from papyra._safe_repr import text_of
+from papyra.actor import Actor
+from papyra.events import ActorRecoveryFailed
+from papyra.eventsourcing.history import History
+from papyra.eventsourcing.schema import Schema, upcasters_of
+from papyra.exceptions import InvalidActor, InvalidSchema, MailboxFull, RecoveryFailed, WrongTask
+from papyra.persistence.messages import Append
+
+__all__ = ("EventSourced",)
+
+StateT = TypeVar("StateT")
+
+logger = logging.getLogger("papyra")
+
+#: Seconds after a failed recovery before the next, at first and at most.
+FIRST_PAUSE, LONGEST_PAUSE = 0.2, 30.0
+
+#: Appends that one actor may wait for; then it handles no message until they are answered.
+MAX_OUTSTANDING = 1_000
+
+
+class EventSourced(Actor, Generic[StateT]):
+    """An actor whose state is the sum of its events.
+
+    Before its first message it reads its history, and applies each event in turn. Messages that
+    arrive meanwhile wait. `receive` decides, and says what has happened with `persist`; `apply`
+    says what that does to the state, now and in each recovery::
+
+        class Account(EventSourced[int]):
+            events = (Deposited, Withdrawn)
+
+            def initial_state(self) -> int:
+                return 0
+
+            def apply(self, state: int, event: Deposited | Withdrawn) -> int:
+                ...
+
+    Its history is that of its address, so an actor that is to come back needs a name of its own.
+
+    If the history can't be read, decoded or applied, nothing is handled: who asks gets
+    `RecoveryFailed` at once, what is told becomes a dead letter, and it is tried again with a
+    message after a while.
+    """
+
+    #: the types of its events; the history is decoded into these
+    events: ClassVar[tuple[type, ...]] = ()
+    #: functions that were marked with `upcaster`, beside those in the body of the class
+    upcasters: ClassVar[Iterable[object]] = ()
+
+    _schema: ClassVar[Schema | None] = None
+    _history: History[StateT] | None = None
+    #: whether an append has failed on which the state depends
+    _is_lost = False
+    _pause = 0.0
+    _retry_at = 0.0
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        for name in ("initial_state", "apply"):
+            if inspect.iscoroutinefunction(vars(cls).get(name)):
+                raise InvalidActor(f"{cls.__name__}.{name} is pure, so not 'async def'")
+        if "on_start" in vars(cls):
+            raise InvalidActor(
+                f"{cls.__name__} is recovered when it starts: what follows belongs to on_recovered"
+            )
+        if cls.batch_types:
+            raise InvalidActor(f"{cls.__name__} handles its messages one by one: no batch_types")
+        if not isinstance(cls.events, (tuple, list)):
+            raise InvalidSchema(f"{cls.__name__}.events is a tuple of classes")
+        members = {
+            name: member for each in reversed(cls.__mro__) for name, member in vars(each).items()
+        }
+        steps = upcasters_of([*members.values(), *cls.upcasters])
+        cls._schema = Schema(cls.__name__, cls.events, steps)
+
+    @abc.abstractmethod
+    def initial_state(self) -> StateT:
+        """Return the state before the first event."""
+
+    @abc.abstractmethod
+    def apply(self, state: StateT, event: Any) -> StateT:
+        """Return the state after `event`.
+
+        It must be pure: no I/O, no clock, nothing random. An event for which it raises is not
+        stored.
+        """
+
+    async def on_recovered(self) -> None:
+        """Prepare for messages, now that `state` is known. Called after each recovery."""
+
+    @property
+    def state(self) -> StateT:
+        """The sum of all events so far: a value that `apply` replaces, and nobody changes.
+
+        Raises `RecoveryFailed` where it is not known: before the recovery, and after an append of
+        which only the store knows what has become.
+        """
+        return self._own_history().state
+
+    @property
+    def revision(self) -> int:
+        """How many events there are in the history of this actor."""
+        return self._own_history().revision
+
+    async def persist(self, *events: object) -> None:
+        """Store `events` next to each other, all or none, and take on the state they lead to.
+
+        They are applied first: what `apply` raises is raised here, and nothing is stored. On return
+        they are as durable as the backend promises. If the append raises, nothing is stored, and
+        the state is what it was. If it is cancelled, it is settled before the next message whether
+        they are stored.
+
+        Raises `InvalidEvent` for one of another type than `events` names, `WrongTask` outside of
+        the actor's own task, and what `append` raises; `RevisionConflict` if somebody else has
+        written this history.
+        """
+        history = self._check_task()
+        if history.failure is not None:
+            await self._settle()
+        if not events:
+            return
+        try:
+            await history.append(events)
+        except BaseException:
+            if history.failure is not None:
+                self.context.settle_first(self._settle)
+            raise
+
+    def persist_nowait(self, *events: object) -> None:
+        """Have `events` stored, take on the state that they lead to at once, and go on.
+
+        So the store can write many at a time, and the next message does not wait. What this actor
+        gives out from now on does: replies, errors, tells and asks are held, in order, until what
+        was persisted before them is stored. So nobody hears of what was not kept. If the append
+        fails, who depends on it gets its error, what was to be told is dropped, and the actor
+        recovers from the store before it handles the next message.
+
+        Raises what `apply` raises, and as `persist` does for events and tasks that it refuses.
+        """
+        history = self._check_task()
+        if not events:
+            return
+        gate = self.context.output_gate()
+
+        def answered(reply: object, error: Exception | None) -> None:
+            del reply
+            if error is not None and self._history is history:
+                self._is_lost = True
+                self.context.settle_first(self._settle)
+            gate.answer(error)
+
+        try:
+            history.append_nowait(events, answered)
+        finally:
+            if history.failure is not None:
+                self.context.settle_first(self._settle)
+        gate.expect()
+        if gate.outstanding >= MAX_OUTSTANDING:
+            self.context.settle_first(self._settle)
+
+    async def on_start(self) -> None:
+        """Recover. Subclasses have `on_recovered`."""
+        schema = type(self)._schema
+        assert schema is not None  # this class is abstract
+        self._history = History(schema, self.context, self.initial_state, self.apply)
+        self.context.settle_first(self._settle)
+        # Whoever asks is told, and has it tried again.
+        with contextlib.suppress(RecoveryFailed):
+            await self._settle()
+
+    async def _settle(self) -> None:
+        """Wait for appends if there are too many; recover if need be, unless it has just failed."""
+        history = self._own_history()
+        clock = self.context.clock
+        gate = self.context.output_gate()
+        await gate.drained()
+        if history.failure is None and not self._is_lost:
+            self.context.settle_first(None)
+            return
+        gate.reset()
+        if history.failure is not None and clock.monotonic() < self._retry_at:
+            raise history.failure
+        try:
+            await history.recover()
+        except RecoveryFailed as failure:
+            self._pause = min(2 * self._pause or FIRST_PAUSE, LONGEST_PAUSE)
+            self._retry_at = clock.monotonic() + self._pause
+            self._record(failure)
+            raise
+        self._pause = self._retry_at = 0.0
+        self._is_lost = False
+        self.context.settle_first(None)
+        await self.on_recovered()
+
+    def _record(self, failure: RecoveryFailed) -> None:
+        """Have it be known, as far as the store allows, that a recovery has failed."""
+        logger.error("%s", failure)
+        fact = ActorRecoveryFailed(failure.revision, failure.event_type, text_of(failure))
+        try:
+            self.context.persistence.tell_nowait(Append(self.context.event(fact)))
+        except MailboxFull:
+            logger.warning("not recorded, as the store has no room for it: %s", failure)
+
+    def _check_task(self) -> History[StateT]:
+        history = self._own_history()
+        if not self.context.is_own_task:
+            raise WrongTask(
+                f"{type(self).__name__} persists while it handles a message, in its own task: "
+                "what other tasks find out, they tell it"
+            )
+        return history
+
+    def _own_history(self) -> History[StateT]:
+        if self._history is None:
+            raise RecoveryFailed(f"{type(self).__name__} has not been started: it has no state yet")
+        return self._history

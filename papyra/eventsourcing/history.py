@@ -1,0 +1,202 @@
+"""The history of one actor, and the state that it adds up to."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any, Generic, TypeVar
+
+import msgspec
+
+from papyra._safe_repr import shown, text_of, type_name
+from papyra.actor import ActorContext
+from papyra.eventsourcing.schema import Schema
+from papyra.exceptions import InvalidEvent, PersistenceError, RecoveryFailed, RevisionConflict
+from papyra.persistence.messages import Append, AppendMany
+from papyra.persistence.records import PersistedEvent
+from papyra.ref import Answered
+
+__all__ = ("History",)
+
+StateT = TypeVar("StateT")
+
+#: Events that a recovery reads at a time: others' appends wait no longer than for these.
+PAGE = 1_000
+
+#: What can't be changed in place, whatever `apply` does.
+_PLAIN: tuple[type, ...] = (
+    *(int, float, str, bytes, bool, complex, frozenset, tuple, range),
+    type(None),
+)
+
+
+class History(Generic[StateT]):
+    """One actor's events in the store, and their sum: the only place where the two are changed."""
+
+    def __init__(
+        self,
+        schema: Schema,
+        context: ActorContext,
+        initial_state: Callable[[], StateT],
+        apply: Callable[[StateT, Any], StateT],
+    ) -> None:
+        self._schema = schema
+        self._context = context
+        self._address = str(context.self_ref.address)
+        self._initial_state = initial_state
+        self._apply = apply
+        self._allows_none = False
+        self._state: StateT
+        #: position in the history that `state` is the sum up to
+        self.revision = 0
+        #: why there is no state, or that nobody has asked for one yet
+        self.failure: RecoveryFailed | None = RecoveryFailed(
+            f"{self._address} has not been recovered yet", actor=self._address
+        )
+
+    @property
+    def state(self) -> StateT:
+        """The sum of the events. Raises `RecoveryFailed` while it is not known."""
+        if self.failure is not None:
+            raise self.failure
+        return self._state
+
+    async def recover(self) -> None:
+        """Read the history from its beginning. Raises `RecoveryFailed`."""
+        self.failure = RecoveryFailed(f"{self._address} is recovering", actor=self._address)
+        try:
+            async with self._context.system.recoveries:
+                await self._replay()
+        except RecoveryFailed as failure:
+            self.failure = failure
+            raise
+        self.failure = None
+
+    async def append(self, events: Sequence[object]) -> None:
+        """Store `events` next to each other, and move on to the state that they lead to.
+
+        Raises what `apply` raises, and what the append raises; then the state is what it was.
+        """
+        before = self.state
+        state, records = self._next(before, events)
+        request = Append(records[0]) if len(records) == 1 else AppendMany(tuple(records))
+        try:
+            await self._context.persistence.ask(request)
+        except RevisionConflict as conflict:
+            self.lose(conflict)
+            raise
+        except PersistenceError as error:
+            if not _is_immutable(before):
+                self.lose(error)
+            raise
+        except BaseException as error:
+            # Cancelled, most likely: whether it is stored, the store knows.
+            self.lose(error)
+            raise
+        self._state = state
+        self.revision += len(records)
+
+    def append_nowait(self, events: Sequence[object], answered: Answered) -> None:
+        """Have `events` stored, move on to the state that they lead to, and do not wait.
+
+        `answered` is called with the outcome. Should that be an error, `lose` the state.
+        """
+        state, records = self._next(self.state, events)
+        self._context.persistence.request(AppendMany(tuple(records)), answered)
+        self._state = state
+        self.revision += len(records)
+
+    def lose(self, error: BaseException) -> None:
+        """Note that only the store knows the state now, because of `error`."""
+        self.failure = RecoveryFailed(
+            f"the state of {self._address} is not known before it is read again: something was "
+            f"not persisted: {type_name(error)}: {text_of(error)}",
+            actor=self._address,
+            revision=self.revision,
+        )
+        self.failure.__cause__ = error
+
+    def _next(self, state: StateT, events: Sequence[object]) -> tuple[StateT, list[PersistedEvent]]:
+        """Return the state after `events`, and the records of them."""
+        records = [self._record(event, number) for number, event in enumerate(events, 1)]
+        before = state
+        try:
+            for event in events:
+                state = self._applied(state, event)
+        except BaseException as error:
+            if not _is_immutable(before):
+                self.lose(error)
+            raise
+        return state, records
+
+    def _record(self, event: object, number: int) -> PersistedEvent:
+        event_type = self._schema.encode(event)
+        return PersistedEvent(
+            self._context.system.system_id,
+            self._address,
+            event_type.name,
+            event,
+            self._context.clock.time(),
+            None,
+            self.revision + number,
+            event_type.version,
+        )
+
+    def _applied(self, state: StateT, event: object) -> StateT:
+        following = self._apply(state, event)
+        if following is None and not self._allows_none:
+            raise InvalidEvent(
+                f"apply returned None for {type_name(event)}: it has to return the next state"
+            )
+        return following
+
+    async def _replay(self) -> None:
+        state = self._initial_state()
+        self._allows_none = state is None
+        self.revision, more = 0, True
+        while more:
+            try:
+                page = await self._context.system.backend.read_history(
+                    self._address, after_revision=self.revision, limit=PAGE
+                )
+            except PersistenceError as error:
+                raise self._failed(f"its history can't be read: {text_of(error)}") from error
+            more = page.more
+            for record in page.events:
+                state = self._replayed(state, record)
+        self._state = state
+
+    def _replayed(self, state: StateT, record: PersistedEvent) -> StateT:
+        """Return the state after a stored event. Raises `RecoveryFailed`."""
+        if record.revision != self.revision + 1:
+            what = "is doubled" if (record.revision or 0) <= self.revision else "is missing"
+            missing = record.revision if what == "is doubled" else self.revision + 1
+            raise self._failed(f"revision {missing} {what}", record)
+        try:
+            for event in self._schema.decode(record):
+                state = self._applied(state, event)
+        except Exception as error:
+            raise self._failed(f"{type_name(error)}: {text_of(error)}", record) from error
+        self.revision += 1
+        return state
+
+    def _failed(self, why: str, record: PersistedEvent | None = None) -> RecoveryFailed:
+        if record is None:
+            return RecoveryFailed(f"{self._address} can't be recovered: {why}", actor=self._address)
+        return RecoveryFailed(
+            f"{self._address} can't be recovered past revision {self.revision}: event "
+            f"{shown(record.event_type)} of version {record.event_version}: {why}",
+            actor=self._address,
+            revision=self.revision + 1,
+            event_type=record.event_type,
+        )
+
+
+def _is_immutable(state: object) -> bool:
+    """Return whether `apply` can't have changed `state` itself."""
+    kind = type(state)
+    if issubclass(kind, msgspec.Struct):
+        return kind.__struct_config__.frozen
+    if dataclasses.is_dataclass(kind):
+        return bool(kind.__dataclass_params__.frozen)  # type: ignore[attr-defined]
+    return kind in _PLAIN
