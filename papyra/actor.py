@@ -138,6 +138,10 @@ class ContextOwner(Protocol):
         """Return what the outputs of this actor pass from now on."""
         ...
 
+    async def settle_outputs(self) -> None:
+        """Wait until the appends at the gate have been answered, and open it."""
+        ...
+
     def runs_here(self) -> bool:
         """Return whether this code runs in the actor's own task."""
         ...
@@ -247,6 +251,10 @@ class ActorContext:
     def output_gate(self) -> OutputGate:
         """Return the gate that the replies, tells and asks of this actor pass from now on."""
         return self._owner.output_gate()
+
+    async def settle_outputs(self) -> None:
+        """Wait until the appends at the gate, if there is one, have been answered, and open it."""
+        await self._owner.settle_outputs()
 
     @property
     def is_own_task(self) -> bool:

@@ -318,6 +318,11 @@ class Cell:
             current_gate.set(gate)
         return gate
 
+    async def settle_outputs(self) -> None:
+        if self.lifecycle.gate is not None:
+            await self.lifecycle.gate.drained()
+            self.lifecycle.gate.reset()
+
     def runs_here(self) -> bool:
         return self.loop.is_in(self.lifecycle.task)
 

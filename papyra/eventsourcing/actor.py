@@ -183,12 +183,10 @@ class EventSourced(Actor, Generic[StateT]):
         """Wait for appends if there are too many; recover if need be, unless it has just failed."""
         history = self._own_history()
         clock = self.context.clock
-        gate = self.context.output_gate()
-        await gate.drained()
+        await self.context.settle_outputs()
         if history.failure is None and not self._is_lost:
             self.context.settle_first(None)
             return
-        gate.reset()
         if history.failure is not None and clock.monotonic() < self._retry_at:
             raise history.failure
         try:

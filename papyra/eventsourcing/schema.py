@@ -5,9 +5,10 @@ from __future__ import annotations
 import dataclasses
 import inspect
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any, TypeAlias, TypeVar
+from typing import Any, TypeAlias, TypeVar, cast
 
 import msgspec
+from msgspec import structs
 
 from papyra._safe_repr import shown, text_of, type_name
 from papyra.exceptions import InvalidEvent, InvalidSchema
@@ -115,7 +116,11 @@ class Schema:
         """Check both. Raises `InvalidSchema` for what could not be read back."""
         self._owner = owner
         self._types: dict[type, EventType] = {}
+        #: classes whose events are encoded by their fields: the codec is faster with flat dicts
+        self._plain: set[type] = set()
         self._classes: dict[str, tuple[type, int]] = {}
+        #: the classes by their names and newest versions
+        self.newest: dict[tuple[str, int], type] = {}
         self._upcasters: dict[tuple[str, int], Upcaster] = {}
         for event_class in events:
             self._add(event_class)
@@ -135,16 +140,18 @@ class Schema:
             )
         return found
 
+    def payload(self, event: object) -> object:
+        """Return what is stored of an event that `encode` knows."""
+        return (
+            structs.asdict(cast("msgspec.Struct", event)) if type(event) in self._plain else event
+        )
+
     def decode(self, record: PersistedEvent) -> list[object]:
         """Return the events that a stored one stands for today: mostly one.
 
         Raises `InvalidEvent` for what can't be decoded into the classes that there are.
         """
-        event_type, version = record.event_type, record.event_version
-        known = self._classes.get(event_type)
-        if known is not None and known[1] == version:
-            return [self._convert(known[0], record.payload, event_type, version)]
-        return list(self._upcast((event_type, version, record.payload)))
+        return list(self._upcast((record.event_type, record.event_version, record.payload)))
 
     def _upcast(self, stored: Stored) -> Iterator[object]:
         name, version, payload = stored
@@ -198,7 +205,10 @@ class Schema:
         if (fault := _fault_in(event_class)) is not None:
             raise InvalidSchema(f"{event_class.__qualname__} could not be read back: {fault}")
         self._types[event_class] = event_type
+        if _is_plain(event_class):
+            self._plain.add(event_class)
         self._classes[event_type.name] = event_class, event_type.version
+        self.newest[event_type.name, event_type.version] = event_class
 
     def _add_upcaster(self, step: Upcaster) -> None:
         place = step.name, step.from_version
@@ -255,6 +265,19 @@ def _is_event_class(event_class: object) -> bool:
         issubclass(event_class, msgspec.Struct)
         or dataclasses.is_dataclass(event_class)
         or hasattr(event_class, "__attrs_attrs__")
+    )
+
+
+def _is_plain(event_class: type) -> bool:
+    """Return whether an event is encoded as the dict of its fields."""
+    if not issubclass(event_class, msgspec.Struct):
+        return False
+    config = event_class.__struct_config__
+    return (
+        config.tag is None
+        and not config.array_like
+        and not config.omit_defaults
+        and event_class.__struct_fields__ == event_class.__struct_encode_fields__
     )
 
 

@@ -329,7 +329,7 @@ async def test_on_recovered_sees_the_state_and_may_persist() -> None:
 @pytest.mark.parametrize(
     ("bad", "revision", "event_type", "why"),
     [
-        (a_deposit(3, payload={"amount": "x"}), 3, "Deposited", "is no Deposited"),
+        (a_deposit(3, payload={"amount": "x"}), 3, "Deposited", "is no such event"),
         (a_deposit(3, event_type="Stolen"), 3, "Stolen", "no event 'Stolen'"),
         (a_deposit(3, event_version=2), 3, "Deposited", "newer than the 1"),
         (a_deposit(4), 3, "Deposited", "revision 3 is missing"),

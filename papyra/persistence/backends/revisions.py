@@ -48,6 +48,9 @@ class Revisions:
 
     async def learn(self, events: Sequence[PersistedEvent]) -> None:
         """Find out, in one question, what has to be known to check `events`."""
+        if len(events) == 1 and (actor := events[0].actor_address) in self._last:
+            self._last[actor] = self._last.pop(actor)
+            return
         actors = dict.fromkeys(event.actor_address for event in events)
         known = {actor: self._last.pop(actor) for actor in actors if actor in self._last}
         if len(known) < len(actors):
@@ -64,16 +67,26 @@ class Revisions:
         Raises `RevisionConflict` if one of them does not follow; then none is taken. Should the
         write fail, `forget` what was taken.
         """
+        if len(events) == 1:
+            # Most of them are alone, and this takes half the time.
+            (event,) = events
+            self._last[event.actor_address] = self._following(event, self._last)
+            return
         ahead: dict[str, int] = {}
         for event in events:
-            actor, found = event.actor_address, event.revision
-            expected = 1 + (ahead[actor] if actor in ahead else self._last[actor])
-            if found != expected:
-                raise RevisionConflict(
-                    f"revision {found} of {shown(actor)} does not follow: the next is {expected}",
-                    actor=actor,
-                    expected=expected,
-                    found=found or 0,
-                )
-            ahead[actor] = expected
+            actor = event.actor_address
+            ahead[actor] = self._following(event, ahead if actor in ahead else self._last)
         self._last |= ahead
+
+    def _following(self, event: PersistedEvent, last: Mapping[str, int]) -> int:
+        """Return the revision of `event`; raise `RevisionConflict` if it is not the next one."""
+        actor, found = event.actor_address, event.revision
+        expected = last[actor] + 1
+        if found != expected:
+            raise RevisionConflict(
+                f"revision {found} of {shown(actor)} does not follow: the next is {expected}",
+                actor=actor,
+                expected=expected,
+                found=found or 0,
+            )
+        return expected
