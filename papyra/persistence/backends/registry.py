@@ -1,6 +1,7 @@
 """The list of backends. Others join it by entry points in the group ``papyra.backends``.
 
-Such an entry point has the scheme of its URLs for a name, and leads to a `Registration`::
+Such an entry point has the scheme of its URLs for a name, which is the `name` of its stores, too,
+and leads to a `Registration`::
 
     [project.entry-points."papyra.backends"]
     shelf = "my_shelf:REGISTRATION"
@@ -44,14 +45,16 @@ class Registration:
 
     #: what people call it: ``JSON file``
     label: str
-    #: makes one of a whole URL, scheme included; raises `InvalidPolicy` or another `ValueError`,
-    #: which repeats nothing that may be secret, or `MissingExtra`
+    #: makes one of a whole URL, scheme included; raises `InvalidStoreURL` or another `ValueError`,
+    #: which repeats nothing that may be secret, or `MissingExtra`. For a path with options, as in
+    #: ``shelf:///srv/shelf?fsync=no``, there is `papyra.persistence.backends.urls.path_and_options`
     from_url: _FromName
     #: makes one of a path, as a command is given it
     from_path: _FromName | None = None
     #: whether a path is one of a store of this kind, or is to become one
     is_path_of: Callable[[str], bool] | None = None
-    #: makes an empty one for a test; the first argument makes a directory, if it needs one
+    #: makes an empty one for a test; the first argument makes a directory, if it needs one, and the
+    #: second has what `PersistenceBackend` takes by name
     for_test: Callable[[Callable[[], Path], Mapping[str, Any]], PersistenceBackend] | None = None
     #: removes what one of `for_test` has left outside its directory
     forget: Callable[[PersistenceBackend], None] | None = None
@@ -60,7 +63,8 @@ class Registration:
         Callable[[PersistenceBackend], contextlib.AbstractAsyncContextManager[PersistenceBackend]]
         | None
     ) = None
-    #: how its path ends in a directory of its own; then a benchmark measures it without being asked
+    #: how its path ends in a directory of its own; then a benchmark measures it without being
+    #: asked, by its URL if there is no `is_path_of`
     file_name: str | None = None
     #: whether it is on a server: an empty one is none, and who writes it may be gone
     is_on_server: bool = False

@@ -6,6 +6,23 @@ counts metrics, has one caller at a time, opens on first use, applies the policy
 its user, and tells subscribers. So a store is one class without a base class of ours: a handful of
 coroutine methods, and three attributes that are data. `papyra.testing.conformance` proves it.
 
+They run on asyncio and on trio, by anyio. What waits for a disk belongs into a thread, as
+`anyio.to_thread.run_sync` makes one. A call that is cancelled there waits for its thread, but not
+where asyncio's own `Task.cancel` does it: so a lock that the threads take keeps one that is left
+behind, and still writes, from the one of the next call.
+
+Around a store there are
+
+- `papyra.persistence.backends.base.PersistenceBackend`, for its users, with what limits and clock
+  they choose;
+- `papyra.persistence.codec.decode`, which makes a record of its bytes and its position or raises
+  `StoreError`, and ``may_be_a_record``, which tells the records of newer versions from damage;
+- `papyra.persistence.records.kind_of`, for a column of kinds;
+- `papyra.exceptions`, for what has a name: `BackendInUse` where another writer keeps this one out,
+  `StoreFenced` where one has taken over, `StoreReadOnly`, `StoreDamaged`;
+- `papyra.persistence.backends.registry`, whose `Registration` gives it a scheme for its URLs, all
+  the commands, and ``PAPYRA_TEST_STORE``.
+
 What a store may leave out has a small protocol of its own: `Histories`, without which there are no
 event-sourced actors, and `Summarizing`. The identity of a store, snapshots, and positions that are
 compared and set are to join them here in the same way: none of them changes `Store`.
@@ -65,8 +82,10 @@ class Batch(msgspec.Struct, frozen=True):
     """The records of one `Store.append`: numbered from `first_seq`, and each of them encoded.
 
     `first_seq` is mostly the one after the last that was given. It is a greater one where records
-    are restored from a store that has gaps. Encoded, a record is one line of JSON without its
-    position, which `papyra.persistence.codec.decode` takes beside it.
+    are restored from a store that has gaps: a gap is no damage. Encoded, a record is one line of
+    JSON in UTF-8 without its position, which `papyra.persistence.codec.decode` takes beside it.
+    A batch is never empty. The `timestamp` of a record that is new may be an int, and one that only
+    a float can hold; its payload may be anything that was encoded.
     """
 
     first_seq: int
@@ -86,11 +105,19 @@ class Store(Protocol):
     for those that `Capabilities.readable_when_closed` names. After `close` it may be opened again.
     An error that is a `PersistenceError` reaches the caller as it is; any other one becomes the
     cause of a `StoreError`, which says what was being done. Any call may be cancelled at any await.
+    Every position fits into 14 digits, every other number into 64 bits.
+
+    A store that is made to be looked at (`Registration.from_url` is told so) writes nothing: it
+    raises in `open` if there is none, and `StoreReadOnly` in `claim`, `recover`, and a `compact`
+    that is no dry run.
     """
 
     @property
     def name(self) -> str:
-        """The kind of store, in one word, as reports have it: ``json``, ``redis``."""
+        """The kind of store, in one word, as reports have it: ``json``, ``redis``.
+
+        It is the name of the entry point, too, if there is one.
+        """
         ...
 
     @property
@@ -106,6 +133,7 @@ class Store(Protocol):
     async def open(self) -> None:
         """Make the store ready, creating it if there is none. Take over from no other writer.
 
+        One that is kept out for as long as another one writes may raise `BackendInUse` here.
         If this raises, nothing is left open, and it may be called again.
         """
         ...
@@ -124,6 +152,11 @@ class Store(Protocol):
         that raised or was cancelled, or after a recovery. What such an append has left is removed,
         or counts as given: its positions are given again only if nothing of it will ever be shown.
         For most stores this is `last_seq`.
+
+        Two writers never get the same position. A store keeps the second one out, or lets it take
+        over, or at least fails the append of whoever comes late: one that is as old as
+        ``batch.first_seq <= last_seq``, which is to be looked up in the same transaction. That
+        holds after the records at those positions were compacted, too.
         """
         ...
 
@@ -135,7 +168,10 @@ class Store(Protocol):
         ...
 
     async def flush(self) -> None:
-        """Make everything that was appended as durable as the store can. Called before `close`."""
+        """Make everything that was appended as durable as the store can.
+
+        Called before `close`, and when the store is entered, so perhaps before any `claim`.
+        """
         ...
 
     async def close(self) -> None:
@@ -146,15 +182,21 @@ class Store(Protocol):
         """Return a page of what `policy` lets through at Unix time `now`.
 
         `collect_page` makes and bounds it, out of the records of that kind and between those
-        positions and times, in the direction of the read. A record that can't be decoded is passed
-        over. `policy` counts records and their encoded bytes, of each kind by itself, from the
-        newest on.
+        positions and times, in the direction of the read, each with its encoded bytes; the type,
+        the actor and the limit are its own affair. It takes no more of them than it needs, so that
+        they may come from a cursor. A record that can't be decoded is passed over.
+
+        `policy` counts records and their encoded bytes, of each kind by itself, from the newest on,
+        and ends with the first that does not fit. Age is another matter: times need not rise with
+        positions, so each record is judged by its own, and counts while it is hidden.
         """
         ...
 
     async def scan(self, report_progress: ReportProgress) -> PersistenceScanReport:
         """Check every record; change nothing. What is wrong is reported, and raises nothing.
 
+        Where `decode` fails that is ``corrupt``, with its `seq` if it is known; and
+        ``unknown_kind`` where `may_be_a_record` says so.
         `report_progress` may be called now and then, from any thread.
         """
         ...
@@ -162,6 +204,10 @@ class Store(Protocol):
     async def recover(self, config: PersistenceRecoveryConfig) -> PersistenceRecoveryReport:
         """Mend what a scan finds, keep every record that can be read, and scan again.
 
+        Of what can't be read, that of an unknown kind stays where it is, and in the scan: a newer
+        version has written it. For a quarantine, what is removed goes to `config.quarantine_dir`,
+        beside the store if that is `None`, or to where a store without files keeps such things;
+        the report names each place. May come before any `claim`; one follows.
         Without the capability, change nothing and say ``supported=False``.
         """
         ...
@@ -171,8 +217,11 @@ class Store(Protocol):
     ) -> CompactionReport:
         """Remove what `policy` hides at Unix time `now`; on a dry run, report what would be left.
 
-        Positions are not given again. Without the capability, change nothing and say
-        ``supported=False``.
+        It is what a read under that policy does not show, and the numbers of a dry run are those of
+        the real one. May come before any `claim`. Where there is damage, it may raise
+        `StoreDamaged`, or leave that to `recover`. Positions are not given again.
+
+        Without the capability, change nothing and say ``supported=False``.
         """
         ...
 
@@ -206,7 +255,7 @@ class Histories(Protocol):
 
 @runtime_checkable
 class Summarizing(Protocol):
-    """An optional part of a `Store`: without it, a summary reads everything."""
+    """An optional part of a `Store`: without it, a summary reads everything, hidden or not."""
 
     async def summarize(self) -> StoreSummary:
         """Return what the store holds, what retention hides included."""

@@ -7,6 +7,14 @@ Subclass `PersistenceConformance` and give it a fixture that makes your store::
         def make_store(self, tmp_path):
             return functools.partial(MyStore, tmp_path / "store")
 
+        async def damage(self, backend, seq):  # if it has the capability `recovery`
+            with sqlite3.connect(backend.location) as database:
+                database.execute("UPDATE records SET data = '{' WHERE seq = ?", (seq,))
+
+Then ``pytest`` runs it: every rule on each event loop, under the name of the rule. A store that
+syncs is tested sooner with ``--basetemp`` on a file system in memory. What no rule can see is an
+append that fails half-way, how durable it is, and a thread that outlives its call.
+
 The form is that of Pekko's journal TCK.
 """
 
@@ -43,8 +51,9 @@ class PersistenceConformance(Appending, Reading, OneActor, Retention, Recovery, 
 
     A backend with a class of its own overrides ``make_backend`` instead.
     What is optional is decided by the store's own `Capabilities`. Where it says ``recovery``,
-    override `damage`. The tests are marked for anyio's plugin, so they run on the event loops that
-    the fixture ``anyio_backend`` names.
+    override ``damage(backend, seq)``, which makes the stored bytes of one record unreadable while
+    the backend is closed, and leaves its position and its neighbours alone. The tests are marked
+    for anyio's plugin, so they run on the event loops that the fixture ``anyio_backend`` names.
     """
 
     pytestmark: ClassVar[Sequence[pytest.MarkDecorator]] = [pytest.mark.anyio]

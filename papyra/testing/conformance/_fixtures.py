@@ -39,7 +39,7 @@ class MakeStore(Protocol):
     def __call__(self) -> Store:
         """Return a new store for this test, not opened yet.
 
-        Called again after the first was closed, it finds the same records if it is durable.
+        Called again, also while the first is open, it is in the same place if it is durable.
         """
         ...
 
@@ -55,7 +55,7 @@ class MakeBackend(Protocol):
     ) -> PersistenceBackend:
         """Return a new backend on the store of this test.
 
-        Called again after the first was closed, a durable backend finds the same store.
+        Called again, also while the first is open, a durable backend is on the same store.
         """
         ...
 
