@@ -14,18 +14,19 @@ __all__ = ("MAX_INDEX_BYTES", "Block", "Extent", "SparseIndex", "Totals")
 
 #: Bytes of a block, to begin with.
 BLOCK_BYTES = 8 * 1024
-#: When there are as many blocks as this, each two become one. A block takes 96 bytes here, so an
-#: index never takes more than 1.6 MB, whatever the size of its file.
+#: When there are as many blocks as this, each two become one. A block takes 112 bytes here, so an
+#: index never takes more than 1.8 MB, whatever the size of its file.
 MAX_BLOCKS = 16 * 1024
 #: No index takes more.
-MAX_INDEX_BYTES = 96 * MAX_BLOCKS
+MAX_INDEX_BYTES = 112 * MAX_BLOCKS
 
 #: The time of what has not happened.
 _NEVER = float("inf")
 
-#: What a line may be for: a record, or anything else that is kept or reported.
-Content: TypeAlias = Kind | Literal["other"]
-_CONTENTS: tuple[Content, ...] = (*KINDS, "other")
+#: The content of a line: a record, or anything else that is kept or reported. What is part of a
+#: history is counted with its kind, and once more as that.
+Content: TypeAlias = Kind | Literal["other", "history"]
+_CONTENTS: tuple[Content, ...] = (*KINDS, "other", "history")
 
 
 class Block(NamedTuple):
@@ -96,10 +97,12 @@ class SparseIndex(Totals):
     def __len__(self) -> int:
         return len(self._offsets)
 
-    def add(self, offset: int, seq: int, kind: Kind, time: float, size: int) -> None:
+    def add(self, offset: int, seq: int, record: Record, size: int) -> None:
         """Take in the next line: where it begins, and what its record is."""
         self._reach(offset, seq)
-        self._take(kind, 1, size, time, time)
+        self._take(kind_of(record), 1, size, record.timestamp, record.timestamp)
+        if record.revision is not None:
+            self._take("history", 1, 0, record.timestamp, record.timestamp)
 
     def add_other(self, offset: int, seq: int) -> None:
         """Take in a line that holds no record that can be read."""
@@ -131,6 +134,9 @@ class SparseIndex(Totals):
             else:
                 for record, size in zip(part, sized, strict=True):
                     self._take(kind_of(record), 1, size, record.timestamp, record.timestamp)
+            if steps := [record.revision is not None for record in part].count(True):
+                # Of their bytes nobody asks.
+                self._take("history", steps, 0, self._oldest[-1], self._newest[-1])
             position = stop
 
     def add_block(self, block: Block) -> None:
@@ -214,6 +220,14 @@ class SparseIndex(Totals):
         """Return where a block begins and ends, in a file whose lines end at `end`."""
         stop = self._offsets[block + 1] if block + 1 < len(self._offsets) else end
         return self._offsets[block], stop
+
+    def between(self, after: int, before: int | None, end: int) -> tuple[int, int]:
+        """Return from where to where the lines within these limits are, in a file up to `end`."""
+        if not self._offsets:
+            return 0, end
+        first = max(0, bisect_right(self._first_seqs, after + 1) - 1)
+        last = len(self) if before is None else bisect_left(self._first_seqs, before)
+        return self._offsets[first], self._offsets[last] if last < len(self) else end
 
     def blocks(
         self, kind: Kind, after: int, before: int | None, since: float, until: float, newest: bool

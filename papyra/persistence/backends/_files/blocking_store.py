@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Mapping
 from typing import TypeVar
 
 from papyra.persistence.backends._files.compaction import count_hidden
 from papyra.persistence.backends._files.fsync_policy import FsyncPolicy
+from papyra.persistence.backends._files.histories import last_revisions, read_history
 from papyra.persistence.backends._files.journal import Journal
 from papyra.persistence.backends._files.location import printable
 from papyra.persistence.backends._files.read_retention import (
@@ -19,7 +20,7 @@ from papyra.persistence.backends._files.read_retention import (
 from papyra.persistence.backends._files.scan import ScanResult
 from papyra.persistence.backends._io.commit_token import CommitToken
 from papyra.persistence.backends.store import Batch, collect_page
-from papyra.persistence.messages import Page, Read
+from papyra.persistence.messages import HistoryPage, Page, Read, ReadHistory
 from papyra.persistence.records import KINDS
 from papyra.persistence.reports import (
     CompactionReport,
@@ -132,6 +133,14 @@ class BlockingStore:
         return self._look(
             lambda: collect_page(request, visible_records(self._journal, request, policy, now))
         )
+
+    def read_history(self, request: ReadHistory) -> HistoryPage:
+        """Return a page of one actor's history."""
+        return self._look(lambda: read_history(self._journal, request))
+
+    def last_revisions(self, actors: Collection[str]) -> Mapping[str, int]:
+        """Return the last revision of each of `actors` that has a history."""
+        return self._look(lambda: last_revisions(self._journal, actors))
 
     def summarize(self) -> StoreSummary:
         """Sum the totals of the files."""

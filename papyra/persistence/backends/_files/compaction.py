@@ -30,8 +30,8 @@ class Hidden(NamedTuple):
     before: float
 
     def hides(self, record: Record, seq: int) -> bool:
-        """Return whether a record is hidden."""
-        return seq <= self.through or record.timestamp < self.before
+        """Return whether a record is hidden, and not part of a history."""
+        return record.revision is None and (seq <= self.through or record.timestamp < self.before)
 
 
 def drop_hidden(journal: JournalFile, hidden: Mapping[Kind, Hidden]) -> None:
@@ -127,8 +127,10 @@ def is_visible(totals: Totals | Block, base: int, hidden: Mapping[Kind, Hidden])
 
 
 def is_hidden(totals: Totals | Block, last_seq: int, hidden: Mapping[Kind, Hidden]) -> bool:
-    """Return whether everything is hidden, up to `last_seq`."""
-    return not totals.counts.get("other") and all(
+    """Return whether everything is hidden, up to `last_seq`, and none of it part of a history."""
+    if totals.counts.get("other") or totals.counts.get("history"):
+        return False
+    return all(
         not totals.counts.get(kind) or last_seq <= limit.through or totals.newest < limit.before
         for kind, limit in hidden.items()
     )

@@ -6,10 +6,13 @@ and `note` what is committed to it. Whatever records are to be found by has its 
 
 from __future__ import annotations
 
+from itertools import accumulate
+
+from papyra.persistence.backends._files.actor_index import ActorIndex
 from papyra.persistence.backends._files.block_index import SparseIndex
 from papyra.persistence.backends._files.line_format import BadLine, Line
 from papyra.persistence.backends._files.scan import Part, Run
-from papyra.persistence.records import kind_of
+from papyra.persistence.records import PersistedEvent, Record
 
 __all__ = ("FileIndex",)
 
@@ -22,6 +25,8 @@ class FileIndex:
 
     def __init__(self) -> None:
         self._blocks: SparseIndex | None = None
+        #: the lines of histories; `None` where they are not known and have to be read for
+        self._histories: ActorIndex | None = None
         #: runs that were committed, and are not in the index yet
         self._pending: list[Run] = []
         self._pending_records = 0
@@ -39,14 +44,25 @@ class FileIndex:
             self._take_in(self._blocks)
         return self._blocks
 
-    def start(self, blocks: SparseIndex) -> None:
+    @property
+    def histories(self) -> ActorIndex | None:
+        """The lines of histories, of everything that is committed; `None` if they are not known."""
+        if self._pending and self._blocks is not None:
+            self._take_in(self._blocks)
+        return self._histories
+
+    @histories.setter
+    def histories(self, histories: ActorIndex | None) -> None:
+        self._histories = histories
+
+    def start(self, blocks: SparseIndex, histories: ActorIndex | None = None) -> None:
         """Begin with what is known of the file, or with an empty index."""
         self.forget()
-        self._blocks = blocks
+        self._blocks, self._histories = blocks, histories
 
     def forget(self) -> None:
         """Forget the index: the file is read for it when it is needed next."""
-        self._blocks = None
+        self._blocks = self._histories = None
         self._pending.clear()
         self._pending_records = 0
 
@@ -56,9 +72,10 @@ class FileIndex:
         match part:
             case Run(offset, first_seq, records, lengths, sizes):
                 blocks.extend(offset, first_seq, records, lengths, sizes)
+                self._add_steps(part)
             case Line() as line, record if record is not None:
-                kind, size = kind_of(record), len(line.record)
-                blocks.add(line.offset, last_seq, kind, record.timestamp, size)
+                blocks.add(line.offset, last_seq, record, len(line.record))
+                self._add_step(record, line.offset)
             case line, _ if isinstance(line, BadLine) or not line.is_tombstone:
                 # No record that follows has a lower number, whatever this line says of itself.
                 blocks.add_other(line.offset, last_seq + isinstance(line, BadLine))
@@ -90,6 +107,25 @@ class FileIndex:
                 [length for run in runs for length in run.lengths],
                 [size for run in runs for size in run.sizes],
             )
+            for run in runs:
+                self._add_steps(run)
         except BaseException:
             self.forget()  # some of it may be in there
             raise
+
+    def _add_steps(self, run: Run) -> None:
+        """Add the lines of a run that are part of histories."""
+        if self._histories is None:
+            return
+        steps = [n for n, record in enumerate(run.records) if record.revision is not None]
+        if not steps:
+            return
+        starts = list(accumulate(run.lengths, initial=run.offset))
+        for number in steps:
+            self._add_step(run.records[number], starts[number])
+
+    def _add_step(self, record: Record, offset: int) -> None:
+        if self._histories is None or not isinstance(record, PersistedEvent):
+            return
+        if record.revision is not None:
+            self._histories.add(record.actor_address, offset)

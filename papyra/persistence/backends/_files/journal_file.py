@@ -10,6 +10,8 @@ from pathlib import Path
 from sys import maxsize
 from time import time
 
+from papyra.persistence import codec
+from papyra.persistence.backends._files.actor_index import ActorIndex
 from papyra.persistence.backends._files.appender import Appender, Tail
 from papyra.persistence.backends._files.block_index import SparseIndex, Totals
 from papyra.persistence.backends._files.close_mark import CloseMark
@@ -23,7 +25,7 @@ from papyra.persistence.backends._files.line_format import (
     Line,
     parse_lines,
 )
-from papyra.persistence.backends._files.line_reader import chunks_of, records_in
+from papyra.persistence.backends._files.line_reader import chunks_of, records_at, records_in
 from papyra.persistence.backends._files.location import printable
 from papyra.persistence.backends._files.scan import (
     Advance,
@@ -84,6 +86,8 @@ class JournalFile:
         self._tail = Tail(0, base, base)
         self.appender = Appender(self.handle, self._tail)
         self._index = FileIndex()
+        #: the lines of records that are part of no history, by their actors, and up to where
+        self._others: tuple[ActorIndex, int] | None = None
         #: the index that another reader has left, for a reader
         self._index_cache = index_cache
         #: for a reader: the file's size and time before it was read, and the last bytes that were
@@ -139,7 +143,8 @@ class JournalFile:
         tail = self._tail
         if not self.read_only:
             tail.former_end = max(tail.former_end, tail.end)
-        self._index.start(SparseIndex())
+        self._index.start(SparseIndex(), ActorIndex())
+        self._others = None
         tail.end, self.damaged = 0, False
         found = ScanResult(tail_seq=self.base, last_seq=self.base)
         cached_end = self._start_from_cache(found)
@@ -288,6 +293,7 @@ class JournalFile:
         """Take back what was written last, also if it is committed. Nobody must know of it."""
         if self.appender.has_committed:
             self._index.forget()
+            self._others = None
         self.appender.roll_back(truncate=truncate)
 
     # Reading
@@ -299,6 +305,47 @@ class JournalFile:
         """
         data, start = self.read_block(block)
         return records_in(data, start, self.index.first_seq(block), newest=newest)
+
+    def step_offsets(self, actor: str) -> Sequence[int]:
+        """Return where lines begin that may be part of the history of an actor."""
+        if not self._index.is_loaded:
+            self.open()
+        histories = self._index.histories
+        if histories is None:
+            histories = ActorIndex()
+            for concerned, revision, offset in self._concerned(0):
+                if revision is not None:
+                    histories.add(concerned, offset)
+            self._index.histories = histories
+        return histories.offsets(actor)
+
+    def offsets_of(self, actor: str) -> Sequence[int]:
+        """Return where lines begin that may concern an actor, part of its history or not."""
+        steps = self.step_offsets(actor)
+        others, end = self._others or (ActorIndex(), 0)
+        if end < self.end:
+            for concerned, revision, offset in self._concerned(end):
+                if revision is None:
+                    others.add(concerned, offset)
+            self._others = others, self.end
+        return sorted([*steps, *others.offsets(actor)])
+
+    def records_at(self, offsets: Sequence[int]) -> Iterator[tuple[Record, int]]:
+        """Yield the records of lines that begin there, as `records` does, in this order."""
+        if not self._index.is_loaded:
+            self.open()
+        return records_at(self.handle, offsets, self.end)
+
+    def _concerned(self, start: int) -> Iterator[tuple[str, int | None, int]]:
+        """Yield for each line from `start` on its actor, if any, its revision, and its place."""
+        for data, offset in chunks_of(self.handle, start):
+            for line in parse_lines(data, offset):
+                if line.offset >= self.end:
+                    return
+                if isinstance(line, Line) and not line.is_tombstone:
+                    actor, revision = codec.concerned(line.record)
+                    if actor is not None:
+                        yield actor, revision, line.offset
 
     def lines(self, block: int, kind: Kind) -> Iterator[Line]:
         """Yield the good lines of a kind in a block."""
@@ -373,5 +420,6 @@ class JournalFile:
         """
         self.handle.replace_with(fd)
         self._index.start(blocks)
+        self._others = None
         self.appender.was_replaced(end)
         self.close_mark, self._found_opening, self.damaged = None, None, False

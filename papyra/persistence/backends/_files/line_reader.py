@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from time import monotonic, sleep
 
 from papyra.persistence.backends._files.file_handle import FileHandle
@@ -10,12 +10,14 @@ from papyra.persistence.backends._files.line_format import Line, decode_run, par
 from papyra.persistence.backends._files.scan import decode
 from papyra.persistence.records import Record
 
-__all__ = ("chunks_of", "records_in")
+__all__ = ("chunks_of", "records_at", "records_in")
 
 #: Bytes that are read at once.
 _CHUNK = 256 * 1024
 #: Lines that are decoded at first.
 _DECODED = 16
+#: Bytes that are read for one line: at first, and where the next one is not far.
+_LINE, _NEAR = 4 * 1024, 64 * 1024
 #: Seconds that a reader waits for the rest of a line that is being written.
 _PATIENCE = 0.1
 
@@ -77,3 +79,37 @@ def _one_by_one(data: bytes, start: int) -> Iterator[tuple[Record, int]]:
         record = decode(line)[0] if isinstance(line, Line) else None
         if record is not None:
             yield record, line.length
+
+
+def records_at(
+    handle: FileHandle, offsets: Sequence[int], end: int
+) -> Iterator[tuple[Record, int]]:
+    """Yield the records of the lines that begin at `offsets`, in this order, before byte `end`.
+
+    Each comes with the bytes of its line. Where no line begins, or one that can't be read, it is
+    passed over.
+    """
+    data, start = b"", 0
+    for number, offset in enumerate(offsets):
+        stop = data.find(b"\n", offset - start) + 1 if start <= offset else 0
+        if not stop:
+            following = offsets[number + 1] if number + 1 < len(offsets) else end
+            length = _NEAR if 0 < following - offset < _NEAR // 2 else _LINE
+            data, start = _read_line(handle, offset, length, end), offset
+            stop = data.find(b"\n") + 1
+        for line in parse_lines(data[offset - start : stop], offset):
+            record = decode(line)[0] if isinstance(line, Line) else None
+            if record is not None and line.offset == offset:
+                yield record, line.length
+            break
+
+
+def _read_line(handle: FileHandle, offset: int, length: int, end: int) -> bytes:
+    """Return what begins at `offset`, at least `length` bytes or up to the end of its line."""
+    data = b""
+    while offset + len(data) < end:
+        more = min(max(length, len(data)), end - offset - len(data))
+        data += handle.disk.read(handle.fd, more, offset + len(data))
+        if b"\n" in data or not more:
+            break
+    return data

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Iterator
 
 from papyra.persistence.backends._files.compaction import Hidden
@@ -26,16 +27,34 @@ def visible_records(
     since = since if request.since is None else max(since, request.since)
     until = _FOREVER if request.until is None else request.until
     for file in _files_between(journal, kind, after, before, since, until, newest=newest):
-        for block in file.index.blocks(kind, after, before, since, until, newest):
-            for record, size in file.records(block, newest=newest):
-                seq = record.seq or 0
-                if (
-                    kind_of(record) == kind
-                    and seq > after
-                    and (before is None or seq < before)
-                    and since <= record.timestamp <= until
-                ):
-                    yield record, size
+        for record, size in _candidates(file, request, after, since, until):
+            seq = record.seq or 0
+            if (
+                kind_of(record) == kind
+                and seq > after
+                and (before is None or seq < before)
+                and since <= record.timestamp <= until
+            ):
+                yield record, size
+
+
+def _candidates(
+    file: JournalFile,
+    request: Read,
+    after: int,
+    since: float,
+    until: float,
+) -> Iterator[tuple[Record, int]]:
+    """Yield the records of a file that a read may be about, in its order."""
+    kind, before, newest = request.kind, request.before, request.newest
+    if request.actor is not None:
+        offsets = file.offsets_of(request.actor)
+        start, stop = file.index.between(after, before, file.end)
+        inside = offsets[bisect_left(offsets, start) : bisect_left(offsets, stop)]
+        yield from file.records_at(inside[::-1] if newest else inside)
+        return
+    for block in file.index.blocks(kind, after, before, since, until, newest):
+        yield from file.records(block, newest=newest)
 
 
 def _files_between(

@@ -14,7 +14,7 @@ from papyra.persistence.backends._files.line_format import (
     Line,
     tombstone,
 )
-from papyra.persistence.records import Record, kind_of
+from papyra.persistence.records import Record
 
 __all__ = ("Rewrite", "ascending")
 
@@ -52,8 +52,7 @@ class Rewrite:
             if not line.is_tombstone:
                 self._index.add_other(self._end, line.seq)
         else:
-            kind, size = kind_of(record), len(line.record)
-            self._index.add(self._end, line.seq, kind, record.timestamp, size)
+            self._index.add(self._end, line.seq, record, len(line.record))
         self._put(line.moved_after(self.after), line.seq)
 
     def add_block(self, data: bytes, block: Block, last_seq: int) -> None:

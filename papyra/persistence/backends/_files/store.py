@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Mapping
 from typing import TypeVar
 
 from papyra._durations import is_seconds
@@ -27,7 +27,7 @@ from papyra.persistence.backends._io.worker_thread import (
     raise_if_cancelled,
 )
 from papyra.persistence.backends.store import Batch, Capabilities
-from papyra.persistence.messages import Page, Read
+from papyra.persistence.messages import HistoryPage, Page, Read, ReadHistory
 from papyra.persistence.reports import (
     CompactionReport,
     PersistenceRecoveryConfig,
@@ -130,6 +130,14 @@ class FileStore:
     async def read(self, request: Read, policy: RetentionPolicy, now: float) -> Page:
         """Return a page of what `policy` shows at Unix time `now`."""
         return await self._run(self.blocking.read, request, policy, now, timeout=self.call_timeout)
+
+    async def read_history(self, request: ReadHistory) -> HistoryPage:
+        """Return a page of one actor's history."""
+        return await self._run(self.blocking.read_history, request, timeout=self.call_timeout)
+
+    async def last_revisions(self, actors: Collection[str]) -> Mapping[str, int]:
+        """Return the last revision of each of `actors` that has a history."""
+        return await self._run(self.blocking.last_revisions, actors, timeout=self.call_timeout)
 
     async def summarize(self) -> StoreSummary:
         """Sum the totals of the files."""

@@ -1,0 +1,66 @@
+"""Histories: the events of one actor in a journal, in the order of their revisions."""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Collection, Iterator, Mapping, Sequence
+
+from papyra.persistence.backends._files.journal import Journal
+from papyra.persistence.backends._files.journal_file import JournalFile
+from papyra.persistence.backends.store import collect_history
+from papyra.persistence.messages import HistoryPage, ReadHistory
+from papyra.persistence.records import PersistedEvent, Record
+
+__all__ = ("last_revisions", "read_history")
+
+#: A revision that no event has: greater than all.
+_NONE = 2**63
+
+
+def read_history(journal: Journal, request: ReadHistory) -> HistoryPage:
+    """Return a page of one actor's history."""
+    return collect_history(request, _steps(journal, request.actor, request.after_revision))
+
+
+def last_revisions(journal: Journal, actors: Collection[str]) -> Mapping[str, int]:
+    """Return the last revision of each of `actors` that has a history."""
+    return {
+        actor: revision
+        for actor in actors
+        if (revision := _last_revision(journal, actor)) is not None
+    }
+
+
+def _last_revision(journal: Journal, actor: str) -> int | None:
+    for file in journal.files(newest=True):
+        for record, _ in file.records_at(file.step_offsets(actor)[::-1]):
+            if _is_step(record, actor):
+                return record.revision
+    return None
+
+
+def _steps(journal: Journal, actor: str, after: int) -> Iterator[tuple[Record, int]]:
+    """Yield the records among which are the events of an actor with a greater revision."""
+    for file in journal.files(newest=False):
+        offsets = file.step_offsets(actor)
+        yield from file.records_at(offsets[_first_after(file, offsets, actor, after) :])
+
+
+def _first_after(file: JournalFile, offsets: Sequence[int], actor: str, after: int) -> int:
+    """Return how many of an actor's lines there are before those with a greater revision."""
+
+    def revision_from(number: int) -> int:
+        for record, _ in file.records_at(offsets[number:]):
+            if _is_step(record, actor):
+                return record.revision or 0
+        return _NONE
+
+    return bisect_right(range(len(offsets)), after, key=revision_from) if after else 0
+
+
+def _is_step(record: Record, actor: str) -> bool:
+    return (
+        isinstance(record, PersistedEvent)
+        and record.actor_address == actor
+        and record.revision is not None
+    )
