@@ -131,7 +131,7 @@ class SegmentedJournal:
     def _write(self, batch: Batch, begun: list[Segment], *, sync: bool) -> int:
         """Write lines, noting the segments that are `begun`; return how many are in the last."""
         segment, in_last = self._segments.last, self._records_in_last
-        acknowledged = self._acknowledged.before(batch, self.last_seq)
+        acknowledged = self._acknowledged.before(batch, segment.last_seq)
         begins = self._segments.end_is_missing and not self._segments.is_last_empty
         for share in share_out(batch, self._limits, segment, in_last, begins=begins):
             start, stop = share.start, share.stop
