@@ -32,6 +32,7 @@ __all__ = (
     "PapyraError",
     "PersistenceError",
     "PositionsExhausted",
+    "RecordTooLarge",
     "RecoveryFailed",
     "RevisionConflict",
     "SettingsError",
@@ -365,3 +366,11 @@ class UnencodablePayload(InvalidRecord):
         super().__init__(message)
         #: where the value is, as in ``payload["items"][2].price``
         self.path = path
+
+
+class RecordTooLarge(UnencodablePayload):
+    """A record, or all of a request together, would take up more than a store takes.
+
+    That is 64 MiB of JSON for a record, and 256 MiB for the records of one request. Nothing of
+    its request was stored.
+    """

@@ -17,6 +17,7 @@ import types
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import chain
+from math import isfinite
 from operator import attrgetter
 from typing import Any, Protocol, TypeAlias
 from weakref import WeakKeyDictionary
@@ -33,8 +34,8 @@ __all__ = (
     "Look",
     "depth_of",
     "form_of",
-    "is_simple",
     "may_hold_long_integer",
+    "room_left",
 )
 
 #: Digits of an integer at most, and its sign counts as one: no longer ones are read.
@@ -53,10 +54,19 @@ _DISTINCT: frozenset[type] = frozenset(
     | {datetime.date, datetime.datetime, datetime.time, datetime.timedelta}
 )
 
-_DISTINCT_AND_FINITE: frozenset[type] = frozenset({str, int, uuid.UUID, datetime.date})
+_DISTINCT_AND_SHORT: frozenset[type] = frozenset({int, uuid.UUID, datetime.date})
 _ITERABLE: frozenset[type] = frozenset({list, tuple, set, frozenset})
 _EMPTY: frozenset[Any] = frozenset()
 _STR, _INT = frozenset({str}), frozenset({int})
+_TEXTS = frozenset({str, bytes, bytearray})
+#: Characters that any other harmless value takes, at most.
+_SHORT = 40
+#: Room that each part of a small value takes up.
+_EACH = 40
+#: Names from which on it pays to look at those of a dict at once.
+_WIDE = 13
+#: Levels of a small value, at most.
+_LEVELS = 5
 
 _encode = msgspec.json.Encoder().encode
 _StructMeta = type(msgspec.Struct)
@@ -478,34 +488,71 @@ def form_of(kind: type) -> Form | None:
     return _class_forms[kind]
 
 
-def is_simple(value: Any, levels: int = 5) -> bool:
-    """Return whether a small value comes back, without much ado; if not, it may all the same.
+def room_left(  # noqa: PLR0912 - it is the way of small events, and each call takes a tenth of it
+    value: Any, room: int, levels: int = _LEVELS
+) -> int:
+    """Return how much room a small value leaves, without much ado; below 0 if it is not one.
 
-    For one value by itself this is quicker than a look.
+    One that leaves some comes back. It takes up a unit for each character, and more for each
+    value: what is larger is to be known as soon as can be.
     """
     kind = type(value)
-    parts: Iterable[Any] = value
     if kind is dict:
         parts = value.values()
-        kinds = set(map(type, value))
-        if len(kinds) > 1 or not kinds <= _DISTINCT_AND_FINITE:
-            return False
-    elif kind not in _ITERABLE:
-        form = form_of(kind)
-        if isinstance(form, _Scalars):
-            return form.holds(value)
-        if form is None or not form.is_regular(value):
-            return False
+        # Of many names, one call is quicker.
+        are_names = len(value) >= _WIDE and _STR.issuperset(map(type, value))
+        for name in () if are_names else value:
+            if type(name) is not str:
+                if not _has_short_keys(value):
+                    return -1
+                break
+        else:
+            # The names of the outermost dict are there once: they take no more than there is.
+            if levels < _LEVELS:
+                room -= len("".join(value))
+    elif kind in _ITERABLE:
+        parts = value
+    elif (form := form_of(kind)) is not None and form.is_regular(value):
         parts = form.parts(value)
+    else:
+        return _room_left_by_other(value, room, 0)
+    room -= _EACH * len(parts)
+    if room < 0:
+        return -1
     for part in parts:
         kind = type(part)
-        if (
-            kind is not str
-            and kind is not int
-            and (not levels or (kind not in HARMLESS and not is_simple(part, levels - 1)))
-        ):
-            return False
-    return True
+        if kind is str:
+            room -= len(part)
+        elif kind is float:
+            if not isfinite(part):
+                return -1
+        elif kind is not int and kind is not bool and part is not None:
+            if (kind is dict or kind is list) and levels:
+                room = room_left(part, room, levels - 1)
+            else:
+                room = _room_left_by_other(part, room, levels)
+            if room < 0:
+                return -1
+    return room
+
+
+def _room_left_by_other(value: Any, room: int, levels: int) -> int:
+    """Return how much room is left by a value that is looked at more closely."""
+    kind = type(value)
+    form = form_of(kind)
+    if kind in _TEXTS:
+        return room - len(value)
+    if form is _HARMLESS:
+        return -1 if kind is memoryview else room - _SHORT
+    if isinstance(form, _Scalars):
+        return room - value.__sizeof__() if form.holds(value) else -1
+    return room_left(value, room, levels - 1) if levels else -1
+
+
+def _has_short_keys(value: dict[Any, Any]) -> bool:
+    """Return whether the keys of a dict are of one type, and each is a short string of its own."""
+    kinds = set(map(type, dict.keys(value)))
+    return len(kinds) == 1 and kinds <= _DISTINCT_AND_SHORT
 
 
 def _form_of_class(kind: Any) -> Form | None:

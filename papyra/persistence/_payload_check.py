@@ -9,13 +9,14 @@ from __future__ import annotations
 import itertools
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
 
 from papyra._fresh_stack import on_fresh_stack
 from papyra._safe_repr import MEANT, shown, text_of, type_name
-from papyra.exceptions import UnencodablePayload
+from papyra.exceptions import RecordTooLarge, UnencodablePayload
+from papyra.persistence._bounded_json import json_within
 from papyra.persistence._json_forms import HARMLESS, MAX_DIGITS, form_of
 
 __all__ = ("MAX_DEPTH", "Room", "come_back", "fault_in", "to_json")
@@ -28,6 +29,11 @@ MAX_DEPTH = 100
 _MANY = 10_000
 #: Types in a level up to which it is gone through once for each of them.
 _FEW = 4
+#: Values from which on it pays to look at all of a level in one call.
+_CROWD = 200
+_FINITE = msgspec.Meta(ge=-sys.float_info.max, le=sys.float_info.max)
+_PLAIN = list[str | int | Annotated[float, _FINITE] | bool | None]
+_PLAIN_TYPES = frozenset({str, int, float, bool, type(None)})
 _TEXTS = frozenset({str, bytes, bytearray})
 _HARMLESS_AND_INT = HARMLESS | {int}
 
@@ -61,6 +67,14 @@ def come_back(
 
 def fault_in(value: Any, depth: int = MAX_DEPTH) -> UnencodablePayload | None:
     """Return what keeps a payload from coming back, if anything does."""
+    try:
+        return _fault_in(value, depth)
+    except RecordTooLarge as error:
+        return error
+
+
+def _fault_in(value: Any, depth: int) -> UnencodablePayload | None:
+    _are_fine([value], depth)  # raises, if there is no end to what is to be looked at
     look = _Look(depth)
     if not look.through((value,), once=True) and look.is_too_deep:
         return _fault_in_deep(value, depth)
@@ -75,7 +89,7 @@ def fault_in(value: Any, depth: int = MAX_DEPTH) -> UnencodablePayload | None:
 
 
 def to_json(value: Any) -> bytes:
-    """Encode what comes back, however much of the stack is used up already."""
+    """Encode what comes back, of any size, however much of the stack is used up already."""
     try:
         return _encode(value)
     except RecursionError:
@@ -113,6 +127,8 @@ class _Look:
 
     def at(self, values: Sequence[Any]) -> bool:
         """Return whether values of this level come back, but for what is in them."""
+        if len(values) >= _CROWD and type(values[0]) in _PLAIN_TYPES and self._are_plain(values):
+            return True
         kinds = set(map(type, values))
         harmful = kinds - self._harmless
         if len(kinds) == 1 and harmful:
@@ -124,6 +140,16 @@ class _Look:
             self._comes_back(kind, [value for value in values if type(value) is kind])
             for kind in harmful
         )
+
+    def _are_plain(self, values: Sequence[Any]) -> bool:
+        """Return whether all are texts, numbers, or the like that come back: of many, quickly."""
+        if int not in self._harmless:
+            return False
+        try:
+            msgspec.convert(values, _PLAIN)
+        except msgspec.ValidationError:
+            return False
+        return True
 
     def into(self, parts: Iterable[Any], count: Callable[[], int]) -> bool:
         """Have parts looked at later, if there may be another level."""
@@ -147,8 +173,8 @@ class _BoundedLook(_Look):
 
     def at(self, values: Sequence[Any]) -> bool:
         texts = [value for value in values if type(value) in _TEXTS]
-        raws = [bytes(value) for value in values if type(value) is msgspec.Raw]
-        self._room.left -= 8 * len(values) + sum(map(len, texts)) + sum(map(len, raws))
+        raws = [memoryview(value).nbytes for value in values if type(value) is msgspec.Raw]
+        self._room.left -= 8 * len(values) + sum(map(len, texts)) + sum(raws)
         return self._room.left >= 0 and super().at(values)
 
     def into(self, parts: Iterable[Any], count: Callable[[], int]) -> bool:
@@ -222,9 +248,9 @@ def _look_closely(value: Any, depth: int) -> tuple[str, str, list[Any]]:
             position = _first_bad(parts, depth - 1)
             if position is not None:
                 return "", form.place(value, position), [parts[position]]
-        to_json(value)
-    except (RecursionError, *MEANT):
-        raise  # the former is the stack's, most likely
+        json_within(value)
+    except (RecordTooLarge, RecursionError, *MEANT):
+        raise  # a RecursionError is the stack's, most likely
     except BaseException as error:  # noqa: BLE001 - whatever a user's object raises
         wrong = f"{_said(value)}, which JSON has no form for ({text_of(error)})"
         return f"is {wrong}", "", []
@@ -248,8 +274,8 @@ def _are_fine(values: list[Any], depth: int) -> bool:
     if not come_back(values, depth, once=True, closely=True):
         return False
     try:
-        to_json(values)
-    except (RecursionError, *MEANT):
+        json_within(values)
+    except (RecordTooLarge, RecursionError, *MEANT):
         raise
     except BaseException:  # noqa: BLE001 - whatever a user's object raises
         return False

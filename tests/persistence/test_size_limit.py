@@ -1,0 +1,210 @@
+"""Records that are small in memory and larger than any store as text, as they share their parts."""
+
+from __future__ import annotations
+
+import dataclasses
+import decimal
+import enum
+import resource
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import msgspec
+import pytest
+
+from papyra.exceptions import InvalidRecord, RecordTooLarge, UnencodablePayload
+from papyra.persistence import PersistedAudit, PersistedDeadLetter
+from papyra.persistence.codec import (
+    MAX_RECORD_BYTES,
+    MAX_REQUEST_BYTES,
+    decode,
+    encodable,
+    encode,
+    plain,
+)
+from tests.actors import event
+from tests.persistence.payloads import attrs, hostile
+
+MIB = 1024 * 1024
+#: Memory that refusing a record may take.
+ENOUGH = 700 * MIB
+#: Seconds in which it is refused, even by a machine that is slow and busy.
+SOON = 20.0
+
+
+class Pair(msgspec.Struct):
+    left: Any
+    right: Any = None
+
+
+@dataclasses.dataclass
+class Twins:
+    left: Any
+    right: Any
+
+
+@dataclasses.dataclass(slots=True)
+class Slotted:
+    left: Any
+    right: Any
+
+
+class Long(enum.Enum):
+    TEXT = "x" * MIB
+
+
+def doubled(join: Callable[[Any, Any], Any]) -> Any:
+    value: Any = []
+    for _ in range(60):
+        value = join(value, value)
+    return value
+
+
+def mixed(one: Any, other: Any) -> Any:
+    return Pair((one, {"a": [other]}))
+
+
+def attrs_twins(one: Any, other: Any) -> Any:
+    if attrs is None:
+        pytest.skip("attrs is not installed")
+    return attrs.make_class("Twins", ["left", "right"])(one, other)
+
+
+SHARED: dict[str, Callable[[], Any]] = {
+    "lists": lambda: doubled(lambda one, other: [one, other]),
+    "tuples": lambda: doubled(lambda one, other: (one, other)),
+    "dicts": lambda: doubled(lambda one, other: {"a": one, "b": other}),
+    "structs": lambda: doubled(Pair),
+    "dataclasses": lambda: doubled(Twins),
+    "dataclasses with slots": lambda: doubled(Slotted),
+    "attrs classes": lambda: doubled(attrs_twins),
+    "a mixture": lambda: [mixed(doubled(mixed), 1)] * 2,
+    "a broad list": lambda: [[[[[1] * 1000] * 1000] * 1000] * 1000],
+    "empty lists": lambda: [[[[]] * 10_000] * 10_000],
+    "texts": lambda: ["x" * MIB] * 1000,
+    "texts in a dict": lambda: dict.fromkeys(map(str, range(1000)), "x" * MIB),
+    "texts in a small dict": lambda: dict.fromkeys("abcdefgh", "x" * 50 * MIB),
+    "texts to be escaped": lambda: dict.fromkeys("abcdefgh", "\0" * 10 * MIB),
+    "bytes": lambda: [b"x" * MIB] * 1000,
+    "a memoryview": lambda: [memoryview(b"x" * MIB)] * 1000,
+    "names": lambda: [{"x" * MIB: 1}] * 1000,
+    "long integers": lambda: [10**1000] * 100_000,
+    "decimals": lambda: [decimal.Decimal("1" * MIB)] * 1000,
+    "raw JSON": lambda: [msgspec.Raw(b'"' + b"x" * MIB + b'"')] * 1000,
+    "members of enumerations": lambda: [Long.TEXT] * 1000,
+    "one text": lambda: "x" * (MAX_RECORD_BYTES + 1),
+}
+
+
+@pytest.fixture
+def little_memory() -> Iterator[None]:
+    """Let no more memory be had than refusing takes, be it an endless list that is written out."""
+    with open("/proc/self/statm") as statm:
+        used = int(statm.read().split()[0]) * resource.getpagesize()
+    limits = resource.getrlimit(resource.RLIMIT_AS)
+    resource.setrlimit(resource.RLIMIT_AS, (used + ENOUGH, limits[1]))
+    started = time.process_time()
+    yield
+    resource.setrlimit(resource.RLIMIT_AS, limits)
+    assert time.process_time() - started < SOON
+
+
+@pytest.mark.usefixtures("little_memory")
+@pytest.mark.parametrize("crowd", [1, 12, 100], ids=["alone", "in a run", "in a crowd"])
+@pytest.mark.parametrize("make", SHARED.values(), ids=SHARED)
+def test_a_payload_that_is_too_large_once_written_out_is_refused(
+    make: Callable[[], Any], crowd: int
+) -> None:
+    records = [event(number) for number in range(crowd)]
+    records[-1] = event(payload=make())
+    with pytest.raises(RecordTooLarge, match="64 MiB") as caught:
+        encode(records)
+    assert isinstance(caught.value, UnencodablePayload)
+
+
+@pytest.mark.usefixtures("little_memory")
+@pytest.mark.parametrize("make", SHARED.values(), ids=SHARED)
+def test_what_is_too_large_is_no_payload(make: Callable[[], Any]) -> None:
+    payload = make()
+    with pytest.raises(UnencodablePayload):
+        plain(payload)
+    assert not encodable(payload)
+    for record in (
+        PersistedAudit("shop", payload, 1.0),
+        PersistedDeadLetter("shop", "shop/desk", "Sell", payload, False, 1.0),
+    ):
+        with pytest.raises(RecordTooLarge):
+            encode([record])
+
+
+@pytest.mark.usefixtures("little_memory")
+@pytest.mark.parametrize("shape", ["lists", "dicts", "structs", "texts", "texts in a small dict"])
+def test_what_is_restored_has_a_limit_too(shape: str) -> None:
+    with pytest.raises(RecordTooLarge, match="256 MiB"):
+        encode([event(payload=SHARED[shape]())], restored=True)
+
+
+@pytest.mark.usefixtures("little_memory")
+@pytest.mark.parametrize("field", ["system_id", "actor_address", "event_type"])
+@pytest.mark.parametrize("crowd", [1, 12, 100], ids=["alone", "in a run", "in a crowd"])
+def test_other_fields_that_are_too_large_are_refused(field: str, crowd: int) -> None:
+    large = "x" * 100 * MIB
+    with pytest.raises(RecordTooLarge):
+        encode([event(number, **{field: large}) for number in range(crowd)])
+
+
+@pytest.mark.usefixtures("little_memory")
+@pytest.mark.parametrize("kind", ["event_type", "payload"])
+def test_records_that_are_too_large_together_are_refused(kind: str) -> None:
+    large = "x" * MIB
+    records = [event(number, **{kind: large}) for number in range(300)]
+    with pytest.raises(RecordTooLarge, match="256 MiB"):
+        encode(records)
+    with pytest.raises(RecordTooLarge, match="256 MiB"):
+        encode(records * 10, restored=True)
+    assert MAX_REQUEST_BYTES == 256 * MIB
+
+
+@pytest.mark.usefixtures("little_memory")
+def test_something_wrong_in_what_is_too_large_is_found_or_not_but_it_is_refused() -> None:
+    for payload in ([object(), SHARED["lists"]()], [SHARED["lists"](), object()]):
+        with pytest.raises(UnencodablePayload):
+            encode([event(payload=payload)])
+
+
+@pytest.mark.parametrize("crowd", [1, 12], ids=["alone", "in a run"])
+def test_the_largest_record_is_stored_and_one_byte_more_is_not(crowd: int) -> None:
+    less = len(encode([event(payload="")])[0])
+    others = [event(number) for number in range(1, crowd)]
+    largest = "x" * (MAX_RECORD_BYTES - less)
+    line = encode([event(payload=largest), *others])[0]
+    assert len(line) == MAX_RECORD_BYTES
+    assert decode(line, 1).payload == largest
+    with pytest.raises(RecordTooLarge):
+        encode([event(payload=largest + "x"), *others])
+    assert len(encode([event(payload=largest + "x")], restored=True)[0]) == MAX_RECORD_BYTES + 1
+
+
+@pytest.mark.parametrize("crowd", [1, 12, 100], ids=["alone", "in a run", "in a crowd"])
+def test_parts_that_are_shared_come_back_as_often_as_they_are_there(crowd: int) -> None:
+    row = ["x" * 100, {"n": 1.5}, None]
+    payload: Any = {"rows": [row] * 1000, "again": [[row] * 10] * 10}
+    for line in encode([event(number, payload=payload) for number in range(crowd)]):
+        assert decode(line, 1).payload == payload
+
+
+def test_a_users_error_that_looks_like_a_full_buffer_is_not_taken_for_one() -> None:
+    for payload in hostile(BufferError("mine")):
+        with pytest.raises(InvalidRecord) as caught:
+            encode([event(payload=payload)])
+        assert not isinstance(caught.value, RecordTooLarge)
+
+
+@pytest.mark.parametrize("size", [0, 10, 5000, 100_000, 2 * MIB])
+def test_a_record_that_was_refused_takes_nothing_from_those_after_it(size: int) -> None:
+    for _ in range(3):
+        with pytest.raises(RecordTooLarge):
+            encode([event(payload=SHARED["lists"]())])
+        (line,) = encode([event(payload=["x" * size])])
+        assert decode(line, 1).payload == ["x" * size]
