@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator
 from itertools import islice
 from typing import Any
 
-__all__ = ("MEANT", "printable", "shown", "text_of", "type_name")
+import msgspec
+
+__all__ = ("MEANT", "has_short_traceback", "printable", "shown", "text_of", "type_name")
 
 #: Raised to end the program, be it in the middle of a user's object: never held up.
 MEANT = (KeyboardInterrupt, SystemExit)
 
 #: What is shown of a value: characters, parts of a collection, and collections in each other.
 _LENGTH, _PARTS, _LEVELS = 200, 6, 4
+
+#: Errors in a traceback that is shown, at most, and places where there might be one.
+_ERRORS = 10_000
+#: Characters of an error's text, at most.
+_TEXT = 10_000
 
 _BRACKETS: dict[type, tuple[str, str]] = {
     list: ("[", "]"),
@@ -25,11 +33,13 @@ _name_of = type.__dict__["__name__"].__get__
 
 
 def shown(value: object, levels: int = _LEVELS, *, length: int = _LENGTH) -> str:
-    """Return ``repr(value)``, shortened and printable, even if `value` has none."""
+    """Return ``repr(value)``, shortened and printable, even if `value` has none.
+
+    Of collections, structs, dataclasses and errors, only what shows is looked at. A ``__repr__``
+    that somebody wrote takes the time that it takes.
+    """
     try:
-        text = printable(_repr(value, levels))
-        half = (length - 3) // 2
-        return text if len(text) <= length else f"{text[:half]}...{text[-half:]}"
+        return _shortened(_repr(value, levels), length)
     except MEANT:
         raise
     except BaseException:  # noqa: BLE001 - a user's object, which says nothing of itself
@@ -42,18 +52,62 @@ def printable(text: str) -> str:
 
 
 def text_of(error: BaseException) -> str:
-    """Return ``str(error)``, even if that raises."""
+    """Return ``str(error)``, shortened if it is long, even if that raises."""
     try:
-        return printable(str(error))
+        return _shortened(_str(error), _TEXT)
     except MEANT:
         raise
     except BaseException as another:  # noqa: BLE001 - users' code, and nothing to handle
         return f"(its text can't be had: __str__ raised {type_name(another)})"
 
 
+def has_short_traceback(error: BaseException) -> bool:
+    """Return whether an error, with those that it came from and holds, can be shown in no time.
+
+    Groups that are in each other again and again are few errors, and no end of text.
+    """
+    ahead: list[BaseException | None] = [error]
+    for _ in range(_ERRORS):
+        if not ahead:
+            return True
+        found = ahead.pop()
+        if found is not None:
+            ahead += (found.__cause__, found.__context__)
+            if isinstance(found, BaseExceptionGroup):
+                ahead += found.exceptions
+    return False
+
+
 def type_name(value: object) -> str:
     """Return the name of the type that `value` is of, whatever it or its metaclass pretends."""
     return printable(_name_of(type(value)))
+
+
+def _shortened(text: str, length: int) -> str:
+    half = (length - 3) // 2
+    return printable(text if len(text) <= length else f"{text[:half]}...{text[-half:]}")
+
+
+def _str(error: BaseException) -> str:
+    # The text of most errors is made of their arguments, which may be of any size.
+    kind, args = type(error), error.args
+    if kind.__str__ is KeyError.__str__ and len(args) == 1:
+        return shown(args[0], length=_TEXT)
+    if kind.__str__ in (BaseException.__str__, KeyError.__str__):
+        if len(args) > 1:
+            return shown(args, length=_TEXT)
+        if args and issubclass(type(args[0]), BaseException):
+            return _str(args[0])
+        if args and _is_bounded(type(args[0])):
+            return shown(args[0], length=_TEXT)
+    return str(error)
+
+
+def _is_bounded(kind: Any) -> bool:
+    """Return whether only what shows of such values is looked at, and is their text, too."""
+    if kind is dict or kind in _BRACKETS:
+        return True
+    return kind.__str__ is object.__str__ and _names_in_repr(kind) is not None
 
 
 def _repr(value: Any, levels: int) -> str:
@@ -70,7 +124,28 @@ def _repr(value: Any, levels: int) -> str:
         opening, closing = _BRACKETS[kind]
         parts = (shown(part, levels - 1) for part in value)
         return _enclosed(opening, parts, closing, len(value), levels)
+    names = _names_in_repr(kind)
+    if names is not None:
+        held = (f"{name}={shown(getattr(value, name), levels - 1)}" for name in names)
+        return _enclosed(f"{kind.__qualname__}(", held, ") ", len(names), levels).rstrip(" ")
+    if issubclass(kind, BaseException) and kind.__repr__ is BaseException.__repr__:
+        parts = (shown(part, levels - 1) for part in value.args)
+        return _enclosed(f"{kind.__name__}(", parts, ") ", len(value.args), levels).rstrip(" ")
     return repr(value)
+
+
+def _names_in_repr(kind: Any) -> list[str] | None:
+    """Return the fields that a ``__repr__`` shows that nobody wrote by hand."""
+    written = kind.__repr__
+    if written is msgspec.Struct.__repr__:
+        return list(kind.__struct_fields__)
+    code = getattr(getattr(written, "__wrapped__", written), "__code__", None)
+    if code is None or not code.co_filename.startswith("<"):
+        return None
+    if dataclasses.is_dataclass(kind):
+        return [field.name for field in dataclasses.fields(kind) if field.repr]
+    shown_fields = getattr(kind, "__attrs_attrs__", None)
+    return None if shown_fields is None else [field.name for field in shown_fields if field.repr]
 
 
 def _enclosed(opening: str, parts: Iterator[str], closing: str, count: int, levels: int) -> str:
