@@ -218,9 +218,9 @@ def plain(payload: object, room: Room | None = None) -> Any:
     Raises `UnencodablePayload` for one that does not come back, or takes up more than there is
     `room` for.
     """
-    if come_back((payload,), room=room):
+    if come_back((payload,), room=room or Room(MAX_RECORD_BYTES)):
         try:
-            return _decode_any(json_within(payload, _LETTER if room else MAX_RECORD_BYTES))
+            return _decode_any(json_within(payload, MAX_RECORD_BYTES if room is None else _LETTER))
         except (RecordTooLarge, *MEANT):
             raise
         except BaseException as error:  # whatever a user's object raises

@@ -46,7 +46,8 @@ class PersistedEvent(
     infinities, whatever holds them; keys that are one as strings (``1`` and ``"1"``); fields that
     are not set; private fields of attrs classes; times whose offset from UTC has seconds; integers
     of more than 4,300 digits, where a minus counts as one; more than 100 levels; and a
-    `msgspec.Raw` that is not one JSON value on one line, or has a name twice.
+    `msgspec.Raw` that is not one JSON value on one line, or has a name twice. `RecordTooLarge` is
+    raised for a record of over 64 MiB of JSON.
     """
 
     system_id: str

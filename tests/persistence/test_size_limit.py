@@ -13,11 +13,13 @@ from typing import Any
 import msgspec
 import pytest
 
+from papyra._runtime.recorder import storable
 from papyra.exceptions import InvalidRecord, RecordTooLarge, UnencodablePayload
 from papyra.persistence import PersistedAudit, PersistedDeadLetter
 from papyra.persistence.codec import (
     MAX_RECORD_BYTES,
     MAX_REQUEST_BYTES,
+    Room,
     decode,
     encodable,
     encode,
@@ -111,16 +113,21 @@ def little_memory() -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("little_memory")
-@pytest.mark.parametrize("crowd", [1, 12, 100], ids=["alone", "in a run", "in a crowd"])
 @pytest.mark.parametrize("make", SHARED.values(), ids=SHARED)
-def test_a_payload_that_is_too_large_once_written_out_is_refused(
-    make: Callable[[], Any], crowd: int
-) -> None:
-    records = [event(number) for number in range(crowd)]
-    records[-1] = event(payload=make())
+def test_a_payload_that_is_too_large_once_written_out_is_refused(make: Callable[[], Any]) -> None:
     with pytest.raises(RecordTooLarge, match="64 MiB") as caught:
-        encode(records)
+        encode([event(payload=make())])
     assert isinstance(caught.value, UnencodablePayload)
+
+
+@pytest.mark.usefixtures("little_memory")
+@pytest.mark.parametrize("crowd", [12, 100], ids=["in a run", "in a crowd"])
+@pytest.mark.parametrize("shape", ["lists", "structs", "texts in a small dict", "names"])
+def test_a_payload_that_is_too_large_is_refused_among_others(shape: str, crowd: int) -> None:
+    records = [event(number) for number in range(crowd)]
+    records[-1] = event(payload=SHARED[shape]())
+    with pytest.raises(RecordTooLarge, match="64 MiB"):
+        encode(records)
 
 
 @pytest.mark.usefixtures("little_memory")
@@ -128,14 +135,29 @@ def test_a_payload_that_is_too_large_once_written_out_is_refused(
 def test_what_is_too_large_is_no_payload(make: Callable[[], Any]) -> None:
     payload = make()
     with pytest.raises(UnencodablePayload):
-        plain(payload)
+        plain(payload, Room(MIB))
     assert not encodable(payload)
+
+
+@pytest.mark.usefixtures("little_memory")
+def test_records_of_the_other_kinds_have_the_limit_too() -> None:
+    payload = SHARED["lists"]()
     for record in (
         PersistedAudit("shop", payload, 1.0),
         PersistedDeadLetter("shop", "shop/desk", "Sell", payload, False, 1.0),
     ):
         with pytest.raises(RecordTooLarge):
             encode([record])
+
+
+@pytest.mark.usefixtures("little_memory")
+@pytest.mark.parametrize("make", SHARED.values(), ids=SHARED)
+def test_a_message_that_is_too_large_becomes_a_dead_letter_that_says_what_it_was(
+    make: Callable[[], Any],
+) -> None:
+    (line,) = encode([event(payload=storable(Pair(make())))])
+    assert decode(line, 1).payload.keys() == {"repr"}
+    assert "Pair" in decode(line, 1).payload["repr"]
 
 
 @pytest.mark.usefixtures("little_memory")
