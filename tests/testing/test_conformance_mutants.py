@@ -19,6 +19,7 @@ from msgspec import structs
 from papyra.exceptions import (
     HistoriesUnsupported,
     PersistenceError,
+    RecordTooLarge,
     RevisionConflict,
     UnencodablePayload,
 )
@@ -44,6 +45,7 @@ from papyra.persistence.backends.base import Host, PersistenceBackend
 from papyra.persistence.backends.revisions import Revisions
 from papyra.persistence.backends.store import Batch
 from papyra.persistence.backends.summary import summarize
+from papyra.persistence.messages import Appended
 from papyra.persistence.records import Kind, PersistedEvent, kind_of
 from papyra.persistence.reports import AnomalyKind, ReportProgress
 from papyra.persistence.retention import RetentionPolicy
@@ -133,6 +135,26 @@ class CountsNoBadRecords(Shelf):
         committed = await super().commit(requests)
         self.metrics.write_errors = 0
         return committed
+
+
+@breaks("test_a_record_that_is_too_large_fails_its_own_caller_only")
+class FailsEverybodyForOneLargeRecord(Shelf):
+    async def commit(self, requests: Any) -> Any:
+        replies, errors = await super().commit(requests)
+        large = [error for error in errors if isinstance(error, RecordTooLarge)]
+        return (large[:1] * len(requests), large) if large else (replies, errors)
+
+
+@breaks("test_a_record_that_is_too_large_fails_its_own_caller_only")
+class StoresWhatIsTooLargeAsNothing(Shelf):
+    async def commit(self, requests: Any) -> Any:
+        replies, errors = await super().commit(requests)
+        is_large = [isinstance(reply, RecordTooLarge) for reply in replies]
+        kept = [
+            Appended(0, 0) if large else reply
+            for large, reply in zip(is_large, replies, strict=True)
+        ]
+        return (kept, ()) if any(is_large) else (replies, errors)
 
 
 @breaks("test_a_run_of_appends_keeps_the_order_of_the_mailbox")

@@ -13,11 +13,13 @@ import pytest
 
 from papyra.exceptions import (
     InvalidRecord,
+    PersistenceError,
+    RecordTooLarge,
     UnencodablePayload,
 )
 from papyra.persistence.backends.paging import MAX_PAGE_RECORDS
 from papyra.persistence.codec import MAX_DEPTH
-from papyra.persistence.messages import Append, AppendMany
+from papyra.persistence.messages import Append, AppendMany, Restore
 from papyra.persistence.records import (
     PersistedAudit,
 )
@@ -111,6 +113,40 @@ class Appending:
             stored = await backend.list_events()
             assert sorted(event.payload["n"] for event in stored) == [0, 1, 2, 5, 7, 8, 10, 11]
             assert backend.metrics.write_errors == len(bad)
+
+    async def test_a_record_that_is_too_large_fails_its_own_caller_only(
+        self, make_backend: MakeBackend
+    ) -> None:
+        shared: Any = ["x"]
+        for _ in range(60):
+            shared = [shared, shared]  # small here, and endless once it is written out
+        too_large = an_event(3, payload=shared)
+        requests: list[Append | AppendMany] = [
+            Append(an_event(1)),
+            Append(too_large),
+            Append(an_event(2)),
+        ]
+        requests += [AppendMany((an_event(4), too_large)), AppendMany((an_event(5), an_event(6)))]
+        async with hosted(make_backend()) as (backend, ref):
+            outcomes: list[object] = [None] * len(requests)
+
+            async def ask(position: int) -> None:
+                try:
+                    outcomes[position] = await ref.ask(requests[position])
+                except PersistenceError as error:
+                    outcomes[position] = type(error)
+
+            async with anyio.create_task_group() as tasks:
+                for position in range(len(requests)):
+                    tasks.start_soon(ask, position)
+            await ref.tell(Append(too_large))
+            with pytest.raises(RecordTooLarge):
+                await ref.ask(Restore((msgspec.structs.replace(too_large, seq=100),)))
+            refused = [outcome is RecordTooLarge for outcome in outcomes]
+            assert refused == [False, True, False, True, False]
+            stored = await backend.list_events()
+            assert sorted(event.payload["n"] for event in stored) == [1, 2, 5, 6]
+            assert (await backend.append(an_event(7))).first_seq == 5
 
     async def test_a_run_of_appends_keeps_the_order_of_the_mailbox(
         self, make_backend: MakeBackend
