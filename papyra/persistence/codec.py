@@ -127,6 +127,7 @@ _FIELDS: dict[type, tuple[tuple[str, type], ...]] = {
 }
 _NUMBERS = frozenset({float, int})
 _FIRST_VERSION = 1
+_MAX_METADATA, _MAX_METADATA_CHARACTERS = 64, 16 * 1024
 
 #: What a flat payload is made of: dicts, their names, and values. Of them only floats that are not
 #: finite do not come back: they are written as ``null``.
@@ -526,7 +527,15 @@ def _is_versioned(event: PersistedEvent) -> bool:
         (revision is None or (type(revision) is int and 0 < revision <= MAX_VERSION))
         and (type(version) is int and 0 < version <= MAX_VERSION)
         and type(metadata) is dict
-        and (not metadata or {str}.issuperset(map(type, chain(metadata, metadata.values()))))
+        and (not metadata or _is_small_mapping(metadata))
+    )
+
+
+def _is_small_mapping(metadata: dict[str, str]) -> bool:
+    return (
+        len(metadata) <= _MAX_METADATA
+        and _NAMES.issuperset(map(type, chain(metadata, metadata.values())))
+        and sum(map(len, chain(metadata, metadata.values()))) <= _MAX_METADATA_CHARACTERS
     )
 
 
@@ -541,7 +550,8 @@ def _refuse_versions(event: PersistedEvent) -> None:
                 f"not {_said(value)}"
             )
     raise InvalidRecord(
-        f"PersistedEvent.metadata is a dict of strings by their names, not {_said(event.metadata)}"
+        f"PersistedEvent.metadata is a dict of up to {_MAX_METADATA} strings by their names, of "
+        f"{_MAX_METADATA_CHARACTERS} characters in all, not {_said(event.metadata)}"
     )
 
 

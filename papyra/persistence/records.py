@@ -65,7 +65,8 @@ class PersistedEvent(
     revision: int | None = None
     #: version of the event's schema
     event_version: int = 1
-    #: correlation and causation ids, trace context, and the like
+    #: correlation and causation ids, trace context, and the like: up to 64 names, with up to
+    #: 16,384 characters in all
     metadata: dict[str, str] = {}
 
 

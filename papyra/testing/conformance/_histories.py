@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any
 
 import msgspec
 import pytest
@@ -188,8 +189,10 @@ class OneActor:
         async with make_backend() as backend:
             with pytest.raises(InvalidRecord):
                 await backend.append(an_event(1, event_version=0))
-            with pytest.raises(InvalidRecord):
-                await backend.append(an_event(1, metadata={"correlation": 1}))
+            bad: list[Any] = [None, [], {"n": 1}, {1: "n"}, {"n": "x" * 20_000}, {"n": None}]
+            for metadata in bad:
+                with pytest.raises(InvalidRecord):
+                    await backend.append(an_event(1, metadata=metadata))
             for revision in (0, -1, True, 1.0, "1"):
                 with pytest.raises(InvalidRecord):
                     await backend.append(an_event(1, revision=revision))

@@ -132,6 +132,11 @@ class JournalFile:
         if not was_open:
             self.appender.durability.reset(self.end)
 
+    def reopen(self) -> None:
+        """Open the file anew, as it is not what it was."""
+        self.close()
+        self.open()
+
     def close(self) -> None:
         """Close the file."""
         self.handle.close()
@@ -200,8 +205,7 @@ class JournalFile:
             return
         # A line that was seen may have been taken back since, as it could not be synced.
         if not same or stat.st_size < self.end or self._last_bytes() != self._seen_tail:
-            self.close()
-            self.open()
+            self.reopen()
         elif stat.st_size > self.end:
             self._read_on(ScanResult(tail_seq=self._tail.tail_seq, last_seq=self.last_seq))
 

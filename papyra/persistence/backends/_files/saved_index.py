@@ -15,6 +15,7 @@ from zlib import crc32
 
 import msgspec
 
+from papyra.persistence.backends._files.actor_index import ENTRY_BYTES, ActorIndex
 from papyra.persistence.backends._files.block_index import (
     MAX_INDEX_BYTES,
     Extent,
@@ -42,6 +43,9 @@ class _Head(msgspec.Struct):
     block_bytes: int
     index_bytes: int
     index_crc: int
+    #: of the lines of histories, behind the index; `None` if they are not there
+    history_bytes: int | None = None
+    history_crc: int = 0
     version: int = 1
     order: str = byteorder
 
@@ -72,10 +76,30 @@ class SavedIndex:
                 return SparseIndex.load(data, self.totals, head.block_bytes, extent)
         return None
 
+    def histories(self, disk: Disk) -> ActorIndex | None:
+        """Return where the lines of histories are, or `None` if that is not known."""
+        head = self._head
+        length = head.history_bytes
+        # A line takes more bytes than its entry, so no right number is greater.
+        if length is None or not 0 <= length <= self.size or length % ENTRY_BYTES:
+            return None
+        with contextlib.suppress(OSError, ValueError, OverflowError):
+            data = _read(disk, self.path, length, _HEAD_BYTES + head.index_bytes)
+            if len(data) == length and crc32(data) == head.history_crc:
+                return ActorIndex.load(data)
+        return None
 
-def write_saved_index(disk: Disk, path: Path, index: SparseIndex, segment: os.stat_result) -> None:
-    """Save the index of a segment. Raises `OSError`."""
+
+def write_saved_index(
+    disk: Disk,
+    path: Path,
+    index: SparseIndex,
+    histories: ActorIndex | None,
+    segment: os.stat_result,
+) -> None:
+    """Save the index of a segment, and its lines of histories if known. Raises `OSError`."""
     data = index.dump()
+    lines = b"" if histories is None else histories.dump()
     empty = index.oldest > index.newest
     head = msgspec.json.encode(
         _Head(
@@ -88,6 +112,8 @@ def write_saved_index(disk: Disk, path: Path, index: SparseIndex, segment: os.st
             index.block_bytes,
             len(data),
             crc32(data),
+            None if histories is None else len(lines),
+            crc32(lines),
         )
     )
     line = (b"%08x %b" % (crc32(head), head)).ljust(_HEAD_BYTES - 1) + b"\n"
@@ -95,7 +121,7 @@ def write_saved_index(disk: Disk, path: Path, index: SparseIndex, segment: os.st
     disk.remove(path)
     fd = disk.create(path, segment)
     try:
-        disk.write(fd, line + data, 0)
+        disk.write(fd, line + data + lines, 0)
     finally:
         disk.close(fd)
 

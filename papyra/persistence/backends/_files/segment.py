@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Sequence
 from pathlib import Path
 
-from papyra.persistence.backends._files.block_index import Totals
+from papyra.persistence.backends._files.actor_index import ActorIndex
+from papyra.persistence.backends._files.block_index import SparseIndex, Totals
 from papyra.persistence.backends._files.disk import Disk, is_regular
 from papyra.persistence.backends._files.index_cache import IndexCache
 from papyra.persistence.backends._files.journal_file import JournalFile
@@ -47,6 +49,9 @@ class Segment(JournalFile):
             follows_links=False,
         )
         self._saved: SavedIndex | None = None
+        #: the lines of histories, once it is sealed and somebody has asked; 8 bytes for each. They
+        #: stay when it is unloaded: who looks for a history looks into all segments
+        self._sealed_histories: ActorIndex | None = None
 
     @property
     def index_path(self) -> Path:
@@ -68,6 +73,42 @@ class Segment(JournalFile):
             self._saved = None
         return self._saved
 
+    def step_offsets(self, actor: str) -> Sequence[int]:
+        """Return where lines begin that may be part of the history of an actor."""
+        if self.through is None:
+            return super().step_offsets(actor)
+        if self._sealed_histories is None:
+            self._sealed_histories = self._saved_histories() or self._read_histories()
+        return self._sealed_histories.offsets(actor)
+
+    def _saved_histories(self) -> ActorIndex | None:
+        saved = self._saved or read_saved_index(self.disk, self.index_path)
+        if saved is None or not saved.matches(self.path.stat()):
+            return None
+        return saved.histories(self.disk)
+
+    def _read_histories(self) -> ActorIndex:
+        super().step_offsets("")
+        histories = self._index.histories
+        assert histories is not None
+        self.save_index()
+        return histories
+
+    def replace_with(self, fd: int, blocks: SparseIndex, end: int) -> None:
+        """Replace the file; as `JournalFile` does."""
+        self._sealed_histories = None
+        super().replace_with(fd, blocks, end)
+
+    def reopen(self) -> None:
+        """Open the file anew; as `JournalFile` does."""
+        self._sealed_histories = None
+        super().reopen()
+
+    def unseal(self) -> None:
+        """Note that no other file follows, after all."""
+        self._sealed_histories = None
+        super().unseal()
+
     def _read_through(self, advance: Advance | None = None) -> None:
         saved, through = self._saved_index(), self.through or 0
         blocks = None if saved is None else saved.index(self.disk, self.base, through)
@@ -87,7 +128,8 @@ class Segment(JournalFile):
         with contextlib.suppress(OSError):
             stat = self.handle.stat()
             if stat.st_size == self.end:
-                write_saved_index(self.disk, self.index_path, self.index, stat)
+                index, histories = self.index, self._index.histories
+                write_saved_index(self.disk, self.index_path, index, histories, stat)
 
     def create_after(self, other: Segment) -> None:
         """Make it, and open it, after one that gives it owner and mode."""

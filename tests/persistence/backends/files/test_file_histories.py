@@ -1,0 +1,335 @@
+"""One actor's events are found in files by an index, and the index is never believed over them."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import random
+import shutil
+from pathlib import Path
+from typing import Any
+from zlib import crc32
+
+import pytest
+
+from papyra.exceptions import RevisionConflict, StoreError
+from papyra.persistence import PersistedDeadLetter, PersistedEvent, Record
+from papyra.persistence.backends._files import actor_index
+from papyra.persistence.backends._files.actor_index import ActorIndex
+from papyra.persistence.backends._files.disk import Disk
+from papyra.persistence.backends.json import JsonFilePersistence
+from papyra.persistence.backends.retention import RetentionPolicy
+from papyra.persistence.backends.rotating import RotatingFilePersistence
+from tests.conftest import event_loops
+from tests.persistence.backends.files.file_persistence import FilePersistence
+from tests.persistence.conftest import MakeStore
+
+pytestmark = pytest.mark.anyio
+anyio_backend = event_loops("asyncio")
+
+
+def step(actor: str, revision: int, **changes: Any) -> PersistedEvent:
+    fields = {"event_type": "Stepped", "payload": {"n": revision}, "timestamp": float(revision)}
+    return PersistedEvent("s", f"s/{actor}", revision=revision, **(fields | changes))
+
+
+def plain(actor: str, number: int) -> Record:
+    if number % 3:
+        return PersistedEvent("s", f"s/{actor}", "Noted", {"n": number}, float(number))
+    return PersistedDeadLetter("s", f"s/{actor}", "str", {"n": number}, False, float(number))
+
+
+async def history(store: FilePersistence, actor: str, after: int = 0) -> list[int | None]:
+    page = await store.read_history(f"s/{actor}", after_revision=after)
+    assert not page.more
+    return [event.revision for event in page.events]
+
+
+async def concerning(store: FilePersistence, actor: str) -> list[int]:
+    """Return the positions of what concerns an actor, of all kinds."""
+    pages = [
+        await store.read(kind, actor=f"s/{actor}", newest=newest)
+        for kind in ("event", "dead_letter")
+        for newest in (False, True)
+    ]
+    oldest, newest = [
+        [r.seq or 0 for p in part for r in p.records] for part in (pages[::2], pages[1::2])
+    ]
+    assert oldest == newest
+    return sorted(oldest)
+
+
+class Model:
+    """The same in lists."""
+
+    def __init__(self) -> None:
+        self.records: list[Record] = []
+        self.last: dict[str, int] = {}
+
+    def some(self, chance: random.Random, count: int) -> list[Record]:
+        made: list[Record] = []
+        for _ in range(count):
+            actor = f"a{int(chance.random() ** 3 * 12)}"
+            if chance.random() < 0.6:
+                self.last[actor] = self.last.get(actor, 0) + 1
+                made.append(step(actor, self.last[actor]))
+            else:
+                made.append(plain(actor, len(self.records) + len(made)))
+        self.records += made
+        return made
+
+    def concerning(self, actor: str) -> list[int]:
+        return [
+            seq
+            for seq, record in enumerate(self.records, 1)
+            if getattr(record, "target", getattr(record, "actor_address", "")) == f"s/{actor}"
+        ]
+
+
+@pytest.mark.parametrize("seed", range(6))
+async def test_histories_in_files_are_those_of_a_list_through_reopening_and_compaction(
+    make: MakeStore, seed: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(actor_index, "_RECENT", 7)
+    chance, model, compacted = random.Random(seed), Model(), False
+    for _ in range(5):
+        async with make() as store:
+            for _ in range(chance.randrange(8)):
+                match chance.randrange(5):
+                    case 0 if chance.random() < 0.3:
+                        await store.compact(RetentionPolicy(max_records=10))
+                        compacted = True
+                    case 1:
+                        actor = f"a{chance.randrange(12)}"
+                        with pytest.raises(RevisionConflict):
+                            await store.append(step(actor, model.last.get(actor, 0) + 2))
+                    case _:
+                        await store.append(*model.some(chance, chance.randrange(1, 15)))
+                for actor in ("a0", f"a{chance.randrange(12)}"):
+                    last = model.last.get(actor, 0)
+                    assert await history(store, actor) == list(range(1, last + 1))
+                    after = chance.randrange(last + 2)
+                    assert await history(store, actor, after) == list(range(after + 1, last + 1))
+                    found = await concerning(store, actor)
+                    assert found == model.concerning(actor) or compacted
+            assert (await store.scan()).is_clean
+
+
+class Counting(Disk):
+    """Counts the bytes that are read."""
+
+    def __init__(self) -> None:
+        self.bytes_read = 0
+
+    def read(self, fd: int, length: int, offset: int) -> bytes:
+        data = super().read(fd, length, offset)
+        self.bytes_read += len(data)
+        return data
+
+
+@pytest.fixture(params=["json", "rotating"])
+def make_large(request: pytest.FixtureRequest, tmp_path: Path) -> MakeStore:
+    """Return a function that makes a store for so many records, in a few segments at most."""
+
+    def make_store(records: int, **options: Any) -> FilePersistence:
+        if request.param == "json":
+            return JsonFilePersistence(tmp_path / "store", fsync="no", **options)
+        return RotatingFilePersistence(
+            tmp_path / "store", fsync="no", max_segment_records=records // 4, **options
+        )
+
+    return make_store
+
+
+@pytest.mark.parametrize("others", [1_000, 40_000])
+async def test_reading_one_actors_history_reads_no_more_of_a_larger_store(
+    make_large: MakeStore, others: int
+) -> None:
+    spread = others // 20
+    async with make_large(others) as store:
+        for number in range(20):
+            first = number * spread
+            batch = [step(f"x{n % 50}", (first + n) // 50 + 1) for n in range(spread)]
+            await store.append(step("rare", number + 1), *batch)
+    disk = Counting()
+    async with make_large(others, _disk=disk) as store:
+        await store.flush()
+        await history(store, "nobody")  # what was saved of histories is in memory now
+        before = disk.bytes_read
+        assert await history(store, "rare") == list(range(1, 21))
+        assert disk.bytes_read - before < 200_000
+        await store.append(step("rare", 21))
+
+
+def rotating(directory: Path, **options: Any) -> RotatingFilePersistence:
+    return RotatingFilePersistence(directory, fsync="no", max_segment_records=10, **options)
+
+
+async def filled(directory: Path) -> None:
+    async with rotating(directory) as store:
+        for revision in range(1, 18):
+            await store.append(*(step(actor, revision) for actor in "abc"))
+
+
+def spoil(how: str, indexes: list[Path]) -> None:
+    for number, path in enumerate(indexes):
+        data = path.read_bytes()
+        match how:
+            case "gone":
+                path.unlink()
+            case "cut":
+                path.write_bytes(data[:-9])
+            case "flipped":
+                path.write_bytes(data[:-3] + bytes([data[-3] ^ 64]) + data[-2:])
+            case "of a neighbour" if number:
+                shutil.copy(indexes[number - 1], path)
+            case "of an older version":
+                path.write_bytes(data[: 1024 + 64])
+            case _:
+                path.write_bytes(b"")
+
+
+@pytest.mark.parametrize(
+    "how", ["gone", "cut", "flipped", "of a neighbour", "of an older version", "empty"]
+)
+async def test_an_index_that_is_not_right_is_made_again_from_the_lines(
+    tmp_path: Path, how: str
+) -> None:
+    await filled(tmp_path / "store")
+    indexes = sorted((tmp_path / "store").glob("*.index"))
+    assert len(indexes) >= 4
+    spoil(how, indexes)
+    for _ in range(2):
+        async with rotating(tmp_path / "store") as store:
+            for actor in "abc":
+                assert await history(store, actor) == list(range(1, 18))
+                with pytest.raises(RevisionConflict):
+                    await store.append(step(actor, 17))
+    assert (tmp_path / "store").glob("*.index")
+
+
+async def test_a_sealed_segment_is_not_read_through_for_a_history_once_that_is_saved(
+    tmp_path: Path,
+) -> None:
+    await filled(tmp_path / "store")
+    spoil("gone", sorted((tmp_path / "store").glob("*.index")))
+    async with rotating(tmp_path / "store") as store:
+        await history(store, "a")
+    disk = Counting()
+    async with rotating(tmp_path / "store", _disk=disk) as store:
+        await store.flush()
+        before = disk.bytes_read
+        assert await history(store, "nobody") == []
+        files = [path.stat().st_size for path in (tmp_path / "store").glob("*.ndjson")]
+        assert disk.bytes_read - before < sum(files) + 5 * 1024 * 10
+        heads = disk.bytes_read - before
+        assert await history(store, "nobody") == []
+        assert disk.bytes_read - before == heads
+
+
+def colliding() -> tuple[str, str]:
+    """Return two actors whose addresses have the same hash."""
+    known: dict[int, str] = {}
+    for number in itertools.count():
+        actor = f"n{number}"
+        hashed = crc32(f"s/{actor}".encode()) & 0xFFFFFF
+        if hashed in known:
+            return known[hashed], actor
+        known[hashed] = actor
+    raise AssertionError
+
+
+async def test_actors_whose_hashes_are_the_same_have_histories_of_their_own(
+    make: MakeStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(actor_index, "_RECENT", 3)
+    one, other = colliding()
+    async with make() as store:
+        for revision in range(1, 31):
+            await store.append(step(one, revision), plain(other, revision))
+            if revision % 3 == 0:
+                await store.append(step(other, revision // 3))
+    for _ in range(2):
+        async with make() as store:
+            assert await history(store, one) == list(range(1, 31))
+            assert await history(store, other) == list(range(1, 11))
+            for after in (1, 9, 15, 29):
+                assert await history(store, one, after) == list(range(after + 1, 31))
+            assert len(await concerning(store, other)) == 40
+
+
+async def test_a_damaged_line_leaves_a_hole_in_its_history_that_a_scan_finds(
+    tmp_path: Path,
+) -> None:
+    await filled(tmp_path / "store")
+    path = sorted((tmp_path / "store").glob("*.ndjson"))[1]
+    lines = path.read_bytes().splitlines(keepends=True)
+    (number,) = [n for n, line in enumerate(lines) if b's/b"' in line and b'"revision":5' in line]
+    lines[number] = lines[number].replace(b"Stepped", b"Stopped")
+    path.write_bytes(b"".join(lines))
+    async with rotating(tmp_path / "store") as store:
+        assert await history(store, "b") == [n for n in range(1, 18) if n != 5]
+        assert await history(store, "a") == list(range(1, 18))
+        assert [anomaly.kind for anomaly in (await store.scan()).anomalies] == ["checksum"]
+        await store.recover()
+        assert await history(store, "b") == [n for n in range(1, 18) if n != 5]
+        await store.append(step("b", 18))
+
+
+class FullAtTimes(Disk):
+    """Fails to write when it is told to."""
+
+    fails = False
+
+    def write(self, fd: int, data: bytes | memoryview, offset: int) -> int:
+        if self.fails:
+            super().write(fd, data[: len(data) // 2], offset)
+            raise OSError(28, os.strerror(28))
+        return super().write(fd, data, offset)
+
+
+async def test_an_append_that_fails_leaves_no_step_in_its_history(make: MakeStore) -> None:
+    disk = FullAtTimes()
+    async with make(_disk=disk) as store:
+        for revision in range(1, 26):
+            await history(store, "a")
+            disk.fails = True
+            with pytest.raises(StoreError):
+                await store.append(step("a", revision), step("b", revision))
+            disk.fails = False
+            assert await history(store, "a") == list(range(1, revision))
+            await store.append(step("a", revision), step("b", revision))
+        assert await history(store, "b") == list(range(1, 26))
+
+
+async def test_a_reader_of_files_sees_a_history_grow_and_be_compacted(make: MakeStore) -> None:
+    async with make() as store:
+        await store.append(step("a", 1))
+        async with store.reader() as reader:
+            for revision in range(2, 40):
+                assert [
+                    event.revision for event in (await reader.read_history("s/a")).events
+                ] == list(range(1, revision))
+                await store.append(step("a", revision), plain("b", revision))
+                if revision % 13 == 0:
+                    await store.compact(RetentionPolicy(max_records=3))
+
+
+@pytest.mark.parametrize("recent", [1, 5, 1 << 16])
+def test_an_actor_index_finds_what_was_added_to_it(
+    recent: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(actor_index, "_RECENT", recent)
+    monkeypatch.setattr(actor_index, "_LONGEST", 100)
+    index, expected = ActorIndex(), dict[str, list[int]]()
+    chance = random.Random(recent)
+    for offset in range(0, 30_000, 10):
+        actor = f"a{chance.randrange(200)}"
+        index.add(actor, offset)
+        expected.setdefault(actor, []).append(offset)
+    assert len(index) == 3_000
+    loaded = ActorIndex.load(index.dump())
+    for actor, offsets in expected.items():
+        assert list(index.offsets(actor)) == list(loaded.offsets(actor)) == offsets
+    with pytest.raises(ValueError, match="rise"):
+        ActorIndex.load(index.dump()[::-1])
