@@ -29,7 +29,11 @@ anyio_backend = event_loops("asyncio")
 
 
 def step(actor: str, revision: int, **changes: Any) -> PersistedEvent:
-    fields = {"event_type": "Stepped", "payload": {"n": revision}, "timestamp": float(revision)}
+    fields: dict[str, Any] = {
+        "event_type": "Stepped",
+        "payload": {"n": revision},
+        "timestamp": float(revision),
+    }
     return PersistedEvent("s", f"s/{actor}", revision=revision, **(fields | changes))
 
 
