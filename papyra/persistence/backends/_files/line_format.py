@@ -228,14 +228,20 @@ def decode_run(lines: Sequence[bytes], first_seq: int) -> list[Record] | None:
     They are numbered from `first_seq` on without a gap, and each of them is whole and can be read.
     Otherwise return `None`: `parse_lines` knows what is wrong, or what is special, and where.
     """
+    records = decode_whole(lines)
+    if records is None:
+        return None
+    seqs = [record.seq for record in records]
+    return records if seqs == list(range(first_seq, first_seq + len(lines))) else None
+
+
+def decode_whole(lines: Sequence[bytes]) -> list[Record] | None:
+    """Return the records of lines as `decode_run` does, whatever their numbers are."""
     try:
         records = codec.decode_numbered(lines)
     except StoreError:
         return None
-    seqs = [record.seq for record in records]
-    if seqs != list(range(first_seq, first_seq + len(lines))) or not are_whole(lines):
-        return None
-    return records
+    return records if are_whole(lines) else None
 
 
 def record_sizes(lines: Sequence[bytes], first_seq: int) -> list[int]:

@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Sequence
+from itertools import pairwise
 from time import monotonic, sleep
 
 from papyra.persistence.backends._files.file_handle import FileHandle
-from papyra.persistence.backends._files.line_format import Line, decode_run, parse_lines
+from papyra.persistence.backends._files.line_format import (
+    Line,
+    decode_run,
+    decode_whole,
+    parse_lines,
+)
 from papyra.persistence.backends._files.scan import decode
 from papyra.persistence.records import Record
 
@@ -16,6 +23,8 @@ __all__ = ("chunks_of", "records_at", "records_in")
 _CHUNK = 256 * 1024
 #: Lines that are decoded at first.
 _DECODED = 16
+#: Lines at known places that are decoded at a time, at most.
+_MOST_DECODED = 1024
 #: Bytes that are read for one line: at first, and where the next one is not far.
 _LINE, _NEAR = 4 * 1024, 64 * 1024
 #: Seconds that a reader waits for the rest of a line that is being written.
@@ -87,29 +96,49 @@ def records_at(
     """Yield the records of the lines that begin at `offsets`, in this order, before byte `end`.
 
     Each comes with the bytes of its line. Where no line begins, or one that can't be read, it is
-    passed over.
+    passed over. They are decoded as they are taken, as in `records_in`.
     """
-    data, start = b"", 0
-    for number, offset in enumerate(offsets):
-        stop = data.find(b"\n", offset - start) + 1 if start <= offset else 0
+    reader, start, step = _LineReader(handle, end), 0, _DECODED
+    while start < len(offsets):
+        part = offsets[start : start + step]
+        lines = [reader.line_at(offset, following) for offset, following in pairwise([*part, end])]
+        records = decode_whole([line[:-1] for line in lines])
+        if records is None:
+            for line, offset in zip(lines, part, strict=True):
+                yield from itertools.islice(_one_by_one(line, offset), 1)
+        else:
+            yield from zip(records, map(len, lines), strict=True)
+        start, step = start + step, min(4 * step, _MOST_DECODED)
+
+
+class _LineReader:
+    """Reads single lines, and those that are near each other together."""
+
+    def __init__(self, handle: FileHandle, end: int) -> None:
+        self._handle = handle
+        self._end = end
+        self._data, self._start = b"", 0
+
+    def line_at(self, offset: int, following: int) -> bytes:
+        """Return the line that begins at `offset`; `following` is where the next one begins."""
+        stop = self._stop(offset)
         if not stop:
-            following = offsets[number + 1] if number + 1 < len(offsets) else end
-            length = _NEAR if 0 < following - offset < _NEAR // 2 else _LINE
-            data, start = _read_line(handle, offset, length, end), offset
-            stop = data.find(b"\n") + 1
-        for line in parse_lines(data[offset - start : stop], offset):
-            record = decode(line)[0] if isinstance(line, Line) else None
-            if record is not None and line.offset == offset:
-                yield record, line.length
-            break
+            is_near = 0 < following - offset < _NEAR // 2
+            self._data, self._start = self._read(offset, _NEAR if is_near else _LINE), offset
+            stop = self._stop(offset) or len(self._data)
+        return self._data[offset - self._start : stop]
 
+    def _stop(self, offset: int) -> int:
+        """Return where in the data the line at `offset` ends, or 0 if it is not all there."""
+        return 0 if offset < self._start else self._data.find(b"\n", offset - self._start) + 1
 
-def _read_line(handle: FileHandle, offset: int, length: int, end: int) -> bytes:
-    """Return what begins at `offset`, at least `length` bytes or up to the end of its line."""
-    data = b""
-    while offset + len(data) < end:
-        more = min(max(length, len(data)), end - offset - len(data))
-        data += handle.disk.read(handle.fd, more, offset + len(data))
-        if b"\n" in data or not more:
-            break
-    return data
+    def _read(self, offset: int, length: int) -> bytes:
+        """Return what begins at `offset`: about `length` bytes, but up to the end of its line."""
+        data = b""
+        while (room := self._end - offset - len(data)) > 0:
+            more = min(max(length, len(data)), room)
+            read = self._handle.disk.read(self._handle.fd, more, offset + len(data))
+            data += read
+            if b"\n" in read or not read:
+                break
+        return data
