@@ -19,7 +19,8 @@ __all__ = ("Mailbox", "MailboxStatistics")
 T = TypeVar("T")
 D = TypeVar("D")
 
-# Instead of a deque, which takes 760 bytes, while the consumer waits; and instead of senders.
+# While the consumer waits there are no items. What wakes it goes into a list, of 100 bytes: a deque
+# takes 760, and many consumers may be woken at once.
 _NO_ITEMS: Any = ()
 _NO_SENDERS: Any = ()
 
@@ -62,7 +63,7 @@ class Mailbox(Generic[T]):
         # may pass them even if there is room again. One comparison says it all.
         self._limit = capacity
         self._low_water = capacity // 2
-        self._items: deque[T] = deque()
+        self._items: deque[T] | list[T] = []
         self._closed = False
         self._new_signal = new_signal
         self._senders: OrderedDict[Signal, T] = _NO_SENDERS
@@ -136,13 +137,19 @@ class Mailbox(Generic[T]):
     def put_back(self, items: Sequence[T]) -> None:
         """Put `items`, which were taken, where they were: at the front."""
         self.wake()
-        self._items.extendleft(reversed(items))
+        self._deque().extendleft(reversed(items))
 
     def pop(self, default: D) -> T | D:
         """Take the oldest message, or return `default` if there is none."""
-        if not self._items:
+        items = self._items
+        if not items:
             return default
-        item = self._items.popleft()
+        if not isinstance(items, list):
+            item = items.popleft()
+        elif len(items) == 1:
+            item = items.pop()
+        else:
+            item = self._deque().popleft()
         if self._senders and len(self._items) <= self._low_water:
             self._admit()
         return item
@@ -176,7 +183,8 @@ class Mailbox(Generic[T]):
             run = list(self._items)
             self._items.clear()
         else:
-            run = [self._items.popleft() for _ in range(count)]
+            items = self._deque()
+            run = [items.popleft() for _ in range(count)]
         if self._senders and len(self._items) <= self._low_water:
             self._admit()
         return run
@@ -215,13 +223,19 @@ class Mailbox(Generic[T]):
             self._wakeup.set()
             self._wakeup = None  # once is enough, however many messages follow
             if self._items is _NO_ITEMS:
-                self._items = deque()
+                self._items = []
 
     def close(self) -> None:
         """Take no more messages. What it holds can still be taken, waiting senders' included."""
         self._closed = True
         self.wake()
         self._admit(everybody=True)
+
+    def _deque(self) -> deque[T]:
+        items = self._items
+        if isinstance(items, list):
+            items = self._items = deque(items)
+        return items
 
     def _admit(self, everybody: bool = False) -> None:
         while self._senders and (everybody or len(self._items) < self._capacity):

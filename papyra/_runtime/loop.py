@@ -107,7 +107,7 @@ class ActorLoop:
     """Runs the actor of one cell: one incarnation after the other, each in a task of its own.
 
     So one leaves nothing to the next: no context variable, no cancellation, no scope that it has
-    not left. The loop is in `_handle_messages`. Whatever ends it, `_stop` and `_end` see to it that
+    not left. The loop is in `_incarnation`. Whatever ends it, `_stop` and `_end` see to it that
     nobody waits in vain.
     """
 
@@ -241,17 +241,33 @@ class ActorLoop:
             await self._next_turn()
         if not await self._begin():
             return self._lifecycle.will_restart
-        # Here, not in a coroutine further down, an idle actor waits: each one is kept in memory.
-        while True:
+        handle = self._handle_with_values if self._cell.propagate else self._handle
+        handled = 0
+        # In one function, as an idle actor keeps all coroutines in memory down to where it waits.
+        while self._lifecycle.directive is None:
             try:
-                while await self._handle_messages():
-                    wakeup = self._mailbox.wakeup()
-                    if wakeup is not None:
+                if handled >= self._throughput and len(self._mailbox):
+                    handled = 0
+                    if not await self._let_others_run():
+                        break
+                if (item := self._mailbox.pop(_NOTHING)) is not _NOTHING:
+                    handled += await handle(item)
+                elif self._mailbox.closed:
+                    break
+                else:
+                    self._at_hand = _NOTHING  # not to keep it in memory
+                    if self._dead_letters.postponed:
+                        await self._dead_letters.add_postponed()
+                    if (wakeup := self._mailbox.wakeup()) is not None:
                         await wakeup.wait()
-                break
+                    handled = 0
             except anyio.get_cancelled_exc_class():
                 if not self._outlives_cancellation():
                     raise
+        return await self._clear_for_restart()
+
+    async def _clear_for_restart(self) -> bool:
+        """Stop the instance, and its children, if it is to be restarted; return whether it is."""
         if self._lifecycle.directive is not Decision.RESTART:
             return False
         self._lifecycle.directive = None
@@ -259,36 +275,12 @@ class ActorLoop:
         await self._stop_instance(record=True)
         return True
 
-    async def _handle_messages(self) -> bool:
-        """Handle what is in the mailbox; return whether there may be more to come.
-
-        There is not when the mailbox is closed, or a directive is to be followed.
-        """
-        handle = self._handle_with_values if self._cell.propagate else self._handle
-        handled = 0
-        while self._lifecycle.directive is None:
-            if handled >= self._throughput and len(self._mailbox):
-                # A busy actor lets the others run now and then.
-                if self._dead_letters.postponed:
-                    await self._dead_letters.add_postponed()
-                await self._next_turn()
-                handled = 0
-                if self._has_directive():
-                    return False
-            item = self._mailbox.pop(_NOTHING)
-            if item is not _NOTHING:
-                handled += await handle(item)
-            elif self._mailbox.closed:
-                return False
-            else:
-                self._at_hand = _NOTHING  # not to keep it in memory
-                if self._dead_letters.postponed:
-                    await self._dead_letters.add_postponed()
-                return True
-        return False
-
-    def _has_directive(self) -> bool:
-        return self._lifecycle.directive is not None
+    async def _let_others_run(self) -> bool:
+        """Wait until the others had their turn; return whether the actor goes on after that."""
+        if self._dead_letters.postponed:
+            await self._dead_letters.add_postponed()
+        await self._next_turn()
+        return self._lifecycle.directive is None
 
     async def _handle_with_values(self, item: object) -> int:
         self._values = item.values if isinstance(item, (Ask, Told)) else ()
