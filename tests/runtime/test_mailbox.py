@@ -83,6 +83,30 @@ async def test_wait_returns_when_a_message_comes() -> None:
     assert drain(mailbox) == [1]
 
 
+async def test_a_consumer_that_was_cancelled_while_it_waited_loses_nothing() -> None:
+    mailbox: Mailbox[int] = Mailbox(10)
+    with anyio.move_on_after(0):
+        await mailbox.wait()
+    mailbox.put_back([1, 2])
+    mailbox.put_nowait(3)
+    assert mailbox.pop(None) == 1
+    assert mailbox.pop_run(1) == [2]
+    assert drain(mailbox) == [3]
+
+
+async def test_what_wakes_a_consumer_comes_out_in_order_with_what_follows() -> None:
+    mailbox: Mailbox[int] = Mailbox(10)
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(mailbox.wait)
+        await wait_until_idle()
+        for number in range(4):
+            mailbox.put_nowait(number)
+    assert mailbox.pop(None) == 0
+    mailbox.put_nowait(4)
+    assert mailbox.pop_run(2) == [1, 2]
+    assert drain(mailbox) == [3, 4]
+
+
 async def test_wait_returns_at_once_when_there_is_something() -> None:
     mailbox: Mailbox[int] = Mailbox(1)
     mailbox.put_nowait(1)
