@@ -148,6 +148,7 @@ def run(arguments: Sequence[str]) -> int:
         sys.stderr.write("\n" if sys.stderr.isatty() else "")
         return INTERRUPTED
     except (CommandFailed, PapyraError, OSError) as error:
+        _drop_unwritten()
         return _fail(format_error(error), FAILED)
     except ModuleNotFoundError as error:
         if error.name is None or error.name.partition(".")[0] == "papyra":
@@ -198,6 +199,14 @@ def _show_nothing_to_do(text: str, *, as_json: bool) -> None:
         show_json({"supported": False, "detail": text})
     else:
         write(f"{text}\n")
+
+
+def _drop_unwritten() -> None:
+    """Drop output that a full disk did not take: Python would complain of it at the end, too."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _fail(text: str, code: int) -> int:
