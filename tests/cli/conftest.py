@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import json
 import os
@@ -12,7 +11,7 @@ import subprocess
 import sys
 import uuid
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -23,10 +22,11 @@ import pexpect
 import pytest
 from rich.cells import cell_len
 
+import papyra.cli as papyra_cli
 from papyra.conf import backend_from_url
 from papyra.persistence import PersistedAudit, PersistedDeadLetter, PersistedEvent, Record
 from papyra.persistence.backends.base import PersistenceBackend
-from tests.cli.forks import Forks
+from tests.cli import forks, many
 from tests.extent import CI
 from tests.redis_server import RedisServer, any_binary
 
@@ -34,6 +34,9 @@ from tests.redis_server import RedisServer, any_binary
 T0 = 1_751_328_000.0
 #: Seconds that a command may take, which takes a fraction of one.
 PATIENCE = 60
+PROGRAM = [sys.executable, "-m", "papyra.cli"]
+#: What variables begin with that change what a command prints.
+NOT_PASSED_ON = ("PAPYRA_", "NO_COLOR", "FORCE_COLOR", "CLICOLOR", "COLUMNS", "PYTHONUNBUFFERED")
 
 _ESCAPE = re.compile(r"\x1b(\[[0-9;?]*[A-Za-z]|[()][A-B0-2])")
 
@@ -70,17 +73,13 @@ class Done:
 class Command:
     """Calls ``papyra``."""
 
-    def __init__(self, home: Path, forks: Forks | None = None) -> None:
+    def __init__(self, home: Path) -> None:
         self.home = home
-        #: runs what needs no Python of its own; without it, everything has one
-        self.forks = forks
-        self.program = [sys.executable, "-m", "papyra.cli"]
+        self.program = PROGRAM
 
     def environment(self, env: Mapping[str, str]) -> dict[str, str]:
         kept = {
-            name: value
-            for name, value in os.environ.items()
-            if not name.startswith(("PAPYRA_", "NO_COLOR", "FORCE_COLOR", "CLICOLOR", "COLUMNS"))
+            name: value for name, value in os.environ.items() if not name.startswith(NOT_PASSED_ON)
         }
         return (
             kept
@@ -92,11 +91,12 @@ class Command:
         self, *arguments: object, env: Mapping[str, str] | None = None, **options: Any
     ) -> Done:
         """Call it with its output piped, as another program does."""
-        words = [str(argument) for argument in arguments]
-        if self.forks is None or options or _is_of_python(env or {}):
-            return self._run([*self.program, *words], env or {}, **options)
-        environment = self.environment(env or {})
-        return Done(*self.forks.run(words, cwd=self.home, env=environment, timeout=PATIENCE))
+        return self._run(
+            [*self.program, *map(str, arguments)],
+            env or {},
+            preexec_fn=self._fork(arguments, env or {}),
+            **options,
+        )
 
     def shell(self, script: str) -> Done:
         """Have a shell carry out what may call it."""
@@ -104,18 +104,33 @@ class Command:
         return self._run(["bash", *options, "-c", script], {})
 
     def _run(self, command: Sequence[str], env: Mapping[str, str], **options: Any) -> Done:
-        settings: dict[str, Any] = {"cwd": self.home, "stdout": subprocess.PIPE, **options}
-        done = subprocess.run(
-            command,
-            check=False,
-            stdin=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
-            text=True,
-            timeout=PATIENCE,
-            env=self.environment(env),
-            **settings,
-        )
+        settings: dict[str, Any] = {"stdout": subprocess.PIPE, **options}
+        if "input" not in options:
+            settings["stdin"] = subprocess.DEVNULL
+        with forks.forking():
+            done = subprocess.run(
+                command,
+                check=False,
+                stderr=subprocess.PIPE,
+                text=True,
+                timeout=PATIENCE,
+                cwd=self.home,
+                env=self.environment(env),
+                **settings,
+            )
         return Done(done.returncode, done.stdout or "", done.stderr)
+
+    def _fork(
+        self,
+        arguments: Sequence[object],
+        env: Mapping[str, str],
+        program: Callable[[], None] = papyra_cli.main,
+    ) -> Callable[[], None] | None:
+        """Return what has a fork become the command, unless that needs a Python of its own."""
+        if CI or self.program != PROGRAM or _is_of_python(env):
+            return None
+        words = [str(argument) for argument in arguments]
+        return forks.becoming(program, words, self.environment(env))
 
     def many(self, calls: Sequence[Sequence[object]], watched: Path | None = None) -> list[Done]:
         """Carry out many command lines in one process, which takes a tenth of the time."""
@@ -123,31 +138,28 @@ class Command:
             "calls": [list(map(str, call)) for call in calls],
             "watched": watched and str(watched),
         }
-        done = subprocess.run(
+        done = self._run(
             [sys.executable, "-m", "tests.cli.many"],
+            {"PYTHONPATH": str(Path(__file__).parents[2])},
             input=json.dumps(told),
-            check=False,
-            capture_output=True,
-            text=True,
-            timeout=PATIENCE,
-            env=self.environment({"PYTHONPATH": str(Path(__file__).parents[2])}),
-            cwd=self.home,
+            preexec_fn=self._fork([], {}, many.main),
         )
-        assert done.returncode == 0, done.stderr
-        return [Done(**json.loads(line)) for line in done.stdout.splitlines()]
+        assert done.code == 0, done.err
+        return [Done(**json.loads(line)) for line in done.lines]
 
-    def start(self, *arguments: object, **options: Any) -> subprocess.Popen[str]:
+    def start(self, *arguments: object) -> subprocess.Popen[str]:
         """Start it, piped; whoever started it ends it."""
-        return subprocess.Popen(
-            [*self.program, *map(str, arguments)],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            stdin=subprocess.DEVNULL,
-            text=True,
-            env=self.environment(options.pop("env", {})),
-            cwd=self.home,
-            **options,
-        )
+        with forks.forking():
+            return subprocess.Popen(
+                [*self.program, *map(str, arguments)],
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                stdin=subprocess.DEVNULL,
+                text=True,
+                env=self.environment({}),
+                cwd=self.home,
+                preexec_fn=self._fork(arguments, {}),  # noqa: PLW1509 - see `forking`
+            )
 
     def terminal(
         self,
@@ -157,15 +169,17 @@ class Command:
         env: Mapping[str, str] | None = None,
     ) -> pexpect.spawn[str]:
         """Start it on a terminal."""
-        return pexpect.spawn(
-            self.program[0],
-            [*self.program[1:], *map(str, arguments)],
-            dimensions=(rows, columns),
-            env=self.environment(env or {}),
-            cwd=str(self.home),
-            timeout=PATIENCE,
-            encoding="utf-8",
-        )
+        with forks.forking():
+            return pexpect.spawn(
+                self.program[0],
+                [*self.program[1:], *map(str, arguments)],
+                dimensions=(rows, columns),
+                env=self.environment(env or {}),
+                cwd=str(self.home),
+                timeout=PATIENCE,
+                encoding="utf-8",
+                preexec_fn=self._fork(arguments, env or {}),
+            )
 
     def on_terminal(
         self,
@@ -194,17 +208,14 @@ def _is_of_python(env: Mapping[str, str]) -> bool:
 
 
 @pytest.fixture(scope="session")
-def forks(interruptible: None) -> Iterator[Forks | None]:
-    if CI:
-        yield None
-        return
-    with contextlib.closing(Forks()) as forks:
-        yield forks
+def imported() -> None:
+    if not CI:
+        forks.import_everything()
 
 
 @pytest.fixture
-def papyra(tmp_path: Path, forks: Forks | None) -> Command:
-    return Command(tmp_path, forks)
+def papyra(tmp_path: Path, imported: None) -> Command:
+    return Command(tmp_path)
 
 
 @dataclasses.dataclass(frozen=True)

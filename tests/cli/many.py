@@ -57,4 +57,5 @@ def main() -> None:
         print(json.dumps({**done, "changed": changed}))
 
 
-main()
+if __name__ == "__main__":
+    main()
