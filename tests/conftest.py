@@ -1,4 +1,6 @@
-"""Every async test runs on asyncio, on asyncio with uvloop, and on trio: some of them in CI alone.
+"""Every async test runs on asyncio and on trio; in CI on asyncio with uvloop, too.
+
+Some say that they run on uvloop everywhere, and others on less than that where they are slow.
 
 The store of a test is the fixture ``persistence`` of Papyra's own plugin.
 """
@@ -19,11 +21,6 @@ LOOPS = {
 }
 
 
-@pytest.fixture(params=list(LOOPS.values()), ids=list(LOOPS))
-def anyio_backend(request: pytest.FixtureRequest) -> Any:
-    return request.param
-
-
 def event_loops(*names: str) -> Any:
     """Return the fixture for tests that run on these event loops, and in CI on all of them."""
     chosen = list(LOOPS) if CI else names
@@ -33,6 +30,9 @@ def event_loops(*names: str) -> Any:
         return request.param
 
     return anyio_backend
+
+
+anyio_backend = event_loops("asyncio", "trio")
 
 
 @pytest.hookimpl(wrapper=True)

@@ -1,4 +1,7 @@
-"""A backend of somebody else's, as the example shows it, works wherever Papyra's own do."""
+"""A backend of somebody else's, as the example shows it, works wherever Papyra's own do.
+
+That is, on asyncio; in CI on all event loops.
+"""
 
 from __future__ import annotations
 
@@ -20,6 +23,9 @@ from papyra.persistence.backends import registry
 from papyra.persistence.backends.base import PersistenceBackend
 from papyra.testing.conformance import MakeStore, PersistenceConformance
 from tests.actors import event
+from tests.conftest import event_loops
+
+anyio_backend = event_loops("asyncio")
 
 
 class TestCommitFiles(PersistenceConformance):

@@ -1,4 +1,4 @@
-"""Ctrl-C at any moment, once or twice, in a process of its own.
+"""Ctrl-C at any moment, once or twice, in a process of its own; on uvloop, too, in CI.
 
 More of them: ``PAPYRA_INTERRUPTS=100 python -m pytest tests/runtime/test_interrupts.py``.
 """
@@ -18,7 +18,9 @@ import pytest
 
 from papyra.persistence.backends.json import JsonFilePersistence
 from tests.conftest import LOOPS
+from tests.extent import CI
 
+CHOSEN = list(LOOPS) if CI else ["asyncio", "trio"]
 RUNS = int(os.environ.get("PAPYRA_INTERRUPTS", "2"))
 #: Seconds after which a process has hung.
 PATIENCE = 30
@@ -59,7 +61,7 @@ def stored(path: Path) -> tuple[list[int], list[str]]:
     return asyncio.run(read())
 
 
-@pytest.mark.parametrize("loop", list(LOOPS))
+@pytest.mark.parametrize("loop", CHOSEN)
 @pytest.mark.parametrize("seed", range(RUNS))
 def test_a_program_that_is_interrupted_once_ends_in_order(
     loop: str, seed: int, tmp_path: Path
@@ -73,7 +75,7 @@ def test_a_program_that_is_interrupted_once_ends_in_order(
     assert "TrioInternalError" not in errors
 
 
-@pytest.mark.parametrize("loop", list(LOOPS))
+@pytest.mark.parametrize("loop", CHOSEN)
 @pytest.mark.parametrize("seed", range(RUNS))
 def test_a_program_that_is_interrupted_twice_ends_and_keeps_what_it_acknowledged(
     loop: str, seed: int, tmp_path: Path

@@ -16,6 +16,9 @@ from papyra import Actor, ActorRef, ActorSystem
 from papyra.exceptions import ActorStopped, WrongLoop
 from papyra.persistence.backends.memory import InMemoryPersistence
 from tests.actors import Echo, Log, letters
+from tests.conftest import event_loops
+
+anyio_backend = event_loops("asyncio", "uvloop", "trio")
 
 OUTSIDE = r"system 'shop' can't be reached from another thread .* system\.portal\.call"
 

@@ -33,7 +33,10 @@ from papyra.persistence.backends.base import PersistenceBackend
 from papyra.persistence.backends.memory import InMemoryPersistence, MemoryStore
 from papyra.testing import ManualClock, wait_until_idle
 from tests.actors import Echo, Gate, Log, Parent, event, letters, spawn_child, story
+from tests.conftest import event_loops
 from tests.persistence import payloads
+
+anyio_backend = event_loops("asyncio", "uvloop", "trio")
 
 
 async def test_leaving_the_block_lets_each_actor_handle_what_it_was_told() -> None:

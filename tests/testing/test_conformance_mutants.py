@@ -1,4 +1,7 @@
-"""A backend for each rule of the conformance suite that breaks it: the rule can fail."""
+"""A backend for each rule of the conformance suite that breaks it: the rule can fail.
+
+That is, on asyncio; in CI on all event loops.
+"""
 
 from __future__ import annotations
 
@@ -50,7 +53,10 @@ from papyra.persistence.records import Kind, PersistedEvent, kind_of
 from papyra.persistence.reports import AnomalyKind, ReportProgress
 from papyra.persistence.retention import RetentionPolicy
 from papyra.testing.conformance import PersistenceConformance
+from tests.conftest import event_loops
 from tests.testing.shelf import Disk, Shelf, ShelfStore, ruin
+
+anyio_backend = event_loops("asyncio")
 
 MutantT = TypeVar("MutantT", bound=type[Shelf] | type[ShelfStore])
 

@@ -1,4 +1,4 @@
-"""What is nested too deeply to be read, wherever it is stored."""
+"""What is nested too deeply to be read, wherever it is stored: on asyncio; in CI on all loops."""
 
 from __future__ import annotations
 
@@ -27,7 +27,10 @@ from papyra.persistence.backends._redis.entry_format import Entry, check
 from papyra.persistence.backends.memory import InMemoryPersistence
 from papyra.persistence.backends.retention import RetentionPolicy
 from tests.actors import event
+from tests.conftest import event_loops
 from tests.persistence.conftest import MakeStore
+
+anyio_backend = event_loops("asyncio")
 
 DEPTHS = [1200, 100_000]
 

@@ -1,7 +1,6 @@
 """Every call that a store makes to the system fails in turn.
 
-In CI, that is: elsewhere one in `STEP`, and not on uvloop. ``PAPYRA_FAULTS=1000`` has more pairs
-fail.
+In CI, that is: elsewhere one in `STEP`. ``PAPYRA_FAULTS=1000`` has more pairs fail.
 """
 
 from __future__ import annotations
@@ -27,11 +26,8 @@ from papyra.persistence.backends.json import JsonFilePersistence
 from papyra.persistence.backends.retention import RetentionPolicy
 from papyra.persistence.backends.rotating import RotatingFilePersistence
 from tests.actors import event
-from tests.conftest import event_loops
 from tests.extent import STEP
 from tests.persistence.backends.files.file_persistence import FilePersistence
-
-anyio_backend = event_loops("asyncio", "trio")
 
 CALLS = (
     "open",

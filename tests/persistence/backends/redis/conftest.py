@@ -1,6 +1,6 @@
 """Servers to test with: those that can be started here, each in turn.
 
-They run on asyncio and on trio, which takes another way to a server; in CI on uvloop, too.
+They run on asyncio and on trio, which takes another way to a server.
 """
 
 from __future__ import annotations
@@ -18,7 +18,6 @@ import redis
 
 from papyra.persistence.backends.redis import RedisStreamsConfig, RedisStreamsPersistence
 from papyra.persistence.records import KINDS
-from tests.conftest import event_loops
 from tests.redis_server import RedisServer, any_binary, server_binaries
 
 MakeStore: TypeAlias = Callable[..., RedisStreamsPersistence]
@@ -26,9 +25,6 @@ MakeStore: TypeAlias = Callable[..., RedisStreamsPersistence]
 BINARIES = server_binaries()
 #: Where stores are that need no server of their own, if it is set.
 URL = os.environ.get("REDIS_URL")
-
-
-anyio_backend = event_loops("asyncio", "trio")
 
 
 async def until(condition: Callable[[], object]) -> None:
