@@ -1,6 +1,6 @@
 """How much is run: enough in a few minutes, or, with ``PAPYRA_CI=1``, all of it.
 
-Without that variable, tests with a server or with files run on fewer event loops, and what is
+Without that variable, tests run on fewer event loops, commands are forks of the tests, and what is
 tried at random or step by step is tried less often. The variables of single files, which their
 docstrings name, count before it.
 """
@@ -13,7 +13,7 @@ __all__ = ("CI", "STEP", "count")
 
 CI = bool(os.environ.get("PAPYRA_CI"))
 #: Every how many-th step is tried where in CI each is.
-STEP = 1 if CI else 4
+STEP = 1 if CI else 8
 
 
 def count(variable: str, few: int, many: int) -> int:

@@ -46,13 +46,14 @@ from tests.cli.test_checking import (
     one_line,
     record,
 )
+from tests.extent import count
 from tests.persistence.backends.files.test_full_disk import a_small_disk
 from tests.redis_server import RedisServer, any_binary
 
 KINDS = ("json", "rotating", "redis")
 FLIGHTS = Path(os.environ.get("PAPYRA_FLIGHTS", FIRST_DAY))
 #: Records that take long enough to copy for somebody to interrupt that.
-MANY = 40_000
+MANY = count("PAPYRA_COPIED", 20_000, 40_000)
 
 
 @pytest.fixture(params=KINDS)

@@ -19,6 +19,7 @@ from papyra.persistence.backends.json import JsonFilePersistence
 from papyra.persistence.backends.retention import RetentionPolicy
 from papyra.persistence.backends.rotating import RotatingFilePersistence
 from tests.actors import event
+from tests.extent import CI, STEP
 from tests.persistence.backends.files.file_persistence import FilePersistence
 
 #: What a disk is asked for while it is read, and while it is written.
@@ -28,6 +29,8 @@ CALLS = frozenset(READS + WRITES)
 COUNT, KEPT = 23, 7
 #: Whether all of the calls are interrupted, and not only some of the later ones.
 EVERY_CALL = "PAPYRA_INTERLEAVINGS" in os.environ
+#: How many are interrupted one by one, and every how many-th of the later ones: more in CI.
+FIRST, LATER = (25, 5) if CI else (10, STEP)
 
 
 @pytest.fixture
@@ -134,8 +137,8 @@ async def test_a_reader_that_is_interrupted_sees_one_state_or_the_other(
         if disk.calls < number:
             break
         number += step
-        if number > 25 and not EVERY_CALL:
-            step = 5
+        if number > FIRST and not EVERY_CALL:
+            step = LATER
     assert number > 5
 
 
@@ -166,5 +169,5 @@ async def test_a_reader_that_comes_amid_a_compaction_sees_nothing_twice(
             await old.aclose()
         if calls < number:
             break
-        number += 1 if number < 25 or EVERY_CALL else 3
+        number += 1 if number < FIRST or EVERY_CALL else LATER
     assert number > 5

@@ -15,7 +15,7 @@ from tests.extent import count
 from tests.persistence.backends.files.appender import STORES
 from tests.persistence.backends.files.killer import OPERATIONS
 
-KILLS = count("PAPYRA_KILLS", 18, 50)
+KILLS = count("PAPYRA_KILLS", 12, 50)
 ROOT = Path(__file__).parents[4]
 #: Kills until a new store is begun, as each of them looks at all that is there.
 KILLS_OF_A_STORE = 20
