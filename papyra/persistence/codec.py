@@ -42,6 +42,7 @@ __all__ = (
     "Room",
     "concerned",
     "decode",
+    "decode_many",
     "decode_numbered",
     "encodable",
     "encode",
@@ -80,6 +81,7 @@ _encode_lines: Callable[[Sequence[Record]], bytes] = msgspec.json.Encoder().enco
 _decode: Callable[[bytes | memoryview], Record] = msgspec.json.Decoder(
     PersistedEvent | PersistedAudit | PersistedDeadLetter
 ).decode
+_set = msgspec.structs.force_setattr
 _decode_any: Callable[[bytes], Any] = msgspec.json.Decoder().decode
 
 
@@ -170,8 +172,19 @@ def decode(data: bytes | memoryview, seq: int) -> Record:
         raise StoreError(f"the bytes of record {seq} can't be read: {error}") from error
     # Nobody else has seen this record yet, so it may still be completed, frozen or not. A copy
     # with its seq would cost as much again as the decoding did.
-    msgspec.structs.force_setattr(record, "seq", seq)
+    _set(record, "seq", seq)
     return record
+
+
+def decode_many(data: Sequence[bytes], seqs: Sequence[int]) -> list[Record]:
+    """Return the records that `data` holds, with their positions, at half the cost.
+
+    Raises `StoreError` when one of them is no record, or nested too deeply to be read.
+    """
+    records = decode_numbered(data)
+    for record, seq in zip(records, seqs, strict=True):
+        _set(record, "seq", seq)  # as in `decode`
+    return records
 
 
 def decode_numbered(data: Sequence[bytes]) -> list[Record]:

@@ -44,6 +44,8 @@ __all__ = ("InMemoryPersistence", "MemoryStore")
 
 #: How many records share one entry in the index that unordered timestamps need.
 _BLOCK = 1024
+#: How many records of a history are decoded together, at first and at most.
+_DECODED, _MOST_DECODED = 16, 256
 #: How many records are put into the index by actor before others get their turn.
 _STEP = 10_000
 
@@ -186,7 +188,7 @@ class MemoryStore:
         events = self._collections["event"]
         await events.put_in_index()
         positions = events.history(request.actor, request.after_revision)
-        return collect_history(request, map(events.record, positions))
+        return collect_history(request, events.records(positions))
 
     async def last_revisions(self, actors: Collection[str]) -> Mapping[str, int]:
         """Return the greatest revision of each of `actors`."""
@@ -307,6 +309,16 @@ class _Collection:
         encoded = self._encoded(position)
         return codec.decode(encoded, self._seqs[position]), len(encoded)
 
+    def records(self, positions: Sequence[int]) -> Iterator[tuple[Record, int]]:
+        """Yield records as `record` does: more and more at once, as they are taken."""
+        start, step = 0, _DECODED
+        while start < len(positions):
+            part = positions[start : start + step]
+            encoded = [self._encoded(position) for position in part]
+            seqs = [self._seqs[position] for position in part]
+            yield from zip(codec.decode_many(encoded, seqs), map(len, encoded), strict=True)
+            start, step = start + step, min(4 * step, _MOST_DECODED)
+
     def all(self) -> tuple[Record, ...]:
         return tuple(self.record(position)[0] for position in range(len(self)))
 
@@ -341,11 +353,10 @@ class _Collection:
             if since <= self._times[positions[number]] <= until:
                 yield positions[number]
 
-    def history(self, actor: str, after_revision: int) -> Iterable[int]:
+    def history(self, actor: str, after_revision: int) -> Sequence[int]:
         """Return the positions of an actor's events with a greater revision."""
-        positions = self._histories.get(actor, ())
-        first = bisect_right(positions, after_revision, key=self._revision)
-        return map(positions.__getitem__, range(first, len(positions)))
+        positions = self._histories.get(actor, array("Q"))
+        return positions[bisect_right(positions, after_revision, key=self._revision) :]
 
     def last_revision(self, actor: str) -> int:
         """Return the greatest revision of an actor, or 0."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from bisect import bisect_right
 from collections.abc import Collection, Iterator, Mapping, Sequence
 
@@ -50,12 +51,20 @@ def _first_after(file: JournalFile, offsets: Sequence[int], actor: str, after: i
     """Return how many of an actor's lines there are before those with a greater revision."""
 
     def revision_from(number: int) -> int:
-        for record, _ in file.records_at(offsets[number:]):
-            if _is_step(record, actor):
-                return record.revision or 0
+        """Return the revision of the actor's first line from this one on."""
+        for offset in itertools.islice(offsets, number, None):
+            for record, _ in file.records_at((offset,)):
+                if _is_step(record, actor):
+                    return record.revision or 0
         return _NONE
 
-    return bisect_right(range(len(offsets)), after, key=revision_from) if after else 0
+    if not after or not offsets:
+        return 0
+    # Mostly there is a line for each revision, and one look tells.
+    guess = after - revision_from(0) + 1
+    if 0 <= guess < len(offsets) and revision_from(guess) == after + 1:
+        return guess
+    return bisect_right(range(len(offsets)), after, key=revision_from)
 
 
 def _is_step(record: Record, actor: str) -> bool:

@@ -24,7 +24,7 @@ _CHUNK = 256 * 1024
 #: Lines that are decoded at first.
 _DECODED = 16
 #: Lines at known places that are decoded at a time, at most.
-_MOST_DECODED = 1024
+_MOST_DECODED = 256
 #: Bytes that are read for one line: at first, and where the next one is not far.
 _LINE, _NEAR = 4 * 1024, 64 * 1024
 #: Seconds that a reader waits for the rest of a line that is being written.
