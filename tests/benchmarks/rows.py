@@ -24,6 +24,7 @@ from papyra.testing import CheckedSystem, PersistenceProbe
 from tests.benchmarks.actors import ACTOR_ROWS
 from tests.benchmarks.command import COMMAND_ROWS
 from tests.benchmarks.files import FILE_ROWS
+from tests.benchmarks.histories import HISTORY_ROWS
 from tests.benchmarks.redis import REDIS_ROWS
 from tests.benchmarks.table import Loop, Options, Result, Row, compare
 from tests.benchmarks.workload import (
@@ -349,6 +350,7 @@ ROWS = [
     Row("list_events(since) at 1,000,000", "the same at 1,000", 2, True, reads(True)),
     Row("resident bytes a record, less 32", "encoded bytes", 1.25, True, resident),
     *ACTOR_ROWS,
+    *HISTORY_ROWS,
     *FILE_ROWS,
     *REDIS_ROWS,
     *COMMAND_ROWS,
