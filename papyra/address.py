@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import re
 import reprlib
 
 import msgspec
 
 from papyra.exceptions import InvalidActorName
 
-__all__ = ("ActorAddress", "check_name", "users_name")
+__all__ = ("ActorAddress", "check_name", "escaped", "unescaped", "users_name")
 
 
 class ActorAddress(msgspec.Struct, frozen=True, order=True):
@@ -73,6 +74,31 @@ def users_name(name: object) -> str:
     if plain.startswith("$"):
         raise _invalid(name, "names that start with '$' are the system's own")
     return plain
+
+
+#: What `escaped` replaces. All that is not ASCII is among it: which other characters are printable
+#: depends on the version of Python, and a name must not.
+_ESCAPED = re.compile(r"[^ -~]|[%/$]")
+_ESCAPE = re.compile(rb"%([0-9A-F]{2})")
+
+
+def escaped(text: str) -> str:
+    """Return the name that stands for `text`, whatever that holds: ``a/ü`` is ``a%2F%C3%BC``.
+
+    Escaped as in URLs, each text gives another name, of any length.
+    """
+    return _ESCAPED.sub(_escape, text)
+
+
+def unescaped(name: str) -> str:
+    """Return the text for which `name` stands."""
+    plain = _ESCAPE.sub(lambda escape: bytes.fromhex(escape[1].decode()), name.encode())
+    return plain.decode(errors="surrogatepass")
+
+
+def _escape(character: re.Match[str]) -> str:
+    # No UTF-8 holds half of a surrogate pair, but a string may.
+    return "".join(f"%{byte:02X}" for byte in character[0].encode(errors="surrogatepass"))
 
 
 def _invalid(name: object, why: str) -> InvalidActorName:

@@ -5,8 +5,11 @@ import pickle
 
 import msgspec
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from papyra import ActorAddress
+from papyra.address import escaped, unescaped
 from papyra.exceptions import InvalidActorName
 
 
@@ -38,3 +41,17 @@ def test_the_error_about_a_name_is_short_and_is_copied_and_pickled() -> None:
     assert len(str(caught.value)) < 200
     for twin in (copy.copy(caught.value), pickle.loads(pickle.dumps(caught.value))):
         assert str(twin) == str(caught.value)
+
+
+@given(st.text(st.characters(exclude_categories=()), min_size=1))
+def test_any_text_becomes_a_name_and_the_name_the_text_again(text: str) -> None:
+    name = escaped(text)
+    assert ActorAddress("shop", "").child(name[:1_000]).name == name[:1_000]
+    assert unescaped(name) == text
+
+
+def test_the_name_of_a_text_is_the_same_for_ever() -> None:
+    # A history is kept under it. So this is no list to add to when something else comes out.
+    assert escaped("order 42: 3.5 <a@b.c> ~!") == "order 42: 3.5 <a@b.c> ~!"
+    assert escaped("a/b%2F$\n\x7f") == "a%2Fb%252F%24%0A%7F"
+    assert escaped("Z\u00fcrich \U0001f600 \ud83d") == "Z%C3%BCrich %F0%9F%98%80 %ED%A0%BD"
