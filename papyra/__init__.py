@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from papyra.address import ActorAddress
     from papyra.audit import AuditReport
     from papyra.clock import Clock, SystemClock
+    from papyra.entity import AwakeEntity, EntityRef
     from papyra.exceptions import PapyraError
     from papyra.message import Message
     from papyra.ref import ActorRef, Terminated
@@ -22,8 +23,10 @@ __all__ = (
     "ActorRef",
     "ActorSystem",
     "AuditReport",
+    "AwakeEntity",
     "Clock",
     "Decision",
+    "EntityRef",
     "Failure",
     "Message",
     "OneForAll",
@@ -43,6 +46,7 @@ _MODULES = (
     "supervision",
     "message",
     "ref",
+    "entity",
     "actor",
     "system",
 )

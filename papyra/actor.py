@@ -11,12 +11,14 @@ from typing import Any, ClassVar, Protocol
 
 import anyio
 
+from papyra._durations import is_seconds, shown
 from papyra._home_loop import HomeLoop
 from papyra._portal import Portal
-from papyra.address import ActorAddress
+from papyra.address import ActorAddress, users_name
 from papyra.audit import AuditReport
 from papyra.clock import Clock
-from papyra.exceptions import InvalidActor, UnhandledMessage
+from papyra.entity import AwakeEntities, EntityRef
+from papyra.exceptions import InvalidActor, InvalidActorName, UnhandledMessage
 from papyra.output_gate import OutputGate
 from papyra.persistence.messages import Append, Appended
 from papyra.persistence.records import PersistedEvent, event_record
@@ -24,7 +26,24 @@ from papyra.persistence.verbs import PersistenceVerbs
 from papyra.ref import ActorRef
 from papyra.supervision import Decision, OneForOne, SupervisionPolicy
 
-__all__ = ("Actor", "ActorContext", "ContextOwner", "Failure", "System")
+__all__ = ("Actor", "ActorContext", "ContextOwner", "Entities", "Failure", "System")
+
+
+class Entities(AwakeEntities, Protocol):
+    """The entities of a system: who is awake, and how each type of them is made."""
+
+    def register(self, actor_class: type[Actor], *args: Any, **kwargs: Any) -> None:
+        """Have entities of this class made by ``actor_class(*args, **kwargs)``, whenever they wake.
+
+        That is for what they depend on; each finds its own id in ``self.context.entity_id``, from
+        ``__init__`` on. A class without arguments need not be registered. Call it before the first
+        ``system.entity`` of this class; the system need not have started.
+
+        Raises `DuplicateEntityName` if this class, or another of its `Actor.entity_name`, is known
+        already; `DuplicateActorName` if an actor lives under that name; `InvalidActorName` for a
+        name that can't be part of an address; `InvalidActor` for a class that can't be called so.
+        """
+        ...
 
 
 class System(Protocol):
@@ -76,6 +95,15 @@ class System(Protocol):
         """Start a top-level actor, and return its ref."""
         ...
 
+    def entity(self, actor_class: type[Actor], entity_id: str) -> EntityRef:
+        """Return the ref of an entity."""
+        ...
+
+    @property
+    def entities(self) -> Entities:
+        """The entities that are awake, and how they are made."""
+        ...
+
     def find(self, address: ActorAddress | str) -> ActorRef | None:
         """Return the living actor at `address`."""
         ...
@@ -112,6 +140,15 @@ class ContextOwner(Protocol):
         mailbox_capacity: int | None,
     ) -> ActorRef:
         """Start a child, and return its ref."""
+        ...
+
+    @property
+    def entity_id(self) -> str:
+        """The id of the entity that it is. Raises `NotAnEntity`."""
+        ...
+
+    def passivate(self) -> None:
+        """Have the entity go to sleep after the message at hand. Raises `NotAnEntity`."""
         ...
 
     def watch(self, ref: ActorRef) -> None:
@@ -218,8 +255,33 @@ class ActorContext:
         """
         return self._owner.spawn(actor_class, args, kwargs, name, mailbox_capacity)
 
+    def entity(self, actor_class: type[Actor], entity_id: str) -> EntityRef:
+        """Return the ref of an entity; as `ActorSystem.entity`. It is no child of this actor."""
+        return self._system.entity(actor_class, entity_id)
+
+    @property
+    def entity_id(self) -> str:
+        """The id of the entity that this actor is, from ``__init__`` on.
+
+        Raises `NotAnEntity` in an actor that was spawned.
+        """
+        return self._owner.entity_id
+
+    def passivate(self) -> None:
+        """Have this entity go to sleep after the message that it is handling.
+
+        Its actor stops, ``on_stop`` included. What else is in the mailbox, and what comes
+        meanwhile, wakes it again. In ``on_start`` it has no effect while messages wait. Raises
+        `NotAnEntity` in an actor that was spawned.
+        """
+        self._owner.loop.check()
+        self._owner.passivate()
+
     def watch(self, ref: ActorRef) -> None:
-        """Have a `Terminated` sent to this actor when `ref` has stopped; at once if it has."""
+        """Have a `Terminated` sent to this actor when `ref` has stopped; at once if it has.
+
+        Of an entity, that is when it falls asleep, for whatever reason; at once if it sleeps.
+        """
         self._owner.watch(ref)
 
     def unwatch(self, ref: ActorRef) -> None:
@@ -294,6 +356,11 @@ class Actor(abc.ABC):
     supervision: ClassVar[SupervisionPolicy] = OneForOne()
     #: messages the mailbox takes before senders wait; `None` for the system's own figure
     mailbox_capacity: ClassVar[int | None] = None
+    #: as an entity: the name of its type in addresses, by default that of the class; with a name of
+    #: its own, a class can be renamed
+    entity_name: ClassVar[str | None] = None
+    #: as an entity: seconds without a message after which it is passivated; `None` for never
+    idle_timeout: ClassVar[float | None] = None
     #: messages of exactly these types are handed to `receive_batch`, a run of them at a time
     batch_types: ClassVar[tuple[type, ...]] = ()
     #: the longest run that `receive_batch` gets
@@ -309,6 +376,7 @@ class Actor(abc.ABC):
             raise InvalidActor(
                 f"{cls.__name__}.supervision is OneForOne or OneForAll, not {cls.supervision!r}"
             )
+        _check_entity(cls)
 
     async def on_start(self) -> None:
         """Prepare for the first message. If this raises, the actor has failed, not started."""
@@ -349,3 +417,18 @@ class Actor(abc.ABC):
         """
         del child
         return self.supervision.decide(error)
+
+
+def _check_entity(actor_class: type[Actor]) -> None:
+    """Raise `InvalidActor` if what a class says about itself as an entity makes no sense."""
+    name, timeout = actor_class.entity_name, actor_class.idle_timeout
+    if timeout is not None and not is_seconds(timeout, above=True):
+        raise InvalidActor(
+            f"{actor_class.__name__}.idle_timeout is seconds, more than 0, or None for never, "
+            f"not {shown(timeout)}"
+        )
+    if name is not None:
+        try:
+            users_name(name)
+        except InvalidActorName as error:
+            raise InvalidActor(f"{actor_class.__name__}.entity_name: {error}") from error

@@ -12,10 +12,12 @@ __all__ = (
     "BackendClosed",
     "BackendInUse",
     "DuplicateActorName",
+    "DuplicateEntityName",
     "EscalatedFailure",
     "HistoriesUnsupported",
     "InvalidActor",
     "InvalidActorName",
+    "InvalidEntityId",
     "InvalidEnvironment",
     "InvalidEvent",
     "InvalidPath",
@@ -29,6 +31,7 @@ __all__ = (
     "MailboxFull",
     "MissingExtra",
     "NoChildrenNow",
+    "NotAnEntity",
     "PapyraError",
     "PersistenceError",
     "PositionsExhausted",
@@ -97,6 +100,10 @@ class DuplicateActorName(PapyraError, ValueError):
     """A living actor has this name under the same parent already."""
 
 
+class DuplicateEntityName(PapyraError, ValueError):
+    """Two classes of entities have one name in one system, or one class was registered twice."""
+
+
 class EscalatedFailure(PapyraError):
     """A failure was escalated past the top-level actor, so the system stopped.
 
@@ -115,6 +122,10 @@ class InvalidActorName(PapyraError, ValueError):
     """
 
 
+class InvalidEntityId(PapyraError, ValueError):
+    """The id of an entity must be a string, and not an empty one."""
+
+
 class MailboxClosed(PapyraError):
     """The mailbox takes no more messages, because its actor is stopping or has stopped."""
 
@@ -125,6 +136,10 @@ class MailboxFull(PapyraError):
 
 class NoChildrenNow(PapyraError):
     """An actor can spawn children from ``on_start`` on, and until it stops."""
+
+
+class NotAnEntity(PapyraError, RuntimeError):
+    """An actor that was spawned has no entity's id, and can't be passivated."""
 
 
 class SystemAlreadyStarted(PapyraError):

@@ -82,6 +82,11 @@ class Mailbox(Generic[T]):
         """Whether it takes a message at this moment."""
         return len(self._items) < self._limit
 
+    @property
+    def is_awaited(self) -> bool:
+        """Whether the consumer waits for a message."""
+        return self._wakeup is not None
+
     def statistics(self) -> MailboxStatistics:
         """Return how full it is."""
         return MailboxStatistics(len(self._items), self._capacity, len(self._senders), self._closed)

@@ -41,11 +41,14 @@ class Recipient(Protocol):
 
     address: ActorAddress
     mailbox: Mailbox[object]
-    #: puts a message into the mailbox, as `Mailbox.put_nowait` does
-    put_nowait: Callable[[object], None]
     loop: HomeLoop
     clock: Clock
     stopped: Latch
+
+    @property
+    def put_nowait(self) -> Callable[[object], None]:
+        """What puts a message into the mailbox, as `Mailbox.put_nowait` does."""
+        ...
 
     async def queue_up(self, item: object) -> None:
         """Put `item` into the mailbox when there is room."""

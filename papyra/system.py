@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Coroutine, Iterable
 from contextvars import ContextVar
 from types import TracebackType
 from typing import Any, Self
@@ -27,18 +27,20 @@ from papyra._runtime.cancellation import (
 )
 from papyra._runtime.cell import Cell, spawn
 from papyra._runtime.children import Children
+from papyra._runtime.entities import EntityRegistry, TopLevel
 from papyra._runtime.failures import Outcome
 from papyra._runtime.props import Props
 from papyra._runtime.recorder import LoggingRecorder, SystemRecorder
 from papyra._runtime.shutdown import Shutdown, descendants
 from papyra._safe_repr import shown, text_of, type_name
 from papyra._trio import running_trio
-from papyra.actor import Actor
+from papyra.actor import Actor, Entities
 from papyra.address import ActorAddress, check_name
 from papyra.audit import AuditReport
 from papyra.clock import Clock, SystemClock
 from papyra.conf import settings
 from papyra.dispatcher import Dispatcher
+from papyra.entity import EntityRef
 from papyra.events import ActorCrashed, ActorRestarted, ActorStarted, ActorStopped
 from papyra.exceptions import (
     EscalatedFailure,
@@ -75,9 +77,10 @@ class ActorSystem:
     Each actor's life, dead letters and audits are recorded through it.
 
     Leaving the block lets each actor handle what is in its mailbox, the last spawned first and
-    children before parents, for `shutdown_timeout` seconds in all. Leaving it with an exception
-    lets each finish the message at hand only. Either way, what then still runs is cancelled, and
-    what was not handled becomes dead letters. Last the store gets as long to write what is queued.
+    children before parents, and last all entities at once, for `shutdown_timeout` seconds in all.
+    Until it is their turn, messages still wake entities. Leaving it with an exception lets each
+    finish the message at hand only. Either way, what then still runs is cancelled, and what was not
+    handled becomes dead letters. Last the store gets as long to write what is queued.
     """
 
     def __init__(
@@ -134,11 +137,13 @@ class ActorSystem:
             _variables(propagate),
             self._end_by,
         )
-        self._guardian = _Guardian(supervision or OneForOne(), self._fail)
+        self._entities = EntityRegistry(name, self._runtime)
+        self._guardian = _Guardian(supervision or OneForOne(), self._fail, TopLevel(self._entities))
+        self._entities.parent = self._guardian
         # The persistence actor answers for its own errors. One that it does not is a bug, and no
         # reason to drop what it holds.
         self._own = _Guardian(
-            OneForOne(default=Decision.RESUME), self._fail, self._lose_persistence
+            OneForOne(default=Decision.RESUME), self._fail, Children(), self._lose_persistence
         )
         self._shutdown = Shutdown(
             seconds(shutdown_timeout), self._guardian.children, self._own.children
@@ -238,10 +243,44 @@ class ActorSystem:
         address = self._address.child(self._guardian.children.free_name(actor_class, name))
         return spawn(self._guardian, self._runtime, address, props, self._recorder)
 
+    def entity(self, actor_class: type[Actor], entity_id: str) -> EntityRef:
+        """Return the ref of the entity of this class and id, which may be kept for ever.
+
+        Its first message wakes it: an actor is made, without arguments or with those that
+        `entities` has registered for the class, and finds its id in ``self.context.entity_id``. It
+        is at ``system_id/type/id``, where the type is `Actor.entity_name` or the name of the class,
+        and `entity_id` may be any string that is not empty: it is escaped as in URLs.
+
+        After `Actor.idle_timeout` seconds without a message, or by ``context.passivate()``, the
+        entity is put to sleep: its actor stops, ``on_stop`` included, and the next message wakes it
+        again. It is supervised as a top-level actor is. One that is stopped for a failure, be it
+        of ``__init__`` or ``on_start``, leaves dead letters, and wakes with the next message, too.
+
+        The same ref is returned for the same entity, as long as somebody holds it. Raises
+        `InvalidEntityId`, `SystemNotRunning` before the start, `WrongLoop`, and what
+        `Entities.register` raises, if this is the first entity of its class.
+        """
+        self._check_loop()
+        if self._recorder is None:
+            raise SystemNotRunning(
+                f"the system {self._system_id!r} has not been started: "
+                "reach entities inside 'async with ActorSystem(...) as system:'"
+            )
+        return self._entities.find(actor_class, entity_id)
+
+    @property
+    def entities(self) -> Entities:
+        """The entities that are awake, and how they are made.
+
+        ``len(system.entities)`` is how many are awake; iterated over, it gives the type, the id and
+        the ref of each. ``system.entities.register(Account, rates)`` says what they depend on.
+        """
+        return self._entities
+
     def find(self, address: ActorAddress | str) -> ActorRef | None:
         """Return the living actor at `address`, given whole (``"shop/cart/line-1"``), or `None`.
 
-        That may be the system's own, ``"shop/$persistence"``.
+        That may be the system's own, ``"shop/$persistence"``, or an entity that is awake.
         """
         self._check_loop()
         system_id, *names = str(address).split("/")
@@ -250,6 +289,8 @@ class ActorSystem:
         # Users' names don't start like the system's own.
         is_own = names[:1] == [PERSISTENCE_NAME]
         children, found = (self._own if is_own else self._guardian).children, None
+        if len(names) > 1 and self._entities.has_type(names[0]):
+            names[:2] = ["/".join(names[:2])]
         for name in names:
             found = children.get(name)
             if found is None:
@@ -311,6 +352,7 @@ class ActorSystem:
             raise
         (cell,) = self._own.children
         self._recorder = SystemRecorder(self._system_id, self.clock, cell.mailbox)
+        self._entities.recorder = self._recorder
         if self._audit_interval is not None:
             start_surely(
                 self._runtime.task_group.start_soon,
@@ -410,6 +452,7 @@ class ActorSystem:
 
     def _before_store(self) -> None:
         """Close the portal and record the last audit, after the last actor."""
+        self._entities.close()
         if self._portal is not None:
             self._portal.close()
         if self._recorder is not None:
@@ -508,6 +551,20 @@ class _Runtime:
             cell.discard_run()
             in_a_task(functools.partial(self.launch, cell))
 
+    def start_task(
+        self,
+        name: str,
+        function: Callable[[], Coroutine[Any, Any, None]],
+        has_begun: Callable[[], bool],
+    ) -> None:
+        # In a context of its own, as it is no part of what has set it off.
+        run = self.loop.empty_context.copy().run
+        start_surely(
+            lambda begin: run(lambda: self.task_group.start_soon(begin, name=name)),
+            function,
+            has_begun,
+        )
+
     def end_left_open(self) -> None:
         """Stop everything, as the actor that started the system has ended without stopping it."""
         left_open = f"nobody has stopped the system {self.system.system_id!r}"
@@ -528,10 +585,11 @@ class _Guardian:
         self,
         policy: SupervisionPolicy,
         escalate: Callable[[Exception], None],
+        children: Children[Cell],
         child_was_cancelled: Callable[[], None] | None = None,
     ) -> None:
         self.policy = policy
-        self.children: Children[Cell] = Children()
+        self.children = children
         self.shields_children = child_was_cancelled is not None
         self._child_was_cancelled = child_was_cancelled
         self._escalate = escalate

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from contextvars import Context, ContextVar
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, cast
 
 from papyra._home_loop import HomeLoop
 from papyra._runtime.cancellation import shield_from_interrupts
@@ -27,6 +27,7 @@ from papyra.dispatcher import Dispatcher
 from papyra.exceptions import (
     ActorStopped,
     NoChildrenNow,
+    NotAnEntity,
     UnhandledMessage,
 )
 from papyra.mailbox import Mailbox
@@ -65,12 +66,51 @@ class Runtime(Protocol):
         """Run `cell` in a task of its own."""
         ...
 
+    def start_task(
+        self,
+        name: str,
+        function: Callable[[], Coroutine[Any, Any, None]],
+        has_begun: Callable[[], bool],
+    ) -> None:
+        """Run `function`, which is no actor's, in a task of its own and without context."""
+        ...
+
     def interrupt(self, error: BaseException) -> None:
         """End the system, as `error`, which is no `Exception`, demands; it comes out of it."""
         ...
 
     async def park(self) -> None:
         """Return when all actors have stopped."""
+        ...
+
+
+class Identity(Protocol):
+    """The entity of which a cell is one life."""
+
+    #: as its user has given it
+    id: str
+
+    @property
+    def ref(self) -> ActorRef:
+        """The ref, the same for all lives."""
+        ...
+
+    @property
+    def cell(self) -> Cell | None:
+        """The life that runs, if one does."""
+        ...
+
+    def ended(self, cell: Cell) -> None:
+        """Begin another life, should there be messages for it."""
+        ...
+
+
+class Watched(Protocol):
+    """Whom a ref leads to, as its watchers need it."""
+
+    @property
+    def death_watch(self) -> DeathWatch:
+        """What watchers are entered in."""
         ...
 
 
@@ -117,6 +157,7 @@ class Cell:
         "context",
         "dead_letters",
         "dispatcher",
+        "entity",
         "failures",
         "is_systems_own",
         "lifecycle",
@@ -137,20 +178,26 @@ class Cell:
         address: ActorAddress,
         props: Props,
         recorder: Recorder,
+        entity: Identity | None = None,
+        mailbox: Mailbox[object] | None = None,
     ) -> None:
         self.address = address
+        #: the entity of which this is one life
+        self.entity = entity
         self.clock = runtime.clock
         self.dispatcher = runtime.dispatcher
         self.loop = runtime.loop
-        self.mailbox: Mailbox[object] = Mailbox(
-            props.capacity(runtime.mailbox_capacity), self.loop.new_signal
+        self.mailbox: Mailbox[object] = (
+            Mailbox(props.capacity(runtime.mailbox_capacity), self.loop.new_signal)
+            if mailbox is None
+            else mailbox
         )
         #: the context variables that travel with messages
         self.propagate = runtime.propagate
         self.put_nowait: Callable[[object], None] = (
             self._put_with_values if self.propagate else self.mailbox.put_nowait
         )
-        self.ref = ActorRef(self)
+        self.ref = ActorRef(self) if entity is None else entity.ref
         self.children: Children[Cell] = Children()
         #: set when the actor has stopped, and all that follows from it is done
         self.stopped = Latch()
@@ -189,6 +236,23 @@ class Cell:
     def variables(self) -> Context:
         """The context that the actor lives in."""
         return self._actor_loop.variables
+
+    @property
+    def is_woken(self) -> bool:
+        """Whether a message has brought it to life, and nobody has spawned it."""
+        return self.entity is not None
+
+    @property
+    def heir(self) -> Cell:
+        """The cell that has its mailbox now: itself, or another life of the same entity."""
+        if self.entity is not None and self.stopped.is_set():
+            return self.entity.cell or self
+        return self
+
+    @property
+    def entity_id(self) -> str:
+        """The id of the entity that it is. Raises `NotAnEntity`."""
+        return self._own_entity().id
 
     @property
     def policy(self) -> SupervisionPolicy:
@@ -241,11 +305,11 @@ class Cell:
 
     def watch(self, ref: ActorRef) -> None:
         self.loop.check()
-        self.death_watch.add(_cell_of(ref).death_watch)
+        self.death_watch.add(_watched(ref).death_watch)
 
     def unwatch(self, ref: ActorRef) -> None:
         self.loop.check()
-        self.death_watch.remove(_cell_of(ref).death_watch)
+        self.death_watch.remove(_watched(ref).death_watch)
 
     async def queue_up(self, item: object, admitted: Signal | None = None) -> None:
         """Put a message into the mailbox when there is room."""
@@ -330,6 +394,18 @@ class Cell:
         """Stop after the message at hand."""
         self.lifecycle.stop()
 
+    def passivate(self) -> None:
+        """Go to sleep after the message at hand. Raises `NotAnEntity`."""
+        self._own_entity()
+        self.lifecycle.passivate()
+
+    def _own_entity(self) -> Identity:
+        if self.entity is None:
+            raise NotAnEntity(
+                f"{self.address} was spawned: entities are those that 'system.entity(...)' leads to"
+            )
+        return self.entity
+
     def stopped_error(self, what: str, handled: Literal["never", "maybe"]) -> ActorStopped:
         return self.lifecycle.stopped_error(what, handled)
 
@@ -397,10 +473,10 @@ class Cell:
         self.parent.children.remove(self)
         if self._death_watch is not None:
             self._death_watch.end()
+        if self.entity is not None:
+            self.entity.ended(self)
         self.stopped.set()
 
 
-def _cell_of(ref: ActorRef) -> Cell:
-    cell = ref._cell
-    assert isinstance(cell, Cell)
-    return cell
+def _watched(ref: ActorRef) -> Watched:
+    return cast("Watched", ref._cell)

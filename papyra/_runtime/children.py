@@ -94,14 +94,18 @@ class Children(Generic[ChildT]):
         handles what is in its mailbox first. `cause` is what those are told who wait for a reply.
         """
         if not drain:
-            for cell in self:
-                cell.lifecycle.stop(cause)
+            self.finish_at_hand(cause)
         while self._cells:
             cell = next(reversed(self._cells.values()))
             if cell.lifecycle.cause is None:
                 cell.lifecycle.cause = cause
             cell.mailbox.close()
             await cell.stopped.wait()
+
+    def finish_at_hand(self, cause: BaseException | None) -> None:
+        """Have each stop after the message at hand, because of `cause`."""
+        for cell in self:
+            cell.lifecycle.stop(cause)
 
     def cancel(self) -> None:
         """Cancel whatever any of them, or of their descendants, is doing."""

@@ -36,6 +36,11 @@ class Waiter(Protocol):
         """The living children, which stop before it."""
         ...
 
+    @property
+    def heir(self) -> Waiter:
+        """The actor that has its mailbox now: itself, or another life of the same entity."""
+        ...
+
 
 #: A wait in an actor's own task, so that it handles nothing meanwhile: for whom, until when, and
 #: whether that one must have stopped, not only come to its next message.
@@ -87,6 +92,10 @@ class Waits:
         """Note that the wait is over."""
         self._own = None
 
+    def begin_after(self, predecessor: Waiter) -> None:
+        """Note that this actor begins when `predecessor` has stopped."""
+        self._own = (predecessor, predecessor.stopped, True)
+
     async def for_end_of(self, other: Waiter) -> None:
         """Wait until `other` has stopped, unless it can't stop before this actor goes on."""
         if other.waits.chain_to(self._cell, to_stop=True):
@@ -125,7 +134,7 @@ class Waits:
         if self._own is not None:
             on, until, must_stop = self._own
             if not until.is_set():
-                yield on, must_stop
+                yield on.heir, must_stop
         if to_stop or not cell.lifecycle.can_have_children:
             # It stops them now, or before it stops itself.
             yield from ((child, True) for child in cell.children)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
-from typing import Literal, TypeAlias
+from typing import Final, Literal, TypeAlias
 
 import anyio
 
@@ -16,8 +16,11 @@ from papyra.supervision import Decision
 
 __all__ = ("Directive", "Lifecycle", "Reason")
 
+#: The directive to stop, and to leave what is in the mailbox to another life.
+PASSIVATE: Final = "passivate"
+
 #: An instruction that is followed before the next message.
-Directive: TypeAlias = Literal[Decision.RESTART, Decision.STOP]
+Directive: TypeAlias = Literal[Decision.RESTART, Decision.STOP, "passivate"]
 #: Why an actor stopped, as its last lifecycle event says.
 Reason: TypeAlias = Literal["stopped", "failed", "cancelled"]
 
@@ -76,6 +79,17 @@ class Lifecycle:
     def is_restart(self) -> bool:
         """Whether the incarnation that runs follows another."""
         return self.incarnation > 1
+
+    @property
+    def passivates(self) -> bool:
+        """Whether what is in the mailbox is left to another life."""
+        return self.directive == PASSIVATE
+
+    def passivate(self) -> None:
+        """Stop after the message at hand, and leave the mailbox open, with what is in it."""
+        if self.directive is not Decision.STOP:
+            self.directive, self.cause = PASSIVATE, None
+            self._mailbox.wake()
 
     def apply(self, directive: Directive, cause: Exception) -> None:
         """Restart or stop after the message at hand, because of `cause`."""

@@ -28,7 +28,7 @@ from papyra._runtime.lifecycle import Lifecycle
 from papyra._runtime.props import Props
 from papyra._runtime.recorder import Recorder
 from papyra._safe_repr import MEANT, text_of, type_name
-from papyra.actor import ActorContext, Failure
+from papyra.actor import Actor, ActorContext, Failure
 from papyra.address import ActorAddress
 from papyra.clock import Clock
 from papyra.dispatcher import Dispatcher
@@ -67,6 +67,11 @@ class LoopOwner(Protocol):
     recorder: Recorder
     dead_letters: DeadLetters
     context: ActorContext
+
+    @property
+    def is_woken(self) -> bool:
+        """Whether the first instance is made like those of restarts: in the task, supervised."""
+        ...
 
     @property
     def parent(self) -> Supervisor:
@@ -155,6 +160,9 @@ class ActorLoop:
         self._values: Values = ()
         #: the context that the instance is made in; the incarnation's task starts from a copy
         self.variables = cell.new_variables()
+        self.actor: Actor
+        if cell.is_woken:
+            return  # whoever sends a message does not call __init__
         try:
             self.actor = self.variables.run(props.make, cell.context)
         except PapyraError:
@@ -444,6 +452,7 @@ class ActorLoop:
                 if not await self._back_off():
                     return False
                 self._lifecycle.begin_restart()
+            if self._lifecycle.is_restart or self._cell.is_woken:
                 self.actor = self._props.make(self._cell.context)
             where = "on_start"
             self._lifecycle.can_have_children = True
@@ -458,6 +467,8 @@ class ActorLoop:
                 self._lifecycle.fail(error)
             return False
         self._started = True
+        if self._lifecycle.passivates and len(self._mailbox):
+            self._lifecycle.directive = None  # from on_start: first comes what woke the entity
         self._cell.recorder.lifecycle(
             self._cell.address,
             ActorRestarted(self._lifecycle.restarts)
@@ -571,9 +582,10 @@ class ActorLoop:
 
     async def _stop(self) -> None:
         """Stop what there is of the actor, in order."""
-        self._mailbox.close()
         try:
-            await self._dead_letters.empty_mailbox()
+            if not self._lifecycle.passivates:
+                self._mailbox.close()
+                await self._dead_letters.empty_mailbox()
             await self._stop_children(drain=self._lifecycle.reason == "stopped")
         except anyio.get_cancelled_exc_class():
             self._lifecycle.end_cancelled()

@@ -58,7 +58,7 @@ class Shutdown:
             self._actors_time = time = anyio.CancelScope(shield=True)
             if not self._drain:
                 # At once: by the time the task runs, they may have taken the next message.
-                self._finish_at_hand()
+                self._actors.finish_at_hand(cause)
             run = shield_from_interrupts(self._run)
             start_surely(
                 lambda begin: tasks.start_soon(begin, name="papyra shutdown"),
@@ -71,11 +71,7 @@ class Shutdown:
         if not self._drain and self._actors_time is not None:
             self._actors_time.cancel()
         self._drain = False
-        self._finish_at_hand()
-
-    def _finish_at_hand(self) -> None:
-        for cell in self._actors:
-            cell.lifecycle.stop(self._cause)
+        self._actors.finish_at_hand(self._cause)
 
     async def _run(self, time: anyio.CancelScope, before_store: Callable[[], None]) -> None:
         self._is_running = True
