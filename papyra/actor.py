@@ -11,9 +11,10 @@ from typing import Any, ClassVar, Protocol
 
 import anyio
 
-from papyra._durations import is_seconds, shown
+from papyra._durations import is_seconds
 from papyra._home_loop import HomeLoop
 from papyra._portal import Portal
+from papyra._safe_repr import shown
 from papyra.address import ActorAddress, users_name
 from papyra.audit import AuditReport
 from papyra.clock import Clock

@@ -23,6 +23,7 @@ from papyra.persistence.backends.memory import InMemoryPersistence
 from papyra.testing import CheckedSystem, PersistenceProbe
 from tests.benchmarks.actors import ACTOR_ROWS
 from tests.benchmarks.command import COMMAND_ROWS
+from tests.benchmarks.entities import ENTITY_ROWS
 from tests.benchmarks.files import FILE_ROWS
 from tests.benchmarks.histories import HISTORY_ROWS
 from tests.benchmarks.redis import REDIS_ROWS
@@ -351,6 +352,7 @@ ROWS = [
     Row("resident bytes a record, less 32", "encoded bytes", 1.25, True, resident),
     *ACTOR_ROWS,
     *HISTORY_ROWS,
+    *ENTITY_ROWS,
     *FILE_ROWS,
     *REDIS_ROWS,
     *COMMAND_ROWS,
