@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from papyra.audit import AuditReport
     from papyra.clock import Clock, SystemClock
     from papyra.entity import AwakeEntity, EntityRef
+    from papyra.eventsourcing.actor import EventSourced
     from papyra.exceptions import PapyraError
     from papyra.message import Message
     from papyra.ref import ActorRef, Terminated
@@ -27,6 +28,7 @@ __all__ = (
     "Clock",
     "Decision",
     "EntityRef",
+    "EventSourced",
     "Failure",
     "Message",
     "OneForAll",
@@ -48,6 +50,7 @@ _MODULES = (
     "ref",
     "entity",
     "actor",
+    "eventsourcing.actor",
     "system",
 )
 
