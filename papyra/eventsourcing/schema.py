@@ -14,7 +14,7 @@ from papyra._safe_repr import shown, text_of, type_name
 from papyra.exceptions import InvalidEvent, InvalidSchema
 from papyra.persistence.records import MAX_VERSION, PersistedEvent
 
-__all__ = ("EventType", "Schema", "Upcaster", "event", "upcaster", "upcasters_of")
+__all__ = ("EventType", "Schema", "Upcaster", "event", "fault_in", "upcaster", "upcasters_of")
 
 ClassT = TypeVar("ClassT", bound=type)
 FunctionT = TypeVar("FunctionT", bound=Callable[..., Any])
@@ -202,7 +202,7 @@ class Schema:
                 f"{self._owner} has two events called {event_type.name!r}: "
                 f"{taken[0].__qualname__} and {event_class.__qualname__}"
             )
-        if (fault := _fault_in(event_class)) is not None:
+        if (fault := fault_in(event_class)) is not None:
             raise InvalidSchema(f"{event_class.__qualname__} could not be read back: {fault}")
         self._types[event_class] = event_type
         if _is_plain(event_class):
@@ -281,10 +281,10 @@ def _is_plain(event_class: type) -> bool:
     )
 
 
-def _fault_in(event_class: type) -> str | None:
-    """Return what keeps the codec from reading an event of this class back, or `None`."""
+def fault_in(kind_of_value: Any) -> str | None:
+    """Return what keeps the codec from reading a value of this type back, or `None`."""
     try:
-        kind = msgspec.inspect.type_info(event_class)
+        kind = msgspec.inspect.type_info(kind_of_value)
     except Exception as error:  # noqa: BLE001 - names in annotations that are not there, for one
         return text_of(error)
     seen: set[int] = set()

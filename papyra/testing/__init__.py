@@ -1,11 +1,19 @@
 """Tests of code that persists.
 
-Probes wait for facts and messages; `given` puts facts there first; `FaultyPersistence` fails;
+Probes wait for facts and messages; `given` puts facts there first; `given_history` gives commands
+to an event-sourced actor alone; `check_history` reads old histories with the classes of today;
+`FaultyPersistence` fails;
 `ManualClock` moves when it is told to; `crash_everywhere` and `explore` run a scenario with every
 crash and in many orders. Fixtures for pytest are in `papyra.testing.pytest_plugin`, the tests that
 every backend has to pass in `papyra.testing.conformance`.
 """
 
+from papyra.testing.check_history import (
+    CheckedHistories,
+    HistoryCheckFailed,
+    HistoryProblem,
+    check_history,
+)
 from papyra.testing.checked_system import CheckedSystem, Leftover
 from papyra.testing.clock import ManualClock
 from papyra.testing.crash import (
@@ -29,11 +37,18 @@ from papyra.testing.fault_rules import (
     Reject,
 )
 from papyra.testing.faulty_persistence import FaultyPersistence
+from papyra.testing.given_history import (
+    GivenHistory,
+    Outcome,
+    ReplayMismatch,
+    given_history,
+)
 from papyra.testing.preloaded import Given, given
 from papyra.testing.probes import PersistenceProbe, TestProbe
 from papyra.testing.wait_idle import wait_until_idle
 
 __all__ = (
+    "CheckedHistories",
     "CheckedSystem",
     "CrashPoint",
     "CrashPointFailed",
@@ -47,18 +62,25 @@ __all__ = (
     "FaultPolicy",
     "FaultyPersistence",
     "Given",
+    "GivenHistory",
     "Hang",
+    "HistoryCheckFailed",
+    "HistoryProblem",
     "InjectedFault",
     "Injection",
     "Leftover",
     "ManualClock",
     "Operation",
+    "Outcome",
     "PersistenceProbe",
     "Reject",
+    "ReplayMismatch",
     "ScheduleFailed",
     "TestProbe",
+    "check_history",
     "crash_everywhere",
     "explore",
     "given",
+    "given_history",
     "wait_until_idle",
 )

@@ -1,0 +1,30 @@
+"""Stored events, looked at with the classes of today, outside of any actor."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from papyra._safe_repr import text_of, type_name
+from papyra.eventsourcing.actor import EventSourced
+from papyra.eventsourcing.schema import Schema
+from papyra.exceptions import InvalidActor
+from papyra.persistence.records import PersistedEvent
+
+__all__ = ("decoding_fault", "schema_of")
+
+
+def schema_of(actor_class: type[EventSourced[Any]]) -> Schema:
+    """Return the events that a class of actors knows, and the ways to them from older ones."""
+    schema = actor_class._schema
+    if schema is None:
+        raise InvalidActor("EventSourced itself has no events: name a class made of it")
+    return schema
+
+
+def decoding_fault(schema: Schema, record: PersistedEvent) -> str | None:
+    """Return why a stored event can't be decoded into the events of `schema`; `None` if it can."""
+    try:
+        schema.decode(record)
+    except Exception as error:  # noqa: BLE001 - as a recovery, which takes what upcasters raise
+        return f"{type_name(error)}: {text_of(error)}"
+    return None

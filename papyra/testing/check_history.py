@@ -1,0 +1,175 @@
+"""The check that stored histories can be read by the classes of today."""
+
+from __future__ import annotations
+
+import contextlib
+import fnmatch
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+
+import msgspec
+
+from papyra._safe_repr import text_of, type_name
+from papyra.address import ActorAddress
+from papyra.clock import SystemClock
+from papyra.conf import backend_from_url
+from papyra.eventsourcing.actor import EventSourced
+from papyra.eventsourcing.stored import schema_of
+from papyra.exceptions import InvalidPath
+from papyra.persistence.backends import registry
+from papyra.persistence.backends.base import PersistenceBackend
+from papyra.persistence.messages import ReadHistory
+from papyra.persistence.records import PersistedEvent
+from papyra.testing._lone_actor import LoneActor, RecordList
+
+__all__ = ("CheckedHistories", "HistoryCheckFailed", "HistoryProblem", "check_history")
+
+StateT = TypeVar("StateT")
+
+#: Problems that are shown; all of them are in `HistoryCheckFailed.problems`.
+_SHOWN = 20
+
+
+class HistoryProblem(msgspec.Struct, frozen=True):
+    """A stored event that could not be recovered from."""
+
+    #: the actor's address
+    actor: str
+    revision: int
+    #: empty if the event is missing
+    event_type: str
+    reason: str
+
+    def __str__(self) -> str:
+        event = f" {self.event_type}" if self.event_type else ""
+        return f"{self.actor}, revision {self.revision}{event}: {self.reason}"
+
+
+class CheckedHistories(msgspec.Struct, frozen=True):
+    """How much was looked at, and found to be good."""
+
+    actors: int
+    events: int
+
+
+class HistoryCheckFailed(AssertionError):
+    """Stored histories from which actors could not be recovered; or none were found at all."""
+
+    def __init__(self, message: str, problems: Sequence[HistoryProblem] = ()) -> None:
+        super().__init__(message)
+        self.problems = tuple(problems)
+
+
+async def check_history(
+    store: str | Path | PersistenceBackend,
+    actor_class: type[EventSourced[Any]],
+    *,
+    actors: str = "*",
+    args: Sequence[Any] = (),
+    kwargs: Mapping[str, Any] | None = None,
+) -> CheckedHistories:
+    """Check that `actor_class` could be recovered from the histories in `store`.
+
+    For CI: keep what an older release has stored beside the tests, and check it with the classes of
+    today. `store` is a path, a URL or a backend; it is read, and nothing in it is changed. `actors`
+    is a pattern for the addresses of those that are of this class, such as ``"bank/*"``. `args` and
+    `kwargs` are those of ``__init__``.
+
+    Raises `HistoryCheckFailed`, which names actor, revision, event type and reason of every event
+    that is missing, or can't be decoded or applied; also if there is no history to check.
+    """
+    problems: list[HistoryProblem] = []
+    events = 0
+    async with contextlib.AsyncExitStack() as stack:
+        backend = _reader(store)
+        if not backend.is_open:
+            await stack.enter_async_context(backend)
+        names = await _names(backend, actors)
+        for name in names:
+            address = ActorAddress(*name.partition("/")[::2])
+            alone = LoneActor(actor_class, args, kwargs or {}, address, SystemClock(), RecordList())
+            replay = _Replay(name, alone.actor)
+            request, more = ReadHistory(name), True
+            while more:
+                page = await backend.execute(request)
+                for record in page.events:
+                    replay.take(record)
+                request = msgspec.structs.replace(request, after_revision=page.next_after)
+                more = page.more
+                events += len(page.events)
+            problems += replay.problems
+    if not names:
+        raise HistoryCheckFailed(f"there is no history of an actor {actors!r} in {store}")
+    if problems:
+        raise HistoryCheckFailed(_message(actor_class, problems), problems)
+    return CheckedHistories(len(names), events)
+
+
+def _message(actor_class: type, problems: Sequence[HistoryProblem]) -> str:
+    lines = [f"{actor_class.__name__} can't be recovered from {len(problems):,} events:"]
+    lines += map(str, problems[:_SHOWN])
+    if len(problems) > _SHOWN:
+        lines.append(f"and {len(problems) - _SHOWN:,} more")
+    return "\n  ".join(lines)
+
+
+def _reader(store: str | Path | PersistenceBackend) -> PersistenceBackend:
+    if isinstance(store, PersistenceBackend):
+        return store.reader()
+    scheme, colon, _ = os.fspath(store).partition(":")
+    if isinstance(store, str) and colon and registry.is_known(scheme):
+        return backend_from_url(store, read_only=True).reader()
+    if not os.path.exists(store):
+        raise InvalidPath(f"there is no store at {os.fspath(store)}")
+    return registry.backend_at(os.fspath(store), read_only=True).reader()
+
+
+async def _names(backend: PersistenceBackend, pattern: str) -> list[str]:
+    """Return the addresses of the actors that have a history, in the order of their first event."""
+    names = {
+        event.actor_address: None
+        async for event in backend.stream("event")
+        if event.revision is not None
+    }
+    return [name for name in names if fnmatch.fnmatchcase(name, pattern)]
+
+
+class _Replay(Generic[StateT]):
+    """The replay of one history, which goes on after a problem."""
+
+    def __init__(self, name: str, actor: EventSourced[StateT]) -> None:
+        self._name, self._actor = name, actor
+        self._schema = schema_of(type(actor))
+        self._state = actor.initial_state()
+        self._allows_none = self._state is None
+        self._revision = 0
+        #: after a problem, the state is not known, and nothing more is applied
+        self.problems: list[HistoryProblem] = []
+
+    def take(self, record: PersistedEvent) -> None:
+        """Decode and apply an event."""
+        revision = record.revision or 0
+        for missing in range(self._revision + 1, min(revision, self._revision + 1 + _SHOWN)):
+            self.problems.append(HistoryProblem(self._name, missing, "", "it is missing"))
+        if revision <= self._revision:
+            self._note(record, "it is there twice")
+        self._revision = revision
+        try:
+            events = self._schema.decode(record)
+            if not self.problems:
+                self._apply(events)
+        except Exception as error:  # noqa: BLE001 - what users' classes raise is what is looked for
+            self._note(record, f"{type_name(error)}: {text_of(error)}")
+
+    def _apply(self, events: Sequence[object]) -> None:
+        for event in events:
+            self._state = self._actor.apply(self._state, event)
+            if self._state is None and not self._allows_none:
+                raise TypeError("apply returned None")
+
+    def _note(self, record: PersistedEvent, reason: str) -> None:
+        self.problems.append(
+            HistoryProblem(self._name, record.revision or 0, record.event_type, reason)
+        )

@@ -1,0 +1,254 @@
+"""Given events, when a command, then events, reply, state, error: of an event-sourced actor."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import typing
+from collections.abc import AsyncIterator, Mapping, Sequence
+from typing import Any, Generic, TypeVar
+
+import msgspec
+
+from papyra._safe_repr import shown, text_of
+from papyra.actor import Failure
+from papyra.address import ActorAddress
+from papyra.clock import Clock, SystemClock
+from papyra.eventsourcing.actor import EventSourced
+from papyra.eventsourcing.schema import Schema, fault_in
+from papyra.eventsourcing.stored import schema_of
+from papyra.persistence.backends.base import PersistenceBackend
+from papyra.persistence.codec import decode, encode
+from papyra.persistence.messages import ReadHistory
+from papyra.persistence.records import PersistedEvent
+from papyra.testing._lone_actor import LoneActor, RecordList
+
+__all__ = ("GivenHistory", "Outcome", "ReplayMismatch", "given_history")
+
+StateT = TypeVar("StateT")
+
+
+class ReplayMismatch(AssertionError):
+    """An event, or a state, does not come back from a store as what it was."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Outcome(Generic[StateT]):
+    """What became of a command."""
+
+    #: what it has persisted, in order
+    events: tuple[object, ...]
+    #: what `receive` returned; `None` if there is an error
+    reply: Any
+    #: what is raised in who asks: a `Failure`'s, `UnhandledMessage`, a crash's, a failed append's
+    error: Exception | None
+    #: the state afterwards; after a crash, the one that was recovered
+    state: StateT
+    #: the number of events in the history afterwards
+    revision: int
+    #: whether `receive` raised, so that a new instance goes on
+    has_crashed: bool
+    #: whether the actor has stopped itself
+    has_stopped: bool
+    #: the messages that it told itself, which nobody has handled
+    told_itself: tuple[object, ...]
+
+
+def given_history(
+    actor_class: type[EventSourced[StateT]],
+    *events: object,
+    args: Sequence[Any] = (),
+    kwargs: Mapping[str, Any] | None = None,
+    store: PersistenceBackend | None = None,
+    actor: str = "given",
+    system_id: str = "papyra",
+    clock: Clock | None = None,
+) -> GivenHistory[StateT]:
+    """Return an actor that has `events` behind it, to give commands to.
+
+    ::
+
+        account = given_history(Account, Deposited(10))
+        outcome = await account.when(Withdraw(3))
+        assert (outcome.events, outcome.reply) == ((Withdrawn(3),), 7)
+
+    There is no system, and nothing is encoded, so a command takes some microseconds. Other actors
+    are what the test puts in their place: `args` and `kwargs` are those of ``__init__``.
+
+    With a `store`, events go there and come from there, and `ReplayMismatch` is raised for what
+    would be something else after a restart. It may be a `FaultyPersistence`. It is opened where it
+    is needed, unless it is open.
+
+    Raises `InvalidEvent` for an event that `actor_class` does not name.
+    """
+    address = ActorAddress(system_id, actor)
+    return GivenHistory(
+        actor_class, events, tuple(args), kwargs or {}, store, address, clock or SystemClock()
+    )
+
+
+class GivenHistory(Generic[StateT]):
+    """An actor that has handled what it was given so far; made by `given_history`."""
+
+    def __init__(
+        self,
+        actor_class: type[EventSourced[StateT]],
+        events: Sequence[object],
+        args: tuple[Any, ...],
+        kwargs: Mapping[str, Any],
+        store: PersistenceBackend | None,
+        address: ActorAddress,
+        clock: Clock,
+    ) -> None:
+        self._class = actor_class
+        self._schema: Schema = schema_of(actor_class)
+        self._args, self._kwargs = args, kwargs
+        self._store, self._backend = store, store or RecordList()
+        self._address, self._clock = address, clock
+        self._given = [self._record(event, n) for n, event in enumerate(events, 1)]
+        self._alone: LoneActor[StateT] | None = None
+
+    async def when(self, command: object) -> Outcome[StateT]:
+        """Have the actor handle `command`, after those before, and return what became of it.
+
+        The first one has it recover before. Raises `RecoveryFailed` if the events that it has
+        behind it can't be decoded or applied, and `ReplayMismatch` for events that it could not be
+        recovered from.
+        """
+        async with self._open():
+            alone = await self._awake()
+            await alone.settle()
+            first = len(alone.persistence.stored)
+            outcome = await self._handle(alone, command)
+            stored = [each for each in alone.persistence.stored[first:] if each.revision]
+            events = self._decoded(stored)
+            if self._store is not None:
+                await self._compare(stored, events, outcome.state)
+            return dataclasses.replace(outcome, events=tuple(events))
+
+    async def _handle(self, alone: LoneActor[StateT], command: object) -> Outcome[StateT]:
+        reply, error, has_crashed = None, None, False
+        try:
+            reply = await alone.receive(command)
+        except Exception as crash:  # noqa: BLE001 - as its supervisor would take it
+            error, has_crashed = crash, True
+        error = alone.append_error() or error or alone.refusal
+        if isinstance(reply, Failure):
+            error = error or reply.error
+        if alone.has_stopped or has_crashed:
+            await alone.actor.on_stop()
+            self._alone = None
+        told, has_stopped = tuple(alone.own_ref.told), alone.has_stopped
+        if has_crashed:
+            alone_now = await self._awake()
+        else:
+            alone_now = alone
+            await alone.settle()
+        actor = alone_now.actor
+        reply = None if error is not None else reply
+        return Outcome(
+            (), reply, error, actor.state, actor.revision, has_crashed, has_stopped, told
+        )
+
+    async def _awake(self) -> LoneActor[StateT]:
+        """Return the actor, started and recovered if it is not there."""
+        if self._alone is not None:
+            return self._alone
+        if self._given:
+            given, self._given = self._given, []
+            await self._backend.append(*given)
+        alone = self._new()
+        await alone.start()
+        self._alone = alone
+        return alone
+
+    def _new(self) -> LoneActor[StateT]:
+        where = self._address, self._clock, self._backend
+        return LoneActor(self._class, self._args, self._kwargs, *where)
+
+    @contextlib.asynccontextmanager
+    async def _open(self) -> AsyncIterator[None]:
+        if self._store is None or self._store.is_open:
+            yield
+        else:
+            async with self._store:
+                yield
+
+    def _record(self, event: object, revision: int) -> PersistedEvent:
+        event_type = self._schema.encode(event)
+        return PersistedEvent(
+            *(self._address.system_id, str(self._address), event_type.name),
+            self._schema.payload(event),
+            self._clock.time(),
+            None,
+            revision,
+            event_type.version,
+        )
+
+    def _decoded(self, records: Sequence[PersistedEvent]) -> list[object]:
+        decoded = []
+        for record in records:
+            try:
+                decoded += self._schema.decode(record)
+            except Exception as error:
+                raise ReplayMismatch(
+                    f"what was persisted could not be recovered from: {text_of(error)}"
+                ) from error
+        return decoded
+
+    async def _compare(
+        self, handed: Sequence[PersistedEvent], events: Sequence[object], state: StateT
+    ) -> None:
+        """Raise `ReplayMismatch` if the store gives something else back."""
+        records = await self._history()
+        new = {each.revision for each in handed}
+        stored = self._decoded([each for each in records if each.revision in new])
+        for event, again in zip(events, stored, strict=True):
+            _check_same("an event", event, again)
+        actor = self._new().actor
+        replayed = actor.initial_state()
+        for event in self._decoded(records):
+            replayed = actor.apply(replayed, event)
+        _check_same("the state", state, replayed)
+        _check_same("the state", state, self._through_codec(state))
+
+    async def _history(self) -> list[PersistedEvent]:
+        records: list[PersistedEvent] = []
+        request, more = ReadHistory(str(self._address)), True
+        while more:
+            page = await self._backend.execute(request)
+            records += page.events
+            request = msgspec.structs.replace(request, after_revision=page.next_after)
+            more = page.more
+        return records
+
+    def _through_codec(self, state: StateT) -> StateT:
+        """Return `state` as a snapshot of it would be read; itself, if JSON has no form for it."""
+        kind = _state_type(self._class)
+        if kind is None or fault_in(kind) is not None:
+            return state
+        (line,) = encode([PersistedEvent("state", "state", "State", state, 0.0)])
+        record: Any = decode(line, 1)
+        try:
+            return typing.cast("StateT", msgspec.convert(record.payload, kind, str_keys=True))
+        except Exception as error:
+            raise ReplayMismatch(
+                f"the state {shown(state)} could not be read back: {text_of(error)}"
+            ) from error
+
+
+def _check_same(what: str, before: object, after: object) -> None:
+    if type(before).__eq__ is object.__eq__:
+        return  # nobody can compare these
+    if before != after:
+        raise ReplayMismatch(f"{what} was {shown(before)}, and comes back as {shown(after)}")
+
+
+def _state_type(actor_class: type[EventSourced[Any]]) -> Any:
+    """Return what a class has between its brackets, `EventSourced[this]`; `None` if nothing."""
+    for each in actor_class.__mro__:
+        for base in vars(each).get("__orig_bases__", ()):
+            if typing.get_origin(base) is EventSourced:
+                (kind,) = typing.get_args(base)
+                return None if isinstance(kind, TypeVar) else kind
+    return None

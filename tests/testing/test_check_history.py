@@ -1,0 +1,185 @@
+"""Histories that an older release has stored, read with the classes of today."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+
+from papyra import ActorSystem
+from papyra.exceptions import InvalidPath
+from papyra.persistence import PersistedEvent
+from papyra.persistence.backends.base import PersistenceBackend
+from papyra.persistence.backends.json import JsonFilePersistence
+from papyra.persistence.backends.memory import InMemoryPersistence
+from papyra.persistence.backends.rotating import RotatingFilePersistence
+from papyra.testing import CheckedHistories, HistoryCheckFailed, HistoryProblem, check_history
+from tests.eventsourcing.accounts import Account, Balance, Deposit, Deposited, Withdraw, Withdrawn
+
+
+async def open_accounts(store: PersistenceBackend) -> None:
+    async with ActorSystem("bank", persistence=store) as system:
+        for number, name in enumerate(["ann", "bob"], 1):
+            account = system.spawn(Account, name=name)
+            for _ in range(number):
+                await account.ask(Deposit(10))
+            await account.ask(Withdraw(3))
+
+
+@pytest.fixture(params=["json", "rotating"])
+def place(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
+    return tmp_path / ("events.ndjson" if request.param == "json" else "journal")
+
+
+def backend_at(place: Path) -> PersistenceBackend:
+    return JsonFilePersistence(place) if place.suffix else RotatingFilePersistence(place)
+
+
+async def test_histories_that_are_good_are_counted(place: Path) -> None:
+    await open_accounts(backend_at(place))
+    scheme = "json" if place.suffix else "rotating"
+    for store in (place, str(place), f"{scheme}:{place}", backend_at(place)):
+        assert await check_history(store, Account) == CheckedHistories(actors=2, events=5)
+    assert await check_history(place, Account, actors="bank/a*") == CheckedHistories(1, 2)
+
+
+async def test_a_check_changes_nothing_and_needs_no_leave_of_the_writer(place: Path) -> None:
+    await open_accounts(backend_at(place))
+    async with backend_at(place):
+        files = {path: path.read_bytes() for path in place.parent.rglob("*") if path.is_file()}
+        await check_history(place, Account)
+        assert {p: p.read_bytes() for p in place.parent.rglob("*") if p.is_file()} == files
+
+
+class Withdrawn2(msgspec.Struct, frozen=True):
+    amount: str
+
+
+class Renamed(Account):
+    """Its release has forgotten an event, and how it was called."""
+
+    events = (Deposited,)  # type: ignore[assignment]
+
+
+class Retyped(Account):
+    events = (Deposited, type("Withdrawn", (Withdrawn2,), {}))  # type: ignore[assignment]
+
+
+class Stricter(Account):
+    """Its `apply` refuses what it has accepted once."""
+
+    def apply(self, state: Balance, event: Any) -> Balance:
+        if isinstance(event, Deposited) and state.amount >= 10:
+            raise ValueError("rich enough")
+        return super().apply(state, event)
+
+
+class Forgetful(Account):
+    def apply(self, state: Balance, event: Any) -> Balance:
+        after = super().apply(state, event)
+        return None if isinstance(event, Withdrawn) else after  # type: ignore[return-value]
+
+
+@pytest.mark.parametrize(
+    ("account_class", "found", "reason"),
+    [
+        (
+            Renamed,
+            [("bank/ann", 2, "Withdrawn"), ("bank/bob", 3, "Withdrawn")],
+            "Renamed has no event 'Withdrawn'",
+        ),
+        (
+            Retyped,
+            [("bank/ann", 2, "Withdrawn"), ("bank/bob", 3, "Withdrawn")],
+            "Expected `str`, got `int`",
+        ),
+        (Stricter, [("bank/bob", 2, "Deposited")], "ValueError: rich enough"),
+        (
+            Forgetful,
+            [("bank/ann", 2, "Withdrawn"), ("bank/bob", 3, "Withdrawn")],
+            "apply returned None",
+        ),
+    ],
+)
+async def test_every_event_that_could_not_be_recovered_from_is_named(
+    account_class: type[Account], found: list[tuple[str, int, str]], reason: str
+) -> None:
+    store = InMemoryPersistence()
+    await open_accounts(store)
+    async with store:
+        with pytest.raises(
+            HistoryCheckFailed, match=r"can't be recovered from \d events"
+        ) as caught:
+            await check_history(store, account_class)
+    problems = caught.value.problems
+    assert [(each.actor, each.revision, each.event_type) for each in problems] == found
+    for each in problems:
+        assert reason in each.reason
+        assert f"{each.actor}, revision {each.revision} {each.event_type}: " in str(caught.value)
+
+
+async def test_events_that_are_missing_or_there_twice_are_named(tmp_path: Path) -> None:
+    def deposit(seq: int, revision: int) -> PersistedEvent:
+        record = PersistedEvent("bank", "bank/ann", "Deposited", {"amount": 1}, 1.0)
+        return msgspec.structs.replace(record, seq=seq, revision=revision)
+
+    store = InMemoryPersistence()
+    async with store:
+        await store.restore(*map(deposit, (1, 2, 3, 4), (1, 4, 4, 5)))
+        with pytest.raises(HistoryCheckFailed) as caught:
+            await check_history(store, Account)
+    assert caught.value.problems == (
+        HistoryProblem("bank/ann", 2, "", "it is missing"),
+        HistoryProblem("bank/ann", 3, "", "it is missing"),
+        HistoryProblem("bank/ann", 4, "Deposited", "it is there twice"),
+    )
+
+
+async def test_a_store_that_is_open_stays_open() -> None:
+    store = InMemoryPersistence()
+    await open_accounts(store)
+    async with store:
+        await check_history(store, Account)
+        assert store.is_open
+        await check_history(store, Account)
+
+
+async def test_a_check_of_nothing_has_failed(tmp_path: Path) -> None:
+    with pytest.raises(InvalidPath, match="no store at"):
+        await check_history(tmp_path / "missing.ndjson", Account)
+    assert list(tmp_path.iterdir()) == []
+    await open_accounts(JsonFilePersistence(tmp_path / "events.ndjson"))
+    with pytest.raises(HistoryCheckFailed, match=r"no history of an actor 'shop/\*' in "):
+        await check_history(tmp_path / "events.ndjson", Account, actors="shop/*")
+
+
+async def test_the_message_shows_so_many_problems_and_counts_the_rest() -> None:
+    store = InMemoryPersistence()
+    async with store:
+        for revision in range(1, 31):
+            record = PersistedEvent("bank", "bank/ann", "Lost", {}, 1.0, None, revision)
+            await store.append(record)
+        with pytest.raises(HistoryCheckFailed, match="and 10 more") as caught:
+            await check_history(store, Account)
+    assert len(caught.value.problems) == 30
+    assert len(str(caught.value).splitlines()) == 22
+
+
+async def test_actors_that_need_arguments_get_them() -> None:
+    class Limited(Account):
+        def __init__(self, limit: int, *, name: str) -> None:
+            self.limit, self.name = limit, name
+
+        def apply(self, state: Balance, event: Any) -> Balance:
+            if event.amount > self.limit:
+                raise ValueError(f"too much for {self.name}")
+            return super().apply(state, event)
+
+    store = InMemoryPersistence()
+    await open_accounts(store)
+    async with store:
+        await check_history(store, Limited, args=[10], kwargs={"name": "ann"})
+        with pytest.raises(HistoryCheckFailed, match="too much for bob"):
+            await check_history(store, Limited, args=[9], kwargs={"name": "bob"})
