@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -17,9 +18,9 @@ from tests.redis_server import RedisServer, any_binary
 EXAMPLES = Path(__file__).parent.parent / "examples"
 
 
-def run(*arguments: str | Path) -> str:
+def run(*arguments: str | Path, cwd: Path | None = None) -> str:
     result = subprocess.run(
-        [sys.executable, *arguments], check=False, capture_output=True, text=True
+        [sys.executable, *arguments], check=False, capture_output=True, text=True, cwd=cwd
     )
     assert result.returncode == 0, result.stdout + result.stderr
     assert result.stderr == ""
@@ -31,6 +32,30 @@ def test_quickstart() -> None:
     assert "order 3 is event 6" in output
     assert "OrderPlaced   {'order_id': 1, 'item': 'tea'}" in output
     assert "records_written           9" in output
+
+
+@pytest.mark.parametrize("store", ["json:bank.ndjson", "rotating:bank"])
+def test_bank(tmp_path: Path, store: str) -> None:
+    """Run twice, its account is what it was; kept elsewhere, by another value in one line."""
+    program = (EXAMPLES / "bank.py").read_text(encoding="utf-8")
+    lines = re.findall(r"^STORE = .*$", program, re.MULTILINE)
+    assert lines == ['STORE = "json:bank.ndjson"']
+    (tmp_path / "bank.py").write_text(program.replace(lines[0], f'STORE = "{store}"'))
+    assert [run("bank.py", cwd=tmp_path).splitlines() for _ in range(3)] == [
+        [
+            "the account holds 0 after 0 events",
+            "30 more: 30",
+            "50 less: 50 is more than 30",
+        ],
+        ["the account holds 30 after 1 events", "30 more: 60", "50 less: 10"],
+        [
+            "the account holds 10 after 3 events",
+            "30 more: 40",
+            "50 less: 50 is more than 40",
+        ],
+    ]
+    place = tmp_path / store.partition(":")[2]
+    assert place.is_file() if place.suffix else place.is_dir()
 
 
 def test_supervision() -> None:
