@@ -57,6 +57,7 @@ _GROUPS = {
         "events": ("listing", "List events, the oldest first."),
         "audits": ("listing", "List audits, the oldest first."),
         "dead-letters": ("listing", "List messages that reached nobody, the oldest first."),
+        "history": ("history", "Show the history of one actor, and whether it can be read."),
         "timeline": ("timeline", "Show the lives of the actors, one lane each."),
         "metrics": ("metrics", "Show what a store holds, and what its system has counted."),
         "top": ("top", "Watch a store live."),
@@ -77,7 +78,12 @@ _GROUPS = {
 }
 COMMANDS = {name: where for group in _GROUPS.values() for name, where in group.items()}
 #: What a command takes, if that is not one store.
-_TAKES = {"copy": "SOURCE TARGET", "bench": "[STORE...]", "completion": "bash|zsh|fish"}
+_TAKES = {
+    "history": "ACTOR [STORE]",
+    "copy": "SOURCE TARGET",
+    "bench": "[STORE...]",
+    "completion": "bash|zsh|fish",
+}
 
 
 def _version() -> str:

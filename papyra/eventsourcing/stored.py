@@ -7,10 +7,10 @@ from typing import Any
 from papyra._safe_repr import text_of, type_name
 from papyra.eventsourcing.actor import EventSourced
 from papyra.eventsourcing.schema import Schema
-from papyra.exceptions import InvalidActor
+from papyra.exceptions import InvalidActor, InvalidEvent
 from papyra.persistence.records import PersistedEvent
 
-__all__ = ("decoding_fault", "schema_of")
+__all__ = ("decoding_fault", "fault_text", "schema_of")
 
 
 def schema_of(actor_class: type[EventSourced[Any]]) -> Schema:
@@ -26,5 +26,12 @@ def decoding_fault(schema: Schema, record: PersistedEvent) -> str | None:
     try:
         schema.decode(record)
     except Exception as error:  # noqa: BLE001 - as a recovery, which takes what upcasters raise
-        return f"{type_name(error)}: {text_of(error)}"
+        return fault_text(error)
     return None
+
+
+def fault_text(error: Exception) -> str:
+    """Return what an error of a decoding says; with its type, unless it is Papyra's own."""
+    if isinstance(error, InvalidEvent):
+        return text_of(error)
+    return f"{type_name(error)}: {text_of(error)}"

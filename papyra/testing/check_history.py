@@ -11,12 +11,11 @@ from typing import Any, Generic, TypeVar
 
 import msgspec
 
-from papyra._safe_repr import text_of, type_name
 from papyra.address import ActorAddress
 from papyra.clock import SystemClock
 from papyra.conf import backend_from_url
 from papyra.eventsourcing.actor import EventSourced
-from papyra.eventsourcing.stored import schema_of
+from papyra.eventsourcing.stored import fault_text, schema_of
 from papyra.exceptions import InvalidPath
 from papyra.persistence.backends import registry
 from papyra.persistence.backends.base import PersistenceBackend
@@ -161,7 +160,7 @@ class _Replay(Generic[StateT]):
             if not self.problems:
                 self._apply(events)
         except Exception as error:  # noqa: BLE001 - what users' classes raise is what is looked for
-            self._note(record, f"{type_name(error)}: {text_of(error)}")
+            self._note(record, fault_text(error))
 
     def _apply(self, events: Sequence[object]) -> None:
         for event in events:

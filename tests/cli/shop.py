@@ -1,4 +1,7 @@
-"""The store that the guide of the command shows: six hours of a shop, the same each time."""
+"""The stores that the guide of the command shows, the same each time.
+
+One has six hours of a shop, the other an account of `examples/bank.py`.
+"""
 
 from __future__ import annotations
 
@@ -7,13 +10,16 @@ import random
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
+from examples.bank import Account, Deposit, Withdraw
 from papyra import Actor, ActorSystem, OneForOne
-from papyra.persistence import Record
+from papyra.persistence import PersistedEvent, Record
 from papyra.persistence.backends.json import JsonFilePersistence
 from papyra.persistence.backends.memory import InMemoryPersistence
 from papyra.testing import ManualClock
 
-__all__ = ("open_the_shop",)
+__all__ = ("open_the_bank", "open_the_shop")
 
 #: 2026-01-01T09:00:00Z
 OPENED_AT = 1_767_258_000.0
@@ -58,3 +64,15 @@ async def open_the_shop(path: Path) -> None:
     records: list[Record] = [*facts.events, *facts.audits, *facts.dead_letters]
     async with JsonFilePersistence(path, fsync="no") as file:
         await file.restore(*sorted(records, key=lambda record: record.seq or 0))
+
+
+async def open_the_bank(path: Path) -> None:
+    """Have an account, on whose third day somebody knew better than its class."""
+    clock = ManualClock(OPENED_AT)
+    async with ActorSystem("bank", persistence=JsonFilePersistence(path), clock=clock) as system:
+        account = system.spawn(Account, name="ann")
+        for message in (Deposit(30), Withdraw(12)):
+            await account.ask(message)
+            await clock.advance(86_400)
+        interest = PersistedEvent("bank", "bank/ann", "InterestPaid", {"cents": 5}, clock.time())
+        await system.backend.append(msgspec.structs.replace(interest, revision=3))

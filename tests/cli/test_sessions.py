@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import re
 import shlex
+import shutil
 from pathlib import Path
 
 import anyio
 import pytest
 
 from tests.cli.conftest import Command
-from tests.cli.shop import open_the_shop
+from tests.cli.shop import open_the_bank, open_the_shop
 from tests.guides import BLOCKS, ROOT, Block
 
 GUIDE = ROOT / "papyra" / "cli" / "README.md"
@@ -34,6 +35,8 @@ def plain(text: str) -> list[str]:
 @pytest.fixture
 def shop(papyra: Command) -> Command:
     anyio.run(open_the_shop, papyra.home / "events.ndjson")
+    anyio.run(open_the_bank, papyra.home / "bank.ndjson")
+    shutil.copy(ROOT / "examples" / "bank.py", papyra.home)
     return papyra
 
 

@@ -1,0 +1,254 @@
+"""``papyra history``."""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import inspect
+import os
+import sys
+from collections.abc import AsyncIterator
+from typing import TYPE_CHECKING, Annotated, Any
+
+import anyio
+import msgspec
+from cyclopts import Parameter
+
+from papyra._safe_repr import text_of, type_name
+from papyra.cli._exit_codes import ANOMALIES_FOUND, SUCCEEDED, CommandFailed, WrongUse
+from papyra.cli._no_matches import explain_no_matches
+from papyra.cli._output import (
+    AsJson,
+    console,
+    is_terminal,
+    json_text,
+    rows,
+    tell,
+    text,
+    write,
+)
+from papyra.cli._store_argument import StoreName, reading
+from papyra.cli._units import format_time
+from papyra.persistence.backends.base import PersistenceBackend
+from papyra.persistence.messages import Read, ReadHistory
+from papyra.persistence.records import PersistedEvent
+
+if TYPE_CHECKING:
+    from papyra.eventsourcing.actor import EventSourced
+
+#: The type of the runtime's event that names the class of an actor.
+_STARTED = "ActorStarted"
+
+
+def history(
+    actor: Annotated[str, Parameter(name="ACTOR")],
+    store: StoreName = None,
+    /,
+    *,
+    app: str | None = None,
+    as_json: AsJson = False,
+) -> int:
+    """Show the history of one actor, and whether it can be read.
+
+    That are the events that its state is the sum of: their revisions, times, types and versions.
+    With --app, each is decoded into the classes that are there, as a recovery would. It ends with
+    3 if an event is missing or can't be decoded.
+
+    Examples
+    --------
+      papyra history bank/ann events.ndjson
+      papyra history bank/ann events.ndjson --app bank
+      papyra history bank/ann --app bank.accounts:Account --json | jq .problem
+
+    Parameters
+    ----------
+    actor
+        The address of the actor.
+    app
+        The module, or module:Class, of the actor; the module imports what it needs.
+
+    """
+    if not actor.strip():
+        raise WrongUse("ACTOR is empty: a variable that is not set, maybe?")
+    classes = [] if app is None else _classes(app)
+    return anyio.run(_history, actor, store, app, classes, as_json)
+
+
+async def _history(
+    actor: str,
+    store: str | None,
+    app: str | None,
+    classes: list[type[EventSourced[Any]]],
+    as_json: bool,
+) -> int:
+    async with reading(store) as backend:
+        chosen = None if app is None else await _chosen(backend, actor, app, classes)
+        view = _View(actor, chosen, as_json=as_json)
+        async for record in _records(backend, actor):
+            view.show(record)
+        if not view.revision:
+            raise CommandFailed(await _no_history(backend, actor))
+    return view.conclude()
+
+
+async def _records(backend: PersistenceBackend, actor: str) -> AsyncIterator[PersistedEvent]:
+    """Yield the events of a history, page by page."""
+    request, more = ReadHistory(actor), True
+    while more:
+        page = await backend.execute(request)
+        for record in page.events:
+            yield record
+        request = msgspec.structs.replace(request, after_revision=page.next_after)
+        more = page.more
+
+
+async def _no_history(backend: PersistenceBackend, actor: str) -> str:
+    """Return why there is no history, and what may be meant instead."""
+    if (await backend.read("event", actor=actor, limit=1)).records:
+        return (
+            f"{actor} has no history: it has events, but not one that an event-sourced actor has "
+            f"persisted. papyra events --actor {actor} lists them"
+        )
+    explanation = await explain_no_matches(backend, Read("event", actor=actor))
+    return f"{actor} has no history: {explanation.removeprefix(f'--actor {actor}: ')}"
+
+
+class _View:
+    """The history as it is shown, event by event, and what was wrong with it."""
+
+    def __init__(
+        self, actor: str, actor_class: type[EventSourced[Any]] | None, *, as_json: bool
+    ) -> None:
+        self._actor, self._class, self._as_json = actor, actor_class, as_json
+        #: the last one that was shown
+        self.revision = 0
+        self._shown = self._undecoded = 0
+        self._is_broken = False
+
+    def show(self, record: PersistedEvent) -> None:
+        """Show the next event."""
+        revision = record.revision or 0
+        if revision > self.revision + 1:
+            self._note(_missing(self.revision + 1, revision - 1))
+        if revision <= self.revision:
+            self._note(f"revision {revision:,} is there twice")
+        problem = self._problem(record)
+        self.revision = revision
+        self._shown += 1
+        self._undecoded += problem is not None
+        if self._as_json:
+            fields = msgspec.to_builtins(record) | {"event_version": record.event_version}
+            if self._class is not None:
+                fields |= {"decodes": problem is None, "problem": problem}
+            write(json_text(fields) + "\n")
+        elif is_terminal():
+            self._draw(record, problem)
+        else:
+            judged = () if self._class is None else (problem or "decodes",)
+            write(rows([(*_cells(record), *judged)]))
+
+    def conclude(self) -> int:
+        """Say how it is, and return the exit code."""
+        if self._class is not None:
+            name = f"{self._class.__module__}:{self._class.__qualname__}"
+            if self._undecoded:
+                tell(f"{self._undecoded:,} of {self._shown:,} can't be read by {name}", "bold red")
+            else:
+                tell(f"{self._shown:,} of {self._shown:,} decode with {name}", "dim")
+        return ANOMALIES_FOUND if self._undecoded or self._is_broken else SUCCEEDED
+
+    def _problem(self, record: PersistedEvent) -> str | None:
+        if self._class is None:
+            return None
+        from papyra.eventsourcing.stored import decoding_fault, schema_of  # noqa: PLC0415
+
+        return decoding_fault(schema_of(self._class), record)
+
+    def _note(self, what: str) -> None:
+        """Say what is wrong with the order of the events."""
+        self._is_broken = True
+        tell(f"{what} in the history of {self._actor}", "bold red")
+
+    def _draw(self, record: PersistedEvent, problem: str | None) -> None:
+        revision, time, name, version, payload = _cells(record)
+        line = text(
+            (f"{revision:>7} ", "dim"),
+            (f"{time} ", "dim"),
+            (name, "bold" if problem is None else "bold red"),
+            (f" v{version} ", "cyan"),
+            payload,
+        )
+        console().print(line, soft_wrap=True)
+        if problem is not None:
+            console().print(text((f"{'':>8}{problem}", "red")), soft_wrap=True)
+
+
+def _missing(first: int, last: int) -> str:
+    if first == last:
+        return f"revision {first:,} is missing"
+    return f"revisions {first:,} to {last:,} are missing"
+
+
+def _cells(record: PersistedEvent) -> tuple[str, str, str, str, str]:
+    """Return the columns of an event: revision, time, type, version, and payload."""
+    return (
+        *(str(record.revision), format_time(record.timestamp), record.event_type),
+        str(record.event_version),
+        json_text(record.payload),
+    )
+
+
+# The classes of `--app`
+
+
+def _classes(app: str) -> list[type[EventSourced[Any]]]:
+    """Return the class that ``module:Class`` names, or all that are in ``module``."""
+    from papyra.eventsourcing.actor import EventSourced  # noqa: PLC0415 - where it is needed
+
+    name, colon, path = app.partition(":")
+    module = _imported(name)
+    if not colon:
+        found = [
+            each
+            for each in vars(module).values()
+            if isinstance(each, type)
+            and issubclass(each, EventSourced)
+            and not inspect.isabstract(each)
+        ]
+        if not found:
+            raise WrongUse(f"--app {app}: there is no event-sourced actor in it")
+        return list(dict.fromkeys(found))
+    try:
+        named = functools.reduce(getattr, path.split("."), module)
+    except AttributeError:
+        raise WrongUse(f"--app {app}: the module has no {path!r}") from None
+    if not (isinstance(named, type) and issubclass(named, EventSourced)) or named is EventSourced:
+        raise WrongUse(f"--app {app}: that is no class of event-sourced actors")
+    return [named]
+
+
+def _imported(name: str) -> Any:
+    # As `python -m` has it: the module is looked for where the command is called.
+    if os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())
+    try:
+        return importlib.import_module(name)
+    except (Exception, SystemExit) as error:  # noqa: BLE001 - it is whatever somebody has written
+        why = f"{type_name(error)}: {text_of(error)}"
+        raise WrongUse(f"--app {name} can't be imported: {why}") from None
+
+
+async def _chosen(
+    backend: PersistenceBackend, actor: str, app: str, classes: list[type[EventSourced[Any]]]
+) -> type[EventSourced[Any]]:
+    """Return the class of the actor, going by its name where there are several."""
+    if len(classes) == 1:
+        return classes[0]
+    read = await backend.read("event", event_type=_STARTED, actor=actor, newest=True, limit=1)
+    for record in read.records:
+        fields = record.payload if isinstance(record.payload, dict) else {}
+        found = [each for each in classes if each.__name__ == fields.get("actor_type")]
+        if len(found) == 1:
+            return found[0]
+    names = ", ".join(sorted(each.__qualname__ for each in classes))
+    raise WrongUse(f"--app {app} has {names}: say which is that of {actor}, as in {app}:Class")
