@@ -11,12 +11,13 @@ import anyio
 from papyra._home_loop import HomeLoop
 from papyra._portal import Portal
 from papyra._safe_repr import type_name
-from papyra.actor import Actor, ActorContext
+from papyra.actor import Actor, ActorContext, Entities
 from papyra.address import ActorAddress
 from papyra.audit import AuditReport
 from papyra.clock import Clock
+from papyra.entity import EntityRef
 from papyra.eventsourcing.actor import EventSourced
-from papyra.exceptions import SystemNotRunning, UnhandledMessage, WouldDeadlock
+from papyra.exceptions import NotAnEntity, SystemNotRunning, UnhandledMessage, WouldDeadlock
 from papyra.output_gate import OutputGate
 from papyra.persistence.messages import (
     Append,
@@ -90,11 +91,13 @@ class LoneActor(Generic[StateT]):
         address: ActorAddress,
         clock: Clock,
         backend: PersistenceVerbs,
+        entity_id: str | None = None,
     ) -> None:
         self.system_id, self.address, self.clock, self.backend = (
             *(address.system_id, address, clock),
             backend,
         )
+        self._entity_id = entity_id
         self.loop = HomeLoop(address.system_id)
         self.recoveries = anyio.Semaphore(1)
         self.persistence: _StoreRef = _StoreRef(address, backend)
@@ -163,6 +166,18 @@ class LoneActor(Generic[StateT]):
         self.refusal = UnhandledMessage(f"{self.address} does not handle {type_name(message)}")
         return self.refusal
 
+    @property
+    def entity_id(self) -> str:
+        """The id of the entity that it is. Raises `NotAnEntity`."""
+        if self._entity_id is None:
+            raise NotAnEntity(f"{self.address} is no entity: give the test an entity_id")
+        return self._entity_id
+
+    def passivate(self) -> None:
+        """Note that the entity goes to sleep after the message at hand. Raises `NotAnEntity`."""
+        assert self.entity_id
+        self.has_stopped = True
+
     def stop_now(self) -> None:
         """Note that the actor stops after the message at hand."""
         self.has_stopped = True
@@ -179,6 +194,15 @@ class LoneActor(Generic[StateT]):
         """Refuse: there is nobody but this actor."""
         del args, kwargs
         _refuse(f"it can't spawn {actor_class.__name__}")
+
+    def entity(self, actor_class: type[Actor], entity_id: str) -> EntityRef:
+        """Refuse: there is nobody but this actor."""
+        _refuse(f"it can't reach {actor_class.__name__} {entity_id!r}")
+
+    @property
+    def entities(self) -> Entities:
+        """There are none."""
+        _refuse("there are no entities")
 
     def find(self, address: ActorAddress | str) -> ActorRef | None:
         """Return `None`, as there is nobody else."""

@@ -11,7 +11,7 @@ from typing import Any, Generic, TypeVar
 
 import msgspec
 
-from papyra.address import ActorAddress
+from papyra.address import ActorAddress, unescaped
 from papyra.clock import SystemClock
 from papyra.conf import backend_from_url
 from papyra.eventsourcing.actor import EventSourced
@@ -88,7 +88,9 @@ async def check_history(
         names = await _names(backend, actors)
         for name in names:
             address = ActorAddress(*name.partition("/")[::2])
-            alone = LoneActor(actor_class, args, kwargs or {}, address, SystemClock(), RecordList())
+            made_with = actor_class, args, kwargs or {}
+            entity_id = unescaped(address.name)  # if it is one; a spawned actor does not ask
+            alone = LoneActor(*made_with, address, SystemClock(), RecordList(), entity_id)
             replay = _Replay(name, alone.actor)
             request, more = ReadHistory(name), True
             while more:

@@ -12,7 +12,7 @@ import msgspec
 
 from papyra._safe_repr import shown, text_of
 from papyra.actor import Failure
-from papyra.address import ActorAddress
+from papyra.address import ActorAddress, escaped
 from papyra.clock import Clock, SystemClock
 from papyra.eventsourcing.actor import EventSourced
 from papyra.eventsourcing.schema import Schema, fault_in
@@ -48,7 +48,7 @@ class Outcome(Generic[StateT]):
     revision: int
     #: whether `receive` raised, so that a new instance goes on
     has_crashed: bool
-    #: whether the actor has stopped itself
+    #: whether the actor has stopped itself, or was passivated
     has_stopped: bool
     #: the messages that it told itself, which nobody has handled
     told_itself: tuple[object, ...]
@@ -61,6 +61,7 @@ def given_history(
     kwargs: Mapping[str, Any] | None = None,
     store: PersistenceBackend | None = None,
     actor: str = "given",
+    entity_id: str | None = None,
     system_id: str = "papyra",
     clock: Clock | None = None,
 ) -> GivenHistory[StateT]:
@@ -81,9 +82,12 @@ def given_history(
 
     Raises `InvalidEvent` for an event that `actor_class` does not name.
     """
+    if entity_id is not None:
+        actor = f"{actor_class.entity_name or actor_class.__name__}/{escaped(entity_id)}"
     address = ActorAddress(system_id, actor)
+    made_with = tuple(args), kwargs or {}
     return GivenHistory(
-        actor_class, events, tuple(args), kwargs or {}, store, address, clock or SystemClock()
+        actor_class, events, *made_with, store, address, clock or SystemClock(), entity_id
     )
 
 
@@ -99,12 +103,13 @@ class GivenHistory(Generic[StateT]):
         store: PersistenceBackend | None,
         address: ActorAddress,
         clock: Clock,
+        entity_id: str | None,
     ) -> None:
         self._class = actor_class
         self._schema: Schema = schema_of(actor_class)
         self._args, self._kwargs = args, kwargs
         self._store, self._backend = store, store or RecordList()
-        self._address, self._clock = address, clock
+        self._address, self._clock, self._entity_id = address, clock, entity_id
         self._given = [self._record(event, n) for n, event in enumerate(events, 1)]
         self._alone: LoneActor[StateT] | None = None
 
@@ -164,7 +169,7 @@ class GivenHistory(Generic[StateT]):
 
     def _new(self) -> LoneActor[StateT]:
         where = self._address, self._clock, self._backend
-        return LoneActor(self._class, self._args, self._kwargs, *where)
+        return LoneActor(self._class, self._args, self._kwargs, *where, self._entity_id)
 
     @contextlib.asynccontextmanager
     async def _open(self) -> AsyncIterator[None]:

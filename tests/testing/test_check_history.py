@@ -183,3 +183,26 @@ async def test_actors_that_need_arguments_get_them() -> None:
         await check_history(store, Limited, args=[10], kwargs={"name": "ann"})
         with pytest.raises(HistoryCheckFailed, match="too much for bob"):
             await check_history(store, Limited, args=[9], kwargs={"name": "bob"})
+
+
+async def test_histories_of_entities_are_checked_with_their_ids() -> None:
+    class Known(Account):
+        entity_name = "account"
+
+        def __init__(self) -> None:
+            self.owner = self.context.entity_id
+
+        def apply(self, state: Balance, event: Any) -> Balance:
+            if self.owner == "eve/2":
+                raise ValueError(f"{self.owner} is not known")
+            return super().apply(state, event)
+
+    store = InMemoryPersistence()
+    async with ActorSystem("bank", persistence=store) as system:
+        await system.entity(Known, "ann/1").ask(Deposit(1))
+    async with store:
+        await check_history(store, Known, actors="bank/account/*")
+        record = PersistedEvent("bank", "bank/account/eve%2F2", "Deposited", {"amount": 1}, 1.0)
+        await store.append(msgspec.structs.replace(record, revision=1))
+        with pytest.raises(HistoryCheckFailed, match="eve/2 is not known"):
+            await check_history(store, Known, actors="bank/account/*")

@@ -15,6 +15,7 @@ from papyra import ActorRef, Failure
 from papyra.eventsourcing import EventSourced, event, upcaster
 from papyra.exceptions import (
     InvalidEvent,
+    NotAnEntity,
     RecoveryFailed,
     StoreError,
     SystemNotRunning,
@@ -149,6 +150,37 @@ async def test_what_an_actor_tells_itself_is_seen() -> None:
 async def test_what_needs_others_says_so(command: str, error: type[Exception]) -> None:
     outcome = await given_history(Frail).when(command)
     assert isinstance(outcome.error, error)
+
+
+class Guest(Account):
+    entity_name = "guest"
+
+    def __init__(self) -> None:
+        self.name = self.context.entity_id
+
+    async def receive(self, message: Any) -> Any:
+        match message:
+            case "name":
+                return self.name, str(self.context.self_ref.address)
+            case "sleep":
+                self.context.passivate()
+            case "entity":
+                self.context.entity(Guest, "5")
+        return None
+
+
+async def test_an_entity_has_its_id_and_may_be_passivated() -> None:
+    guest = given_history(Guest, Deposited(1), entity_id="4/12", system_id="hotel")
+    assert (await guest.when("name")).reply == ("4/12", "hotel/guest/4%2F12")
+    assert (await guest.when("sleep")).has_stopped
+    outcome = await guest.when("name")
+    assert (outcome.has_stopped, outcome.state) == (False, Balance(1, 1))
+    assert isinstance((await guest.when("entity")).error, SystemNotRunning)
+
+
+async def test_an_actor_that_was_spawned_has_no_entitys_id() -> None:
+    with pytest.raises(NotAnEntity):
+        await given_history(Guest).when("name")
 
 
 class Teller(Account):
