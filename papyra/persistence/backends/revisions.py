@@ -52,10 +52,14 @@ class Revisions:
             self._last[actor] = self._last.pop(actor)
             return
         actors = dict.fromkeys(event.actor_address for event in events)
-        known = {actor: self._last.pop(actor) for actor in actors if actor in self._last}
-        if len(known) < len(actors):
-            found = await self._ask_store(actors.keys() - known.keys())
-            known |= {actor: found.get(actor, 0) for actor in actors if actor not in known}
+        found: Mapping[str, int] = {}
+        if unknown := actors.keys() - self._last.keys():
+            # Should this raise, others that are to be written still rely on what is known.
+            found = await self._ask_store(unknown)
+        known = {
+            actor: self._last.pop(actor) if actor in self._last else found.get(actor, 0)
+            for actor in actors
+        }
         surplus = len(self._last) + len(known) - MAX_ACTORS
         for actor in list(self._last)[: max(surplus, 0)]:
             del self._last[actor]

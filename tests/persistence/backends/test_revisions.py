@@ -9,8 +9,14 @@ import anyio
 import pytest
 
 from papyra import ActorSystem
-from papyra.exceptions import HistoriesUnsupported, PositionsExhausted, RevisionConflict, StoreError
-from papyra.persistence import Append, PersistedEvent
+from papyra.exceptions import (
+    HistoriesUnsupported,
+    InvalidRecord,
+    PositionsExhausted,
+    RevisionConflict,
+    StoreError,
+)
+from papyra.persistence import Append, Appended, AppendMany, PersistedEvent
 from papyra.persistence.backends import revisions
 from papyra.persistence.backends.base import MAX_SEQ, PersistenceBackend
 from papyra.persistence.backends.memory import InMemoryPersistence, MemoryStore
@@ -134,3 +140,31 @@ class _Without:
         if name in ("read_history", "last_revisions"):
             raise AttributeError(name)
         return getattr(self._store, name)
+
+
+async def test_a_question_that_failed_forgets_nothing_of_what_shares_the_commit() -> None:
+    class Failing(CountingStore):
+        async def last_revisions(self, actors: Collection[str]) -> Mapping[str, int]:
+            if "s/lost" in actors:
+                raise OSError("no answer")
+            return await super().last_revisions(actors)
+
+    async with PersistenceBackend(Failing()) as backend:
+        replies, _ = await backend.commit(
+            [
+                Append(cast("PersistedEvent", "no record, so each is checked by itself")),
+                Append(step("a", 1)),
+                AppendMany((step("a", 2), step("lost", 1))),
+                Append(step("a", 1)),
+                Append(step("a", 2)),
+            ]
+        )
+        assert [type(reply) for reply in replies] == [
+            InvalidRecord,
+            Appended,
+            StoreError,
+            RevisionConflict,
+            Appended,
+        ]
+        found = (await backend.read_history("s/a")).events
+    assert [event.revision for event in found] == [1, 2]
