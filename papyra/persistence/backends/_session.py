@@ -94,6 +94,7 @@ class StoreSession:
         """Flush and close the store if it is open."""
         was_open = self.state == "open"
         self.state = "closed"
+        self.unclaim()
         if was_open:
             try:
                 with _store_errors("flush"):

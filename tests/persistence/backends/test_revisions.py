@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
+from pathlib import Path
 from typing import cast
 
 import anyio
@@ -16,9 +17,10 @@ from papyra.exceptions import (
     RevisionConflict,
     StoreError,
 )
-from papyra.persistence import Append, Appended, AppendMany, PersistedEvent
+from papyra.persistence import Append, Appended, AppendMany, PersistedEvent, PersistenceActor
 from papyra.persistence.backends import revisions
 from papyra.persistence.backends.base import MAX_SEQ, PersistenceBackend
+from papyra.persistence.backends.json import JsonFilePersistence
 from papyra.persistence.backends.memory import InMemoryPersistence, MemoryStore
 from papyra.persistence.backends.store import Store
 from papyra.testing import FaultyPersistence
@@ -168,3 +170,17 @@ async def test_a_question_that_failed_forgets_nothing_of_what_shares_the_commit(
         ]
         found = (await backend.read_history("s/a")).events
     assert [event.revision for event in found] == [1, 2]
+
+
+async def test_a_store_that_others_wrote_while_it_was_closed_is_asked_again(tmp_path: Path) -> None:
+    backend = JsonFilePersistence(tmp_path / "events", fsync="no")
+    async with ActorSystem("s", persistence=InMemoryPersistence()) as system:
+        host = system.spawn(PersistenceActor, backend)
+        await host.ask(Append(step("a", 1)))
+        await host.stop()
+        async with JsonFilePersistence(tmp_path / "events", fsync="no") as other:
+            await other.append(step("a", 2))
+        again = system.spawn(PersistenceActor, backend)
+        with pytest.raises(RevisionConflict):
+            await again.ask(Append(step("a", 2)))
+        await again.ask(Append(step("a", 3)))
