@@ -8,6 +8,8 @@ from typing import ClassVar, Protocol
 
 import anyio
 
+from papyra._error_copy import copy_of
+
 __all__ = ("Output", "OutputGate", "current_gate")
 
 
@@ -135,7 +137,7 @@ class _Passage:
     async def wait(self) -> None:
         await self._opened.wait()
         if self._error is not None:
-            raise self._error
+            raise copy_of(self._error)
 
 
 class _Last:

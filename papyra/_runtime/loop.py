@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import functools
 from collections.abc import Callable, Coroutine, Sequence
 from contextvars import Context, ContextVar
@@ -11,6 +10,7 @@ from typing import Any, Protocol
 import anyio
 from anyio.lowlevel import checkpoint
 
+from papyra._error_copy import copy_of
 from papyra._home_loop import HomeLoop
 from papyra._runtime.cancellation import (
     cancel_groups_left_open,
@@ -649,6 +649,4 @@ class _HeldReply:
         self.release = release
 
     def fail(self, error: Exception) -> None:
-        copied = copy.copy(error)
-        copied.__cause__ = error.__cause__
-        self._ask.fail(copied)
+        self._ask.fail(copy_of(error))

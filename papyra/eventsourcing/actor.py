@@ -9,6 +9,7 @@ import logging
 from collections.abc import Iterable
 from typing import Any, ClassVar, Generic, TypeVar
 
+from papyra._error_copy import copy_of
 from papyra._safe_repr import text_of
 from papyra.actor import Actor
 from papyra.events import ActorRecoveryFailed
@@ -188,7 +189,7 @@ class EventSourced(Actor, Generic[StateT]):
             self.context.settle_first(None)
             return
         if history.failure is not None and clock.monotonic() < self._retry_at:
-            raise history.failure
+            raise copy_of(history.failure)
         try:
             await history.recover()
         except RecoveryFailed as failure:

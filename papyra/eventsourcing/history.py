@@ -9,6 +9,7 @@ from typing import Any, Generic, TypeVar
 import msgspec
 
 from papyra._safe_repr import shown, text_of, type_name
+from papyra._error_copy import copy_of
 from papyra.actor import ActorContext
 from papyra.eventsourcing.schema import Schema
 from papyra.exceptions import InvalidEvent, PersistenceError, RecoveryFailed, RevisionConflict
@@ -58,7 +59,7 @@ class History(Generic[StateT]):
     def state(self) -> StateT:
         """The sum of the events. Raises `RecoveryFailed` while it is not known."""
         if self.failure is not None:
-            raise self.failure
+            raise copy_of(self.failure)
         return self._state
 
     async def recover(self) -> None:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Awaitable, Callable, Sequence
 from typing import TypeAlias, cast, overload
 
+from papyra._error_copy import copy_of
 from papyra._safe_repr import MEANT, shown, text_of
 from papyra.exceptions import (
     HistoriesUnsupported,
@@ -64,7 +64,7 @@ async def commit(
     except (RevisionConflict, HistoriesUnsupported):
         return await _commit_one_by_one(requests, write, revisions, metrics)
     except PersistenceError as error:
-        errors = [_copy(error) for _ in requests]
+        errors = [copy_of(error) for _ in requests]
         metrics.write_errors += len(errors)
         return errors, errors
     if len(requests) == 1:
@@ -123,7 +123,7 @@ class _Part:
         try:
             seq = await write(self.records, self._encoded, self.size)
         except PersistenceError as error:
-            return {position: _copy(error) for position in self._counts}
+            return {position: copy_of(error) for position in self._counts}
         replies: dict[int, Appended | PersistenceError] = {}
         for position, count in self._counts.items():
             replies[position] = Appended(seq, seq + count - 1)
@@ -162,13 +162,6 @@ def _records_of(request: Append | AppendMany) -> Sequence[Record]:
     # Past what a class of the user's has made of iteration.
     exact = tuple if issubclass(type(request.records), tuple) else list
     return list(exact.__iter__(request.records))  # type: ignore[arg-type]
-
-
-def _copy(error: PersistenceError) -> PersistenceError:
-    """Return an error that one caller can raise without adding to another's traceback."""
-    copied = copy.copy(error)
-    copied.__cause__ = error.__cause__
-    return copied
 
 
 class _Replies(Sequence[Appended]):
