@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
-from typing import Any, Generic, TypeVar
+from collections.abc import Callable, Collection, Sequence
+from typing import Any, Generic, TypeVar, cast
 
 import msgspec
+from msgspec import structs
 
-from papyra._safe_repr import shown, text_of, type_name
 from papyra._error_copy import copy_of
+from papyra._safe_repr import shown, text_of, type_name
 from papyra.actor import ActorContext
 from papyra.eventsourcing.schema import Schema
 from papyra.exceptions import InvalidEvent, PersistenceError, RecoveryFailed, RevisionConflict
@@ -25,10 +26,9 @@ StateT = TypeVar("StateT")
 PAGE = 1_000
 
 #: What can't be changed in place, whatever `apply` does.
-_PLAIN: tuple[type, ...] = (
-    *(int, float, str, bytes, bool, complex, frozenset, tuple, range),
-    type(None),
-)
+_SCALARS = frozenset({int, float, str, bytes, bool, complex, range, type(None)})
+#: Values in a state that are looked at, to find out whether it can be changed in place.
+MAX_PARTS = 10_000
 
 
 class History(Generic[StateT]):
@@ -102,8 +102,14 @@ class History(Generic[StateT]):
 
         `answered` is called with the outcome. Should that be an error, `lose` the state.
         """
-        state, records = self._next(self.state, events)
-        self._context.persistence.request(AppendMany(tuple(records)), answered)
+        before = self.state
+        state, records = self._next(before, events)
+        try:
+            self._context.persistence.request(AppendMany(tuple(records)), answered)
+        except BaseException as error:
+            if not _is_immutable(before):
+                self.lose(error)
+            raise
         self._state = state
         self.revision += len(records)
 
@@ -213,10 +219,30 @@ def _no_state(event_type: str) -> InvalidEvent:
 
 
 def _is_immutable(state: object) -> bool:
-    """Return whether `apply` can't have changed `state` itself."""
+    """Return whether `apply` can't have changed `state` itself, nor anything in it.
+
+    What is too large to be looked through may have been changed.
+    """
+    ahead, looked_at = [state], 0
+    while ahead:
+        each = ahead.pop()
+        looked_at += 1
+        parts = _parts_of(each)
+        if parts is None or looked_at + len(parts) > MAX_PARTS:
+            return False
+        ahead += parts
+    return True
+
+
+def _parts_of(state: object) -> Collection[object] | None:
+    """Return what is in a value that can't be changed itself, or `None` for any other."""
     kind = type(state)
+    if kind in _SCALARS:
+        return ()
+    if kind is tuple or kind is frozenset:
+        return cast("Collection[object]", state)
     if issubclass(kind, msgspec.Struct):
-        return kind.__struct_config__.frozen
-    if dataclasses.is_dataclass(kind):
-        return bool(kind.__dataclass_params__.frozen)  # type: ignore[attr-defined]
-    return kind in _PLAIN
+        return structs.astuple(state) if kind.__struct_config__.frozen else None  # type: ignore[arg-type]
+    if dataclasses.is_dataclass(kind) and kind.__dataclass_params__.frozen:  # type: ignore[attr-defined]
+        return [getattr(state, field.name, None) for field in dataclasses.fields(kind)]
+    return None

@@ -59,6 +59,87 @@ async def ready(system: ActorSystem, actor: type[Actor]) -> ActorRef:
     return ref
 
 
+# States
+
+
+class Bag(msgspec.Struct, frozen=True):
+    amounts: list[int]
+
+
+@dataclasses.dataclass(frozen=True)
+class Shelf:
+    by_amount: dict[int, list[int]]
+
+
+class Collector(EventSourced[Any]):
+    """Its state can't be changed, but what is in it can, and `apply` does."""
+
+    events = (Deposited,)
+    first: Any = ()
+
+    def initial_state(self) -> Any:
+        return msgspec.convert(msgspec.to_builtins(self.first), type(self.first))
+
+    def apply(self, state: Any, event: Deposited) -> Any:
+        match state:
+            case Bag(amounts):
+                amounts.append(event.amount)
+            case Shelf(by_amount):
+                by_amount[0].append(event.amount)
+            case ((amounts,),):
+                amounts.append(event.amount)
+        return state
+
+    async def receive(self, message: Any) -> Any:
+        if isinstance(message, Deposit):
+            try:
+                await self.keep(Deposited(message.amount))
+            except PapyraError as error:
+                return Failure(error)
+        return msgspec.to_builtins(self.state)
+
+    async def keep(self, event: object) -> None:
+        await self.persist(event)
+
+
+class PipelinedCollector(Collector):
+    async def keep(self, event: object) -> None:
+        self.persist_nowait(event)
+
+
+@pytest.mark.parametrize(
+    "first", [Bag([]), Shelf({0: []}), (([],),)], ids=["bag", "shelf", "tuple"]
+)
+async def test_what_is_changed_within_a_frozen_state_is_read_again_after_a_failed_append(
+    first: object,
+) -> None:
+    class Deep(Collector):
+        pass
+
+    Deep.first = first
+    store = faulty()
+    async with ActorSystem("bank", persistence=store) as system:
+        ref = await ready(system, Deep)
+        one = await ref.ask(Deposit(1))
+        store.fail_next("append", kind="event")
+        with pytest.raises(StoreError):
+            await ref.ask(Deposit(2))
+        assert await ref.ask(Look()) == one
+
+
+async def test_a_state_changed_for_an_append_that_could_not_be_sent_is_read_again() -> None:
+    class Deep(PipelinedCollector):
+        first = Bag([])
+
+    async with ActorSystem("bank", persistence=InMemoryPersistence()) as system:
+        ref = await ready(system, Deep)
+        await ref.ask(Deposit(1))
+        await system.persistence.stop()
+        with pytest.raises(ActorStopped):
+            await ref.ask(Deposit(2))
+        assert await ref.ask(Look()) == {"amounts": [1]}
+
+
 # The gate
 
 
