@@ -116,6 +116,8 @@ class Schema:
         """Check both. Raises `InvalidSchema` for what could not be read back."""
         self._owner = owner
         self._types: dict[type, EventType] = {}
+        self._encode = msgspec.json.Encoder().encode
+        self._decoders: dict[type, msgspec.json.Decoder[object]] = {}
         #: classes whose events are encoded by their fields: the codec is faster with flat dicts
         self._plain: set[type] = set()
         self._classes: dict[str, tuple[type, int]] = {}
@@ -141,10 +143,27 @@ class Schema:
         return found
 
     def payload(self, event: object) -> object:
-        """Return what is stored of an event that `encode` knows."""
+        """Return what is stored of an event that `encode` knows.
+
+        Raises `InvalidEvent` for one that could not be read back: neither classes of msgspec nor
+        dataclasses look at what they are made of, and a history that holds it once is lost.
+        """
+        self._check_values(event)
         return (
             structs.asdict(cast("msgspec.Struct", event)) if type(event) in self._plain else event
         )
+
+    def _check_values(self, event: object) -> None:
+        try:
+            encoded = self._encode(event)
+        except Exception:  # noqa: BLE001 - the codec says what JSON has no form for
+            return
+        try:
+            self._decoders[type(event)].decode(encoded)
+        except Exception as error:  # users' classes may raise anything when they are made
+            raise InvalidEvent(
+                f"{type_name(event)} could not be read back: {text_of(error)}"
+            ) from error
 
     def decode(self, record: PersistedEvent) -> list[object]:
         """Return the events that a stored one stands for today: mostly one.
@@ -205,6 +224,7 @@ class Schema:
         if (fault := fault_in(event_class)) is not None:
             raise InvalidSchema(f"{event_class.__qualname__} could not be read back: {fault}")
         self._types[event_class] = event_type
+        self._decoders[event_class] = msgspec.json.Decoder(event_class)
         if _is_plain(event_class):
             self._plain.add(event_class)
         self._classes[event_type.name] = event_class, event_type.version
@@ -285,6 +305,7 @@ def fault_in(kind_of_value: Any) -> str | None:
     """Return what keeps the codec from reading a value of this type back, or `None`."""
     try:
         kind = msgspec.inspect.type_info(kind_of_value)
+        msgspec.json.Decoder(kind_of_value)
     except Exception as error:  # noqa: BLE001 - names in annotations that are not there, for one
         return text_of(error)
     seen: set[int] = set()

@@ -140,6 +140,91 @@ async def test_a_state_changed_for_an_append_that_could_not_be_sent_is_read_agai
         assert await ref.ask(Look()) == {"amounts": [1]}
 
 
+# Events
+
+
+class Limited(msgspec.Struct, frozen=True):
+    amount: Annotated[int, msgspec.Meta(ge=0)]
+
+
+class Several(msgspec.Struct, frozen=True):
+    amounts: list[int]
+
+
+class Nested(msgspec.Struct, frozen=True):
+    inner: Deposited
+
+
+class Measured(msgspec.Struct, frozen=True):
+    value: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Plain:
+    amount: int
+
+
+class Picky(msgspec.Struct, frozen=True):
+    amount: int
+
+    def __post_init__(self) -> None:
+        if self.amount < 0:
+            raise ValueError("less than nothing")
+
+
+class Keeper(EventSourced[tuple[object, ...]]):
+    """Keeps events, and looks at none of them."""
+
+    events = (Deposited, Limited, Several, Nested, Measured, Plain, Picky)
+
+    def initial_state(self) -> tuple[object, ...]:
+        return ()
+
+    def apply(self, state: tuple[object, ...], event: object) -> tuple[object, ...]:
+        return (*state, event)
+
+    async def receive(self, message: Any) -> Any:
+        if message != Look():
+            try:
+                await self.persist(message)
+            except PersistenceError as error:
+                return Failure(error)
+        return self.state
+
+
+def _negative() -> Picky:
+    event = Picky(1)
+    msgspec.structs.force_setattr(event, "amount", -1)
+    return event
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        Deposited("five"),  # type: ignore[arg-type]
+        Deposited(None),  # type: ignore[arg-type]
+        Deposited(True),
+        Deposited(1.0),  # type: ignore[arg-type]
+        Limited(-1),
+        Several(["a"]),  # type: ignore[list-item]
+        Nested(Deposited("five")),  # type: ignore[arg-type]
+        Measured(math.nan),
+        Plain("five"),  # type: ignore[arg-type]
+        _negative(),
+    ],
+    ids=repr,
+)
+async def test_an_event_that_could_not_be_read_back_is_not_stored(bad: object) -> None:
+    store = InMemoryPersistence()
+    async with ActorSystem("bank", persistence=store) as system:
+        keeper = system.spawn(Keeper, name="ann")
+        with pytest.raises(InvalidEvent, match="could not be read back"):
+            await keeper.ask(bad)
+        await keeper.ask(Deposited(1))
+    async with ActorSystem("bank", persistence=store) as system:
+        assert await system.spawn(Keeper, name="ann").ask(Look()) == (Deposited(1),)
+
+
 # The gate
 
 

@@ -192,6 +192,10 @@ class HoldsUnknown:
     thing: Missing  # type: ignore[name-defined]  # noqa: F821
 
 
+class HoldsAlternatives(msgspec.Struct):
+    things: list[int] | tuple[int, ...]
+
+
 class AlsoOpened:
     @event("Opened")
     class Twice(msgspec.Struct):
@@ -204,6 +208,7 @@ class AlsoOpened:
         ((HoldsCustom,), "no form for Custom"),
         ((HoldsCustomDeeply,), "no form for Custom"),
         ((HoldsUnknown,), "could not be read back"),
+        ((HoldsAlternatives,), "could not be read back"),
         ((Opened, AlsoOpened.Twice), "two events called 'Opened'"),
         ((Opened, Opened), "two events called 'Opened'"),
         ((Custom,), "an event is a msgspec Struct"),
