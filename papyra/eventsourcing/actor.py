@@ -63,13 +63,15 @@ class EventSourced(Actor, Generic[StateT]):
     _history: History[StateT] | None = None
     #: whether an append has failed on which the state depends
     _is_lost = False
+    #: whether `on_recovered` has returned since the last recovery
+    _is_prepared = False
     _pause = 0.0
     _retry_at = 0.0
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
         for name in ("initial_state", "apply"):
-            if inspect.iscoroutinefunction(vars(cls).get(name)):
+            if inspect.iscoroutinefunction(getattr(cls, name)):
                 raise InvalidActor(f"{cls.__name__}.{name} is pure, so not 'async def'")
         if "on_start" in vars(cls):
             raise InvalidActor(
@@ -98,7 +100,11 @@ class EventSourced(Actor, Generic[StateT]):
         """
 
     async def on_recovered(self) -> None:
-        """Prepare for messages, now that `state` is known. Called after each recovery."""
+        """Prepare for messages, now that `state` is known. Called after each recovery.
+
+        What it raises fails the start of the actor. Later it goes to the one who asked, and the
+        next message has it called again.
+        """
 
     @property
     def state(self) -> StateT:
@@ -183,11 +189,15 @@ class EventSourced(Actor, Generic[StateT]):
     async def _settle(self) -> None:
         """Wait for appends if there are too many; recover if need be, unless it has just failed."""
         history = self._own_history()
-        clock = self.context.clock
         await self.context.settle_outputs()
-        if history.failure is None and not self._is_lost:
-            self.context.settle_first(None)
-            return
+        if history.failure is not None or self._is_lost:
+            await self._recover(history)
+        self.context.settle_first(None)
+        if not self._is_prepared:
+            await self._prepare()
+
+    async def _recover(self, history: History[StateT]) -> None:
+        clock = self.context.clock
         if history.failure is not None and clock.monotonic() < self._retry_at:
             raise copy_of(history.failure)
         try:
@@ -198,9 +208,16 @@ class EventSourced(Actor, Generic[StateT]):
             self._record(failure)
             raise
         self._pause = self._retry_at = 0.0
-        self._is_lost = False
-        self.context.settle_first(None)
-        await self.on_recovered()
+        self._is_lost = self._is_prepared = False
+
+    async def _prepare(self) -> None:
+        self._is_prepared = True  # before it has, as it may persist, and settle what comes of that
+        try:
+            await self.on_recovered()
+        except BaseException:
+            self._is_prepared = False
+            self.context.settle_first(self._settle)
+            raise
 
     def _record(self, failure: RecoveryFailed) -> None:
         """Have it be known, as far as the store allows, that a recovery has failed."""

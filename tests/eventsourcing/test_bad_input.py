@@ -225,6 +225,54 @@ async def test_an_event_that_could_not_be_read_back_is_not_stored(bad: object) -
         assert await system.spawn(Keeper, name="ann").ask(Look()) == (Deposited(1),)
 
 
+# Hooks
+
+
+@pytest.mark.parametrize("kind", [staticmethod, classmethod])
+def test_an_apply_that_is_async_is_refused_whatever_kind_of_method_it_is(kind: Any) -> None:
+    async def apply(*args: object) -> object:
+        return args
+
+    with pytest.raises(InvalidActor, match="apply is pure"):
+        type("Late", (Account,), {"apply": kind(apply)})
+
+
+async def test_apply_may_be_a_static_method_and_initial_state_one_of_the_class() -> None:
+    class Odd(Account):
+        @classmethod
+        def initial_state(cls) -> Balance:
+            return Balance(100)
+
+        @staticmethod
+        def apply(state: Balance, event: Any) -> Balance:
+            return Balance(state.amount + event.amount)
+
+    async with ActorSystem("bank", persistence=InMemoryPersistence()) as system:
+        assert await system.spawn(Odd, name="ann").ask(Deposit(3)) == 103
+
+
+async def test_on_recovered_is_called_until_it_has_returned() -> None:
+    calls: list[int] = []
+
+    class Fragile(PipelinedAccount):
+        async def on_recovered(self) -> None:
+            calls.append(self.revision)
+            if len(calls) in (2, 3):
+                raise LookupError("not prepared")
+
+    store = faulty()
+    async with ActorSystem("bank", persistence=store) as system:
+        account = await ready(system, Fragile)
+        store.fail_next("append", kind="event")
+        with pytest.raises(StoreError):
+            await account.ask(Deposit(1))
+        for _ in range(2):
+            with pytest.raises(LookupError):
+                await account.ask(Deposit(1))
+        assert await account.ask(Deposit(5)) == 5
+    assert calls == [0, 0, 0, 0]
+
+
 # The gate
 
 
