@@ -249,8 +249,6 @@ class ActorRef:
         self._cell.loop.check()
         if timeout is not None and not is_seconds(timeout):
             raise InvalidPolicy(f"timeout is seconds, 0 or more, not {shown(timeout)}")
-        if OutputGate.shut and (gate := current_gate.get()) is not None:
-            await gate.opened()
         ask = Ask(message, self._cell.loop.new_signal())
         wait = self._cell.begin_wait(ask.done, limited=timeout is not None)
         if timeout is not None:
@@ -282,6 +280,8 @@ class ActorRef:
 
     async def _send(self, ask: Ask) -> None:
         """Put `ask` into the mailbox and wait until it has been answered."""
+        if OutputGate.shut and (gate := current_gate.get()) is not None:
+            await gate.opened()
         try:
             self._put_nowait(ask)
         except MailboxFull:

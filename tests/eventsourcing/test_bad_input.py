@@ -276,6 +276,31 @@ async def test_on_recovered_is_called_until_it_has_returned() -> None:
 # The gate
 
 
+async def test_an_ask_at_the_gate_waits_no_longer_than_it_says() -> None:
+    class Asker(PipelinedAccount):
+        async def receive(self, message: Any) -> Any:
+            if isinstance(message, ActorRef):
+                self.persist_nowait(Deposited(1))
+                with pytest.raises(AskTimeout):
+                    await message.ask("what", timeout=0.01)
+                store.release()
+                return "gave up"
+            return await super().receive(message)
+
+    log: list[Any] = []
+    store = faulty()
+    async with ActorSystem("bank", persistence=store) as system:
+        asker = await ready(system, Asker)
+        target = system.spawn(Log, log, name="log")
+        await target.ask("first")
+        await system.backend.flush()
+        store.hang("append", kind="event")
+        with anyio.fail_after(10):
+            assert await asker.ask(target) == "gave up"
+        await target.ask("last")
+    assert "what" not in log
+
+
 class Strange(StoreError):
     """An error that its author did not think would be copied."""
 
