@@ -379,14 +379,14 @@ class ActorLoop:
         return len(run)
 
     def _answer(self, ask: Ask, reply: object) -> None:
-        if self._lifecycle.gate is None:
+        if self._lifecycle.gate is None or not self._lifecycle.gate.is_shut:
             self._answer_now(ask, reply)
         else:
             self._give(ask, functools.partial(self._answer_now, ask, reply))
 
     def _give(self, ask: Ask, release: Callable[[], None]) -> None:
         """Call `release`, which wakes who asked, when nothing stands at the gate any more."""
-        if self._lifecycle.gate is None:
+        if self._lifecycle.gate is None or not self._lifecycle.gate.is_shut:
             release()
         else:
             self._lifecycle.gate.hold(_HeldReply(ask, release))

@@ -183,6 +183,8 @@ class EventSourced(Actor, Generic[StateT]):
         self._history = History(schema, self.context, self.initial_state, self.apply)
         self.context.settle_first(self._settle)
         # Whoever asks is told, and has it tried again.
+        # From now on, so that tasks that are started before the first event pass it, too.
+        self.context.output_gate()
         with contextlib.suppress(RecoveryFailed):
             await self._settle()
 

@@ -301,6 +301,42 @@ async def test_an_ask_at_the_gate_waits_no_longer_than_it_says() -> None:
     assert "what" not in log
 
 
+async def test_a_task_of_before_the_first_event_tells_nobody_of_what_is_not_stored() -> None:
+    log: list[Any] = []
+
+    class Teller(PipelinedAccount):
+        async def on_recovered(self) -> None:
+            self.has_changed = anyio.Event()
+            self.tasks = await anyio.create_task_group().__aenter__()
+            self.tasks.start_soon(self.tell_of_changes)
+
+        async def tell_of_changes(self) -> None:
+            await self.has_changed.wait()
+            self.context.system.find("bank/log").tell_nowait(self.revision)  # type: ignore[union-attr]
+            await self.context.system.find("bank/log").tell(self.revision)  # type: ignore[union-attr]
+
+        async def keep(self, event: object) -> None:
+            self.persist_nowait(event)
+            self.has_changed.set()
+
+        async def on_stop(self) -> None:
+            await self.tasks.__aexit__(None, None, None)
+
+    store = faulty()
+    async with ActorSystem("bank", persistence=store) as system:
+        target = system.spawn(Log, log, name="log")
+        teller = await ready(system, Teller)
+        store.hang("append", kind="event")
+        await teller.tell(Deposit(1))
+        with pytest.raises(AskTimeout):
+            await teller.ask(Look(), timeout=0.05)
+        await target.ask("between")
+        store.release()
+        assert await teller.ask(Look()) == (1, 1)
+        await teller.stop()
+    assert log == ["start", "between", 1, 1, "stop"]
+
+
 class Strange(StoreError):
     """An error that its author did not think would be copied."""
 
