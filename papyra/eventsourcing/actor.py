@@ -134,6 +134,8 @@ class EventSourced(Actor, Generic[StateT]):
         """
         history = self._check_task()
         if history.failure is not None:
+            # The message at hand has seen the state. If that was not kept, it must not go on.
+            await self.context.output_gate().opened()
             await self._settle()
         if not events:
             return
@@ -181,10 +183,10 @@ class EventSourced(Actor, Generic[StateT]):
         schema = type(self)._schema
         assert schema is not None  # this class is abstract
         self._history = History(schema, self.context, self.initial_state, self.apply)
-        self.context.settle_first(self._settle)
-        # Whoever asks is told, and has it tried again.
         # From now on, so that tasks that are started before the first event pass it, too.
         self.context.output_gate()
+        self.context.settle_first(self._settle)
+        # Whoever asks is told, and has it tried again.
         with contextlib.suppress(RecoveryFailed):
             await self._settle()
 

@@ -337,6 +337,34 @@ async def test_a_task_of_before_the_first_event_tells_nobody_of_what_is_not_stor
     assert log == ["start", "between", 1, 1, "stop"]
 
 
+class Stubborn(Collector):
+    """Persists, and goes on whatever comes of it."""
+
+    first = Bag([])
+
+    async def receive(self, message: Any) -> Any:
+        if message != "go on":
+            return await super().receive(message)
+        self.persist_nowait(Deposited(1))
+        seen = list(self.state.amounts)
+        for _ in range(3):
+            with contextlib.suppress(PapyraError):
+                await self.persist(Deposited(10))
+        return seen
+
+
+async def test_who_goes_on_after_an_append_that_failed_tells_nobody_of_it() -> None:
+    store = faulty()
+    async with ActorSystem("bank", persistence=store) as system:
+        stubborn = await ready(system, Stubborn)
+        store.fail_next("append", kind="event")
+        with pytest.raises(StoreError):
+            await stubborn.ask("go on")
+        assert await stubborn.ask(Look()) == {"amounts": []}
+        assert await stubborn.ask("go on") == [1]
+        assert await stubborn.ask(Look()) == {"amounts": [1, 10, 10, 10]}
+
+
 class Strange(StoreError):
     """An error that its author did not think would be copied."""
 
