@@ -124,9 +124,9 @@ class EventSourced(Actor, Generic[StateT]):
         """Store `events` next to each other, all or none, and take on the state they lead to.
 
         They are applied first: what `apply` raises is raised here, and nothing is stored. On return
-        they are as durable as the backend promises. If the append raises, nothing is stored, and
-        the state is what it was. If it is cancelled, it is settled before the next message whether
-        they are stored.
+        they are as durable as the backend promises. If the append raises, the state is what it was.
+        Whether they are stored all the same, as an answer can get lost, is settled before the next
+        message; also if it is cancelled.
 
         Raises `InvalidEvent` for one of another type than `events` names, `WrongTask` outside of
         the actor's own task, and what `append` raises; `RevisionConflict` if somebody else has
@@ -142,7 +142,7 @@ class EventSourced(Actor, Generic[StateT]):
         try:
             await history.append(events)
         except BaseException:
-            if history.failure is not None:
+            if history.failure is not None or history.is_in_doubt:
                 self.context.settle_first(self._settle)
             raise
 
@@ -194,7 +194,7 @@ class EventSourced(Actor, Generic[StateT]):
         """Wait for appends if there are too many; recover if need be, unless it has just failed."""
         history = self._own_history()
         await self.context.settle_outputs()
-        if history.failure is not None or self._is_lost:
+        if history.failure is not None or history.is_in_doubt or self._is_lost:
             await self._recover(history)
         self.context.settle_first(None)
         if not self._is_prepared:
@@ -204,15 +204,18 @@ class EventSourced(Actor, Generic[StateT]):
         clock = self.context.clock
         if history.failure is not None and clock.monotonic() < self._retry_at:
             raise copy_of(history.failure)
+        is_known = history.failure is None and not self._is_lost
+        revision = history.revision
         try:
-            await history.recover()
+            await history.recover(from_beginning=not is_known)
         except RecoveryFailed as failure:
             self._pause = min(2 * self._pause or FIRST_PAUSE, LONGEST_PAUSE)
             self._retry_at = clock.monotonic() + self._pause
             self._record(failure)
             raise
         self._pause = self._retry_at = 0.0
-        self._is_lost = self._is_prepared = False
+        self._is_lost = False
+        self._is_prepared &= is_known and history.revision == revision
 
     async def _prepare(self) -> None:
         self._is_prepared = True  # before it has, as it may persist, and settle what comes of that

@@ -13,7 +13,16 @@ from papyra._error_copy import copy_of
 from papyra._safe_repr import shown, text_of, type_name
 from papyra.actor import ActorContext
 from papyra.eventsourcing.schema import Schema
-from papyra.exceptions import InvalidEvent, PersistenceError, RecoveryFailed, RevisionConflict
+from papyra.exceptions import (
+    InvalidEvent,
+    InvalidRecord,
+    InvalidRequest,
+    PersistenceError,
+    PositionsExhausted,
+    RecoveryFailed,
+    RevisionConflict,
+    StoreUnavailable,
+)
 from papyra.persistence.messages import Append, AppendMany
 from papyra.persistence.records import PersistedEvent
 from papyra.ref import Answered
@@ -27,6 +36,8 @@ PAGE = 1_000
 
 #: What can't be changed in place, whatever `apply` does.
 _SCALARS = frozenset({int, float, str, bytes, bool, complex, range, type(None)})
+#: Errors after which it is certain that an append has stored nothing.
+_NOTHING_STORED = (InvalidRecord, InvalidRequest, PositionsExhausted, StoreUnavailable)
 #: Values in a state that are looked at, to find out whether it can be changed in place.
 MAX_PARTS = 10_000
 
@@ -50,6 +61,8 @@ class History(Generic[StateT]):
         self._state: StateT
         #: position in the history that `state` is the sum up to
         self.revision = 0
+        #: whether the store may hold more: an append has failed, or its answer was lost
+        self.is_in_doubt = False
         #: why there is no state, or that nobody has asked for one yet
         self.failure: RecoveryFailed | None = RecoveryFailed(
             f"{self._address} has not been recovered yet", actor=self._address
@@ -62,16 +75,20 @@ class History(Generic[StateT]):
             raise copy_of(self.failure)
         return self._state
 
-    async def recover(self) -> None:
-        """Read the history from its beginning. Raises `RecoveryFailed`."""
+    async def recover(self, *, from_beginning: bool) -> None:
+        """Read the history. Raises `RecoveryFailed`.
+
+        It may go on from a state that is known, where only what follows is in doubt.
+        """
+        from_beginning |= self.failure is not None
         self.failure = RecoveryFailed(f"{self._address} is recovering", actor=self._address)
         try:
             async with self._context.system.recoveries:
-                await self._replay()
+                await self._replay(from_beginning=from_beginning)
         except RecoveryFailed as failure:
             self.failure = failure
             raise
-        self.failure = None
+        self.failure, self.is_in_doubt = None, False
 
     async def append(self, events: Sequence[object]) -> None:
         """Store `events` next to each other, and move on to the state that they lead to.
@@ -89,6 +106,7 @@ class History(Generic[StateT]):
         except PersistenceError as error:
             if not _is_immutable(before):
                 self.lose(error)
+            self.is_in_doubt |= not isinstance(error, _NOTHING_STORED)
             raise
         except BaseException as error:
             # Cancelled, most likely: whether it is stored, the store knows.
@@ -155,10 +173,13 @@ class History(Generic[StateT]):
             raise _no_state(type_name(event))
         return following
 
-    async def _replay(self) -> None:
-        state = self._initial_state()
-        self._allows_none = state is None
-        self.revision, more = 0, True
+    async def _replay(self, *, from_beginning: bool) -> None:
+        if from_beginning:
+            state, self.revision = self._initial_state(), 0
+            self._allows_none = state is None
+        else:
+            state = self._state
+        more = True
         while more:
             try:
                 page = await self._context.system.backend.read_history(

@@ -397,3 +397,45 @@ async def test_each_asker_of_an_actor_that_can_not_recover_gets_an_error_of_its_
             lengths.append(len(caught.traceback))
         assert lengths[-1] <= lengths[1] + 1
         store.clear()
+
+
+# Answers that got lost
+
+
+class Calm(Account):
+    """Says no when the store does, and goes on with the same instance."""
+
+    recoveries: list[int]
+
+    async def on_recovered(self) -> None:
+        self.recoveries.append(self.revision)
+
+    async def receive(self, message: Any) -> Any:
+        if isinstance(message, Deposit):
+            try:
+                await self.persist(Deposited(message.amount))
+            except StoreError as error:
+                assert self.state.movements == self.revision
+                return Failure(error)
+        return await super().receive(Look())
+
+
+@pytest.mark.parametrize("is_stored", [True, False])
+async def test_an_append_that_is_stored_though_it_failed_is_seen_by_the_next_message(
+    is_stored: bool,
+) -> None:
+    found: list[int] = []
+
+    class Counted(Calm):
+        recoveries = found
+
+    store = faulty()
+    async with ActorSystem("bank", persistence=store) as system:
+        account = await ready(system, Counted)
+        assert await account.ask(Deposit(1)) == (1, 1)
+        store.fail_next("append", kind="event", after=is_stored)
+        with pytest.raises(StoreError):
+            await account.ask(Deposit(5))
+        assert await account.ask(Look()) == ((6, 2) if is_stored else (1, 1))
+        assert await account.ask(Deposit(1)) == ((7, 3) if is_stored else (2, 2))
+    assert found == ([0, 2] if is_stored else [0])
