@@ -141,11 +141,9 @@ class IdleTimeouts:
             await self._sooner.wait()
             return
         due = self._deadlines[0][0]
-        with self._clock.move_on_after(due - self._clock.monotonic()) as wait:
+        with self._clock.move_on_after(due - self._clock.monotonic()):
             await self._sooner.wait()
         now = self._clock.monotonic()
-        if wait.cancelled_caught:
-            now = max(now, due)  # whatever the clock rounds
         while self._deadlines and self._deadlines[0][0] <= now:
             self._look_at(heapq.heappop(self._deadlines)[2], now)
 

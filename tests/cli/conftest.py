@@ -39,6 +39,9 @@ PROGRAM = [sys.executable, "-m", "papyra.cli"]
 NOT_PASSED_ON = ("PAPYRA_", "NO_COLOR", "FORCE_COLOR", "CLICOLOR", "COLUMNS", "PYTHONUNBUFFERED")
 
 _ESCAPE = re.compile(r"\x1b(\[[0-9;?]*[A-Za-z]|[()][A-B0-2])")
+#: What a progress bar draws, and takes away again: where a machine is slow, there is one.
+_LINE_ABOVE_ERASED = re.compile(r"[^\n]*\n(?:\x1b\[\?25h)?\r?\x1b\[1A\x1b\[2K")
+_LINE_ERASED = re.compile(r"[^\n]*\x1b\[2K")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,7 +70,8 @@ class Done:
     @property
     def text(self) -> str:
         """What is to be read on a terminal."""
-        return _ESCAPE.sub("", self.out).replace("\r\n", "\n")
+        left = _LINE_ERASED.sub("", _LINE_ABOVE_ERASED.sub("", self.out))
+        return _ESCAPE.sub("", left).replace("\r\n", "\n")
 
 
 class Command:

@@ -1023,6 +1023,39 @@ async def test_a_wait_for_one_life_goes_over_to_the_next(log: list[Any]) -> None
         assert system.entities.activations == 2
 
 
+async def test_who_waits_for_a_later_life_waits_for_all_before_it(log: list[Any]) -> None:
+    class Does(Actor):
+        async def receive(self, message: Any) -> Any:
+            return await message(self)
+
+    async def ask_back(actor: Account) -> None:
+        with pytest.raises(WouldDeadlock):
+            await does.ask(answer)
+        actor.note("told")
+
+    async def answer(_: Actor) -> None:
+        pass
+
+    async def ask_it(_: Actor) -> Any:
+        return await slow.ask(5)
+
+    door = Door()
+    async with ActorSystem("bank") as system:
+        system.entities.register(Slow, log, door)
+        slow, does = system.entity(Slow, "42"), system.spawn(Does)
+        slow.tell_nowait("sleep")
+        await door.entered.wait()
+        slow.tell_nowait(ask_back)  # for a second life
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(slow.stop)
+            await wait_until_idle()
+            tasks.start_soon(does.ask, ask_it)  # for a third
+            await wait_until_idle()
+            door.release.set()
+        steps = [what for _, what in log if what not in ("made", "start")]
+        assert steps == ["stop", "told", "stop", 5]
+
+
 # Threads, loops, context variables
 
 

@@ -10,6 +10,7 @@ import anyio
 import pytest
 
 from papyra import Actor, ActorRef, ActorSystem, Decision, EntityRef, OneForOne
+from papyra._runtime.idle_timeouts import EntityMailbox
 from papyra.persistence.backends.memory import InMemoryPersistence
 from papyra.testing import ManualClock, wait_until_idle
 from tests.actors import letters, story
@@ -157,19 +158,14 @@ async def test_one_task_looks_after_all_idle_timeouts(clock: ManualClock) -> Non
 
 
 async def test_those_that_have_ended_are_not_kept_for_their_deadlines(clock: ManualClock) -> None:
-    lives: list[weakref.ref[Actor]] = []
-
-    class Noted(Patient):
-        def __init__(self) -> None:
-            lives.append(weakref.ref(self))
-
     async with ActorSystem(clock=clock) as system:
         for number in range(1_000):
-            await system.entity(Noted, str(number)).ask("sleep")
+            await system.entity(Patient, str(number)).ask("sleep")
         await wait_until_idle()
         gc.collect()
-        assert len(lives) == 1_000
-        assert len([life for life in lives if life() is not None]) < 200
+        kept = [type(each) for each in gc.get_objects()]
+        assert kept.count(Patient) + kept.count(EntityMailbox) < 200
+        assert system.entities.passivations == 1_000
 
 
 async def test_a_ref_that_nobody_holds_costs_nothing_once_the_entity_sleeps(
