@@ -8,6 +8,7 @@ first Ctrl-C, the end of `asyncio.run`), and trio's ``KeyboardInterrupt``.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import math
 from collections.abc import Callable, Coroutine
 from typing import Any, Protocol, TypeVar
@@ -24,6 +25,7 @@ __all__ = (
     "enable_interrupts",
     "end_if_left_open",
     "in_a_task",
+    "meet_cancellation",
     "shield_from_interrupts",
     "start_surely",
     "take_cancellation",
@@ -68,6 +70,16 @@ def take_cancellation() -> None:
     task = asyncio.current_task()
     while task is not None and task.cancelling():
         task.uncancel()
+
+
+async def meet_cancellation() -> None:
+    """Let a ``cancel()`` of the running asyncio task that has not struck yet strike here.
+
+    A task that ends before it has struck is a cancelled one, and takes its group along.
+    """
+    if cancelled_by_its_task():
+        with contextlib.suppress(asyncio.CancelledError):
+            await asyncio.sleep(0)
 
 
 def without_cancellation(error: BaseException) -> BaseException | None:

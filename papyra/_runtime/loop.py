@@ -17,6 +17,7 @@ from papyra._runtime.cancellation import (
     cancelled_by_its_task,
     cancelled_within,
     enable_interrupts,
+    meet_cancellation,
     take_cancellation,
     without_cancellation,
 )
@@ -210,6 +211,7 @@ class ActorLoop:
         except Exception as error:  # noqa: BLE001 - the scope's: one within it stands open
             left_open = True
             self._leave_open(error)
+        await meet_cancellation()
         if self._lifecycle.will_restart:
             self.variables = self._cell.new_variables()
             self._cell.launch_again()

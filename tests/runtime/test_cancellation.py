@@ -622,6 +622,26 @@ async def test_an_actor_whose_task_is_cancelled_stops_and_has_not_crashed(
     assert "ActorCrashed" not in story(persistence)
 
 
+async def test_an_actor_that_crashes_as_its_task_is_cancelled_takes_nobody_along(
+    anyio_backend_name: str,
+) -> None:
+    if anyio_backend_name == "trio":
+        return  # nobody can do that there
+
+    class Doomed(Actor):
+        async def receive(self, message: Any) -> Any:
+            actor_task(self.context.self_ref).cancel()
+            raise LookupError(message)
+
+    async with ActorSystem() as system:
+        doomed = system.spawn(Doomed)
+        with pytest.raises(LookupError):
+            await doomed.ask("crash")
+        with pytest.raises(LookupError):
+            await doomed.ask("crash again, restarted")
+        assert await system.spawn(Echo).ask("the system goes on") == "the system goes on"
+
+
 async def test_a_system_whose_persistence_actor_is_cancelled_ends_in_order(
     tmp_path: Path, anyio_backend_name: str
 ) -> None:
