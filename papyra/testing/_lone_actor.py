@@ -148,7 +148,7 @@ class LoneActor(Generic[StateT]):
     def output_gate(self) -> OutputGate:
         """Return the gate, which opens when the message at hand has been handled."""
         if self.gate is None:
-            self.gate = OutputGate()
+            self.gate = _Gate(self.persistence)
         return self.gate
 
     async def settle_outputs(self) -> None:
@@ -217,6 +217,24 @@ class LoneActor(Generic[StateT]):
     def portal(self) -> Portal:
         """There is none."""
         _refuse("there is no portal")
+
+
+class _Gate(OutputGate):
+    """A gate where nobody waits in vain: the store then carries out what was asked of it."""
+
+    __slots__ = ("_store",)
+
+    def __init__(self, store: _StoreRef) -> None:
+        super().__init__()
+        self._store = store
+
+    async def opened(self) -> None:
+        await self._store.answer()
+        await super().opened()
+
+    async def drained(self) -> None:
+        await self._store.answer()
+        await super().drained()
 
 
 class _OwnRef(ActorRef):
