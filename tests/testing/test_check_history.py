@@ -146,6 +146,24 @@ async def test_a_store_that_is_open_stays_open() -> None:
         await check_history(store, Account)
 
 
+async def test_nothing_is_applied_to_a_state_that_is_not_known() -> None:
+    class Poor(Account):
+        def apply(self, state: Balance, event: Any) -> Balance:
+            after = super().apply(state, event)
+            if after.amount < 0:
+                raise ValueError("less than nothing")
+            return after
+
+    store = InMemoryPersistence()
+    async with store:
+        for revision, name in enumerate(["Lost", "Withdrawn", "Gone"], 1):
+            record = PersistedEvent("bank", "bank/ann", name, {"amount": 1}, 1.0, None, revision)
+            await store.append(record)
+        with pytest.raises(HistoryCheckFailed) as caught:
+            await check_history(store, Poor)
+    assert [each.event_type for each in caught.value.problems] == ["Lost", "Gone"]
+
+
 async def test_a_check_of_nothing_has_failed(tmp_path: Path) -> None:
     with pytest.raises(InvalidPath, match="no store at"):
         await check_history(tmp_path / "missing.ndjson", Account)

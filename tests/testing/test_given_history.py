@@ -138,6 +138,30 @@ async def test_an_actor_that_has_stopped_starts_anew_with_the_next_command() -> 
     assert (await account.when("handled")).reply == 1
 
 
+async def test_what_was_left_unhandled_is_an_error_whatever_is_returned() -> None:
+    class Lazy(Account):
+        async def receive(self, message: Any) -> Any:
+            self.unhandled(message)
+            return "done"
+
+    outcome = await given_history(Lazy).when("what")
+    assert isinstance(outcome.error, UnhandledMessage)
+    assert (outcome.reply, outcome.has_crashed) == (None, False)
+
+
+async def test_on_stop_is_called_after_a_crash_and_when_it_stops() -> None:
+    stopped: list[str] = []
+
+    class Tidy(Frail):
+        async def on_stop(self) -> None:
+            stopped.append("tidied up")
+
+    account = given_history(Tidy)
+    for command, times in (("handled", 0), ("crash", 1), ("handled", 1), ("stop", 2)):
+        await account.when(command)
+        assert len(stopped) == times
+
+
 async def test_what_an_actor_tells_itself_is_seen() -> None:
     account = given_history(Frail, actor="ann", system_id="bank")
     outcome = await account.when("tell")
