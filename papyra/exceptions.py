@@ -39,6 +39,7 @@ __all__ = (
     "RecoveryFailed",
     "RevisionConflict",
     "SettingsError",
+    "SnapshotsUnsupported",
     "StoreAccessDenied",
     "StoreChanged",
     "StoreDamaged",
@@ -260,6 +261,10 @@ class RevisionConflict(PersistenceError):
 
 class HistoriesUnsupported(PersistenceError):
     """The store keeps no histories, so no event may have a revision. Nothing was stored."""
+
+
+class SnapshotsUnsupported(PersistenceError):
+    """The store keeps no snapshots. Actors are recovered by their whole histories, then."""
 
 
 class InvalidEvent(PersistenceError, TypeError):

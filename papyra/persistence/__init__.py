@@ -16,6 +16,10 @@ if TYPE_CHECKING:
         Flushed,
         GetMetrics,
         HistoryPage,
+        Identify,
+        Identity,
+        LoadedSnapshot,
+        LoadSnapshot,
         Page,
         Read,
         ReadHistory,
@@ -23,7 +27,9 @@ if TYPE_CHECKING:
         Request,
         ResetMetrics,
         Restore,
+        SaveSnapshot,
         Scan,
+        SnapshotSaved,
         Summarize,
     )
     from papyra.persistence.metrics import MetricsSnapshot
@@ -43,6 +49,7 @@ if TYPE_CHECKING:
         ScanProgress,
         StoreSummary,
     )
+    from papyra.persistence.snapshots import Snapshot
     from papyra.persistence.startup import PersistenceStartupConfig
 
 __all__ = (
@@ -56,7 +63,11 @@ __all__ = (
     "Flushed",
     "GetMetrics",
     "HistoryPage",
+    "Identify",
+    "Identity",
     "Kind",
+    "LoadSnapshot",
+    "LoadedSnapshot",
     "MetricsSnapshot",
     "Page",
     "PersistedAudit",
@@ -75,14 +86,17 @@ __all__ = (
     "Request",
     "ResetMetrics",
     "Restore",
+    "SaveSnapshot",
     "Scan",
     "ScanProgress",
+    "Snapshot",
+    "SnapshotSaved",
     "StoreSummary",
     "Summarize",
 )
 
 #: Where these names are, from the ground up.
-_MODULES = ("records", "reports", "metrics", "breaker", "messages", "startup", "actor")
+_MODULES = ("records", "snapshots", "reports", "metrics", "breaker", "messages", "startup", "actor")
 
 if not TYPE_CHECKING:
     __getattr__ = finder(__name__, __all__, _MODULES)

@@ -17,6 +17,7 @@ from papyra.message import Message, ReplyT
 from papyra.persistence.metrics import MetricsSnapshot
 from papyra.persistence.records import (
     KINDS,
+    MAX_VERSION,
     Kind,
     PersistedAudit,
     PersistedDeadLetter,
@@ -31,6 +32,7 @@ from papyra.persistence.reports import (
     StoreSummary,
 )
 from papyra.persistence.retention import RetentionPolicy
+from papyra.persistence.snapshots import Snapshot
 
 __all__ = (
     "AnyRequest",
@@ -42,6 +44,10 @@ __all__ = (
     "Flushed",
     "GetMetrics",
     "HistoryPage",
+    "Identify",
+    "Identity",
+    "LoadSnapshot",
+    "LoadedSnapshot",
     "Page",
     "Read",
     "ReadHistory",
@@ -49,9 +55,15 @@ __all__ = (
     "Request",
     "ResetMetrics",
     "Restore",
+    "SaveSnapshot",
     "Scan",
+    "SnapshotSaved",
     "Summarize",
 )
+
+
+#: Bytes of the state in a snapshot, at most: those of a record.
+MAX_STATE_BYTES = 64 * 1024 * 1024
 
 
 class Appended(msgspec.Struct, frozen=True, tag=True):
@@ -92,6 +104,30 @@ class Flushed(msgspec.Struct, frozen=True, tag=True):
     """Every record up to `last_seq` is as durable as the backend makes it."""
 
     last_seq: int
+
+
+class Identity(msgspec.Struct, frozen=True, tag=True):
+    """The identity of a store."""
+
+    #: its id; `None` for a store that has none, or none yet where it is only looked at
+    store_id: str | None
+
+
+class SnapshotSaved(msgspec.Struct, frozen=True, tag=True):
+    """A snapshot was saved, and is as durable as the records of the store."""
+
+    revision: int
+    #: bytes that it takes
+    size: int
+
+
+class LoadedSnapshot(msgspec.Struct, frozen=True, tag=True):
+    """The newest snapshot of an actor that can be believed."""
+
+    #: `None` if there is none
+    snapshot: Snapshot | None
+    #: in words, each newer one that was passed over, and why
+    passed_over: tuple[str, ...] = ()
 
 
 class Request(msgspec.Struct, Message[ReplyT], frozen=True, tag=True):
@@ -203,6 +239,72 @@ class ReadHistory(Request[HistoryPage], frozen=True):
                 raise InvalidRequest(f"{name} is a whole number, 0 or greater, not {shown(value)}")
 
 
+class SaveSnapshot(Request[SnapshotSaved], frozen=True):
+    """Save a snapshot of an actor beside the records, and keep the newest few.
+
+    Raises `SnapshotsUnsupported`; `InvalidRequest` if that event is not at that place, or an
+    argument is of the wrong type or range.
+    """
+
+    #: the actor's address
+    actor: str
+    #: of the last event that is part of the state
+    revision: int
+    #: where that event is
+    seq: int
+    #: the state, as JSON
+    state: msgspec.Raw
+    #: Unix time in seconds
+    timestamp: float
+    #: of the state's meaning
+    version: int = 1
+    #: how many of the actor's snapshots are kept, the newest ones, this one included
+    keep: int = 2
+    #: of the state's type: see `Snapshot`
+    shape: str = ""
+
+    def __post_init__(self) -> None:
+        _check_text("actor", self.actor)
+        _check_text("shape", self.shape)
+        for name in ("revision", "seq", "version", "keep"):
+            value = getattr(self, name)
+            if type(value) is not int or not 0 < value <= MAX_VERSION:
+                raise InvalidRequest(f"{name} is a whole number from 1 on, not {shown(value)}")
+        if not isinstance(self.state, msgspec.Raw) or len(self.state) > MAX_STATE_BYTES:
+            raise InvalidRequest(
+                f"state is JSON in a msgspec.Raw, of at most {MAX_STATE_BYTES // 1024**2} MiB"
+            )
+        if not _is_moment(self.timestamp) or math.isinf(self.timestamp):
+            raise InvalidRequest(f"timestamp is Unix time in seconds, not {shown(self.timestamp)}")
+
+
+class LoadSnapshot(Request[LoadedSnapshot], frozen=True):
+    """Load the newest snapshot of an actor that can be believed.
+
+    Passed over is one that is damaged, of another actor, version or store, or taken after an event
+    that is not in this store any more. Raises `SnapshotsUnsupported`, and `InvalidRequest` when an
+    argument is of the wrong type or range.
+    """
+
+    #: the actor's address
+    actor: str
+    #: of the state's meaning
+    version: int = 1
+    #: only a snapshot with a smaller revision: that one could not be used
+    before_revision: int | None = None
+
+    def __post_init__(self) -> None:
+        _check_text("actor", self.actor)
+        for name in ("version", "before_revision"):
+            value = getattr(self, name)
+            if (type(value) is not int or value < 1) and (name, value) != ("before_revision", None):
+                raise InvalidRequest(f"{name} is a whole number from 1 on, not {shown(value)}")
+
+
+class Identify(Request[Identity], frozen=True):
+    """Return the id of the store, making one if it has none yet."""
+
+
 class Restore(Request[Appended], frozen=True):
     """Store records that come from another store at the positions that they have there.
 
@@ -258,6 +360,11 @@ class Flush(Request[Flushed], frozen=True):
     """Make everything appended so far as durable as the backend can."""
 
 
+def _check_text(name: str, value: object) -> None:
+    if type(value) is not str:
+        raise InvalidRequest(f"{name} is a string, not {shown(value)}")
+
+
 def _is_moment(value: object) -> bool:
     try:
         return type(value) in (float, int) and not math.isnan(value)  # type: ignore[arg-type]
@@ -271,6 +378,9 @@ AnyRequest: TypeAlias = (
     | Restore
     | Read
     | ReadHistory
+    | SaveSnapshot
+    | LoadSnapshot
+    | Identify
     | Summarize
     | GetMetrics
     | ResetMetrics

@@ -30,6 +30,13 @@ class _Counters(msgspec.Struct):
     scan_errors: int = 0
     recovery_errors: int = 0
     compaction_errors: int = 0
+    snapshots_saved: int = 0
+    #: snapshots that were found to be right, and given out
+    snapshots_loaded: int = 0
+    #: snapshots that were damaged, outdated, or of another past
+    snapshots_passed_over: int = 0
+    #: snapshots that could not be saved
+    snapshot_errors: int = 0
 
 
 class MetricsSnapshot(_Counters, frozen=True, tag=True):  # type: ignore[misc] # of its fields

@@ -17,6 +17,9 @@ from papyra.persistence.messages import (
     Flush,
     Flushed,
     HistoryPage,
+    Identify,
+    LoadedSnapshot,
+    LoadSnapshot,
     Page,
     Read,
     ReadHistory,
@@ -107,6 +110,16 @@ class PersistenceVerbs(abc.ABC):
     ) -> HistoryPage:
         """Return one page of an actor's history; the arguments are those of `ReadHistory`."""
         return await self.execute(ReadHistory(actor, after_revision, limit))
+
+    async def load_snapshot(
+        self, actor: str, *, version: int = 1, before_revision: int | None = None
+    ) -> LoadedSnapshot:
+        """Return an actor's newest snapshot to be believed; the arguments are of `LoadSnapshot`."""
+        return await self.execute(LoadSnapshot(actor, version, before_revision))
+
+    async def store_id(self) -> str | None:
+        """Return the id of the store, which it keeps as long as it lives; see `Identify`."""
+        return (await self.execute(Identify())).store_id
 
     async def list_events(
         self, limit: int | None = None, since: float | None = None

@@ -27,7 +27,16 @@ __all__ = (
 )
 
 OperationName: TypeAlias = Literal[
-    "append", "read", "scan", "recover", "compact", "flush", "open", "close"
+    "append",
+    "read",
+    "scan",
+    "recover",
+    "compact",
+    "flush",
+    "open",
+    "close",
+    "save_snapshot",
+    "load_snapshot",
 ]
 FaultT = TypeVar("FaultT")
 

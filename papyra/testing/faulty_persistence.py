@@ -13,6 +13,7 @@ from papyra.exceptions import InvalidRecord, InvalidSetting, PersistenceError
 from papyra.persistence.backends.base import PersistenceBackend
 from papyra.persistence.backends.group_commit import Committed
 from papyra.persistence.backends.revisions import histories_of
+from papyra.persistence.backends.snapshots import snapshots_of
 from papyra.persistence.backends.store import Batch
 from papyra.persistence.backends.summary import summarize
 from papyra.persistence.messages import (
@@ -366,6 +367,32 @@ class FaultyStore:
     async def last_revisions(self, actors: Collection[str]) -> Mapping[str, int]:
         """Ask the wrapped store; no fault is injected."""
         return await histories_of(self._store).last_revisions(actors)
+
+    async def store_id(self) -> str:
+        """Ask the wrapped store; no fault is injected."""
+        return await snapshots_of(self._store).store_id()
+
+    async def save_snapshot(self, actor: str, revision: int, data: bytes) -> None:
+        """Save a snapshot."""
+        store = snapshots_of(self._store)
+        await self._faults.attempt(
+            "save_snapshot", lambda: store.save_snapshot(actor, revision, data)
+        )
+
+    async def snapshot_revisions(self, actor: str) -> list[int]:
+        """Ask the wrapped store; no fault is injected."""
+        return await snapshots_of(self._store).snapshot_revisions(actor)
+
+    async def load_snapshot(self, actor: str, revision: int) -> bytes | None:
+        """Load a snapshot."""
+        store = snapshots_of(self._store)
+        return await self._faults.attempt(
+            "load_snapshot", lambda: store.load_snapshot(actor, revision)
+        )
+
+    async def remove_snapshot(self, actor: str, revision: int) -> None:
+        """Ask the wrapped store; no fault is injected."""
+        await snapshots_of(self._store).remove_snapshot(actor, revision)
 
     async def summarize(self) -> StoreSummary:
         """Sum up the wrapped store; for faults, that is one read."""

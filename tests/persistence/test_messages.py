@@ -17,6 +17,10 @@ from papyra.persistence import (
     Flush,
     Flushed,
     GetMetrics,
+    Identify,
+    Identity,
+    LoadedSnapshot,
+    LoadSnapshot,
     MetricsSnapshot,
     Page,
     PersistenceAnomaly,
@@ -26,7 +30,10 @@ from papyra.persistence import (
     Read,
     Recover,
     ResetMetrics,
+    SaveSnapshot,
     Scan,
+    Snapshot,
+    SnapshotSaved,
 )
 from papyra.persistence.messages import AnyRequest
 from tests.actors import event
@@ -39,6 +46,9 @@ AnyReply = (
     | PersistenceRecoveryReport
     | CompactionReport
     | Flushed
+    | Identity
+    | LoadedSnapshot
+    | SnapshotSaved
 )
 
 scan = PersistenceScanReport("memory", 1, 2, (PersistenceAnomaly("torn", "half a line", line=3),))
@@ -57,6 +67,9 @@ scan = PersistenceScanReport("memory", 1, 2, (PersistenceAnomaly("torn", "half a
         Recover(),
         Compact(),
         Flush(),
+        SaveSnapshot("shop/a", 7, 9, msgspec.Raw(b'{"n":1}'), 1.5, 2, 3, "x"),
+        LoadSnapshot("shop/a", 2, 7),
+        Identify(),
     ],
 )
 def test_requests_can_be_sent_anywhere(message: Any) -> None:
@@ -73,6 +86,9 @@ def test_requests_can_be_sent_anywhere(message: Any) -> None:
         PersistenceRecoveryReport("memory", True, scan, 1, 2, ("x",)),
         CompactionReport("memory", True, 2, 1, 20, 10),
         Flushed(7),
+        Identity("id"),
+        LoadedSnapshot(Snapshot("a", 1, 2, "id", 3, "c", msgspec.Raw(b"1"), 2.0), ("one",)),
+        SnapshotSaved(7, 100),
     ],
 )
 def test_replies_can_be_sent_anywhere(reply: Any) -> None:

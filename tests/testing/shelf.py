@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
+import uuid
 from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import ClassVar
 
@@ -49,6 +50,8 @@ class Disk:
     last_seq: int = 0
     #: what recoveries have put into quarantine
     aside: list[tuple[int, bytes]] = dataclasses.field(default_factory=list)
+    store_id: str = dataclasses.field(default_factory=lambda: uuid.uuid4().hex)
+    snapshots: dict[tuple[str, int], bytes] = dataclasses.field(default_factory=dict)
 
 
 class ShelfStore:
@@ -109,6 +112,26 @@ class ShelfStore:
         await checkpoint()
         last = {event.actor_address: event.revision or 0 for event, _ in self._steps()}
         return {actor: revision for actor, revision in last.items() if actor in actors}
+
+    async def store_id(self) -> str:
+        await checkpoint()
+        return self.disk.store_id
+
+    async def save_snapshot(self, actor: str, revision: int, data: bytes) -> None:
+        await checkpoint()
+        self.disk.snapshots[actor, revision] = data
+
+    async def snapshot_revisions(self, actor: str) -> list[int]:
+        await checkpoint()
+        return [revision for whose, revision in self.disk.snapshots if whose == actor]
+
+    async def load_snapshot(self, actor: str, revision: int) -> bytes | None:
+        await checkpoint()
+        return self.disk.snapshots.get((actor, revision))
+
+    async def remove_snapshot(self, actor: str, revision: int) -> None:
+        await checkpoint()
+        self.disk.snapshots.pop((actor, revision), None)
 
     def _steps(self) -> Iterator[tuple[PersistedEvent, int]]:
         """Yield the events that have a revision, in the order of their positions."""

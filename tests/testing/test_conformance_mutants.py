@@ -9,6 +9,7 @@ import contextlib
 import dataclasses
 import functools
 import itertools
+import uuid
 from array import array
 from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
@@ -24,6 +25,7 @@ from papyra.exceptions import (
     PersistenceError,
     RecordTooLarge,
     RevisionConflict,
+    SnapshotsUnsupported,
     UnencodablePayload,
 )
 from papyra.persistence import (
@@ -43,7 +45,7 @@ from papyra.persistence import (
     Summarize,
     codec,
 )
-from papyra.persistence.backends import group_commit
+from papyra.persistence.backends import group_commit, snapshots
 from papyra.persistence.backends.base import Host, PersistenceBackend
 from papyra.persistence.backends.revisions import Revisions
 from papyra.persistence.backends.store import Batch
@@ -52,6 +54,7 @@ from papyra.persistence.messages import Appended
 from papyra.persistence.records import Kind, PersistedEvent, kind_of
 from papyra.persistence.reports import AnomalyKind, ReportProgress
 from papyra.persistence.retention import RetentionPolicy
+from papyra.persistence.snapshots import InvalidSnapshot, Snapshot, decode_snapshot
 from papyra.testing.conformance import PersistenceConformance
 from tests.conftest import event_loops
 from tests.testing.shelf import Disk, Shelf, ShelfStore, ruin
@@ -870,6 +873,150 @@ class HasAStaleIndexByActor(ShelfStore):
             self.known = self.known or self.disk.last_seq
             request = structs.replace(request, before=self.known + 1)
         return await super().read(request, policy, now)
+
+
+# Beside the records
+
+
+@breaks("test_a_store_keeps_its_id")
+class HasANewIdWheneverItIsOpened(ShelfStore):
+    async def open(self) -> None:
+        self.disk.store_id = uuid.uuid4().hex
+
+
+@breaks("test_a_store_keeps_its_id")
+class HasANewIdOnceCompacted(ShelfStore):
+    async def compact(
+        self, policy: RetentionPolicy, now: float, *, dry_run: bool
+    ) -> CompactionReport:
+        self.disk.store_id = uuid.uuid4().hex
+        return await super().compact(policy, now, dry_run=dry_run)
+
+
+@breaks("test_a_store_without_snapshots_says_so")
+class HasNoneThatWouldBeFound(Shelf):
+    async def _load_snapshot(self, request: Any) -> Any:
+        raise SnapshotsUnsupported("no")
+
+
+@breaks("test_snapshots_come_back_newest_first")
+class LoadsTheOldestSnapshotFirst(Shelf):
+    async def _load_snapshot(self, request: Any) -> Any:
+        with mock.patch.object(
+            snapshots, "sorted", lambda them, reverse: sorted(them), create=True
+        ):
+            return await super()._load_snapshot(request)
+
+
+@breaks("test_snapshots_stay_when_the_store_is_closed_recovered_or_compacted")
+class CompactsSnapshots(ShelfStore):
+    async def compact(
+        self, policy: RetentionPolicy, now: float, *, dry_run: bool
+    ) -> CompactionReport:
+        self.disk.snapshots.clear()
+        return await super().compact(policy, now, dry_run=dry_run)
+
+
+@breaks("test_snapshots_stay_when_the_store_is_closed_recovered_or_compacted")
+class ForgetsSnapshotsWhenClosed(ShelfStore):
+    async def close(self) -> None:
+        self.disk.snapshots.clear()
+
+
+@breaks("test_the_newest_snapshots_are_kept")
+class KeepsEverySnapshot(ShelfStore):
+    async def remove_snapshot(self, actor: str, revision: int) -> None:
+        pass
+
+
+@breaks("test_the_newest_snapshots_are_kept")
+class KeepsOneSnapshot(Shelf):
+    async def _save_snapshot(self, request: Any) -> Any:
+        return await super()._save_snapshot(structs.replace(request, keep=1))
+
+
+@breaks("test_what_another_past_has_left_is_removed")
+class TakesEverySnapshotForRight(Shelf):
+    async def _save_snapshot(self, request: Any) -> Any:
+        with mock.patch.object(snapshots.SnapshotKeeper, "_checked"):
+            return await super()._save_snapshot(request)
+
+
+@breaks("test_what_another_past_has_left_is_removed")
+class RemovesWhatIsNewer(Shelf):
+    async def _save_snapshot(self, request: Any) -> Any:
+        error = InvalidSnapshot
+        with mock.patch.object(snapshots.SnapshotKeeper, "_checked", side_effect=error):
+            return await super()._save_snapshot(request)
+
+
+@breaks("test_a_snapshot_takes_the_place_of_one_of_the_same_revision")
+class KeepsTheFirstOfARevision(ShelfStore):
+    async def save_snapshot(self, actor: str, revision: int, data: bytes) -> None:
+        self.disk.snapshots.setdefault((actor, revision), data)
+
+
+@breaks("test_a_snapshot_takes_the_place_of_one_of_the_same_revision")
+class WritesOverALongerSnapshot(ShelfStore):
+    async def save_snapshot(self, actor: str, revision: int, data: bytes) -> None:
+        rest = self.disk.snapshots.get((actor, revision), b"")[len(data) :]
+        self.disk.snapshots[actor, revision] = data + rest
+
+
+@breaks("test_every_actor_has_its_own_snapshots")
+class CutsLongAddresses(ShelfStore):
+    async def save_snapshot(self, actor: str, revision: int, data: bytes) -> None:
+        await super().save_snapshot(actor[:255], revision, data)
+
+
+@breaks("test_every_actor_has_its_own_snapshots")
+class IsBlindToCase(ShelfStore):
+    async def snapshot_revisions(self, actor: str) -> list[int]:
+        return [n for whose, n in self.disk.snapshots if whose.lower() == actor.lower()]
+
+    async def load_snapshot(self, actor: str, revision: int) -> bytes | None:
+        found = [d for (a, n), d in self.disk.snapshots.items() if a.lower() == actor.lower()]
+        return found[0]
+
+
+@breaks("test_a_snapshot_of_what_is_not_stored_is_refused")
+class BelievesWhoeverSaves(Shelf):
+    async def _save_snapshot(self, request: Any) -> Any:
+        keeper = snapshots.SnapshotKeeper
+        event = PersistedEvent("s", request.actor, "A", 1, 1.0, request.seq, request.revision)
+        with mock.patch.object(keeper, "_event", return_value=event):
+            return await super()._save_snapshot(request)
+
+
+@breaks("test_a_snapshot_that_is_not_right_is_passed_over")
+class BelievesEverySnapshot(Shelf):
+    async def _load_snapshot(self, request: Any) -> Any:
+        async def load(keeper: Any, actor: str, revision: int) -> Any:
+            return decode_snapshot(await self.store.load_snapshot(actor, revision) or b"")
+
+        with mock.patch.object(snapshots.SnapshotKeeper, "_checked", load):
+            return await super()._load_snapshot(request)
+
+
+@breaks("test_a_snapshot_that_is_not_right_is_passed_over")
+class BelievesInAnyPast(Shelf):
+    async def _load_snapshot(self, request: Any) -> Any:
+        with mock.patch.object(snapshots, "_checksum_of", return_value="0" * 32):
+            return await super()._load_snapshot(request)
+
+
+@breaks("test_a_damaged_snapshot_is_passed_over")
+class BelievesWhatIsDamaged(Shelf):
+    async def _load_snapshot(self, request: Any) -> Any:
+        async def load(keeper: Any, actor: str, revision: int) -> Any:
+            data = await self.store.load_snapshot(actor, revision) or b""
+            try:
+                return msgspec.json.decode(data[33:], type=Snapshot)
+            except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+                raise InvalidSnapshot from None
+
+        with mock.patch.object(snapshots.SnapshotKeeper, "_checked", load):
+            return await super()._load_snapshot(request)
 
 
 RULES = sorted(name for name in dir(PersistenceConformance) if name.startswith("test_"))

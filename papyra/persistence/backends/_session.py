@@ -26,9 +26,10 @@ from papyra.persistence.records import Record
 
 __all__ = ("Operation", "StoreSession")
 
-Operation = Literal["write", "read", "scan", "recovery", "compaction"]
+Operation = Literal["write", "read", "scan", "recovery", "compaction", "snapshot"]
 
 _RECORDS = (tuple, list)
+_WRITES = ("write", "snapshot")
 #: Characters of what a store raises that are passed on.
 _ERROR_LENGTH = 4000
 
@@ -83,7 +84,7 @@ class StoreSession:
             self.unclaim()
             self.state = "open"
         elif self.state == "closed" and (
-            operation == "write" or not self._store.capabilities.readable_when_closed
+            operation in _WRITES or not self._store.capabilities.readable_when_closed
         ):
             raise BackendClosed(
                 f"this {self._backend} is closed: "

@@ -23,7 +23,8 @@ from papyra.exceptions import (
 from papyra.persistence.backends._bounds import bounded_history, bounded_policy, bounded_read
 from papyra.persistence.backends._session import StoreSession
 from papyra.persistence.backends.group_commit import Committed, commit
-from papyra.persistence.backends.store import MAX_SEQ, Batch, Capabilities, Store
+from papyra.persistence.backends.snapshots import SnapshotKeeper
+from papyra.persistence.backends.store import MAX_SEQ, Batch, Capabilities, Identified, Store
 from papyra.persistence.backends.summary import summarize
 from papyra.persistence.messages import (
     AnyRequest,
@@ -34,6 +35,10 @@ from papyra.persistence.messages import (
     Flushed,
     GetMetrics,
     HistoryPage,
+    Identify,
+    Identity,
+    LoadedSnapshot,
+    LoadSnapshot,
     Page,
     Read,
     ReadHistory,
@@ -41,7 +46,9 @@ from papyra.persistence.messages import (
     Request,
     ResetMetrics,
     Restore,
+    SaveSnapshot,
     Scan,
+    SnapshotSaved,
     Summarize,
 )
 from papyra.persistence.metrics import PersistenceMetricsMixin
@@ -122,6 +129,7 @@ class PersistenceBackend(PersistenceVerbs, PersistenceMetricsMixin):
         self._watchers: tuple[ReportProgress, ...] = ()
         self._guard = anyio.ResourceGuard("using")
         self._session = StoreSession(store, self.metrics, self.publish, backend=type(self).__name__)
+        self._snapshots = SnapshotKeeper(store)
         self._write = self._session.write
 
     @property
@@ -290,7 +298,7 @@ class PersistenceBackend(PersistenceVerbs, PersistenceMetricsMixin):
                 "host it in a PersistenceActor to share it"
             ) from None
 
-    async def _handle(self, request: AnyRequest) -> object:
+    async def _handle(self, request: AnyRequest) -> object:  # noqa: PLR0912 - one for each
         match request:
             case Append() | AppendMany():
                 replies, errors = await self.commit([request])
@@ -303,6 +311,12 @@ class PersistenceBackend(PersistenceVerbs, PersistenceMetricsMixin):
                 return await self._session.attempt("read", summarize, self.store)
             case Read() | ReadHistory():
                 return await self._read(request)
+            case SaveSnapshot():
+                return await self._save_snapshot(request)
+            case LoadSnapshot():
+                return await self._load_snapshot(request)
+            case Identify():
+                return await self._identify()
             case GetMetrics():
                 return self.metrics.snapshot()
             case ResetMetrics():
@@ -332,6 +346,25 @@ class PersistenceBackend(PersistenceVerbs, PersistenceMetricsMixin):
             self._session.saw(page.records)
         self.metrics.reads += 1
         return page
+
+    async def _save_snapshot(self, request: SaveSnapshot) -> SnapshotSaved:
+        saved = await self._session.attempt("snapshot", self._snapshots.save, request)
+        self.metrics.snapshots_saved += 1
+        return saved
+
+    async def _load_snapshot(self, request: LoadSnapshot) -> LoadedSnapshot:
+        loaded = await self._session.attempt("read", self._snapshots.load, request)
+        self.metrics.snapshots_passed_over += len(loaded.passed_over)
+        if request.before_revision is not None:
+            # The one before this was loaded, and turned out to be of no use.
+            self.metrics.snapshots_passed_over += 1
+        self.metrics.snapshots_loaded += loaded.snapshot is not None
+        return loaded
+
+    async def _identify(self) -> Identity:
+        if not isinstance(self.store, Identified):
+            return Identity(None)
+        return Identity(await self._session.attempt("read", self.store.store_id) or None)
 
     async def _scan(self) -> PersistenceScanReport:
         report = await self._session.attempt("scan", self.store.scan, self.report_progress)

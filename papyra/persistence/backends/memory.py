@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import uuid
 from array import array
 from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
@@ -91,7 +92,7 @@ class InMemoryPersistence(PersistenceBackend):
         return cast("Sequence[PersistedDeadLetter]", self.store.all("dead_letter"))
 
     def clear(self) -> None:
-        """Forget every record, and free the memory. Positions go on counting."""
+        """Forget every record and snapshot, and free the memory. Positions go on counting."""
         self.store.clear()
 
 
@@ -111,10 +112,12 @@ class MemoryStore:
 
     def __init__(self) -> None:
         self._last_seq = 0
+        self._id = uuid.uuid4().hex
         self.clear()
 
     def clear(self) -> None:
-        """Forget every record, but not which positions were given."""
+        """Forget every record and snapshot, but not which positions were given."""
+        self._snapshots: dict[str, dict[int, bytes]] = {}
         self._collections: dict[Kind, _Collection] = {kind: _Collection() for kind in KINDS}
         self._collection_of = {
             PersistedEvent: self._collections["event"],
@@ -195,6 +198,26 @@ class MemoryStore:
         events = self._collections["event"]
         await events.put_in_index()
         return {actor: events.last_revision(actor) for actor in actors}
+
+    async def store_id(self) -> str:
+        """Return the id of this store."""
+        return self._id
+
+    async def save_snapshot(self, actor: str, revision: int, data: bytes) -> None:
+        """Keep a snapshot, in place of what was there."""
+        self._snapshots.setdefault(actor, {})[revision] = data
+
+    async def snapshot_revisions(self, actor: str) -> list[int]:
+        """Return the revisions of an actor's snapshots."""
+        return list(self._snapshots.get(actor, ()))
+
+    async def load_snapshot(self, actor: str, revision: int) -> bytes | None:
+        """Return a snapshot, or `None`."""
+        return self._snapshots.get(actor, {}).get(revision)
+
+    async def remove_snapshot(self, actor: str, revision: int) -> None:
+        """Forget a snapshot."""
+        self._snapshots.get(actor, {}).pop(revision, None)
 
     async def summarize(self) -> StoreSummary:
         """Return what is held."""

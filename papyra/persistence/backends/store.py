@@ -24,8 +24,9 @@ Around a store there are
   the commands, and ``PAPYRA_TEST_STORE``.
 
 What a store may leave out has a small protocol of its own: `Histories`, without which there are no
-event-sourced actors, and `Summarizing`. The identity of a store, snapshots, and positions that are
-compared and set are to join them here in the same way: none of them changes `Store`.
+event-sourced actors; `Identified` and `Snapshots`, which save those actors time; and `Summarizing`.
+Positions that are compared and set are to join them here in the same way: none of them changes
+`Store`.
 """
 
 from __future__ import annotations
@@ -47,12 +48,15 @@ from papyra.persistence.reports import (
     StoreSummary,
 )
 from papyra.persistence.retention import RetentionPolicy
+from papyra.persistence.snapshots import Snapshots
 
 __all__ = (
     "MAX_SEQ",
     "Batch",
     "Capabilities",
     "Histories",
+    "Identified",
+    "Snapshots",
     "Store",
     "Summarizing",
     "collect_history",
@@ -249,6 +253,22 @@ class Histories(Protocol):
         """Return the greatest revision of each of `actors`; those without a history may be missing.
 
         Called after `claim`, and before an append that goes on with one of those histories.
+        """
+        ...
+
+
+@runtime_checkable
+class Identified(Protocol):
+    """An optional part of a `Store`: an id of its own.
+
+    Whoever keeps a place in a store outside of it, as a snapshot does, notes whose place that is.
+    """
+
+    async def store_id(self) -> str:
+        """Return the id of this store: made once, at random, and not changed by anything.
+
+        Of two stores, be one a copy of the other, each has its own. One that lost its id has a new
+        one. A store to be looked at makes none: it returns the empty string where there is none.
         """
         ...
 

@@ -42,11 +42,14 @@ from papyra.testing.conformance._hosting import Sharing
 from papyra.testing.conformance._reading import Reading
 from papyra.testing.conformance._recovery import Recovery
 from papyra.testing.conformance._retention import Retention
+from papyra.testing.conformance._snapshots import Beside
 
 __all__ = ("MakeBackend", "MakeStore", "PersistenceConformance")
 
 
-class PersistenceConformance(Appending, Reading, OneActor, Retention, Recovery, Moving, Sharing):
+class PersistenceConformance(
+    Appending, Reading, OneActor, Beside, Retention, Recovery, Moving, Sharing
+):
     """The rules for every store. Subclass it, with a fixture ``make_store``: a `MakeStore`.
 
     A backend with a class of its own overrides ``make_backend`` instead.

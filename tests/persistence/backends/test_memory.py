@@ -215,6 +215,10 @@ async def test_metrics_count_what_was_done(persistence: InMemoryPersistence) -> 
         "scan_errors": 0,
         "recovery_errors": 0,
         "compaction_errors": 0,
+        "snapshots_saved": 0,
+        "snapshots_loaded": 0,
+        "snapshots_passed_over": 0,
+        "snapshot_errors": 0,
     }
     persistence.metrics.reset()
     assert set(persistence.metrics.snapshot().values()) == {0}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import time
 from collections.abc import Callable, Collection, Mapping
 from typing import TypeVar
@@ -18,6 +19,8 @@ from papyra.persistence.backends._files.read_retention import (
     visible_records,
 )
 from papyra.persistence.backends._files.scan import ScanResult
+from papyra.persistence.backends._files.snapshot_directory import SnapshotDirectory
+from papyra.persistence.backends._files.store_id import StoreId
 from papyra.persistence.backends._io.commit_token import CommitToken
 from papyra.persistence.backends.store import Batch, collect_page
 from papyra.persistence.messages import HistoryPage, Page, Read, ReadHistory
@@ -59,6 +62,7 @@ class BlockingStore:
         self._fsync = fsync
         self._opening = opening
         self._lock = journal.lock()
+        self._open_beside()
 
     def open(self) -> None:
         """Open the files, and take the lock that a writer has."""
@@ -71,6 +75,10 @@ class BlockingStore:
         self._journal.close_mark = self._lock.close_mark
         try:
             self._journal.open()
+            self._open_beside()
+            files = list(self._journal.files(newest=True))
+            if len(files) == 1 and files[0].handle.is_made:
+                self._id.forget()  # it is left of a store that is no more
             self._lock.write_close_mark(self._journal.close_mark)
         except BaseException:
             with contextlib.suppress(OSError):
@@ -81,7 +89,15 @@ class BlockingStore:
             f"papyra sync {self._journal.path.name}", self._journal.sync_in_background
         )
 
+    def _open_beside(self) -> None:
+        """Say where what is kept beside the records is."""
+        self._id = StoreId(self._journal.disk, self._journal.beside(".id"))
+        self._snapshots = SnapshotDirectory(
+            self._journal.disk, self._journal.beside(".snapshots"), syncs=self._fsync.syncs_at_all
+        )
+
     def _open_to_read(self) -> None:
+        self._open_beside()
         self._lock = self._journal.lock()
         self._lock.read_close_mark()
         self._journal.close_mark = self._lock.close_mark
@@ -141,6 +157,35 @@ class BlockingStore:
     def last_revisions(self, actors: Collection[str]) -> Mapping[str, int]:
         """Return the last revision of each of `actors` that has a history."""
         return self._look(lambda: last_revisions(self._journal, actors))
+
+    def store_id(self) -> str:
+        """Return the id of the store. A writer makes one if there is none."""
+        if self._journal.read_only:
+            return self._id.read()
+        self._journal.check_name()
+        return self._id.ensure(self._like())
+
+    def save_snapshot(self, actor: str, revision: int, data: bytes) -> None:
+        """Save a snapshot beside the records."""
+        self._journal.check_name()
+        self._snapshots.save(actor, revision, data, self._like())
+
+    def snapshot_revisions(self, actor: str) -> list[int]:
+        """Return the revisions of an actor's snapshots."""
+        return self._snapshots.revisions(actor)
+
+    def load_snapshot(self, actor: str, revision: int) -> bytes | None:
+        """Return a snapshot, or `None`."""
+        return self._snapshots.load(actor, revision)
+
+    def remove_snapshot(self, actor: str, revision: int) -> None:
+        """Remove a snapshot, if it is there."""
+        self._journal.check_name()
+        self._snapshots.remove(actor, revision)
+
+    def _like(self) -> os.stat_result:
+        """Return the status of the newest file, whose owner and mode others beside it get."""
+        return next(self._journal.files(newest=True)).handle.stat()
 
     def summarize(self) -> StoreSummary:
         """Sum the totals of the files."""

@@ -102,6 +102,18 @@ class Disk:
         path.mkdir(exist_ok=not anew)
         return not existed
 
+    def make_directory_like(self, path: Path, like: os.stat_result) -> None:
+        """Make a directory for those who may use the file, or directory, that it is `like`."""
+        path.mkdir(mode=0o700)
+        mode = like.st_mode & 0o777
+        # Who may read a file may enter its directory.
+        searchable = os.stat_result((mode | (mode & 0o444) >> 2, *like[1:]))
+        fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC | os.O_NOFOLLOW)
+        try:
+            _give(fd, searchable, path, must=False)
+        finally:
+            os.close(fd)
+
     def list(self, path: Path) -> list[str]:
         """Return the names in a directory, in order."""
         return sorted(os.listdir(path))

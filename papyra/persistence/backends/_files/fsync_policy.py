@@ -33,6 +33,11 @@ class FsyncPolicy:
         """Return whether a batch is synced before it is acknowledged, unless more follows."""
         return self._fsync == "always" and not batch.more
 
+    @property
+    def syncs_at_all(self) -> bool:
+        """Whether anything is synced before a flush."""
+        return self._fsync != "no"
+
     def start(self, name: str, sync: Callable[[], object]) -> None:
         """Begin to call `sync` every second, in a thread of that name, if that is the policy."""
         if self._fsync == "everysec":

@@ -45,6 +45,13 @@ class Journal(Protocol):
         """Return the lock that whoever writes must have."""
         ...
 
+    def beside(self, suffix: str) -> Path:
+        """Return the path of what is kept beside the records, by a suffix that begins with a dot.
+
+        It is where the lock is: beside a file, wherever links lead to, or in a directory.
+        """
+        ...
+
     def prepare(self) -> None:
         """Make what the lock needs."""
         ...

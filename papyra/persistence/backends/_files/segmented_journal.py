@@ -69,7 +69,11 @@ class SegmentedJournal:
 
     def lock(self) -> FileLock:
         """Return the lock: a file in the directory."""
-        return FileLock(self.path / ".lock", self.path, directory=self.path)
+        return FileLock(self.beside(".lock"), self.path, directory=self.path)
+
+    def beside(self, suffix: str) -> Path:
+        """Return the path of a hidden name in the directory."""
+        return self.path / suffix
 
     # Opening and closing
 

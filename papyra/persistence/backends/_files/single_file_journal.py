@@ -70,8 +70,12 @@ class SingleFileJournal:
 
     def lock(self) -> FileLock:
         """Return the lock: a file beside this one, wherever links lead to."""
+        return FileLock(self.beside(".lock"), self.path)
+
+    def beside(self, suffix: str) -> Path:
+        """Return the path of what is kept beside the file, wherever links lead to."""
         real = Path(os.path.realpath(self.path))
-        return FileLock(real.with_name(real.name + ".lock"), self.path)
+        return real.with_name(real.name + suffix)
 
     def prepare(self) -> None:
         """Make nothing: the lock is beside the file."""

@@ -139,6 +139,31 @@ class FileStore:
         """Return the last revision of each of `actors` that has a history."""
         return await self._run(self.blocking.last_revisions, actors, timeout=self.call_timeout)
 
+    async def store_id(self) -> str:
+        """Return the id of the store; for a reader, the empty string if there is none yet."""
+        return await self._run(self.blocking.store_id, timeout=self.call_timeout)
+
+    async def save_snapshot(self, actor: str, revision: int, data: bytes) -> None:
+        """Save a snapshot in a file beside the records, in one step."""
+        self._require_writable()
+        timeout = self.call_timeout
+        await self._run(self.blocking.save_snapshot, actor, revision, data, timeout=timeout)
+
+    async def snapshot_revisions(self, actor: str) -> list[int]:
+        """Return the revisions of an actor's snapshots."""
+        return await self._run(self.blocking.snapshot_revisions, actor, timeout=self.call_timeout)
+
+    async def load_snapshot(self, actor: str, revision: int) -> bytes | None:
+        """Return a snapshot, or `None`."""
+        timeout = self.call_timeout
+        return await self._run(self.blocking.load_snapshot, actor, revision, timeout=timeout)
+
+    async def remove_snapshot(self, actor: str, revision: int) -> None:
+        """Remove the file of a snapshot, if it is there."""
+        self._require_writable()
+        timeout = self.call_timeout
+        await self._run(self.blocking.remove_snapshot, actor, revision, timeout=timeout)
+
     async def summarize(self) -> StoreSummary:
         """Sum the totals of the files."""
         return await self._run(self.blocking.summarize, timeout=self.call_timeout)

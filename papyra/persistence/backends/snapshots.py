@@ -1,0 +1,148 @@
+"""Snapshots of one store: which are saved, which are believed, which are removed."""
+
+from __future__ import annotations
+
+import logging
+from typing import Protocol, cast
+
+import msgspec
+
+from papyra._safe_repr import shown, text_of, type_name
+from papyra.exceptions import InvalidRequest, SnapshotsUnsupported
+from papyra.persistence import codec
+from papyra.persistence.backends.store import MAX_SEQ, Histories, Identified, Snapshots, Store
+from papyra.persistence.messages import (
+    LoadedSnapshot,
+    LoadSnapshot,
+    ReadHistory,
+    SaveSnapshot,
+    SnapshotSaved,
+)
+from papyra.persistence.records import PersistedEvent
+from papyra.persistence.snapshots import (
+    InvalidSnapshot,
+    Snapshot,
+    checksum,
+    decode_snapshot,
+    encode_snapshot,
+)
+
+__all__ = ("SnapshotKeeper", "SnapshotStore", "snapshots_of")
+
+logger = logging.getLogger("papyra")
+
+
+class SnapshotStore(Histories, Snapshots, Identified, Protocol):
+    """The parts of a store that snapshots need."""
+
+
+def snapshots_of(store: Store) -> SnapshotStore:
+    """Return `store` as one that keeps snapshots; raise `SnapshotsUnsupported` if it does not."""
+    if all(isinstance(store, part) for part in (Histories, Snapshots, Identified)):
+        return cast("SnapshotStore", store)
+    raise SnapshotsUnsupported(f"a store of kind {shown(store.name)} keeps no snapshots")
+
+
+class SnapshotKeeper:
+    """Saves and loads the snapshots of one store, which is open."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+
+    async def save(self, request: SaveSnapshot) -> SnapshotSaved:
+        """Save a snapshot, and remove those of its actor that it makes superfluous."""
+        store = snapshots_of(self._store)
+        event = await self._event(request.actor, request.revision)
+        if event is None or event.seq != request.seq:
+            raise InvalidRequest(
+                f"no snapshot of {shown(request.actor)} was saved: its event of revision "
+                f"{request.revision} is not at position {request.seq}"
+            )
+        snapshot = Snapshot(
+            request.actor,
+            request.revision,
+            request.version,
+            await store.store_id(),
+            request.seq,
+            _checksum_of(event),
+            request.state,
+            request.timestamp,
+            request.shape,
+        )
+        data = encode_snapshot(snapshot)
+        await store.save_snapshot(request.actor, request.revision, data)
+        await self._remove_superfluous(request)
+        return SnapshotSaved(request.revision, len(data))
+
+    async def load(self, request: LoadSnapshot) -> LoadedSnapshot:
+        """Return the newest snapshot that is to be believed, and what was passed over."""
+        passed_over: list[str] = []
+        revisions = await snapshots_of(self._store).snapshot_revisions(request.actor)
+        before = MAX_SEQ + 1 if request.before_revision is None else request.before_revision
+        for revision in sorted(set(revisions), reverse=True):
+            if revision >= before:
+                continue
+            try:
+                snapshot = await self._checked(request.actor, revision)
+                if snapshot is None:
+                    continue  # removed just now
+                if snapshot.version != request.version:
+                    newer = "newer than" if snapshot.version > request.version else "older than"
+                    raise InvalidSnapshot(
+                        f"it is of version {snapshot.version}, {newer} {request.version}"
+                    )
+            except Exception as error:  # noqa: BLE001 - any may be read, or none
+                reason = f"snapshot {revision} of {shown(request.actor)}: {_why(error)}"
+                logger.warning("passed over %s", reason)
+                passed_over.append(reason)
+                continue
+            return LoadedSnapshot(snapshot, tuple(passed_over))
+        return LoadedSnapshot(None, tuple(passed_over))
+
+    async def _checked(self, actor: str, revision: int) -> Snapshot | None:
+        """Return a snapshot of which everything is right, `None` if there is none; or raise."""
+        store = snapshots_of(self._store)
+        data = await store.load_snapshot(actor, revision)
+        if data is None:
+            return None
+        snapshot = decode_snapshot(data)
+        if (snapshot.actor, snapshot.revision) != (actor, revision):
+            raise InvalidSnapshot(
+                f"it is that of revision {snapshot.revision} of {shown(snapshot.actor)}"
+            )
+        if snapshot.store_id != await store.store_id():
+            raise InvalidSnapshot("it is of another store, or of one that was made anew")
+        event = await self._event(actor, revision)
+        if event is None or event.seq != snapshot.seq or _checksum_of(event) != snapshot.checksum:
+            raise InvalidSnapshot("the event that it was taken after is not in the store")
+        return snapshot
+
+    async def _remove_superfluous(self, request: SaveSnapshot) -> None:
+        """Remove what is older than those to be kept, and what another past has left."""
+        store, actor = snapshots_of(self._store), request.actor
+        revisions = sorted(set(await store.snapshot_revisions(actor)), reverse=True)
+        superfluous = [each for each in revisions if each <= request.revision][request.keep :]
+        for revision in revisions:
+            if revision > request.revision:
+                try:
+                    await self._checked(actor, revision)
+                except Exception:  # noqa: BLE001 - whatever is there, it is no snapshot
+                    superfluous.append(revision)
+        for revision in superfluous:
+            await store.remove_snapshot(actor, revision)
+
+    async def _event(self, actor: str, revision: int) -> PersistedEvent | None:
+        page = await snapshots_of(self._store).read_history(ReadHistory(actor, revision - 1, 1))
+        event = page.events[0] if page.events else None
+        return event if event is not None and event.revision == revision else None
+
+
+def _checksum_of(event: PersistedEvent) -> str:
+    # As it is read, and not as it was written: the same for whoever reads it.
+    return checksum(codec.to_json(msgspec.structs.replace(event, seq=None)))
+
+
+def _why(error: Exception) -> str:
+    if isinstance(error, InvalidSnapshot):
+        return text_of(error)
+    return f"it can't be read: {type_name(error)}: {text_of(error)}"
