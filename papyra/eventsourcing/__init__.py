@@ -7,11 +7,12 @@ from papyra._lazy_imports import finder
 if TYPE_CHECKING:
     from papyra.eventsourcing.actor import EventSourced
     from papyra.eventsourcing.schema import event, upcaster
+    from papyra.eventsourcing.snapshots import SnapshotPolicy
 
-__all__ = ("EventSourced", "event", "upcaster")
+__all__ = ("EventSourced", "SnapshotPolicy", "event", "upcaster")
 
 #: Where these names are, from the ground up.
-_MODULES = ("schema", "actor")
+_MODULES = ("schema", "snapshots", "actor")
 
 if not TYPE_CHECKING:
     __getattr__ = finder(__name__, __all__, _MODULES)

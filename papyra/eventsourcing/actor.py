@@ -10,12 +10,20 @@ from collections.abc import Iterable
 from typing import Any, ClassVar, Generic, TypeVar
 
 from papyra._error_copy import copy_of
-from papyra._safe_repr import text_of
+from papyra._safe_repr import shown, text_of
 from papyra.actor import Actor
 from papyra.events import ActorRecoveryFailed
 from papyra.eventsourcing.history import History
 from papyra.eventsourcing.schema import Schema, upcasters_of
-from papyra.exceptions import InvalidActor, InvalidSchema, MailboxFull, RecoveryFailed, WrongTask
+from papyra.eventsourcing.snapshots import SnapshotPolicy, Snapshots, StateCodec, state_type_of
+from papyra.exceptions import (
+    InvalidActor,
+    InvalidPolicy,
+    InvalidSchema,
+    MailboxFull,
+    RecoveryFailed,
+    WrongTask,
+)
 from papyra.persistence.messages import Append
 
 __all__ = ("EventSourced",)
@@ -58,8 +66,11 @@ class EventSourced(Actor, Generic[StateT]):
     events: ClassVar[tuple[type, ...]] = ()
     #: functions that were marked with `upcaster`, beside those in the body of the class
     upcasters: ClassVar[Iterable[object]] = ()
+    #: when its state is saved beside its events, for quicker recoveries; `None` for never
+    snapshots: ClassVar[SnapshotPolicy | None] = None
 
     _schema: ClassVar[Schema | None] = None
+    _state_codec: ClassVar[StateCodec[Any] | None] = None
     _history: History[StateT] | None = None
     #: whether an append has failed on which the state depends
     _is_lost = False
@@ -86,6 +97,7 @@ class EventSourced(Actor, Generic[StateT]):
         }
         steps = upcasters_of([*members.values(), *cls.upcasters])
         cls._schema = Schema(cls.__name__, cls.events, steps)
+        cls._state_codec = _state_codec_of(cls)
 
     @abc.abstractmethod
     def initial_state(self) -> StateT:
@@ -182,7 +194,11 @@ class EventSourced(Actor, Generic[StateT]):
         """Recover. Subclasses have `on_recovered`."""
         schema = type(self)._schema
         assert schema is not None  # this class is abstract
-        self._history = History(schema, self.context, self.initial_state, self.apply)
+        policy, state_codec = self.snapshots, self._state_codec
+        snapshots = None
+        if policy is not None and state_codec is not None:
+            snapshots = Snapshots(policy, state_codec, self.context)
+        self._history = History(schema, self.context, self.initial_state, self.apply, snapshots)
         # From now on, so that tasks that are started before the first event pass it, too.
         self.context.output_gate()
         self.context.settle_first(self._settle)
@@ -248,3 +264,24 @@ class EventSourced(Actor, Generic[StateT]):
         if self._history is None:
             raise RecoveryFailed(f"{type(self).__name__} has not been started: it has no state yet")
         return self._history
+
+
+def _state_codec_of(actor_class: type[EventSourced[Any]]) -> StateCodec[Any] | None:
+    """Return the codec of an actor's states if it has snapshots.
+
+    Raises `InvalidPolicy`, and `InvalidSchema` for a state that could not be read back.
+    """
+    policy, name = actor_class.snapshots, actor_class.__name__
+    if policy is None:
+        return None
+    if not isinstance(policy, SnapshotPolicy):
+        raise InvalidPolicy(f"{name}.snapshots is a SnapshotPolicy, not {shown(policy)}")
+    state_type = state_type_of(actor_class)
+    if state_type is not Any and not isinstance(state_type, TypeVar):
+        return StateCodec(name, state_type)
+    if getattr(actor_class.initial_state, "__isabstractmethod__", False):
+        return None  # a subclass is to say it
+    raise InvalidSchema(
+        f"{name} has snapshots, so it must be known what its state is: say what initial_state "
+        "returns, as in 'def initial_state(self) -> Balance'"
+    )

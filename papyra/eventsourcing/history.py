@@ -13,6 +13,7 @@ from papyra._error_copy import copy_of
 from papyra._safe_repr import shown, text_of, type_name
 from papyra.actor import ActorContext
 from papyra.eventsourcing.schema import Schema
+from papyra.eventsourcing.snapshots import Snapshots
 from papyra.exceptions import (
     InvalidEvent,
     InvalidRecord,
@@ -23,7 +24,7 @@ from papyra.exceptions import (
     RevisionConflict,
     StoreUnavailable,
 )
-from papyra.persistence.messages import Append, AppendMany
+from papyra.persistence.messages import Append, Appended, AppendMany
 from papyra.persistence.records import PersistedEvent
 from papyra.ref import Answered
 
@@ -51,12 +52,14 @@ class History(Generic[StateT]):
         context: ActorContext,
         initial_state: Callable[[], StateT],
         apply: Callable[[StateT, Any], StateT],
+        snapshots: Snapshots[StateT] | None = None,
     ) -> None:
         self._schema = schema
         self._context = context
         self._address = str(context.self_ref.address)
         self._initial_state = initial_state
         self._apply = apply
+        self._snapshots = snapshots
         self._allows_none = False
         self._state: StateT
         #: position in the history that `state` is the sum up to
@@ -76,7 +79,7 @@ class History(Generic[StateT]):
         return self._state
 
     async def recover(self, *, from_beginning: bool) -> None:
-        """Read the history. Raises `RecoveryFailed`.
+        """Read the history, behind the newest snapshot if there is one. Raises `RecoveryFailed`.
 
         It may go on from a state that is known, where only what follows is in doubt.
         """
@@ -99,7 +102,7 @@ class History(Generic[StateT]):
         state, records = self._next(before, events)
         request = Append(records[0]) if len(records) == 1 else AppendMany(tuple(records))
         try:
-            await self._context.persistence.ask(request)
+            appended: Appended = await self._context.persistence.ask(request)
         except RevisionConflict as conflict:
             self.lose(conflict)
             raise
@@ -114,6 +117,7 @@ class History(Generic[StateT]):
             raise
         self._state = state
         self.revision += len(records)
+        self._take_snapshot(appended.last_seq)
 
     def append_nowait(self, events: Sequence[object], answered: Answered) -> None:
         """Have `events` stored, move on to the state that they lead to, and do not wait.
@@ -122,14 +126,23 @@ class History(Generic[StateT]):
         """
         before = self.state
         state, records = self._next(before, events)
+        revision = self.revision + len(records)
+        save = None if self._snapshots is None else self._snapshots.take(state, revision)
+
+        def stored(reply: Any, error: Exception | None) -> None:
+            answered(reply, error)
+            if save is not None and error is None:
+                save(reply.last_seq)
+
+        request = AppendMany(tuple(records))
         try:
-            self._context.persistence.request(AppendMany(tuple(records)), answered)
+            self._context.persistence.request(request, answered if save is None else stored)
         except BaseException as error:
             if not _is_immutable(before):
                 self.lose(error)
             raise
         self._state = state
-        self.revision += len(records)
+        self.revision = revision
 
     def lose(self, error: BaseException) -> None:
         """Note that only the store knows the state now, because of `error`."""
@@ -173,13 +186,23 @@ class History(Generic[StateT]):
             raise _no_state(type_name(event))
         return following
 
+    def _take_snapshot(self, last_seq: int) -> None:
+        """Have a snapshot saved if one is due, now that the last event is stored."""
+        if self._snapshots is None:
+            return
+        save = self._snapshots.take(self._state, self.revision)
+        if save is not None:
+            save(last_seq)
+
     async def _replay(self, *, from_beginning: bool) -> None:
         if from_beginning:
             state, self.revision = self._initial_state(), 0
             self._allows_none = state is None
+            if self._snapshots is not None and (found := await self._snapshots.load()) is not None:
+                state, self.revision = found
         else:
             state = self._state
-        more = True
+        last_seq, more = 0, True
         while more:
             try:
                 page = await self._context.system.backend.read_history(
@@ -189,7 +212,12 @@ class History(Generic[StateT]):
                 raise self._failed(f"its history can't be read: {text_of(error)}") from error
             more = page.more
             state = self._sum_up(state, page.events)
+            if page.events:
+                last_seq = page.events[-1].seq or 0
         self._state = state
+        if last_seq:
+            # For who wakes often and persists seldom.
+            self._take_snapshot(last_seq)
 
     def _sum_up(self, state: StateT, records: Sequence[PersistedEvent]) -> StateT:
         """Return the state after stored events, and move on. Raises `RecoveryFailed`."""

@@ -46,6 +46,7 @@ __all__ = (
     "decode_numbered",
     "encodable",
     "encode",
+    "encode_payload",
     "may_be_a_record",
     "plain",
     "stored_size",
@@ -112,6 +113,9 @@ _RESTORED = _Limits(_SAFE_RECURSION, MAX_REQUEST_BYTES)
 
 _decode_tagged = msgspec.json.Decoder(_Tagged).decode
 
+#: What is around the payload of an event about which nothing is said.
+_BEFORE_PAYLOAD, _AFTER_PAYLOAD = _encode(PersistedEvent("", "", "", "@", 0.0)).split(b'"@"')
+
 #: What msgspec raises for bytes that are no record, or are nested too deeply to be read.
 _DECODING_ERRORS = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 
@@ -154,6 +158,12 @@ def encode(records: Sequence[Record], *, restored: bool = False) -> list[bytes]:
         return _encode_some(records, restored, room)
     runs = (records[start : start + _RUN] for start in range(0, len(records), _RUN))
     return [encoded for run in runs for encoded in _encode_some(run, restored, room)]
+
+
+def encode_payload(payload: object) -> bytes:
+    """Return a payload as the JSON that it is in its record. Raises as `encode` does."""
+    (encoded,) = encode([PersistedEvent("", "", "", payload, 0.0)])
+    return encoded[len(_BEFORE_PAYLOAD) : -len(_AFTER_PAYLOAD)]
 
 
 def decode(data: bytes | memoryview, seq: int) -> Record:

@@ -1,0 +1,211 @@
+"""Snapshots of event-sourced actors: when they are taken, and what is made of them."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from collections.abc import Callable
+from typing import Any, Generic, TypeVar, get_args, get_origin, get_type_hints
+
+import msgspec
+
+from papyra._safe_repr import shown, text_of, type_name
+from papyra.actor import ActorContext
+from papyra.eventsourcing.schema import fault_in
+from papyra.exceptions import (
+    InvalidPolicy,
+    InvalidSchema,
+    PapyraError,
+    PersistenceError,
+    SnapshotsUnsupported,
+)
+from papyra.persistence import codec
+from papyra.persistence.messages import LoadSnapshot, SaveSnapshot
+from papyra.persistence.records import MAX_VERSION
+from papyra.persistence.snapshots import Snapshot, checksum
+
+__all__ = ("SnapshotPolicy", "Snapshots", "StateCodec", "state_type_of")
+
+StateT = TypeVar("StateT")
+
+logger = logging.getLogger("papyra")
+
+_UNKNOWN = object()
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class SnapshotPolicy:
+    """Take a snapshot of the state after every so many events, so that recoveries are short.
+
+    A snapshot saves time, and nothing depends on it: one that is damaged or outdated is passed over
+    for an older one, or for the whole history. Raise `version` whenever `apply`, or the meaning of
+    the state, changes: snapshots of other versions are passed over. If only fields of the state
+    change, that is noticed.
+    """
+
+    #: events from one snapshot to the next, at least
+    every: int = 500
+    #: how many are kept for each actor, the newest ones; at least 2
+    keep: int = 2
+    #: version of what the state means
+    version: int = 1
+
+    def __post_init__(self) -> None:
+        for name, least in (("every", 1), ("keep", 2), ("version", 1)):
+            value = getattr(self, name)
+            if type(value) is not int or not least <= value <= MAX_VERSION:
+                raise InvalidPolicy(
+                    f"SnapshotPolicy.{name} is a whole number from {least} on, not {shown(value)}"
+                )
+
+
+class StateCodec(Generic[StateT]):
+    """States of one type to JSON and back."""
+
+    def __init__(self, owner: str, state_type: Any) -> None:
+        """Raise `InvalidSchema` for a type that could not be read back."""
+        if (fault := fault_in(state_type)) is not None:
+            raise InvalidSchema(
+                f"{owner} has snapshots, but its state, {shown(state_type)}, could not be read "
+                f"back: {fault}"
+            )
+        self._decoder = msgspec.json.Decoder(state_type)
+        self.shape = _shape_of(state_type)
+
+    def encode(self, state: StateT) -> msgspec.Raw:
+        """Return a state as JSON. Raises `ValueError`, or as the codec does, if it is lost in it.
+
+        What was `Any`, say, may come back as something else, and the sum would be another then.
+        """
+        encoded = msgspec.Raw(codec.encode_payload(state))
+        if self.decode(encoded) != state:
+            raise ValueError(f"{shown(state)} does not come back as it was, or as its equal")
+        return encoded
+
+    def decode(self, encoded: msgspec.Raw) -> StateT:
+        """Return the state that `encoded` holds. Raises whatever users' classes do."""
+        state: StateT = self._decoder.decode(encoded)
+        return state
+
+
+class Snapshots(Generic[StateT]):
+    """The snapshots of one actor. Whatever fails here is counted and logged, and raises nothing."""
+
+    def __init__(
+        self, policy: SnapshotPolicy, state_codec: StateCodec[StateT], context: ActorContext
+    ) -> None:
+        self._policy = policy
+        self._codec = state_codec
+        self._context = context
+        self._address = str(context.self_ref.address)
+        #: the revision from which on the next one is due
+        self._due = policy.every
+        #: whether one is on its way
+        self._is_saving = False
+
+    async def load(self) -> tuple[StateT, int] | None:
+        """Return the state of the newest snapshot that can be used, and its revision."""
+        self._due = self._policy.every
+        before: int | None = None
+        while (snapshot := await self._next(before)) is not None:
+            try:
+                if snapshot.shape != self._codec.shape:
+                    raise ValueError("the fields of the state have changed since")
+                state = self._codec.decode(snapshot.state)
+            except Exception as error:  # noqa: BLE001 - whatever users' classes raise
+                logger.warning(
+                    "passed over snapshot %d of %s: %s",
+                    *(snapshot.revision, self._address, _why(error)),
+                )
+                before = snapshot.revision
+                continue
+            self._due = snapshot.revision + self._policy.every
+            return state, snapshot.revision
+        return None
+
+    async def _next(self, before: int | None) -> Snapshot | None:
+        request = LoadSnapshot(self._address, self._policy.version, before)
+        try:
+            return (await self._context.system.backend.execute(request)).snapshot
+        except SnapshotsUnsupported as error:
+            self._due = MAX_VERSION + 1
+            logger.warning("%s has no snapshots: %s", self._address, error)
+        except PersistenceError as error:
+            logger.warning("no snapshot of %s could be loaded: %s", self._address, error)
+        return None
+
+    def take(self, state: StateT, revision: int) -> Callable[[int], None] | None:
+        """Take a snapshot if one is due: encode the state now, as `apply` may change it later.
+
+        Returns what has it saved once it is known at which position the last of its events is.
+        """
+        if revision < self._due or self._is_saving:
+            return None
+        # However this one ends, the next is tried that many events later.
+        self._due = revision + self._policy.every
+        try:
+            encoded = self._codec.encode(state)
+        except Exception as error:  # noqa: BLE001 - whatever users' classes raise
+            self._note(revision, error)
+            return None
+        now = self._context.clock.time()
+        policy, address, shape = self._policy, self._address, self._codec.shape
+
+        def save(seq: int) -> None:
+            self._save(
+                SaveSnapshot(
+                    address, revision, seq, encoded, now, policy.version, policy.keep, shape
+                )
+            )
+
+        return save
+
+    def _save(self, request: SaveSnapshot) -> None:
+        def answered(reply: object, error: Exception | None) -> None:
+            del reply
+            self._is_saving = False
+            if error is not None:
+                self._note(request.revision, error)
+
+        if self._is_saving:
+            return
+        self._is_saving = True
+        try:
+            self._context.persistence.request(request, answered)
+        except PapyraError as error:
+            answered(None, error)
+
+    def _note(self, revision: int, error: Exception) -> None:
+        logger.warning("no snapshot %d of %s was saved: %s", revision, self._address, _why(error))
+
+
+def state_type_of(actor_class: type) -> object:
+    """Return the type of an actor's state, as `initial_state` or its base class says it.
+
+    Returns a `TypeVar`, or `Any`, if they leave that open.
+    """
+    declared: Any = Any
+    try:
+        declared = get_type_hints(actor_class.initial_state).get("return", Any)  # type: ignore[attr-defined]
+    except Exception:  # noqa: BLE001 - a name that only the type checker knows, or a local one
+        declared = Any
+    if declared is Any or isinstance(declared, TypeVar):
+        for each in actor_class.__mro__:
+            for base in vars(each).get("__orig_bases__", ()):
+                origin, arguments = get_origin(base), get_args(base)
+                if getattr(origin, "initial_state", None) is not None and len(arguments) == 1:
+                    return arguments[0]
+    return declared
+
+
+def _shape_of(state_type: Any) -> str:
+    """Return what changes as soon as fields of a type come, go or change."""
+    try:
+        schema = msgspec.json.schema(state_type)
+    except Exception:  # noqa: BLE001 - of dicts with odd keys, say, it makes none
+        return ""
+    return checksum(msgspec.json.encode(schema, order="sorted"))
+
+
+def _why(error: Exception) -> str:
+    return f"{type_name(error)}: {text_of(error)}"
