@@ -51,7 +51,7 @@ def run(code: str, *args: object) -> str:
     return done.stdout
 
 
-def test_runtime_memory_and_testing_kit_work_without_posix() -> None:
+def test_runtime_in_memory_store_and_testing_kit_work_without_posix() -> None:
     said = run("""
 import anyio
 import papyra.testing, papyra.testing.conformance, papyra.testing.pytest_plugin
@@ -97,7 +97,7 @@ async def store(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
 
 
 @one_loop
-async def test_files_are_read_without_posix_and_whoever_would_write_is_told(store: Path) -> None:
+async def test_file_stores_without_posix_can_be_read_and_refuse_to_be_written(store: Path) -> None:
     run(
         """
 import anyio, sys
@@ -152,7 +152,7 @@ READING = [
 
 
 @one_loop
-async def test_commands_that_look_work_without_posix(store: Path) -> None:
+async def test_papyra_commands_that_only_read_work_without_posix(store: Path) -> None:
     code = """
 import contextlib, io, os, sys
 from papyra.cli import main
@@ -178,7 +178,7 @@ for command, expected in eval(sys.argv[3]):
     run(code, store, store.parent / "cache", repr(READING))
 
 
-def test_what_is_live_takes_no_keys_without_posix() -> None:
+def test_papyra_top_takes_no_keys_without_posix() -> None:
     run("""
 import sys
 from papyra.cli import top

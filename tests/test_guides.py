@@ -129,7 +129,7 @@ async def run_until_printed(run: Run, text: str, capsys: pytest.CaptureFixture[s
 
 
 @pytest.mark.parametrize("guide", GUIDES, ids=name)
-def test_the_language_of_every_code_block_is_one_that_is_run(guide: Path) -> None:
+def test_every_code_block_of_a_guide_is_in_a_language_that_the_tests_run(guide: Path) -> None:
     found = blocks(guide)
     for block in found:
         assert block.language in LANGUAGES, block.place
@@ -138,12 +138,12 @@ def test_the_language_of_every_code_block_is_one_that_is_run(guide: Path) -> Non
 
 
 @pytest.mark.parametrize("guide", GUIDES, ids=name)
-def test_output_is_shown_below_the_program_that_prints_it(guide: Path) -> None:
+def test_output_in_a_guide_is_shown_below_the_program_that_prints_it(guide: Path) -> None:
     shown = [block.code for block in blocks(guide) if block.language == "text"]
     assert shown == [block.printed for block in PROGRAMS if block.guide == guide]
 
 
-def test_there_are_two_commands_each_one_line_and_both_in_the_readme() -> None:
+def test_the_readme_has_one_command_to_see_papyra_work_and_one_to_test_it() -> None:
     in_the_readme = [block.code for block in blocks(README) if block.language == "sh"]
     assert in_the_readme == COMMANDS
     assert len(COMMANDS) == 2
@@ -162,12 +162,12 @@ def test_ci_runs_the_readmes_commands() -> None:
 # The guides as a whole
 
 
-def test_the_readme_is_read_in_minutes() -> None:
+def test_the_readme_has_no_more_than_250_lines() -> None:
     assert len(README.read_text(encoding="utf-8").splitlines()) <= 250
 
 
 @pytest.mark.parametrize("guide", GUIDES, ids=name)
-def test_every_link_leads_to_a_file_or_a_heading(guide: Path) -> None:
+def test_every_link_in_a_guide_leads_to_a_file_or_a_heading(guide: Path) -> None:
     for link in LINK.findall(prose(guide)):
         if link.startswith(("https://", "http://")):
             continue
@@ -193,7 +193,7 @@ def test_the_readme_links_to_every_guide(guide: Path) -> None:
 # Installation
 
 
-def test_every_line_that_installs_does_so_from_the_checkout() -> None:
+def test_every_shown_pip_install_installs_papyra_from_the_checkout() -> None:
     """By its name, the package index has another project."""
     extras = PYPROJECT["project"]["optional-dependencies"]
     sources = [*files(ROOT / "papyra", "*.py"), *files(ROOT / "examples", "*.*")]
@@ -209,6 +209,6 @@ def test_every_line_that_installs_does_so_from_the_checkout() -> None:
         assert set((match["extras"] or "test").split(",")) <= extras.keys(), place
 
 
-def test_no_extra_is_named_as_one_of_the_index() -> None:
+def test_no_extra_is_shown_as_one_of_papyra_on_the_package_index() -> None:
     for path in [*files(ROOT / "papyra", "*.py"), *files(ROOT / "examples", "*.*"), *GUIDES]:
         assert "papyra" + "[" not in path.read_text(encoding="utf-8"), name(path)

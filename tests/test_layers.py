@@ -17,7 +17,7 @@ GRAPH = grimp.build_graph("papyra", cache_dir=None)
 MODULES = sorted(GRAPH.modules)
 
 
-def test_the_contracts_in_pyproject_are_kept() -> None:
+def test_the_import_contracts_in_pyproject_are_kept() -> None:
     code = "from importlinter.cli import lint_imports; exit(lint_imports(no_cache=True))"
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=ROOT.parent, capture_output=True, text=True, check=False
@@ -70,7 +70,7 @@ def test_every_module_can_be_the_first_to_be_imported(name: str, imported: dict[
     assert imported[name] == "0"
 
 
-def test_papyra_stands_on_anyio_and_msgspec_alone() -> None:
+def test_papyra_imports_no_third_party_package_but_anyio_and_msgspec() -> None:
     code = """
 import sys, anyio, msgspec
 import asyncio  # what anyio's own backend will import
@@ -86,7 +86,7 @@ print(*sorted(after - before - set(sys.stdlib_module_names) - {"papyra", "sniffi
     assert output.split() == []
 
 
-def test_nothing_is_swallowed() -> None:
+def test_no_handler_in_papyra_swallows_every_exception() -> None:
     for path in sorted(ROOT.rglob("*.py")):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, ast.ExceptHandler) and isinstance(node.body[0], ast.Pass):

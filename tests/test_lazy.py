@@ -16,7 +16,7 @@ PACKAGES = [papyra, papyra.persistence]
 
 
 @pytest.mark.parametrize("package", PACKAGES, ids=lambda package: package.__name__)
-def test_names_are_what_type_checkers_are_told(package: object) -> None:
+def test_lazily_imported_names_are_those_that_type_checkers_see(package: object) -> None:
     path = Path(str(package.__file__))  # type: ignore[attr-defined]
     told = {
         alias.name: str(node.module)
@@ -32,13 +32,13 @@ def test_names_are_what_type_checkers_are_told(package: object) -> None:
     assert set(told) <= set(dir(package))
 
 
-def test_importing_the_package_imports_none_of_it() -> None:
+def test_importing_papyra_imports_none_of_its_modules() -> None:
     code = "import papyra, sys; print(*(name for name in sys.modules if 'papyra' in name))"
     done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
     assert sorted(done.stdout.split()) == ["papyra", "papyra._lazy_imports"]
 
 
-def test_modules_are_found_in_the_package() -> None:
+def test_submodules_of_papyra_are_found_as_attributes() -> None:
     code = "import papyra; print(papyra.persistence.records.KINDS, papyra.conf.settings)"
     done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
     assert "dead_letter" in done.stdout
@@ -46,13 +46,13 @@ def test_modules_are_found_in_the_package() -> None:
 
 @pytest.mark.parametrize("package", PACKAGES, ids=lambda package: package.__name__)
 @pytest.mark.parametrize("name", ["Nothing", "_nothing", "nothing"])
-def test_a_wrong_name_is_an_attribute_error(package: object, name: str) -> None:
+def test_a_wrong_name_in_a_lazy_package_is_an_attribute_error(package: object, name: str) -> None:
     with pytest.raises(AttributeError, match=name):
         getattr(package, name)
     assert not hasattr(package, name)
 
 
-def test_an_error_inside_a_module_is_not_hidden(
+def test_an_import_error_inside_a_lazily_imported_module_is_not_hidden(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "broken.py").write_text("import there_is_no_such_module\n")

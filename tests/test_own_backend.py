@@ -42,7 +42,9 @@ class TestCommitFiles(PersistenceConformance):
         file.write_bytes(b"\n".join(lines))
 
 
-async def test_of_two_writers_one_fails(tmp_path: Path) -> None:
+async def test_a_second_writer_of_the_example_backend_makes_an_append_of_the_first_fail(
+    tmp_path: Path,
+) -> None:
     first, second = (PersistenceBackend(CommitFiles(tmp_path)) for _ in range(2))
     async with first, second:
         await first.append(event(1), event(2))
@@ -53,7 +55,7 @@ async def test_of_two_writers_one_fails(tmp_path: Path) -> None:
         assert [e.payload["order_id"] for e in await second.list_events()] == [1, 2, 3, 4]
 
 
-async def test_what_is_dropped_in_quarantine_is_kept_beside_it(tmp_path: Path) -> None:
+async def test_a_quarantine_of_the_example_backend_keeps_the_original(tmp_path: Path) -> None:
     async with PersistenceBackend(CommitFiles(tmp_path)) as backend:
         await backend.append(event(1))
         file = tmp_path / f"{1:020}"
@@ -64,7 +66,7 @@ async def test_what_is_dropped_in_quarantine_is_kept_beside_it(tmp_path: Path) -
         assert (await backend.append(event(2))).first_seq == 2
 
 
-async def test_who_only_looks_writes_nothing(tmp_path: Path) -> None:
+async def test_a_read_only_example_backend_writes_nothing(tmp_path: Path) -> None:
     reader = own_backend.from_url(f"commits:{tmp_path}/none", read_only=True)
     with pytest.raises(StoreError, match="FileNotFoundError"):
         await reader.list_events()
@@ -102,7 +104,7 @@ def papyra(*arguments: str | Path) -> str:
 
 
 @pytest.mark.usefixtures("installed")
-async def test_every_command_knows_it(tmp_path: Path) -> None:
+async def test_papyra_commands_work_on_a_registered_third_party_backend(tmp_path: Path) -> None:
     async with PersistenceBackend(CommitFiles(tmp_path / "store")) as backend:
         await backend.append(*map(event, range(5)))
     url = f"commits:{tmp_path}/store"
@@ -148,7 +150,9 @@ def test_what_is_measured_by_its_kind_is_of_that_kind(
     assert [path.name for path in tmp_path.iterdir()] == [installed.name]
 
 
-def test_tests_run_on_it(installed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_pytest_plugin_runs_tests_on_a_registered_third_party_backend(
+    installed: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (installed / "test_it.py").write_text(
         "def test_it(persistence):\n    assert persistence.store.name == 'commits'\n"
     )
@@ -158,7 +162,7 @@ def test_tests_run_on_it(installed: Path, monkeypatch: pytest.MonkeyPatch) -> No
     assert "1 passed" in result.stdout, result.stdout + result.stderr
 
 
-def test_it_stands_in_the_list_behind_papyras_own(
+def test_a_registered_third_party_backend_is_listed_behind_papyras_own(
     installed: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert "commits" not in registry.names()
@@ -177,7 +181,7 @@ def test_it_stands_in_the_list_behind_papyras_own(
         ("own_backend:CommitFiles", "where there is no Registration"),
     ],
 )
-def test_an_entry_point_that_leads_nowhere_is_an_error_that_names_it(
+def test_a_backend_entry_point_that_leads_nowhere_is_an_error_that_names_it(
     installed: Path, monkeypatch: pytest.MonkeyPatch, target: str, said: str
 ) -> None:
     (entries,) = installed.glob("*/entry_points.txt")
@@ -189,7 +193,7 @@ def test_an_entry_point_that_leads_nowhere_is_an_error_that_names_it(
     assert registry.backend_at("a.ndjson").store.name == "json"
 
 
-def test_nobody_takes_the_place_of_papyras_own(
+def test_no_third_party_backend_takes_the_name_of_papyras_own(
     installed: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (entries,) = installed.glob("*/entry_points.txt")

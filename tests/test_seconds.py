@@ -56,20 +56,20 @@ REDIS = ("acknowledge_timeout", "connect_timeout", "timeout", "retry_for")
 
 @pytest.mark.parametrize("value", SENSELESS, ids=name_of)
 @pytest.mark.parametrize("make", [*TAKES_ANY.items(), *TAKES_FINITE.items()], ids=lambda m: m[0])
-def test_what_is_no_length_of_time_is_refused(make: Any, value: Any) -> None:
+def test_an_option_in_seconds_refuses_what_is_no_length_of_time(make: Any, value: Any) -> None:
     with pytest.raises(InvalidPolicy, match=r"seconds|a number greater than 0"):
         make[1](value)
 
 
 @pytest.mark.parametrize("value", ENDLESS, ids=name_of)
 @pytest.mark.parametrize("make", TAKES_ANY.items(), ids=lambda m: m[0])
-def test_what_has_no_end_is_no_limit(make: Any, value: Any) -> None:
+def test_an_option_in_seconds_takes_infinity_as_no_limit(make: Any, value: Any) -> None:
     make[1](value)
 
 
 @pytest.mark.parametrize("value", ENDLESS, ids=name_of)
 @pytest.mark.parametrize("make", TAKES_FINITE.items(), ids=lambda m: m[0])
-def test_or_it_is_refused_where_none_can_be(make: Any, value: Any) -> None:
+def test_an_option_in_seconds_that_must_be_finite_refuses_infinity(make: Any, value: Any) -> None:
     if value in INFINITE:
         with pytest.raises(InvalidPolicy, match=r"seconds|a number greater than 0"):
             make[1](value)
@@ -79,13 +79,13 @@ def test_or_it_is_refused_where_none_can_be(make: Any, value: Any) -> None:
 
 @pytest.mark.parametrize("value", [*SENSELESS, *ENDLESS], ids=name_of)
 @pytest.mark.parametrize("name", REDIS)
-def test_a_server_is_told_what_it_can_count(name: str, value: Any) -> None:
+def test_a_redis_config_refuses_seconds_that_the_server_cannot_count(name: str, value: Any) -> None:
     with pytest.raises(InvalidPolicy, match=f"{name} is seconds"):
         RedisStreamsConfig(system_id="shop", **{name: value})
 
 
 @pytest.mark.parametrize("value", [*SENSELESS, *ENDLESS], ids=name_of)
-async def test_so_are_the_consumers_of_a_group(value: Any) -> None:
+async def test_a_redis_consumer_refuses_a_claim_after_that_is_no_length_of_time(value: Any) -> None:
     store = RedisStreamsPersistence(RedisStreamsConfig(system_id="shop"))
     with pytest.raises(InvalidRequest, match="no number of seconds"):
         async for _ in store.consume("billing", "one", claim_after=value):
@@ -93,7 +93,7 @@ async def test_so_are_the_consumers_of_a_group(value: Any) -> None:
 
 
 @pytest.mark.parametrize("value", SENSELESS, ids=name_of)
-async def test_a_wait_for_what_is_no_length_of_time_is_refused(value: Any) -> None:
+async def test_ask_probe_and_manual_clock_refuse_what_is_no_length_of_time(value: Any) -> None:
     async with ActorSystem() as system:
         with pytest.raises(InvalidPolicy, match="timeout is seconds"):
             await system.spawn(Echo).ask("x", timeout=value)
@@ -105,7 +105,9 @@ async def test_a_wait_for_what_is_no_length_of_time_is_refused(value: Any) -> No
 
 
 @pytest.mark.parametrize("clock", [SystemClock(), ManualClock()], ids=name_of)
-async def test_a_clock_refuses_what_is_no_number_and_does_not_wait_for_the_past(clock: Any) -> None:
+async def test_a_clock_refuses_what_is_no_number_and_never_waits_for_negative_seconds(
+    clock: Any,
+) -> None:
     for value in SENSELESS:
         if type(value) in (int, float) and value < 0:
             await clock.sleep(value)
@@ -124,7 +126,7 @@ async def test_a_clock_refuses_what_is_no_number_and_does_not_wait_for_the_past(
 
 @pytest.mark.parametrize("value", ENDLESS, ids=name_of)
 @pytest.mark.parametrize("clock", [SystemClock, ManualClock], ids=str)
-async def test_a_wait_without_an_end_lasts_until_it_is_over_otherwise(
+async def test_an_ask_or_sleep_with_an_infinite_timeout_lasts_until_it_is_over(
     clock: Any, value: Any
 ) -> None:
     over: list[str] = []
@@ -157,12 +159,12 @@ async def test_a_wait_without_an_end_lasts_until_it_is_over_otherwise(
 
 
 @pytest.mark.parametrize("value", [NAN, INF, -INF, "now", True, 10**400, 10**5000], ids=name_of)
-def test_a_clock_starts_at_a_time(value: Any) -> None:
+def test_a_manual_clock_refuses_to_start_at_what_is_no_time(value: Any) -> None:
     with pytest.raises(InvalidPolicy, match="a clock starts at Unix time"):
         ManualClock(value)
 
 
-async def test_numbers_of_other_libraries_are_numbers() -> None:
+async def test_an_option_in_seconds_takes_numbers_of_other_libraries() -> None:
     class Float(float):
         """As numpy's are."""
 

@@ -26,7 +26,7 @@ async def life_is_recorded_in(store: InMemoryPersistence, **options: InMemoryPer
     return story(store) == ["ActorStarted", "ActorStopped"]
 
 
-async def test_once_configured_all_actors_persist_through_the_backend(
+async def test_actors_persist_through_the_backend_of_the_settings(
     persistence: InMemoryPersistence,
 ) -> None:
     settings.persistence = persistence
@@ -48,7 +48,9 @@ async def test_settings_come_before_the_environment(
     assert await life_is_recorded_in(persistence)
 
 
-async def test_the_url_comes_before_the_settings_module(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_the_store_url_in_the_environment_comes_before_the_settings_module(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setenv("PAPYRA_PERSISTENCE", "memory:")
     monkeypatch.setenv("PAPYRA_SETTINGS_MODULE", "there_is_no_such_module")
     async with ActorSystem() as system:
@@ -65,7 +67,7 @@ async def test_the_settings_module_names_a_backend(
     assert await life_is_recorded_in(persistence)
 
 
-async def test_a_settings_module_that_names_none_leaves_the_default(
+async def test_a_settings_module_without_a_backend_leaves_the_in_memory_default(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setitem(sys.modules, "shop_settings", types.ModuleType("shop_settings"))
@@ -94,7 +96,7 @@ async def test_each_system_gets_a_fresh_store_if_nothing_is_configured() -> None
         ("PAPYRA_SETTINGS_MODULE", "there_is_no_such_module", "can't be imported"),
     ],
 )
-async def test_an_environment_that_can_not_be_followed_is_an_error(
+async def test_an_invalid_store_in_the_environment_is_an_error(
     monkeypatch: pytest.MonkeyPatch, variable: str, value: str, complaint: str
 ) -> None:
     monkeypatch.setenv(variable, value)
@@ -104,7 +106,7 @@ async def test_an_environment_that_can_not_be_followed_is_an_error(
 
 
 @pytest.mark.parametrize("form", ["json://{}?fsync=no", "json:{}"])
-async def test_the_environment_may_name_a_file(
+async def test_the_environment_may_name_a_json_file(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, form: str
 ) -> None:
     path = tmp_path / "my events.ndjson"
@@ -114,7 +116,7 @@ async def test_the_environment_may_name_a_file(
     assert path.read_text().count("\n") == 3
 
 
-async def test_the_environment_may_name_a_directory(
+async def test_the_environment_may_name_a_rotating_store(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setenv(
@@ -126,14 +128,16 @@ async def test_the_environment_may_name_a_directory(
     assert [path.read_text().count("\n") for path in segments] == [2, 1]
 
 
-def test_a_password_in_a_url_is_not_repeated(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_error_about_a_store_url_in_the_environment_does_not_repeat_its_password(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setenv("PAPYRA_PERSISTENCE", "mystery://user:secret@host")
     with pytest.raises(InvalidEnvironment) as caught:
         settings.resolve_persistence()
     assert "secret" not in str(caught.value)
 
 
-def test_a_wrong_name_is_an_error_at_assignment() -> None:
+def test_assigning_an_unknown_setting_is_an_error() -> None:
     with pytest.raises(UnknownSetting, match="there is no setting 'persistance'"):
         settings.persistance = InMemoryPersistence()
     with pytest.raises(AttributeError):
@@ -141,7 +145,7 @@ def test_a_wrong_name_is_an_error_at_assignment() -> None:
 
 
 @pytest.mark.parametrize("value", ["memory:", InMemoryPersistence, 7])
-def test_a_wrong_type_is_an_error_at_assignment(value: object) -> None:
+def test_assigning_a_setting_of_a_wrong_type_is_an_error(value: object) -> None:
     with pytest.raises(InvalidSetting, match=r"settings.persistence is a PersistenceBackend"):
         settings.persistence = value  # type: ignore[assignment]
     assert settings.persistence is None
@@ -156,7 +160,7 @@ def test_a_wrong_type_in_the_settings_module_is_an_error(monkeypatch: pytest.Mon
         settings.resolve_persistence()
 
 
-def test_override_puts_everything_back() -> None:
+def test_an_override_of_settings_puts_everything_back() -> None:
     outer, inner = InMemoryPersistence(), InMemoryPersistence()
     with settings.override(persistence=outer) as overridden:
         assert overridden is settings
@@ -167,7 +171,7 @@ def test_override_puts_everything_back() -> None:
     assert settings.persistence is None
 
 
-def test_override_checks_before_it_changes_anything() -> None:
+def test_an_override_of_settings_checks_before_it_changes_anything() -> None:
     persistence = InMemoryPersistence()
     with pytest.raises(SettingsError), settings.override(persistence=persistence, colour="red"):
         pytest.fail("it went in")

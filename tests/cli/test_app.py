@@ -71,7 +71,7 @@ def text(done: Done) -> str:
 # Help
 
 
-def test_help_lists_every_command_with_what_it_does(papyra: Command) -> None:
+def test_papyra_help_lists_every_command_with_what_it_does(papyra: Command) -> None:
     done = papyra("--help")
     assert (done.code, done.err) == (0, "")
     said = text(done)
@@ -84,7 +84,7 @@ def test_help_lists_every_command_with_what_it_does(papyra: Command) -> None:
     assert papyra("-h").out == done.out
 
 
-def test_without_a_command_there_is_help(papyra: Command) -> None:
+def test_papyra_without_a_command_prints_its_help(papyra: Command) -> None:
     assert papyra().out == papyra("--help").out
 
 
@@ -96,7 +96,9 @@ def functions() -> dict[str, object]:
 
 
 @pytest.mark.parametrize("name", COMMANDS)
-def test_help_of_a_command_is_its_docstring_with_examples(papyra: Command, name: str) -> None:
+def test_papyra_help_of_a_command_is_its_docstring_with_examples(
+    papyra: Command, name: str
+) -> None:
     docstring = inspect.getdoc(functions()[name]) or ""
     assert docstring.partition("\n")[0] == COMMANDS[name][1]
     done = papyra(name, "--help")
@@ -116,14 +118,14 @@ def test_help_of_a_command_is_its_docstring_with_examples(papyra: Command, name:
 
 
 @pytest.mark.parametrize("columns", [40, 200])
-def test_help_fits_on_the_terminal(papyra: Command, columns: int) -> None:
+def test_papyra_help_fits_the_width_of_the_terminal(papyra: Command, columns: int) -> None:
     for arguments in (["--help"], ["events", "--help"]):
         done = papyra.on_terminal(*arguments, columns=columns)
         assert done.code == 0
         assert max(map(len, done.text.splitlines())) <= columns
 
 
-def test_help_without_colours_and_in_ascii(papyra: Command) -> None:
+def test_papyra_help_is_printed_without_colours_and_in_ascii(papyra: Command) -> None:
     done = papyra.on_terminal("--help", env={"NO_COLOR": "1"})
     assert not re.search(r"\x1b\[(\d+;)*([34][0-8]|9[0-7])(;\d+)*m", done.out)
     in_ascii = papyra("--help", env={"PYTHONIOENCODING": "ascii"})
@@ -131,11 +133,11 @@ def test_help_without_colours_and_in_ascii(papyra: Command) -> None:
     assert in_ascii.out.isascii()
 
 
-def test_version_is_that_of_the_package(papyra: Command) -> None:
+def test_papyra_version_is_that_of_the_package(papyra: Command) -> None:
     assert papyra("--version") == Done(0, f"{version('papyra')}\n")
 
 
-def test_the_installed_script_is_the_same_command(papyra: Command) -> None:
+def test_the_installed_script_papyra_does_what_the_module_papyra_cli_does(papyra: Command) -> None:
     script = Command(papyra.home)
     script.program = [str(Path(sys.executable).with_name("papyra"))]
     assert script("--version") == papyra("--version")
@@ -176,11 +178,13 @@ def test_the_installed_script_is_the_same_command(papyra: Command) -> None:
     ],
     ids=lambda arguments: " ".join(arguments)[:40],
 )
-def test_wrong_use_is_one_line_and_exit_code_2(papyra: Command, arguments: list[str]) -> None:
+def test_wrong_use_of_papyra_is_one_line_and_exit_code_2(
+    papyra: Command, arguments: list[str]
+) -> None:
     assert is_one_error(papyra(*arguments), 2)
 
 
-def test_an_error_on_a_terminal_is_one_line_too(papyra: Command) -> None:
+def test_an_error_of_papyra_on_a_terminal_is_one_line(papyra: Command) -> None:
     done = papyra.on_terminal("evnts", columns=200)
     assert done.code == 2
     [line] = done.text.splitlines()
@@ -191,7 +195,7 @@ def test_an_error_on_a_terminal_is_one_line_too(papyra: Command) -> None:
     assert len(missing.text.splitlines()) == 1
 
 
-def test_an_error_says_nothing_to_the_terminal_but_text(papyra: Command) -> None:
+def test_an_error_of_papyra_holds_no_control_sequences_of_a_terminal(papyra: Command) -> None:
     for arguments in (
         ["\x1b[31mevnts"],
         ["inspect", "\x1b[2J\x9b31m\n.ndjson"],
@@ -221,7 +225,7 @@ def test_an_error_says_nothing_to_the_terminal_but_text(papyra: Command) -> None
         "rotating:journal?max_segment_bytes=much",
     ],
 )
-def test_a_url_that_names_no_store_is_wrong_use(papyra: Command, url: str) -> None:
+def test_a_url_that_names_no_store_is_wrong_use_of_papyra(papyra: Command, url: str) -> None:
     for done in (papyra("events", url), papyra("inspect", env={"PAPYRA_PERSISTENCE": url})):
         assert is_one_error(done, 2)
         assert SECRET not in done.err
@@ -230,7 +234,7 @@ def test_a_url_that_names_no_store_is_wrong_use(papyra: Command, url: str) -> No
 # No store
 
 
-def test_a_store_that_is_not_there_is_a_failure_of_one_line(papyra: Command) -> None:
+def test_papyra_on_a_missing_store_fails_with_one_line(papyra: Command) -> None:
     (papyra.home / "empty").mkdir()
     (papyra.home / "other").mkdir()
     (papyra.home / "other" / "notes.txt").write_text("no journal")
@@ -246,7 +250,7 @@ def test_a_store_that_is_not_there_is_a_failure_of_one_line(papyra: Command) -> 
     assert list((papyra.home / "empty").iterdir()) == []
 
 
-def test_doctor_says_that_a_system_starts_with_a_new_store(papyra: Command) -> None:
+def test_papyra_doctor_says_that_a_system_starts_with_a_new_store(papyra: Command) -> None:
     (papyra.home / "empty").mkdir()
     for name in ("nowhere.ndjson", "empty/"):
         done = papyra("doctor", name)
@@ -255,7 +259,7 @@ def test_doctor_says_that_a_system_starts_with_a_new_store(papyra: Command) -> N
     assert [path.name for path in papyra.home.iterdir()] == ["empty"]
 
 
-def test_what_is_no_store_is_a_failure_of_one_line(papyra: Command) -> None:
+def test_papyra_on_a_path_that_is_no_store_fails_with_one_line(papyra: Command) -> None:
     home = papyra.home
     listener = socket.socket(socket.AF_UNIX)
     with listener:
@@ -291,7 +295,7 @@ def test_what_is_no_store_is_a_failure_of_one_line(papyra: Command) -> None:
             assert "no regular file" in done.err
 
 
-def test_a_segment_is_told_from_its_journal(papyra: Command) -> None:
+def test_papyra_on_a_single_segment_names_the_journal_it_belongs_to(papyra: Command) -> None:
     store = Store("rotating", "journal/", papyra.home / "journal")
     store.append(event(1))
     done = papyra("events", store.file)
@@ -299,7 +303,7 @@ def test_a_segment_is_told_from_its_journal(papyra: Command) -> None:
     assert f"{papyra.home}/journal/" in done.err
 
 
-def test_an_empty_file_is_a_store_with_nothing_in_it(papyra: Command) -> None:
+def test_papyra_reads_an_empty_file_as_a_store_without_records(papyra: Command) -> None:
     (papyra.home / "new.ndjson").touch()
     for command in READ_ONLY:
         done = papyra(*call("new.ndjson", command))
@@ -308,14 +312,16 @@ def test_an_empty_file_is_a_store_with_nothing_in_it(papyra: Command) -> None:
         assert papyra.on_terminal(*call("new.ndjson", command)).code == 0, command
 
 
-def test_a_redis_without_the_store_is_a_failure(papyra: Command, store: Store) -> None:
+def test_papyra_on_a_redis_server_without_the_store_fails_and_writes_nothing(
+    papyra: Command, store: Store
+) -> None:
     done = papyra("events", store.name)
     assert is_one_error(done, 1)
     if store.server is not None:
         assert store.server.cli("KEYS", f"{store.tag}*") == ""
 
 
-def test_a_redis_that_is_down_is_a_failure_of_one_line_without_its_password(
+def test_papyra_on_a_redis_that_is_down_fails_with_one_line_without_the_password(
     papyra: Command,
 ) -> None:
     url = f"redis://user:{SECRET}@127.0.0.1:{free_port()}/0?system_id=shop"
@@ -329,7 +335,7 @@ def test_a_redis_that_is_down_is_a_failure_of_one_line_without_its_password(
         assert "127.0.0.1" in err
 
 
-def test_a_password_is_not_shown_where_it_is_right(
+def test_papyra_shows_no_password_of_a_redis_url_that_works(
     papyra: Command, tmp_path: Path, redis_server: RedisServer
 ) -> None:
     store = filled(new_store("redis", tmp_path, redis_server))
@@ -347,14 +353,16 @@ def test_a_password_is_not_shown_where_it_is_right(
 # The store left out
 
 
-def test_the_environment_says_which_store(papyra: Command, file_store: Store) -> None:
+def test_papyra_takes_the_store_from_the_environment(papyra: Command, file_store: Store) -> None:
     file_store.append(event(7))
     done = papyra("events", env={"PAPYRA_PERSISTENCE": file_store.url})
     assert (done.code, done.err) == (0, "")
     assert done.rows[0][-1] == '{"n":7}'
 
 
-def test_settings_say_which_store_and_the_environment_comes_first(papyra: Command) -> None:
+def test_papyra_takes_the_store_of_the_settings_after_argument_and_environment(
+    papyra: Command,
+) -> None:
     for name, number in (("settings", 1), ("environment", 2), ("named", 3)):
         path = papyra.home / f"{name}.ndjson"
         Store("json", str(path), path).append(event(number))
@@ -379,7 +387,9 @@ def test_settings_say_which_store_and_the_environment_comes_first(papyra: Comman
         None,
     ],
 )
-def test_settings_that_make_no_sense_are_wrong_use(papyra: Command, module: str | None) -> None:
+def test_an_invalid_settings_module_is_wrong_use_of_papyra(
+    papyra: Command, module: str | None
+) -> None:
     if module is not None:
         (papyra.home / "badsettings.py").write_text(module)
     assert is_one_error(papyra("events", env={"PAPYRA_SETTINGS_MODULE": "badsettings"}), 2)
@@ -394,7 +404,9 @@ WITHOUT_STORE: list[list[str]] = [
 
 
 @pytest.mark.parametrize("command", WITHOUT_STORE, ids=" ".join)
-def test_where_no_store_is_named_or_set_that_is_said(papyra: Command, command: list[str]) -> None:
+def test_papyra_without_a_store_named_or_configured_asks_which_store(
+    papyra: Command, command: list[str]
+) -> None:
     done = papyra(*command)
     assert is_one_error(done, 2)
     assert "which store?" in done.err
@@ -415,7 +427,7 @@ def test_where_no_store_is_named_or_set_that_is_said(papyra: Command, command: l
         *("copy memory: new.ndjson", "copy events.ndjson memory:"),
     ],
 )
-def test_what_needs_a_disk_is_not_supported_in_memory_and_succeeds(
+def test_papyra_commands_that_need_a_disk_do_nothing_in_memory_and_succeed(
     papyra: Command, command: str
 ) -> None:
     path = papyra.home / "events.ndjson"
@@ -436,7 +448,7 @@ def test_what_needs_a_disk_is_not_supported_in_memory_and_succeeds(
         *("events --json", "top --count 1", "bench --records 100"),
     ],
 )
-def test_what_needs_no_disk_works_in_memory(papyra: Command, command: str) -> None:
+def test_papyra_commands_that_need_no_disk_work_in_memory(papyra: Command, command: str) -> None:
     done = papyra(*call("memory:", command.split()))
     assert done.code == 0
     assert len(done.err.splitlines()) <= 1
@@ -472,7 +484,7 @@ def filled(store: Store) -> Store:
 
 
 @pytest.mark.parametrize("is_torn", [False, True], ids=["whole", "torn"])
-def test_looking_changes_nothing_next_to_a_store_in_files(
+def test_papyra_commands_that_only_read_change_nothing_beside_a_file_store(
     papyra: Command, file_store: Store, is_torn: bool, tmp_path: Path
 ) -> None:
     filled(file_store)
@@ -493,7 +505,7 @@ def test_looking_changes_nothing_next_to_a_store_in_files(
         assert done.code == (3 if is_torn and command[0] in ("scan", "recover") else 0), command
 
 
-def test_looking_changes_nothing_on_a_server(
+def test_papyra_commands_that_only_read_change_nothing_on_a_redis_server(
     papyra: Command, tmp_path: Path, redis_server: RedisServer
 ) -> None:
     store = filled(new_store("redis", tmp_path, redis_server))
@@ -504,7 +516,9 @@ def test_looking_changes_nothing_on_a_server(
         assert kept_by_server(store) == before, command
 
 
-def test_looking_works_where_nothing_can_be_kept(papyra: Command, file_store: Store) -> None:
+def test_papyra_commands_that_only_read_work_without_a_writable_cache(
+    papyra: Command, file_store: Store
+) -> None:
     filled(file_store)
     (papyra.home / "no-directory").touch()
     for command in LOOKING:
@@ -550,7 +564,9 @@ PRINTING: list[list[str]] = [
 
 
 @pytest.mark.parametrize("arguments", PRINTING, ids=" ".join)
-def test_an_output_that_nobody_reads_or_that_is_full(papyra: Command, arguments: list[str]) -> None:
+def test_papyra_succeeds_on_a_closed_pipe_and_fails_with_one_line_on_a_full_disk(
+    papyra: Command, arguments: list[str]
+) -> None:
     path = papyra.home / "shop.ndjson"
     filled(Store("json", str(path), path))
     expected = papyra(*arguments)
@@ -564,7 +580,7 @@ def test_an_output_that_nobody_reads_or_that_is_full(papyra: Command, arguments:
     assert done.err.removeprefix(expected.err) == "error: No space left on device\n"
 
 
-def test_outputs_that_are_closed_are_no_crash(papyra: Command) -> None:
+def test_papyra_with_closed_standard_streams_prints_no_traceback(papyra: Command) -> None:
     path = papyra.home / "shop.ndjson"
     filled(Store("json", str(path), path))
     program = " ".join(papyra.program)
@@ -594,7 +610,7 @@ def test_outputs_that_are_closed_are_no_crash(papyra: Command) -> None:
         ("rich", ["timeline"]),
     ],
 )
-def test_a_part_of_the_extra_that_is_missing_is_named(
+def test_papyra_names_a_missing_package_of_the_extra_cli(
     tmp_path: Path, missing: str, arguments: list[str]
 ) -> None:
     (tmp_path / "events.ndjson").touch()

@@ -42,7 +42,7 @@ def wait_for(condition: Callable[[], bool]) -> None:
         assert time.monotonic() < give_up_at
 
 
-def test_without_a_store_memory_and_files_are_measured(
+def test_papyra_bench_without_a_store_measures_memory_and_files(
     papyra: Command, tmp_path: Path, redis_server: RedisServer
 ) -> None:
     temporary = tmp_path / "tmp"
@@ -73,7 +73,7 @@ def test_without_a_store_memory_and_files_are_measured(
     assert leftovers(tmp_path, redis_server) == before
 
 
-def test_a_table_has_a_column_for_each_store(
+def test_papyra_bench_on_a_terminal_shows_a_column_for_each_store(
     papyra: Command, tmp_path: Path, redis_server: RedisServer
 ) -> None:
     stores = [new_store(kind, tmp_path, redis_server) for kind in ("json", "redis")]
@@ -87,7 +87,7 @@ def test_a_table_has_a_column_for_each_store(
     assert leftovers(tmp_path, redis_server) == []
 
 
-def test_a_store_that_is_there_is_not_touched(
+def test_papyra_bench_does_not_touch_an_existing_store(
     papyra: Command, store: Store, tmp_path: Path, redis_server: RedisServer
 ) -> None:
     fill(store)
@@ -103,7 +103,7 @@ def test_a_store_that_is_there_is_not_touched(
         assert store.path.stat().st_mtime_ns == stood
 
 
-def test_a_store_that_is_not_there_is_not_made(
+def test_papyra_bench_does_not_create_a_missing_store(
     papyra: Command, store: Store, tmp_path: Path, redis_server: RedisServer
 ) -> None:
     assert papyra("bench", store.name, *FEW).code == 0
@@ -112,7 +112,7 @@ def test_a_store_that_is_not_there_is_not_made(
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_what_is_interrupted_leaves_nothing_behind(
+def test_papyra_bench_that_is_interrupted_leaves_the_store_as_it_was(
     papyra: Command, store: Store, tmp_path: Path, redis_server: RedisServer, number: int
 ) -> None:
     fill(store)
@@ -128,7 +128,7 @@ def test_what_is_interrupted_leaves_nothing_behind(
         assert leftovers(tmp_path, redis_server) == around
 
 
-def test_too_few_records_are_wrong_use(papyra: Command) -> None:
+def test_papyra_bench_with_too_few_records_is_wrong_use(papyra: Command) -> None:
     for count in ("99", "0", "-1", "many"):
         done = papyra("bench", "--records", count)
         assert (done.code, done.out) == (2, "")
@@ -143,7 +143,9 @@ def test_too_few_records_are_wrong_use(papyra: Command) -> None:
         ("json:", "json"),
     ],
 )
-def test_where_nothing_can_be_made_it_says_so(papyra: Command, name: str, said: str) -> None:
+def test_papyra_bench_says_where_it_can_create_no_store(
+    papyra: Command, name: str, said: str
+) -> None:
     done = papyra("bench", name, *FEW)
     assert done.code in {1, 2}
     assert done.out == ""

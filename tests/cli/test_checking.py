@@ -453,7 +453,7 @@ def copy_of(store: Store, directory: Path) -> Store:
 # Scanning
 
 
-def test_a_scan_of_a_sound_store_finds_nothing(papyra: Command, store: Store) -> None:
+def test_papyra_scan_of_a_sound_store_finds_nothing(papyra: Command, store: Store) -> None:
     fill(store)
     before = contents(store)
     done = papyra("scan", store.name)
@@ -472,7 +472,7 @@ def test_a_scan_of_a_sound_store_finds_nothing(papyra: Command, store: Store) ->
 
 
 @pytest.mark.parametrize("where", ["piped", "json", "terminal"])
-def test_a_scan_says_of_everything_what_it_is_and_where(
+def test_papyra_scan_reports_the_kind_and_the_place_of_every_anomaly(
     papyra: Command, store: Store, where: str
 ) -> None:
     fill(store)
@@ -549,7 +549,9 @@ def _check_terminal(done: Done, wounds: list[Wound]) -> None:
 
 
 @pytest.mark.parametrize("columns", [40, 100])
-def test_a_scan_fits_on_a_terminal(papyra: Command, store: Store, columns: int) -> None:
+def test_papyra_scan_fits_the_width_of_a_terminal(
+    papyra: Command, store: Store, columns: int
+) -> None:
     fill(store)
     damage(store, left=True)
     done = papyra.on_terminal("scan", store.name, columns=columns, env={"NO_COLOR": "1"})
@@ -559,7 +561,7 @@ def test_a_scan_fits_on_a_terminal(papyra: Command, store: Store, columns: int) 
     assert max(map(len, table.splitlines()), default=0) <= columns
 
 
-def test_a_terminal_is_not_flooded_but_other_programs_get_everything(
+def test_papyra_scan_lists_some_anomalies_on_a_terminal_and_all_of_them_in_a_pipe(
     papyra: Command, tmp_path: Path, redis_server: RedisServer
 ) -> None:
     store = new_store("json", tmp_path, redis_server)
@@ -573,7 +575,7 @@ def test_a_terminal_is_not_flooded_but_other_programs_get_everything(
 
 
 @pytest.mark.parametrize("what", ["a file", "a directory", "nothing at all", "a stream"])
-def test_where_there_is_no_store_there_is_nothing_to_check(
+def test_papyra_scan_and_recover_fail_on_a_missing_store_and_create_none(
     papyra: Command, tmp_path: Path, redis_server: RedisServer, what: str
 ) -> None:
     (tmp_path / "empty").mkdir()
@@ -604,7 +606,9 @@ def test_where_there_is_no_store_there_is_nothing_to_check(
     ],
     ids=" ".join,
 )
-def test_in_memory_there_is_nothing_to_do(papyra: Command, arguments: list[str]) -> None:
+def test_papyra_scan_recover_and_doctor_do_nothing_in_memory(
+    papyra: Command, arguments: list[str]
+) -> None:
     done = papyra(*arguments, "memory:")
     assert (done.code, done.err) == (0, "")
     assert "not supported" in done.out
@@ -623,7 +627,7 @@ def test_in_memory_there_is_nothing_to_do(papyra: Command, arguments: list[str])
     ],
     ids=" ".join,
 )
-def test_what_can_not_be_understood_is_wrong_use(
+def test_invalid_options_of_papyra_scan_recover_and_doctor_are_wrong_use(
     papyra: Command, tmp_path: Path, arguments: list[str]
 ) -> None:
     (tmp_path / "a.ndjson").write_text("so what\n")
@@ -637,7 +641,9 @@ def test_what_can_not_be_understood_is_wrong_use(
 # From damage to a sound store
 
 
-def test_a_store_is_mended_and_what_can_be_read_is_kept(papyra: Command, store: Store) -> None:
+def test_papyra_recover_repairs_a_store_and_keeps_every_readable_record(
+    papyra: Command, store: Store
+) -> None:
     fill(store)
     sound = facts(store)
     wounds, lost = damage(store)
@@ -671,7 +677,7 @@ def test_a_store_is_mended_and_what_can_be_read_is_kept(papyra: Command, store: 
     assert papyra("scan", store.name).code == 0
 
 
-def test_a_store_is_mended_when_somebody_at_a_terminal_says_so(
+def test_papyra_recover_on_a_terminal_repairs_a_store_only_after_a_yes(
     papyra: Command, store: Store
 ) -> None:
     fill(store)
@@ -702,7 +708,9 @@ def test_a_store_is_mended_when_somebody_at_a_terminal_says_so(
     assert "nothing to do" in again.text
 
 
-def test_an_interrupt_is_an_answer_too(papyra: Command, file_store: Store) -> None:
+def test_an_interrupt_at_the_question_of_papyra_recover_changes_nothing(
+    papyra: Command, file_store: Store
+) -> None:
     fill(file_store)
     damage(file_store)
     before = contents(file_store)
@@ -712,7 +720,7 @@ def test_an_interrupt_is_an_answer_too(papyra: Command, file_store: Store) -> No
     assert contents(file_store) == before
 
 
-def test_an_interrupt_before_anything_was_changed_leaves_it_so(
+def test_an_interrupt_while_papyra_recover_scans_changes_nothing(
     papyra: Command, file_store: Store
 ) -> None:
     fill(file_store, 40_000, 40_000)
@@ -726,7 +734,7 @@ def test_an_interrupt_before_anything_was_changed_leaves_it_so(
     assert is_unchanged
 
 
-def test_a_dry_run_on_a_terminal_asks_nothing(papyra: Command, store: Store) -> None:
+def test_papyra_recover_dry_run_on_a_terminal_asks_nothing(papyra: Command, store: Store) -> None:
     fill(store)
     damage(store)
     before = contents(store)
@@ -738,7 +746,7 @@ def test_a_dry_run_on_a_terminal_asks_nothing(papyra: Command, store: Store) -> 
 
 
 @pytest.mark.parametrize("elsewhere", [False, True])
-def test_a_quarantine_keeps_the_originals_of_files_and_they_can_be_put_back(
+def test_papyra_recover_quarantines_original_files_that_can_be_put_back(
     papyra: Command, file_store: Store, tmp_path: Path, elsewhere: bool
 ) -> None:
     store = file_store
@@ -776,7 +784,7 @@ def test_a_quarantine_keeps_the_originals_of_files_and_they_can_be_put_back(
     assert wounds_in(jq(".", back.out)) == as_reported(expected)
 
 
-def test_a_quarantine_on_a_server_keeps_the_entries(
+def test_papyra_recover_quarantines_original_entries_on_a_redis_server(
     papyra: Command, tmp_path: Path, redis_server: RedisServer
 ) -> None:
     store = new_store("redis", tmp_path, redis_server)
@@ -801,7 +809,9 @@ def test_a_quarantine_on_a_server_keeps_the_entries(
     assert sorted(kept) == sorted(originals)
 
 
-def test_a_recovery_tells_where_the_originals_are(papyra: Command, store: Store) -> None:
+def test_papyra_recover_says_where_the_quarantined_originals_are(
+    papyra: Command, store: Store
+) -> None:
     fill(store)
     damage(store)
     done = papyra("recover", store.name, "--mode", "quarantine", "--yes")
@@ -816,7 +826,7 @@ def test_a_recovery_tells_where_the_originals_are(papyra: Command, store: Store)
 
 
 @pytest.mark.parametrize("mode", ["repair", "quarantine"])
-def test_what_no_recovery_takes_away_is_said_to_be_left(
+def test_papyra_recover_reports_the_anomalies_that_no_recovery_removes(
     papyra: Command, store: Store, mode: str
 ) -> None:
     fill(store)
@@ -850,7 +860,9 @@ NO_STORES = {
 
 
 @pytest.mark.parametrize("name", NO_STORES)
-def test_a_file_that_is_no_store_is_not_emptied(papyra: Command, tmp_path: Path, name: str) -> None:
+def test_papyra_recover_does_not_empty_a_file_that_is_no_store(
+    papyra: Command, tmp_path: Path, name: str
+) -> None:
     path = tmp_path / name
     data = NO_STORES[name]
     path.write_bytes(data)
@@ -866,7 +878,7 @@ def test_a_file_that_is_no_store_is_not_emptied(papyra: Command, tmp_path: Path,
 
 
 @pytest.mark.parametrize("name", ["flights.csv", "passwd", "picture.png"])
-def test_the_doctor_does_not_empty_a_file_that_is_no_store(
+def test_papyra_doctor_does_not_empty_a_file_that_is_no_store(
     papyra: Command, tmp_path: Path, name: str
 ) -> None:
     path = tmp_path / name
@@ -877,7 +889,7 @@ def test_the_doctor_does_not_empty_a_file_that_is_no_store(
 
 
 @pytest.mark.parametrize("mode", ["repair", "quarantine"])
-def test_json_is_all_that_a_recovery_prints_for_programs(
+def test_papyra_recover_json_prints_one_document_and_nothing_else(
     papyra: Command, store: Store, mode: str
 ) -> None:
     fill(store)
@@ -925,7 +937,7 @@ def starts(store: Store, mode: Literal["ignore", "fail_on_anomaly", "recover"]) 
 
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("state", ["clean", "torn", "damaged", "left", "missing"])
-def test_the_doctor_says_what_a_system_does(
+def test_papyra_doctor_predicts_whether_a_system_starts_on_a_store(
     papyra: Command, store: Store, tmp_path: Path, state: str, mode: Any
 ) -> None:
     if store.kind == "redis" and state == "torn":
@@ -948,7 +960,9 @@ def test_the_doctor_says_what_a_system_does(
         assert jq(".plan", done.out) == "start"
 
 
-def test_the_doctor_says_how_much_a_start_would_cut_off(papyra: Command, file_store: Store) -> None:
+def test_papyra_doctor_says_how_many_bytes_of_a_torn_tail_a_start_would_cut_off(
+    papyra: Command, file_store: Store
+) -> None:
     fill(file_store)
     with file_store.file.open("ab") as file:
         file.write(b'{"crc":"00000000","v":1,"seq":')
@@ -960,7 +974,7 @@ def test_the_doctor_says_how_much_a_start_would_cut_off(papyra: Command, file_st
     assert contents(file_store) == before
 
 
-def test_the_doctor_says_where_the_damage_is(papyra: Command, store: Store) -> None:
+def test_papyra_doctor_says_where_a_store_is_damaged(papyra: Command, store: Store) -> None:
     fill(store)
     wounds, _ = damage(store)
     done = papyra("doctor", store.name)
@@ -974,7 +988,9 @@ def test_the_doctor_says_where_the_damage_is(papyra: Command, store: Store) -> N
     assert "would not start" in shown.text
 
 
-def test_the_doctor_says_that_a_start_would_recover(papyra: Command, file_store: Store) -> None:
+def test_papyra_doctor_says_that_a_start_would_recover_a_damaged_store(
+    papyra: Command, file_store: Store
+) -> None:
     bring_into(file_store, "damaged")
     before = contents(file_store)
     done = papyra("doctor", file_store.name, "--mode", "recover")
@@ -984,7 +1000,7 @@ def test_the_doctor_says_that_a_start_would_recover(papyra: Command, file_store:
     assert contents(file_store) == before
 
 
-def test_the_doctor_says_what_else_keeps_a_system_from_starting(
+def test_papyra_doctor_says_which_path_keeps_a_system_from_starting(
     papyra: Command, tmp_path: Path
 ) -> None:
     done = papyra("doctor", tmp_path / "no" / "directory" / "events.ndjson")
@@ -1016,7 +1032,7 @@ def test_the_doctor_says_what_else_keeps_a_system_from_starting(
         {"pid": 2**30, "host": socket.gethostname()},
     ],
 )
-def test_the_doctor_takes_no_note_of_a_crash_for_a_writer(
+def test_papyra_doctor_does_not_take_the_lock_note_of_a_crashed_process_for_a_writer(
     papyra: Command, file_store: Store, note: dict[str, Any]
 ) -> None:
     fill(file_store)
@@ -1028,14 +1044,16 @@ def test_the_doctor_takes_no_note_of_a_crash_for_a_writer(
     assert papyra("doctor", file_store.name).code == 0
 
 
-def test_the_doctor_is_called_before_there_is_a_store(papyra: Command, store: Store) -> None:
+def test_papyra_doctor_on_a_missing_store_succeeds_and_creates_none(
+    papyra: Command, store: Store
+) -> None:
     for done in (papyra("doctor", store.name), papyra.on_terminal("doctor", store.name)):
         assert done.code == 0
         assert "start" in (done.err or done.text)
     assert contents(store) == {}
 
 
-def test_a_server_that_is_away_keeps_a_system_from_starting(papyra: Command) -> None:
+def test_papyra_scan_recover_and_doctor_fail_when_the_redis_server_is_away(papyra: Command) -> None:
     for command in ("scan", "recover", "doctor"):
         done = papyra(command, "redis://127.0.0.1:1/0?retry_for=0")
         assert (done.code, done.out) == (1, "")
@@ -1046,7 +1064,7 @@ def test_a_server_that_is_away_keeps_a_system_from_starting(papyra: Command) -> 
 
 
 @pytest.mark.parametrize(("size", "pace"), [(10, 0), (10_000, 0.01)])
-def test_a_store_is_clean_while_a_system_writes_it(
+def test_papyra_scan_finds_a_store_clean_while_a_system_writes_it(
     papyra: Command, store: Store, size: int, pace: float
 ) -> None:
     url = f"{store.url}?max_segment_records=150" if store.kind == "rotating" else store.url
@@ -1064,7 +1082,9 @@ def test_a_store_is_clean_while_a_system_writes_it(
     assert papyra("scan", store.name).code == 0
 
 
-def test_who_has_files_open_is_named_and_left_alone(papyra: Command, file_store: Store) -> None:
+def test_papyra_recover_and_doctor_name_the_process_that_has_a_file_store_open(
+    papyra: Command, file_store: Store
+) -> None:
     store = file_store
     fill(store)
     # A wound that a reader sees, and a writer that has the store open passes over.
@@ -1094,7 +1114,7 @@ def test_who_has_files_open_is_named_and_left_alone(papyra: Command, file_store:
     assert papyra("recover", store.name, "--yes").code == 0
 
 
-def test_a_system_on_a_server_goes_on_whatever_is_looked_at_or_mended(
+def test_a_system_on_redis_goes_on_writing_while_papyra_doctor_and_recover_run(
     papyra: Command, tmp_path: Path, redis_server: RedisServer
 ) -> None:
     store = new_store("redis", tmp_path, redis_server)

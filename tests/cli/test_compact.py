@@ -110,7 +110,7 @@ def size_of(found: list[Fact]) -> int:
     ],
     ids=["age", "more age", "count", "bytes", "age and count", "everything"],
 )
-def test_what_is_left_is_what_a_list_would_keep_and_a_dry_run_says_so(
+def test_papyra_compact_keeps_what_a_list_would_keep_as_its_dry_run_says(
     papyra: Command, store: Store, options: list[str], limits: Limits
 ) -> None:
     made = fill_by_the_hour(store)
@@ -138,7 +138,9 @@ def test_what_is_left_is_what_a_list_would_keep_and_a_dry_run_says_so(
     assert papyra("scan", store.name).code == 0
 
 
-def test_what_is_old_is_removed_from_the_middle_too(papyra: Command, file_store: Store) -> None:
+def test_papyra_compact_removes_old_records_also_from_between_younger_ones(
+    papyra: Command, file_store: Store
+) -> None:
     store = file_store
     ages = [1, 50, 2, 60, 70, 3, 4, 80] * 7
     made: list[Record] = [
@@ -155,7 +157,9 @@ def test_what_is_old_is_removed_from_the_middle_too(papyra: Command, file_store:
     assert papyra("scan", store.name).code == 0
 
 
-def test_everything_may_go_and_no_position_is_given_again(papyra: Command, store: Store) -> None:
+def test_papyra_compact_may_remove_every_record_without_freeing_a_position(
+    papyra: Command, store: Store
+) -> None:
     fill_by_the_hour(store)
     planned = papyra("compact", store.name, "--max-age", "1s", "--dry-run", "--json")
     done = papyra("compact", store.name, "--max-age", "1s", "--yes", "--json")
@@ -168,7 +172,9 @@ def test_everything_may_go_and_no_position_is_given_again(papyra: Command, store
     assert papyra("scan", store.name).code == 0
 
 
-def test_files_are_smaller_afterwards(papyra: Command, file_store: Store) -> None:
+def test_papyra_compact_makes_the_files_of_a_store_smaller(
+    papyra: Command, file_store: Store
+) -> None:
     fill_by_the_hour(file_store)
     before = sum(path.stat().st_size for path in files_of(file_store))
     assert papyra("compact", file_store.name, "--max-records", "2", "--yes").code == 0
@@ -182,7 +188,7 @@ def _number(text: str) -> int:
     return int(text.replace(",", ""))
 
 
-def test_the_table_says_before_and_after(papyra: Command, store: Store) -> None:
+def test_papyra_compact_shows_the_counts_before_and_after(papyra: Command, store: Store) -> None:
     fill(store, 1200, 300)
     planned = papyra("compact", store.name, "--max-records", "3", "--dry-run")
     assert planned.code == 0
@@ -199,7 +205,9 @@ def test_the_table_says_before_and_after(papyra: Command, store: Store) -> None:
     assert len(facts(store)) == 9
 
 
-def test_somebody_at_a_terminal_is_asked(papyra: Command, store: Store) -> None:
+def test_papyra_compact_on_a_terminal_removes_records_only_after_a_yes(
+    papyra: Command, store: Store
+) -> None:
     fill_by_the_hour(store)
     before = contents(store)
     unasked = papyra("compact", store.name, "--max-records", "5")
@@ -222,7 +230,9 @@ def test_somebody_at_a_terminal_is_asked(papyra: Command, store: Store) -> None:
     assert len(facts(store)) == 15
 
 
-def test_an_interrupt_is_an_answer_too(papyra: Command, file_store: Store) -> None:
+def test_an_interrupt_at_the_question_of_papyra_compact_changes_nothing(
+    papyra: Command, file_store: Store
+) -> None:
     fill_by_the_hour(file_store)
     before = contents(file_store)
     done = at_the_question(papyra, "sendintr", "compact", file_store.name, "--max-records", "5")
@@ -230,7 +240,7 @@ def test_an_interrupt_is_an_answer_too(papyra: Command, file_store: Store) -> No
     assert contents(file_store) == before
 
 
-def test_an_interrupt_before_anything_was_removed_leaves_it_so(
+def test_an_interrupt_while_papyra_compact_reads_changes_nothing(
     papyra: Command, file_store: Store
 ) -> None:
     fill(file_store, 40_000, 40_000)
@@ -243,7 +253,9 @@ def test_an_interrupt_before_anything_was_removed_leaves_it_so(
     assert is_unchanged
 
 
-def test_nobody_is_asked_about_nothing(papyra: Command, store: Store) -> None:
+def test_papyra_compact_does_not_ask_when_no_record_is_to_be_removed(
+    papyra: Command, store: Store
+) -> None:
     fill(store)
     before = contents(store)
     call = ["compact", store.name, "--max-records", str(COUNT), "--max-bytes", "1GiB"]
@@ -275,7 +287,7 @@ def settings_with(store: Store, home: Path, policy: str) -> Mapping[str, str]:
     return {"PAPYRA_SETTINGS_MODULE": "shop_settings", "PYTHONPATH": path}
 
 
-def test_the_limits_of_the_settings_hold_where_none_are_given(
+def test_papyra_compact_uses_the_limits_of_the_settings_when_none_are_given(
     papyra: Command, store: Store, tmp_path: Path
 ) -> None:
     made = fill_by_the_hour(store)
@@ -293,7 +305,9 @@ def test_the_limits_of_the_settings_hold_where_none_are_given(
     assert facts(store) == expected
 
 
-def test_without_any_limit_it_is_wrong_use(papyra: Command, store: Store, tmp_path: Path) -> None:
+def test_papyra_compact_without_any_limit_is_wrong_use(
+    papyra: Command, store: Store, tmp_path: Path
+) -> None:
     fill(store)
     before = contents(store)
     nowhere: list[Done] = [
@@ -323,7 +337,7 @@ def test_without_any_limit_it_is_wrong_use(papyra: Command, store: Store, tmp_pa
     ],
     ids=" ".join,
 )
-def test_limits_that_make_no_sense_are_wrong_use(
+def test_papyra_compact_with_an_invalid_limit_is_wrong_use(
     papyra: Command, tmp_path: Path, redis_server: RedisServer, options: list[str]
 ) -> None:
     store = new_store("json", tmp_path, redis_server)
@@ -338,21 +352,21 @@ def test_limits_that_make_no_sense_are_wrong_use(
 # Where nothing can be done
 
 
-def test_in_memory_there_is_nothing_to_do(papyra: Command) -> None:
+def test_papyra_compact_does_nothing_in_memory(papyra: Command) -> None:
     for done in (papyra("compact", "memory:", "--max-age", "1d"), papyra("compact", "memory:")):
         assert (done.code, done.err) == (0, "")
         assert "not supported" in done.out
         assert "nothing to do" in done.out
 
 
-def test_where_there_is_no_store_there_is_none_afterwards(papyra: Command, store: Store) -> None:
+def test_papyra_compact_does_not_create_a_missing_store(papyra: Command, store: Store) -> None:
     done = papyra("compact", store.name, "--max-age", "1d", "--yes")
     assert (done.code, done.out) == (1, "")
     assert "no store" in one_line(done)
     assert contents(store) == {}
 
 
-def test_files_that_are_damaged_are_not_compacted(papyra: Command, file_store: Store) -> None:
+def test_papyra_compact_refuses_damaged_files(papyra: Command, file_store: Store) -> None:
     store = file_store
     fill_by_the_hour(store)
     path = files_of(store)[-1]
@@ -370,7 +384,7 @@ def test_files_that_are_damaged_are_not_compacted(papyra: Command, file_store: S
     assert len(facts(store)) == 6
 
 
-def test_damage_since_somebody_looked_is_not_compacted_away(
+def test_papyra_compact_refuses_files_damaged_since_a_reader_saved_its_index(
     papyra: Command, file_store: Store
 ) -> None:
     store = file_store
@@ -389,7 +403,7 @@ def test_damage_since_somebody_looked_is_not_compacted_away(
     assert contents(store) == before
 
 
-def test_of_damaged_streams_a_dry_run_says_the_same_as_the_real_one(
+def test_papyra_compact_dry_run_of_damaged_streams_predicts_the_real_run(
     papyra: Command, tmp_path: Path, redis_server: RedisServer
 ) -> None:
     store = new_store("redis", tmp_path, redis_server)
@@ -406,7 +420,9 @@ def test_of_damaged_streams_a_dry_run_says_the_same_as_the_real_one(
         assert jq(FIGURES, done.out) == jq(FIGURES, planned.out)
 
 
-def test_who_has_files_open_is_named_and_left_alone(papyra: Command, file_store: Store) -> None:
+def test_papyra_compact_names_the_process_that_has_a_file_store_open(
+    papyra: Command, file_store: Store
+) -> None:
     store = file_store
     fill(store)
     with a_live_system(store.url) as live:
@@ -419,7 +435,7 @@ def test_who_has_files_open_is_named_and_left_alone(papyra: Command, file_store:
     assert papyra("scan", store.name).code == 0
 
 
-def test_a_stream_is_compacted_while_a_system_writes_it(
+def test_papyra_compact_trims_a_redis_store_while_a_system_writes_it(
     papyra: Command, tmp_path: Path, redis_server: RedisServer
 ) -> None:
     store = new_store("redis", tmp_path, redis_server)

@@ -19,7 +19,9 @@ def completion(papyra: Command) -> Path:
     return path
 
 
-def test_bash_completes_commands_and_options(papyra: Command, completion: Path) -> None:
+def test_papyra_completion_lets_bash_complete_commands_and_options(
+    papyra: Command, completion: Path
+) -> None:
     assert papyra.shell(f"bash -n {completion}") == Done(0, "")
     complete = f"""
     source {completion}
@@ -48,7 +50,9 @@ def test_bash_completes_commands_and_options(papyra: Command, completion: Path) 
     assert shell == "zsh"
 
 
-def test_the_tab_key_completes_a_command_in_bash(papyra: Command, completion: Path) -> None:
+def test_papyra_completion_lets_the_tab_key_complete_a_command_in_bash(
+    papyra: Command, completion: Path
+) -> None:
     child = pexpect.spawn(
         "bash",
         ["--norc", "--noprofile", "-i"],
@@ -70,7 +74,7 @@ def test_the_tab_key_completes_a_command_in_bash(papyra: Command, completion: Pa
 
 
 @pytest.mark.parametrize("shell", ["zsh", "fish"])
-def test_other_shells_learn_every_command(papyra: Command, shell: str) -> None:
+def test_papyra_completion_names_every_command_to_other_shells(papyra: Command, shell: str) -> None:
     from papyra.cli.app import COMMANDS  # noqa: PLC0415
 
     done = papyra("completion", shell)
@@ -79,7 +83,7 @@ def test_other_shells_learn_every_command(papyra: Command, shell: str) -> None:
         assert name in done.out
 
 
-def test_a_shell_that_is_not_known_is_wrong_use(papyra: Command) -> None:
+def test_papyra_completion_of_an_unknown_shell_is_wrong_use(papyra: Command) -> None:
     for arguments in (["completion"], ["completion", "ksh"]):
         done = papyra(*arguments)
         assert (done.code, done.out) == (2, "")

@@ -175,7 +175,7 @@ def is_a_beginning(part: Store, whole: dict[str, bytes]) -> bool:
 
 
 @pytest.mark.parametrize("target", KINDS, indirect=True)
-def test_a_copy_has_the_same_records_at_the_same_positions(
+def test_papyra_copy_keeps_records_and_their_positions(
     papyra: Command, store: Store, target: Store
 ) -> None:
     append(store, *varied(), segment=9)
@@ -208,7 +208,7 @@ def test_a_copy_has_the_same_records_at_the_same_positions(
         assert all(contents(store)[name].startswith(data) for name, data in before.items())
 
 
-def test_flights_to_a_server_and_back_are_the_same_byte_for_byte(
+def test_papyra_copy_of_flights_to_redis_and_back_is_the_same_byte_for_byte(
     papyra: Command, tmp_path: Path, redis_server: RedisServer, capsys: pytest.CaptureFixture[str]
 ) -> None:
     first, second = (new_store("json", tmp_path, redis_server) for _ in range(2))
@@ -241,12 +241,12 @@ def test_flights_to_a_server_and_back_are_the_same_byte_for_byte(
 
 
 if FLIGHTS != FIRST_DAY:  # a year of them
-    test_flights_to_a_server_and_back_are_the_same_byte_for_byte = pytest.mark.timeout(1800)(
-        test_flights_to_a_server_and_back_are_the_same_byte_for_byte
-    )
+    test_papyra_copy_of_flights_to_redis_and_back_is_the_same_byte_for_byte = pytest.mark.timeout(
+        1800
+    )(test_papyra_copy_of_flights_to_redis_and_back_is_the_same_byte_for_byte)
 
 
-def test_what_a_source_lost_at_its_end_takes_no_position_of_what_comes(
+def test_papyra_copy_goes_on_at_later_positions_after_the_source_was_compacted_empty(
     papyra: Command, store: Store, source: Store
 ) -> None:
     fill(store, 10)
@@ -271,7 +271,7 @@ def long_source(tmp_path_factory: pytest.TempPathFactory, redis_server: RedisSer
     return store
 
 
-def test_a_copy_that_is_killed_again_and_again_comes_to_its_end(
+def test_papyra_copy_that_is_killed_again_and_again_comes_to_its_end(
     papyra: Command, long_source: Store, target: Store, tmp_path: Path, redis_server: RedisServer
 ) -> None:
     whole = new_store(target.kind, tmp_path, redis_server)
@@ -296,7 +296,7 @@ def test_a_copy_that_is_killed_again_and_again_comes_to_its_end(
     assert papyra("scan", target.name).code == 0
 
 
-def test_a_line_that_was_torn_is_written_anew(
+def test_papyra_copy_writes_a_torn_line_of_its_target_anew(
     papyra: Command, file_store: Store, source: Store
 ) -> None:
     fill(source, 40)
@@ -313,7 +313,7 @@ def test_a_line_that_was_torn_is_written_anew(
         assert written(file_store) == whole
 
 
-def test_an_interrupted_copy_says_how_it_goes_on(
+def test_papyra_copy_that_is_interrupted_says_how_to_go_on(
     papyra: Command, long_source: Store, target: Store
 ) -> None:
     with papyra.start("copy", long_source.name, name_of(target)) as process:
@@ -344,7 +344,7 @@ def test_an_interrupted_copy_says_how_it_goes_on(
 # What is no copy
 
 
-def test_a_target_with_something_else_in_it_is_left_alone(
+def test_papyra_copy_leaves_a_target_with_other_records_alone(
     papyra: Command, source: Store, target: Store
 ) -> None:
     fill(source, 40)
@@ -357,7 +357,9 @@ def test_a_target_with_something_else_in_it_is_left_alone(
     assert contents(target) == before
 
 
-def test_a_target_that_is_ahead_is_left_alone(papyra: Command, store: Store, target: Store) -> None:
+def test_papyra_copy_leaves_a_target_with_more_records_than_the_source_alone(
+    papyra: Command, store: Store, target: Store
+) -> None:
     fill(store, 20)
     fill(target, 25)
     before = contents(target)
@@ -368,7 +370,9 @@ def test_a_target_that_is_ahead_is_left_alone(papyra: Command, store: Store, tar
     assert contents(target) == before
 
 
-def test_a_record_too_many_is_found(papyra: Command, source: Store, target: Store) -> None:
+def test_papyra_copy_refuses_a_target_with_a_record_that_the_source_has_not(
+    papyra: Command, source: Store, target: Store
+) -> None:
     append(source, *map(event, range(30)))
     compact(source, max_records=10)
     append(target, *map(event, range(20)))
@@ -382,7 +386,7 @@ def test_a_record_too_many_is_found(papyra: Command, source: Store, target: Stor
 
 @pytest.mark.parametrize("how", ["changed", "broken", "removed"])
 @pytest.mark.parametrize("seq", [1, 17, 39])
-def test_what_was_done_to_a_copy_since_is_found(
+def test_papyra_copy_refuses_a_target_that_was_changed_since_the_last_copy(
     papyra: Command, source: Store, target: Store, how: str, seq: int
 ) -> None:
     fill(source, 40)
@@ -438,7 +442,7 @@ def _tamper_with_stream(store: Store, seq: int, how: str) -> None:
 # What can't be copied
 
 
-def test_a_damaged_source_is_not_copied(papyra: Command, store: Store, target: Store) -> None:
+def test_papyra_copy_refuses_a_damaged_source(papyra: Command, store: Store, target: Store) -> None:
     fill(store)
     damage(store)
     before = contents(store)
@@ -449,7 +453,9 @@ def test_a_damaged_source_is_not_copied(papyra: Command, store: Store, target: S
     assert contents(store) == before
 
 
-def test_what_is_torn_is_not_missed(papyra: Command, file_store: Store, target: Store) -> None:
+def test_papyra_copy_of_a_source_with_a_torn_tail_copies_every_whole_record(
+    papyra: Command, file_store: Store, target: Store
+) -> None:
     fill(file_store, 20)
     path = files_of(file_store)[-1]
     wanted = facts(file_store)[:-1]
@@ -460,7 +466,9 @@ def test_what_is_torn_is_not_missed(papyra: Command, file_store: Store, target: 
     assert contents(file_store) == before
 
 
-def test_a_store_is_not_copied_onto_itself(papyra: Command, store: Store, tmp_path: Path) -> None:
+def test_papyra_copy_does_not_copy_a_store_onto_itself(
+    papyra: Command, store: Store, tmp_path: Path
+) -> None:
     fill(store)
     before = contents(store)
     if store.path is None:
@@ -481,13 +489,15 @@ def test_a_store_is_not_copied_onto_itself(papyra: Command, store: Store, tmp_pa
 
 
 @pytest.mark.parametrize("arguments", [["copy"], ["copy", "memory:"], ["copy", "a", "b", "c"]])
-def test_a_copy_has_a_source_and_a_target(papyra: Command, arguments: list[str]) -> None:
+def test_papyra_copy_without_a_source_and_a_target_is_wrong_use(
+    papyra: Command, arguments: list[str]
+) -> None:
     done = papyra(*arguments)
     assert (done.code, done.out) == (2, "")
     one_line(done)
 
 
-def test_there_is_no_copying_to_memory_or_from_it(papyra: Command, store: Store) -> None:
+def test_papyra_copy_to_or_from_memory_does_nothing(papyra: Command, store: Store) -> None:
     assert contents(store) == {}
     for arguments in (["memory:", store.name], ["memory:", "memory:"]):
         done = papyra("copy", *arguments)
@@ -500,7 +510,7 @@ def test_there_is_no_copying_to_memory_or_from_it(papyra: Command, store: Store)
     assert "not supported" in done.out
 
 
-def test_a_source_that_is_not_there_makes_no_target(
+def test_papyra_copy_of_a_missing_source_creates_no_target(
     papyra: Command, store: Store, target: Store
 ) -> None:
     done = papyra("copy", store.name, target.name)
@@ -512,7 +522,7 @@ def test_a_source_that_is_not_there_makes_no_target(
 # While somebody else is at work
 
 
-def test_what_a_system_writes_meanwhile_is_for_the_next_copy(
+def test_papyra_copy_leaves_records_written_meanwhile_to_the_next_copy(
     papyra: Command, store: Store, tmp_path: Path, redis_server: RedisServer
 ) -> None:
     target = new_store("redis" if store.kind == "json" else "json", tmp_path, redis_server)
@@ -531,7 +541,7 @@ def test_what_a_system_writes_meanwhile_is_for_the_next_copy(
     assert len(facts(target)) > len(part)
 
 
-def test_a_target_that_somebody_has_open_is_left_alone(
+def test_papyra_copy_leaves_a_target_that_a_system_has_open_alone(
     papyra: Command, source: Store, target: Store
 ) -> None:
     fill(source, 400)
@@ -569,7 +579,7 @@ def is_full(done: Done) -> bool:
     return "No space left" in said or "too large" in said
 
 
-def test_a_copy_to_a_full_disk_goes_on_when_there_is_room(
+def test_papyra_copy_to_a_full_disk_goes_on_once_there_is_room(
     papyra: Command, source: Store, tmp_path: Path, redis_server: RedisServer
 ) -> None:
     # What has no gap between is written at once, and so as a whole or not at all.
@@ -594,7 +604,7 @@ def test_a_copy_to_a_full_disk_goes_on_when_there_is_room(
             ballast.write_bytes(b"x" * 100_000)
 
 
-def test_a_copy_to_a_server_without_memory_goes_on_when_there_is_some(
+def test_papyra_copy_to_a_redis_out_of_memory_goes_on_once_there_is_some(
     papyra: Command, source: Store, tmp_path: Path
 ) -> None:
     fill(source, 20_000, 20_000)

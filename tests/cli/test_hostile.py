@@ -76,7 +76,9 @@ EVERY: list[list[str]] = [
 
 
 @pytest.mark.parametrize("kind", ["json", "rotating"])
-def test_nothing_that_a_terminal_obeys_is_printed(papyra: Command, kind: str) -> None:
+def test_papyra_prints_no_control_sequence_that_a_name_or_a_record_holds(
+    papyra: Command, kind: str
+) -> None:
     name = f"{EVIL_NAME}.ndjson" if kind == "json" else EVIL_NAME
     store = evil_store(kind, papyra.home / name)
     (papyra.home / f"{EVIL}.ndjson").write_text(f"{EVIL}\n")
@@ -98,7 +100,7 @@ def test_nothing_that_a_terminal_obeys_is_printed(papyra: Command, kind: str) ->
         assert "Traceback" not in one.err, one
 
 
-def test_a_question_on_a_terminal_is_text(papyra: Command) -> None:
+def test_papyra_recover_prints_hostile_names_as_text_in_its_question(papyra: Command) -> None:
     store = evil_store("json", papyra.home / f"{EVIL}.ndjson")
     spoilt(store.file)
     shown = papyra.on_terminal("recover", store.name, columns=400, answers=["y"])
@@ -107,7 +109,7 @@ def test_a_question_on_a_terminal_is_text(papyra: Command) -> None:
     assert is_harmless(shown.text.replace("\r", "")), shown.text
 
 
-def test_the_log_says_nothing_to_a_terminal_but_text(papyra: Command) -> None:
+def test_papyra_prints_log_messages_without_control_sequences_or_passwords(papyra: Command) -> None:
     (papyra.home / "loud.py").write_text(
         "import logging, msgspec\n"
         f"logging.getLogger('x').warning({EVIL!r} + '%s', 'redis://u:{SECRET}@h')\n"
@@ -133,7 +135,7 @@ TYPOS = [
 ]
 
 
-def test_a_password_is_not_shown_however_its_url_is_mistyped(papyra: Command) -> None:
+def test_papyra_shows_no_password_however_its_url_is_mistyped(papyra: Command) -> None:
     calls = [["events", url] for url in TYPOS]
     calls += [[url] for url in TYPOS if "@" in url]
     calls += [["events", "a.ndjson", url] for url in TYPOS if "@" in url]
@@ -144,7 +146,7 @@ def test_a_password_is_not_shown_however_its_url_is_mistyped(papyra: Command) ->
         assert len(done.err.splitlines()) == 1
 
 
-def test_what_is_very_long_is_shown_in_part(papyra: Command) -> None:
+def test_papyra_shortens_very_long_arguments_in_its_errors(papyra: Command) -> None:
     long = "x" * 100_000
     calls = [["events", long], [long], ["events", f"--{long}"], ["events", "a", "--since", long]]
     calls += [["events", "a", "--limit", long], ["compact", "a", "--max-bytes", long]]
@@ -167,7 +169,9 @@ def exposed(done: Done) -> dict[str, list[Any]]:
     return {each.name: each.samples for family in families for each in [family]}
 
 
-def test_an_audit_of_anybody_is_exposed_or_left_out(papyra: Command) -> None:
+def test_papyra_metrics_exposes_or_leaves_out_each_figure_of_a_foreign_audit(
+    papyra: Command,
+) -> None:
     path = papyra.home / "a.ndjson"
     payload: dict[str, Any] = {"actors": 3, "great": 10**400, "small": -(10**400), "bad name": 1}
     payload |= {"": 1, "ä": 1, "started": 1, "started_total": 2, "audit_timestamp_seconds": 5}
@@ -226,7 +230,7 @@ def zoo(home: Path) -> list[Path]:
 
 
 @pytest.mark.parametrize("read_only", [False, True])
-def test_looking_changes_nothing_whatever_it_is_pointed_at(
+def test_papyra_commands_that_only_read_change_nothing_whatever_they_are_pointed_at(
     papyra: Command, read_only: bool
 ) -> None:
     home = papyra.home / "zoo"
@@ -246,7 +250,7 @@ def test_looking_changes_nothing_whatever_it_is_pointed_at(
     os.chmod(home, 0o755)
 
 
-def test_the_output_of_a_command_is_never_the_store_by_another_name(papyra: Command) -> None:
+def test_papyra_refuses_an_output_that_is_the_store_by_another_name(papyra: Command) -> None:
     home = papyra.home / "zoo"
     home.mkdir()
     for store in zoo(home)[:4:3]:
@@ -263,7 +267,7 @@ def test_the_output_of_a_command_is_never_the_store_by_another_name(papyra: Comm
 # The one place through which output goes
 
 
-def test_only_one_module_prints() -> None:
+def test_only_the_output_module_of_papyra_cli_prints() -> None:
     for path in Path(papyra_cli.__file__).parent.glob("*.py"):
         if path.name in ("_output.py", "app.py"):
             continue
@@ -276,7 +280,7 @@ def test_only_one_module_prints() -> None:
 # The page
 
 
-def test_a_page_keeps_every_digit_of_an_integer(papyra: Command) -> None:
+def test_the_timeline_page_keeps_every_digit_of_an_integer(papyra: Command) -> None:
     path = papyra.home / "a.ndjson"
     numbers = [2**53 - 1, 2**53, 2**53 + 1, -(2**53) - 1, 2**64, 10**400, 5, -7]
     crash = {"error": f"1 {2**60} \\", "n": numbers, "x": {"y": [{str(2**60): 2**60}, 1.5e300]}}

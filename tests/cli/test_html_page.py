@@ -140,12 +140,12 @@ def policy_of(text: str) -> str:
 # What is in it
 
 
-def test_the_data_in_the_page_are_the_lives() -> None:
+def test_the_timeline_page_embeds_the_lives_of_the_actors_as_data() -> None:
     assert msgspec.json.decode(data_in(page(SHOP)), type=Timeline) == SHOP
 
 
 @pytest.mark.parametrize("text", [HOSTILE, UNSEEN, "{{ script }}", "\\u003c", "]]>", "ш界🎭"])
-def test_hostile_text_stays_data(text: str) -> None:
+def test_hostile_text_stays_data_in_the_timeline_page(text: str) -> None:
     lives = Timeline(
         text,
         NOON,
@@ -162,17 +162,17 @@ def test_hostile_text_stays_data(text: str) -> None:
     assert outline.text("title").replace("\ufffd", "\x00") == f"{text} - timeline"
 
 
-def test_a_store_whose_path_is_not_unicode_is_shown_with_escapes() -> None:
+def test_the_timeline_page_shows_a_store_path_that_is_not_unicode_with_escapes() -> None:
     shown = page(Timeline("caf\udce9.jsonl", 0, 0, [], []))
     assert "<title>caf\\udce9.jsonl - timeline</title>" in shown
     shown.encode("utf-8")
 
 
-def test_no_placeholder_is_left() -> None:
+def test_no_placeholder_of_the_template_is_left_in_the_timeline_page() -> None:
     assert "{{" not in page(SHOP)
 
 
-def test_the_page_names_no_other_place_than_the_namespace_of_svg() -> None:
+def test_the_timeline_page_names_no_url_but_the_namespace_of_svg() -> None:
     assert set(re.findall(r"""\w+://[^\s"']*""", page(SHOP))) == {"http://www.w3.org/2000/svg"}
     loading = {"link", "img", "iframe", "object", "embed", "base"}
     for tag, attributes, _ in Outline(page(SHOP)).elements:
@@ -180,7 +180,7 @@ def test_the_page_names_no_other_place_than_the_namespace_of_svg() -> None:
         assert not {"src", "href", "srcset"} & attributes.keys()
 
 
-def test_the_policy_allows_nothing_but_the_script_and_the_style_of_the_page() -> None:
+def test_the_timeline_pages_security_policy_allows_only_its_own_script_and_style() -> None:
     shown = page(SHOP)
     outline = Outline(shown)
 
@@ -198,7 +198,7 @@ def test_the_policy_allows_nothing_but_the_script_and_the_style_of_the_page() ->
     }
 
 
-def test_the_script_makes_no_markup_of_text() -> None:
+def test_the_timeline_pages_script_makes_no_markup_of_text() -> None:
     script = Outline(page(SHOP)).text("script", type="module")
     assert not re.search(r"innerHTML|outerHTML|insertAdjacentHTML|document\.write|eval\(", script)
 
@@ -279,7 +279,7 @@ def x_of(browser: Browser, seq: int) -> float:
     return float(x)
 
 
-def test_the_header_says_what_it_is_of(show: Show) -> None:
+def test_the_timeline_pages_header_shows_store_span_and_counts(show: Show) -> None:
     browser = show(SHOP)
     assert browser.text("#store") == "shop.jsonl"
     assert "2024-03-05T12:00:00.000Z \u2013 2024-03-05T12:08:20.000Z" in browser.text("#span")
@@ -289,7 +289,7 @@ def test_the_header_says_what_it_is_of(show: Show) -> None:
     assert browser.driver.title == "shop.jsonl - timeline"
 
 
-def test_every_actor_has_a_lane_with_its_marks(show: Show) -> None:
+def test_the_timeline_page_shows_every_actor_in_a_lane_with_its_marks(show: Show) -> None:
     browser = show(SHOP)
     assert browser.js(LANES) == ["shop/cart", "shop/line", "shop/old"]
     assert browser.js(MARKS, "shop/cart") == [["started", 1], ["crashed", 3], ["restarted", 4]]
@@ -297,21 +297,21 @@ def test_every_actor_has_a_lane_with_its_marks(show: Show) -> None:
     assert browser.js(MARKS, "shop/old") == [["crashed", 5], ["stopped", 6]]
 
 
-def test_a_life_is_broken_from_a_crash_until_the_restart(show: Show) -> None:
+def test_the_timeline_page_breaks_a_life_from_a_crash_until_the_restart(show: Show) -> None:
     browser = show(SHOP)
     [[begin, end]] = ends_of(browser, "shop/cart", "broken")
     assert begin == pytest.approx(x_of(browser, 3), abs=0.2)
     assert end == pytest.approx(x_of(browser, 4), abs=0.2)
 
 
-def test_a_crash_after_which_the_actor_resumes_breaks_nothing(show: Show) -> None:
+def test_the_timeline_page_does_not_break_a_life_at_a_crash_that_resumes(show: Show) -> None:
     life = Lifecycle("shop/cart", "Cart", [started(1, 0), crashed(2, 50, decision="resume")])
     browser = show(lives_of(life))
     assert path_of(browser, "shop/cart", "broken") is None
     assert len(ends_of(browser, "shop/cart", "alive")) == 1
 
 
-def test_a_life_without_a_beginning_comes_from_the_left_edge_and_without_an_end_goes_on(
+def test_the_timeline_page_draws_a_life_without_beginning_or_end_to_its_edges(
     show: Show,
 ) -> None:
     browser = show(SHOP)
@@ -321,21 +321,23 @@ def test_a_life_without_a_beginning_comes_from_the_left_edge_and_without_an_end_
     assert right > max(x_of(browser, seq) for seq in range(1, 9))
 
 
-def test_an_actor_whose_first_start_failed_was_not_there_before(show: Show) -> None:
+def test_the_timeline_page_begins_a_life_whose_first_start_failed_at_the_restart(
+    show: Show,
+) -> None:
     life = Lifecycle("a/late", "Late", [crashed(2, 50, where="on_start"), restarted(3, 60)])
     browser = show(lives_of(life, Lifecycle("a/early", "Early", [started(1, 0)])))
     [[begin, _]] = ends_of(browser, "a/late", "alive")
     assert begin == pytest.approx(x_of(browser, 3), abs=0.2)
 
 
-def test_an_address_may_be_taken_again(show: Show) -> None:
+def test_the_timeline_page_draws_two_lives_of_one_address_apart(show: Show) -> None:
     life = Lifecycle(
         "shop/cart", "Cart", [started(1, 0), stopped(2, 10), started(3, 20), stopped(4, 30)]
     )
     assert len(ends_of(show(lives_of(life)), "shop/cart", "alive")) == 2
 
 
-def test_hovering_a_mark_shows_what_happened(show: Show) -> None:
+def test_hovering_a_mark_of_the_timeline_page_shows_what_happened(show: Show) -> None:
     browser = show(SHOP)
     ActionChains(browser.driver).move_to_element(browser.find("[data-seq='3']")).perform()
     browser.until("return !document.getElementById('details').hidden")
@@ -363,7 +365,9 @@ def test_hovering_a_mark_shows_what_happened(show: Show) -> None:
         (8, ["dead letter", "Add", '{"sku":"a-1"}', "expected"]),
     ],
 )
-def test_focusing_a_mark_shows_what_happened(show: Show, seq: int, texts: list[str]) -> None:
+def test_focusing_a_mark_of_the_timeline_page_shows_what_happened(
+    show: Show, seq: int, texts: list[str]
+) -> None:
     browser = show(SHOP)
     browser.js("document.querySelector(`.mark[data-seq='${arguments[0]}']`).focus()", seq)
     shown = browser.text("#details")
@@ -371,7 +375,7 @@ def test_focusing_a_mark_shows_what_happened(show: Show, seq: int, texts: list[s
         assert text in shown
 
 
-def test_the_keyboard_reaches_every_mark(show: Show) -> None:
+def test_the_keyboard_reaches_every_mark_of_the_timeline_page(show: Show) -> None:
     browser = show(SHOP)
     browser.js("document.getElementById('zoom-all').focus()")
 
@@ -393,7 +397,7 @@ def test_the_keyboard_reaches_every_mark(show: Show) -> None:
     assert not browser.find("#details").is_displayed()
 
 
-def test_arrow_keys_pan_to_a_mark_that_is_out_of_view(show: Show) -> None:
+def test_arrow_keys_pan_the_timeline_page_to_a_mark_that_is_out_of_view(show: Show) -> None:
     browser = show(SHOP)
     browser.js("document.querySelector(`.mark[data-seq='1']`).focus()")
     keys = ActionChains(browser.driver)
@@ -406,7 +410,7 @@ def test_arrow_keys_pan_to_a_mark_that_is_out_of_view(show: Show) -> None:
     assert browser.js(FOCUS) == ["crashed", 3]
 
 
-def test_marks_and_drawing_have_labels(show: Show) -> None:
+def test_marks_and_drawing_of_the_timeline_page_have_labels_for_screen_readers(show: Show) -> None:
     browser = show(SHOP)
     assert "3 actors" in (browser.find("#timeline").get_attribute("aria-label") or "")
     label = browser.find(".mark[data-seq='3']").get_attribute("aria-label") or ""
@@ -414,7 +418,7 @@ def test_marks_and_drawing_have_labels(show: Show) -> None:
     assert "bad amount" in label
 
 
-def test_the_wheel_zooms_around_the_pointer(show: Show) -> None:
+def test_the_wheel_zooms_the_timeline_page_around_the_pointer(show: Show) -> None:
     browser = show(SHOP)
     before, x = span(browser), x_of(browser, 3)
     dx = round(x - browser.find("#timeline").size["width"] / 2)
@@ -426,7 +430,7 @@ def test_the_wheel_zooms_around_the_pointer(show: Show) -> None:
     assert x_of(browser, 3) == pytest.approx(x, abs=2)
 
 
-def test_the_wheel_scrolls_on_when_there_is_no_more_to_zoom_out(show: Show) -> None:
+def test_the_wheel_scrolls_the_timeline_page_when_it_is_zoomed_out(show: Show) -> None:
     browser = show(many(100, lambda n: [started(n, n)]))
     before = span(browser)
     origin = ScrollOrigin.from_element(browser.find("#axis"), 100, 100)
@@ -435,7 +439,7 @@ def test_the_wheel_scrolls_on_when_there_is_no_more_to_zoom_out(show: Show) -> N
     assert span(browser) == before
 
 
-def test_buttons_zoom_and_a_double_click_shows_all_again(show: Show) -> None:
+def test_buttons_zoom_the_timeline_page_and_a_double_click_shows_all_again(show: Show) -> None:
     browser = show(SHOP)
     whole = span(browser)
 
@@ -459,7 +463,7 @@ def test_buttons_zoom_and_a_double_click_shows_all_again(show: Show) -> None:
     assert span(browser) == whole
 
 
-def test_dragging_pans(show: Show) -> None:
+def test_dragging_pans_the_timeline_page(show: Show) -> None:
     browser = show(SHOP)
     browser.find("#zoom-in").click()
     browser.until("return document.getElementById('zoom-all').ariaDisabled === 'false'")
@@ -475,7 +479,7 @@ def test_dragging_pans(show: Show) -> None:
     assert span(browser) == pytest.approx(end - begin, abs=2)
 
 
-def test_the_text_filters_lanes_and_tables_by_actor_and_type(show: Show) -> None:
+def test_the_text_filter_of_the_timeline_page_selects_by_actor_and_type(show: Show) -> None:
     browser = show(SHOP)
     type_filter(browser, "CAR")
     assert browser.js(LANES) == ["shop/cart"]
@@ -493,7 +497,7 @@ def test_the_text_filters_lanes_and_tables_by_actor_and_type(show: Show) -> None
     assert browser.text("#crashes-count") == "2"
 
 
-def test_the_view_is_kept_in_the_url(show: Show) -> None:
+def test_the_timeline_page_keeps_its_view_in_the_url(show: Show) -> None:
     browser = show(SHOP)
     type_filter(browser, "ol d&/ü")
     browser.find("#only-crashed").click()
@@ -512,13 +516,13 @@ def test_the_view_is_kept_in_the_url(show: Show) -> None:
     assert not browser.find("#only-crashed").is_selected()
 
 
-def test_a_url_with_nonsense_in_it_shows_everything(show: Show) -> None:
+def test_the_timeline_page_ignores_nonsense_in_its_url(show: Show) -> None:
     browser = show(SHOP, "#sort=__proto__&hide=x,constructor&only=1&%E0%A4%A")
     assert browser.text("#shown") == "3 of 3 actors"
 
 
 @pytest.mark.parametrize("what", ["started", "crashed", "restarted", "stopped", "dead_letter"])
-def test_a_checkbox_hides_marks_of_its_kind(show: Show, what: str) -> None:
+def test_a_checkbox_of_the_timeline_page_hides_marks_of_its_kind(show: Show, what: str) -> None:
     browser = show(SHOP)
     box = browser.find(f"#show-{what}")
     assert browser.find_all(f".mark[data-what='{what}']")
@@ -531,14 +535,14 @@ def test_a_checkbox_hides_marks_of_its_kind(show: Show, what: str) -> None:
     assert browser.find_all(f".mark[data-what='{what}']")
 
 
-def test_only_actors_that_crashed(show: Show) -> None:
+def test_the_timeline_page_can_show_only_actors_that_crashed(show: Show) -> None:
     browser = show(SHOP)
     browser.find("#only-crashed").click()
     assert browser.js(LANES) == ["shop/cart", "shop/old"]
     assert browser.js(ROWS, "dead-letters") == []
 
 
-def test_lanes_are_sorted_as_selected(show: Show) -> None:
+def test_lanes_of_the_timeline_page_are_sorted_as_selected(show: Show) -> None:
     lives = lives_of(
         Lifecycle("a/10", "A", [started(1, 0)]),
         Lifecycle("a/9", "A", [started(2, 1), crashed(4, 3, decision="resume")]),
@@ -553,7 +557,7 @@ def test_lanes_are_sorted_as_selected(show: Show) -> None:
     assert browser.js(LANES) == ["a/9", "a/10", "a/1"]
 
 
-def test_tables_are_sorted_by_their_headers(show: Show) -> None:
+def test_tables_of_the_timeline_page_are_sorted_by_their_headers(show: Show) -> None:
     lives = lives_of(
         Lifecycle("a/b", "A", [crashed(1, 0, "m"), crashed(2, 1, "z"), crashed(3, 2, "a")]),
     )
@@ -571,7 +575,7 @@ def test_tables_are_sorted_by_their_headers(show: Show) -> None:
     assert headers[0].get_attribute("aria-sort") == "none"
 
 
-def test_a_click_on_a_row_shows_the_lane_and_the_mark(show: Show) -> None:
+def test_a_click_on_a_row_of_the_timeline_page_shows_its_lane_and_mark(show: Show) -> None:
     browser = show(many(500, lambda n: [started(2 * n, n), crashed(2 * n + 1, n + 1)]))
     assert not browser.find_all("[data-actor='shop/worker-150']")
     row = browser.find("#crashes tr[data-seq='301'] td:first-child")
@@ -588,13 +592,13 @@ def test_a_click_on_a_row_shows_the_lane_and_the_mark(show: Show) -> None:
     assert browser.find("#details").is_displayed()
 
 
-def test_a_dead_letter_for_an_unknown_actor_leads_nowhere(show: Show) -> None:
+def test_the_timeline_page_links_no_dead_letter_of_an_unknown_actor(show: Show) -> None:
     browser = show(SHOP)
     assert browser.find_all("#dead-letters tr[data-seq='8'] button")
     assert not browser.find_all("#dead-letters tr[data-seq='9'] button")
 
 
-def test_long_texts_are_shown_on_demand(show: Show) -> None:
+def test_the_timeline_page_shows_long_texts_on_demand(show: Show) -> None:
     text = "x" * 5000
     browser = show(lives_of(Lifecycle("a/b", "A", [crashed(1, 0, text)])))
     cell = browser.find("#crashes td.long")
@@ -603,7 +607,7 @@ def test_long_texts_are_shown_on_demand(show: Show) -> None:
     assert cell.text == text
 
 
-def test_long_names_are_elided_in_the_middle(show: Show) -> None:
+def test_the_timeline_page_elides_long_actor_names_in_the_middle(show: Show) -> None:
     name = "shop/" + "x" * 300 + "/last"
     browser = show(lives_of(Lifecycle(name, "A", [started(1, 0)])))
     label = browser.js(
@@ -613,7 +617,7 @@ def test_long_names_are_elided_in_the_middle(show: Show) -> None:
     assert label[1] == f"{name}\nA"
 
 
-def test_hostile_data_are_shown_as_text_and_do_nothing(show: Show) -> None:
+def test_hostile_data_in_the_timeline_page_are_shown_as_text_and_do_nothing(show: Show) -> None:
     detail = dict.fromkeys(("error_type", "error", "where", "decision"), HOSTILE)
     lives = Timeline(
         HOSTILE,
@@ -637,7 +641,7 @@ def test_hostile_data_are_shown_as_text_and_do_nothing(show: Show) -> None:
     assert "\\u202egnp.exe\\u2028\\u2029\\u0000\\u001b[31m\\u200b" in labels
 
 
-def test_the_policy_stops_handlers_in_attributes(show: Show) -> None:
+def test_the_timeline_pages_security_policy_stops_handlers_in_attributes(show: Show) -> None:
     browser = show(SHOP)
     browser.js("document.body.setAttribute('onclick', 'window.harmed = true')")
     browser.find("body").click()
@@ -645,13 +649,13 @@ def test_the_policy_stops_handlers_in_attributes(show: Show) -> None:
     assert any("Content Security Policy" in message for message in browser.errors())
 
 
-def test_nothing_recorded(show: Show) -> None:
+def test_the_timeline_page_of_a_store_without_records_says_so(show: Show) -> None:
     browser = show(lives_of())
     assert "Nothing recorded" in browser.text("#nothing")
     assert not browser.find("#main").is_displayed()
 
 
-def test_dead_letters_alone_are_a_table(show: Show) -> None:
+def test_the_timeline_page_shows_dead_letters_alone_as_a_table(show: Show) -> None:
     browser = show(lives_of(dead_letters=(dead_letter(1, 0, "shop/gone"),)))
     assert browser.js(ROWS, "dead-letters") == [1]
     assert not browser.find("#chart").is_displayed()
@@ -670,7 +674,7 @@ def test_dead_letters_alone_are_a_table(show: Show) -> None:
         (86_400 * 365 * 900, "2100", "2200"),
     ],
 )
-def test_the_axis_has_ticks_for_any_span(
+def test_the_time_axis_of_the_timeline_page_has_ticks_for_any_span(
     show: Show, seconds: float, first: str, second: str
 ) -> None:
     browser = show(lives_of(Lifecycle("a/b", "A", [started(1, 0), stopped(2, seconds)])))
@@ -679,7 +683,7 @@ def test_the_axis_has_ticks_for_any_span(
     assert ticks[:2] == [first, second]
 
 
-def test_a_single_moment_has_an_axis(show: Show) -> None:
+def test_the_timeline_page_of_a_single_moment_has_a_time_axis(show: Show) -> None:
     browser = show(lives_of(Lifecycle("a/b", "A", [started(1, 0)])))
     assert browser.find_all("#axis .tick")
     for _ in range(12):
@@ -688,7 +692,7 @@ def test_a_single_moment_has_an_axis(show: Show) -> None:
     assert browser.js(MARKS, "a/b") == [["started", 1]]
 
 
-def test_nothing_is_wider_than_a_narrow_window(show: Show, browser: Browser) -> None:
+def test_the_timeline_page_fits_a_narrow_window(show: Show, browser: Browser) -> None:
     browser.resize(360, 700)
     show(SHOP)
     assert browser.js("return document.documentElement.scrollWidth <= 360")
@@ -697,7 +701,9 @@ def test_nothing_is_wider_than_a_narrow_window(show: Show, browser: Browser) -> 
     browser.until("return document.getElementById('timeline').width.baseVal.value > 800")
 
 
-def test_dark_and_light_are_what_the_user_prefers(show: Show, browser: Browser) -> None:
+def test_the_timeline_page_is_dark_or_light_as_the_user_prefers(
+    show: Show, browser: Browser
+) -> None:
     def brightness() -> int:
         colour = browser.js("return getComputedStyle(document.body).backgroundColor")
         return sum(map(int, re.findall(r"\d+", colour)))
@@ -709,7 +715,7 @@ def test_dark_and_light_are_what_the_user_prefers(show: Show, browser: Browser) 
     assert brightness() < 150
 
 
-def test_on_paper_all_lanes_are_shown(show: Show) -> None:
+def test_the_timeline_page_shows_all_lanes_when_printed(show: Show) -> None:
     browser = show(many(300, lambda n: [started(n, n)]))
     assert len(browser.js(LANES)) < 100
     browser.js("dispatchEvent(new Event('beforeprint'))")
@@ -721,7 +727,7 @@ def test_on_paper_all_lanes_are_shown(show: Show) -> None:
     assert not browser.find_all("#paper [data-actor]")
 
 
-def test_thousands_of_lanes_are_filtered_at_once(show: Show) -> None:
+def test_the_timeline_page_filters_thousands_of_lanes_at_once(show: Show) -> None:
     def steps(n: int) -> list[Step]:
         crash = [crashed(3 * n + 1, n + 5), restarted(3 * n + 2, n + 6)] if n % 4 == 0 else []
         return [started(3 * n, n), *crash, stopped(3 * n + 3, n + 900)]
@@ -744,7 +750,7 @@ def test_thousands_of_lanes_are_filtered_at_once(show: Show) -> None:
     assert len(browser.js(LANES)) < 100
 
 
-def test_thousands_of_crashes_are_shown_in_portions(show: Show) -> None:
+def test_the_timeline_page_shows_thousands_of_crashes_in_portions(show: Show) -> None:
     steps = [crashed(2 * n, 2 * n) if n % 2 else restarted(2 * n, 2 * n) for n in range(60_000)]
     browser = show(lives_of(Lifecycle("a/flaky", "Flaky", steps)))
     assert browser.text("#crashes-count") == "30,000"

@@ -30,7 +30,9 @@ from tests.cli.conftest import (
 )
 
 
-def test_inspect_says_what_is_there(papyra: Command, shop: Store) -> None:
+def test_papyra_inspect_shows_backend_records_size_and_health_of_a_store(
+    papyra: Command, shop: Store
+) -> None:
     done = papyra("inspect", shop.name)
     assert (done.code, done.err) == (0, "")
     facts = done.facts
@@ -60,7 +62,9 @@ def test_inspect_says_what_is_there(papyra: Command, shop: Store) -> None:
     assert newest == events[-5:]
 
 
-def test_inspect_agrees_with_the_disk_and_with_the_server(papyra: Command, shop: Store) -> None:
+def test_papyra_inspect_agrees_with_the_disk_and_with_the_redis_server(
+    papyra: Command, shop: Store
+) -> None:
     said = json.loads(papyra("inspect", shop.name, "--json").out)
     assert said["backend"] == shop.kind
     assert said["records"] == {
@@ -85,14 +89,16 @@ def test_inspect_agrees_with_the_disk_and_with_the_server(papyra: Command, shop:
         assert stream_lengths(shop) == sorted(COUNTS.values())
 
 
-def test_the_size_is_said_as_people_read_it(papyra: Command, shop: Store) -> None:
+def test_papyra_inspect_shows_the_size_in_kibibytes(papyra: Command, shop: Store) -> None:
     records = encoded(PersistedEvent) + encoded(PersistedAudit) + encoded(PersistedDeadLetter)
     assert papyra("inspect", shop.name).facts["size"] == (
         f"{stored_bytes(shop) / 1024:.1f} KiB, of which {records / 1024:.1f} KiB are records"
     )
 
 
-def test_inspect_on_a_terminal_says_the_same_as_elsewhere(papyra: Command, shop: Store) -> None:
+def test_papyra_inspect_shows_the_same_on_a_terminal_and_in_a_pipe(
+    papyra: Command, shop: Store
+) -> None:
     piped = papyra("inspect", shop.name)
     done = papyra.on_terminal("inspect", shop.name, columns=200)
     for name, value in piped.facts.items():
@@ -110,7 +116,7 @@ def heights(bars: str) -> list[int]:
 
 
 @pytest.mark.parametrize("count", [10, 20_000])
-def test_the_picture_shows_when_there_were_records(
+def test_papyra_inspect_draws_when_records_were_written(
     papyra: Command, store: Store, count: int
 ) -> None:
     # Two thirds at the beginning, the rest at the end, nothing in the middle.
@@ -128,14 +134,16 @@ def test_the_picture_shows_when_there_were_records(
     assert max(bars[8:40]) <= 1
 
 
-def test_few_records_are_seen_in_the_picture(papyra: Command, store: Store) -> None:
+def test_papyra_inspect_draws_even_a_few_records_visibly(papyra: Command, store: Store) -> None:
     store.append(event(0), event(1), event(50), event(100))
     bars = heights(papyra("inspect", store.name).facts["records over time"])
     assert [bar > 0 for bar in bars].count(True) == 3
     assert bars[0] > bars[-1] > 0
 
 
-def test_the_picture_is_one_line_of_a_narrow_terminal(papyra: Command, store: Store) -> None:
+def test_papyra_inspect_draws_records_over_time_in_one_line_of_a_narrow_terminal(
+    papyra: Command, store: Store
+) -> None:
     store.append(*(event(n, timestamp=T0 + n * n) for n in range(1000)))
     text = papyra.on_terminal("inspect", store.name, columns=40).text
     [bars] = [line.strip() for line in text.splitlines() if set(line.strip()) & set(BARS[1:])]
@@ -145,14 +153,14 @@ def test_the_picture_is_one_line_of_a_narrow_terminal(papyra: Command, store: St
     assert shape[-1] > 0
 
 
-def test_a_picture_in_ascii_is_made_of_what_that_has(papyra: Command, ledger: Store) -> None:
+def test_papyra_inspect_draws_records_over_time_in_ascii(papyra: Command, ledger: Store) -> None:
     done = papyra("inspect", ledger.name, env={"PYTHONIOENCODING": "ascii"})
     assert (done.code, done.err) == (0, "")
     assert done.out.isascii()
     assert "\\u" not in done.facts["records over time"]
 
 
-def test_inspect_says_who_writes_a_store(papyra: Command, file_store: Store) -> None:
+def test_papyra_inspect_says_who_writes_a_store(papyra: Command, file_store: Store) -> None:
     file_store.append(event(1))
     free = json.loads(papyra("inspect", file_store.name, "--json").out)
     assert free["writer"] is None
@@ -185,7 +193,7 @@ anyio.run(main)
 """
 
 
-def test_inspect_says_what_retention_the_settings_set(papyra: Command) -> None:
+def test_papyra_inspect_says_what_retention_the_settings_set(papyra: Command) -> None:
     (papyra.home / "shopsettings.py").write_text(
         "from papyra.persistence.retention import RetentionPolicy\n"
         "from papyra.persistence.backends.json import JsonFilePersistence\n"
@@ -207,7 +215,7 @@ def test_inspect_says_what_retention_the_settings_set(papyra: Command) -> None:
     }
 
 
-def test_inspect_sees_damage_that_is_known_of(papyra: Command, file_store: Store) -> None:
+def test_papyra_inspect_reports_a_damaged_store(papyra: Command, file_store: Store) -> None:
     file_store.append(*RECORDS)
     lines = file_store.file.read_bytes().splitlines(keepends=True)
     lines[7] = b"nonsense\n"

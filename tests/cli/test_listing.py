@@ -187,7 +187,7 @@ def seqs(records: Sequence[Record]) -> list[int]:
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_all_records_of_a_kind_are_listed_oldest_first_in_columns(
+def test_papyra_lists_all_records_of_a_kind_oldest_first_in_columns(
     papyra: Command, stores: Stores, command: str
 ) -> None:
     done = papyra(command, stores.plain.name)
@@ -230,7 +230,7 @@ def combinations(command: str) -> Iterator[tuple[list[str], dict[str, Any]]]:
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_options_together_select_what_each_of_them_says(
+def test_options_of_a_listing_command_select_together_what_each_selects_alone(
     papyra: Command, stores: Stores, command: str
 ) -> None:
     cases = list(combinations(command))
@@ -250,7 +250,9 @@ def test_options_together_select_what_each_of_them_says(
             assert done.out == tabbed(expected), options
 
 
-def test_a_type_that_is_empty_selects_what_has_no_type(papyra: Command, stores: Stores) -> None:
+def test_papyra_events_with_an_empty_type_or_actor_matches_no_record(
+    papyra: Command, stores: Stores
+) -> None:
     calls = [
         [command, stores.plain.name, option, ""]
         for command in ("events", "dead-letters")
@@ -261,7 +263,9 @@ def test_a_type_that_is_empty_selects_what_has_no_type(papyra: Command, stores: 
         assert "there is, for example," in done.err
 
 
-def test_a_time_is_counted_back_from_now(papyra: Command, tmp_path: Path) -> None:
+def test_papyra_events_counts_since_and_until_durations_back_from_now(
+    papyra: Command, tmp_path: Path
+) -> None:
     now = datetime.now(UTC).timestamp()
     store = new_store("json", tmp_path, RedisServer(any_binary()))
     store.append(*(event(n, timestamp=now - age) for n, age in enumerate((7500, 3900, 60, -600))))
@@ -292,7 +296,7 @@ def test_a_time_is_counted_back_from_now(papyra: Command, tmp_path: Path) -> Non
         (["another"], "another"),
     ],
 )
-def test_what_makes_no_sense_is_wrong_use_and_lists_nothing(
+def test_invalid_options_of_a_listing_command_are_wrong_use_and_list_nothing(
     papyra: Command, options: list[str], said: str
 ) -> None:
     # Before anybody looks for the store.
@@ -303,14 +307,14 @@ def test_what_makes_no_sense_is_wrong_use_and_lists_nothing(
         assert said in line
 
 
-def test_an_audit_has_no_type_and_no_actor_to_select_by(papyra: Command, stores: Stores) -> None:
+def test_papyra_audits_takes_no_option_for_type_or_actor(papyra: Command, stores: Stores) -> None:
     for option in ("--type", "--actor"):
         done = papyra("audits", stores.plain.name, option, "x")
         assert (done.code, done.out) == (2, "")
         assert len(done.err.splitlines()) == 1
 
 
-def test_jq_reads_what_is_listed_in_json(papyra: Command, stores: Stores) -> None:
+def test_jq_reads_what_papyra_lists_in_json(papyra: Command, stores: Stores) -> None:
     program = 'select(.actor_address == "shop/a") | [.seq, .payload.n, .timestamp]'
     done = papyra("events", stores.plain.name, "--json")
     expected = [
@@ -331,7 +335,7 @@ def shown(record: Record) -> str:
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_a_terminal_shows_the_records_in_colour_a_line_each(
+def test_papyra_lists_records_on_a_terminal_in_colour_one_per_line(
     papyra: Command, stores: Stores, command: str
 ) -> None:
     done = papyra.on_terminal(command, stores.plain.name, "--limit", 9, "-r", columns=200)
@@ -347,7 +351,7 @@ def test_a_terminal_shows_the_records_in_colour_a_line_each(
     assert not re.search(r"\x1b\[[0-9;]*3[0-9][0-9;]*m", plain.out)
 
 
-def test_a_terminal_shows_the_newest_fifty_unless_it_is_said_how_many(
+def test_papyra_lists_the_newest_fifty_records_on_a_terminal_without_a_limit(
     papyra: Command, stores: Stores
 ) -> None:
     assert len(selected("events")) > 50 > len(selected("audits"))
@@ -362,13 +366,17 @@ def test_a_terminal_shows_the_newest_fifty_unless_it_is_said_how_many(
     assert audits.text.splitlines() == [shown(record) for record in selected("audits")]
 
 
-def test_json_on_a_terminal_is_all_of_it_and_nothing_else(papyra: Command, stores: Stores) -> None:
+def test_papyra_events_json_on_a_terminal_lists_every_record_and_nothing_else(
+    papyra: Command, stores: Stores
+) -> None:
     done = papyra.on_terminal("events", stores.plain.name, "--json")
     assert read_json(done.out) == in_json(selected("events"))
     assert "\x1b" not in done.out
 
 
-def test_a_terminal_is_told_when_there_is_nothing_of_that(papyra: Command, stores: Stores) -> None:
+def test_papyra_events_on_a_terminal_says_when_no_record_matches(
+    papyra: Command, stores: Stores
+) -> None:
     done = papyra.on_terminal("events", stores.plain.name, "--type", "Nonsense")
     assert done.code == 0
     assert len(done.text.splitlines()) == 1
@@ -389,7 +397,7 @@ def hostile_fields(command: str) -> list[Record]:
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_nothing_in_a_record_breaks_a_line_or_a_column(
+def test_no_content_of_a_record_breaks_a_line_or_a_column_of_a_listing(
     papyra: Command, stores: Stores, command: str
 ) -> None:
     done = papyra(command, stores.hostile.name)
@@ -405,7 +413,7 @@ def test_nothing_in_a_record_breaks_a_line_or_a_column(
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_nothing_in_a_record_reaches_a_terminal_as_a_command(
+def test_no_content_of_a_listed_record_controls_the_terminal(
     papyra: Command, stores: Stores, command: str
 ) -> None:
     done = papyra.on_terminal(command, stores.hostile.name, columns=200)
@@ -417,7 +425,7 @@ def test_nothing_in_a_record_reaches_a_terminal_as_a_command(
         assert colour not in done.out
 
 
-def test_nothing_in_a_record_reaches_a_terminal_in_json_as_a_command(
+def test_no_content_of_a_record_listed_in_json_controls_the_terminal(
     papyra: Command, stores: Stores
 ) -> None:
     done = papyra.on_terminal("events", stores.hostile.name, "--json")
@@ -428,7 +436,7 @@ def test_nothing_in_a_record_reaches_a_terminal_in_json_as_a_command(
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_json_holds_what_is_in_the_records_to_the_last_character(
+def test_a_json_listing_holds_the_records_to_the_last_character(
     papyra: Command, stores: Stores, command: str
 ) -> None:
     done = papyra(command, stores.hostile.name, "--json")
@@ -438,7 +446,7 @@ def test_json_holds_what_is_in_the_records_to_the_last_character(
     assert decoder.decode_lines(done.out) == hostile_fields(command)
 
 
-def test_an_output_that_is_not_unicode_shows_numbers_for_characters(
+def test_papyra_events_escapes_characters_that_the_output_cannot_encode(
     papyra: Command, stores: Stores
 ) -> None:
     ascii_only = {"PYTHONIOENCODING": "ascii"}
@@ -454,7 +462,9 @@ def test_an_output_that_is_not_unicode_shows_numbers_for_characters(
     assert terminal.out.isascii()
 
 
-def test_json_is_json_whatever_the_encoding_of_the_output(papyra: Command, stores: Stores) -> None:
+def test_papyra_events_json_is_valid_whatever_the_encoding_of_the_output(
+    papyra: Command, stores: Stores
+) -> None:
     done = papyra("events", stores.hostile.name, "--json", env={"PYTHONIOENCODING": "ascii"})
     assert read_json(done.out) == in_json(hostile_fields("events"))
 
@@ -463,7 +473,7 @@ def test_json_is_json_whatever_the_encoding_of_the_output(papyra: Command, store
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_output_goes_to_a_file_in_the_form_that_its_name_says(
+def test_a_listing_to_a_file_takes_its_format_from_the_file_name(
     papyra: Command, stores: Stores, command: str, tmp_path: Path
 ) -> None:
     names = ["list.txt", "list", "list.ndjson", "list.jsonl", "list.json", "forced.txt"]
@@ -479,7 +489,7 @@ def test_output_goes_to_a_file_in_the_form_that_its_name_says(
         assert read_json((tmp_path / name).read_text()) == in_json(expected)
 
 
-def test_output_in_a_file_is_unicode_and_all_of_it_wherever_it_is_called(
+def test_a_listing_to_a_file_is_utf_8_and_complete_even_from_an_ascii_terminal(
     papyra: Command, stores: Stores, tmp_path: Path
 ) -> None:
     done = papyra.on_terminal(
@@ -493,7 +503,9 @@ def test_output_in_a_file_is_unicode_and_all_of_it_wherever_it_is_called(
     assert len((tmp_path / "all.ndjson").read_text().splitlines()) == len(selected("events"))
 
 
-def test_output_to_the_store_itself_is_refused(papyra: Command, file_store: Store) -> None:
+def test_papyra_events_refuses_to_write_its_output_over_the_store(
+    papyra: Command, file_store: Store
+) -> None:
     file_store.append(*RECORDS)
     before = file_store.file.read_bytes()
     done = papyra("events", file_store.name, "--output", file_store.file)
@@ -503,7 +515,7 @@ def test_output_to_the_store_itself_is_refused(papyra: Command, file_store: Stor
 
 
 @pytest.mark.parametrize("ending", [".lock", ".new", ".damaged-1"])
-def test_output_to_what_is_beside_the_store_is_refused(
+def test_papyra_events_refuses_to_write_its_output_over_files_of_the_store(
     papyra: Command, tmp_path: Path, ending: str
 ) -> None:
     """It is the store's: a lock, a rewrite, a copy of what was damaged."""
@@ -520,7 +532,7 @@ def test_output_to_what_is_beside_the_store_is_refused(
 
 
 @pytest.mark.parametrize("output", ["", "nowhere/list.txt", "list.txt/x"])
-def test_output_that_cannot_be_written_is_one_error(
+def test_a_listing_to_a_file_that_cannot_be_written_fails_with_one_line(
     papyra: Command, stores: Stores, tmp_path: Path, output: str
 ) -> None:
     (tmp_path / "list.txt").touch()
@@ -531,7 +543,9 @@ def test_output_that_cannot_be_written_is_one_error(
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_a_full_disk_is_one_error(papyra: Command, stores: Stores, command: str) -> None:
+def test_a_listing_to_a_full_disk_fails_with_one_line(
+    papyra: Command, stores: Stores, command: str
+) -> None:
     for options in ([], ["--json", "--limit", "1"]):
         with open("/dev/full", "w") as full:
             done = papyra(command, stores.plain.name, *options, stdout=full)
@@ -542,7 +556,7 @@ def test_a_full_disk_is_one_error(papyra: Command, stores: Stores, command: str)
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_a_reader_that_has_seen_enough_is_no_error(
+def test_a_listing_whose_pipe_is_closed_early_succeeds(
     papyra: Command, stores: Stores, command: str
 ) -> None:
     program = f"{sys.executable} -m papyra.cli"
@@ -587,7 +601,9 @@ def interrupted(process: subprocess.Popen[str]) -> Done:
     return Done(process.returncode, out, err)
 
 
-def test_follow_shows_the_last_ten_and_goes_on_until_ctrl_c(store: Store, follow: Follow) -> None:
+def test_papyra_events_follow_shows_the_last_ten_and_goes_on_until_ctrl_c(
+    store: Store, follow: Follow
+) -> None:
     store.append(*(event(n) for n in range(1, 16)), audit(16), dead_letter(17))
     following = follow("events", store.name, "--follow")
     audits = follow("audits", store.name, "-f", "--json")
@@ -625,7 +641,7 @@ def at(seq: int, record: Record) -> Record:
     return msgspec.structs.replace(record, seq=seq)
 
 
-def test_following_ends_when_nobody_reads_any_more(store: Store, follow: Follow) -> None:
+def test_papyra_events_follow_ends_when_its_pipe_is_closed(store: Store, follow: Follow) -> None:
     store.append(event(1))
     following = follow("events", store.name, "--follow")
     next_lines(following, 1)
@@ -637,7 +653,9 @@ def test_following_ends_when_nobody_reads_any_more(store: Store, follow: Follow)
     assert following.stderr.read() == ""
 
 
-def test_follow_on_a_terminal_shows_what_comes_until_ctrl_c(papyra: Command, store: Store) -> None:
+def test_papyra_events_follow_on_a_terminal_shows_new_records_until_ctrl_c(
+    papyra: Command, store: Store
+) -> None:
     store.append(event(1))
     child = papyra.terminal("events", store.name, "--follow", columns=200)
     child.expect("Counted")
@@ -649,7 +667,7 @@ def test_follow_on_a_terminal_shows_what_comes_until_ctrl_c(papyra: Command, sto
     assert child.exitstatus == 130
 
 
-def test_follow_writes_what_comes_to_a_file(
+def test_papyra_events_follow_writes_new_records_to_a_file(
     papyra: Command, store: Store, follow: Follow, tmp_path: Path
 ) -> None:
     store.append(event(1))
@@ -673,7 +691,7 @@ def test_follow_writes_what_comes_to_a_file(
     assert read_json(new.read_text()) == in_json([at(1, event(1)), at(2, event(2))])
 
 
-def test_follow_waits_for_a_server_that_goes_away_and_comes_back(
+def test_papyra_events_follow_waits_for_a_redis_server_that_goes_away_and_comes_back(
     follow: Follow, tmp_path: Path
 ) -> None:
     with RedisServer(any_binary(), "--appendonly", "yes", "--appendfsync", "always") as server:
@@ -729,7 +747,7 @@ anyio.run(main, sys.argv[1])
 """
 
 
-def test_a_store_is_listed_while_a_living_system_writes_it(
+def test_papyra_events_lists_a_store_while_a_system_writes_it(
     papyra: Command, store: Store, follow: Follow
 ) -> None:
     url = f"{store.url}?max_segment_records=400" if store.kind == "rotating" else store.url
@@ -776,7 +794,7 @@ def test_a_store_is_listed_while_a_living_system_writes_it(
 # Filters that let nothing through
 
 
-def test_a_filter_that_lets_nothing_through_says_why(papyra: Command, store: Store) -> None:
+def test_a_listing_whose_filter_matches_nothing_says_why(papyra: Command, store: Store) -> None:
     store.append(*(event(n, actor_address=f"shop/acc-{n}") for n in range(3)))
     first, last = "2025-07-01T00:00:00.000Z", "2025-07-01T00:00:02.000Z"
     wanted = {
@@ -806,7 +824,9 @@ def test_a_filter_that_lets_nothing_through_says_why(papyra: Command, store: Sto
 
 
 @pytest.mark.parametrize("command", ["events", "timeline", "metrics"])
-def test_what_was_passed_over_is_said(papyra: Command, file_store: Store, command: str) -> None:
+def test_a_listing_of_a_damaged_store_says_that_records_were_passed_over(
+    papyra: Command, file_store: Store, command: str
+) -> None:
     file_store.append(*map(event, range(5)))
     data = file_store.file.read_bytes()
     assert "damaged" not in papyra(command, file_store.name).err
@@ -819,7 +839,9 @@ def test_what_was_passed_over_is_said(papyra: Command, file_store: Store, comman
         assert [row[0] for row in done.rows] == ["1", "2", "4", "5"]
 
 
-def test_a_file_from_windows_is_read_and_scanned(papyra: Command, file_store: Store) -> None:
+def test_papyra_lists_scans_and_recovers_a_file_with_windows_newlines(
+    papyra: Command, file_store: Store
+) -> None:
     file_store.append(*map(event, range(5)))
     data = file_store.file.read_bytes()
     file_store.file.write_bytes(data.replace(b"\n", b"\r\n"))

@@ -29,7 +29,9 @@ from tests.cli.conftest import (
 from tests.redis_server import RedisServer
 
 
-def test_metrics_in_prometheus_format_hold_the_facts(papyra: Command, shop: Store) -> None:
+def test_papyra_metrics_in_prometheus_format_hold_the_figures_of_the_store(
+    papyra: Command, shop: Store
+) -> None:
     done = papyra("metrics", shop.name, "--format", "prometheus")
     assert (done.code, done.err) == (0, "")
     assert done.out.endswith("\n")
@@ -68,7 +70,9 @@ def test_metrics_in_prometheus_format_hold_the_facts(papyra: Command, shop: Stor
             assert sample.labels.get("system_id", "shop") == "shop"
 
 
-def test_metrics_in_json_and_in_a_table_are_the_same_figures(papyra: Command, shop: Store) -> None:
+def test_papyra_metrics_in_json_and_in_a_table_are_the_same_figures(
+    papyra: Command, shop: Store
+) -> None:
     said = json.loads(papyra("metrics", shop.name, "--json").out)
     assert said == json.loads(papyra("metrics", shop.name, "--format", "json").out)
     assert said["holds"]["records"]["event"] == COUNTS[PersistedEvent]
@@ -88,7 +92,7 @@ def test_metrics_in_json_and_in_a_table_are_the_same_figures(papyra: Command, sh
     assert re.search(r"persistence +bytes_written +65,432", text)
 
 
-def test_metrics_of_hostile_names_are_read_back(
+def test_papyra_metrics_with_hostile_names_are_read_back_by_prometheus(
     papyra: Command, tmp_path: Path, redis_server: RedisServer
 ) -> None:
     path = tmp_path / 'a"b\\n\\c\nd{}.ndjson'
@@ -107,7 +111,7 @@ def test_metrics_of_hostile_names_are_read_back(
     assert started.value == 7
 
 
-def test_metrics_of_a_store_without_audits_has_counters_of_nothing(
+def test_papyra_metrics_of_a_store_without_audits_have_counters_of_zero(
     papyra: Command, store: Store
 ) -> None:
     store.append(event(1))
@@ -123,7 +127,9 @@ def test_metrics_of_a_store_without_audits_has_counters_of_nothing(
     "payload",
     [None, [], "text", 7, {"persistence": 7}, {"persistence": {"commits": "x"}}, {"actors": 1e300}],
 )
-def test_metrics_take_any_audit(papyra: Command, tmp_path: Path, payload: Any) -> None:
+def test_papyra_metrics_print_an_audit_of_any_content(
+    papyra: Command, tmp_path: Path, payload: Any
+) -> None:
     path = tmp_path / "audits.ndjson"
     Store("json", str(path), path).append(PersistedAudit("shop", payload, T0))
     for output in ("table", "prometheus"):

@@ -11,7 +11,7 @@ from tests.cli.conftest import COLOUR, LOOKS, Command, Store, widest
 
 
 @pytest.mark.parametrize("look", LOOKS, ids=" ".join)
-def test_colours_are_for_terminals_and_off_with_no_color(
+def test_papyra_prints_colours_only_on_terminals_and_none_with_no_color(
     papyra: Command, ledger: Store, look: list[str]
 ) -> None:
     on_terminal = papyra.on_terminal(*look, ledger.name)
@@ -27,7 +27,7 @@ def test_colours_are_for_terminals_and_off_with_no_color(
 
 
 @pytest.mark.parametrize("look", LOOKS, ids=" ".join)
-def test_a_terminal_of_40_columns_is_wide_enough(
+def test_papyra_commands_that_only_read_fit_a_terminal_of_40_columns(
     papyra: Command, shop: Store, look: list[str]
 ) -> None:
     done = papyra.on_terminal(*look, shop.name, columns=40)
@@ -42,7 +42,7 @@ def test_a_terminal_of_40_columns_is_wide_enough(
 
 
 @pytest.mark.parametrize("look", LOOKS, ids=" ".join)
-def test_nothing_in_a_record_reaches_a_terminal_as_a_command(
+def test_no_content_of_a_record_controls_the_terminal_of_a_papyra_command(
     papyra: Command, hostile: Store, look: list[str]
 ) -> None:
     done = papyra.on_terminal(*look, hostile.name, columns=200)
@@ -56,7 +56,9 @@ def test_nothing_in_a_record_reaches_a_terminal_as_a_command(
 
 
 @pytest.mark.parametrize("look", [*LOOKS, ["top", "--count", "1"]], ids=" ".join)
-def test_json_is_one_document_a_line(papyra: Command, ledger: Store, look: list[str]) -> None:
+def test_papyra_prints_json_as_one_document_a_line(
+    papyra: Command, ledger: Store, look: list[str]
+) -> None:
     piped = papyra(*look, ledger.name, "--json")
     assert (piped.code, piped.err) == (0, "")
     documents = [json.loads(line) for line in piped.lines]

@@ -49,11 +49,11 @@ def spoil(path: Path) -> None:
 
 
 @pytest.mark.parametrize("session", SESSIONS, ids=lambda block: block.place)
-def test_a_session_begins_with_a_command(session: Block) -> None:
+def test_every_console_session_in_a_guide_begins_with_a_command(session: Block) -> None:
     assert session.code.startswith("$ ")
 
 
-def test_every_command_prints_what_the_guides_show(shop: Command) -> None:
+def test_every_papyra_command_prints_what_the_guides_show(shop: Command) -> None:
     assert len(CALLS) >= 7
     for line, printed in CALLS:
         program, *arguments = shlex.split(line)
@@ -65,7 +65,7 @@ def test_every_command_prints_what_the_guides_show(shop: Command) -> None:
         assert plain(done.text) == plain(printed), line
 
 
-def test_every_command_is_in_the_guide() -> None:
+def test_every_papyra_command_is_in_the_guide() -> None:
     from papyra.cli.app import COMMANDS  # noqa: PLC0415
 
     for name in COMMANDS:

@@ -24,7 +24,9 @@ def marks(picture: str) -> str:
     return re.sub(r"[ ─╌]", "", picture)
 
 
-def test_a_timeline_has_a_lane_for_each_actor_with_its_steps(papyra: Command, shop: Store) -> None:
+def test_papyra_timeline_has_a_lane_for_each_actor_with_its_steps(
+    papyra: Command, shop: Store
+) -> None:
     done = papyra("timeline", shop.name)
     assert (done.code, done.err) == (0, "")
     assert list(lanes(done.out)) == LANES
@@ -44,7 +46,7 @@ def test_a_timeline_has_a_lane_for_each_actor_with_its_steps(papyra: Command, sh
     assert iso(T0) in done.lines[-2]
 
 
-def test_a_timeline_selects_by_time_and_by_actor(papyra: Command, shop: Store) -> None:
+def test_papyra_timeline_selects_by_time_and_by_actor(papyra: Command, shop: Store) -> None:
     def actors(*options: object) -> list[str]:
         done = papyra("timeline", shop.name, "--json", *options)
         assert done.code == 0
@@ -61,7 +63,9 @@ def test_a_timeline_selects_by_time_and_by_actor(papyra: Command, shop: Store) -
     assert actors("--since", iso(T0 + 610), "--until", iso(T0 + 610)) == ["shop/printer"]
 
 
-def test_the_steps_of_a_life_in_json_are_its_events(papyra: Command, shop: Store) -> None:
+def test_papyra_timeline_json_holds_the_events_of_each_actors_life(
+    papyra: Command, shop: Store
+) -> None:
     done = papyra("timeline", shop.name, "--json")
     for line in done.lines:
         said = json.loads(line)
@@ -83,7 +87,7 @@ def test_the_steps_of_a_life_in_json_are_its_events(papyra: Command, shop: Store
         ]
 
 
-def test_a_timeline_says_how_many_actors_it_leaves_out(papyra: Command, store: Store) -> None:
+def test_papyra_timeline_says_how_many_actors_it_leaves_out(papyra: Command, store: Store) -> None:
     store.append(
         *(PersistedEvent("shop", f"shop/a{n:02}", "ActorStarted", {}, T0 + n) for n in range(40))
     )
@@ -96,7 +100,7 @@ def test_a_timeline_says_how_many_actors_it_leaves_out(papyra: Command, store: S
     assert "7 of 40" in limited.err
 
 
-def test_a_timeline_in_ascii_has_marks_of_its_own(papyra: Command, ledger: Store) -> None:
+def test_papyra_timeline_in_ascii_has_marks_of_its_own(papyra: Command, ledger: Store) -> None:
     done = papyra("timeline", ledger.name, env={"PYTHONIOENCODING": "ascii"})
     assert (done.code, done.err) == (0, "")
     assert done.out.isascii()
@@ -104,7 +108,7 @@ def test_a_timeline_in_ascii_has_marks_of_its_own(papyra: Command, ledger: Store
     assert set(lanes(done.out)["shop/printer"]) <= set("oxr#!-. ")
 
 
-def test_lanes_begin_in_one_column_however_wide_the_names_are(
+def test_lanes_of_papyra_timeline_begin_in_one_column_however_wide_the_names_are(
     papyra: Command, store: Store
 ) -> None:
     names = ["shop/a", "shop/界界界界", "shop/e\u0301\u0301", "shop/🎭"]
@@ -127,7 +131,7 @@ def test_lanes_begin_in_one_column_however_wide_the_names_are(
     assert widest(in_ascii.text) <= 60
 
 
-def test_html_writes_a_page_with_the_actors_in_it(
+def test_papyra_timeline_html_writes_a_page_with_the_actors_in_it(
     papyra: Command, ledger: Store, tmp_path: Path
 ) -> None:
     done = papyra("timeline", ledger.name, "--html", tmp_path / "lives.html")
@@ -149,7 +153,9 @@ def test_html_writes_a_page_with_the_actors_in_it(
     assert "shop/lost" in (tmp_path / "some.html").read_text("utf-8")
 
 
-def test_html_over_the_store_itself_is_refused(papyra: Command, file_store: Store) -> None:
+def test_papyra_timeline_html_over_the_store_itself_is_refused(
+    papyra: Command, file_store: Store
+) -> None:
     file_store.append(*RECORDS[:20])
     before = file_store.file.read_bytes()
     done = papyra("timeline", file_store.name, "--html", file_store.file)
@@ -158,7 +164,9 @@ def test_html_over_the_store_itself_is_refused(papyra: Command, file_store: Stor
     assert len(done.err.splitlines()) == 1
 
 
-def test_html_that_cannot_be_written_is_one_error(papyra: Command, ledger: Store) -> None:
+def test_papyra_timeline_html_that_cannot_be_written_fails_with_one_line(
+    papyra: Command, ledger: Store
+) -> None:
     done = papyra("timeline", ledger.name, "--html", "/dev/full")
     assert (done.code, done.out) == (1, "")
     assert re.fullmatch(r"error: .*No space left on device\n", done.err)

@@ -33,7 +33,7 @@ from tests.cli.conftest import (
 from tests.redis_server import RedisServer, any_binary
 
 
-def test_top_prints_a_line_for_each_look(papyra: Command, shop: Store) -> None:
+def test_papyra_top_in_a_pipe_prints_a_line_for_each_look(papyra: Command, shop: Store) -> None:
     done = papyra("top", shop.name, "--count", 3, "--interval", "10ms")
     assert (done.code, done.err) == (0, "")
     assert len(done.rows) == 3
@@ -43,7 +43,7 @@ def test_top_prints_a_line_for_each_look(papyra: Command, shop: Store) -> None:
         assert rates == ["0.0"] * 4
 
 
-def test_top_counts_what_comes(papyra: Command, store: Store) -> None:
+def test_papyra_top_counts_new_records(papyra: Command, store: Store) -> None:
     store.append(event(0))
     with papyra.start("top", store.name, "--json", "--interval", "50ms") as watching:
         try:
@@ -78,7 +78,7 @@ def test_top_counts_what_comes(papyra: Command, store: Store) -> None:
 @pytest.mark.parametrize(
     "options", [["-n", 0], ["-n", -1], ["--interval", "0s"], ["--interval", "x"]]
 )
-def test_top_that_would_never_look_is_wrong_use(
+def test_papyra_top_with_an_invalid_count_or_interval_is_wrong_use(
     papyra: Command, hostile: Store, options: list[object]
 ) -> None:
     done = papyra("top", hostile.name, *options)
@@ -127,7 +127,7 @@ def has(text: str) -> Callable[[list[str]], object]:
     return lambda lines: any(text in line for line in lines)
 
 
-def test_top_on_a_terminal_is_live_and_ends_with_q(papyra: Command, store: Store) -> None:
+def test_papyra_top_on_a_terminal_is_live_and_ends_with_q(papyra: Command, store: Store) -> None:
     store.append(*RECORDS)
     screen = watch(papyra, store, columns=200)  # has a long path
     screen.until(has("dead letters"))
@@ -150,7 +150,9 @@ def test_top_on_a_terminal_is_live_and_ends_with_q(papyra: Command, store: Store
 
 
 @pytest.mark.parametrize("key", ["q", "Q", "\x03"])
-def test_top_leaves_a_terminal_as_it_was(papyra: Command, hostile: Store, key: str) -> None:
+def test_papyra_top_leaves_the_terminal_as_it_was(
+    papyra: Command, hostile: Store, key: str
+) -> None:
     program = " ".join(papyra.program)
     script = f"{program} top '{hostile.name}' --interval 50ms; echo code $?; stty -a; echo done"
     child = pexpect.spawn(
@@ -177,7 +179,7 @@ def test_top_leaves_a_terminal_as_it_was(papyra: Command, hostile: Store, key: s
     child.close()
 
 
-def test_top_on_a_terminal_ends_after_as_many_looks_as_it_is_told(
+def test_papyra_top_on_a_terminal_ends_after_the_given_count_of_looks(
     papyra: Command, ledger: Store
 ) -> None:
     done = papyra.on_terminal("top", ledger.name, "--count", 2, "--interval", "10ms")
@@ -186,7 +188,7 @@ def test_top_on_a_terminal_ends_after_as_many_looks_as_it_is_told(
 
 
 @pytest.mark.parametrize("columns", [40, 80])
-def test_top_fits_on_a_small_terminal_whatever_is_in_the_records(
+def test_papyra_top_fits_a_small_terminal_whatever_is_in_the_records(
     papyra: Command, hostile: Store, columns: int
 ) -> None:
     screen = watch(papyra, hostile, columns, 24)
@@ -205,7 +207,7 @@ def test_top_fits_on_a_small_terminal_whatever_is_in_the_records(
     assert widest("\n".join(line.rstrip() for line in wide.display)) <= columns
 
 
-def test_top_waits_for_a_server_that_goes_away_and_comes_back(
+def test_papyra_top_waits_for_a_redis_server_that_goes_away_and_comes_back(
     papyra: Command, tmp_path: Path
 ) -> None:
     with RedisServer(any_binary(), "--appendonly", "yes", "--appendfsync", "always") as server:
@@ -223,7 +225,7 @@ def test_top_waits_for_a_server_that_goes_away_and_comes_back(
         assert screen.end() == 0
 
 
-def test_top_ends_with_one_line_when_the_store_can_be_read_no_more(
+def test_papyra_top_ends_with_one_line_when_the_store_becomes_unreadable(
     papyra: Command, tmp_path: Path, redis_server: RedisServer
 ) -> None:
     store = new_store("redis", tmp_path, redis_server)
@@ -239,7 +241,7 @@ def test_top_ends_with_one_line_when_the_store_can_be_read_no_more(
     assert "WRONGTYPE" in line
 
 
-def test_top_without_colour_has_none(papyra: Command, hostile: Store) -> None:
+def test_papyra_top_with_no_color_prints_no_colours(papyra: Command, hostile: Store) -> None:
     done = papyra.on_terminal("top", hostile.name, "-n", 1, env={"NO_COLOR": "1"})
     assert done.code == 0
     assert not COLOUR.search(done.out)

@@ -51,7 +51,7 @@ NINES = "9" * 400
         ("  2h\n", 2 * HOUR),
     ],
 )
-def test_a_duration_reads_as_people_write_it(text: str, seconds: float) -> None:
+def test_a_duration_is_parsed_as_people_write_it(text: str, seconds: float) -> None:
     assert duration(text) == pytest.approx(seconds, rel=1e-12)
 
 
@@ -63,13 +63,13 @@ def test_a_duration_reads_as_people_write_it(text: str, seconds: float) -> None:
         *("nan", "inf", "infs", "0x10s", "1h\x00", "1h\t30m!", "s" * 10_000, "\u202e5s"),
     ],
 )
-def test_what_is_no_duration_is_refused_with_what_to_write_instead(text: str) -> None:
+def test_a_text_that_is_no_duration_is_refused_with_what_to_write_instead(text: str) -> None:
     with pytest.raises(ValueError, match=r"write 90s, 15m, 2h, 7d or 1h30m") as caught:
         duration(text)
     assert repr(text.strip()) in str(caught.value)
 
 
-def test_an_endless_duration_is_more_than_any_other_or_refused() -> None:
+def test_a_duration_of_too_many_digits_is_infinite_or_refused() -> None:
     try:
         seconds = duration(f"{NINES}d")
     except ValueError:
@@ -80,7 +80,7 @@ def test_an_endless_duration_is_more_than_any_other_or_refused() -> None:
 @given(st.text())
 @example("1" * 100_000)
 @example("1h" * 10_000)
-def test_any_text_is_a_duration_or_a_value_error(text: str) -> None:
+def test_any_text_parsed_as_a_duration_is_one_or_a_value_error(text: str) -> None:
     try:
         seconds = duration(text)
     except ValueError:
@@ -93,7 +93,7 @@ def test_any_text_is_a_duration_or_a_value_error(text: str) -> None:
 @example(59.9996)
 @example(3599.9999)
 @example(86_399.5)
-def test_a_duration_that_was_said_reads_back_to_its_two_largest_units(seconds: float) -> None:
+def test_a_formatted_duration_parses_back_to_its_two_largest_units(seconds: float) -> None:
     steps = {1: 0.00051, HOUR: 1, DAY: MINUTE, math.inf: HOUR}
     step = next(step for limit, step in steps.items() if seconds < limit)
     assert duration(format_duration(seconds)) == pytest.approx(seconds, rel=1e-12, abs=step)
@@ -105,7 +105,7 @@ def test_a_duration_that_was_said_reads_back_to_its_two_largest_units(seconds: f
 @example(0.99951)
 @example(59.99)
 @example(119.99)
-def test_no_part_of_a_duration_is_as_much_as_the_next_unit(seconds: float) -> None:
+def test_no_part_of_a_formatted_duration_is_as_much_as_the_next_unit(seconds: float) -> None:
     limits = {"ms": 1000, "s": 60, "m": 60, "h": 24, "d": math.inf}
     for part in format_duration(seconds).split():
         number = part.rstrip("dhms")
@@ -132,7 +132,7 @@ def test_no_part_of_a_duration_is_as_much_as_the_next_unit(seconds: float) -> No
         (512 * DAY + 21 * HOUR + 59 * MINUTE, "512d 21h"),
     ],
 )
-def test_a_duration_is_said_in_its_two_largest_units(seconds: float, said: str) -> None:
+def test_a_duration_is_formatted_in_its_two_largest_units(seconds: float, said: str) -> None:
     assert format_duration(seconds) == said
 
 
@@ -161,7 +161,7 @@ def test_a_duration_is_said_in_its_two_largest_units(seconds: float, said: str) 
         ("  1GiB\n", 1024**3),
     ],
 )
-def test_a_size_reads_as_people_write_it(text: str, count: int) -> None:
+def test_a_size_in_bytes_is_parsed_as_people_write_it(text: str, count: int) -> None:
     assert size(text) == count
 
 
@@ -184,7 +184,7 @@ def test_a_size_reads_as_people_write_it(text: str, count: int) -> None:
         ),
     ],
 )
-def test_what_is_no_size_is_refused_with_what_to_write_instead(text: str) -> None:
+def test_a_text_that_is_no_size_is_refused_with_what_to_write_instead(text: str) -> None:
     with pytest.raises(
         ValueError, match=r"write 512MiB, 1GiB, 10MB or a number of bytes"
     ) as caught:
@@ -195,7 +195,7 @@ def test_what_is_no_size_is_refused_with_what_to_write_instead(text: str) -> Non
 @given(st.text() | st.from_regex(r"\A[0-9]{1,400}(\.[0-9]{1,9})?[KMGTP]?(iB|B)?\Z"))
 @example(NINES)
 @example(f"{NINES}PiB")
-def test_any_text_is_a_size_or_a_value_error(text: str) -> None:
+def test_any_text_parsed_as_a_size_is_one_or_a_value_error(text: str) -> None:
     try:
         count = size(text)
     except ValueError:
@@ -206,7 +206,7 @@ def test_any_text_is_a_size_or_a_value_error(text: str) -> None:
 
 @given(st.integers(0, 2**63))
 @example(2**53 + 1)
-def test_a_number_of_bytes_is_that_number(count: int) -> None:
+def test_a_size_written_as_a_plain_number_is_that_many_bytes(count: int) -> None:
     assert size(str(count)) == size(f"{count}B") == count
 
 
@@ -214,7 +214,7 @@ def test_a_number_of_bytes_is_that_number(count: int) -> None:
 @example(1023)
 @example(1024**2 - 1)
 @example(1024**3 - 1)
-def test_a_size_that_was_said_reads_back_to_its_last_digit(count: int) -> None:
+def test_a_formatted_size_parses_back_to_its_last_digit(count: int) -> None:
     said = format_bytes(count)
     assert size(said) == pytest.approx(count, rel=0.05, abs=0.05)
 
@@ -223,7 +223,7 @@ def test_a_size_that_was_said_reads_back_to_its_last_digit(count: int) -> None:
 @example(1024**2 - 1)
 @example(1024**3 - 1)
 @example(1024**5 - 1)
-def test_a_size_is_said_in_the_largest_unit_that_fits(count: int) -> None:
+def test_a_size_is_formatted_in_the_largest_unit_that_fits(count: int) -> None:
     number, unit = format_bytes(count).split()
     assert unit in ("B", "KiB", "MiB", "GiB", "TiB", "PiB")
     assert float(number) < 1024, format_bytes(count)
@@ -244,7 +244,7 @@ def test_a_size_is_said_in_the_largest_unit_that_fits(count: int) -> None:
         (2000 * 1024**5, "2000.0 PiB"),
     ],
 )
-def test_a_size_is_said_in_steps_of_1024(count: int, said: str) -> None:
+def test_a_size_is_formatted_in_steps_of_1024(count: int, said: str) -> None:
     assert format_bytes(count) == said
 
 
@@ -268,7 +268,7 @@ def test_a_size_is_said_in_steps_of_1024(count: int, said: str) -> None:
         (1234.5, "1,234"),
     ],
 )
-def test_a_count_is_said_with_separators(count: float, said: str) -> None:
+def test_a_count_is_formatted_with_separators(count: float, said: str) -> None:
     assert format_count(count) == said
 
 
@@ -276,7 +276,7 @@ def test_a_count_is_said_with_separators(count: float, said: str) -> None:
 @example(99.6)
 @example(99.51)
 @example(9.96)
-def test_a_count_is_said_without_an_exponent(count: float) -> None:
+def test_a_count_is_formatted_without_an_exponent(count: float) -> None:
     said = format_count(count)
     assert "e" not in said
     assert float(said.replace(",", "")) == pytest.approx(count, rel=0.06)
@@ -319,11 +319,11 @@ def test_a_count_is_said_without_an_exponent(count: float) -> None:
         ("  1h\n", NOW - HOUR),
     ],
 )
-def test_a_time_reads_as_people_write_it(text: str, when: float) -> None:
+def test_a_time_is_parsed_as_people_write_it(text: str, when: float) -> None:
     assert moment(text, NOW) == when
 
 
-def test_a_time_without_a_zone_is_in_utc_wherever_somebody_is(
+def test_a_time_without_a_zone_is_parsed_as_utc_in_every_local_time_zone(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     try:
@@ -346,7 +346,7 @@ def test_a_time_without_a_zone_is_in_utc_wherever_somebody_is(
         *("@2025-07-01", "@1h", "\uff11h", f"-{NINES}", f"{NINES}d", "1751328000_000"),
     ],
 )
-def test_what_is_no_time_is_refused_with_what_to_write_instead(text: str) -> None:
+def test_a_text_that_is_no_time_is_refused_with_what_to_write_instead(text: str) -> None:
     with pytest.raises(ValueError, match=r"write ") as caught:
         moment(text, NOW)
     assert repr(text.strip()) in str(caught.value)
@@ -370,7 +370,7 @@ def test_what_is_no_time_is_refused_with_what_to_write_instead(text: str) -> Non
         ("1y", "write 30d or 365d"),
     ],
 )
-def test_a_time_that_may_mean_several_is_refused_by_name(text: str, said: str) -> None:
+def test_an_ambiguous_time_is_refused_with_the_reason(text: str, said: str) -> None:
     with pytest.raises(ValueError, match="write ") as caught:
         moment(text, NOW)
     assert said in str(caught.value)
@@ -380,7 +380,7 @@ def test_a_time_that_may_mean_several_is_refused_by_name(text: str, said: str) -
 @example(NINES)
 @example(f"-{NINES}")
 @example(f"{NINES}d")
-def test_any_text_is_a_time_or_a_value_error(text: str) -> None:
+def test_any_text_parsed_as_a_time_is_one_or_a_value_error(text: str) -> None:
     try:
         when = moment(text, NOW)
     except ValueError:
@@ -404,18 +404,18 @@ def test_any_text_is_a_time_or_a_value_error(text: str) -> None:
         (math.nan, "@nan"),
     ],
 )
-def test_a_time_is_said_in_utc_to_the_millisecond(when: float | None, said: str) -> None:
+def test_a_time_is_formatted_in_utc_to_the_millisecond(when: float | None, said: str) -> None:
     assert format_time(when) == said
 
 
-def test_a_time_that_no_calendar_has_does_not_look_like_a_date() -> None:
+def test_a_time_beyond_the_calendar_is_not_formatted_like_a_date() -> None:
     assert format_time(NOW * 1000).startswith("@")
 
 
 @given(st.integers(-62_135_596_800_000, 253_402_300_799_000))
 @example(1_751_328_000_001)
 @example(1_001)
-def test_a_time_in_whole_milliseconds_is_said_exactly(milliseconds: int) -> None:
+def test_a_time_in_whole_milliseconds_is_formatted_exactly(milliseconds: int) -> None:
     expected = datetime(1970, 1, 1, tzinfo=UTC) + timedelta(milliseconds=milliseconds)
     said = format_time(milliseconds / 1000)
     assert datetime.fromisoformat(said) == expected
@@ -423,7 +423,7 @@ def test_a_time_in_whole_milliseconds_is_said_exactly(milliseconds: int) -> None
 
 
 @given(st.floats(-62_135_596_800, 253_402_300_799))
-def test_a_time_that_was_said_reads_back_to_the_millisecond(when: float) -> None:
+def test_a_formatted_time_parses_back_to_the_millisecond(when: float) -> None:
     assert moment(format_time(when), NOW) == pytest.approx(when, rel=0, abs=0.00105)
 
 
@@ -431,7 +431,7 @@ def test_a_time_that_was_said_reads_back_to_the_millisecond(when: float) -> None
     st.datetimes(datetime(1, 1, 3), datetime(9999, 12, 29)),
     st.integers(-23 * 60, 23 * 60),
 )
-def test_any_time_of_any_zone_is_the_one_that_a_calendar_has(when: datetime, minutes: int) -> None:
+def test_a_time_of_any_zone_is_parsed_as_the_calendar_has_it(when: datetime, minutes: int) -> None:
     aware = when.replace(tzinfo=timezone(timedelta(minutes=minutes)))
     assert moment(aware.isoformat(), NOW) == aware.timestamp()
 
@@ -446,11 +446,11 @@ def test_any_time_of_any_zone_is_the_one_that_a_calendar_has(when: datetime, min
         (NOW - 512 * DAY, "512d ago"),
     ],
 )
-def test_how_long_ago_something_was_is_said(when: float, said: str) -> None:
+def test_the_age_of_a_time_is_formatted_as_how_long_ago_it_was(when: float, said: str) -> None:
     assert ago(when, NOW) == said
 
 
 @pytest.mark.parametrize("when", [1e300, -1e300, 0.0, 1e-300])
-def test_how_long_ago_is_said_of_any_time(when: float) -> None:
+def test_the_age_of_any_time_is_formatted_as_past_or_future(when: float) -> None:
     said = ago(when, NOW)
     assert said.startswith("in ") != said.endswith(" ago")

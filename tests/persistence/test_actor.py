@@ -65,7 +65,9 @@ def numbers(persistence: FaultyPersistence) -> list[int]:
     return [stored.payload["order_id"] for stored in store.events]
 
 
-async def test_every_request_has_its_reply(persistence: InMemoryPersistence) -> None:
+async def test_the_persistence_actor_answers_every_request_with_its_reply(
+    persistence: InMemoryPersistence,
+) -> None:
     async with ActorSystem() as system:
         ref = system.spawn(PersistenceActor, persistence)
         assert await ref.ask(Append(event(1))) == Appended(1, 1)
@@ -84,7 +86,7 @@ async def test_every_request_has_its_reply(persistence: InMemoryPersistence) -> 
         assert await ref.ask(Flush()) == Flushed(3)
 
 
-async def test_what_was_told_before_is_there_when_it_is_read(
+async def test_a_read_finds_the_appends_told_to_the_persistence_actor_before(
     persistence: InMemoryPersistence,
 ) -> None:
     async with ActorSystem() as system:
@@ -95,7 +97,7 @@ async def test_what_was_told_before_is_there_when_it_is_read(
             assert page.records[0].payload == {"order_id": number}
 
 
-async def test_a_run_of_appends_is_one_commit(persistence: InMemoryPersistence) -> None:
+async def test_a_run_of_appends_is_one_group_commit(persistence: InMemoryPersistence) -> None:
     commits = commits_of(persistence)
     async with ActorSystem() as system:
         ref = system.spawn(PersistenceActor, persistence)
@@ -109,7 +111,7 @@ async def test_a_run_of_appends_is_one_commit(persistence: InMemoryPersistence) 
     assert [e.payload["order_id"] for e in persistence.events] == list(range(503))
 
 
-async def test_a_commit_is_bounded_by_records_and_by_bytes(
+async def test_a_group_commit_is_bounded_by_records_and_by_bytes(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     for limit, value in (("MAX_COMMIT_RECORDS", 10), ("MAX_COMMIT_BYTES", 1200)):
@@ -130,7 +132,7 @@ async def test_a_commit_is_bounded_by_records_and_by_bytes(
         assert [e.payload["order_id"] for e in persistence.events] == list(range(130))
 
 
-async def test_every_caller_of_a_run_gets_its_own_reply() -> None:
+async def test_every_caller_of_a_group_commit_gets_its_own_reply() -> None:
     replies: dict[int, Appended] = {}
 
     async def ask(ref: ActorRef, number: int) -> None:
@@ -146,7 +148,7 @@ async def test_every_caller_of_a_run_gets_its_own_reply() -> None:
     assert replies == {number: Appended(number + 1, number + 1) for number in range(1, 6)}
 
 
-async def test_a_bad_record_in_a_run_fails_its_own_caller_only() -> None:
+async def test_a_bad_record_in_a_group_commit_fails_its_own_caller_only() -> None:
     replies: dict[int, Any] = {}
 
     async def ask(ref: ActorRef, number: int, request: Any) -> None:
@@ -196,7 +198,7 @@ BAD_RECORDS: list[Any] = [
 ]
 
 
-async def test_a_bad_record_fails_its_own_caller_whatever_it_raises() -> None:
+async def test_a_record_whose_encoding_raises_fails_its_own_caller_only() -> None:
     failed: list[int] = []
     requests: list[Any] = [
         *map(Append, BAD_RECORDS),
@@ -228,7 +230,7 @@ async def test_a_bad_record_fails_its_own_caller_whatever_it_raises() -> None:
     assert numbers(persistence) == list(range(len(requests) + 1))
 
 
-async def test_what_is_no_request_fails_who_asked_whatever_it_raises() -> None:
+async def test_the_persistence_actor_refuses_hostile_requests_and_goes_on() -> None:
     strangers: list[Any] = [10**5000, payloads.Unnamed(), payloads.Endless(), Append]
     strangers += map(payloads.Hostile, payloads.ERRORS)
     async with ActorSystem() as system:
@@ -282,7 +284,7 @@ async def test_a_failing_store_fails_its_callers_and_nothing_else(
     assert "disk on fire" in logged[0]
 
 
-async def test_an_unknown_message_is_an_error_and_the_actor_goes_on(
+async def test_the_persistence_actor_refuses_an_unknown_message_and_goes_on(
     persistence: InMemoryPersistence,
 ) -> None:
     async with ActorSystem() as system:
@@ -294,7 +296,7 @@ async def test_an_unknown_message_is_an_error_and_the_actor_goes_on(
         assert await ref.ask(Append(event())) == Appended(1, 1)
 
 
-async def test_a_full_mailbox_makes_tell_wait() -> None:
+async def test_a_full_mailbox_of_the_persistence_actor_makes_tell_wait() -> None:
     told: list[int] = []
 
     async def tell(ref: ActorRef) -> None:
@@ -355,7 +357,7 @@ async def test_any_number_of_persistence_actors_work_side_by_side() -> None:
     assert [len(persistence.events) for persistence in backends] == [0, 1, 2, 3, 4]
 
 
-async def test_one_that_is_stopped_before_it_ran_lets_its_backend_go(
+async def test_a_persistence_actor_stopped_before_it_ran_releases_its_backend(
     persistence: InMemoryPersistence,
 ) -> None:
     async with ActorSystem() as system:

@@ -33,7 +33,7 @@ async def outcomes(ref: ActorRef, count: int) -> list[str]:
     return found
 
 
-async def test_it_opens_after_so_many_failures_and_closes_when_the_store_writes_again(
+async def test_a_circuit_breaker_opens_after_so_many_failures_and_closes_on_a_success(
     store: FaultyPersistence,
 ) -> None:
     clock = ManualClock()
@@ -53,7 +53,9 @@ async def test_it_opens_after_so_many_failures_and_closes_when_the_store_writes_
         assert store.metrics.write_errors == 8
 
 
-async def test_what_is_told_meanwhile_is_counted_as_dropped(store: FaultyPersistence) -> None:
+async def test_records_told_while_the_circuit_breaker_is_open_are_counted_as_dropped(
+    store: FaultyPersistence,
+) -> None:
     async with ActorSystem(clock=ManualClock()) as system:
         ref = system.spawn(PersistenceActor, store, POLICY)
         store.fail_every(1, "append")
@@ -68,7 +70,9 @@ async def test_what_is_told_meanwhile_is_counted_as_dropped(store: FaultyPersist
         assert await store.list_events() == [], "reads are not kept from it"
 
 
-async def test_failures_with_a_success_in_between_do_not_add_up(store: FaultyPersistence) -> None:
+async def test_failures_with_a_success_in_between_do_not_open_the_circuit_breaker(
+    store: FaultyPersistence,
+) -> None:
     async with ActorSystem() as system:
         ref = system.spawn(PersistenceActor, store, POLICY)
         for _ in range(3):
@@ -76,7 +80,7 @@ async def test_failures_with_a_success_in_between_do_not_add_up(store: FaultyPer
             assert await outcomes(ref, 3) == ["InjectedFault", "InjectedFault", "stored"]
 
 
-async def test_bad_records_say_nothing_about_the_store(store: FaultyPersistence) -> None:
+async def test_bad_records_do_not_open_the_circuit_breaker(store: FaultyPersistence) -> None:
     async with ActorSystem() as system:
         ref = system.spawn(PersistenceActor, store, POLICY)
         for _ in range(10):
@@ -85,7 +89,7 @@ async def test_bad_records_say_nothing_about_the_store(store: FaultyPersistence)
         assert await outcomes(ref, 1) == ["stored"]
 
 
-async def test_a_system_has_one_with_limits_of_its_own(store: FaultyPersistence) -> None:
+async def test_a_system_takes_a_circuit_breaker_policy(store: FaultyPersistence) -> None:
     policy = CircuitBreakerPolicy(max_failures=1)
     async with ActorSystem(persistence=store, breaker=policy, clock=ManualClock()) as system:
         store.fail_next("append")
@@ -93,7 +97,7 @@ async def test_a_system_has_one_with_limits_of_its_own(store: FaultyPersistence)
 
 
 @pytest.mark.parametrize("policy", [None, CircuitBreakerPolicy(max_failures=None)])
-async def test_a_store_in_memory_has_none_and_any_other_may_do_without(
+async def test_an_in_memory_store_has_no_circuit_breaker_and_others_may_do_without(
     policy: CircuitBreakerPolicy | None,
 ) -> None:
     store = FaultyPersistence(Shelf(Disk()) if policy else InMemoryPersistence())
@@ -103,7 +107,7 @@ async def test_a_store_in_memory_has_none_and_any_other_may_do_without(
         assert await outcomes(ref, 21) == ["InjectedFault"] * 20 + ["stored"]
 
 
-async def test_a_durable_store_has_one(store: FaultyPersistence) -> None:
+async def test_a_durable_store_has_a_circuit_breaker(store: FaultyPersistence) -> None:
     durable = FaultyPersistence(Shelf(Disk()))
     async with ActorSystem(clock=ManualClock()) as system:
         ref = system.spawn(PersistenceActor, durable)
@@ -115,7 +119,7 @@ async def test_a_durable_store_has_one(store: FaultyPersistence) -> None:
     "limits",
     [{"max_failures": 0}, {"max_failures": 1.5}, {"reset_timeout": 0}, {"reset_timeout": "1"}],
 )
-async def test_limits_that_make_no_sense_are_refused(limits: dict[str, Any]) -> None:
+async def test_an_invalid_circuit_breaker_policy_is_refused(limits: dict[str, Any]) -> None:
     with pytest.raises(InvalidPolicy):
         CircuitBreakerPolicy(**limits)
     with pytest.raises(InvalidPolicy, match="breaker is a CircuitBreakerPolicy"):

@@ -74,7 +74,7 @@ json_values = st.recursive(
 
 
 @given(st.lists(json_values, min_size=1, max_size=20))
-def test_what_is_encoded_is_read_back_the_same_on_one_line_each(payloads: list[Any]) -> None:
+def test_encoded_records_are_one_line_each_and_decode_to_the_same(payloads: list[Any]) -> None:
     records = [event(number, payload=payload) for number, payload in enumerate(payloads)]
     for record, data in zip(records, encode(records), strict=True):
         assert b"\n" not in data
@@ -147,7 +147,9 @@ def test_a_payload_nested_too_deeply_is_refused() -> None:
 
 
 @given(st.integers(0), st.sampled_from([1, 12]))
-def test_what_is_accepted_comes_back_and_what_would_not_is_refused(seed: int, crowd: int) -> None:
+def test_a_random_payload_is_either_refused_or_comes_back_from_the_codec(
+    seed: int, crowd: int
+) -> None:
     payload = payloads.payload(random.Random(seed))
     records = [event(payload=payload), *(event(number) for number in range(1, crowd))]
     try:
@@ -166,7 +168,7 @@ def test_what_is_accepted_comes_back_and_what_would_not_is_refused(seed: int, cr
         assert not any(b"\n" in line or b"\r" in line for line in lines)
 
 
-def test_what_is_accepted_can_be_turned_back_into_what_it_was() -> None:
+def test_a_decoded_payload_can_be_converted_to_its_original_type() -> None:
     kept: list[Any] = [
         payloads.Tagged(1),
         payloads.Tagged([2], 4),
@@ -255,7 +257,7 @@ class Actor:
     ],
     ids=map(str, itertools.count()),
 )
-def test_what_would_not_come_back_is_refused_with_its_path(
+def test_a_value_that_would_not_come_back_is_refused_with_its_path(
     value: Any, path: str, wrong: str, crowd: int
 ) -> None:
     records = [event(number) for number in range(crowd)]
@@ -266,7 +268,7 @@ def test_what_would_not_come_back_is_refused_with_its_path(
     assert not encodable(value)
 
 
-def test_a_payload_that_stands_for_what_is_left_out_is_refused() -> None:
+def test_a_payload_that_is_unset_is_refused() -> None:
     for crowd in (1, 12):
         with pytest.raises(UnencodablePayload, match="payload is"):
             encode([event(payload=msgspec.UNSET)] * crowd)
@@ -289,7 +291,7 @@ def test_attributes_of_attrs_classes_do_not_vanish() -> None:
         encode([event(payload=odd)])
 
 
-def test_more_digits_than_others_read_are_refused_even_where_they_can_be_written() -> None:
+def test_an_integer_of_more_than_4300_digits_is_refused_in_a_payload() -> None:
     before = sys.get_int_max_str_digits()
     sys.set_int_max_str_digits(0)
     try:
@@ -307,7 +309,9 @@ def test_more_digits_than_others_read_are_refused_even_where_they_can_be_written
     [10**4299, -(10**4298), {-(10**4299): "a key"}, "9" * 9000, ["-" + "9" * 9000, 10**4299]],
     ids=map(str, itertools.count()),
 )
-def test_the_longest_integers_come_back_and_so_do_texts_of_digits(value: Any, crowd: int) -> None:
+def test_the_longest_integers_and_texts_of_digits_come_back_from_the_codec(
+    value: Any, crowd: int
+) -> None:
     records = [event(number) for number in range(crowd)]
     records[-1] = event(payload={"here": value})
     (*_, last) = encode(records)
@@ -366,7 +370,7 @@ def deep_in_the_stack(left: int, function: Callable[[], Any]) -> Any:
         return thread.submit(call).result()
 
 
-def test_what_is_accepted_is_written_and_read_at_any_depth_of_the_stack() -> None:
+def test_a_payload_of_the_greatest_depth_is_encoded_and_decoded_deep_in_the_stack() -> None:
     record = event(payload=nested(MAX_DEPTH, 1))
     (line,) = encode([record])
     payload = decode(line, 1).payload
@@ -380,7 +384,7 @@ def test_what_is_accepted_is_written_and_read_at_any_depth_of_the_stack() -> Non
             deep_in_the_stack(left, lambda: encode([event(payload=nested(MAX_DEPTH + 1, 1))]))
 
 
-def test_bytes_that_are_nested_too_deeply_are_an_error_of_that_record() -> None:
+def test_decoding_bytes_nested_too_deeply_is_an_error_of_that_record() -> None:
     line = encode([event(payload="here")])[0]
     for depth in (1200, 100_000):
         deep_line = line.replace(b'"here"', b"[" * depth + b"]" * depth)
@@ -447,7 +451,7 @@ sys.exit(bool(errors) and repr(errors))
 @pytest.mark.parametrize("counts_apart", sorted({_COUNTS_C_APART, True}))
 @pytest.mark.parametrize("limit", [200, 1000, 10**6])
 @pytest.mark.parametrize("stack", [1024 * 1024, 0], ids=["small stack", "default stack"])
-def test_no_limit_of_recursion_makes_a_depth_overflow_the_stack(
+def test_no_recursion_limit_lets_the_codec_overflow_the_stack(
     limit: int, stack: int, counts_apart: bool
 ) -> None:
     done = subprocess.run(
@@ -461,7 +465,9 @@ def test_no_limit_of_recursion_makes_a_depth_overflow_the_stack(
 
 @pytest.mark.parametrize("error", ERRORS, ids=lambda error: type(error).__name__)
 @pytest.mark.parametrize("crowd", [1, 12], ids=["alone", "in a run"])
-def test_whatever_a_payload_raises_is_an_invalid_record(error: BaseException, crowd: int) -> None:
+def test_a_payload_that_raises_while_it_is_encoded_is_an_invalid_record(
+    error: BaseException, crowd: int
+) -> None:
     unhashables = [unhashable(error), {"a": unhashable(error)}, {"a": [unhashable(error), 1]}]
     others = [Unnamed(), Endless(), [Endless([object()])], Unnamed]
     for payload in [*hostile(error), *unhashables, *others]:
@@ -477,7 +483,9 @@ def test_whatever_a_payload_raises_is_an_invalid_record(error: BaseException, cr
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, SystemExit])
-def test_what_ends_the_program_is_never_held_up(error: type[BaseException]) -> None:
+def test_an_exception_that_ends_the_program_passes_through_the_codec(
+    error: type[BaseException],
+) -> None:
     payload = datetime.datetime(2020, 1, 1, tzinfo=HostileZone(error()))
     for crowd in (1, 12):
         with pytest.raises(error):
@@ -525,20 +533,20 @@ def test_a_record_that_could_not_be_read_again_is_refused(
         encode(records)
 
 
-def test_the_other_kinds_are_read_back_too() -> None:
+def test_audits_and_dead_letters_are_decoded_to_the_same() -> None:
     for record in (audit, letter):
         (data,) = encode([record])
         assert decode(data, 3) == msgspec.structs.replace(record, seq=3)
 
 
-def test_the_seq_of_another_store_is_not_written() -> None:
+def test_the_position_of_a_record_in_another_store_is_not_encoded() -> None:
     for crowd in (1, 20):
         for data in encode([event(seq=99)] * crowd):
             assert b"seq" not in data
 
 
 @pytest.mark.parametrize("time", [5, -5, 2**53 + 1, 10**300, -0.5])
-def test_whole_numbers_are_times_too(time: float) -> None:
+def test_a_time_that_is_a_whole_number_is_encoded(time: float) -> None:
     for crowd in (1, 12):
         data = encode([event(timestamp=time)] * crowd)[0]
         assert decode(data, 1).timestamp == float(time)
@@ -550,6 +558,6 @@ NOT_UTF8 = encode([event()])[0].replace(b"shop", b"sh\xe5p")
 @pytest.mark.parametrize(
     "data", [b"", b"{", b"[]", b'{"kind":"other"}', b'{"kind":"event"}', NOT_UTF8]
 )
-def test_bytes_that_are_no_record_are_an_error_that_says_which(data: bytes) -> None:
+def test_decoding_bytes_that_are_no_record_is_an_error_with_the_position(data: bytes) -> None:
     with pytest.raises(StoreError, match="the bytes of record 5 can't be read"):
         decode(data, 5)

@@ -72,7 +72,7 @@ scan = PersistenceScanReport("memory", 1, 2, (PersistenceAnomaly("torn", "half a
         Identify(),
     ],
 )
-def test_requests_can_be_sent_anywhere(message: Any) -> None:
+def test_requests_to_the_persistence_actor_can_be_encoded_and_decoded(message: Any) -> None:
     assert msgspec.json.decode(msgspec.json.encode(message), type=AnyRequest) == message
 
 
@@ -91,7 +91,7 @@ def test_requests_can_be_sent_anywhere(message: Any) -> None:
         SnapshotSaved(7, 100),
     ],
 )
-def test_replies_can_be_sent_anywhere(reply: Any) -> None:
+def test_replies_of_the_persistence_actor_can_be_encoded_and_decoded(reply: Any) -> None:
     assert msgspec.json.decode(msgspec.json.encode(reply), type=AnyReply) == reply
 
 
@@ -120,12 +120,12 @@ def test_replies_can_be_sent_anywhere(reply: Any) -> None:
         {"kind": "audit", "actor": "shop/a"},
     ],
 )
-def test_a_read_that_makes_no_sense_is_refused(arguments: dict[str, Any]) -> None:
+def test_a_read_with_invalid_arguments_is_refused(arguments: dict[str, Any]) -> None:
     with pytest.raises(InvalidRequest):
         Read(**({"kind": "event"} | arguments))
 
 
-def test_a_snapshot_reads_as_a_mapping() -> None:
+def test_a_metrics_snapshot_reads_as_a_mapping() -> None:
     snapshot = MetricsSnapshot(records_written=3, bytes_written=300)
     anything: object = snapshot
     assert isinstance(anything, Mapping)
@@ -139,6 +139,6 @@ def test_a_snapshot_reads_as_a_mapping() -> None:
         snapshot["keys"]
 
 
-def test_a_clean_scan_says_so() -> None:
+def test_a_scan_report_without_anomalies_is_clean() -> None:
     assert not scan.is_clean
     assert PersistenceScanReport("memory", 1, 2).is_clean

@@ -43,7 +43,7 @@ async def numbers_after_a_start(path: Path, startup: PersistenceStartupConfig | 
     return [e.payload["order_id"] for e in events if e.event_type == "OrderPlaced"]
 
 
-async def test_a_sound_store_is_scanned_and_left_alone(path: Path) -> None:
+async def test_a_system_start_scans_a_sound_store_and_leaves_it_alone(path: Path) -> None:
     before = path.read_bytes()
     store = JsonFilePersistence(path, fsync="no")
     async with ActorSystem(persistence=store, audit_interval=None) as system:
@@ -65,7 +65,7 @@ async def test_a_damaged_store_keeps_a_system_from_starting(path: Path) -> None:
     assert path.read_bytes() == before
 
 
-async def test_a_torn_end_is_cut_off_with_a_warning(
+async def test_a_system_start_cuts_off_a_torn_tail_with_a_warning(
     path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     whole = path.read_bytes()
@@ -77,7 +77,7 @@ async def test_a_torn_end_is_cut_off_with_a_warning(
     assert "torn" not in caplog.text
 
 
-async def test_recover_mends_the_store_and_starts(
+async def test_a_startup_in_mode_recover_repairs_the_store_and_starts(
     path: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     damage(path)
@@ -92,7 +92,7 @@ async def test_recover_mends_the_store_and_starts(
     assert f"4 records kept, 1 removed; originals: {copy}" in caplog.text
 
 
-async def test_what_a_newer_program_wrote_does_not_keep_a_recovery_from_starting(
+async def test_a_startup_in_mode_recover_starts_on_records_of_a_newer_version(
     path: Path,
 ) -> None:
     newer = _make_line(6, 5, b'{"kind":"event"}', 2)
@@ -104,7 +104,7 @@ async def test_what_a_newer_program_wrote_does_not_keep_a_recovery_from_starting
     assert newer in path.read_bytes()
 
 
-async def test_ignore_does_not_look(path: Path) -> None:
+async def test_a_startup_in_mode_ignore_does_not_scan(path: Path) -> None:
     damage(path)
     store = JsonFilePersistence(path, fsync="no")
     startup = PersistenceStartupConfig("ignore")
@@ -113,7 +113,7 @@ async def test_ignore_does_not_look(path: Path) -> None:
     assert await numbers_after_a_start(path, startup) == [1, 2, 4, 5]
 
 
-async def test_a_recovery_that_does_not_help_is_an_error() -> None:
+async def test_a_startup_whose_recovery_leaves_damage_is_an_error() -> None:
     class Hopeless(ShelfStore):
         async def recover(self, config: PersistenceRecoveryConfig) -> Any:
             report = await super().recover(config)
@@ -132,7 +132,7 @@ async def test_a_recovery_that_does_not_help_is_an_error() -> None:
             pytest.fail("it started")
 
 
-async def test_a_store_that_can_not_be_damaged_is_not_scanned() -> None:
+async def test_a_system_start_does_not_scan_an_in_memory_store() -> None:
     store = InMemoryPersistence()
     async with ActorSystem(persistence=store):
         pass
@@ -150,11 +150,11 @@ async def test_a_scan_that_fails_keeps_a_system_from_starting() -> None:
 
 
 @pytest.mark.parametrize("options", [{"mode": "hope"}, {"mode": None}, {"recovery": "repair"}])
-def test_a_startup_that_makes_no_sense_is_refused(options: dict[str, Any]) -> None:
+def test_an_invalid_startup_config_is_refused(options: dict[str, Any]) -> None:
     with pytest.raises(InvalidPolicy):
         PersistenceStartupConfig(**options)
 
 
-def test_startup_is_a_startup_config() -> None:
+def test_a_system_takes_only_a_startup_config_as_its_startup() -> None:
     with pytest.raises(InvalidPolicy, match="startup is a PersistenceStartupConfig"):
         ActorSystem(startup="recover")  # type: ignore[arg-type]

@@ -30,12 +30,12 @@ def test_a_name_that_would_break_an_address_is_refused(name: object) -> None:
         ActorAddress("shop", "").child(name)  # type: ignore[arg-type]
 
 
-def test_an_address_can_be_sent_anywhere() -> None:
+def test_an_actors_address_can_be_encoded_and_decoded() -> None:
     address = ActorAddress("shop", "cart")
     assert msgspec.json.decode(msgspec.json.encode(address), type=ActorAddress) == address
 
 
-def test_the_error_about_a_name_is_short_and_is_copied_and_pickled() -> None:
+def test_the_error_about_an_invalid_actor_name_is_short_and_can_be_pickled() -> None:
     with pytest.raises(InvalidActorName) as caught:
         ActorAddress("shop", "").child("n" * 1_000_000)
     assert len(str(caught.value)) < 200

@@ -184,7 +184,7 @@ def test_the_task_of_a_system_may_be_cancelled_in_any_turn_of_the_loop(
 
 
 @pytest.mark.parametrize("loop", list(NEW_LOOP))
-def test_every_task_of_the_loop_may_be_cancelled_in_any_turn(
+def test_every_task_of_a_system_may_be_cancelled_in_any_turn_of_the_event_loop(
     new_store: Callable[[], PersistenceBackend], loop: str
 ) -> None:
     """As `asyncio.run` does at its end, when the system's task is still running."""
@@ -218,7 +218,7 @@ def test_every_task_of_the_loop_may_be_cancelled_in_any_turn(
 
 @pytest.mark.usefixtures("ctrl_c")
 @pytest.mark.parametrize("loop", list(NEW_LOOP))
-def test_ctrl_c_in_any_turn_of_the_loop_stops_in_order(
+def test_ctrl_c_in_any_turn_of_asyncio_stops_a_system_in_order(
     new_store: Callable[[], PersistenceBackend], loop: str
 ) -> None:
     def run(turn: int) -> bool:
@@ -262,7 +262,7 @@ class _InterruptAt(trio.abc.Instrument):
 
 @pytest.mark.usefixtures("ctrl_c")
 @pytest.mark.parametrize("again", [None, 1, 3, 10])
-def test_ctrl_c_at_any_step_of_trio_stops_in_order(
+def test_ctrl_c_at_any_step_of_trio_stops_a_system_in_order(
     new_store: Callable[[], PersistenceBackend], again: int | None
 ) -> None:
     def run(step: int) -> bool:
@@ -323,7 +323,7 @@ async def by_a_sibling(block: Callable[[], Awaitable[None]], seconds: float) -> 
 @pytest.mark.parametrize("loop", list(NEW_LOOP))
 @pytest.mark.parametrize("strike", [by_timeout, by_wait_for, by_cancelling_twice, by_a_sibling])
 @pytest.mark.parametrize("inside", [True, False])
-def test_a_block_that_is_cancelled_while_actors_are_busy_ends_in_time(
+def test_a_systems_block_cancelled_while_actors_are_busy_ends_in_time(
     tmp_path: Path, loop: str, strike: Any, inside: bool
 ) -> None:
     refs: list[ActorRef] = []
@@ -351,7 +351,7 @@ def test_a_block_that_is_cancelled_while_actors_are_busy_ends_in_time(
         runner.run(main())
 
 
-async def test_the_exception_of_the_block_gives_way_to_a_cancellation_only(
+async def test_an_exception_of_a_systems_block_gives_way_to_a_cancellation_only(
     anyio_backend_name: str,
 ) -> None:
     """As with any cleanup that is cancelled: the exception is the context of the cancellation."""
@@ -490,7 +490,7 @@ async def test_a_task_group_that_fails_while_its_actor_is_busy_fails_the_asker_t
 
 
 @pytest.mark.parametrize("what", ["fail in the group", "work in the group", "nothing"])
-async def test_a_task_group_that_is_never_left_stops_its_actor_by_name(
+async def test_a_task_group_that_an_actor_never_leaves_stops_it_as_task_group_left_open(
     persistence: InMemoryPersistence, what: str
 ) -> None:
     log: list[str] = []
@@ -506,7 +506,7 @@ async def test_a_task_group_that_is_never_left_stops_its_actor_by_name(
     assert log[:2] == ["start", "stop"]
 
 
-async def test_a_restart_does_not_go_on_within_a_task_group_that_was_not_left(
+async def test_an_actor_is_not_restarted_within_a_task_group_that_it_did_not_leave(
     persistence: InMemoryPersistence,
 ) -> None:
     log: list[str] = []
@@ -553,7 +553,7 @@ async def test_a_system_that_an_actor_starts_and_never_stops_ends_with_the_actor
     assert stored == ["ActorStarted", "ActorStopped"]
 
 
-async def test_what_shields_itself_in_a_group_that_is_never_left_may_finish(
+async def test_a_shielded_task_in_a_group_that_an_actor_never_leaves_may_finish(
     persistence: InMemoryPersistence, anyio_backend_name: str
 ) -> None:
     ended, begun, let_go = False, anyio.Event(), anyio.Event()
@@ -661,7 +661,7 @@ async def test_a_system_whose_persistence_actor_is_cancelled_ends_in_order(
 
 @pytest.mark.parametrize("error", [SystemExit(3), KeyboardInterrupt(), GeneratorExit()])
 @pytest.mark.parametrize("backend", list(LOOPS))
-def test_what_ends_the_program_comes_out_of_an_actor_when_all_have_stopped(
+def test_a_system_exit_comes_out_of_an_actor_once_all_actors_have_stopped(
     tmp_path: Path, backend: str, error: BaseException
 ) -> None:
     path = tmp_path / "store.ndjson"
@@ -730,7 +730,7 @@ async def test_an_actor_that_swallows_cancellation_does_not_keep_the_store_open(
     assert "papyra/Stubborn-1" in system.cancelled_actors
 
 
-async def test_leaving_a_system_in_another_task_is_named_and_stops_it_all_the_same(
+async def test_leaving_a_system_in_another_task_raises_wrong_task_and_stops_the_system(
     persistence: InMemoryPersistence,
 ) -> None:
     system = ActorSystem(persistence=persistence)
@@ -759,7 +759,7 @@ async def test_leaving_a_system_in_another_task_is_named_and_stops_it_all_the_sa
     assert story(persistence) == ["ActorStarted", "ActorStopped"]
 
 
-def test_an_asynchronous_generator_that_holds_a_system_may_be_closed_elsewhere(
+def test_an_async_generator_that_holds_a_system_may_be_closed_in_another_task(
     new_store: Callable[[], PersistenceBackend],
 ) -> None:
     """As some plugins do with fixtures, and notebooks with their cells."""
@@ -793,7 +793,7 @@ def test_an_asynchronous_generator_that_holds_a_system_may_be_closed_elsewhere(
 
 
 @pytest.mark.parametrize("loop", list(NEW_LOOP))
-def test_a_loop_that_ends_ends_a_system_that_nobody_left(
+def test_an_event_loop_that_ends_stops_a_system_that_was_never_left(
     new_store: Callable[[], PersistenceBackend], loop: str
 ) -> None:
     store = new_store()

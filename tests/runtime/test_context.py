@@ -48,13 +48,15 @@ async def test_structs_dataclasses_and_pairs_are_events(persistence: InMemoryPer
 @pytest.mark.parametrize(
     "event", ["OrderPlaced", {"order_id": 1}, OrderPlaced, OrderShipped, ("A", 1), (1, {}), None]
 )
-async def test_anything_else_is_no_event(persistence: InMemoryPersistence, event: Any) -> None:
+async def test_persist_refuses_what_is_no_event(
+    persistence: InMemoryPersistence, event: Any
+) -> None:
     async with ActorSystem(persistence=persistence) as system:
         with pytest.raises(InvalidRecord, match="an event is a msgspec Struct"):
             await system.spawn(Keeper).ask(event)
 
 
-def test_what_an_event_is_does_not_depend_on_what_it_says_it_is() -> None:
+def test_persist_refuses_objects_that_only_claim_to_be_events() -> None:
     hostile = payloads.Hostile(ZeroDivisionError("no"))
     events = [hostile, ("A", hostile), (hostile, {}), payloads.Endless(), payloads.Unnamed()]
     for event in events:

@@ -53,7 +53,7 @@ class Lives(Actor):
         self.see("stop")
 
 
-async def test_an_actor_has_its_own_context_from_init_on_and_not_its_spawners() -> None:
+async def test_an_actor_has_its_own_context_variables_and_not_its_spawners() -> None:
     seen: list[tuple[str, str | None]] = []
     request_id.set("the spawner's")
     async with ActorSystem() as system:
@@ -70,7 +70,7 @@ async def test_an_actor_has_its_own_context_from_init_on_and_not_its_spawners() 
     assert request_id.get() == "the spawner's"
 
 
-async def test_a_child_has_a_context_of_its_own() -> None:
+async def test_a_child_actor_has_context_variables_of_its_own() -> None:
     seen: list[tuple[str, str | None]] = []
     async with ActorSystem() as system:
         parent = system.spawn(Lives, seen)
@@ -79,7 +79,7 @@ async def test_a_child_has_a_context_of_its_own() -> None:
     assert seen[3:6] == [("init", None), ("start", "init"), ("receive", "start")]
 
 
-async def test_a_restart_starts_over_with_nothing_set() -> None:
+async def test_a_restarted_actor_begins_with_no_context_variable_set() -> None:
     seen: list[tuple[str, str | None]] = []
     async with ActorSystem() as system:
         ref = system.spawn(Lives, seen)
@@ -91,7 +91,7 @@ async def test_a_restart_starts_over_with_nothing_set() -> None:
     assert seen == life * 4
 
 
-async def test_so_does_each_try_of_an_actor_that_can_not_start() -> None:
+async def test_each_attempt_to_start_an_actor_begins_with_no_context_variable_set() -> None:
     seen: list[str | None] = []
 
     class Stubborn(Actor):
@@ -109,7 +109,7 @@ async def test_so_does_each_try_of_an_actor_that_can_not_start() -> None:
     assert seen == [None] * 4
 
 
-async def test_the_persistence_actor_has_a_context_of_its_own() -> None:
+async def test_the_persistence_actor_has_context_variables_of_its_own() -> None:
     class Store(MemoryStore):
         async def append(self, batch: Any) -> None:
             seen.add(request_id.get(None))
@@ -163,7 +163,7 @@ class AtHome(Actor):
 
 
 @pytest.mark.parametrize("restarts", [0, 1, 2])
-async def test_in_a_context_of_its_own_an_actor_is_at_home(
+async def test_an_actor_may_use_scopes_task_groups_tasks_and_threads_as_other_code_does(
     anyio_backend_name: str, restarts: int
 ) -> None:
     async with ActorSystem() as system:
@@ -246,7 +246,7 @@ def propagating(**options: Any) -> ActorSystem:
     return ActorSystem("shop", propagate=(request_id, tenant), supervision=resume, **options)
 
 
-async def test_registered_variables_have_the_senders_values_around_receive() -> None:
+async def test_propagated_variables_have_the_senders_values_in_receive() -> None:
     async with propagating() as system:
         ref = system.spawn(Sees)
         request_id.set("r1")
@@ -260,7 +260,7 @@ async def test_registered_variables_have_the_senders_values_around_receive() -> 
     assert log[:2] == [("r1", "nobody"), ("r1", "t1")]
 
 
-async def test_unset_at_the_sender_is_unset_at_the_actor() -> None:
+async def test_a_propagated_variable_unset_at_the_sender_is_unset_in_receive() -> None:
     async with propagating() as system:
         ref = system.spawn(Sees)
         token = request_id.set("r1")
@@ -269,14 +269,14 @@ async def test_unset_at_the_sender_is_unset_at_the_actor() -> None:
         assert await ref.ask("x") == (None, "nobody")
 
 
-async def test_without_registration_nothing_travels() -> None:
+async def test_context_variables_are_not_propagated_without_registration() -> None:
     async with ActorSystem() as system:
         ref = system.spawn(Sees)
         request_id.set("r1")
         assert await ref.ask("x") == (None, "nobody")
 
 
-async def test_only_what_is_registered_travels() -> None:
+async def test_only_registered_context_variables_are_propagated() -> None:
     async with ActorSystem(propagate=[tenant]) as system:
         ref = system.spawn(Sees)
         request_id.set("r1")
@@ -284,7 +284,7 @@ async def test_only_what_is_registered_travels() -> None:
         assert await ref.ask("x") == (None, "t1")
 
 
-async def test_what_a_message_brought_is_reset_when_receive_raises() -> None:
+async def test_propagated_variables_are_reset_when_receive_raises() -> None:
     async with propagating() as system:
         ref = system.spawn(Sees, "own")
         token = request_id.set("r1")
@@ -296,7 +296,7 @@ async def test_what_a_message_brought_is_reset_when_receive_raises() -> None:
         assert await ref.ask(1) == ("own", "own")
 
 
-async def test_what_an_actor_sets_itself_is_not_taken_for_the_senders() -> None:
+async def test_a_propagated_variable_that_an_actor_sets_itself_is_reset_after_receive() -> None:
     async with propagating() as system:
         ref = system.spawn(Sees)
         assert await ref.ask(("set", "mine")) == ("mine", "nobody")
@@ -306,7 +306,7 @@ async def test_what_an_actor_sets_itself_is_not_taken_for_the_senders() -> None:
         assert await ref.ask("x") == ("r1", "nobody")
 
 
-async def test_what_else_an_actor_sets_stays_set() -> None:
+async def test_a_context_variable_that_is_not_propagated_stays_set_in_its_actor() -> None:
     color: ContextVar[str] = ContextVar("color", default="none")
 
     class Paints(Sees):
@@ -324,7 +324,7 @@ async def test_what_else_an_actor_sets_stays_set() -> None:
         assert await ref.ask("black") == ("green", ("r1", "nobody"))
 
 
-async def test_values_travel_on_with_what_an_actor_sends() -> None:
+async def test_propagated_variables_travel_on_with_messages_that_an_actor_sends() -> None:
     async with propagating() as system:
         last = system.spawn(Sees)
         first = system.spawn(Sees)
@@ -332,7 +332,7 @@ async def test_values_travel_on_with_what_an_actor_sends() -> None:
         assert await first.ask(last) == ("r1", "nobody")
 
 
-async def test_a_sender_that_waits_for_room_sends_what_was_set_when_it_sent() -> None:
+async def test_a_sender_waiting_for_room_propagates_the_values_set_when_it_sent() -> None:
     entered, release = anyio.Event(), anyio.Event()
     async with propagating(mailbox_capacity=1) as system:
         ref = system.spawn(Sees)
@@ -352,7 +352,7 @@ async def test_a_sender_that_waits_for_room_sends_what_was_set_when_it_sent() ->
     assert sorted(log[1:5]) == [(f"r{number}", "nobody") for number in range(4)]
 
 
-async def test_a_thread_sends_its_own_values_through_the_portal() -> None:
+async def test_a_thread_propagates_its_own_variables_through_the_portal() -> None:
     async with propagating() as system:
         ref = system.spawn(Sees)
 
@@ -369,7 +369,7 @@ async def test_a_thread_sends_its_own_values_through_the_portal() -> None:
         assert await ref.ask("x") == (None, "nobody")
 
 
-async def test_instruments_see_them_and_may_refuse_a_message() -> None:
+async def test_a_dispatcher_sees_propagated_variables_and_may_refuse_a_message() -> None:
     seen: list[Any] = []
 
     class Looks(Dispatcher):
@@ -392,7 +392,7 @@ async def test_instruments_see_them_and_may_refuse_a_message() -> None:
         assert seen == ["r1", "r1"]
 
 
-async def test_a_restarted_actor_gets_them_too() -> None:
+async def test_a_restarted_actor_gets_propagated_variables() -> None:
     async with ActorSystem(propagate=(request_id,)) as system:
         ref = system.spawn(Sees)
         request_id.set("r1")
@@ -402,7 +402,7 @@ async def test_a_restarted_actor_gets_them_too() -> None:
         assert await ref.ask(1) == (None, "nobody")
 
 
-async def test_a_message_that_is_not_handled_is_the_dead_letter_without_its_variables(
+async def test_a_dead_letter_holds_the_message_without_its_propagated_variables(
     persistence: InMemoryPersistence,
 ) -> None:
     entered, release = anyio.Event(), anyio.Event()
@@ -423,12 +423,12 @@ async def test_a_message_that_is_not_handled_is_the_dead_letter_without_its_vari
 
 
 @pytest.mark.parametrize("wrong", [request_id, ("request_id",), "request_id", (request_id, 1), 5])
-def test_what_is_propagated_are_context_variables(wrong: Any) -> None:
+def test_propagate_takes_only_context_variables(wrong: Any) -> None:
     with pytest.raises(InvalidSetting, match="propagate is a tuple of ContextVars, not"):
         ActorSystem(propagate=wrong)
 
 
-async def test_a_message_whose_type_can_not_be_hashed_is_one_of_no_batch() -> None:
+async def test_a_message_of_an_unhashable_type_with_propagated_variables_is_received() -> None:
     class Unhashable(type):
         def __hash__(cls) -> int:
             raise TypeError("not me")

@@ -43,7 +43,7 @@ async def test_a_dispatcher_is_around_every_message() -> None:
     assert dispatcher.turns == []
 
 
-async def test_a_run_of_a_batch_type_is_handled_once() -> None:
+async def test_a_dispatcher_handles_a_run_of_a_batch_type_once() -> None:
     dispatcher = Recording()
     async with ActorSystem(dispatcher=dispatcher) as system:
         ref = system.spawn(Batches, name="batches")
@@ -54,7 +54,9 @@ async def test_a_run_of_a_batch_type_is_handled_once() -> None:
 
 
 @pytest.mark.parametrize(("throughput", "turns"), [(0, 1 + 7), (1, 6), (3, 2), (7, 0)])
-async def test_an_actor_asks_for_a_turn_after_so_many_messages(throughput: int, turns: int) -> None:
+async def test_an_actor_asks_its_dispatcher_for_a_turn_after_so_many_messages(
+    throughput: int, turns: int
+) -> None:
     dispatcher = Recording(throughput)
     async with ActorSystem(dispatcher=dispatcher) as system:
         ref = system.spawn(Echo, name="busy")
@@ -63,7 +65,7 @@ async def test_an_actor_asks_for_a_turn_after_so_many_messages(throughput: int, 
     assert dispatcher.turns.count("busy") == turns
 
 
-async def test_what_a_dispatcher_raises_is_the_actors_failure() -> None:
+async def test_an_exception_of_a_dispatcher_is_the_actors_failure() -> None:
     class Failing(Recording):
         async def handle(
             self, ref: ActorRef, messages: Sequence[Any], handling: Coroutine[Any, Any, ReplyT]
@@ -81,7 +83,7 @@ async def test_what_a_dispatcher_raises_is_the_actors_failure() -> None:
         assert system.audit().restarted == 1
 
 
-async def test_an_order_to_stop_is_obeyed_before_the_turn_that_follows_it() -> None:
+async def test_an_actor_told_to_stop_stops_before_its_dispatchers_next_turn() -> None:
     class Stopping(Actor):
         handled = 0
 

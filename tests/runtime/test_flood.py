@@ -78,7 +78,7 @@ HELD: dict[str, tuple[type[Held], str | None, bool]] = {
 
 
 @pytest.mark.parametrize("where", HELD)
-async def test_a_flood_does_not_get_beyond_the_capacity(
+async def test_a_flood_of_messages_does_not_exceed_a_mailboxs_capacity(
     persistence: InMemoryPersistence, where: str
 ) -> None:
     entered, release = anyio.Event(), anyio.Event()
@@ -102,7 +102,7 @@ async def test_a_flood_does_not_get_beyond_the_capacity(
     assert accepted + refused == FLOOD
 
 
-async def test_nor_while_an_actor_waits_to_be_restarted() -> None:
+async def test_a_flood_does_not_exceed_the_mailbox_of_an_actor_waiting_to_be_restarted() -> None:
     clock = ManualClock()
     supervision = OneForOne(backoff=10)
     async with ActorSystem(
@@ -117,7 +117,7 @@ async def test_nor_while_an_actor_waits_to_be_restarted() -> None:
 
 
 @pytest.mark.parametrize("send", ["tell_nowait", "tell"])
-async def test_dead_letters_do_not_get_beyond_the_capacity_of_the_store(
+async def test_dead_letters_do_not_exceed_the_persistence_actors_mailbox(
     persistence: InMemoryPersistence, send: str
 ) -> None:
     deepest = 0

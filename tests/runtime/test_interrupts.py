@@ -77,7 +77,7 @@ def test_a_program_that_is_interrupted_once_ends_in_order(
 
 @pytest.mark.parametrize("loop", CHOSEN)
 @pytest.mark.parametrize("seed", range(RUNS))
-def test_a_program_that_is_interrupted_twice_ends_and_keeps_what_it_acknowledged(
+def test_a_program_interrupted_twice_ends_and_keeps_every_acknowledged_record(
     loop: str, seed: int, tmp_path: Path
 ) -> None:
     acknowledged, errors, _ = run(loop, tmp_path / "store", seed, presses=2)

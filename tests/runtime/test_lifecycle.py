@@ -47,7 +47,7 @@ async def test_an_actor_that_fails_to_initialize_is_reported_where_it_is_spawned
         assert await system.spawn(Echo, name="printer").ask("fine") == "fine"
 
 
-async def test_wrong_arguments_are_an_initialization_error() -> None:
+async def test_spawning_an_actor_with_wrong_arguments_is_an_initialization_error() -> None:
     async with ActorSystem() as system:
         with pytest.raises(ActorInitializationError, match=r"Echo.__init__ raised TypeError"):
             system.spawn(Echo, colour="red")
@@ -83,7 +83,7 @@ def test_a_supervision_that_is_no_policy_is_refused_when_the_class_is_made() -> 
             supervision = Decision.STOP  # type: ignore[assignment]
 
 
-async def test_the_context_is_there_in_init() -> None:
+async def test_an_actor_has_its_context_in_init() -> None:
     class Curious(Actor):
         def __init__(self) -> None:
             self.address = str(self.context.self_ref.address)
@@ -190,7 +190,7 @@ async def test_on_stop_that_fails_is_recorded_and_the_actor_stops(
     assert persistence.events[1].payload["where"] == "on_stop"
 
 
-async def test_an_error_that_can_not_be_printed_is_recorded_all_the_same(
+async def test_a_crash_with_an_error_that_can_not_be_printed_is_recorded(
     persistence: InMemoryPersistence,
 ) -> None:
     class Unspeakable(Exception):
@@ -209,7 +209,7 @@ async def test_an_error_that_can_not_be_printed_is_recorded_all_the_same(
     assert crashes[1]["error"] == "\\udcff"
 
 
-async def test_waiting_for_a_future_that_is_cancelled_is_a_failure_not_the_end(
+async def test_an_actor_that_awaits_a_cancelled_future_crashes_and_restarts(
     persistence: InMemoryPersistence, anyio_backend_name: str
 ) -> None:
     if anyio_backend_name == "trio":  # there are no futures there; a scope of one's own is enough
@@ -246,7 +246,7 @@ async def test_a_name_is_taken_while_the_actor_lives() -> None:
         assert await second.ask(1) == 1
 
 
-async def test_names_are_made_up_if_none_is_given() -> None:
+async def test_an_actor_spawned_without_a_name_gets_one_from_its_class() -> None:
     async with ActorSystem("shop") as system:
         system.spawn(Echo, name="Echo-2")
         refs = [system.spawn(Echo) for _ in range(3)]
@@ -254,13 +254,13 @@ async def test_names_are_made_up_if_none_is_given() -> None:
 
 
 @pytest.mark.parametrize("name", ["", "a/b", "\n", 7])
-async def test_a_bad_name_is_refused(name: Any) -> None:
+async def test_spawning_an_actor_with_an_invalid_name_is_refused(name: Any) -> None:
     async with ActorSystem() as system:
         with pytest.raises(InvalidActorName):
             system.spawn(Echo, name=name)
 
 
-async def test_a_bad_capacity_is_refused() -> None:
+async def test_spawning_an_actor_with_an_invalid_mailbox_capacity_is_refused() -> None:
     async with ActorSystem() as system:
         with pytest.raises(InvalidPolicy):
             system.spawn(Echo, mailbox_capacity=0)
@@ -336,7 +336,7 @@ async def test_a_stopping_actor_has_no_more_children() -> None:
     assert "shop/late can have children from on_start on, until it stops" in str(errors[0])
 
 
-async def test_an_actor_has_no_children_before_it_is_one() -> None:
+async def test_an_actor_can_spawn_no_children_in_its_init() -> None:
     class Hasty(Echo):
         def __init__(self) -> None:
             self.child = self.context.spawn(Echo)
@@ -347,7 +347,7 @@ async def test_an_actor_has_no_children_before_it_is_one() -> None:
         assert system.audit().actors == 0
 
 
-async def test_a_reply_that_can_not_be_had_is_a_failure_of_the_actor() -> None:
+async def test_batch_replies_that_raise_when_read_are_a_failure_of_the_actor() -> None:
     class Empty(list[int]):
         def __len__(self) -> int:
             return 1
@@ -361,7 +361,7 @@ async def test_a_reply_that_can_not_be_had_is_a_failure_of_the_actor() -> None:
             await system.spawn(Cheat).ask(1)
 
 
-async def test_a_watcher_is_told_when_the_other_has_stopped() -> None:
+async def test_a_watcher_is_told_when_a_watched_actor_has_stopped() -> None:
     log: list[Any] = []
 
     class Watcher(Log):
@@ -475,7 +475,7 @@ async def test_a_crash_is_recorded_whatever_the_message_and_the_error_are(
     assert crashed["error"] == "(its text can't be had: __str__ raised Mute)"
 
 
-async def test_a_batch_that_fails_fails_everyone_who_asked_in_it() -> None:
+async def test_a_batch_that_fails_fails_every_asker_in_it() -> None:
     entered, release = anyio.Event(), anyio.Event()
     errors: list[str] = []
 
@@ -507,7 +507,7 @@ async def test_a_batch_with_too_few_replies_is_a_failure() -> None:
             await system.spawn(Forgetful).ask(1)
 
 
-async def test_a_busy_actor_lets_the_others_run() -> None:
+async def test_a_busy_actor_lets_other_actors_run() -> None:
     class Busy(Actor):
         handled = 0
 
@@ -574,14 +574,14 @@ async def test_a_batch_limit_that_makes_no_sense_is_refused_at_the_spawn(limit: 
 
 
 @pytest.mark.parametrize("types", [None, int, (1,), ([],), "int"])
-async def test_batch_types_that_are_none_are_refused_at_the_spawn(types: Any) -> None:
+async def test_invalid_batch_types_are_refused_at_the_spawn(types: Any) -> None:
     odd = type("Odd", (Batcher,), {"batch_types": types})
     async with ActorSystem() as system:
         with pytest.raises(InvalidActor, match=r"Odd\.batch_types is a tuple of types"):
             system.spawn(odd)
 
 
-async def test_a_batch_limit_that_turns_odd_is_the_actors_own_failure(
+async def test_a_batch_limit_that_becomes_invalid_is_the_actors_own_failure(
     persistence: InMemoryPersistence,
 ) -> None:
     async with ActorSystem(persistence=persistence) as system:
@@ -599,7 +599,7 @@ class Meant(BaseException):
     """Nothing that an actor could handle."""
 
 
-async def test_a_message_whose_type_can_not_be_looked_up_is_for_receive() -> None:
+async def test_a_message_whose_type_can_not_be_hashed_goes_to_receive() -> None:
     async with ActorSystem() as system:
         ref = system.spawn(BatchEcho)
         odd = payloads.unhashable(Meant())

@@ -68,7 +68,7 @@ WHERE: dict[str, Callable[[Callable[[ActorRef], Any], ActorRef], None]] = {
 
 @pytest.mark.parametrize("where", WHERE)
 @pytest.mark.parametrize("use", REF_USES)
-async def test_a_ref_used_in_another_thread_says_so_and_does_nothing(
+async def test_a_ref_used_in_another_thread_raises_wrong_loop_and_does_nothing(
     persistence: InMemoryPersistence, use: str, where: str
 ) -> None:
     log: list[Any] = []
@@ -88,7 +88,7 @@ async def test_a_ref_used_in_another_thread_says_so_and_does_nothing(
 
 @pytest.mark.parametrize("where", WHERE)
 @pytest.mark.parametrize("use", REF_USES)
-async def test_a_ref_of_a_stopped_actor_used_in_another_thread_says_so(
+async def test_a_ref_of_a_stopped_actor_used_in_another_thread_raises_wrong_loop(
     persistence: InMemoryPersistence, use: str, where: str
 ) -> None:
     async with ActorSystem("shop", persistence=persistence) as system:
@@ -105,7 +105,7 @@ async def test_a_ref_of_a_stopped_actor_used_in_another_thread_says_so(
 
 @pytest.mark.parametrize("where", WHERE)
 @pytest.mark.parametrize("use", REF_USES)
-def test_a_ref_kept_from_a_system_that_has_ended_with_its_loop_says_so(
+def test_a_ref_of_a_system_whose_event_loop_has_ended_raises_wrong_loop(
     anyio_backend: Any, use: str, where: str
 ) -> None:
     async def main() -> ActorRef:
@@ -118,9 +118,7 @@ def test_a_ref_kept_from_a_system_that_has_ended_with_its_loop_says_so(
         WHERE[where](REF_USES[use], ref)
 
 
-async def test_a_ref_of_a_system_that_has_ended_is_one_of_a_stopped_actor_in_the_same_loop() -> (
-    None
-):
+async def test_a_ref_of_an_ended_system_in_its_event_loop_is_that_of_a_stopped_actor() -> None:
     async with ActorSystem("shop") as system:
         ref = system.spawn(Echo)
     await ref.tell("x")
@@ -132,7 +130,7 @@ async def test_a_ref_of_a_system_that_has_ended_is_one_of_a_stopped_actor_in_the
 
 @pytest.mark.parametrize("use", ["ask", "ask with a timeout", "stop"])
 @pytest.mark.parametrize("outer", ["asyncio", "trio"])
-def test_what_waits_for_an_actor_of_a_loop_around_this_one_says_so(outer: str, use: str) -> None:
+def test_a_ref_used_in_an_event_loop_inside_its_own_raises_wrong_loop(outer: str, use: str) -> None:
     async def main() -> None:
         async with ActorSystem("shop") as system:
             ref = system.spawn(Echo)
@@ -151,7 +149,7 @@ def test_what_waits_for_an_actor_of_a_loop_around_this_one_says_so(outer: str, u
     anyio.run(main, backend=outer)
 
 
-def test_a_system_lives_in_a_loop_inside_another_one() -> None:
+def test_a_system_runs_in_an_event_loop_inside_another_one() -> None:
     async def live() -> Any:
         async with ActorSystem("shop") as system:
             return await system.spawn(Echo).ask("x")
@@ -201,7 +199,7 @@ SYSTEM_USES: dict[str, Callable[[ActorSystem], Any]] = {
 
 
 @pytest.mark.parametrize("use", SYSTEM_USES)
-async def test_a_system_used_in_another_thread_says_so(use: str) -> None:
+async def test_a_system_used_in_another_thread_raises_wrong_loop(use: str) -> None:
     async with ActorSystem("shop") as system:
 
         def outside() -> None:
@@ -232,7 +230,7 @@ CONTEXT_USES: dict[str, Callable[[Actor], Any]] = {
 
 
 @pytest.mark.parametrize("use", CONTEXT_USES)
-async def test_a_context_used_in_a_worker_thread_says_so(use: str) -> None:
+async def test_an_actors_context_used_in_a_worker_thread_raises_wrong_loop(use: str) -> None:
     def outside(actor: Actor) -> str:
         with pytest.raises(WrongLoop, match=OUTSIDE):
             CONTEXT_USES[use](actor)
@@ -244,7 +242,7 @@ async def test_a_context_used_in_a_worker_thread_says_so(use: str) -> None:
         assert await ref.ask(lambda actor: len(actor.context.children)) == 0
 
 
-async def test_what_only_looks_is_usable_in_every_thread() -> None:
+async def test_read_only_properties_of_refs_and_systems_work_in_every_thread() -> None:
     async with ActorSystem("shop") as system:
         ref = system.spawn(Echo, name="echo")
         same = system.find("shop/echo")
@@ -263,7 +261,7 @@ async def test_what_only_looks_is_usable_in_every_thread() -> None:
         await anyio.to_thread.run_sync(outside)
 
 
-def test_a_thread_that_has_the_number_of_one_that_is_gone_is_another_thread() -> None:
+def test_a_ref_used_in_a_thread_with_a_reused_id_raises_wrong_loop() -> None:
     """Numbers of threads are given again, so the loop itself counts where the actor is no more."""
     refs: list[ActorRef] = []
 
@@ -304,7 +302,7 @@ async def test_an_actor_may_run_a_loop_and_a_system_of_its_own_in_a_thread(other
         assert await system.spawn(Hosts).ask("go") == "x"
 
 
-async def test_an_actor_reaches_those_of_another_system_in_its_loop() -> None:
+async def test_an_actor_reaches_actors_of_another_system_in_its_event_loop() -> None:
     class Asks(Actor):
         async def receive(self, message: ActorRef) -> Any:
             reply = await message.ask("x")

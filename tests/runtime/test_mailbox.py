@@ -17,12 +17,12 @@ def drain(mailbox: Mailbox[int]) -> list[int]:
 
 
 @pytest.mark.parametrize("capacity", [0, -1, 1.5, True, None, "10"])
-def test_a_capacity_is_a_whole_number_greater_than_zero(capacity: object) -> None:
+def test_a_mailboxs_capacity_is_a_whole_number_greater_than_zero(capacity: object) -> None:
     with pytest.raises(InvalidPolicy, match="capacity"):
         Mailbox(capacity)  # type: ignore[arg-type]
 
 
-def test_messages_come_out_in_the_order_they_went_in() -> None:
+def test_a_mailbox_keeps_the_order_of_its_messages() -> None:
     mailbox: Mailbox[int] = Mailbox(10)
     for number in range(5):
         mailbox.put_nowait(number)
@@ -38,7 +38,7 @@ def test_a_full_mailbox_refuses_a_sender_that_will_not_wait() -> None:
     assert drain(mailbox) == [1, 2]
 
 
-async def test_put_waits_for_room_and_waiting_senders_keep_their_order() -> None:
+async def test_senders_waiting_for_room_in_a_mailbox_keep_their_order() -> None:
     mailbox: Mailbox[int] = Mailbox(2)
     async with anyio.create_task_group() as tasks:
         for number in range(6):
@@ -50,7 +50,7 @@ async def test_put_waits_for_room_and_waiting_senders_keep_their_order() -> None
         assert drain(mailbox) == [0, 1, 2, 3, 4, 5]
 
 
-async def test_nobody_passes_a_waiting_sender_even_when_there_is_room_again() -> None:
+async def test_no_sender_overtakes_one_that_waits_for_room_in_a_mailbox() -> None:
     mailbox: Mailbox[int] = Mailbox(4)
     for number in range(4):
         mailbox.put_nowait(number)
@@ -63,7 +63,9 @@ async def test_nobody_passes_a_waiting_sender_even_when_there_is_room_again() ->
         assert drain(mailbox) == [1, 2, 3, 4]
 
 
-async def test_a_sender_that_is_cancelled_while_it_waits_has_put_nothing() -> None:
+async def test_a_sender_cancelled_while_it_waits_for_room_leaves_no_message_in_the_mailbox() -> (
+    None
+):
     mailbox: Mailbox[int] = Mailbox(1)
     mailbox.put_nowait(1)
     async with anyio.create_task_group() as tasks:
@@ -74,7 +76,7 @@ async def test_a_sender_that_is_cancelled_while_it_waits_has_put_nothing() -> No
     assert drain(mailbox) == [1]
 
 
-async def test_wait_returns_when_a_message_comes() -> None:
+async def test_waiting_on_a_mailbox_ends_when_a_message_comes() -> None:
     mailbox: Mailbox[int] = Mailbox(1)
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(mailbox.wait)
@@ -107,7 +109,7 @@ async def test_what_wakes_a_consumer_comes_out_in_order_with_what_follows() -> N
     assert drain(mailbox) == [3, 4]
 
 
-async def test_wait_returns_at_once_when_there_is_something() -> None:
+async def test_waiting_on_a_mailbox_that_has_a_message_ends_at_once() -> None:
     mailbox: Mailbox[int] = Mailbox(1)
     mailbox.put_nowait(1)
     await mailbox.wait()
@@ -116,7 +118,7 @@ async def test_wait_returns_at_once_when_there_is_something() -> None:
     await mailbox.wait()
 
 
-async def test_closing_lets_waiting_senders_in_and_nobody_after_them() -> None:
+async def test_a_closing_mailbox_lets_waiting_senders_in_and_none_after_them() -> None:
     mailbox: Mailbox[int] = Mailbox(1)
     mailbox.put_nowait(1)
     async with anyio.create_task_group() as tasks:
@@ -132,7 +134,7 @@ async def test_closing_lets_waiting_senders_in_and_nobody_after_them() -> None:
     assert drain(mailbox) == [1, 2]
 
 
-def test_a_run_ends_with_the_first_message_of_another_type() -> None:
+def test_a_mailboxs_run_of_messages_ends_before_one_of_another_type() -> None:
     mailbox: Mailbox[object] = Mailbox(10)
     for message in (1, 2, "three", 4):
         mailbox.put_nowait(message)

@@ -88,7 +88,7 @@ class Doubles(Actor):
                 return 2 * message.amount
 
 
-async def test_ask_returns_what_the_message_says() -> None:
+async def test_ask_returns_the_type_that_the_message_declares() -> None:
     async with ActorSystem() as system:
         ref = system.spawn(Doubles)
         assert_type(await ref.ask(Frozen(1)), int)
@@ -102,7 +102,7 @@ async def test_ask_returns_what_the_message_says() -> None:
         assert_type(await ref.ask(Words.HELLO), str)
 
 
-async def test_the_persistence_actors_requests_are_such_messages() -> None:
+async def test_requests_to_the_persistence_actor_declare_the_types_of_their_replies() -> None:
     assert issubclass(Request, Message)
     async with ActorSystem() as system:
         appended = await system.persistence.ask(Append(event()))
@@ -112,7 +112,7 @@ async def test_the_persistence_actors_requests_are_such_messages() -> None:
         assert (appended.last_seq, snapshot.records_written) == (1, 1)
 
 
-async def test_anything_else_is_a_message_too_and_its_reply_anything() -> None:
+async def test_an_object_that_declares_no_reply_is_a_message_with_a_reply_of_any_type() -> None:
     class Echo(Actor):
         async def receive(self, message: Any) -> Any:
             return message
@@ -124,7 +124,7 @@ async def test_anything_else_is_a_message_too_and_its_reply_anything() -> None:
 
 
 @pytest.mark.parametrize("message", MESSAGES, ids=lambda message: type(message).__name__)
-async def test_every_kind_of_class_can_be_one(message: Any) -> None:
+async def test_every_kind_of_class_can_be_a_message_with_a_declared_reply(message: Any) -> None:
     async with ActorSystem() as system:
         assert await system.spawn(Doubles).ask(message) == 2
     assert issubclass(type(message), Message)
@@ -134,12 +134,12 @@ async def test_every_kind_of_class_can_be_one(message: Any) -> None:
 
 
 @pytest.mark.parametrize("message", [Frozen(1), Tagged(1), Mutable(1), Data(1), Slotted(1)])
-def test_it_is_encoded_and_decoded_as_if_it_were_none(message: Any) -> None:
+def test_a_message_with_a_declared_reply_is_encoded_like_any_other_object(message: Any) -> None:
     encoded = msgspec.json.encode(message)
     assert encoded == (b'["Tagged",1]' if isinstance(message, Tagged) else b'{"amount":1}')
     assert msgspec.json.decode(encoded, type=type(message)) == message
 
 
-def test_it_costs_a_message_no_memory() -> None:
+def test_declaring_the_reply_costs_a_message_no_memory() -> None:
     for message in (Frozen(1), Mutable(1), Slotted(1)):
         assert not hasattr(message, "__dict__")

@@ -71,7 +71,7 @@ async def test_a_portal_raises_what_the_call_raises() -> None:
             await in_a_thread(lambda: system.portal.call(ref.ask, RuntimeError("mine")))
 
 
-async def test_many_threads_use_a_portal_that_nobody_has_used_before() -> None:
+async def test_many_threads_at_once_may_be_the_first_to_use_a_portal() -> None:
     async with ActorSystem() as system:
         ref = system.spawn(Echo)
         replies: list[Any] = []
@@ -138,7 +138,7 @@ async def test_an_actor_at_work_in_a_worker_thread_asks_others_through_the_porta
 
 
 @pytest.mark.parametrize("other", ["asyncio", "trio"])
-async def test_another_event_loop_asks_in_a_worker_thread_of_its_own(other: str) -> None:
+async def test_another_event_loop_asks_an_actor_through_the_portal(other: str) -> None:
     async with ActorSystem() as system:
         ref = system.spawn(Echo)
 
@@ -149,7 +149,7 @@ async def test_another_event_loop_asks_in_a_worker_thread_of_its_own(other: str)
     assert reply == "from afar"
 
 
-async def test_while_actors_handle_what_they_were_told_the_portal_is_open() -> None:
+async def test_the_portal_is_open_while_a_stopping_system_drains_its_mailboxes() -> None:
     replies: list[Any] = []
 
     class Worker(Actor):
@@ -171,7 +171,7 @@ async def test_while_actors_handle_what_they_were_told_the_portal_is_open() -> N
     assert replies == ["draining", "stopping"]
 
 
-async def test_the_loops_own_thread_is_told_to_await() -> None:
+async def test_a_portal_call_in_the_event_loops_own_thread_is_refused_with_await_instead() -> None:
     async with ActorSystem() as system:
         ref = system.spawn(Echo)
         with pytest.raises(WrongLoop, match="await the call here"):
@@ -191,7 +191,7 @@ async def test_before_the_start_and_after_the_end_there_is_no_portal() -> None:
         await in_a_thread(lambda: portal.call(ref.ask, 1))
 
 
-def test_after_the_loop_has_ended_a_portal_says_that_the_system_is_not_running(
+def test_a_portal_whose_event_loop_has_ended_raises_system_not_running(
     anyio_backend: Any,
 ) -> None:
     kept: list[Any] = []
@@ -218,7 +218,7 @@ def test_after_the_loop_has_ended_a_portal_says_that_the_system_is_not_running(
     assert len(outcomes) == 1
 
 
-async def test_a_store_that_is_scanned_at_the_start_has_its_portal_already() -> None:
+async def test_the_portal_is_open_while_a_system_opens_its_store() -> None:
     class Scanned(MemoryStore):
         system: ActorSystem
 
@@ -235,7 +235,7 @@ async def test_a_store_that_is_scanned_at_the_start_has_its_portal_already() -> 
     assert seen == ["open"]
 
 
-async def test_a_call_that_would_not_end_is_cancelled_and_the_thread_told() -> None:
+async def test_a_portal_call_that_would_not_end_is_cancelled_and_the_thread_told() -> None:
     started, outcomes = threading.Event(), list[str]()
 
     async def wait_for_ever() -> None:
@@ -253,7 +253,7 @@ async def test_a_call_that_would_not_end_is_cancelled_and_the_thread_told() -> N
     assert outcomes == ["told"]
 
 
-async def test_an_ask_that_is_under_way_at_the_end_has_the_outcome_of_its_actor() -> None:
+async def test_a_portal_ask_under_way_at_the_end_of_the_system_raises_actor_stopped() -> None:
     entered, release = anyio.Event(), anyio.Event()
     outcomes: list[str] = []
 
@@ -269,7 +269,7 @@ async def test_an_ask_that_is_under_way_at_the_end_has_the_outcome_of_its_actor(
     assert outcomes == ["stopped"]
 
 
-async def test_a_thread_that_comes_while_the_system_fails_is_answered() -> None:
+async def test_a_thread_that_uses_the_portal_while_the_system_fails_is_answered() -> None:
     asked = threading.Event()
 
     class Fails(Actor):

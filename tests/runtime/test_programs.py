@@ -205,7 +205,7 @@ async def live(world: World, persistence: InMemoryPersistence) -> None:
 
 
 @pytest.mark.parametrize("seed", SEEDS)
-async def test_no_program_hangs_or_loses_anything(
+async def test_no_random_program_of_actors_hangs_or_loses_a_message(
     seed: int, persistence: InMemoryPersistence
 ) -> None:
     world = World(seed)
@@ -218,7 +218,7 @@ async def test_no_program_hangs_or_loses_anything(
     assert sorted(record.seq or 0 for record in stored) == list(range(1, len(stored) + 1))
 
 
-async def test_no_program_loses_anything_in_any_order() -> None:
+async def test_no_random_program_of_actors_loses_a_message_in_any_order_of_turns() -> None:
     """The same, with the order of turns decided by seeds, and nothing left to the event loop."""
     stores: list[InMemoryPersistence] = []
 
@@ -282,7 +282,9 @@ class Strikes:
 )
 @pytest.mark.parametrize("new_loop", [asyncio.new_event_loop, uvloop.new_event_loop])
 @pytest.mark.parametrize("seed", SEEDS)
-def test_no_program_hangs_whichever_tasks_are_cancelled(seed: int, new_loop: Any) -> None:
+def test_no_random_program_of_actors_hangs_whichever_tasks_are_cancelled(
+    seed: int, new_loop: Any
+) -> None:
     persistence, world = InMemoryPersistence(), World(seed)
 
     async def main() -> None:

@@ -38,7 +38,7 @@ async def test_ask_raises_what_receive_raised() -> None:
             await system.spawn(Echo).ask(KeyError("lost"))
 
 
-async def test_a_failure_is_raised_in_the_one_who_asked_and_the_actor_goes_on(
+async def test_a_failure_returned_by_receive_is_raised_in_the_asker_only(
     persistence: InMemoryPersistence,
 ) -> None:
     class Refuses(Actor):
@@ -101,7 +101,7 @@ def test_an_ask_that_times_out_is_a_timeout_error_too() -> None:
 
 
 @pytest.mark.parametrize("timeout", [-1, float("nan"), "5", True])
-async def test_a_timeout_that_makes_no_sense_is_refused(timeout: Any) -> None:
+async def test_an_invalid_timeout_of_ask_is_refused(timeout: Any) -> None:
     async with ActorSystem() as system:
         with pytest.raises(InvalidPolicy, match="timeout is seconds"):
             await system.spawn(Echo).ask("x", timeout=timeout)
@@ -112,7 +112,7 @@ def test_a_failure_is_made_of_an_exception() -> None:
         Failure("no")  # type: ignore[arg-type]
 
 
-async def test_a_reply_that_is_there_counts_even_if_time_is_up() -> None:
+async def test_ask_with_a_very_long_timeout_returns_the_reply() -> None:
     class Sleeper(Actor):
         async def receive(self, message: Any) -> str:
             return "reply"
@@ -246,7 +246,7 @@ async def test_an_actor_that_asks_itself_is_told_that_it_would_wait_for_ever() -
         assert await ref.ask("still here") == "still here"
 
 
-async def test_stop_returns_when_what_was_told_has_been_handled() -> None:
+async def test_stopping_an_actor_returns_once_its_mailbox_has_been_handled() -> None:
     log: list[Any] = []
     async with ActorSystem() as system:
         ref = system.spawn(Log, log)
@@ -325,7 +325,7 @@ async def test_a_reply_that_comes_too_late_is_counted_and_logged(
     assert "shop/gate replied to tuple too late" in caplog.text
 
 
-async def test_a_sender_that_gives_up_before_it_is_in_the_mailbox_leaves_no_reply() -> None:
+async def test_an_ask_that_times_out_before_it_is_in_the_mailbox_leaves_no_reply() -> None:
     async with ActorSystem() as system:
         gate = system.spawn(Gate, mailbox_capacity=1)
         entered, release = anyio.Event(), anyio.Event()

@@ -33,7 +33,9 @@ async def stopped_error(ref: ActorRef, message: Any = "x") -> ActorStopped:
 
 
 @pytest.mark.parametrize("supervision", [STOP, OneForOne(max_restarts=2)])
-async def test_an_actor_that_can_not_start_says_why(supervision: OneForOne) -> None:
+async def test_actor_stopped_names_the_error_of_an_actor_that_can_not_start(
+    supervision: OneForOne,
+) -> None:
     async with ActorSystem("shop", supervision=supervision) as system:
         ref = system.spawn(CanNotStart, name="x")
         early = await stopped_error(ref)
@@ -45,7 +47,7 @@ async def test_an_actor_that_can_not_start_says_why(supervision: OneForOne) -> N
     assert str(late) == "shop/x has stopped: OSError: no such device"
 
 
-async def test_an_actor_that_crashed_and_was_stopped_says_why() -> None:
+async def test_actor_stopped_names_the_error_of_an_actor_that_crashed() -> None:
     entered, release = anyio.Event(), anyio.Event()
     errors: list[ActorStopped] = []
 
@@ -71,7 +73,7 @@ async def test_an_actor_that_crashed_and_was_stopped_says_why() -> None:
     assert [error.handled for error in errors] == ["never"] * 2
 
 
-async def test_the_one_whose_message_crashed_the_actor_gets_the_crash_itself() -> None:
+async def test_the_asker_whose_message_crashed_an_actor_gets_the_error_itself() -> None:
     async with ActorSystem(supervision=STOP) as system:
         ref = system.spawn(Echo)
         with pytest.raises(ValueError, match="boom"):
@@ -80,7 +82,7 @@ async def test_the_one_whose_message_crashed_the_actor_gets_the_crash_itself() -
     assert isinstance(error.__cause__, ValueError)
 
 
-async def test_an_error_that_counts_as_false_is_an_error_all_the_same() -> None:
+async def test_actor_stopped_names_an_error_whose_truth_value_is_false() -> None:
     class Empty(Exception):
         def __len__(self) -> int:
             return 0
@@ -94,7 +96,7 @@ async def test_an_error_that_counts_as_false_is_an_error_all_the_same() -> None:
             assert isinstance((await stopped_error(ref)).__cause__, Empty)
 
 
-async def test_an_actor_that_restarts_too_often_says_what_for() -> None:
+async def test_actor_stopped_names_the_error_of_an_actor_that_restarts_too_often() -> None:
     async with ActorSystem(supervision=OneForOne(max_restarts=1)) as system:
         ref = system.spawn(Echo)
         for number in range(2):
@@ -103,7 +105,7 @@ async def test_an_actor_that_restarts_too_often_says_what_for() -> None:
         assert repr((await stopped_error(ref)).__cause__) == "ValueError(1)"
 
 
-async def test_an_actor_that_was_told_to_stop_names_no_cause() -> None:
+async def test_actor_stopped_names_no_error_of_an_actor_that_was_told_to_stop() -> None:
     async with ActorSystem("shop") as system:
         ref = system.spawn(Echo, name="echo")
         with pytest.raises(ValueError, match="forgotten"):
@@ -117,7 +119,7 @@ async def test_an_actor_that_was_told_to_stop_names_no_cause() -> None:
     )
 
 
-async def test_an_actor_that_is_stopping_says_so() -> None:
+async def test_actor_stopped_says_that_an_actor_is_stopping() -> None:
     entered, release = anyio.Event(), anyio.Event()
     async with ActorSystem("shop") as system:
         ref = system.spawn(Gate, name="gate")
@@ -130,7 +132,7 @@ async def test_an_actor_that_is_stopping_says_so() -> None:
             release.set()
 
 
-async def test_those_who_stop_with_another_say_what_that_one_failed_of() -> None:
+async def test_actor_stopped_names_the_parents_error_for_its_descendants() -> None:
     async with ActorSystem(supervision=STOP) as system:
         parent = system.spawn(Parent)
         child = await spawn_child(parent, Parent)
@@ -141,7 +143,7 @@ async def test_those_who_stop_with_another_say_what_that_one_failed_of() -> None
             assert repr((await stopped_error(ref)).__cause__) == "ValueError('boom')"
 
 
-async def test_the_children_of_one_that_restarts_say_what_for() -> None:
+async def test_actor_stopped_names_the_error_that_restarted_the_parent_of_a_child() -> None:
     async with ActorSystem() as system:
         parent = system.spawn(Parent)
         child = await spawn_child(parent, Echo)
@@ -151,7 +153,7 @@ async def test_the_children_of_one_that_restarts_say_what_for() -> None:
         assert repr((await stopped_error(child)).__cause__) == "ValueError('boom')"
 
 
-async def test_siblings_that_stop_all_for_one_say_for_which_error() -> None:
+async def test_actor_stopped_names_the_error_that_stopped_siblings_one_for_all() -> None:
     async with ActorSystem(supervision=OneForAll(default=Decision.STOP)) as system:
         one, two = system.spawn(Echo), system.spawn(Echo)
         await one.tell(ValueError("boom"))
@@ -159,7 +161,7 @@ async def test_siblings_that_stop_all_for_one_say_for_which_error() -> None:
         assert repr((await stopped_error(two)).__cause__) == "ValueError('boom')"
 
 
-async def test_a_system_that_failed_says_what_of() -> None:
+async def test_actor_stopped_names_the_escalated_error_that_ended_the_system() -> None:
     refs: list[ActorRef] = []
     with pytest.raises(EscalatedFailure):
         async with ActorSystem(supervision=OneForOne(default=Decision.ESCALATE)) as system:
@@ -184,7 +186,7 @@ class SlowBatches(Actor):
 
 
 @pytest.mark.parametrize("batch", [False, True])
-async def test_a_message_that_was_at_hand_when_the_actor_was_cancelled_may_have_had_an_effect(
+async def test_actor_stopped_says_maybe_of_a_message_being_handled_at_a_cancellation(
     batch: bool,
 ) -> None:
     outcomes: dict[Any, ActorStopped] = {}
@@ -210,7 +212,7 @@ async def test_a_message_that_was_at_hand_when_the_actor_was_cancelled_may_have_
     assert outcomes["waits"].handled == "never"
 
 
-def test_it_is_copied_and_pickled_like_any_other_exception() -> None:
+def test_actor_stopped_is_copied_and_pickled_like_any_other_exception() -> None:
     error = ActorStopped("shop/x has stopped", handled="maybe")
     for twin in (copy.copy(error), pickle.loads(pickle.dumps(error))):
         assert (str(twin), twin.handled) == ("shop/x has stopped", "maybe")

@@ -32,7 +32,7 @@ async def crash(ref: ActorRef, error: Exception | None = None) -> None:
         await ref.ask(error or ValueError("boom"))
 
 
-def test_the_most_specific_type_of_error_decides() -> None:
+def test_the_most_specific_error_type_of_a_supervision_policy_decides() -> None:
     policy = OneForOne(
         on={LookupError: Decision.STOP, KeyError: Decision.RESUME}, default=Decision.ESCALATE
     )
@@ -56,19 +56,19 @@ def test_the_most_specific_type_of_error_decides() -> None:
         {"within": "a minute"},
     ],
 )
-def test_a_policy_that_makes_no_sense_is_refused(changes: dict[str, Any]) -> None:
+def test_an_invalid_supervision_policy_is_refused(changes: dict[str, Any]) -> None:
     with pytest.raises(InvalidPolicy):
         OneForOne(**changes)
 
 
-async def test_resume_keeps_the_state() -> None:
+async def test_supervision_by_resume_keeps_the_actors_state() -> None:
     async with ActorSystem(supervision=OneForOne(default=Decision.RESUME)) as system:
         ref = system.spawn(Counter)
         await crash(ref)
         assert await ref.ask(None) == 2
 
 
-async def test_restart_loses_the_state_and_keeps_address_and_mailbox(
+async def test_supervision_by_restart_loses_state_and_keeps_address_and_mailbox(
     persistence: InMemoryPersistence,
 ) -> None:
     log: list[Any] = []
@@ -91,7 +91,7 @@ async def test_restart_loses_the_state_and_keeps_address_and_mailbox(
     assert persistence.events[2].payload == {"restarts": 1}
 
 
-async def test_stop_stops_and_what_was_waiting_becomes_dead_letters(
+async def test_supervision_by_stop_turns_waiting_messages_into_dead_letters(
     persistence: InMemoryPersistence,
 ) -> None:
     entered, release = anyio.Event(), anyio.Event()
@@ -134,7 +134,7 @@ async def test_an_actor_that_restarts_too_often_is_stopped(
     ]
 
 
-async def test_restarts_out_of_the_window_do_not_count() -> None:
+async def test_restarts_outside_of_the_supervision_window_do_not_count() -> None:
     clock = ManualClock()
     policy = OneForOne(max_restarts=1, within=10)
     async with ActorSystem(supervision=policy, clock=clock) as system:
@@ -148,7 +148,9 @@ async def test_restarts_out_of_the_window_do_not_count() -> None:
         assert not ref.is_alive
 
 
-async def test_restarts_wait_longer_each_time(persistence: InMemoryPersistence) -> None:
+async def test_the_restart_backoff_grows_with_each_restart(
+    persistence: InMemoryPersistence,
+) -> None:
     clock = ManualClock()
     policy = OneForOne(backoff=1, max_backoff=3, within=100)
     async with ActorSystem(persistence=persistence, supervision=policy, clock=clock) as system:
@@ -168,7 +170,7 @@ async def test_restarts_wait_longer_each_time(persistence: InMemoryPersistence) 
         assert system.audit().dead_letters == 0
 
 
-async def test_an_actor_that_fails_to_start_backs_off_too(
+async def test_an_actor_that_fails_to_start_is_restarted_with_backoff(
     persistence: InMemoryPersistence,
 ) -> None:
     class Unlucky(Actor):
@@ -191,7 +193,7 @@ async def test_an_actor_that_fails_to_start_backs_off_too(
 
 
 @pytest.mark.parametrize("how", ["stop", "leave"])
-async def test_nobody_has_to_wait_for_a_restart_to_stop_an_actor(
+async def test_stopping_an_actor_does_not_wait_for_its_restart_backoff(
     persistence: InMemoryPersistence, how: str
 ) -> None:
     policy = OneForOne(backoff=1000, max_backoff=1000)
@@ -205,7 +207,7 @@ async def test_nobody_has_to_wait_for_a_restart_to_stop_an_actor(
     assert persistence.dead_letters == ()
 
 
-async def test_siblings_back_off_together() -> None:
+async def test_siblings_restarted_one_for_all_back_off_together() -> None:
     class Boss(Parent):
         supervision = OneForAll(backoff=5)
 
@@ -224,12 +226,12 @@ async def test_siblings_back_off_together() -> None:
 @pytest.mark.parametrize(
     "limits", [{"backoff": -1}, {"backoff": float("nan")}, {"max_backoff": float("inf")}]
 )
-def test_a_backoff_that_makes_no_sense_is_an_error(limits: dict[str, Any]) -> None:
+def test_an_invalid_restart_backoff_is_refused(limits: dict[str, Any]) -> None:
     with pytest.raises(InvalidPolicy, match="backoff is seconds, 0 or more"):
         OneForOne(**limits)
 
 
-def test_a_delay_never_overflows() -> None:
+def test_the_delay_of_a_restart_backoff_never_overflows() -> None:
     assert OneForOne(backoff=1, max_backoff=60).delay(10_000) == 60
     assert OneForOne().delay(5) == 0
 
@@ -280,7 +282,9 @@ async def test_a_parent_that_waits_for_its_failing_child_does_not_hang() -> None
 
 
 @pytest.mark.parametrize("answer", [None, "restart"])
-async def test_a_parent_whose_answer_is_no_decision_loses_the_child_only(answer: Any) -> None:
+async def test_an_on_child_failure_that_returns_no_decision_stops_the_child_only(
+    answer: Any,
+) -> None:
     class Undecided(Parent):
         async def on_child_failure(self, child: ActorRef, error: Exception) -> Decision:
             return answer  # type: ignore[no-any-return]
@@ -293,7 +297,7 @@ async def test_a_parent_whose_answer_is_no_decision_loses_the_child_only(answer:
         assert parent.is_alive
 
 
-async def test_a_parent_that_raises_while_it_decides_loses_the_child_only() -> None:
+async def test_an_on_child_failure_that_raises_stops_the_child_only() -> None:
     class Panics(Parent):
         async def on_child_failure(self, child: ActorRef, error: Exception) -> Decision:
             raise RuntimeError("panic")
@@ -335,7 +339,7 @@ async def test_an_actor_that_has_stopped_itself_is_not_restarted() -> None:
         assert system.audit().restarted == 0
 
 
-async def test_on_stop_of_the_old_instance_finds_its_children_stopped() -> None:
+async def test_on_stop_at_a_restart_finds_the_children_stopped() -> None:
     children: list[int] = []
 
     class Counts(Parent):
@@ -350,7 +354,9 @@ async def test_on_stop_of_the_old_instance_finds_its_children_stopped() -> None:
     assert children == [0, 0]
 
 
-async def test_escalate_makes_it_the_parents_failure(persistence: InMemoryPersistence) -> None:
+async def test_an_escalated_failure_of_a_child_is_its_parents_failure(
+    persistence: InMemoryPersistence,
+) -> None:
     async with ActorSystem("shop", persistence=persistence) as system:
         top = system.spawn(Parent, Decision.RESTART, name="top")
         middle = await spawn_child(top, Parent, Decision.ESCALATE, name="middle")
@@ -446,7 +452,7 @@ class Watching(Actor):
         return None
 
 
-async def test_a_restart_leaves_no_watch_of_the_former_incarnation(
+async def test_a_restarted_actor_gets_no_notice_of_what_it_watched_before(
     persistence: InMemoryPersistence,
 ) -> None:
     log: list[Any] = []
@@ -462,7 +468,7 @@ async def test_a_restart_leaves_no_watch_of_the_former_incarnation(
     assert story(persistence, "shop/parent").count("ActorCrashed") == 1
 
 
-async def test_a_restart_leaves_no_notice_of_a_death_in_the_mailbox() -> None:
+async def test_a_restarted_actor_finds_no_earlier_termination_notice_in_its_mailbox() -> None:
     entered, release = anyio.Event(), anyio.Event()
     log: list[Any] = []
 
@@ -484,7 +490,7 @@ async def test_a_restart_leaves_no_notice_of_a_death_in_the_mailbox() -> None:
     assert log == ["start", "start"]
 
 
-async def test_a_restart_leaves_no_context_variable_of_the_former_incarnation() -> None:
+async def test_a_restarted_actor_has_no_context_variable_that_it_set_before() -> None:
     variable: ContextVar[str] = ContextVar("variable", default="none")
 
     class Sets(Actor):
@@ -503,7 +509,7 @@ async def test_a_restart_leaves_no_context_variable_of_the_former_incarnation() 
         assert await ref.ask("c") == "none"
 
 
-async def test_an_on_start_that_always_fails_lets_the_event_loop_run_and_can_be_stopped(
+async def test_an_actor_whose_on_start_always_fails_can_be_stopped(
     persistence: InMemoryPersistence,
 ) -> None:
     class NeverStarts(Echo):

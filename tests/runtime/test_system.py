@@ -39,7 +39,7 @@ from tests.persistence import payloads
 anyio_backend = event_loops("asyncio", "uvloop", "trio")
 
 
-async def test_leaving_the_block_lets_each_actor_handle_what_it_was_told() -> None:
+async def test_leaving_a_systems_block_lets_each_actor_empty_its_mailbox() -> None:
     log: list[Any] = []
     async with ActorSystem() as system:
         ref = system.spawn(Log, log)
@@ -48,7 +48,7 @@ async def test_leaving_the_block_lets_each_actor_handle_what_it_was_told() -> No
     assert log == ["start", 0, 1, 2, "stop"]
 
 
-async def test_the_last_spawned_stops_first_so_that_what_it_sends_arrives() -> None:
+async def test_a_system_stops_the_last_spawned_actor_first_so_that_its_messages_arrive() -> None:
     log: list[Any] = []
 
     class Forward(Actor):
@@ -69,7 +69,7 @@ async def test_the_last_spawned_stops_first_so_that_what_it_sends_arrives() -> N
     assert log == ["start", *range(10), "last words", "stop"]
 
 
-async def test_an_exception_in_the_block_comes_out_as_it_is(
+async def test_an_exception_in_a_systems_block_comes_out_as_it_is(
     persistence: InMemoryPersistence,
 ) -> None:
     entered, release = anyio.Event(), anyio.Event()
@@ -87,7 +87,7 @@ async def test_an_exception_in_the_block_comes_out_as_it_is(
     assert story(persistence) == ["ActorStarted", "ActorStopped"]
 
 
-async def test_shutdown_is_bounded_and_what_still_runs_is_cancelled(
+async def test_a_systems_shutdown_cancels_busy_actors_after_its_timeout(
     persistence: InMemoryPersistence,
 ) -> None:
     cancelled: list[str] = []
@@ -133,7 +133,7 @@ async def test_shutdown_is_bounded_and_what_still_runs_is_cancelled(
 
 
 @pytest.mark.parametrize("hook", ["on_start", "on_stop"])
-async def test_shutdown_does_not_wait_for_a_hook_that_never_ends(
+async def test_a_systems_shutdown_does_not_wait_for_a_hook_that_never_ends(
     persistence: InMemoryPersistence, hook: str
 ) -> None:
     async def forever(self: Any) -> None:
@@ -148,7 +148,7 @@ async def test_shutdown_does_not_wait_for_a_hook_that_never_ends(
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt(), SystemExit(3), pytest.fail.Exception("no")])
-async def test_what_is_no_exception_comes_out_as_it_is_too(error: BaseException) -> None:
+async def test_a_base_exception_in_a_systems_block_comes_out_as_it_is(error: BaseException) -> None:
     caught: BaseException | None = None
     try:
         async with ActorSystem() as system:
@@ -176,7 +176,9 @@ async def test_a_cancelled_caller_stops_the_system_in_order(
     ]
 
 
-async def test_a_task_group_around_a_system_may_cancel_it(persistence: InMemoryPersistence) -> None:
+async def test_a_task_group_around_a_system_may_cancel_the_system(
+    persistence: InMemoryPersistence,
+) -> None:
     running = anyio.Event()
 
     async def run() -> None:
@@ -192,7 +194,7 @@ async def test_a_task_group_around_a_system_may_cancel_it(persistence: InMemoryP
     assert story(persistence) == ["ActorStarted", "ActorStopped"]
 
 
-async def test_nothing_can_be_spawned_before_the_start_or_after_the_end() -> None:
+async def test_no_actor_can_be_spawned_before_the_start_or_after_the_end_of_a_system() -> None:
     system = ActorSystem("shop")
     with pytest.raises(SystemNotRunning, match="'shop' is not running"):
         system.spawn(Echo)
@@ -209,7 +211,7 @@ async def test_nothing_can_be_spawned_before_the_start_or_after_the_end() -> Non
     await ref.tell("anybody?")
 
 
-async def test_nothing_can_be_spawned_while_it_stops() -> None:
+async def test_no_actor_can_be_spawned_while_a_system_stops() -> None:
     errors: list[Exception] = []
 
     class Late(Echo):
@@ -224,7 +226,9 @@ async def test_nothing_can_be_spawned_while_it_stops() -> None:
     assert len(errors) == 1
 
 
-async def test_start_and_stop_can_be_called_by_hand(persistence: InMemoryPersistence) -> None:
+async def test_a_system_can_be_started_and_stopped_by_hand(
+    persistence: InMemoryPersistence,
+) -> None:
     system = ActorSystem(persistence=persistence)
     running = []
     await system.stop()
@@ -238,7 +242,7 @@ async def test_start_and_stop_can_be_called_by_hand(persistence: InMemoryPersist
     assert story(persistence) == ["ActorStarted", "ActorStopped"]
 
 
-async def test_a_system_lives_once() -> None:
+async def test_a_system_can_be_started_only_once() -> None:
     async with ActorSystem() as system:
         with pytest.raises(SystemAlreadyStarted):
             await system.start()
@@ -273,7 +277,7 @@ async def test_a_system_is_not_stopped_from_inside() -> None:
         ({"supervision": "restart"}, InvalidPolicy),
     ],
 )
-def test_options_that_make_no_sense_are_refused(
+def test_invalid_options_of_a_system_are_refused(
     options: dict[str, Any], error: type[Exception]
 ) -> None:
     with pytest.raises(error):
@@ -398,7 +402,7 @@ class Leaver(Actor):
 
 
 @pytest.mark.parametrize("capacity", [1, 1000], ids=["told by those who wait", "told"])
-async def test_an_actor_ends_whatever_its_messages_do(
+async def test_a_stopping_actor_ends_though_its_unhandled_messages_raise(
     persistence: InMemoryPersistence, capacity: int
 ) -> None:
     outcomes: list[object] = []
@@ -439,7 +443,7 @@ async def test_an_actor_ends_whatever_its_messages_do(
     assert persistence.metrics.write_errors == 0
 
 
-async def test_a_dead_letter_is_the_message_as_it_was_then(
+async def test_a_dead_letter_is_the_message_as_it_was_when_it_was_sent(
     persistence: InMemoryPersistence,
 ) -> None:
     message = {"items": [1]}
@@ -451,7 +455,7 @@ async def test_a_dead_letter_is_the_message_as_it_was_then(
     assert letters(persistence) == [{"items": [1]}]
 
 
-async def test_the_others_go_on_while_many_dead_letters_are_made(
+async def test_other_tasks_go_on_while_a_stopping_actor_leaves_many_dead_letters(
     persistence: InMemoryPersistence,
 ) -> None:
     turns = 0
@@ -480,7 +484,7 @@ async def test_the_others_go_on_while_many_dead_letters_are_made(
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, SystemExit])
-def test_what_ends_the_program_in_a_message_ends_it_after_its_dead_letter(
+def test_a_message_whose_encoding_ends_the_program_leaves_its_dead_letter_first(
     error: type[BaseException],
 ) -> None:
     store: Mailbox[object] = Mailbox(10)
@@ -520,7 +524,9 @@ async def test_dead_letters_wait_when_the_store_is_behind() -> None:
     assert [letter.payload for letter in store.all("dead_letter")] == list(range(20_000))
 
 
-async def test_an_audit_says_how_the_system_is(persistence: InMemoryPersistence) -> None:
+async def test_an_audit_counts_actors_and_waiting_messages_of_a_system(
+    persistence: InMemoryPersistence,
+) -> None:
     entered, release = anyio.Event(), anyio.Event()
     async with ActorSystem("shop", persistence=persistence) as system:
         gate = system.spawn(Gate, name="gate")
@@ -602,7 +608,7 @@ def _text_or_type(name: object) -> str:
 
 
 @pytest.mark.parametrize("name", [*RESERVED, *ODD], ids=_text_or_type)
-async def test_names_that_are_the_systems_own_or_none_at_all_are_refused(name: Any) -> None:
+async def test_reserved_or_empty_actor_names_are_refused(name: Any) -> None:
     async with ActorSystem("shop") as system:
         with pytest.raises(InvalidActorName):
             system.spawn(Echo, name=name)
@@ -612,7 +618,7 @@ async def test_names_that_are_the_systems_own_or_none_at_all_are_refused(name: A
         assert system.audit().actors <= 1
 
 
-async def test_a_class_with_a_reserved_name_needs_another_one() -> None:
+async def test_an_actor_of_a_class_with_a_reserved_name_needs_another_name() -> None:
     async with ActorSystem("shop") as system:
         for name in ("$Odd", "a/b"):
             odd = type(name, (Echo,), {})
@@ -631,7 +637,7 @@ async def test_find_returns_the_systems_own_persistence_actor_and_no_impostor() 
             assert system.find(address) is None
 
 
-async def test_a_name_is_what_it_is_written_as_whatever_it_says_of_itself() -> None:
+async def test_an_actor_name_of_a_str_subclass_is_taken_by_its_characters() -> None:
     class Name(str):
         def __str__(self) -> str:
             return "another"
@@ -669,7 +675,7 @@ async def test_a_system_may_be_named_by_an_enum_and_keeps_its_facts(
     ]
 
 
-async def test_no_name_gets_by_that_only_says_that_it_is_fit() -> None:
+async def test_an_invalid_system_name_of_a_str_subclass_is_refused() -> None:
     class Liar(str):
         def isprintable(self) -> bool:
             return True

@@ -37,7 +37,7 @@ class Inherits(Actor):
 
 
 @pytest.mark.parametrize("actor_class", [Returns, Calls, Inherits])
-async def test_who_asks_what_is_not_handled_gets_an_error_and_the_actor_goes_on(
+async def test_asking_an_unhandled_message_raises_and_the_actor_goes_on(
     persistence: InMemoryPersistence, actor_class: type[Actor]
 ) -> None:
     async with ActorSystem("shop", persistence=persistence) as system:
@@ -53,7 +53,7 @@ async def test_who_asks_what_is_not_handled_gets_an_error_and_the_actor_goes_on(
 
 
 @pytest.mark.parametrize("actor_class", [Returns, Calls, Inherits])
-async def test_what_is_told_and_not_handled_is_a_dead_letter(
+async def test_a_told_message_that_is_not_handled_is_a_dead_letter(
     persistence: InMemoryPersistence, actor_class: type[Actor]
 ) -> None:
     async with ActorSystem(persistence=persistence) as system:
@@ -66,7 +66,9 @@ async def test_what_is_told_and_not_handled_is_a_dead_letter(
     assert not any(letter.expects_reply for letter in persistence.dead_letters)
 
 
-async def test_so_it_is_where_variables_travel_along(persistence: InMemoryPersistence) -> None:
+async def test_an_unhandled_message_with_propagated_variables_is_a_dead_letter(
+    persistence: InMemoryPersistence,
+) -> None:
     from contextvars import ContextVar  # noqa: PLC0415
 
     variable: ContextVar[int] = ContextVar("variable")
@@ -82,7 +84,7 @@ async def test_so_it_is_where_variables_travel_along(persistence: InMemoryPersis
     ]
 
 
-async def test_in_a_batch_each_is_handled_or_not_by_itself(
+async def test_each_message_of_a_batch_is_handled_or_unhandled_by_itself(
     persistence: InMemoryPersistence,
 ) -> None:
     class Picky(Actor):
@@ -122,7 +124,7 @@ async def test_in_a_batch_each_is_handled_or_not_by_itself(
     assert sorted(letters(persistence)) == [1, 1, 1, 12]
 
 
-async def test_a_crash_after_it_is_a_crash_and_the_letter_is_kept(
+async def test_a_crash_after_an_unhandled_message_keeps_its_dead_letter(
     persistence: InMemoryPersistence,
 ) -> None:
     class Crashes(Actor):
@@ -137,7 +139,7 @@ async def test_a_crash_after_it_is_a_crash_and_the_letter_is_kept(
     assert letters(persistence) == ["x"]
 
 
-async def test_a_message_that_is_not_at_hand_is_just_a_dead_letter(
+async def test_an_earlier_message_declared_unhandled_is_a_dead_letter_without_an_asker(
     persistence: InMemoryPersistence,
 ) -> None:
     class Keeps(Actor):
@@ -156,7 +158,7 @@ async def test_a_message_that_is_not_at_hand_is_just_a_dead_letter(
     assert [(e.payload, e.expects_reply) for e in persistence.dead_letters] == [("first", False)]
 
 
-async def test_many_of_them_wait_for_the_store_as_every_sender_does(
+async def test_an_actor_with_many_unhandled_messages_waits_for_the_store(
     persistence: InMemoryPersistence,
 ) -> None:
     longest = 0

@@ -49,7 +49,7 @@ def resuming(**options: Any) -> ActorSystem:
     return ActorSystem("shop", supervision=OneForOne(default=Decision.RESUME), **options)
 
 
-async def test_a_tell_to_oneself_waits_for_nobody_as_long_as_there_is_room() -> None:
+async def test_an_actor_may_tell_itself_while_its_mailbox_has_room() -> None:
     async def fill(actor: Actor) -> None:
         await actor.context.self_ref.tell("one")
         await actor.context.self_ref.tell("two")
@@ -62,7 +62,7 @@ async def test_a_tell_to_oneself_waits_for_nobody_as_long_as_there_is_room() -> 
         assert await ref.ask("still here") == "still here"
 
 
-async def test_nor_may_it_queue_up_behind_others_for_its_own_mailbox() -> None:
+async def test_an_actor_may_not_wait_behind_others_for_room_in_its_own_mailbox() -> None:
     async def tell_itself(actor: Actor) -> None:
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(outsider.ask, tells(ref))
@@ -96,7 +96,7 @@ async def test_a_task_that_an_actor_has_made_may_wait_for_room_in_its_mailbox() 
         assert await ref.ask("still here") == "still here"
 
 
-async def test_an_ask_of_oneself_is_refused_with_or_without_a_timeout() -> None:
+async def test_an_actor_that_asks_itself_is_refused_with_or_without_a_timeout() -> None:
     async with resuming() as system:
         ref = system.spawn(Does)
         for options in ({}, {"timeout": 5}):
@@ -104,7 +104,7 @@ async def test_an_ask_of_oneself_is_refused_with_or_without_a_timeout() -> None:
                 await ref.ask(asks(ref, **options))
 
 
-async def test_actors_that_ask_each_other_in_a_circle_are_told() -> None:
+async def test_actors_that_ask_each_other_in_a_circle_get_would_deadlock() -> None:
     async with resuming() as system:
         one, two, three = (system.spawn(Does, name=name) for name in ("one", "two", "three"))
         with pytest.raises(
@@ -122,7 +122,7 @@ async def test_actors_that_ask_each_other_in_a_circle_are_told() -> None:
 
 
 @pytest.mark.parametrize("limited", ["one", "two"])
-async def test_a_circle_in_which_one_has_a_timeout_is_left_to_it(limited: str) -> None:
+async def test_a_circle_of_asks_with_a_timeout_in_it_ends_by_the_timeout(limited: str) -> None:
     async def ask_on(_: Actor) -> Any:
         return await two.ask(back, timeout=0.01 if limited == "one" else None)
 
@@ -137,7 +137,9 @@ async def test_a_circle_in_which_one_has_a_timeout_is_left_to_it(limited: str) -
 
 
 @pytest.mark.parametrize("limited", ["one", "two"])
-async def test_so_is_one_in_which_one_waits_in_a_scope_with_a_deadline(limited: str) -> None:
+async def test_a_circle_of_asks_with_a_deadline_around_one_ends_by_the_deadline(
+    limited: str,
+) -> None:
     async def ask_on(_: Actor) -> Any:
         with anyio.move_on_after(0.01 if limited == "one" else float("inf")):
             return await two.ask(back)
@@ -154,7 +156,7 @@ async def test_so_is_one_in_which_one_waits_in_a_scope_with_a_deadline(limited: 
         assert await two.ask("still here") == "still here"
 
 
-async def test_actors_that_wait_for_room_at_each_other_are_told() -> None:
+async def test_actors_that_wait_for_room_in_each_others_mailboxes_get_would_deadlock() -> None:
     def fills(ref: ActorRef, entered: anyio.Event, go: anyio.Event) -> Step:
         async def step(_: Actor) -> str:
             entered.set()
@@ -186,7 +188,7 @@ async def test_actors_that_wait_for_room_at_each_other_are_told() -> None:
         assert sorted(outcomes) == ["told", "went on"]
 
 
-async def test_a_child_that_asks_the_parent_that_waits_for_its_end_is_told() -> None:
+async def test_a_child_that_asks_the_parent_waiting_for_its_end_gets_would_deadlock() -> None:
     caught: list[str] = []
 
     async def ask_parent(child: Actor) -> None:
@@ -210,7 +212,7 @@ async def test_a_child_that_asks_the_parent_that_waits_for_its_end_is_told() -> 
     ]
 
 
-async def test_so_is_the_child_of_one_that_restarts() -> None:
+async def test_a_stopping_child_that_asks_its_restarting_parent_gets_would_deadlock() -> None:
     caught: list[str] = []
 
     async def ask_parent(child: Actor) -> None:
@@ -229,7 +231,7 @@ async def test_so_is_the_child_of_one_that_restarts() -> None:
     assert len(caught) == 1
 
 
-async def test_a_parent_that_asks_itself_about_its_failing_child_is_told() -> None:
+async def test_a_parent_that_asks_itself_in_on_child_failure_gets_would_deadlock() -> None:
     caught: list[str] = []
 
     class Asks(Parent):
@@ -265,7 +267,7 @@ async def test_a_parent_that_asks_itself_about_its_failing_child_is_told() -> No
     assert len(caught) == 1
 
 
-async def test_who_stops_the_one_that_asks_it_does_not_wait_for_that() -> None:
+async def test_an_actor_that_stops_its_asker_does_not_wait_for_the_askers_end() -> None:
     async def stop_first(_: Actor) -> str:
         await one.stop()
         return "stopped it"
@@ -281,7 +283,7 @@ async def test_who_stops_the_one_that_asks_it_does_not_wait_for_that() -> None:
         assert not one.is_alive
 
 
-async def test_one_whose_reply_is_there_does_not_count_as_waiting() -> None:
+async def test_an_actor_whose_reply_is_there_does_not_count_as_waiting() -> None:
     """The second actor has replied, and asks back before the first has seen the reply."""
 
     entered, release = anyio.Event(), anyio.Event()
@@ -309,7 +311,7 @@ async def test_one_whose_reply_is_there_does_not_count_as_waiting() -> None:
     assert replies == ["word"] * 2
 
 
-async def test_one_that_has_been_let_in_does_not_count_as_waiting() -> None:
+async def test_a_sender_let_into_a_mailbox_does_not_count_as_waiting() -> None:
     entered, release = anyio.Event(), anyio.Event()
 
     async def hold(_: Actor) -> None:
@@ -403,7 +405,7 @@ def make_plan(dice: random.Random, kinds: list[str], first: int, last: int, dept
 
 @pytest.mark.parametrize("circles", [False, True])
 @pytest.mark.parametrize("seed", SEEDS)
-async def test_no_program_hangs_and_without_circles_nobody_is_told(
+async def test_random_asks_never_hang_and_without_circles_get_no_would_deadlock(
     seed: int, circles: bool
 ) -> None:
     dice = random.Random(seed)

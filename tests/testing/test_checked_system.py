@@ -13,13 +13,13 @@ from papyra.testing import CheckedSystem, FaultyPersistence, wait_until_idle
 from tests.actors import Echo, Gate, event
 
 
-async def test_a_clean_system_is_left_in_peace() -> None:
+async def test_a_checked_system_that_leaves_nothing_behind_passes() -> None:
     async with CheckedSystem("shop") as system:
         assert await system.spawn(Echo).ask("x") == "x"
     system.check()
 
 
-async def test_everything_that_was_left_is_named_at_once() -> None:
+async def test_a_checked_system_names_everything_left_behind_at_once() -> None:
     store = FaultyPersistence(InMemoryPersistence())
     with pytest.raises(AssertionError) as caught:
         async with CheckedSystem("shop", persistence=store, shutdown_timeout=0.01) as system:
@@ -38,7 +38,7 @@ async def test_everything_that_was_left_is_named_at_once() -> None:
     assert lines[3].startswith("appends that failed, ")
 
 
-async def test_errors_of_before_do_not_count() -> None:
+async def test_a_checked_system_ignores_append_errors_from_before_it() -> None:
     store = FaultyPersistence(InMemoryPersistence())
     store.fail_next(times=2)
     for _ in range(2):
@@ -51,7 +51,7 @@ async def test_errors_of_before_do_not_count() -> None:
             await system.backend.append(event(1))
 
 
-async def test_a_block_that_raises_is_not_checked() -> None:
+async def test_a_checked_system_whose_block_raises_is_not_checked() -> None:
     with pytest.raises(KeyError):
         async with CheckedSystem(shutdown_timeout=0) as system:
             await system.spawn(Gate).tell((anyio.Event(), anyio.Event()))
@@ -60,6 +60,6 @@ async def test_a_block_that_raises_is_not_checked() -> None:
 
 
 @pytest.mark.parametrize("allowed", ["leaks", "", None])
-def test_only_what_is_known_can_be_allowed(allowed: Any) -> None:
+def test_a_checked_system_refuses_to_allow_an_unknown_leftover(allowed: Any) -> None:
     with pytest.raises(InvalidPolicy, match="what can be allowed is"):
         CheckedSystem(allow=[allowed])

@@ -30,13 +30,13 @@ class Ticker(Actor):
             self.ticks.append(self.context.clock.monotonic())
 
 
-def test_it_is_a_clock() -> None:
+def test_a_manual_clock_is_a_clock() -> None:
     clock: Clock = ManualClock(time=100.0)
     assert (clock.time(), clock.monotonic()) == (100.0, 0.0)
     assert ManualClock().time() == ManualClock().time()
 
 
-async def test_it_stands_still_until_it_is_advanced() -> None:
+async def test_a_manual_clock_stands_still_until_it_is_advanced() -> None:
     clock = ManualClock(time=100.0)
     await wait_until_idle()
     assert clock.time() == 100.0
@@ -44,7 +44,7 @@ async def test_it_stands_still_until_it_is_advanced() -> None:
     assert (clock.time(), clock.monotonic()) == (102.5, 2.5)
 
 
-async def test_advance_stops_wherever_something_becomes_due() -> None:
+async def test_advancing_a_manual_clock_wakes_a_waiter_at_its_own_time() -> None:
     clock, ticks = ManualClock(), list[float]()
     async with ActorSystem(clock=clock, shutdown_timeout=0) as system:
         await system.spawn(Ticker, ticks).tell("go")
@@ -55,7 +55,7 @@ async def test_advance_stops_wherever_something_becomes_due() -> None:
         assert ticks[6:] == [70]
 
 
-async def test_what_becomes_due_at_once_runs_in_the_order_it_was_asked_for() -> None:
+async def test_waiters_of_a_manual_clock_due_at_once_run_in_the_order_they_came() -> None:
     clock, order = ManualClock(), list[int]()
 
     async def wait(number: int) -> None:
@@ -70,7 +70,7 @@ async def test_what_becomes_due_at_once_runs_in_the_order_it_was_asked_for() -> 
     assert order == [0, 1, 2, 3, 4]
 
 
-async def test_rounding_does_not_keep_anybody_waiting() -> None:
+async def test_rounding_of_a_manual_clocks_time_keeps_no_waiter_waiting() -> None:
     clock, woken = ManualClock(), list[float]()
 
     async def sleep_three_times() -> None:
@@ -84,7 +84,7 @@ async def test_rounding_does_not_keep_anybody_waiting() -> None:
         assert len(woken) == 3
 
 
-async def test_a_timeout_of_an_ask_goes_by_the_clock() -> None:
+async def test_the_timeout_of_an_ask_goes_by_a_manual_clock() -> None:
     clock = ManualClock()
     async with ActorSystem(clock=clock) as system:
         gate = system.spawn(Gate)
@@ -107,7 +107,7 @@ async def test_a_timeout_of_an_ask_goes_by_the_clock() -> None:
         release.set()
 
 
-async def test_a_restart_window_goes_by_the_clock() -> None:
+async def test_the_restart_window_of_supervision_goes_by_a_manual_clock() -> None:
     clock = ManualClock()
     policy = OneForOne(max_restarts=1, within=60)
     async with ActorSystem(clock=clock, supervision=policy) as system:
@@ -122,7 +122,7 @@ async def test_a_restart_window_goes_by_the_clock() -> None:
             await ref.ask("x")
 
 
-async def test_records_and_their_retention_go_by_the_clock() -> None:
+async def test_times_of_records_and_retention_go_by_a_manual_clock() -> None:
     clock = ManualClock(time=1000.0)
     backend = InMemoryPersistence(
         retention_policy=RetentionPolicy(max_age_seconds=60), clock=clock.time
@@ -136,7 +136,7 @@ async def test_records_and_their_retention_go_by_the_clock() -> None:
         assert await backend.list_events() == []
 
 
-async def test_a_wait_that_is_over_before_its_time_leaves_no_deadline() -> None:
+async def test_a_wait_that_ends_early_leaves_no_deadline_in_a_manual_clock() -> None:
     clock = ManualClock()
     deadlines = []
     with clock.move_on_after(5) as scope:
@@ -148,7 +148,7 @@ async def test_a_wait_that_is_over_before_its_time_leaves_no_deadline() -> None:
     assert not scope.cancelled_caught
 
 
-async def test_a_wait_for_no_time_at_all_is_over_at_the_next_await() -> None:
+async def test_a_timeout_of_zero_on_a_manual_clock_strikes_at_the_next_await() -> None:
     clock = ManualClock()
     awaits: list[str] = []
     with clock.move_on_after(0) as scope:
@@ -159,7 +159,7 @@ async def test_a_wait_for_no_time_at_all_is_over_at_the_next_await() -> None:
     await clock.sleep(0)
 
 
-async def test_work_on_the_way_to_a_wait_is_waited_for() -> None:
+async def test_advancing_a_manual_clock_waits_for_tasks_on_their_way_to_a_sleep() -> None:
     clock, done = ManualClock(), list[str]()
 
     async def work() -> None:
@@ -177,12 +177,14 @@ async def test_work_on_the_way_to_a_wait_is_waited_for() -> None:
 
 
 @pytest.mark.parametrize("seconds", [-1, float("nan"), float("inf"), "5", None, True])
-async def test_time_goes_forward_by_seconds(seconds: Any) -> None:
+async def test_a_manual_clock_refuses_to_advance_by_what_is_no_number_of_seconds(
+    seconds: Any,
+) -> None:
     with pytest.raises(InvalidPolicy, match="advanced by seconds"):
         await ManualClock().advance(seconds)
 
 
-async def test_two_tasks_do_not_move_one_clock_at_once() -> None:
+async def test_two_tasks_cannot_advance_one_manual_clock_at_once() -> None:
     clock, refused = ManualClock(), list[Exception]()
 
     async def advance() -> None:
@@ -198,7 +200,7 @@ async def test_two_tasks_do_not_move_one_clock_at_once() -> None:
     assert clock.monotonic() == 1
 
 
-async def test_idle_is_when_everybody_waits() -> None:
+async def test_wait_until_idle_returns_when_every_task_waits() -> None:
     log: list[str] = []
 
     async def busy() -> None:
@@ -214,7 +216,7 @@ async def test_idle_is_when_everybody_waits() -> None:
         tasks.cancel_scope.cancel()
 
 
-def test_callbacks_are_waited_for_on_asyncio() -> None:
+def test_wait_until_idle_waits_for_callbacks_on_asyncio() -> None:
     log: list[str] = []
 
     async def main() -> None:
@@ -226,7 +228,7 @@ def test_callbacks_are_waited_for_on_asyncio() -> None:
     asyncio.run(main())
 
 
-async def test_of_those_who_wait_for_idleness_the_smallest_cushion_goes_first() -> None:
+async def test_wait_until_idle_with_the_smallest_cushion_returns_first() -> None:
     log: list[int] = []
 
     async def wait(cushion: int) -> None:
@@ -242,7 +244,7 @@ async def test_of_those_who_wait_for_idleness_the_smallest_cushion_goes_first() 
     assert log == [0, 1, 2] * 6
 
 
-async def test_the_fixtures_go_by_the_clock_of_the_test(
+async def test_the_pytest_fixtures_go_by_the_manual_clock_of_the_test(
     manual_clock: ManualClock, persistence: InMemoryPersistence, actor_system: ActorSystem
 ) -> None:
     assert actor_system.clock is manual_clock

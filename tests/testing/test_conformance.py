@@ -95,7 +95,7 @@ class TestFaultyPersistence(PersistenceConformance):
         ruin(backend.wrapped.disk, seq)
 
 
-def test_without_pytest_the_extra_is_named() -> None:
+def test_importing_the_conformance_suite_without_pytest_names_the_extra_test() -> None:
     code = """
 import sys
 sys.modules["pytest"] = None

@@ -1036,26 +1036,28 @@ class Suite(PersistenceConformance):
         await getattr(self, rule)(functools.partial(backend, self.disk))
 
 
-def test_there_is_a_mutant_for_every_rule() -> None:
+def test_every_rule_of_the_conformance_suite_has_a_mutant_that_breaks_it() -> None:
     assert {rule for _, rule in MUTANTS} == set(RULES)
     assert len({mutant for mutant, _ in MUTANTS}) >= 30
 
 
 @pytest.mark.parametrize("rule", RULES)
-async def test_a_sound_backend_passes(rule: str) -> None:
+async def test_a_sound_backend_passes_every_rule_of_the_conformance_suite(rule: str) -> None:
     await Suite().run(rule, Shelf)
 
 
 @pytest.mark.parametrize(
     ("mutant", "rule"), MUTANTS, ids=[f"{mutant.__name__}-{rule}" for mutant, rule in MUTANTS]
 )
-async def test_a_broken_backend_is_caught(mutant: type[Shelf], rule: str) -> None:
+async def test_the_conformance_suite_catches_a_backend_that_breaks_the_rule(
+    mutant: type[Shelf], rule: str
+) -> None:
     with pytest.raises((Exception, pytest.fail.Exception)) as caught:
         await Suite().run(rule, mutant)
     assert not isinstance(caught.value, (NameError, AttributeError, NotImplementedError))
 
 
-def test_a_backend_that_can_be_mended_has_to_say_how_it_is_damaged() -> None:
+def test_a_conformance_suite_of_a_recoverable_backend_has_to_override_damage() -> None:
     suite = PersistenceConformance()
     with pytest.raises(NotImplementedError, match=r"override PersistenceConformance.damage"):
         suite.damage(Shelf(Disk()), 1).send(None)

@@ -113,7 +113,7 @@ def account(system: ActorSystem) -> ActorRef:
     return system.spawn(Account, name="account")
 
 
-async def test_a_sound_actor_passes_at_every_point() -> None:
+async def test_a_sound_actor_passes_at_every_crash_point() -> None:
     for check in (the_balance_is_what_is_stored, what_was_acknowledged_is_stored):
         crashes = await crash_everywhere(account, DEPOSITS, check)
         assert [point.number for point in crashes.points] == list(range(1, len(crashes.points) + 1))
@@ -127,7 +127,7 @@ async def test_a_sound_actor_passes_at_every_point() -> None:
     )
 
 
-async def test_state_that_runs_ahead_of_the_store_is_found() -> None:
+async def test_crash_everywhere_finds_state_that_runs_ahead_of_the_store() -> None:
     async def build(system: ActorSystem) -> ActorRef:
         # A supervisor that resumes keeps what the failed message has done to the state.
         parent = system.spawn(Resuming, name="parent")
@@ -157,7 +157,7 @@ async def test_state_that_runs_ahead_of_the_store_is_found() -> None:
     assert again.value.facts == failed.facts
 
 
-async def test_an_acknowledgement_that_came_too_early_is_found() -> None:
+async def test_crash_everywhere_finds_an_acknowledgement_that_came_too_early() -> None:
     def build(system: ActorSystem) -> ActorRef:
         return system.spawn(NeverStored, name="account")
 
@@ -165,7 +165,7 @@ async def test_an_acknowledgement_that_came_too_early_is_found() -> None:
         await crash_everywhere(build, DEPOSITS, what_was_acknowledged_is_stored)
 
 
-async def test_a_retry_shows_what_is_done_twice() -> None:
+async def test_crash_everywhere_with_retry_finds_a_command_that_is_done_twice() -> None:
     with pytest.raises(CrashPointFailed, match="check returned False") as caught:
         await crash_everywhere(account, DEPOSITS, each_deposit_is_stored_once, retry=True)
     assert caught.value.point is not None
@@ -177,7 +177,7 @@ async def test_a_retry_shows_what_is_done_twice() -> None:
     await crash_everywhere(build, DEPOSITS, each_deposit_is_stored_once, retry=True)
 
 
-async def test_it_looks_at_the_run_and_again_after_a_restart() -> None:
+async def test_crash_everywhere_checks_each_run_and_again_after_a_restart() -> None:
     looks: list[tuple[object, bool, int]] = []
 
     def check(run: CrashRun) -> None:
@@ -189,7 +189,7 @@ async def test_it_looks_at_the_run_and_again_after_a_restart() -> None:
     assert {count for _, _, count in looks} == {1}
 
 
-async def test_outcomes_tell_what_the_sender_was_told() -> None:
+async def test_outcomes_of_a_crash_run_are_what_the_sender_was_told() -> None:
     outcomes: set[type] = set()
 
     def check(run: CrashRun) -> None:
@@ -201,7 +201,7 @@ async def test_outcomes_tell_what_the_sender_was_told() -> None:
     assert outcomes == {int, Crashed, InjectedFault}
 
 
-async def test_what_was_refused_is_not_asked_again() -> None:
+async def test_crash_everywhere_with_retry_does_not_repeat_a_refused_command() -> None:
     refused: list[int] = []
 
     class Strict(Account):
@@ -221,7 +221,7 @@ async def test_what_was_refused_is_not_asked_again() -> None:
     await crash_everywhere(build, commands, check, retry=True, points=[point.number])
 
 
-async def test_a_check_that_fails_without_any_crash_is_said_to() -> None:
+async def test_crash_everywhere_says_when_its_check_fails_without_any_crash() -> None:
     def check(run: CrashRun) -> bool:
         return False
 
@@ -230,7 +230,9 @@ async def test_a_check_that_fails_without_any_crash_is_said_to() -> None:
     assert caught.value.point is None
 
 
-async def test_a_scenario_that_gets_stuck_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_crash_everywhere_fails_a_scenario_that_gets_stuck(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(_schedule, "PATIENCE", 0.5)
 
     class Stubborn(Account):
@@ -254,12 +256,12 @@ async def test_a_scenario_that_gets_stuck_fails(monkeypatch: pytest.MonkeyPatch)
         await crash_everywhere(build, DEPOSITS, lambda run: None, points=[1])
 
 
-async def test_there_are_only_so_many_points() -> None:
+async def test_crash_everywhere_refuses_an_unknown_crash_point() -> None:
     with pytest.raises(ValueError, match="has no crash point 999"):
         await crash_everywhere(account, DEPOSITS, lambda run: None, points=[999])
 
 
-async def test_any_backend_will_do() -> None:
+async def test_crash_everywhere_takes_any_backend() -> None:
     crashes = await crash_everywhere(
         account,
         DEPOSITS,
@@ -271,7 +273,7 @@ async def test_any_backend_will_do() -> None:
     assert len(crashes.points) == 24
 
 
-async def test_each_run_starts_on_a_fresh_store() -> None:
+async def test_each_run_of_crash_everywhere_starts_on_a_fresh_store() -> None:
     stores: list[InMemoryPersistence] = []
 
     def make() -> InMemoryPersistence:

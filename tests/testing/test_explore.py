@@ -79,7 +79,7 @@ async def failing_seeds(program: Callable[[ActorSystem], Awaitable[None]], count
     return failing
 
 
-async def test_it_finds_the_order_in_which_an_addition_is_lost() -> None:
+async def test_explore_finds_the_schedule_in_which_an_addition_is_lost() -> None:
     with pytest.raises(ScheduleFailed) as caught:
         await explore(adding(careful=False))
     failure = caught.value
@@ -96,17 +96,17 @@ async def test_it_finds_the_order_in_which_an_addition_is_lost() -> None:
 FAILING = [0, 4, 7, 8, 10, 11, 13, 15, 18, 19]
 
 
-async def test_a_seed_means_the_same_schedule_everywhere() -> None:
+async def test_a_seed_of_explore_means_the_same_schedule_on_every_platform() -> None:
     assert await failing_seeds(adding(careful=False), 20) == FAILING
 
 
-async def test_a_sound_program_passes_under_all_of_many_schedules() -> None:
+async def test_a_sound_program_passes_under_every_schedule_of_explore() -> None:
     explored = await explore(adding(careful=True), seeds=60)
     assert explored.runs == 60
     assert explored.schedules > 30
 
 
-async def test_tasks_of_the_program_itself_take_the_same_order_each_time() -> None:
+async def test_explore_schedules_a_programs_own_tasks_the_same_way_each_time() -> None:
     async def program(system: ActorSystem) -> None:
         probe = TestProbe(system)
 
@@ -128,7 +128,7 @@ async def test_tasks_of_the_program_itself_take_the_same_order_each_time() -> No
 
 
 @pytest.mark.usefixtures("impatient")
-async def test_a_cycle_of_asks_is_found_without_a_timeout() -> None:
+async def test_explore_finds_a_cycle_of_asks_without_a_timeout() -> None:
     class Polite(Actor):
         async def receive(self, message: Any) -> Any:
             if isinstance(message, ActorRef):
@@ -146,7 +146,7 @@ async def test_a_cycle_of_asks_is_found_without_a_timeout() -> None:
     assert "papyra/one (1 messages waiting)" in str(caught.value)
 
 
-async def test_an_actor_that_only_sleeps_gets_nowhere() -> None:
+async def test_explore_fails_a_program_whose_actor_only_sleeps() -> None:
     class Sleeper(Actor):
         async def receive(self, message: Any) -> None:
             while True:
@@ -159,7 +159,7 @@ async def test_an_actor_that_only_sleeps_gets_nowhere() -> None:
         await explore(program, 1)
 
 
-async def test_an_expectation_that_is_not_met_says_so_itself() -> None:
+async def test_explore_reports_an_expectation_of_a_probe_that_is_not_met() -> None:
     async def program(system: ActorSystem) -> None:
         await PersistenceProbe(system).expect_event("Missing", timeout=0.01)
 
@@ -168,7 +168,7 @@ async def test_an_expectation_that_is_not_met_says_so_itself() -> None:
     assert _schedule.PATIENCE > probes.TIMEOUT
 
 
-async def test_time_passes_when_nobody_has_anything_else_to_do() -> None:
+async def test_explore_lets_time_pass_when_every_task_waits() -> None:
     async def program(system: ActorSystem) -> None:
         before = system.clock.monotonic()
         await system.clock.sleep(3600)
@@ -179,7 +179,7 @@ async def test_time_passes_when_nobody_has_anything_else_to_do() -> None:
     assert times == [3600, 3600, 3600]
 
 
-async def test_each_run_has_a_store_of_its_own() -> None:
+async def test_each_run_of_explore_has_a_store_of_its_own() -> None:
     stores: list[InMemoryPersistence] = []
 
     def make() -> InMemoryPersistence:
@@ -195,7 +195,7 @@ async def test_each_run_has_a_store_of_its_own() -> None:
     assert [len(store.events) for store in stores] == [2, 2, 2]
 
 
-async def test_what_an_actor_raises_is_no_failure_of_the_program() -> None:
+async def test_explore_does_not_fail_at_an_actors_exception_that_the_program_catches() -> None:
     async def program(system: ActorSystem) -> None:
         with pytest.raises(ValueError, match="mine"):
             await system.spawn(Echo).ask(ValueError("mine"))

@@ -52,7 +52,7 @@ def faulty(store: InMemoryPersistence) -> FaultyPersistence:
     return FaultyPersistence(store)
 
 
-async def test_the_next_append_fails_and_the_one_after_it_does_not(
+async def test_faulty_persistence_fails_the_next_append_and_not_the_one_after(
     faulty: FaultyPersistence, store: InMemoryPersistence
 ) -> None:
     faulty.fail_next("append")
@@ -64,7 +64,7 @@ async def test_the_next_append_fails_and_the_one_after_it_does_not(
     assert store.metrics.snapshot().write_errors == 0
 
 
-async def test_it_fails_with_the_error_it_is_given(faulty: FaultyPersistence) -> None:
+async def test_faulty_persistence_fails_with_the_given_error(faulty: FaultyPersistence) -> None:
     mine = StoreError("mine")
     faulty.fail_next(error=mine, times=2)
     for _ in range(2):
@@ -75,7 +75,9 @@ async def test_it_fails_with_the_error_it_is_given(faulty: FaultyPersistence) ->
         await faulty.append(event(1))
 
 
-async def test_a_kind_of_record_may_fail_alone(faulty: FaultyPersistence) -> None:
+async def test_faulty_persistence_may_fail_one_kind_of_record_alone(
+    faulty: FaultyPersistence,
+) -> None:
     faulty.fail_next("append", kind="audit")
     faulty.fail_next("read", kind="dead_letter")
     await faulty.append(event(1))
@@ -87,7 +89,7 @@ async def test_a_kind_of_record_may_fail_alone(faulty: FaultyPersistence) -> Non
     assert await faulty.list_dead_letters() == []
 
 
-async def test_every_operation_can_fail(faulty: FaultyPersistence) -> None:
+async def test_faulty_persistence_can_fail_every_operation(faulty: FaultyPersistence) -> None:
     faulty.fail_next("open")
     with pytest.raises(InjectedFault):
         await faulty.append(event(1))
@@ -110,7 +112,7 @@ async def test_every_operation_can_fail(faulty: FaultyPersistence) -> None:
     assert [injection.operation.name for injection in faulty.injected] == ["open", *verbs]
 
 
-async def test_an_answer_may_get_lost(
+async def test_faulty_persistence_may_store_an_append_and_lose_its_answer(
     faulty: FaultyPersistence, store: InMemoryPersistence
 ) -> None:
     seen: list[int] = []
@@ -123,7 +125,7 @@ async def test_an_answer_may_get_lost(
     assert seen == [1, 3]
 
 
-async def test_it_fails_when_a_predicate_says_so(faulty: FaultyPersistence) -> None:
+async def test_faulty_persistence_fails_when_a_predicate_says_so(faulty: FaultyPersistence) -> None:
     faulty.fail_when(lambda operation: operation.name == "append" and len(operation.records) > 1)
     await faulty.append(event(1))
     for _ in range(3):
@@ -133,7 +135,7 @@ async def test_it_fails_when_a_predicate_says_so(faulty: FaultyPersistence) -> N
     await faulty.append(event(1), event(2))
 
 
-async def test_it_fails_every_so_often(faulty: FaultyPersistence) -> None:
+async def test_faulty_persistence_fails_every_so_many_operations(faulty: FaultyPersistence) -> None:
     faulty.fail_every(3)
     failed = []
     for number in range(1, 10):
@@ -144,7 +146,7 @@ async def test_it_fails_every_so_often(faulty: FaultyPersistence) -> None:
     assert failed == [3, 6, 9]
 
 
-async def test_a_rejected_request_fails_alone(
+async def test_a_request_that_faulty_persistence_rejects_fails_alone(
     faulty: FaultyPersistence, store: InMemoryPersistence
 ) -> None:
     faulty.reject(lambda record: record.payload == {"order_id": 2})
@@ -171,7 +173,9 @@ async def test_a_rejected_request_fails_alone(
     assert [e.payload["order_id"] for e in store.events] == [1, 1, 3, 3, 4, 4, 2]
 
 
-async def test_everything_of_a_commit_may_be_rejected(faulty: FaultyPersistence) -> None:
+async def test_faulty_persistence_may_reject_every_request_of_a_group_commit(
+    faulty: FaultyPersistence,
+) -> None:
     faulty.reject(kind="audit", error=StoreError("no audits"), times=None)
     for _ in range(2):
         with pytest.raises(StoreError, match="no audits"):
@@ -179,7 +183,7 @@ async def test_everything_of_a_commit_may_be_rejected(faulty: FaultyPersistence)
     assert (await faulty.append(event(1))).first_seq == 1
 
 
-async def test_delays_go_by_the_clock(store: InMemoryPersistence) -> None:
+async def test_delays_of_faulty_persistence_go_by_the_clock(store: InMemoryPersistence) -> None:
     clock = ManualClock()
     faulty = FaultyPersistence(store, clock=clock)
     faulty.delay(0.2)
@@ -196,7 +200,7 @@ async def test_delays_go_by_the_clock(store: InMemoryPersistence) -> None:
     assert await faulty.list_events() == [*store.events]
 
 
-async def test_what_hangs_is_released(
+async def test_an_operation_that_faulty_persistence_hangs_can_be_released(
     faulty: FaultyPersistence, store: InMemoryPersistence
 ) -> None:
     for number in (1, 2):
@@ -211,7 +215,7 @@ async def test_what_hangs_is_released(
     assert len(store.events) == 2
 
 
-async def test_what_hangs_can_be_cancelled_and_is_not_stored(
+async def test_an_append_that_faulty_persistence_hangs_can_be_cancelled_unstored(
     faulty: FaultyPersistence, store: InMemoryPersistence
 ) -> None:
     faulty.hang()
@@ -221,7 +225,7 @@ async def test_what_hangs_can_be_cancelled_and_is_not_stored(
     assert len(store.events) == 1
 
 
-async def test_a_policy_decides_about_everything(faulty: FaultyPersistence) -> None:
+async def test_a_fault_policy_decides_about_every_operation(faulty: FaultyPersistence) -> None:
     class Weather:
         def __init__(self) -> None:
             self.asked: list[Operation] = []
@@ -249,7 +253,7 @@ async def test_a_policy_decides_about_everything(faulty: FaultyPersistence) -> N
     ]
 
 
-async def test_what_was_injected_is_reported_and_what_was_not_too(
+async def test_faulty_persistence_reports_injected_and_pending_faults(
     faulty: FaultyPersistence,
 ) -> None:
     faulty.fail_next("append", times=3)
@@ -274,7 +278,7 @@ async def test_what_was_injected_is_reported_and_what_was_not_too(
     assert len(faulty.injected) == 3
 
 
-async def test_the_wrapped_backends_verbs_go_through_the_faults(
+async def test_verbs_of_a_backend_wrapped_by_faulty_persistence_meet_its_faults(
     faulty: FaultyPersistence, store: InMemoryPersistence
 ) -> None:
     async with ActorSystem("shop", persistence=faulty) as system:
@@ -288,7 +292,9 @@ async def test_the_wrapped_backends_verbs_go_through_the_faults(
     await faulty.wrapped.aclose()
 
 
-async def test_a_backend_that_can_not_be_opened_is_let_go(store: InMemoryPersistence) -> None:
+async def test_faulty_persistence_releases_a_backend_that_can_not_be_opened(
+    store: InMemoryPersistence,
+) -> None:
     inner = FaultyPersistence(store)
     outer = FaultyPersistence(inner)
     inner.fail_next("open")
@@ -300,7 +306,9 @@ async def test_a_backend_that_can_not_be_opened_is_let_go(store: InMemoryPersist
     assert len(store.events) == 1
 
 
-async def test_it_is_opened_and_closed_again_after_any_fault(faulty: FaultyPersistence) -> None:
+async def test_faulty_persistence_can_be_reopened_after_any_fault(
+    faulty: FaultyPersistence,
+) -> None:
     for operation in ("open", "flush", "close"):
         for _ in range(2):
             faulty.fail_next(operation)
@@ -329,7 +337,7 @@ async def test_a_system_survives_a_store_that_fails(faulty: FaultyPersistence) -
         assert stored == [number for number in range(0, 20, 2) for _ in range(2)]
 
 
-async def test_it_shows_what_it_wraps() -> None:
+async def test_faulty_persistence_shows_retention_and_capabilities_of_what_it_wraps() -> None:
     policy = RetentionPolicy(max_records=2)
     store = InMemoryPersistence(retention_policy=policy)
     faulty = FaultyPersistence(store)
@@ -341,12 +349,12 @@ async def test_it_shows_what_it_wraps() -> None:
 
 
 @pytest.mark.parametrize("backend", [None, "memory:", InMemoryPersistence])
-def test_only_a_backend_can_be_wrapped(backend: Any) -> None:
+def test_faulty_persistence_wraps_only_a_backend(backend: Any) -> None:
     with pytest.raises(InvalidSetting, match="wraps a PersistenceBackend"):
         FaultyPersistence(backend)
 
 
-def test_rules_that_make_no_sense_are_refused(faulty: FaultyPersistence) -> None:
+def test_faulty_persistence_refuses_invalid_rules(faulty: FaultyPersistence) -> None:
     wrong: Any
     for wrong in ("write", "", 5):
         with pytest.raises(InvalidPolicy, match="an operation is one of"):

@@ -55,7 +55,7 @@ class Run:
 WITHOUT = ("-p", "no:asyncio", "-p", "no:trio")
 
 
-def test_the_fixtures_are_found_on_every_loop(run: Run) -> None:
+def test_the_pytest_plugins_fixtures_work_on_every_event_loop(run: Run) -> None:
     result = run("""
         async def test_it(actor_system, persistence, anyio_backend):
             assert actor_system.backend is persistence
@@ -72,7 +72,7 @@ def test_the_fixtures_are_found_on_every_loop(run: Run) -> None:
     result.assert_outcomes(passed=5)
 
 
-def test_each_test_has_a_store_and_a_system_of_its_own(run: Run) -> None:
+def test_the_pytest_plugin_gives_each_test_its_own_store_and_system(run: Run) -> None:
     result = run("""
         @pytest.mark.parametrize("again", range(3))
         async def test_it(actor_system, persistence, again):
@@ -112,7 +112,7 @@ def test_each_test_has_a_store_and_a_system_of_its_own(run: Run) -> None:
         ),
     ],
 )
-def test_what_is_left_behind_fails_the_test_unless_it_is_allowed(
+def test_the_pytest_plugin_fails_a_test_that_leaves_something_behind_unless_allowed(
     run: Run, leftover: str, body: str, said: str
 ) -> None:
     body = textwrap.indent(textwrap.dedent(body), " " * 4)
@@ -135,7 +135,7 @@ async def test_another(actor_system):
     result.stdout.fnmatch_lines([f"*{said}*system.allow('{leftover}')*"])
 
 
-def test_a_test_that_fails_fails_with_its_own_error_alone(run: Run) -> None:
+def test_the_pytest_plugin_reports_only_the_own_error_of_a_failing_test(run: Run) -> None:
     result = run("""
         async def test_it(actor_system):
             await actor_system.spawn(Echo).tell("for ever")
@@ -149,7 +149,7 @@ def test_a_test_that_fails_fails_with_its_own_error_alone(run: Run) -> None:
     result.stdout.no_fnmatch_line("*left behind*")
 
 
-def test_a_failed_expectation_points_at_the_test(run: Run) -> None:
+def test_a_failed_probe_expectation_points_at_the_line_of_the_test(run: Run) -> None:
     result = run("""
         async def test_it(actor_system):
             probe = PersistenceProbe(actor_system)
@@ -163,7 +163,7 @@ def test_a_failed_expectation_points_at_the_test(run: Run) -> None:
     result.stdout.no_fnmatch_line("*raise AssertionError(*")
 
 
-def test_a_system_may_be_stopped_in_the_test(run: Run) -> None:
+def test_a_test_may_stop_the_fixture_actor_system(run: Run) -> None:
     result = run("""
         async def test_it(actor_system, persistence):
             await actor_system.spawn(Echo).ask("x")
@@ -174,7 +174,7 @@ def test_a_system_may_be_stopped_in_the_test(run: Run) -> None:
     result.assert_outcomes(passed=2)
 
 
-def test_an_escalated_failure_fails_its_test_and_no_other(run: Run) -> None:
+def test_an_escalated_failure_in_the_pytest_plugin_fails_its_test_and_no_other(run: Run) -> None:
     result = run("""
         escalating = pytest.mark.papyra(supervision=OneForOne(default=Decision.ESCALATE))
 
@@ -197,7 +197,7 @@ def test_an_escalated_failure_fails_its_test_and_no_other(run: Run) -> None:
     result.stdout.fnmatch_lines(["*EscalatedFailure: a failure was escalated*boom*"])
 
 
-def test_a_store_that_can_not_be_opened_is_an_error_of_its_test(run: Run) -> None:
+def test_the_pytest_plugin_reports_a_store_that_can_not_be_opened_as_an_error(run: Run) -> None:
     result = run("""
         @pytest.fixture
         def persistence(persistence):
@@ -214,7 +214,7 @@ def test_a_store_that_can_not_be_opened_is_an_error_of_its_test(run: Run) -> Non
     result.stdout.fnmatch_lines(["*InjectedFault*open failed on purpose*"])
 
 
-def test_users_put_their_own_store_in_place(run: Run) -> None:
+def test_users_may_override_the_pytest_plugins_persistence_fixture(run: Run) -> None:
     result = run("""
         @pytest.fixture
         def persistence(persistence):
@@ -229,7 +229,7 @@ def test_users_put_their_own_store_in_place(run: Run) -> None:
     result.assert_outcomes(passed=2)
 
 
-def test_marks_and_clocks_configure_the_system(run: Run) -> None:
+def test_marks_and_clocks_configure_the_fixture_actor_system(run: Run) -> None:
     result = run(
         """
         @pytest.mark.papyra(system_id="shop", mailbox_capacity=7)
@@ -251,7 +251,7 @@ def test_marks_and_clocks_configure_the_system(run: Run) -> None:
     result.stdout.fnmatch_lines(["*what can be allowed is leaked_actors,*not 'everything'*"])
 
 
-def test_a_sync_test_with_a_system_is_checked_too(run: Run) -> None:
+def test_the_pytest_plugin_checks_the_system_of_a_sync_test(run: Run) -> None:
     result = run("""
         def test_it(actor_system):
             assert actor_system.is_running
@@ -263,7 +263,7 @@ def test_a_sync_test_with_a_system_is_checked_too(run: Run) -> None:
     result.stdout.fnmatch_lines(["*appends that failed, 1 of them*"])
 
 
-def test_the_store_of_a_whole_suite_is_a_variable(
+def test_the_variable_papyra_test_store_chooses_the_store_of_a_test_suite(
     run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     code = "def test_it(persistence):\n    assert type(persistence) is InMemoryPersistence\n"
@@ -275,7 +275,7 @@ def test_the_store_of_a_whole_suite_is_a_variable(
     result.stdout.fnmatch_lines(["*PAPYRA_TEST_STORE is one of memory*, not 'paper'*"])
 
 
-def test_a_store_on_a_server_is_closed_where_it_was_used(
+def test_the_pytest_plugin_closes_a_redis_store_in_the_event_loop_of_its_test(
     run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Otherwise its connections would outlive their event loop, which uvloop waits for."""
@@ -312,7 +312,7 @@ def test_a_store_on_a_server_is_closed_where_it_was_used(
     result.assert_outcomes(passed=5, failed=2)
 
 
-def test_the_store_may_be_of_the_users_own_making(
+def test_the_variable_papyra_test_store_may_name_a_users_own_backend(
     run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run.pytester.makepyfile(
@@ -337,7 +337,7 @@ def test_the_store_may_be_of_the_users_own_making(
         result.stdout.fnmatch_lines([f"*{said}*"])
 
 
-def test_a_project_without_actors_is_left_alone(run: Run) -> None:
+def test_the_pytest_plugin_leaves_a_project_without_actors_alone(run: Run) -> None:
     result = run("def test_it():\n    pass\n\nasync def test_async():\n    pass\n", head="")
     assert result.parseoutcomes()["passed"] == 1
 
@@ -397,7 +397,7 @@ def teller(mark: str) -> str:
         ("", ("-o", "trio_mode=true", "-p", "no:asyncio")),
     ],
 )
-def test_a_system_runs_on_the_loop_of_whichever_plugin_runs_its_test(
+def test_the_fixture_actor_system_runs_on_the_event_loop_of_its_tests_async_plugin(
     run: Run, mark: str, options: tuple[str, ...]
 ) -> None:
     result = run.beside(teller(mark), *options)
@@ -407,20 +407,20 @@ def test_a_system_runs_on_the_loop_of_whichever_plugin_runs_its_test(
     result.stdout.no_fnmatch_line("*unhandled errors in a TaskGroup*")
 
 
-def test_what_two_plugins_want_to_run_fails_at_once(run: Run) -> None:
+def test_a_test_that_two_async_plugins_want_to_run_fails_at_once(run: Run) -> None:
     result = run.beside(teller("anyio"), "-o", "asyncio_mode=auto")
     assert result.parseoutcomes()["failed"] == 10
     result.stdout.fnmatch_lines(["*actor_system runs on the event loop of anyio's plugin, and*"])
 
 
-def test_a_test_without_a_loop_is_told_so(run: Run) -> None:
+def test_the_pytest_plugin_refuses_a_system_to_a_test_without_an_event_loop(run: Run) -> None:
     code = "def test_it(actor_system): pass"
     result = run.beside(code, "-p", "no:anyio")
     result.assert_outcomes(errors=1)
     result.stdout.fnmatch_lines(["*its test, which has none: make it 'async def'*"])
 
 
-def test_a_fixture_is_told_when_a_system_starts(run: Run) -> None:
+def test_the_pytest_plugin_tells_a_fixture_that_the_system_starts_with_the_test(run: Run) -> None:
     result = run.beside("""
         import pytest_asyncio
 

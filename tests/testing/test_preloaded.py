@@ -20,7 +20,7 @@ from tests.actors import event
 from tests.testing.test_crash import Account, Deposit, Deposited
 
 
-async def test_facts_are_there_before_the_system_starts() -> None:
+async def test_given_stores_facts_before_the_system_starts() -> None:
     facts = [Deposited(10, 1), ("Deposited", {"amount": 20, "number": 2})]
     async with given(facts, actor="account") as system:
         account = system.spawn(Account, name="account")
@@ -32,7 +32,7 @@ async def test_facts_are_there_before_the_system_starts() -> None:
         await probe.expect_none()
 
 
-async def test_records_of_every_kind_can_be_given(persistence: InMemoryPersistence) -> None:
+async def test_given_takes_records_of_every_kind(persistence: InMemoryPersistence) -> None:
     audit = PersistedAudit("shop", {}, 1.0)
     letter = PersistedDeadLetter("shop", "shop/a", "str", "x", False, 2.0)
     stored = await given(
@@ -44,7 +44,7 @@ async def test_records_of_every_kind_can_be_given(persistence: InMemoryPersisten
     assert msgspec.structs.replace(persistence.dead_letters[0], seq=None) == letter
 
 
-async def test_options_are_those_of_a_system() -> None:
+async def test_given_takes_the_options_of_a_system() -> None:
     clock = ManualClock(time=50.0)
     async with given([Deposited(1, 1)], system_id="bank", clock=clock, actor="a/b") as system:
         assert system.clock is clock
@@ -52,12 +52,12 @@ async def test_options_are_those_of_a_system() -> None:
         assert (given_event.actor_address, given_event.timestamp) == ("bank/a/b", 50.0)
 
 
-async def test_what_is_no_event_is_refused() -> None:
+async def test_given_refuses_what_is_no_event() -> None:
     with pytest.raises(InvalidRecord, match="an event is a msgspec Struct"):
         given(["Deposited"])
 
 
-async def test_a_store_that_fails_fails_the_test() -> None:
+async def test_given_raises_when_its_store_fails() -> None:
     store = FaultyPersistence(InMemoryPersistence())
     store.fail_next()
     with pytest.raises(StoreError):
@@ -66,14 +66,14 @@ async def test_a_store_that_fails_fails_the_test() -> None:
 
 
 @pytest.mark.papyra(given=[Deposited(7, 1)], actor="account", system_id="bank")
-async def test_the_fixture_takes_facts_from_a_mark(
+async def test_the_fixture_actor_system_takes_given_facts_from_a_mark(
     actor_system: CheckedSystem, persistence: InMemoryPersistence
 ) -> None:
     assert persistence.events[0].actor_address == "bank/account"
     assert await actor_system.spawn(Account, name="account").ask("balance") == 7
 
 
-async def test_given_leaves_its_block_as_a_system_does() -> None:
+async def test_given_stops_its_system_when_its_block_raises() -> None:
     with pytest.raises(KeyError):
         async with given([]) as system:
             raise KeyError

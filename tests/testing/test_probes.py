@@ -75,7 +75,7 @@ def by_predicate(record: PersistedEvent) -> bool:
         (None, None),
     ],
 )
-async def test_an_event_is_expected_in_many_ways(
+async def test_a_persistence_probe_expects_an_event_by_value_type_name_or_predicate(
     probe: PersistenceProbe, desk: ActorRef, expected: object, part: Any
 ) -> None:
     await desk.tell(OrderPlaced(7, ("tea",)))
@@ -99,7 +99,7 @@ async def test_an_event_is_expected_in_many_ways(
         (OrderPaid, {"order_id": 7}),
     ],
 )
-async def test_what_does_not_match_is_not_taken(
+async def test_a_persistence_probe_does_not_take_an_event_that_does_not_match(
     probe: PersistenceProbe, desk: ActorRef, expected: object, part: Any
 ) -> None:
     await desk.ask(OrderPlaced(7, ("tea",)))
@@ -108,7 +108,7 @@ async def test_what_does_not_match_is_not_taken(
     await probe.expect_event(OrderPlaced)
 
 
-async def test_an_expectation_waits_for_what_comes_later(
+async def test_a_persistence_probes_expectation_waits_for_a_later_event(
     probe: PersistenceProbe, desk: ActorRef
 ) -> None:
     found: list[PersistedEvent] = []
@@ -125,14 +125,16 @@ async def test_an_expectation_waits_for_what_comes_later(
     assert sorted(record.payload["order_id"] for record in found) == [0, 1, 2]
 
 
-async def test_each_fact_meets_one_expectation(probe: PersistenceProbe, desk: ActorRef) -> None:
+async def test_each_fact_meets_one_expectation_of_a_persistence_probe(
+    probe: PersistenceProbe, desk: ActorRef
+) -> None:
     await desk.ask(OrderPlaced(1))
     await probe.expect_event(OrderPlaced)
     with pytest.raises(AssertionError, match="no fact came"):
         await probe.expect_event(OrderPlaced, timeout=0)
 
 
-async def test_events_are_taken_in_any_order_but_for_the_next(
+async def test_a_persistence_probe_takes_events_in_any_order_except_by_expect_next(
     probe: PersistenceProbe, desk: ActorRef
 ) -> None:
     for number in range(4):
@@ -144,7 +146,9 @@ async def test_events_are_taken_in_any_order_but_for_the_next(
         await probe.expect_next(OrderPlaced(9))
 
 
-async def test_a_sequence_has_no_gaps(probe: PersistenceProbe, desk: ActorRef) -> None:
+async def test_a_persistence_probes_expected_sequence_has_no_gaps(
+    probe: PersistenceProbe, desk: ActorRef
+) -> None:
     for one in (OrderPlaced(1), OrderPaid(1), OrderPlaced(2)):
         await desk.tell(one)
     found = await probe.expect_sequence([OrderPlaced(1), "OrderPaid", by_type])
@@ -158,7 +162,7 @@ def by_type(record: PersistedEvent) -> bool:
     return record.event_type == "OrderPlaced"
 
 
-async def test_the_runtimes_own_events_count_where_one_is_named(
+async def test_a_persistence_probe_sees_the_runtimes_own_events_when_one_is_named(
     probe: PersistenceProbe, desk: ActorRef, actor_system: CheckedSystem
 ) -> None:
     await desk.ask(OrderPlaced(1))
@@ -167,7 +171,9 @@ async def test_the_runtimes_own_events_count_where_one_is_named(
     await probe.expect_sequence([ActorStarted, ActorStopped("stopped", 0)], actor=desk)
 
 
-async def test_actors_are_told_apart(actor_system: CheckedSystem, probe: PersistenceProbe) -> None:
+async def test_a_persistence_probe_tells_actors_apart(
+    actor_system: CheckedSystem, probe: PersistenceProbe
+) -> None:
     desks = [actor_system.spawn(Desk, name=name) for name in ("left", "right")]
     for desk in desks:
         await desk.ask(OrderPlaced(1))
@@ -179,7 +185,7 @@ async def test_actors_are_told_apart(actor_system: CheckedSystem, probe: Persist
     await probe.expect_none(OrderPlaced, actor=desks[0])
 
 
-async def test_facts_of_before_the_probe_are_seen_too(
+async def test_a_persistence_probe_sees_facts_from_before_it_was_made(
     actor_system: CheckedSystem, desk: ActorRef
 ) -> None:
     await desk.ask(OrderPlaced(1))
@@ -189,7 +195,7 @@ async def test_facts_of_before_the_probe_are_seen_too(
     assert [record.seq for record in probe.facts] == [1, 2, 3]
 
 
-async def test_facts_of_before_are_seen_once_by_several_expectations(
+async def test_concurrent_expectations_of_a_persistence_probe_read_earlier_facts_once(
     actor_system: CheckedSystem, desk: ActorRef
 ) -> None:
     for number in range(3):
@@ -201,7 +207,9 @@ async def test_facts_of_before_are_seen_once_by_several_expectations(
     assert [record.seq for record in probe.facts] == [1, 2, 3, 4]
 
 
-async def test_facts_of_before_the_system_are_not(persistence: InMemoryPersistence) -> None:
+async def test_a_persistence_probe_does_not_see_facts_from_before_the_system(
+    persistence: InMemoryPersistence,
+) -> None:
     await persistence.append(event(1))
     async with ActorSystem(persistence=persistence) as system:
         probe = PersistenceProbe(system)
@@ -210,7 +218,7 @@ async def test_facts_of_before_the_system_are_not(persistence: InMemoryPersisten
         assert (await probe.expect_event()).seq == 3
 
 
-async def test_facts_of_before_the_system_are_not_read_later_either(
+async def test_a_later_persistence_probe_does_not_read_facts_from_before_the_system(
     persistence: InMemoryPersistence,
 ) -> None:
     await persistence.append(event(1))
@@ -221,7 +229,7 @@ async def test_facts_of_before_the_system_are_not_read_later_either(
         assert [record.seq for record in probe.facts] == [2, 3]
 
 
-async def test_facts_that_come_while_the_past_is_read_are_not_missed(
+async def test_a_persistence_probe_misses_no_fact_that_comes_while_it_reads_the_past(
     persistence: InMemoryPersistence,
 ) -> None:
     store = FaultyPersistence(persistence)
@@ -238,7 +246,7 @@ async def test_facts_that_come_while_the_past_is_read_are_not_missed(
             store.release()
 
 
-async def test_a_probe_outlives_its_system(persistence: InMemoryPersistence) -> None:
+async def test_a_persistence_probe_outlives_its_system(persistence: InMemoryPersistence) -> None:
     async with ActorSystem(persistence=persistence) as system:
         await system.spawn(Desk, name="desk").ask(OrderPlaced(1))
         probe = PersistenceProbe(system)
@@ -247,7 +255,7 @@ async def test_a_probe_outlives_its_system(persistence: InMemoryPersistence) -> 
     await late.expect_sequence([ActorStarted, OrderPlaced, ActorStopped])
 
 
-async def test_none_is_a_promise_about_what_is_on_the_way(
+async def test_expect_none_waits_for_facts_that_are_on_the_way(
     probe: PersistenceProbe, desk: ActorRef
 ) -> None:
     await probe.expect_none()
@@ -269,7 +277,7 @@ async def outcome_of(expectation: Coroutine[Any, Any, None]) -> AssertionError |
     return None
 
 
-async def test_none_within_some_time_of_the_machine(
+async def test_expect_none_within_seconds_fails_at_a_fact_that_comes_in_that_time(
     probe: PersistenceProbe, desk: ActorRef
 ) -> None:
     await probe.expect_none(within=0.01)
@@ -281,7 +289,7 @@ async def test_none_within_some_time_of_the_machine(
         await probe.expect_none(within=-1)
 
 
-async def test_none_within_some_time_of_a_manual_clock(
+async def test_expect_none_within_seconds_goes_by_a_manual_clock(
     manual_clock: ManualClock, actor_system: CheckedSystem, probe: PersistenceProbe
 ) -> None:
     class Later(Actor):
@@ -296,7 +304,7 @@ async def test_none_within_some_time_of_a_manual_clock(
 
 
 @pytest.mark.parametrize("message", ["hello", 5, OrderPlaced(1), {"a": [1]}, object()])
-async def test_a_dead_letter_is_expected_by_its_message(
+async def test_a_persistence_probe_expects_a_dead_letter_by_its_message(
     actor_system: CheckedSystem, probe: PersistenceProbe, message: Any
 ) -> None:
     echo = actor_system.spawn(Echo, name="echo")
@@ -312,7 +320,7 @@ async def test_a_dead_letter_is_expected_by_its_message(
         await probe.expect_dead_letter(lambda letter: letter.expects_reply, timeout=0)
 
 
-async def test_a_restart_is_expected_of_an_actor(
+async def test_a_persistence_probe_expects_a_restart_of_an_actor(
     actor_system: CheckedSystem, probe: PersistenceProbe, desk: ActorRef
 ) -> None:
     other = actor_system.spawn(Desk)
@@ -325,7 +333,7 @@ async def test_a_restart_is_expected_of_an_actor(
         await probe.expect_restart(other, timeout=0)
 
 
-async def test_a_failure_shows_what_is_there_instead(
+async def test_a_failed_expectation_of_a_probe_shows_the_closest_fact_and_all_seen(
     probe: PersistenceProbe, desk: ActorRef
 ) -> None:
     await desk.ask(OrderPlaced(1, ("tea",)))
@@ -351,14 +359,18 @@ async def test_a_failure_shows_what_is_there_instead(
     ]
 
 
-async def test_a_failure_shows_the_last_of_many(probe: PersistenceProbe, desk: ActorRef) -> None:
+async def test_a_failed_expectation_of_a_probe_shows_only_the_last_of_many_facts(
+    probe: PersistenceProbe, desk: ActorRef
+) -> None:
     for number in range(100):
         await desk.ask(OrderPlaced(number))
     with pytest.raises(AssertionError, match=r"\.\.\. 71 older"):
         await probe.expect_event(OrderPaid, timeout=0)
 
 
-async def test_a_store_that_hangs_fails_the_expectation(actor_system: CheckedSystem) -> None:
+async def test_a_store_that_hangs_fails_the_expectation_of_a_persistence_probe(
+    actor_system: CheckedSystem,
+) -> None:
     store = FaultyPersistence(InMemoryPersistence())
     async with ActorSystem(persistence=store, shutdown_timeout=0) as system:
         await system.spawn(Desk).ask(OrderPlaced(1))
@@ -367,20 +379,24 @@ async def test_a_store_that_hangs_fails_the_expectation(actor_system: CheckedSys
             await PersistenceProbe(system).expect_event(OrderPlaced, timeout=0.01)
 
 
-async def test_a_closed_probe_sees_no_more(probe: PersistenceProbe, desk: ActorRef) -> None:
+async def test_a_closed_persistence_probe_sees_no_new_facts(
+    probe: PersistenceProbe, desk: ActorRef
+) -> None:
     await desk.ask(OrderPlaced(1))
     probe.close()
     await desk.ask(OrderPlaced(2))
     assert len(probe.facts) == 2
 
 
-def test_a_probe_needs_a_system_that_runs() -> None:
+def test_a_persistence_probe_needs_a_running_system() -> None:
     with pytest.raises(SystemNotRunning):
         PersistenceProbe(ActorSystem())
 
 
 @pytest.mark.parametrize("timeout", [-1, float("nan"), "5"])
-async def test_a_timeout_is_seconds(probe: PersistenceProbe, timeout: Any) -> None:
+async def test_a_probe_refuses_a_timeout_that_is_no_number_of_seconds(
+    probe: PersistenceProbe, timeout: Any
+) -> None:
     with pytest.raises(InvalidPolicy, match="timeout is seconds"):
         await probe.expect_event(timeout=timeout)
 
@@ -388,7 +404,7 @@ async def test_a_timeout_is_seconds(probe: PersistenceProbe, timeout: Any) -> No
 # Probes of messages
 
 
-async def test_a_probe_keeps_what_it_is_sent(actor_system: CheckedSystem) -> None:
+async def test_a_test_probe_keeps_the_messages_it_is_sent(actor_system: CheckedSystem) -> None:
     probe = TestProbe(actor_system, "till")
     assert str(probe.ref.address) == "papyra/till"
     for message in (1, "two", OrderPlaced(3), None):
@@ -400,7 +416,9 @@ async def test_a_probe_keeps_what_it_is_sent(actor_system: CheckedSystem) -> Non
     assert probe.messages == (1, "two", OrderPlaced(3), None)
 
 
-async def test_a_message_that_does_not_come_is_missed(actor_system: CheckedSystem) -> None:
+async def test_a_failed_expectation_of_a_test_probe_shows_the_messages_it_has(
+    actor_system: CheckedSystem,
+) -> None:
     probe = TestProbe(actor_system)
     await probe.ref.ask(OrderPaid(1))
     with pytest.raises(AssertionError) as caught:
@@ -421,7 +439,7 @@ async def test_a_message_that_does_not_come_is_missed(actor_system: CheckedSyste
         (Failure(KeyError(1)), KeyError),
     ],
 )
-async def test_a_probe_replies_as_it_is_told(
+async def test_a_test_probe_replies_as_it_is_told(
     actor_system: CheckedSystem, reply: object, replied: Any
 ) -> None:
     probe = TestProbe(actor_system, reply=reply)
@@ -432,7 +450,7 @@ async def test_a_probe_replies_as_it_is_told(
         assert await probe.ref.ask(21) == replied
 
 
-async def test_a_probe_raises_an_exception_that_it_is_given_as_reply(
+async def test_a_test_probe_raises_an_exception_given_as_its_reply(
     actor_system: CheckedSystem,
 ) -> None:
     probe = TestProbe(actor_system, reply=ValueError)
@@ -441,7 +459,9 @@ async def test_a_probe_raises_an_exception_that_it_is_given_as_reply(
     assert actor_system.audit().crashed == 0
 
 
-async def test_a_probe_watches(actor_system: CheckedSystem, desk: ActorRef) -> None:
+async def test_a_test_probe_watches_for_the_end_of_an_actor(
+    actor_system: CheckedSystem, desk: ActorRef
+) -> None:
     probe = TestProbe(actor_system)
     with pytest.raises(AssertionError, match="no message came"):
         await probe.expect_terminated(desk, timeout=0.01)

@@ -25,7 +25,9 @@ from papyra.testing import FaultyPersistence, wait_until_idle
 from tests.actors import event
 
 
-async def test_verbs_work_the_same_alone_and_hosted(persistence: InMemoryPersistence) -> None:
+async def test_verbs_of_a_backend_work_the_same_alone_and_hosted(
+    persistence: InMemoryPersistence,
+) -> None:
     assert (await persistence.append(event(1))).last_seq == 1
     async with ActorSystem() as system:
         system.spawn(PersistenceActor, persistence)
@@ -41,7 +43,7 @@ async def test_verbs_work_the_same_alone_and_hosted(persistence: InMemoryPersist
     assert [e.seq for e in await persistence.list_events()] == [1, 2]
 
 
-async def test_two_tasks_that_would_meet_get_an_error_that_says_what_to_do() -> None:
+async def test_concurrent_calls_of_an_unhosted_backend_raise_backend_busy() -> None:
     persistence = FaultyPersistence(InMemoryPersistence())
     persistence.hang()
     async with anyio.create_task_group() as tasks:
@@ -58,7 +60,7 @@ async def test_two_tasks_that_would_meet_get_an_error_that_says_what_to_do() -> 
     assert (await persistence.append(event(3))).first_seq == 2
 
 
-async def test_hosted_the_same_two_tasks_wait_for_each_other() -> None:
+async def test_concurrent_calls_of_a_hosted_backend_wait_for_each_other() -> None:
     persistence = FaultyPersistence(InMemoryPersistence())
     persistence.hang()
     async with ActorSystem() as system:
@@ -71,7 +73,7 @@ async def test_hosted_the_same_two_tasks_wait_for_each_other() -> None:
     assert len(await persistence.list_events()) == 2
 
 
-async def test_hosting_twice_is_an_error_that_names_the_owner(
+async def test_hosting_a_backend_twice_is_an_error_that_names_the_owner(
     persistence: InMemoryPersistence,
 ) -> None:
     async with ActorSystem("shop") as system:
@@ -105,14 +107,14 @@ async def test_only_a_backend_can_be_hosted() -> None:
 
 
 @pytest.mark.parametrize("request_", ["append", None, {"type": "Scan"}, Append])
-async def test_a_request_that_is_none_is_an_error(
+async def test_a_backend_refuses_what_is_no_request(
     persistence: InMemoryPersistence, request_: Any
 ) -> None:
     with pytest.raises(InvalidRequest, match="is no request to a persistence backend"):
         await persistence.execute(request_)
 
 
-async def test_what_a_store_raises_is_the_cause_of_a_store_error() -> None:
+async def test_an_exception_of_a_store_is_the_cause_of_a_store_error() -> None:
     persistence = FaultyPersistence(InMemoryPersistence())
     persistence.fail_next("append", OSError(28, "No space left on device"))
     persistence.fail_when(lambda operation: operation.name != "open", OSError(5, "I/O error"))
@@ -142,7 +144,7 @@ async def test_a_store_that_can_not_be_opened_is_tried_again() -> None:
     assert (await persistence.append(event())).first_seq == 1
 
 
-async def test_closing_flushes_first_and_closes_even_if_that_fails() -> None:
+async def test_closing_a_backend_flushes_its_store_and_closes_it_even_if_the_flush_fails() -> None:
     calls: list[str] = []
 
     class Full(MemoryStore):
@@ -160,7 +162,7 @@ async def test_closing_flushes_first_and_closes_even_if_that_fails() -> None:
     assert calls == ["flush", "close"]
 
 
-async def test_a_backend_that_fails_to_close_is_let_go_all_the_same() -> None:
+async def test_a_backend_that_fails_to_close_can_be_hosted_again() -> None:
     persistence = FaultyPersistence(InMemoryPersistence())
     persistence.fail_every(1, "close", OSError("stuck"))
     for _ in range(2):
@@ -169,7 +171,9 @@ async def test_a_backend_that_fails_to_close_is_let_go_all_the_same() -> None:
     assert len(await persistence.list_events()) == 2
 
 
-async def test_subscribers_are_told_before_the_caller(persistence: InMemoryPersistence) -> None:
+async def test_subscribers_of_a_backend_are_told_before_the_caller_of_an_append(
+    persistence: InMemoryPersistence,
+) -> None:
     seen: list[tuple[int, bytes]] = []
     async with ActorSystem() as system:
         ref = system.spawn(PersistenceActor, persistence)
@@ -183,7 +187,7 @@ async def test_subscribers_are_told_before_the_caller(persistence: InMemoryPersi
     assert len(seen) == 1
 
 
-async def test_a_subscriber_that_raises_concerns_nobody_else(
+async def test_a_subscriber_that_raises_harms_neither_the_append_nor_other_subscribers(
     persistence: InMemoryPersistence, caplog: pytest.LogCaptureFixture
 ) -> None:
     seen: list[int] = []
@@ -203,7 +207,7 @@ async def test_a_failed_append_is_not_published() -> None:
     assert seen == []
 
 
-async def test_the_last_position_can_be_had(persistence: InMemoryPersistence) -> None:
+async def test_a_backend_knows_the_last_position(persistence: InMemoryPersistence) -> None:
     assert persistence.last_seq == 0
     await persistence.append(event(1), event(2))
     assert persistence.last_seq == 2

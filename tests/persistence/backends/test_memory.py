@@ -25,7 +25,7 @@ AUDIT = PersistedAudit("shop", {"actors": 1}, 5.0)
 LETTER = PersistedDeadLetter("shop", "shop/a", "str", "hello", False, 6.0)
 
 
-async def test_events_audits_and_dead_letters_are_three_collections(
+async def test_an_in_memory_store_keeps_events_audits_and_dead_letters_apart(
     persistence: InMemoryPersistence,
 ) -> None:
     await persistence.record_event(event())
@@ -43,7 +43,9 @@ async def test_events_audits_and_dead_letters_are_three_collections(
     ) == (1, 2, 3)
 
 
-async def test_record_verbs_take_their_own_kind_only(persistence: InMemoryPersistence) -> None:
+async def test_record_verbs_of_a_backend_take_their_own_kind_only(
+    persistence: InMemoryPersistence,
+) -> None:
     wrong: list[tuple[Any, Any]] = [
         (persistence.record_event, AUDIT),
         (persistence.record_audit, LETTER),
@@ -56,7 +58,7 @@ async def test_record_verbs_take_their_own_kind_only(persistence: InMemoryPersis
     assert persistence.metrics.snapshot().records_written == 0
 
 
-async def test_seq_counts_across_kinds_and_batches(persistence: InMemoryPersistence) -> None:
+async def test_positions_count_across_kinds_and_batches(persistence: InMemoryPersistence) -> None:
     assert (await persistence.append(event())).last_seq == 1
     appended = await persistence.append(AUDIT, event(), LETTER)
     assert (appended.first_seq, appended.last_seq) == (2, 4)
@@ -64,14 +66,16 @@ async def test_seq_counts_across_kinds_and_batches(persistence: InMemoryPersiste
     assert [e.seq for e in await persistence.list_events()] == [1, 3]
 
 
-async def test_a_batch_is_stored_whole_or_not_at_all(persistence: InMemoryPersistence) -> None:
+async def test_an_in_memory_batch_is_stored_whole_or_not_at_all(
+    persistence: InMemoryPersistence,
+) -> None:
     with pytest.raises(InvalidRecord):
         await persistence.append(event(1), event(2, payload=object()), event(3))
     assert persistence.events == ()
     assert (await persistence.append(event())).first_seq == 1
 
 
-async def test_a_batch_that_memory_has_no_room_for_leaves_nothing_behind(
+async def test_a_batch_that_runs_out_of_memory_leaves_nothing_in_an_in_memory_store(
     persistence: InMemoryPersistence, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     await persistence.append(event(1), AUDIT)
@@ -91,7 +95,7 @@ async def test_a_batch_that_memory_has_no_room_for_leaves_nothing_behind(
     assert len(persistence.audits) == 1
 
 
-async def test_a_stored_record_does_not_change_with_what_it_was_made_of(
+async def test_an_in_memory_record_does_not_change_with_the_payload_it_was_made_of(
     persistence: InMemoryPersistence,
 ) -> None:
     payload = {"items": ["tea"]}
@@ -103,7 +107,9 @@ async def test_a_stored_record_does_not_change_with_what_it_was_made_of(
     assert (await persistence.list_events())[0].payload == {"items": ["tea"]}
 
 
-async def test_limit_keeps_the_newest_and_since_the_young(persistence: InMemoryPersistence) -> None:
+async def test_list_events_with_a_limit_lists_the_newest_and_with_since_the_younger(
+    persistence: InMemoryPersistence,
+) -> None:
     for number in range(10):
         await persistence.append(event(number, timestamp=float(number)))
 
@@ -118,7 +124,7 @@ async def test_limit_keeps_the_newest_and_since_the_young(persistence: InMemoryP
     assert await listed(since=99) == []
 
 
-async def test_reads_are_right_when_timestamps_are_out_of_order(
+async def test_in_memory_reads_are_right_when_times_are_out_of_order(
     persistence: InMemoryPersistence, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(memory, "_BLOCK", 16)
@@ -135,7 +141,7 @@ async def test_reads_are_right_when_timestamps_are_out_of_order(
     assert [e.timestamp for e in await persistence.list_events(since=200)] == [1e12]
 
 
-async def test_a_page_is_bounded_and_says_where_to_go_on(
+async def test_a_page_of_records_is_bounded_and_says_where_to_go_on(
     persistence: InMemoryPersistence, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(paging, "MAX_PAGE_RECORDS", 4)
@@ -152,7 +158,7 @@ async def test_a_page_is_bounded_and_says_where_to_go_on(
     assert [r.seq async for r in persistence.stream("event", after=3)] == [4, 5, 6, 7, 8, 9, 10]
 
 
-async def test_a_page_is_bounded_in_bytes(
+async def test_a_page_of_an_in_memory_store_is_bounded_in_bytes(
     persistence: InMemoryPersistence, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(paging, "MAX_PAGE_BYTES", 250)
@@ -163,7 +169,7 @@ async def test_a_page_is_bounded_in_bytes(
     assert len(await persistence.list_events()) == 10
 
 
-async def test_filters_select_by_type_and_actor(persistence: InMemoryPersistence) -> None:
+async def test_a_read_selects_records_by_type_and_actor(persistence: InMemoryPersistence) -> None:
     await persistence.append(
         event(1, event_type="A", actor_address="s/x"),
         event(2, event_type="B", actor_address="s/x"),
@@ -178,7 +184,7 @@ async def test_filters_select_by_type_and_actor(persistence: InMemoryPersistence
     assert (await persistence.read("dead_letter", actor="shop/b")).records == ()
 
 
-async def test_a_filtered_page_may_be_empty_and_not_the_last(
+async def test_a_filtered_page_of_records_may_be_empty_and_not_the_last(
     persistence: InMemoryPersistence, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(paging, "MAX_PAGE_RECORDS", 4)
@@ -188,7 +194,9 @@ async def test_a_filtered_page_may_be_empty_and_not_the_last(
     assert [r.seq async for r in persistence.stream("event", event_type="B")] == [10]
 
 
-async def test_metrics_count_what_was_done(persistence: InMemoryPersistence) -> None:
+async def test_an_in_memory_backends_metrics_count_its_operations(
+    persistence: InMemoryPersistence,
+) -> None:
     assert isinstance(persistence, PersistenceMetricsMixin)
     await persistence.append(event(1), event(2))
     await persistence.append(event(3))
@@ -225,12 +233,16 @@ async def test_metrics_count_what_was_done(persistence: InMemoryPersistence) -> 
     assert snapshot.records_written == 3
 
 
-async def test_bytes_written_are_encoded_bytes(persistence: InMemoryPersistence) -> None:
+async def test_bytes_written_to_memory_are_those_of_the_encoded_records(
+    persistence: InMemoryPersistence,
+) -> None:
     await persistence.append(event())
     assert persistence.metrics.snapshot().bytes_written == len(msgspec.json.encode(event()))
 
 
-async def test_a_scan_is_always_clean(persistence: InMemoryPersistence) -> None:
+async def test_a_scan_of_an_in_memory_store_is_always_clean(
+    persistence: InMemoryPersistence,
+) -> None:
     await persistence.append(event(), AUDIT, LETTER)
     report = await persistence.scan()
     assert report.is_clean
@@ -241,7 +253,7 @@ async def test_a_scan_is_always_clean(persistence: InMemoryPersistence) -> None:
 @pytest.mark.parametrize(
     "arguments", [(), (None,), (PersistenceRecoveryConfig("quarantine", "nowhere"),)]
 )
-async def test_recovery_is_a_no_op_that_succeeds(
+async def test_a_recovery_of_an_in_memory_store_is_a_no_op_that_succeeds(
     persistence: InMemoryPersistence, arguments: tuple[Any, ...]
 ) -> None:
     await persistence.append(event())
@@ -251,7 +263,7 @@ async def test_recovery_is_a_no_op_that_succeeds(
     assert (report.records_kept, report.records_removed, report.quarantined) == (1, 0, ())
 
 
-async def test_nothing_is_written_to_disk(
+async def test_an_in_memory_store_writes_nothing_to_disk(
     persistence: InMemoryPersistence, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -263,20 +275,24 @@ async def test_nothing_is_written_to_disk(
     assert os.listdir(tmp_path) == []
 
 
-async def test_clear_forgets_everything_but_the_count(persistence: InMemoryPersistence) -> None:
+async def test_clearing_an_in_memory_store_forgets_everything_but_the_last_position(
+    persistence: InMemoryPersistence,
+) -> None:
     await persistence.append(event(), AUDIT, LETTER)
     persistence.clear()
     assert (persistence.events, persistence.audits, persistence.dead_letters) == ((), (), ())
     assert (await persistence.append(event())).first_seq == 4
 
 
-async def test_the_collections_are_read_only(persistence: InMemoryPersistence) -> None:
+async def test_collections_of_an_in_memory_store_are_read_only(
+    persistence: InMemoryPersistence,
+) -> None:
     for name in ("events", "audits", "dead_letters"):
         with pytest.raises(AttributeError):
             setattr(persistence, name, [])
 
 
-async def test_what_was_recorded_stays_readable_when_it_is_closed(
+async def test_records_of_a_closed_in_memory_store_stay_readable(
     persistence: InMemoryPersistence,
 ) -> None:
     await persistence.append(event())

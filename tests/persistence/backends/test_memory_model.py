@@ -83,7 +83,7 @@ reads = st.fixed_dictionaries(
     suppress_health_check=[HealthCheck.too_slow],
 )
 @given(policy=policies, appends=st.lists(batches, max_size=12), queries=st.lists(reads, max_size=8))
-def test_it_holds_what_a_list_would_hold(
+def test_an_in_memory_store_holds_what_a_list_would_hold(
     hosted: bool, policy: RetentionPolicy, appends: list[list[Any]], queries: list[dict[str, Any]]
 ) -> None:
     persistence = InMemoryPersistence(retention_policy=policy, clock=lambda: NOW)

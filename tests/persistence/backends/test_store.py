@@ -83,7 +83,7 @@ def backend(store: Watched) -> PersistenceBackend:
     return backend
 
 
-async def test_a_store_is_claimed_before_the_first_append_and_no_other(
+async def test_a_backend_claims_its_store_before_the_first_append_only(
     store: Watched, backend: PersistenceBackend
 ) -> None:
     await backend.list_events()
@@ -166,7 +166,7 @@ async def test_a_claim_that_fails_fails_the_append_and_is_made_again(
     assert backend.metrics.write_errors == 1
 
 
-async def test_a_store_whose_end_can_not_be_found_is_closed_again(
+async def test_a_backend_closes_a_store_whose_last_position_cannot_be_read(
     store: Watched, backend: PersistenceBackend
 ) -> None:
     store.failing.add("last_seq")
@@ -177,7 +177,7 @@ async def test_a_store_whose_end_can_not_be_found_is_closed_again(
     assert (await backend.append(event(1))).first_seq == 1
 
 
-async def test_where_a_store_ends_is_asked_when_others_may_write_it(
+async def test_a_backend_asks_for_the_last_position_when_others_may_write_the_store(
     store: Watched, backend: PersistenceBackend
 ) -> None:
     other = PersistenceBackend(ShelfStore(store.disk))
@@ -190,7 +190,9 @@ async def test_where_a_store_ends_is_asked_when_others_may_write_it(
         assert backend.last_seq == 3
 
 
-async def test_policy_and_clock_are_those_of_the_backend(store: Watched) -> None:
+async def test_a_store_is_read_and_compacted_by_the_policy_and_clock_of_its_backend(
+    store: Watched,
+) -> None:
     given: list[tuple[RetentionPolicy, float]] = []
 
     class Asked(ShelfStore):
@@ -211,7 +213,7 @@ async def test_policy_and_clock_are_those_of_the_backend(store: Watched) -> None
 
 
 @pytest.mark.parametrize("store", [None, "json:a.ndjson", MemoryStore, object()])
-def test_what_is_no_store_is_refused_by_what_it_lacks(store: Any) -> None:
+def test_a_backend_refuses_an_object_that_is_no_store_by_what_it_lacks(store: Any) -> None:
     if store is MemoryStore:
         store = PersistenceBackend(MemoryStore())
     with pytest.raises(InvalidSetting, match=r"is no Store: it has no .*claim"):
@@ -248,7 +250,7 @@ async def test_a_scan_reports_its_progress_to_whoever_asked_for_it(hosted: bool)
         await go()
 
 
-async def test_a_scan_that_somebody_else_sent_can_be_watched() -> None:
+async def test_a_scan_that_an_actor_requested_can_be_watched() -> None:
     backend = PersistenceBackend(Reporting(Disk()))
     told: list[ScanProgress] = []
     threads: set[str] = set()
@@ -263,7 +265,7 @@ async def test_a_scan_that_somebody_else_sent_can_be_watched() -> None:
     assert threads != {threading.main_thread().name}
 
 
-async def test_a_watcher_that_raises_harms_neither_the_scan_nor_others(
+async def test_a_scan_watcher_that_raises_harms_neither_the_scan_nor_other_watchers(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     def raise_(progress: ScanProgress) -> None:
@@ -286,7 +288,7 @@ async def test_a_watcher_sees_the_scan_that_a_wrapping_backend_makes() -> None:
     assert told == STEPS
 
 
-async def test_a_store_may_be_a_class_of_any_kind() -> None:
+async def test_a_store_needs_no_base_class() -> None:
     """What the type checker says of a `Store` is all that it has to be."""
     store: Store = MemoryStore()
     backend = PersistenceBackend(store)

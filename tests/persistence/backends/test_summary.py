@@ -22,7 +22,7 @@ def an_event(number: int, timestamp: float | None = None) -> PersistedEvent:
 
 
 @pytest.mark.parametrize("segments", [5, 40])
-async def test_segments_that_hold_nothing_any_more_are_passed_over(
+async def test_a_summary_of_a_rotating_store_passes_over_dropped_segments(
     tmp_path: Path, segments: int
 ) -> None:
     async with RotatingFilePersistence(tmp_path, max_segment_records=10, fsync="no") as store:
@@ -37,7 +37,7 @@ async def test_segments_that_hold_nothing_any_more_are_passed_over(
 
 
 @pytest.mark.parametrize("times", [[1e308, -1e308, 0.0], [5e-324, 0.0], [-3.5], [7.0, 7.0]])
-async def test_times_may_be_any(tmp_path: Path, times: list[float]) -> None:
+async def test_a_summary_takes_records_of_any_time(tmp_path: Path, times: list[float]) -> None:
     stores: list[PersistenceBackend] = [
         InMemoryPersistence(),
         JsonFilePersistence(tmp_path / "events.ndjson", fsync="no"),
@@ -51,7 +51,7 @@ async def test_times_may_be_any(tmp_path: Path, times: list[float]) -> None:
             assert summary.total_records == len(times)
 
 
-async def test_a_position_that_no_store_could_write_is_refused(tmp_path: Path) -> None:
+async def test_a_restore_refuses_a_position_that_no_store_could_write(tmp_path: Path) -> None:
     last = msgspec.structs.replace(an_event(1), seq=MAX_SEQ)
     for store in (InMemoryPersistence(), JsonFilePersistence(tmp_path / "e.ndjson", fsync="no")):
         async with store:
@@ -64,7 +64,7 @@ async def test_a_position_that_no_store_could_write_is_refused(tmp_path: Path) -
 
 
 @pytest.mark.parametrize("records", [None, an_event(1), [1], Append(an_event(1))])
-async def test_restoring_takes_records(records: object) -> None:
+async def test_a_restore_refuses_what_is_no_record(records: object) -> None:
     store = InMemoryPersistence()
     with pytest.raises(InvalidRecord):
         await store.execute(Restore(records))  # type: ignore[arg-type]

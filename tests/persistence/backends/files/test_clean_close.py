@@ -99,7 +99,7 @@ LIKE_REMAINS: dict[str, Callable[[bytes], bytes]] = {
 
 
 @pytest.mark.parametrize("name", LIKE_REMAINS)
-async def test_what_was_closed_cleanly_and_looks_like_a_torn_write_is_damage(
+async def test_damage_like_a_torn_write_in_a_cleanly_closed_file_store_is_not_cut_off(
     tmp_path: Path, kind: str, name: str
 ) -> None:
     path = tmp_path / "store"
@@ -112,7 +112,7 @@ async def test_what_was_closed_cleanly_and_looks_like_a_torn_write_is_damage(
         assert file.read_bytes() == edited
 
 
-async def test_a_store_that_was_cut_off_since_says_so(
+async def test_a_file_store_cut_off_since_its_clean_close_logs_both_sizes(
     tmp_path: Path, kind: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     path = tmp_path / "store"
@@ -132,7 +132,7 @@ async def test_a_store_that_was_cut_off_since_says_so(
     assert not caplog.text
 
 
-async def test_it_is_damage_also_when_it_was_opened_since_and_that_process_was_killed(
+async def test_a_kill_after_reopening_leaves_damage_of_a_cleanly_closed_file_store_uncut(
     tmp_path: Path, kind: str
 ) -> None:
     path = tmp_path / "store"
@@ -147,7 +147,9 @@ async def test_it_is_damage_also_when_it_was_opened_since_and_that_process_was_k
     assert file.read_bytes() == edited
 
 
-async def test_a_recovery_mends_it_and_keeps_what_can_be_read(tmp_path: Path, kind: str) -> None:
+async def test_a_recovery_of_a_damaged_cleanly_closed_file_store_keeps_readable_records(
+    tmp_path: Path, kind: str
+) -> None:
     path = tmp_path / "store"
     file = await closed_cleanly(path, kind)
     file.write_bytes(zero_a_sector(file.read_bytes()))
@@ -159,7 +161,7 @@ async def test_a_recovery_mends_it_and_keeps_what_can_be_read(tmp_path: Path, ki
     assert await anomalies(path, kind) == []
 
 
-async def test_what_a_writer_knows_to_be_acknowledged_it_never_takes_for_remains(
+async def test_a_file_writer_never_takes_damaged_acknowledged_records_for_a_torn_tail(
     tmp_path: Path, kind: str
 ) -> None:
     path = tmp_path / "store"
@@ -175,7 +177,9 @@ async def test_what_a_writer_knows_to_be_acknowledged_it_never_takes_for_remains
         assert file.read_bytes().startswith(edited)
 
 
-async def test_what_was_written_behind_it_and_is_torn_is_cut_off(tmp_path: Path, kind: str) -> None:
+async def test_a_torn_tail_behind_a_cleanly_closed_file_store_is_cut_off(
+    tmp_path: Path, kind: str
+) -> None:
     path = tmp_path / "store"
     file = await closed_cleanly(path, kind)
     data = file.read_bytes()
@@ -187,7 +191,9 @@ async def test_what_was_written_behind_it_and_is_torn_is_cut_off(tmp_path: Path,
     assert await anomalies(path, kind) == []
 
 
-async def test_what_was_compacted_is_vouched_for_as_it_is_now(tmp_path: Path, kind: str) -> None:
+async def test_a_clean_close_after_a_compaction_vouches_for_the_compacted_file(
+    tmp_path: Path, kind: str
+) -> None:
     path = tmp_path / "store"
     await closed_cleanly(path, kind)
     async with make(path, kind) as store:
@@ -199,7 +205,7 @@ async def test_what_was_compacted_is_vouched_for_as_it_is_now(tmp_path: Path, ki
     assert file.read_bytes() == edited
 
 
-async def test_a_compaction_that_is_killed_leaves_no_mark_of_the_file_before(
+async def test_a_compaction_removes_the_clean_close_mark_before_it_writes_a_file(
     tmp_path: Path, kind: str
 ) -> None:
     path = tmp_path / "store"
@@ -218,7 +224,9 @@ async def test_a_compaction_that_is_killed_leaves_no_mark_of_the_file_before(
     assert all(b"closed" not in note for note in seen)
 
 
-async def test_a_copy_of_it_is_not_vouched_for(tmp_path: Path, kind: str) -> None:
+async def test_a_copied_file_store_does_not_inherit_the_clean_close_mark(
+    tmp_path: Path, kind: str
+) -> None:
     path, copy = tmp_path / "store", tmp_path / "copy"
     file = await closed_cleanly(path, kind)
     if path.is_dir():
@@ -244,7 +252,7 @@ async def test_a_copy_of_it_is_not_vouched_for(tmp_path: Path, kind: str) -> Non
     ],
     ids=["empty", "zeros", "torn", "another", "changed", "hostile", "deep", "huge"],
 )
-async def test_a_mark_that_is_none_keeps_no_store_from_opening(
+async def test_a_spoilt_clean_close_mark_keeps_no_file_store_from_opening(
     tmp_path: Path, kind: str, spoil: Callable[[bytes], bytes]
 ) -> None:
     path = tmp_path / "store"
@@ -258,7 +266,9 @@ async def test_a_mark_that_is_none_keeps_no_store_from_opening(
     assert await anomalies(path, kind) == []
 
 
-async def test_a_store_whose_lock_is_gone_is_opened_as_before(tmp_path: Path, kind: str) -> None:
+async def test_a_file_store_without_its_lock_file_opens_as_if_it_had_not_been_closed_cleanly(
+    tmp_path: Path, kind: str
+) -> None:
     path = tmp_path / "store"
     file = await closed_cleanly(path, kind)
     lock_of(path).unlink()
@@ -267,7 +277,7 @@ async def test_a_store_whose_lock_is_gone_is_opened_as_before(tmp_path: Path, ki
     assert not await is_refused(path, kind)
 
 
-async def test_a_store_that_could_not_be_synced_is_not_vouched_for(
+async def test_a_file_store_that_could_not_be_synced_gets_no_clean_close_mark(
     tmp_path: Path, kind: str
 ) -> None:
     class SyncsFail(Disk):
@@ -288,7 +298,7 @@ async def test_a_store_that_could_not_be_synced_is_not_vouched_for(
     assert b"closed" not in lock_of(path).read_bytes()
 
 
-async def test_an_open_store_says_who_has_it_and_a_closed_one_nobody(
+async def test_a_summary_names_the_writer_of_an_open_file_store_and_none_of_a_closed_one(
     tmp_path: Path, kind: str
 ) -> None:
     path = tmp_path / "store"
@@ -301,7 +311,7 @@ async def test_an_open_store_says_who_has_it_and_a_closed_one_nobody(
 
 
 @pytest.mark.parametrize("call", ["ftruncate", "pwrite", "pread"])
-async def test_a_lock_that_can_no_more_be_written_keeps_no_store_from_closing(
+async def test_an_unwritable_lock_file_keeps_no_file_store_from_compacting_and_closing(
     tmp_path: Path, kind: str, call: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = tmp_path / "store"

@@ -116,7 +116,7 @@ async def fill(writer: FilePersistence) -> None:
 @pytest.mark.parametrize("happens", [compact, append], ids=["compacts", "appends"])
 @pytest.mark.parametrize("is_open", [False, True], ids=["opening", "open"])
 @pytest.mark.parametrize("kind", ["json", "rotating"])
-async def test_a_reader_that_is_interrupted_sees_one_state_or_the_other(
+async def test_a_file_reader_sees_the_store_before_or_after_a_change_made_while_it_reads(
     tmp_path: Path, kind: str, is_open: bool, happens: Callable[[FilePersistence], None]
 ) -> None:
     number, step = 1, 1
@@ -143,7 +143,7 @@ async def test_a_reader_that_is_interrupted_sees_one_state_or_the_other(
 
 
 @pytest.mark.parametrize("kind", ["json", "rotating"])
-async def test_a_reader_that_comes_amid_a_compaction_sees_nothing_twice(
+async def test_a_file_reader_that_opens_amid_a_compaction_sees_no_record_twice(
     tmp_path: Path, kind: str
 ) -> None:
     number = 1

@@ -49,7 +49,7 @@ def plant(path: Path, seq: int, depth: int) -> None:
 
 
 @pytest.mark.parametrize("depth", DEPTHS)
-async def test_a_line_that_is_nested_too_deeply_damages_itself_only(
+async def test_a_line_nested_too_deeply_makes_only_its_own_record_unreadable(
     make: MakeStore, tmp_path: Path, depth: int
 ) -> None:
     async with make() as store:
@@ -73,7 +73,7 @@ async def test_a_line_that_is_nested_too_deeply_damages_itself_only(
 
 
 @pytest.mark.parametrize("depth", [102, 400, 960])
-async def test_what_an_older_program_nested_more_deeply_is_read_and_moved(
+async def test_a_record_nested_deeper_than_an_append_allows_is_read_and_restored(
     make: MakeStore, tmp_path: Path, depth: int
 ) -> None:
     async with make() as store:
@@ -94,7 +94,7 @@ async def test_what_an_older_program_nested_more_deeply_is_read_and_moved(
 
 
 @pytest.mark.parametrize("depth", DEPTHS)
-def test_an_entry_that_is_nested_too_deeply_is_kept_as_somebody_elses(depth: int) -> None:
+def test_a_redis_entry_nested_too_deeply_is_of_unknown_kind(depth: int) -> None:
     record = deep_record(depth)
     entry = Entry(b"1-7", 7, 1, len(record), record)
     found, wrong = check(entry, b"%08x" % crc32(record, 7), "event")
@@ -104,7 +104,7 @@ def test_an_entry_that_is_nested_too_deeply_is_kept_as_somebody_elses(depth: int
 
 
 @pytest.mark.parametrize("depth", DEPTHS)
-def test_what_is_kept_beside_a_store_is_passed_over_if_it_is_nested_too_deeply(
+def test_a_saved_index_or_lock_note_nested_too_deeply_is_ignored(
     tmp_path: Path, depth: int
 ) -> None:
     deep = b'{"more":' + b"[" * depth + b"]" * depth + b"}"

@@ -138,7 +138,7 @@ class Scenario:
     ("code", "short"), [(errno.EIO, False), (errno.ENOSPC, False), (errno.EIO, True)]
 )
 @pytest.mark.parametrize("name", ["json", "rotating"])
-async def test_whatever_fails_nothing_acknowledged_is_lost(
+async def test_a_file_store_loses_no_acknowledged_record_whichever_system_call_fails(
     tmp_path: Path, name: str, code: int, short: bool
 ) -> None:
     for number in range(1, 1000, STEP):
@@ -164,7 +164,9 @@ async def test_whatever_fails_nothing_acknowledged_is_lost(
 
 @pytest.mark.parametrize("code", [errno.EIO, errno.ENOSPC])
 @pytest.mark.parametrize("name", ["json", "rotating"])
-async def test_a_recovery_that_fails_can_be_repeated(tmp_path: Path, name: str, code: int) -> None:
+async def test_a_file_store_recovery_that_fails_can_be_repeated(
+    tmp_path: Path, name: str, code: int
+) -> None:
     for number in range(1, 1000, STEP):
         disk = FailingDisk(number, code)
         scenario = Scenario(name, tmp_path / f"{number}", disk)
@@ -194,13 +196,13 @@ async def test_a_recovery_that_fails_can_be_repeated(tmp_path: Path, name: str, 
     assert not scenario.errors
 
 
-def test_every_call_is_made_to_fail() -> None:
+def test_the_disk_fault_tests_cover_every_call_of_disk() -> None:
     calls = {name for name in vars(Disk) if not name.startswith("_")}
     beside = {"make_directory_like"}  # which `test_file_snapshots` makes fail
     assert calls == {*CALLS, "sync_directory", *beside}
 
 
-async def test_a_second_process_is_told_who_has_the_store(tmp_path: Path) -> None:
+async def test_a_second_file_writer_is_told_which_process_has_the_store(tmp_path: Path) -> None:
     path = tmp_path / "events.ndjson"
     async with JsonFilePersistence(path, fsync="no"):
         with pytest.raises(BackendInUse, match=rf"process {os.getpid()} on .* has .*events.ndjson"):
@@ -208,7 +210,7 @@ async def test_a_second_process_is_told_who_has_the_store(tmp_path: Path) -> Non
     await JsonFilePersistence(path, fsync="no").append(event(1))
 
 
-def test_a_holder_that_did_not_say_who_it_is(tmp_path: Path) -> None:
+def test_a_file_lock_without_a_note_is_reported_as_held_by_another_process(tmp_path: Path) -> None:
     path = tmp_path / "a.lock"
     first, second = FileLock(path, tmp_path), FileLock(path, tmp_path)
     first.acquire()
@@ -246,7 +248,7 @@ async def wait_for_a_sync(disk: SyncsFail) -> None:
     assert await anyio.to_thread.run_sync(disk.synced.acquire, True, 20)
 
 
-async def test_every_second_is_synced_what_was_not(
+async def test_a_file_store_with_fsync_everysec_syncs_every_second(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(fsync_policy, "SYNC_INTERVAL", 0.01)
@@ -275,7 +277,9 @@ async def test_every_second_is_synced_what_was_not(
         assert [e.payload["order_id"] for e in await store.list_events()] == [1, 2, 3]
 
 
-async def test_a_flush_that_fails_is_made_good_by_the_next(tmp_path: Path) -> None:
+async def test_a_flush_after_a_failed_one_writes_and_syncs_a_file_store_again(
+    tmp_path: Path,
+) -> None:
     disk = SyncsFail()
     store = JsonFilePersistence(tmp_path / "events.ndjson", fsync="no", _disk=disk)
     async with store:
@@ -301,7 +305,9 @@ class Recording(Disk):
         return super().__getattribute__(name)
 
 
-async def test_what_is_acknowledged_was_synced_and_what_is_renamed_too(tmp_path: Path) -> None:
+async def test_a_file_store_syncs_before_it_acknowledges_and_before_it_renames(
+    tmp_path: Path,
+) -> None:
     disk = Recording()
     store = JsonFilePersistence(
         tmp_path / "events.ndjson", retention_policy=RetentionPolicy(max_records=1), _disk=disk
@@ -327,7 +333,9 @@ class NoNames(Recording):
         super().sync_directory(path)
 
 
-async def test_nothing_is_written_under_a_name_that_a_crash_could_take_back(tmp_path: Path) -> None:
+async def test_a_file_store_syncs_the_new_name_of_a_compacted_file_before_it_writes_on(
+    tmp_path: Path,
+) -> None:
     disk = NoNames()
     store = JsonFilePersistence(
         tmp_path / "events.ndjson", retention_policy=RetentionPolicy(max_records=2), _disk=disk
@@ -346,7 +354,7 @@ async def test_nothing_is_written_under_a_name_that_a_crash_could_take_back(tmp_
         assert [e.seq for e in await store.list_events()] == [5, 6]
 
 
-async def test_a_segment_is_on_the_device_before_another_follows_it(tmp_path: Path) -> None:
+async def test_a_rotating_store_syncs_a_segment_before_it_begins_the_next(tmp_path: Path) -> None:
     disk = Recording()
 
     def open_store() -> RotatingFilePersistence:
@@ -390,7 +398,7 @@ PAIRS = int(os.environ.get("PAPYRA_FAULTS", "6"))
 
 @pytest.mark.parametrize("later", [1, 2, 3, 5])
 @pytest.mark.parametrize("name", ["json", "rotating"])
-async def test_two_calls_that_fail_and_the_end_of_the_process(
+async def test_two_failed_calls_and_a_killed_process_lose_no_acknowledged_record_in_files(
     tmp_path: Path, name: str, later: int
 ) -> None:
     """It ends without closing anything; what was refused is not there, and nothing is missing."""
@@ -425,7 +433,7 @@ async def test_two_calls_that_fail_and_the_end_of_the_process(
 
 @pytest.mark.parametrize("later", [1, 2])
 @pytest.mark.parametrize("name", ["json", "rotating"])
-async def test_an_opening_that_fails_and_whose_closing_fails_leaves_no_lock(
+async def test_a_file_store_whose_opening_and_closing_fail_leaves_no_lock(
     tmp_path: Path, name: str, later: int
 ) -> None:
     for number in range(1, 16):

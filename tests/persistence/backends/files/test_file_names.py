@@ -86,7 +86,7 @@ async def refuse_a_second_writer(kind: str, name: Any) -> None:
 
 
 @pytest.mark.parametrize("how", ["link", "chain", "folder", "relative", "dots"])
-async def test_a_store_has_one_writer_by_whatever_name_it_goes(
+async def test_a_file_store_has_one_writer_by_whatever_name_it_is_opened(
     tmp_path: Path, kind: str, how: str
 ) -> None:
     place = tmp_path / "place"
@@ -131,7 +131,9 @@ async def test_a_hard_link_is_no_second_store(tmp_path: Path) -> None:
         assert await numbers(store) == [4, 5]
 
 
-async def test_segments_that_are_linked_elsewhere_are_a_copy(tmp_path: Path) -> None:
+async def test_hard_linked_segments_of_a_rotating_store_allow_compaction_but_no_second_writer(
+    tmp_path: Path,
+) -> None:
     """So they are no reason not to compact, but nobody writes to the one that is written to."""
     path, copy = tmp_path / "store", tmp_path / "copy"
     async with open_store("rotating", path) as store:
@@ -158,7 +160,9 @@ async def test_a_mount_is_no_second_store(tmp_path: Path, kind: str) -> None:
     assert await stored(kind, path) == [1, 2]
 
 
-async def test_a_lock_file_that_is_removed_lets_nobody_in(tmp_path: Path, kind: str) -> None:
+async def test_removing_the_lock_file_lets_no_second_writer_into_a_file_store(
+    tmp_path: Path, kind: str
+) -> None:
     path = tmp_path / "store"
     lock = tmp_path / "store.lock" if kind == "json" else path / ".lock"
     async with open_store(kind, path) as store:
@@ -174,7 +178,9 @@ async def test_a_lock_file_that_is_removed_lets_nobody_in(tmp_path: Path, kind: 
         assert await numbers(store) == [6, 7]
 
 
-async def test_a_store_that_was_in_use_can_be_opened_later(tmp_path: Path, kind: str) -> None:
+async def test_a_file_store_that_was_in_use_can_be_opened_once_it_is_free(
+    tmp_path: Path, kind: str
+) -> None:
     path = tmp_path / "store"
     (tmp_path / "link").symlink_to(path)
     second = open_store(kind, tmp_path / "link")
@@ -187,7 +193,7 @@ async def test_a_store_that_was_in_use_can_be_opened_later(tmp_path: Path, kind:
     await second.aclose()
 
 
-def test_of_many_writers_at_once_one_has_the_store(tmp_path: Path, kind: str) -> None:
+def test_only_one_of_many_concurrent_writers_opens_a_file_store(tmp_path: Path, kind: str) -> None:
     """Be the lock file removed between any two steps of theirs."""
     path = tmp_path / "store"
     lock = tmp_path / "store.lock" if kind == "json" else path / ".lock"
@@ -223,7 +229,9 @@ def test_of_many_writers_at_once_one_has_the_store(tmp_path: Path, kind: str) ->
     assert set(most) == {1}
 
 
-async def test_nobody_slips_in_while_a_segment_is_begun(tmp_path: Path) -> None:
+async def test_no_second_writer_opens_a_rotating_store_while_a_segment_is_begun(
+    tmp_path: Path,
+) -> None:
     """Not even without a lock file: what was the last segment is not locked any more."""
     path = tmp_path / "store"
     first = open_store("rotating", path)
@@ -246,7 +254,7 @@ async def test_nobody_slips_in_while_a_segment_is_begun(tmp_path: Path) -> None:
     await first.aclose()
 
 
-def test_a_lock_is_one_on_the_file_that_is_there(tmp_path: Path) -> None:
+def test_a_file_lock_is_taken_on_the_lock_file_that_exists(tmp_path: Path) -> None:
     path = tmp_path / "a.lock"
 
     class Removed(Disk):
@@ -269,7 +277,9 @@ def test_a_lock_is_one_on_the_file_that_is_there(tmp_path: Path) -> None:
     second.release()
 
 
-async def test_a_copy_of_a_descriptor_holds_no_store(tmp_path: Path, kind: str) -> None:
+async def test_a_duplicated_descriptor_does_not_keep_a_closed_file_store_locked(
+    tmp_path: Path, kind: str
+) -> None:
     """Such as a sync has that goes on in another thread."""
     path = tmp_path / "store"
     store = open_store(kind, path)
@@ -285,7 +295,9 @@ async def test_a_copy_of_a_descriptor_holds_no_store(tmp_path: Path, kind: str) 
 # Links
 
 
-async def test_a_link_to_a_store_stays_one(tmp_path: Path, kind: str) -> None:
+async def test_a_symbolic_link_to_a_file_store_stays_one_after_compaction_and_recovery(
+    tmp_path: Path, kind: str
+) -> None:
     (tmp_path / "place").mkdir()
     path, link = tmp_path / "place" / "store", tmp_path / "link"
     link.symlink_to(path)  # which is not there yet
@@ -305,7 +317,9 @@ async def test_a_link_to_a_store_stays_one(tmp_path: Path, kind: str) -> None:
     assert sorted(tmp_path.iterdir()) == [link, tmp_path / "place"]
 
 
-async def test_a_link_that_leads_elsewhere_is_noticed(tmp_path: Path, kind: str) -> None:
+async def test_a_file_store_notices_that_its_symbolic_link_leads_elsewhere(
+    tmp_path: Path, kind: str
+) -> None:
     link = tmp_path / "link"
     for name in ("one", "two"):
         async with open_store(kind, tmp_path / name) as store:
@@ -325,7 +339,9 @@ async def test_a_link_that_leads_elsewhere_is_noticed(tmp_path: Path, kind: str)
 # The working directory
 
 
-async def test_a_store_stays_where_it_was_named(tmp_path: Path, kind: str) -> None:
+async def test_a_relative_path_of_a_file_store_survives_a_change_of_directory(
+    tmp_path: Path, kind: str
+) -> None:
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
     with working_in(tmp_path):
@@ -412,7 +428,7 @@ MOVES: list[Callable[[str, Path], None]] = [
 
 @pytest.mark.parametrize("move", MOVES, ids=lambda move: move.__name__)
 @pytest.mark.parametrize("fsync", ["always", "no"])
-async def test_a_store_whose_name_leads_elsewhere_acknowledges_nothing(
+async def test_a_file_store_that_was_moved_or_replaced_acknowledges_nothing(
     tmp_path: Path, kind: str, move: Callable[[str, Path], None], fsync: str
 ) -> None:
     path = tmp_path / "store"
@@ -437,7 +453,9 @@ async def test_a_store_whose_name_leads_elsewhere_acknowledges_nothing(
     assert contents(tmp_path) == before, "nothing was written anywhere"
 
 
-async def test_a_store_that_is_put_back_goes_on(tmp_path: Path, kind: str) -> None:
+async def test_a_file_store_that_was_moved_goes_on_once_it_is_put_back(
+    tmp_path: Path, kind: str
+) -> None:
     path, away = tmp_path / "store", tmp_path / "away"
     async with open_store(kind, path) as store:
         await store.append(event(1))
@@ -465,7 +483,9 @@ class MovedInBetween(Disk):
         return written
 
 
-async def test_what_was_written_while_it_was_moved_is_taken_back(tmp_path: Path, kind: str) -> None:
+async def test_a_record_written_while_its_file_store_is_moved_is_removed_again(
+    tmp_path: Path, kind: str
+) -> None:
     path, away = tmp_path / "store", tmp_path / "away"
     disk = MovedInBetween()
     store = open_store(kind, path, _disk=disk)
@@ -478,9 +498,7 @@ async def test_what_was_written_while_it_was_moved_is_taken_back(tmp_path: Path,
     assert await stored(kind, away) == [1]
 
 
-async def test_what_was_cut_off_while_it_was_written_gets_no_hole(
-    tmp_path: Path, kind: str
-) -> None:
+async def test_a_file_cut_off_during_an_append_gets_no_hole(tmp_path: Path, kind: str) -> None:
     path = tmp_path / "store"
     disk = MovedInBetween()
     store = open_store(kind, path, _disk=disk)
@@ -494,9 +512,7 @@ async def test_what_was_cut_off_while_it_was_written_gets_no_hole(
     await store.aclose()
 
 
-async def test_what_was_cut_off_just_before_it_was_written_is_noticed(
-    tmp_path: Path, kind: str
-) -> None:
+async def test_a_file_cut_off_just_before_an_append_is_noticed(tmp_path: Path, kind: str) -> None:
     path = tmp_path / "store"
     disk = MovedInBetween()
     store = open_store(kind, path, _disk=disk)
@@ -520,7 +536,9 @@ async def test_what_was_cut_off_just_before_it_was_written_is_noticed(
     assert await stored(kind, path) == [2]
 
 
-async def test_a_name_in_proc_is_one_of_the_file_that_is_open(tmp_path: Path) -> None:
+async def test_a_file_store_named_in_proc_is_the_file_that_the_descriptor_has_open(
+    tmp_path: Path,
+) -> None:
     path = tmp_path / "store"
     with path.open("ab") as file:
         name = f"/proc/self/fd/{file.fileno()}"
@@ -538,7 +556,7 @@ async def test_a_name_in_proc_is_one_of_the_file_that_is_open(tmp_path: Path) ->
             assert [p.name for p in tmp_path.iterdir() if not p.name.endswith(".lock")] == []
 
 
-async def test_what_was_not_synced_is_not_written_again_into_another_file(
+async def test_unsynced_records_are_not_written_again_into_a_replaced_file(
     tmp_path: Path, kind: str
 ) -> None:
     class NotSynced(Disk):
@@ -564,7 +582,7 @@ async def test_what_was_not_synced_is_not_written_again_into_another_file(
 
 
 @pytest.mark.parametrize("left", [0, 100, -1])
-async def test_a_file_that_others_cut_off_acknowledges_nothing(
+async def test_a_file_store_that_another_program_cut_off_acknowledges_nothing(
     tmp_path: Path, kind: str, left: int
 ) -> None:
     """As ``logrotate`` does it with ``copytruncate``."""
@@ -587,7 +605,9 @@ async def test_a_file_that_others_cut_off_acknowledges_nothing(
     assert await stored(kind, path) == expected
 
 
-async def test_a_file_that_others_write_to_is_not_written_over(tmp_path: Path, kind: str) -> None:
+async def test_a_file_store_does_not_write_over_what_another_program_appended(
+    tmp_path: Path, kind: str
+) -> None:
     path = tmp_path / "store"
     async with open_store(kind, path) as store:
         await store.append(event(1))
@@ -608,7 +628,9 @@ async def test_a_file_that_others_write_to_is_not_written_over(tmp_path: Path, k
         assert await numbers(store) == [1, 2]
 
 
-async def test_a_segment_that_is_removed_is_missing_and_not_made_anew(tmp_path: Path) -> None:
+async def test_a_rotating_store_reports_a_removed_segment_and_does_not_create_it_anew(
+    tmp_path: Path,
+) -> None:
     path = tmp_path / "store"
     async with open_store("rotating", path) as store:
         await store.append(*map(event, range(1, 9)))
@@ -625,7 +647,9 @@ async def test_a_segment_that_is_removed_is_missing_and_not_made_anew(tmp_path: 
         assert await numbers(store) == [1, 2, 3, 7, 8, 9]
 
 
-async def test_a_system_goes_on_while_its_store_is_away(tmp_path: Path, kind: str) -> None:
+async def test_a_system_goes_on_while_its_file_store_is_moved_away(
+    tmp_path: Path, kind: str
+) -> None:
     path, away = tmp_path / "store", tmp_path / "away"
     async with ActorSystem("s", persistence=open_store(kind, path), breaker=None) as system:
         await system.persistence.ask(Append(event(1)))
@@ -646,12 +670,14 @@ async def stored_orders(kind: str, path: Path) -> list[int | None]:
 
 
 @pytest.mark.parametrize("path", ["", b"", "a\0b", None, 7, "~nobody-of-that-name/x"])
-def test_a_path_that_no_store_can_have_is_an_error(kind: str, path: Any) -> None:
+def test_an_invalid_path_of_a_file_store_is_an_error(kind: str, path: Any) -> None:
     with pytest.raises(InvalidPath):
         open_store(kind, path)
 
 
-async def test_a_path_may_come_as_text_as_bytes_or_as_an_object(tmp_path: Path, kind: str) -> None:
+async def test_a_file_store_takes_its_path_as_text_as_bytes_or_as_a_path_object(
+    tmp_path: Path, kind: str
+) -> None:
     class Named:
         def __fspath__(self) -> bytes:
             return os.fsencode(tmp_path / "store")
@@ -662,7 +688,9 @@ async def test_a_path_may_come_as_text_as_bytes_or_as_an_object(tmp_path: Path, 
             assert store.location == str(tmp_path / "store")
 
 
-async def test_what_is_said_of_a_path_of_any_bytes_can_be_sent(tmp_path: Path, kind: str) -> None:
+async def test_reports_of_a_file_store_whose_path_is_not_unicode_can_be_encoded(
+    tmp_path: Path, kind: str
+) -> None:
     path = bytes(tmp_path / "st") + b"\xffore"
     async with open_store(kind, path) as store:
         await store.append(event(1))
@@ -674,7 +702,7 @@ async def test_what_is_said_of_a_path_of_any_bytes_can_be_sent(tmp_path: Path, k
         assert (await store.recover()).scan.is_clean
 
 
-async def test_a_tilde_is_a_home(
+async def test_a_tilde_in_the_path_of_a_file_store_is_the_home_directory(
     tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
@@ -702,7 +730,7 @@ def unopenable(tmp_path: Path, kind: str) -> Iterator[Path]:
 
 
 @pytest.mark.parametrize("read_only", [False, True])
-async def test_an_error_of_opening_names_the_path(
+async def test_an_error_on_opening_a_file_store_names_the_path(
     tmp_path: Path, kind: str, read_only: bool
 ) -> None:
     for path in unopenable(tmp_path, kind):
@@ -716,7 +744,7 @@ async def test_an_error_of_opening_names_the_path(
             assert "open failed" in str(caught.value)
 
 
-async def test_a_persistence_actor_can_be_made_anew_on_a_store_that_was_moved(
+async def test_a_new_persistence_actor_can_open_the_path_of_a_moved_file_store(
     tmp_path: Path, kind: str
 ) -> None:
     path = tmp_path / "store"

@@ -106,7 +106,7 @@ def as_it_is(path: Path) -> tuple[int, ...]:
 
 @pytest.mark.parametrize("how", PLANTS)
 @one_loop
-async def test_a_lock_file_that_is_none_is_left_alone(
+async def test_a_file_store_leaves_a_foreign_file_at_its_lock_path_alone(
     tmp_path: Path, kind: str, precious: Path, how: str
 ) -> None:
     path = tmp_path / "store"
@@ -131,7 +131,7 @@ async def test_a_lock_file_that_is_none_is_left_alone(
 @pytest.mark.parametrize("how", PLANTS)
 @pytest.mark.parametrize("when", ["before", "after"])
 @one_loop
-async def test_what_has_the_name_of_a_rewritten_file_is_not_written_to(
+async def test_a_compaction_writes_to_no_foreign_file_named_like_its_new_file(
     tmp_path: Path, kind: str, precious: Path, how: str, when: str
 ) -> None:
     path = tmp_path / "store"
@@ -156,7 +156,7 @@ async def test_what_has_the_name_of_a_rewritten_file_is_not_written_to(
 
 @pytest.mark.parametrize("how", PLANTS)
 @one_loop
-async def test_what_has_the_name_of_the_next_segment_is_not_written_to(
+async def test_a_rotating_store_writes_to_no_foreign_file_named_like_its_next_segment(
     tmp_path: Path, precious: Path, how: str
 ) -> None:
     path = tmp_path / "store"
@@ -180,7 +180,7 @@ async def test_what_has_the_name_of_the_next_segment_is_not_written_to(
 
 @pytest.mark.parametrize("how", PLANTS)
 @one_loop
-async def test_what_has_the_name_of_a_saved_index_is_not_written_to(
+async def test_a_rotating_store_writes_to_no_foreign_file_named_like_a_saved_index(
     tmp_path: Path, precious: Path, how: str
 ) -> None:
     path = tmp_path / "store"
@@ -198,7 +198,7 @@ async def test_what_has_the_name_of_a_saved_index_is_not_written_to(
 
 @pytest.mark.parametrize("how", PLANTS)
 @one_loop
-async def test_a_quarantine_takes_a_name_that_nothing_has(
+async def test_a_quarantine_of_files_takes_a_name_that_is_free(
     tmp_path: Path, kind: str, precious: Path, how: str
 ) -> None:
     path = tmp_path / "store"
@@ -221,7 +221,7 @@ async def test_a_quarantine_takes_a_name_that_nothing_has(
 
 @pytest.mark.parametrize("how", PLANTS)
 @one_loop
-async def test_a_readers_index_is_not_written_through_a_link(
+async def test_a_file_readers_saved_index_is_not_written_through_a_link(
     tmp_path: Path, precious: Path, how: str
 ) -> None:
     path, cache = tmp_path / "store", tmp_path / "cache"
@@ -267,7 +267,7 @@ def fill_with_foreign_things(path: Path, precious: Path) -> int:
 @pytest.mark.parametrize("mode", ["fail_on_anomaly", "recover", "ignore"])
 @pytest.mark.parametrize("recovery", ["repair", "quarantine"])
 @pytest.mark.parametrize("torn", [False, True])
-async def test_what_is_foreign_keeps_no_system_from_starting(
+async def test_foreign_files_in_a_rotating_store_keep_no_system_from_starting(
     tmp_path: Path, precious: Path, mode: Any, recovery: Any, torn: bool
 ) -> None:
     path = tmp_path / "store"
@@ -290,7 +290,7 @@ async def test_what_is_foreign_keeps_no_system_from_starting(
 
 
 @one_loop
-async def test_a_quarantine_takes_foreign_files_and_leaves_the_rest(
+async def test_a_quarantine_moves_foreign_files_and_leaves_directories_and_links(
     tmp_path: Path, precious: Path
 ) -> None:
     path = tmp_path / "store"
@@ -307,7 +307,9 @@ async def test_a_quarantine_takes_foreign_files_and_leaves_the_rest(
 
 
 @one_loop
-async def test_what_is_removed_while_a_reader_looks_is_not_foreign(tmp_path: Path) -> None:
+async def test_a_segment_removed_while_a_reader_lists_the_directory_is_no_anomaly(
+    tmp_path: Path,
+) -> None:
     class Late(Disk):
         """Lists what a compaction has removed by the time that it is looked at."""
 
@@ -323,7 +325,7 @@ async def test_what_is_removed_while_a_reader_looks_is_not_foreign(tmp_path: Pat
 
 
 @one_loop
-async def test_a_segment_that_is_a_link_is_reported_and_what_was_in_it_is_missing(
+async def test_a_segment_that_is_a_symbolic_link_is_foreign_and_its_records_are_missing(
     tmp_path: Path,
 ) -> None:
     path = tmp_path / "store"
@@ -342,7 +344,9 @@ async def test_a_segment_that_is_a_link_is_reported_and_what_was_in_it_is_missin
 
 
 @one_loop
-async def test_what_is_written_anew_keeps_its_mode(tmp_path: Path, kind: str) -> None:
+async def test_a_file_rewritten_by_compaction_or_recovery_keeps_its_mode(
+    tmp_path: Path, kind: str
+) -> None:
     path = tmp_path / "store"
     async with open_store(kind, path) as store:
         await store.append(*map(event, range(1, 5)))
@@ -442,7 +446,9 @@ def folder() -> Iterator[Path]:
 
 
 @one_loop
-async def test_whoever_rewrites_a_store_it_stays_its_owners(folder: Path, kind: str) -> None:
+async def test_a_file_store_rewritten_by_root_still_belongs_to_its_owner(
+    folder: Path, kind: str
+) -> None:
     path = folder / "store"
     with umask(0o077):
         assert do_as(OTHER, kind, path) == ""
@@ -462,7 +468,9 @@ async def test_whoever_rewrites_a_store_it_stays_its_owners(folder: Path, kind: 
 
 
 @one_loop
-async def test_a_lock_file_that_root_has_made_keeps_nobody_out(folder: Path, kind: str) -> None:
+async def test_a_lock_file_made_by_root_keeps_no_other_user_out_of_a_file_store(
+    folder: Path, kind: str
+) -> None:
     path = folder / "store"
     assert do_as(OTHER, kind, path) == ""
     lock = folder / "store.lock" if kind == "json" else path / ".lock"
@@ -481,7 +489,9 @@ async def test_a_lock_file_that_root_has_made_keeps_nobody_out(folder: Path, kin
 
 
 @one_loop
-async def test_what_may_not_be_written_says_whose_it_is(folder: Path, kind: str) -> None:
+async def test_an_error_on_a_file_store_without_write_access_names_its_owner(
+    folder: Path, kind: str
+) -> None:
     path = folder / "store"
     async with open_store(kind, path) as store:
         await store.append(event(1))
@@ -496,7 +506,9 @@ async def test_what_may_not_be_written_says_whose_it_is(folder: Path, kind: str)
 
 
 @one_loop
-async def test_who_is_not_the_owner_does_not_become_it(folder: Path, kind: str) -> None:
+async def test_a_user_who_may_not_keep_the_owner_of_a_file_cannot_compact_it(
+    folder: Path, kind: str
+) -> None:
     """To rewrite a file is to make one of one's own: whoever may not give it back may not."""
     path = folder / "store"
     async with open_store(kind, path) as store:
@@ -555,7 +567,7 @@ def open_descriptors() -> int:
 
 @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EMFILE, errno.EIO])
 @pytest.mark.parametrize("is_new", [True, False])
-def test_whatever_fails_while_a_store_is_opened_it_can_be_opened_again(
+def test_a_file_store_whose_opening_fails_can_be_opened_again(
     tmp_path: Path, kind: str, code: int, is_new: bool
 ) -> None:
     for number in range(1, 1000):
@@ -585,7 +597,9 @@ def test_whatever_fails_while_a_store_is_opened_it_can_be_opened_again(
 
 
 @one_loop
-async def test_a_store_on_a_full_disk_can_be_opened_later(tmp_path: Path, kind: str) -> None:
+async def test_a_file_store_on_a_full_disk_can_be_opened_once_there_is_room(
+    tmp_path: Path, kind: str
+) -> None:
     disk = tmp_path / "disk"
     with a_small_disk(disk) as free:
         filler = disk / "filler"
@@ -606,7 +620,9 @@ async def test_a_store_on_a_full_disk_can_be_opened_later(tmp_path: Path, kind: 
 
 
 @one_loop
-async def test_out_of_descriptors_and_back(tmp_path: Path, kind: str) -> None:
+async def test_a_file_store_opens_once_file_descriptors_are_free_again(
+    tmp_path: Path, kind: str
+) -> None:
     path = tmp_path / "store"
     store = open_store(kind, path)
     limits = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -689,7 +705,9 @@ sys.exit(os.waitstatus_to_exitcode(status))
 
 
 @one_loop
-async def test_a_child_does_not_write_to_its_parents_store(tmp_path: Path, kind: str) -> None:
+async def test_a_forked_child_does_not_write_to_its_parents_file_store(
+    tmp_path: Path, kind: str
+) -> None:
     path = tmp_path / "store"
     subprocess.run([sys.executable, "-c", FORKED, kind, str(path)], check=True, timeout=60)
     assert await stored(kind, path) == [1, 2, 3]
@@ -712,7 +730,7 @@ os._exit(0)  # as one that was killed, which closes nothing
 
 
 @one_loop
-async def test_a_child_that_lives_on_does_not_hold_a_store_for_its_parent(
+async def test_a_forked_child_does_not_hold_the_lock_of_its_parents_file_store(
     tmp_path: Path, kind: str
 ) -> None:
     path = tmp_path / "store"
@@ -730,7 +748,7 @@ async def test_a_child_that_lives_on_does_not_hold_a_store_for_its_parent(
 
 
 @pytest.mark.parametrize("supported", [True, False])
-def test_where_a_full_sync_can_be_had_it_is_made(
+def test_a_file_store_makes_a_full_fsync_where_the_system_has_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, supported: bool
 ) -> None:
     """As macOS has it, whose `fsync` leaves the data in the cache of the device."""
@@ -755,7 +773,7 @@ def test_where_a_full_sync_can_be_had_it_is_made(
     assert calls == (["full"] * 2 if supported else ["full", "data", "full", "names"])
 
 
-def test_a_full_sync_that_fails_is_an_error(
+def test_a_full_fsync_that_fails_is_an_error(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def full(fd: int, command: int) -> int:

@@ -57,7 +57,9 @@ async def test_a_reader_goes_on_while_a_writer_compacts(make: MakeStore) -> None
             assert (await reader.scan()).is_clean
 
 
-async def test_a_segment_that_is_removed_under_a_readers_hands(tmp_path: Path) -> None:
+async def test_a_file_reader_goes_on_when_a_segment_is_removed_as_it_opens_it(
+    tmp_path: Path,
+) -> None:
     class Removing(Disk):
         """Has the writer compact just when a segment that is to be dropped is opened."""
 
@@ -84,7 +86,9 @@ async def test_a_segment_that_is_removed_under_a_readers_hands(tmp_path: Path) -
         assert writer.metrics.compactions == 1
 
 
-async def test_a_reader_does_not_write(make: MakeStore, tmp_path: Path) -> None:
+async def test_a_read_only_file_store_refuses_to_append_recover_and_compact(
+    make: MakeStore, tmp_path: Path
+) -> None:
     async with make() as writer:
         await writer.append(event(1))
     async with make(read_only=True) as reader:
@@ -95,13 +99,15 @@ async def test_a_reader_does_not_write(make: MakeStore, tmp_path: Path) -> None:
         assert await numbers(reader) == [1]
 
 
-async def test_a_reader_makes_no_store(make: MakeStore, tmp_path: Path) -> None:
+async def test_a_read_only_file_store_does_not_create_a_missing_store(
+    make: MakeStore, tmp_path: Path
+) -> None:
     with pytest.raises(StoreError, match="No such file or directory"):
         await make(read_only=True).list_events()
     assert list(tmp_path.iterdir()) == []
 
 
-async def test_a_scan_says_how_far_it_is(make: MakeStore) -> None:
+async def test_a_scan_of_a_file_store_reports_its_progress_in_bytes(make: MakeStore) -> None:
     async with make() as store:
         # More than is read at once.
         records = [event(n, payload={"order_id": n, "text": "x" * 9000}) for n in range(1, 101)]
@@ -116,7 +122,7 @@ async def test_a_scan_says_how_far_it_is(make: MakeStore) -> None:
         assert done[-1] == report.bytes_scanned
 
 
-def test_a_store_may_go_from_one_event_loop_to_another(make: MakeStore) -> None:
+def test_a_file_store_may_go_from_one_event_loop_to_another(make: MakeStore) -> None:
     store = make()
     for number in (1, 2, 3):
         appended = anyio.run(store.append, event(number))
@@ -125,7 +131,7 @@ def test_a_store_may_go_from_one_event_loop_to_another(make: MakeStore) -> None:
     anyio.run(store.aclose)
 
 
-def test_a_program_that_closes_nothing_can_end(tmp_path: Path) -> None:
+def test_a_program_that_never_closes_its_file_store_can_end(tmp_path: Path) -> None:
     code = """
 import anyio, sys
 from papyra.persistence import PersistedEvent

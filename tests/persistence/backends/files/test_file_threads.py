@@ -40,7 +40,7 @@ class Slow(Disk):
             assert self.go_on.wait(20)
 
 
-def test_what_asyncio_itself_cancels_is_stored_and_known_to_be(make: MakeStore) -> None:
+def test_an_append_to_files_that_asyncio_cancels_is_stored_and_known_to_be(make: MakeStore) -> None:
     async def main() -> None:
         disk = Slow()
         async with make(_disk=disk) as store:
@@ -60,7 +60,7 @@ def test_what_asyncio_itself_cancels_is_stored_and_known_to_be(make: MakeStore) 
     asyncio.run(main())
 
 
-def test_asyncio_timeouts_strike(make: MakeStore) -> None:
+def test_an_asyncio_timeout_strikes_after_an_append_to_files_has_ended(make: MakeStore) -> None:
     async def main() -> None:
         disk = Slow()
         async with make(_disk=disk) as store:
@@ -75,7 +75,7 @@ def test_asyncio_timeouts_strike(make: MakeStore) -> None:
     asyncio.run(main())
 
 
-def test_a_timeout_that_strikes_while_an_append_succeeds_does_not_strike_after_its_block(
+def test_an_asyncio_timeout_during_an_append_to_files_does_not_strike_after_its_block(
     make: MakeStore,
 ) -> None:
     async def main() -> None:
@@ -97,7 +97,9 @@ def test_a_timeout_that_strikes_while_an_append_succeeds_does_not_strike_after_i
 
 
 @pytest.mark.parametrize("hangs", ["write", "sync"])
-async def test_a_disk_that_does_not_answer_hangs_nobody(make: MakeStore, hangs: str) -> None:
+async def test_a_disk_that_does_not_answer_fails_calls_of_a_file_store_in_time(
+    make: MakeStore, hangs: str
+) -> None:
     disk = Slow()
     async with make(fsync="always", call_timeout=0.05, _disk=disk) as store:
         await store.append(event(1))
@@ -122,7 +124,7 @@ async def test_a_disk_that_does_not_answer_hangs_nobody(make: MakeStore, hangs: 
         assert await numbers(store) == [1, 4]
 
 
-async def test_the_lock_is_held_until_the_disk_has_answered(make: MakeStore) -> None:
+async def test_a_file_store_holds_its_lock_until_the_disk_has_answered(make: MakeStore) -> None:
     disk = Slow()
     store = make(call_timeout=0.05, _disk=disk)
     await store.append(event(1))
@@ -167,6 +169,6 @@ async def test_a_system_goes_on_while_its_disk_does_not_answer(make: MakeStore) 
 
 
 @pytest.mark.parametrize("value", [0, -1, "30", True, float("inf"), float("nan")])
-def test_a_timeout_that_makes_no_sense_is_an_error(make: MakeStore, value: Any) -> None:
+def test_an_invalid_call_timeout_of_a_file_store_is_an_error(make: MakeStore, value: Any) -> None:
     with pytest.raises(InvalidPolicy, match="call_timeout is seconds"):
         make(call_timeout=value)

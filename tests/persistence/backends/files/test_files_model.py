@@ -252,7 +252,7 @@ class RotatingStore(FileStore):
 
 @pytest.mark.parametrize("loop", ["asyncio", "trio"])
 @pytest.mark.parametrize("machine", [OneFileStore, RotatingStore])
-def test_it_holds_what_a_list_would_hold(machine: type[FileStore], loop: str) -> None:
+def test_a_file_store_holds_what_a_list_would_hold(machine: type[FileStore], loop: str) -> None:
     machine.loop = loop
     test_case = machine.TestCase
     test_case.settings = settings(
@@ -278,7 +278,7 @@ class Watched(Disk):
 
 
 @pytest.mark.parametrize("machine", [OneFileStore, RotatingStore])
-async def test_two_crashes_in_a_row_on_a_damaged_store_use_up_no_position(
+async def test_two_crashes_in_a_row_on_a_damaged_file_store_use_up_no_position(
     machine: type[FileStore], tmp_path: Path
 ) -> None:
     stores = machine()

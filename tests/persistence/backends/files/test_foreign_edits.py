@@ -131,7 +131,7 @@ async def scanned(path: Path) -> PersistenceScanReport:
 
 @pytest.mark.parametrize("together", [True, False], ids=["together", "one by one"])
 @pytest.mark.parametrize("name", EDITS)
-async def test_a_start_changes_nothing_in_what_others_have_changed(
+async def test_a_system_start_changes_no_byte_of_a_file_that_others_have_edited(
     tmp_path: Path, name: str, together: bool
 ) -> None:
     path = tmp_path / "events.ndjson"
@@ -146,7 +146,7 @@ async def test_a_start_changes_nothing_in_what_others_have_changed(
         assert name in LIKE_TORN
 
 
-async def test_one_zeroed_block_in_what_was_acknowledged_one_by_one_is_damage(
+async def test_a_zeroed_block_among_acknowledged_lines_is_no_torn_tail(
     tmp_path: Path,
 ) -> None:
     path = tmp_path / "events.ndjson"
@@ -186,7 +186,7 @@ async def test_records_whose_newlines_were_changed_are_still_there(
         assert (await store.scan()).is_clean
 
 
-async def test_a_scan_says_what_a_file_from_windows_is(tmp_path: Path) -> None:
+async def test_a_scan_of_a_file_names_windows_newlines_and_utf_16(tmp_path: Path) -> None:
     path = tmp_path / "events.ndjson"
     path.write_bytes(EDITS["Windows"](await written(path, together=False)))
     (anomaly,) = (await scanned(path)).anomalies
@@ -197,7 +197,7 @@ async def test_a_scan_says_what_a_file_from_windows_is(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", EDITS)
-async def test_a_recovery_gives_no_position_twice_and_mends_everything(
+async def test_a_recovery_of_an_edited_file_gives_no_position_twice_and_leaves_it_clean(
     tmp_path: Path, name: str
 ) -> None:
     path, copy = tmp_path / "events.ndjson", tmp_path / "copy.ndjson"
@@ -218,7 +218,7 @@ async def test_a_recovery_gives_no_position_twice_and_mends_everything(
         pass
 
 
-async def test_a_recovery_leaves_out_the_remains_of_a_write_behind_other_damage(
+async def test_a_recovery_drops_a_torn_tail_behind_other_damage_of_a_file(
     tmp_path: Path,
 ) -> None:
     path = tmp_path / "events.ndjson"

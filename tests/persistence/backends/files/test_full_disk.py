@@ -47,7 +47,9 @@ def a_small_disk(path: Path) -> Iterator[Callable[[], None]]:
 
 
 @pytest.mark.parametrize("name", STORES)
-async def test_a_disk_that_is_full_and_has_room_again(tmp_path: Path, name: str) -> None:
+async def test_a_file_store_refuses_appends_on_a_full_disk_and_goes_on_once_there_is_room(
+    tmp_path: Path, name: str
+) -> None:
     disk = tmp_path / "disk"
     with a_small_disk(disk) as free:
         stored: list[int] = []

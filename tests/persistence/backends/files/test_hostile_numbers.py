@@ -100,7 +100,7 @@ async def go_on(path: Path, before: set[int]) -> None:
 @pytest.mark.parametrize("is_right", [True, False], ids=["right checksum", "wrong checksum"])
 @pytest.mark.parametrize("field", ["v", "seq", "after"])
 @pytest.mark.parametrize("number", NUMBERS, ids=lambda number: number[:20])
-async def test_a_number_in_a_line_keeps_no_store_from_being_opened(
+async def test_no_number_in_a_line_keeps_a_file_store_from_being_opened(
     path: Path, number: str, field: str, is_right: bool
 ) -> None:
     lines = path.read_bytes().splitlines(keepends=True)
@@ -114,7 +114,9 @@ async def test_a_number_in_a_line_keeps_no_store_from_being_opened(
 
 
 @pytest.mark.parametrize("number", NUMBERS, ids=lambda number: number[:20])
-async def test_a_changed_line_does_not_use_up_the_positions(path: Path, number: str) -> None:
+async def test_a_line_with_a_changed_position_does_not_use_up_the_positions(
+    path: Path, number: str
+) -> None:
     lines = path.read_bytes().splitlines(keepends=True)
     for field in ("seq", "after"):
         changed = with_number(lines[4], field, number, is_right=False)
@@ -126,7 +128,7 @@ async def test_a_changed_line_does_not_use_up_the_positions(path: Path, number: 
 
 
 @pytest.mark.parametrize("number", [2**63, 2**64, 10**14, 10**400, MAX_SEQ])
-async def test_a_tombstone_does_not_bury_what_it_can_not_stand_for(
+async def test_a_tombstone_with_an_impossible_position_hides_no_segment(
     tmp_path: Path, number: int
 ) -> None:
     path = tmp_path / "journal"
@@ -144,7 +146,9 @@ async def test_a_tombstone_does_not_bury_what_it_can_not_stand_for(
 
 
 @pytest.mark.parametrize("name", ["0" * 20, "9" * 20, f"{2**64}", f"{10**14:020}", "\u0663" * 20])
-async def test_a_name_that_no_segment_has_is_foreign(tmp_path: Path, name: str) -> None:
+async def test_a_file_name_with_an_impossible_position_is_foreign_to_a_rotating_store(
+    tmp_path: Path, name: str
+) -> None:
     path = tmp_path / "journal"
     async with RotatingFilePersistence(path, max_segment_records=3, fsync="no") as store:
         await store.append(*map(event, range(1, 6)))
@@ -159,7 +163,7 @@ HOSTILE: list[Any] = [-1, 2**31, 2**40, 2**63 - 1, 2**63, 2**64, 10**30, 1.5, Tr
 
 
 @pytest.mark.parametrize("number", HOSTILE)
-async def test_a_saved_index_with_a_hostile_number_is_no_index(
+async def test_a_saved_index_of_a_segment_with_a_hostile_number_is_ignored(
     tmp_path: Path, number: object
 ) -> None:
     path = tmp_path / "journal"
@@ -190,7 +194,7 @@ async def read_all(path: Path, options: dict[str, Any], count: int) -> None:
         assert [e.seq async for e in store.stream("event")] == list(range(1, count + 1))
 
 
-async def test_hostile_columns_of_a_saved_index_are_no_index(tmp_path: Path) -> None:
+async def test_a_saved_index_of_a_segment_with_hostile_columns_is_ignored(tmp_path: Path) -> None:
     path = tmp_path / "journal"
     options: dict[str, Any] = {"max_segment_records": 30, "fsync": "no"}
     async with RotatingFilePersistence(path, **options) as store:
@@ -215,7 +219,7 @@ async def test_hostile_columns_of_a_saved_index_are_no_index(tmp_path: Path) -> 
                 assert len(read.records) == 30 or 2 <= position // (len(columns) // 12) < 4
 
 
-async def test_hostile_numbers_in_what_a_reader_has_kept(tmp_path: Path) -> None:
+async def test_a_file_readers_saved_index_with_a_hostile_number_is_ignored(tmp_path: Path) -> None:
     path, kept = tmp_path / "events.ndjson", tmp_path / "kept"
     async with JsonFilePersistence(path, fsync="no") as store:
         records = [event(n, payload={"order_id": n, "text": "x" * 900}) for n in range(100)]
@@ -249,7 +253,9 @@ def last_one(number: int) -> PersistedEvent:
 
 
 @pytest.mark.parametrize("kind", ["memory", "json", "rotating"])
-async def test_when_the_positions_are_used_up_nothing_is_written(tmp_path: Path, kind: str) -> None:
+async def test_a_store_whose_positions_are_used_up_refuses_appends(
+    tmp_path: Path, kind: str
+) -> None:
     def make() -> Any:
         match kind:
             case "memory":

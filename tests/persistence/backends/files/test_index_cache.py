@@ -67,7 +67,9 @@ async def bytes_to_open(make: MakeStore, kept: Path) -> tuple[int, Any]:
     return opened, (summary.records, summary.record_bytes, newest)
 
 
-async def test_the_next_reader_reads_only_what_is_new(make: MakeStore, kept: Path) -> None:
+async def test_a_file_reader_with_a_saved_index_reads_only_what_is_new(
+    make: MakeStore, kept: Path
+) -> None:
     async with make(fsync="no") as store:
         await store.append(*map(an_event, range(MANY)))
         first, seen = await bytes_to_open(make, kept)
@@ -83,7 +85,9 @@ async def test_the_next_reader_reads_only_what_is_new(make: MakeStore, kept: Pat
     assert {path.suffix for path in kept.iterdir()} == {".recall"}
 
 
-async def test_nothing_is_left_beside_the_store(make: MakeStore, kept: Path) -> None:
+async def test_a_file_reader_saves_its_index_in_the_cache_and_not_beside_the_store(
+    make: MakeStore, kept: Path
+) -> None:
     async with make(fsync="no") as store:
         await store.append(*map(an_event, range(MANY)))
         before = sorted(kept.parent.rglob("*"))
@@ -128,7 +132,7 @@ def empty_what_is_kept(store: Path, record: Path) -> None:
         empty_what_is_kept,
     ],
 )
-async def test_what_does_not_hold_is_not_used(
+async def test_a_file_readers_saved_index_that_does_not_match_the_store_is_not_used(
     make: MakeStore, kept: Path, spoil: Callable[[Path, Path], None]
 ) -> None:
     async with make(fsync="no") as store:
@@ -145,7 +149,7 @@ async def test_what_does_not_hold_is_not_used(
         assert [event.payload["n"] for event in await reader.list_events()] == events
 
 
-async def test_where_nothing_can_be_kept_reading_works_all_the_same(
+async def test_a_file_reader_works_without_a_writable_index_directory(
     make: MakeStore, kept: Path
 ) -> None:
     kept.write_text("this is no directory")
@@ -156,7 +160,9 @@ async def test_where_nothing_can_be_kept_reading_works_all_the_same(
             assert records["event"] == MANY
 
 
-async def test_what_was_not_written_for_a_month_is_forgotten(make: MakeStore, kept: Path) -> None:
+async def test_a_file_readers_index_that_was_not_written_for_a_month_is_removed(
+    make: MakeStore, kept: Path
+) -> None:
     kept.mkdir()
     days = {"old.recall": 31, "young.recall": 29, "old.of-somebody-else": 31}
     for name, age in days.items():
@@ -174,7 +180,7 @@ async def test_what_was_not_written_for_a_month_is_forgotten(make: MakeStore, ke
     }
 
 
-async def test_damage_that_a_reader_has_seen_is_known_to_the_next(
+async def test_damage_that_a_file_reader_has_seen_is_known_to_the_next_reader(
     make: MakeStore, kept: Path
 ) -> None:
     async with make(fsync="no") as store:
@@ -187,7 +193,9 @@ async def test_damage_that_a_reader_has_seen_is_known_to_the_next(
             assert not (await reader.scan()).is_clean
 
 
-async def test_a_scan_reads_everything_whatever_is_kept(make: MakeStore, kept: Path) -> None:
+async def test_a_scan_reads_a_whole_file_in_spite_of_a_saved_index(
+    make: MakeStore, kept: Path
+) -> None:
     async with make(fsync="no") as store:
         await store.append(*map(an_event, range(MANY)))
     await bytes_to_open(make, kept)
@@ -202,7 +210,7 @@ async def test_a_scan_reads_everything_whatever_is_kept(make: MakeStore, kept: P
         assert (anomaly.kind, anomaly.seq) == ("checksum", 8)
 
 
-async def test_a_reader_waits_for_the_rest_of_a_line(
+async def test_a_file_reader_waits_for_the_rest_of_a_line_that_is_being_written(
     make: MakeStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A write that is not at its end is no torn line."""
@@ -222,7 +230,7 @@ async def test_a_reader_waits_for_the_rest_of_a_line(
         assert len(await reader.list_events()) == 3
 
 
-async def test_who_writes_is_told(make: MakeStore) -> None:
+async def test_a_file_readers_summary_names_the_process_that_writes(make: MakeStore) -> None:
     reader = make().reader()
     async with make() as store:
         await store.append(an_event(1))
@@ -233,7 +241,9 @@ async def test_who_writes_is_told(make: MakeStore) -> None:
 
 
 @pytest.mark.parametrize("name", ["json", "rotating"])
-async def test_a_process_that_was_killed_writes_no_more(tmp_path: Path, name: str) -> None:
+async def test_a_file_readers_summary_names_no_writer_once_the_process_was_killed(
+    tmp_path: Path, name: str
+) -> None:
     command = [
         sys.executable,
         "-m",
@@ -252,7 +262,7 @@ async def test_a_process_that_was_killed_writes_no_more(tmp_path: Path, name: st
             assert (await reader.summarize()).writer is None
 
 
-async def test_opening_says_how_far_it_is(tmp_path: Path) -> None:
+async def test_opening_a_file_store_reports_its_progress(tmp_path: Path) -> None:
     store = JsonFilePersistence(tmp_path / "events.ndjson", fsync="no")
     async with store:
         await store.append(*map(an_event, range(5 * MANY)))

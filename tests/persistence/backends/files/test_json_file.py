@@ -67,7 +67,7 @@ async def kinds_of_anomalies(path: Path) -> list[str]:
 # The format
 
 
-async def test_a_line_is_a_record(path: Path) -> None:
+async def test_a_line_of_a_json_file_is_a_record(path: Path) -> None:
     lines = await fill(path)
     assert json.loads(lines[0]) == {
         "v": 1,
@@ -83,7 +83,7 @@ async def test_a_line_is_a_record(path: Path) -> None:
     assert [json.loads(line)["kind"] for line in lines] == ["event"] * 3 + ["audit", "dead_letter"]
 
 
-async def test_jq_reads_it(path: Path) -> None:
+async def test_jq_reads_a_json_file(path: Path) -> None:
     await fill(path)
     # jq is what people have at hand; where it is missing, python's own reader stands in for it.
     if shutil.which("jq"):
@@ -93,7 +93,7 @@ async def test_jq_reads_it(path: Path) -> None:
     assert [json.loads(line)["seq"] for line in path.read_text().splitlines()] == [1, 2, 3, 4, 5]
 
 
-async def test_a_system_keeps_its_facts_in_a_file(path: Path) -> None:
+async def test_a_system_keeps_its_facts_in_a_json_file(path: Path) -> None:
     for _ in range(2):
         async with ActorSystem("shop", persistence=JsonFilePersistence(path)) as system:
             await system.spawn(Echo, name="echo").ask("x")
@@ -101,13 +101,13 @@ async def test_a_system_keeps_its_facts_in_a_file(path: Path) -> None:
     assert types == ["ActorStarted", "ActorStopped", "audit"] * 2
 
 
-def test_a_line_says_which_it_follows_if_that_is_not_the_one_before() -> None:
+def test_a_line_of_a_json_file_names_its_predecessor_after_a_gap_in_positions() -> None:
     first, second = map(json.loads, make_lines(7, 4, codec.encode([event(1), event(2)])))
     assert (first["seq"], first["after"]) == (7, 4)
     assert (second["seq"], second.get("after")) == (8, None)
 
 
-def test_bytes_are_those_of_the_records_whatever_else_is_in_their_lines(path: Path) -> None:
+def test_the_index_of_a_json_file_counts_the_bytes_of_records_not_of_lines(path: Path) -> None:
     journal = JournalFile(path, Disk())
 
     def append(numbers: range) -> None:
@@ -135,7 +135,7 @@ def test_bytes_are_those_of_the_records_whatever_else_is_in_their_lines(path: Pa
 # Damage
 
 
-async def test_a_file_cut_at_any_byte_loses_only_what_was_cut(path: Path) -> None:
+async def test_a_json_file_cut_at_any_byte_loses_only_what_was_cut(path: Path) -> None:
     lines = await fill(path)
     whole = await stored(path)
     data = b"".join(lines)
@@ -153,7 +153,7 @@ async def test_a_file_cut_at_any_byte_loses_only_what_was_cut(path: Path) -> Non
         assert (await stored(path))[:-1] == whole[:left]
 
 
-def test_every_bit_that_is_flipped_is_noticed_and_costs_one_record(path: Path) -> None:
+def test_a_flipped_bit_in_a_json_file_is_noticed_and_costs_one_record(path: Path) -> None:
     records = [event(number) for number in range(1, 5)]
     journal = JournalFile(path, Disk())
     journal.write(1, records, codec.encode(records), sync=False)
@@ -179,7 +179,7 @@ def test_every_bit_that_is_flipped_is_noticed_and_costs_one_record(path: Path) -
             assert (found.anomalies, left) == ([], [1, 3, 4]), (position, bit)
 
 
-async def test_damages_are_told_apart(path: Path) -> None:
+async def test_a_scan_of_a_json_file_tells_kinds_of_damage_apart(path: Path) -> None:
     lines = await fill(path, 6)
 
     async def found(*parts: bytes) -> list[str]:
@@ -199,7 +199,7 @@ async def test_damages_are_told_apart(path: Path) -> None:
 
 
 @pytest.mark.parametrize("text", ["hello", "hello\nworld", "{}", '{"crc'[1:], "\0\0x"])
-async def test_a_file_of_somebody_else_is_left_as_it_is(path: Path, text: str) -> None:
+async def test_a_system_does_not_start_on_a_file_that_is_no_journal(path: Path, text: str) -> None:
     path.write_text(text)
     with pytest.raises(StoreDamaged, match=r"corrupt: this is no line of a Papyra journal"):
         async with ActorSystem(persistence=open_store(path)):
@@ -213,7 +213,7 @@ async def test_a_file_of_somebody_else_is_left_as_it_is(path: Path, text: str) -
     assert [r.seq for r in await stored(path)] == [text.count("\n") + 2]
 
 
-async def test_room_that_was_not_written_to_is_torn(path: Path) -> None:
+async def test_zero_bytes_at_the_end_of_a_json_file_are_a_torn_tail(path: Path) -> None:
     lines = await fill(path)
     for rest in (bytes(5000), lines[0][:30] + bytes(100)):
         path.write_bytes(b"".join(lines) + rest)
@@ -223,7 +223,7 @@ async def test_room_that_was_not_written_to_is_torn(path: Path) -> None:
         assert await kinds_of_anomalies(path) == []
 
 
-async def test_a_last_line_that_was_changed_is_not_taken_for_torn(path: Path) -> None:
+async def test_a_changed_last_line_of_a_json_file_is_no_torn_tail(path: Path) -> None:
     lines = await fill(path)
     data = b"".join(lines)
     for position in range(len(data) - len(lines[-1]), len(data)):
@@ -233,7 +233,7 @@ async def test_a_last_line_that_was_changed_is_not_taken_for_torn(path: Path) ->
         assert (await kinds_of_anomalies(path))[0] in ("checksum", "corrupt"), position
 
 
-async def test_an_anomaly_says_where_it_is(path: Path) -> None:
+async def test_an_anomaly_of_a_json_file_says_its_offset_line_and_position(path: Path) -> None:
     lines = await fill(path)
     lines[2] = lines[2].replace(b"shop/order-1", b"shop/order-2")
     path.write_bytes(b"".join(lines))
@@ -244,7 +244,7 @@ async def test_an_anomaly_says_where_it_is(path: Path) -> None:
     assert "record 3" in anomaly.detail
 
 
-async def test_a_scan_changes_nothing_and_a_torn_end_is_cut_when_something_is_written(
+async def test_a_torn_tail_of_a_json_file_is_cut_off_by_an_append_not_by_a_scan(
     path: Path,
 ) -> None:
     lines = await fill(path)
@@ -259,7 +259,9 @@ async def test_a_scan_changes_nothing_and_a_torn_end_is_cut_when_something_is_wr
     assert await kinds_of_anomalies(path) == []
 
 
-async def test_what_a_newer_version_wrote_is_kept(path: Path) -> None:
+async def test_recovery_and_compaction_of_a_json_file_keep_lines_of_a_newer_version(
+    path: Path,
+) -> None:
     lines = await fill(path)
     newer = _make_line(6, 5, b'{"kind":"event","new":true}', 2)
     unknown = _make_line(7, 6, b'{"kind":"memo","text":"later"}', 1)
@@ -279,7 +281,7 @@ async def test_what_a_newer_version_wrote_is_kept(path: Path) -> None:
 
 
 @pytest.mark.parametrize("directory", [None, "aside"])
-async def test_quarantine_keeps_the_file_as_it_was(
+async def test_a_quarantine_keeps_a_damaged_json_file_as_it_was(
     path: Path, tmp_path: Path, directory: str | None
 ) -> None:
     lines = await fill(path)
@@ -297,7 +299,7 @@ async def test_quarantine_keeps_the_file_as_it_was(
     assert await kinds_of_anomalies(path) == ["corrupt"]
 
 
-async def test_a_damaged_store_is_not_compacted(path: Path) -> None:
+async def test_a_damaged_json_file_is_not_compacted(path: Path) -> None:
     lines = await fill(path)
     path.write_bytes(b"".join([lines[0], b"xx\n", *lines[2:]]))
     before = path.read_bytes()
@@ -308,7 +310,7 @@ async def test_a_damaged_store_is_not_compacted(path: Path) -> None:
     assert sorted(path.parent.iterdir()) == [path, path.with_name("events.ndjson.lock")]
 
 
-async def test_what_is_missing_is_not_hidden_by_a_compaction(path: Path) -> None:
+async def test_a_json_file_with_missing_records_is_not_compacted(path: Path) -> None:
     lines = await fill(path, 100)
     policy = RetentionPolicy(max_records=60)
     # Before it was opened, and since.
@@ -323,7 +325,7 @@ async def test_what_is_missing_is_not_hidden_by_a_compaction(path: Path) -> None
             await store.compact()
 
 
-async def test_compaction_leaves_a_store_that_scans_clean(path: Path) -> None:
+async def test_a_compacted_json_file_scans_clean(path: Path) -> None:
     async with open_store(path, retention_policy=RetentionPolicy(max_records=2)) as store:
         for number in range(1, 20):
             await store.append(event(number), AUDIT if number % 5 == 0 else LETTER)
@@ -346,7 +348,7 @@ async def test_compaction_leaves_a_store_that_scans_clean(path: Path) -> None:
         (b'"after"', ["checksum", "gap"]),
     ],
 )
-async def test_a_number_is_not_given_again_when_its_line_is_damaged(
+async def test_a_position_whose_line_in_a_json_file_is_damaged_is_not_given_again(
     path: Path, damage: bytes, found: list[str]
 ) -> None:
     async with open_store(path, retention_policy=RetentionPolicy(max_records=1)) as store:
@@ -365,7 +367,7 @@ async def test_a_number_is_not_given_again_when_its_line_is_damaged(
     assert await kinds_of_anomalies(path) == found
 
 
-async def test_a_block_behind_a_hole_says_which_line_it_follows(
+async def test_a_json_file_compacted_to_several_index_blocks_scans_clean(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(block_index, "BLOCK_BYTES", 300)  # of two records
@@ -376,7 +378,9 @@ async def test_a_block_behind_a_hole_says_which_line_it_follows(
         assert [e.seq for e in await store.list_events()] == list(range(15, 21))
 
 
-async def test_what_was_just_appended_is_counted_once_after_a_recovery(path: Path) -> None:
+async def test_a_compaction_after_a_recovery_counts_each_record_of_a_json_file_once(
+    path: Path,
+) -> None:
     lines = await fill(path)
     path.write_bytes(b"".join([lines[0], b"xx\n", *lines[2:]]))
     async with open_store(path, retention_policy=RetentionPolicy(max_records=3)) as store:
@@ -397,7 +401,9 @@ class CountingDisk(Disk):
         return super().read(fd, length, offset)
 
 
-async def test_what_opening_has_read_the_first_scan_need_not_read_again(path: Path) -> None:
+async def test_the_first_scan_of_a_json_file_does_not_read_again_what_opening_has_read(
+    path: Path,
+) -> None:
     await fill(path)
     os.utime(path, (1.0, 1.0))
     disk = CountingDisk()
@@ -411,7 +417,9 @@ async def test_what_opening_has_read_the_first_scan_need_not_read_again(path: Pa
 
 
 @pytest.mark.parametrize("how", ["as anybody does it", "at the same time", "by appending"])
-async def test_what_was_changed_since_is_read_again(path: Path, how: str) -> None:
+async def test_a_scan_reads_a_json_file_again_that_was_changed_since_opening(
+    path: Path, how: str
+) -> None:
     await fill(path)
     # Changed long ago, or only just; the clock of a file system may be late or early.
     os.utime(path, (1.0, 1.0) if how != "at the same time" else (2.0**32, 2.0**32))
@@ -429,7 +437,7 @@ async def test_what_was_changed_since_is_read_again(path: Path, how: str) -> Non
             assert not (await store.scan()).is_clean
 
 
-async def test_what_an_unfinished_rewriting_left_is_removed(path: Path) -> None:
+async def test_the_new_file_that_an_unfinished_compaction_left_is_removed(path: Path) -> None:
     await fill(path)
     left = path.with_name("events.ndjson.new")
     left.write_bytes(b"half of it")
@@ -437,7 +445,7 @@ async def test_what_an_unfinished_rewriting_left_is_removed(path: Path) -> None:
     assert not left.exists()
 
 
-async def test_the_index_of_a_large_file_is_bounded(
+async def test_the_index_of_a_large_json_file_is_bounded(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(block_index, "BLOCK_BYTES", 300)
@@ -457,25 +465,25 @@ async def test_the_index_of_a_large_file_is_bounded(
             assert older == [e.payload for e in events if e.timestamp <= since]
 
 
-async def test_a_path_that_can_not_be_opened_is_an_error(tmp_path: Path) -> None:
+async def test_a_json_file_that_can_not_be_opened_is_an_error(tmp_path: Path) -> None:
     for path in (tmp_path / "missing" / "events.ndjson", tmp_path):
         with pytest.raises(StoreError, match="open failed"):
             await open_store(path).append(event(1))
 
 
 @pytest.mark.parametrize("fsync", ["sometimes", True, None])
-def test_there_are_three_ways_to_sync(path: Path, fsync: Any) -> None:
+def test_fsync_of_a_json_file_is_one_of_always_everysec_and_no(path: Path, fsync: Any) -> None:
     with pytest.raises(InvalidPolicy, match="fsync is one of always, everysec, no"):
         JsonFilePersistence(path, fsync=fsync)
 
 
-async def test_bytes_written_are_those_of_the_records(path: Path) -> None:
+async def test_bytes_written_to_a_json_file_are_those_of_the_encoded_records(path: Path) -> None:
     async with open_store(path) as store:
         await store.append(event(1))
         assert store.metrics.bytes_written == len(msgspec.json.encode(event(1)))
 
 
-async def test_what_is_no_regular_file_is_refused(path: Path) -> None:
+async def test_a_json_file_that_is_no_regular_file_is_refused(path: Path) -> None:
     """And not waited for, as reading a pipe would be."""
     os.mkfifo(path)
     for store in (open_store(path), open_store(path, read_only=True), open_store(path).reader()):

@@ -45,7 +45,7 @@ def kill_while_it_appends(name: str, path: Path, fsync: str, acknowledgements: i
 @pytest.mark.timeout(7200)
 @pytest.mark.parametrize("fsync", MODES)
 @pytest.mark.parametrize("name", STORES)
-def test_a_killed_process_loses_nothing_that_was_acknowledged(
+def test_a_killed_process_loses_no_acknowledged_record_of_a_file_store(
     tmp_path: Path, name: str, fsync: str
 ) -> None:
     async def look() -> int:
@@ -67,7 +67,7 @@ def test_a_killed_process_loses_nothing_that_was_acknowledged(
 
 @pytest.mark.parametrize("operation", OPERATIONS)
 @pytest.mark.parametrize("name", STORES)
-def test_killed_at_any_step_it_leaves_the_old_store_or_the_new_one(
+def test_a_file_store_killed_at_any_step_of_an_operation_is_the_old_or_the_new_one(
     tmp_path: Path, name: str, operation: str
 ) -> None:
     command = [

@@ -16,7 +16,7 @@ RECORDS = count("PAPYRA_LARGE", 100_000, 200_000)
 
 
 @pytest.mark.parametrize("name", MAKERS)
-def test_what_is_done_to_a_large_file_needs_little_memory(tmp_path: Path, name: str) -> None:
+def test_operations_on_a_large_file_store_need_little_memory(tmp_path: Path, name: str) -> None:
     for found in figures(name, RECORDS, tmp_path):
         # The records alone, decoded, would be several times as much.
         assert found["most_kb"] - found["before_kb"] < 40_000, found

@@ -150,7 +150,7 @@ async def cost(path: Path, what: str, monkeypatch: pytest.MonkeyPatch) -> int:
 
 
 @pytest.mark.parametrize("name", CONTENTS)
-async def test_no_byte_is_looked_at_more_than_some_times(
+async def test_opening_scanning_and_recovering_a_file_take_time_linear_in_its_size(
     tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for what in ("read", "recover"):

@@ -68,7 +68,7 @@ async def numbers(store: PersistenceBackend) -> list[int]:
 
 @pytest.mark.parametrize("count", [1, 3, 12])
 @pytest.mark.parametrize("kind", ["json", "rotating"])
-async def test_an_append_for_which_there_is_no_memory_leaves_nothing(
+async def test_an_append_to_files_that_runs_out_of_memory_leaves_nothing(
     tmp_path: Path, kind: str, count: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(file_index, "_PENDING", 4)
@@ -109,7 +109,7 @@ async def test_an_append_for_which_there_is_no_memory_leaves_nothing(
 
 @pytest.mark.parametrize("kind", ["json", "rotating"])
 @pytest.mark.parametrize("name", ["extend", "_take", "_begin"])
-async def test_an_index_for_which_there_is_no_memory_is_made_later(
+async def test_an_index_of_a_file_store_that_runs_out_of_memory_is_built_later(
     tmp_path: Path, kind: str, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(file_index, "_PENDING", 3)

@@ -112,7 +112,9 @@ def lay_out(root: Path, state: State) -> None:
 
 @pytest.mark.parametrize("kind", ["json", "rotating"])
 @pytest.mark.parametrize("seed", range(RUNS))
-async def test_a_system_starts_on_what_a_cut_has_left(tmp_path: Path, kind: str, seed: int) -> None:
+async def test_a_system_starts_after_a_power_cut_with_every_acknowledged_record(
+    tmp_path: Path, kind: str, seed: int
+) -> None:
     program = Program(tmp_path, kind, seed)
     await program.run()
     assert len(program.cuts) > 80

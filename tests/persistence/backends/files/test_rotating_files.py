@@ -99,7 +99,7 @@ async def test_a_segment_is_named_by_its_first_record(directory: Path) -> None:
     assert await stored(directory) == list(range(1, 26))
 
 
-async def test_records_that_are_appended_together_are_divided(directory: Path) -> None:
+async def test_a_batch_larger_than_a_segment_is_divided_among_several(directory: Path) -> None:
     async with open_store(directory) as store:
         await store.append(*map(event, range(1, 5)))
         appended = await store.append(*map(event, range(5, 36)))
@@ -143,7 +143,7 @@ async def test_a_segment_spans_no_more_time_than_allowed(directory: Path) -> Non
     assert found == [[0, 10, 60], [61, 62, 30], [121], [500]]
 
 
-async def test_it_goes_on_where_it_was(directory: Path) -> None:
+async def test_a_reopened_rotating_store_goes_on_in_its_last_segment(directory: Path) -> None:
     for number in range(1, 26):
         async with open_store(directory) as store:
             assert (await store.append(event(number))).first_seq == number
@@ -162,14 +162,14 @@ async def test_it_goes_on_where_it_was(directory: Path) -> None:
         {"fsync": "sometimes"},
     ],
 )
-def test_limits_that_make_no_sense_are_errors(directory: Path, options: dict[str, Any]) -> None:
+def test_an_invalid_limit_of_segments_is_an_error(directory: Path, options: dict[str, Any]) -> None:
     (name,) = options
     with pytest.raises(InvalidPolicy, match=name):
         open_store(directory, **options)
     assert not directory.exists()
 
 
-async def test_a_system_keeps_its_facts_in_a_directory(directory: Path) -> None:
+async def test_a_system_keeps_its_facts_in_a_rotating_store(directory: Path) -> None:
     for _ in range(2):
         async with ActorSystem("shop", persistence=RotatingFilePersistence(directory)) as system:
             await system.spawn(Echo, name="echo").ask("x")
@@ -181,7 +181,7 @@ async def test_a_system_keeps_its_facts_in_a_directory(directory: Path) -> None:
 # What is read
 
 
-async def test_only_what_is_needed_is_read(directory: Path) -> None:
+async def test_a_read_of_a_rotating_store_opens_only_the_segments_it_needs(directory: Path) -> None:
     await fill(directory, 100)
     disk = Reading()
     async with open_store(directory, _disk=disk) as store:
@@ -203,7 +203,9 @@ async def test_only_what_is_needed_is_read(directory: Path) -> None:
         assert disk.segments() == []
 
 
-async def test_retention_looks_at_what_is_visible(directory: Path) -> None:
+async def test_retention_in_a_rotating_store_opens_only_the_segments_it_shows(
+    directory: Path,
+) -> None:
     await fill(directory, 100)
     policy = RetentionPolicy(max_records=15)
     disk = Reading()
@@ -213,7 +215,7 @@ async def test_retention_looks_at_what_is_visible(directory: Path) -> None:
 
 
 @pytest.mark.parametrize("damage", [b"", b"nonsense", None])
-async def test_what_is_kept_beside_a_segment_can_be_done_without(
+async def test_a_missing_or_damaged_index_of_a_segment_is_rebuilt(
     directory: Path, damage: bytes | None
 ) -> None:
     await fill(directory, 45)
@@ -233,7 +235,7 @@ async def test_what_is_kept_beside_a_segment_can_be_done_without(
     assert await stored(directory) == list(range(1, 46))
 
 
-async def test_a_segment_that_was_changed_is_read_anew(directory: Path) -> None:
+async def test_a_segment_changed_since_its_index_was_saved_is_read_anew(directory: Path) -> None:
     await fill(directory, 25)
     lines = path_of(directory, 1).read_bytes().splitlines(keepends=True)
     path_of(directory, 1).write_bytes(b"".join(lines[:3] + lines[5:]))
@@ -253,7 +255,9 @@ async def test_few_segments_are_kept_open(directory: Path) -> None:
 # Damage
 
 
-async def test_what_is_missing_is_told_apart(directory: Path, tmp_path: Path) -> None:
+async def test_a_scan_of_a_rotating_store_tells_missing_segments_from_gaps_and_foreign_files(
+    directory: Path, tmp_path: Path
+) -> None:
     await fill(directory, 45)
     original = tmp_path / "original"
     shutil.copytree(directory, original)
@@ -341,7 +345,7 @@ async def test_a_missing_segment_keeps_a_system_from_starting(directory: Path) -
     assert (directory / "notes.txt").read_text() == "mine"
 
 
-async def test_a_quarantine_can_be_put_back(directory: Path, tmp_path: Path) -> None:
+async def test_a_quarantined_segment_can_be_put_back(directory: Path, tmp_path: Path) -> None:
     await fill(directory, 35)
     path = path_of(directory, 11)
     damaged = path.read_bytes().replace(b'"order_id":15', b'"order_id":99')
@@ -361,7 +365,9 @@ async def test_a_quarantine_can_be_put_back(directory: Path, tmp_path: Path) -> 
     assert await anomalies(directory) == ["checksum"]
 
 
-async def test_lines_of_another_segment_are_put_aside(directory: Path) -> None:
+async def test_a_recovery_quarantines_a_segment_that_holds_the_lines_of_another(
+    directory: Path,
+) -> None:
     await fill(directory, 35)
     shutil.copy(path_of(directory, 1), path_of(directory, 11))
     async with open_store(directory) as store:
@@ -376,7 +382,9 @@ async def test_lines_of_another_segment_are_put_aside(directory: Path) -> None:
 # Compaction
 
 
-async def test_whole_segments_are_dropped_and_one_is_rewritten(directory: Path) -> None:
+async def test_compaction_of_a_rotating_store_drops_whole_segments_and_rewrites_one(
+    directory: Path,
+) -> None:
     await fill(directory, 100)
     untouched = path_of(directory, 81).stat()
     async with open_store(directory, retention_policy=RetentionPolicy(max_records=25)) as store:
@@ -399,7 +407,7 @@ async def test_whole_segments_are_dropped_and_one_is_rewritten(directory: Path) 
     assert await stored(directory) == list(range(77, 102))
 
 
-async def test_all_may_be_hidden(directory: Path) -> None:
+async def test_compaction_of_a_rotating_store_may_remove_every_record(directory: Path) -> None:
     await fill(directory, 35)
     policy = RetentionPolicy(max_age_seconds=1)
     for number in (36, 37):
@@ -411,7 +419,7 @@ async def test_all_may_be_hidden(directory: Path) -> None:
     assert await anomalies(directory) == []
 
 
-async def test_each_kind_is_kept_as_long_as_it_may_be(directory: Path) -> None:
+async def test_compaction_of_a_rotating_store_limits_each_kind_by_itself(directory: Path) -> None:
     records: list[Record] = []
     for number in range(1, 61):
         audit = PersistedAudit("shop", {"n": number}, float(number))
@@ -435,7 +443,9 @@ async def test_each_kind_is_kept_as_long_as_it_may_be(directory: Path) -> None:
     }
 
 
-async def test_what_was_to_be_dropped_is_dropped_later(directory: Path) -> None:
+async def test_a_rotating_store_finishes_an_interrupted_drop_of_segments_when_opened(
+    directory: Path,
+) -> None:
     await fill(directory, 45)
     # As a crash leaves it, between the tombstone and the removal of what it stands for.
     path_of(directory, 1).write_bytes(tombstone(30, 0))
@@ -444,7 +454,7 @@ async def test_what_was_to_be_dropped_is_dropped_later(directory: Path) -> None:
     assert await anomalies(directory) == []
 
 
-async def test_what_was_dropped_and_put_back_is_not_removed(
+async def test_a_dropped_segment_that_is_put_back_is_foreign_and_not_removed(
     directory: Path, tmp_path: Path
 ) -> None:
     await fill(directory, 45)
