@@ -39,9 +39,8 @@ PROGRAM = [sys.executable, "-m", "papyra.cli"]
 NOT_PASSED_ON = ("PAPYRA_", "NO_COLOR", "FORCE_COLOR", "CLICOLOR", "COLUMNS", "PYTHONUNBUFFERED")
 
 _ESCAPE = re.compile(r"\x1b(\[[0-9;?]*[A-Za-z]|[()][A-B0-2])")
-#: What a progress bar draws, and takes away again: where a machine is slow, there is one.
-_LINE_ABOVE_ERASED = re.compile(r"[^\n]*\n(?:\x1b\[\?25h)?\r?\x1b\[1A\x1b\[2K")
-_LINE_ERASED = re.compile(r"[^\n]*\x1b\[2K")
+#: Erases the line that the cursor is on, and the one above.
+_ERASE, _ERASE_ABOVE = "\x1b[2K", "\x1b[1A\x1b[2K"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,8 +69,19 @@ class Done:
     @property
     def text(self) -> str:
         """What is to be read on a terminal."""
-        left = _LINE_ERASED.sub("", _LINE_ABOVE_ERASED.sub("", self.out))
-        return _ESCAPE.sub("", left).replace("\r\n", "\n")
+        return _ESCAPE.sub("", _without_erased(self.out)).replace("\r\n", "\n")
+
+
+def _without_erased(out: str) -> str:
+    """Return what is left on a terminal: where a machine is slow, a progress bar comes and goes."""
+    if _ERASE not in out:
+        return out
+    lines: list[str] = []
+    for line in out.split("\n"):
+        if lines and _ERASE_ABOVE in line:
+            lines.pop()
+        lines.append(line.rpartition(_ERASE)[2])
+    return "\n".join(lines)
 
 
 class Command:
