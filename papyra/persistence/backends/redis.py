@@ -6,7 +6,7 @@ import contextlib
 import logging
 import time
 import uuid
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Collection, Mapping
 from pathlib import Path
 
 import anyio
@@ -24,6 +24,7 @@ from papyra.exceptions import (
 )
 from papyra.persistence.backends._io.asyncio_bridge import AsyncioBridge
 from papyra.persistence.backends._redis import scripts
+from papyra.persistence.backends._redis.actor_index import ActorIndex
 from papyra.persistence.backends._redis.client import RedisClient
 from papyra.persistence.backends._redis.config import RedisStreamsConfig
 from papyra.persistence.backends._redis.consumer_groups import (
@@ -36,6 +37,7 @@ from papyra.persistence.backends._redis.consumer_groups import (
 from papyra.persistence.backends._redis.entry_format import id_of
 from papyra.persistence.backends._redis.fenced_writer import Writer
 from papyra.persistence.backends._redis.following import Follower
+from papyra.persistence.backends._redis.histories import HistoryReader
 from papyra.persistence.backends._redis.reader import Reader
 from papyra.persistence.backends._redis.repair import renumber, repair
 from papyra.persistence.backends._redis.scan import StoreScan
@@ -48,9 +50,10 @@ from papyra.persistence.backends._redis.store_state import (
 from papyra.persistence.backends._redis.stream_iterator import Session
 from papyra.persistence.backends._redis.stream_scan import Findings
 from papyra.persistence.backends._redis.summary import summarize
+from papyra.persistence.backends._redis.thinning import Thinning, is_thinned
 from papyra.persistence.backends.base import PersistenceBackend
 from papyra.persistence.backends.store import Batch, Capabilities
-from papyra.persistence.messages import Page, Read
+from papyra.persistence.messages import HistoryPage, Page, Read, ReadHistory
 from papyra.persistence.records import KINDS, Kind, Record
 from papyra.persistence.reports import (
     CompactionReport,
@@ -96,10 +99,12 @@ class RedisStreamsPersistence(PersistenceBackend):
     `StoreUnreachable`, `StoreNotReady`, `StoreNotWritable`, `StoreFull`, `StoreAccessDenied`,
     `StoreWrongType`, `StoreNotAcknowledged`.
 
-    `compact` trims with ``XTRIM``. `recover` removes what is damaged, and counts anew what others
-    have given other numbers; in mode ``quarantine`` it copies what it removes to
-    ``{...}:quarantine:<kind>``. What a server that is killed may do to a store, the guide in
-    ``papyra/persistence/backends/README.md`` says.
+    What concerns one actor is found by an index, the sorted set ``{...}:actors``, which a writer
+    keeps up to date. `compact` keeps every event with a revision. `recover` removes what is
+    damaged, and counts anew what others have given other numbers; in mode ``quarantine`` it copies
+    what it removes to ``{...}:quarantine:<kind>``. What the index costs and takes, and what a
+    server that is killed may do to a store, the guide in ``papyra/persistence/backends/README.md``
+    says.
     """
 
     store: RedisStore
@@ -242,7 +247,10 @@ class RedisStore:
         self.client = RedisClient(config)
         self.writer = Writer(self.client)
         self._scanner = StoreScan(self.client)
-        self._reader = Reader(self.client)
+        self._index = ActorIndex(self.client)
+        self._reader = Reader(self.client, self._index)
+        self._histories = HistoryReader(self.client, self._index)
+        self._thinning = Thinning(self.client)
         #: whether an append may follow without a `claim` of the writer
         self._is_settled = False
 
@@ -319,9 +327,15 @@ class RedisStore:
 
     async def read(self, request: Read, policy: RetentionPolicy, now: float) -> Page:
         """Return a page of what `policy` shows at Unix time `now`, without what is in doubt."""
-        in_doubt = self.writer.in_doubt
-        seqs = range(0) if in_doubt is None else in_doubt.seqs
-        return await self.asyncio.run(self._reader.page, request, policy, now, seqs)
+        return await self.asyncio.run(self._reader.page, request, policy, now, self._in_doubt)
+
+    async def read_history(self, request: ReadHistory) -> HistoryPage:
+        """Return a page of one actor's history, without what is in doubt."""
+        return await self.asyncio.run(self._histories.page, request, self._in_doubt)
+
+    async def last_revisions(self, actors: Collection[str]) -> Mapping[str, int]:
+        """Return the greatest revision of each of `actors`."""
+        return await self.asyncio.run(self._index.last_revisions, list(actors))
 
     async def summarize(self) -> StoreSummary:
         """Sum up the counters that the server keeps."""
@@ -350,6 +364,11 @@ class RedisStore:
             self._must_write()
         await self._settle_in_doubt()
         return await self.asyncio.run(self._trim, policy, now, dry_run=dry_run)
+
+    @property
+    def _in_doubt(self) -> range:
+        in_doubt = self.writer.in_doubt
+        return range(0) if in_doubt is None else in_doubt.seqs
 
     def _must_write(self) -> None:
         if self.config.read_only:
@@ -395,6 +414,7 @@ class RedisStore:
                 await renumber(self.client, found, self.writer.epoch)
                 self.writer.release()
                 await self.writer.claim(anew=True)
+            await self._index_anew(found)
         found = await self._scanner.scan()
         return PersistenceRecoveryReport(
             NAME,
@@ -404,6 +424,13 @@ class RedisStore:
             records_removed=removed,
             quarantined=tuple(copies),
         )
+
+    async def _index_anew(self, found: Findings) -> None:
+        """Make the index anew, if it is wrong, or the records have changed to which it leads."""
+        index = (await read_state(self.client)).index
+        if found.index_is_wrong or index.size or index.noted:
+            await self._index.forget()
+            await self._index.catch_up("event", "indexed")
 
     async def _trim(
         self, policy: RetentionPolicy, now: float, *, dry_run: bool
@@ -418,7 +445,14 @@ class RedisStore:
             first = await self._reader.first_visible(kind, policy, now)
             if first == "-":
                 continue
-            if dry_run:
+            if is_thinned(kind, before):
+                if dry_run:
+                    after = after.with_stream(
+                        kind, await self._thinning.foresee(kind, before, first)
+                    )
+                else:
+                    await self._thinning.thin(kind, before, first)
+            elif dry_run:
                 after = after.with_stream(kind, await self._trimmed(kind, after, first))
             else:
                 keys = self.client.keys.all

@@ -79,7 +79,8 @@ class RedisStreamsConfig(msgspec.Struct, frozen=True, kw_only=True):
     max_backoff: float = 1.0
     #: connections at a time; each `follow` and each `consume` holds one
     max_connections: int = 100
-    #: how `compact` trims: to the record, or (faster) as it fits the stream's own blocks
+    #: how `compact` trims where there are no histories: to the record, or (faster) as it fits the
+    #: stream's own blocks
     trim: Literal["exact", "approximate"] = "exact"
     #: refuse to write, recover and compact
     read_only: bool = False
@@ -210,7 +211,7 @@ class Keys:
         self._unmistakable = f"{self._plain}/{len(prefix)}"
         #: whether another prefix and system id look the same
         self.is_ambiguous = self._plain.count(":") > 1
-        self.tag = self.meta = ""
+        self.tag = self.meta = self.index = ""
         self.streams: dict[Kind, str] = {}
         #: what scripts are given
         self.all: list[str] = []
@@ -227,7 +228,9 @@ class Keys:
         #: a hash: who writes, and what was given and removed so far
         self.meta = f"{self.tag}:meta"
         self.streams |= {kind: f"{self.tag}:{_STREAMS[kind]}" for kind in KINDS}
-        self.all[:] = [self.meta, *self.streams.values()]
+        #: a sorted set: where the records of each actor are
+        self.index = f"{self.tag}:actors"
+        self.all[:] = [self.meta, *self.streams.values(), self.index]
 
     @property
     def mark(self) -> str:

@@ -21,6 +21,7 @@ from papyra.exceptions import (
     StoreNotAcknowledged,
 )
 from papyra.persistence.backends._redis import scripts
+from papyra.persistence.backends._redis.actor_index import concerned, revisions_of
 from papyra.persistence.backends._redis.client import AnyClient, RedisClient
 from papyra.persistence.backends._redis.entry_format import LATEST_MS, checksums, milliseconds
 from papyra.persistence.backends._redis.errors import is_refusal
@@ -78,16 +79,32 @@ class InDoubtBatch(msgspec.Struct, frozen=True):
     times: Sequence[int]
     #: of the records, as ``APPEND`` has them; for ``SETTLE``
     sums: str
+    #: how the member of each record in the index begins and ends
+    concerned: Sequence[tuple[str, str]] = ()
 
     @property
     def encoded(self) -> bytes:
         """The batch as scripts take it."""
-        return _encode((self.last_seq, self.first_seq, self.restored, self.kinds, self.times))
+        return _encode(
+            (
+                self.last_seq,
+                self.first_seq,
+                self.restored,
+                self.kinds,
+                self.times,
+                self.concerned,
+            )
+        )
 
     @property
     def seqs(self) -> range:
         """Its positions."""
         return range(self.first_seq, self.first_seq + len(self.times))
+
+
+def with_actors(batch: InDoubtBatch, records: Sequence[Record]) -> InDoubtBatch:
+    """Return the batch with the actors that its records concern."""
+    return msgspec.structs.replace(batch, concerned=concerned(records))
 
 
 class Writer:
@@ -254,6 +271,7 @@ class Writer:
                 # A replica that was promoted may not know that yet.
                 await self._settle(taken_back, keep=False)
             await self.claim()
+            self._check_still_follows(batch)
             status, *reply = await self._send(batch)
         if (
             status == b"fenced"
@@ -267,6 +285,14 @@ class Writer:
         self.last_seq = batch.first_seq + len(batch.records) - 1
         self._count(batch, _digits(batch.records))
         self.is_dirty = True
+
+    def _check_still_follows(self, batch: Batch) -> None:
+        """Refuse revisions that were checked against what the server has lost since."""
+        if revisions_of(batch.records) and not batch.restored:
+            raise StoreError(
+                f"{self._client.location}: the server has lost what it had acknowledged of "
+                f"{self._keys.tag}: read the histories again before going on with them"
+            )
 
     def _check_room(self, batch: Batch) -> None:
         last, size = batch.first_seq + len(batch.records) - 1, sum(map(len, batch.encoded))
@@ -305,6 +331,7 @@ class Writer:
             self._counts,
             self._totals,
             times,
+            revisions_of(batch.records),
         )
         sums = checksums(batch.encoded, first)
         args = (b"\n".join((*batch.encoded, b"")), sums, kinds, _encode(header))
@@ -316,10 +343,10 @@ class Writer:
                 reply = await self._run_confirmed(client, scripts.APPEND, args)
             except BaseException as error:
                 if not is_refusal(error):
-                    self.in_doubt = sent
+                    self.in_doubt = with_actors(sent, batch.records)
                 raise
             if reply[0] == b"half":
-                self.in_doubt = sent
+                self.in_doubt = with_actors(sent, batch.records)
                 raise redis.exceptions.ResponseError(reply[1].decode(errors="replace"))
             return reply
 

@@ -4,20 +4,25 @@ from __future__ import annotations
 
 import logging
 import math
+from collections.abc import Sequence
 
 import msgspec
 
 from papyra.persistence.backends._redis import scripts
+from papyra.persistence.backends._redis.actor_index import ActorIndex
 from papyra.persistence.backends._redis.client import AnyClient, RedisClient
 from papyra.persistence.backends._redis.entry_format import (
     LATEST_MS,
     Entry,
+    RawEntry,
     id_of,
     millisecond,
     read,
     record_of,
     whole,
 )
+from papyra.persistence.backends._redis.histories import OwnEntries
+from papyra.persistence.backends._redis.kept import KeptEvents
 from papyra.persistence.backends._redis.stream_scan import PAGE_BYTES, PAGE_ENTRIES
 from papyra.persistence.backends.paging import MAX_PAGE_BYTES, MAX_PAGE_RECORDS, collect_page
 from papyra.persistence.messages import Page, Read
@@ -41,9 +46,11 @@ class Reader:
     the number of records before that does not matter.
     """
 
-    def __init__(self, client: RedisClient) -> None:
+    def __init__(self, client: RedisClient, index: ActorIndex) -> None:
         self._client = client
         self._keys = client.keys
+        self._index = index
+        self._kept = KeptEvents(client)
         #: the ids at the ends of the last page of each kind, by seq: where the next one begins
         self._bookmarks: dict[Kind, dict[int, bytes]] = {kind: {} for kind in KINDS}
 
@@ -66,6 +73,11 @@ class Reader:
         if start is None:
             return _empty(request)
         stop = await self._stop(request)
+        fetch = self._fetch
+        if request.actor is not None:
+            own = OwnEntries(self._client, self._index, self._fetch)
+            await own.begin(request)
+            fetch = own.fetch
 
         key = self._keys.streams[request.kind]
         wanted = MAX_PAGE_RECORDS if request.limit is None else request.limit
@@ -82,7 +94,7 @@ class Reader:
             or (found.records and found.size - found.records[-1][1] >= MAX_PAGE_BYTES)
         ):
             count = min(count, PAGE_ENTRIES)
-            raws = await self._client.entries(key, start, stop, count, newest=request.newest)
+            raws = await fetch(request, start, stop, count)
             is_end = len(raws) < count
             fetched += len(raws)
             fetched_bytes = 1
@@ -179,7 +191,11 @@ class Reader:
             "" if max_records is None else max_records,
             "" if max_bytes is None else max_bytes,
         )
-        return found.decode()
+        return await self._kept.start(found.decode()) if b" " in found else found.decode()
+
+    async def _fetch(self, request: Read, start: str, stop: str, count: int) -> Sequence[RawEntry]:
+        key = self._keys.streams[request.kind]
+        return await self._client.entries(key, start, stop, count, newest=request.newest)
 
     async def _late(self) -> int:
         """Return how much later than the record's own time an id may be, in milliseconds."""

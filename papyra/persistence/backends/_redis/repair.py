@@ -26,6 +26,11 @@ async def repair(
     wrong = [word for field in found.wrong.items() for word in field]
     if wrong and await client.run(scripts.DROP, client.keys.all, found.mark, *wrong) < 0:
         return None
+    if found.kept is not None:
+        noted = b"" if "event:kept" in found.wrong else found.kept[0]
+        note = found.mark, noted, found.kept[1]
+        if await client.run(scripts.RECOUNT, client.keys.all, *note) < 0:
+            return None
     removed, copies = 0, []
     for number, kind in enumerate(KINDS, start=1):
         keys, bad = client.keys.all, found.bad[kind]

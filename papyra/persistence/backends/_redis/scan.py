@@ -8,6 +8,8 @@ from papyra.exceptions import StoreError
 from papyra.persistence.backends._redis import scripts
 from papyra.persistence.backends._redis.client import RedisClient
 from papyra.persistence.backends._redis.entry_format import RawEntry, id_of
+from papyra.persistence.backends._redis.index_scan import IndexScan
+from papyra.persistence.backends._redis.kept_scan import KeptScan
 from papyra.persistence.backends._redis.store_state import StoreState, StreamState, read_state
 from papyra.persistence.backends._redis.stream_scan import Findings, Seen, StreamScan
 from papyra.persistence.records import KINDS, Kind
@@ -45,21 +47,22 @@ class StoreScan:
         state, done = await read_state(self._client), 0
         found = Findings(mark=state.mark, wrong=dict(state.wrong))
         self._note_wrong(found, state)
+        index = IndexScan(self._client, state, found)
+        kept = KeptScan(self._keys.streams["event"], state, found)
         stream_scans = [StreamScan(kind, self._keys.streams[kind], state, found) for kind in KINDS]
         for stream_scan in stream_scans:
             async for page in self._pages(stream_scan, state.streams[stream_scan.kind]):
-                for raw in page:
-                    unclear = stream_scan.visit(raw)
-                    if unclear is not None:
-                        await self._decide(stream_scan, unclear)
+                await self._visit(stream_scan, kept, page)
                 if stream_scan.suspects:
                     await self._settle(stream_scan)
+                await index.check(stream_scan.kind, page)
                 done += len(page)
                 if advance is not None:
                     advance(done, max(done, state.entries))
             stream_scan.finish()
             if stream_scan.suspects:
                 await self._settle(stream_scan)
+        kept.finish(await read_state(self._client))
         for name in found.wrong.keys() - state.wrong.keys():
             self._note_wrong_counters(found, f"{name} does not fit what is in the streams")
         if state.known:
@@ -68,9 +71,21 @@ class StoreScan:
                 if stream_scan.is_beyond:
                     detail = f"there are more {stream_scan.kind} records than counted"
                     self._note_wrong_counters(found, detail)
+        await index.finish()
         if advance is not None:
             advance(done, done)
         return found
+
+    async def _visit(
+        self, stream_scan: StreamScan, kept: KeptScan, page: Sequence[RawEntry]
+    ) -> None:
+        """Check the entries of a page."""
+        for raw in page:
+            if stream_scan.kind == "event" and kept.takes(raw):
+                continue
+            unclear = stream_scan.visit(raw)
+            if unclear is not None:
+                await self._decide(stream_scan, unclear)
 
     def _note_wrong(self, found: Findings, state: StoreState) -> None:
         """Note what is wrong already with what is known about the streams."""

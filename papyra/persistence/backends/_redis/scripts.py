@@ -1,6 +1,7 @@
 """The Lua scripts: each runs inside the server, is atomic, and costs one round trip.
 
-All of them get the store's keys in the same order: the hash ``meta``, then a stream for each kind.
+All of them get the store's keys in the same order: the hash ``meta``, a stream for each kind, then
+the index by actor.
 They are deterministic, as Redis before version 7 wants scripts that write. Each file in ``lua/``
 begins with its arguments and its reply; those without are shared parts.
 """
@@ -19,11 +20,21 @@ __all__ = (
     "DROP",
     "FIND",
     "FORGET",
+    "INDEX",
+    "LAST",
+    "LISTED",
+    "MISSING",
+    "OWN",
+    "PLACED",
+    "RECOUNT",
     "REMOVE",
     "RENUMBER",
+    "SEEK",
     "SETTLE",
     "STATE",
+    "THIN",
     "TRIM",
+    "UNINDEX",
     "Script",
 )
 
@@ -46,14 +57,24 @@ class Script:
 
 _COMMON = ("whole_numbers", "common")
 
-CLAIM = Script(*_COMMON, "permissions", "floor", "claim")
-SETTLE = Script(*_COMMON, "permissions", "search", "settle")
-APPEND = Script("whole_numbers", "floor", "append")
-FIND = Script(*_COMMON, "search", "find")
+CLAIM = Script(*_COMMON, "permissions", "floor", "members", "sound", "taken_back", "claim")
+SETTLE = Script(*_COMMON, "permissions", "search", "members", "sound", "taken_back", "settle")
+APPEND = Script("whole_numbers", "floor", "members", "append")
+FIND = Script(*_COMMON, "search", "kept", "find")
 BEGIN = Script(*_COMMON, "floor", "search", "begin")
 STATE = Script(*_COMMON, "floor", "state")
 TRIM = Script(*_COMMON, "permissions", "trim")
 REMOVE = Script("replicate_commands", *_COMMON, "permissions", "remove")
 FORGET = Script(*_COMMON, "forget")
 DROP = Script(*_COMMON, "drop")
-RENUMBER = Script(*_COMMON, "permissions", "floor", "renumber")
+RENUMBER = Script(*_COMMON, "permissions", "floor", "kept", "renumber")
+THIN = Script(*_COMMON, "permissions", "members", "sound", "kept", "thin")
+RECOUNT = Script(*_COMMON, "recount")
+SEEK = Script(*_COMMON, "search", "seek")
+INDEX = Script(*_COMMON, "permissions", "members", "index")
+UNINDEX = Script(*_COMMON, "permissions", "members", "unindex")
+LISTED = Script(*_COMMON, "search", "members", "sound", "listed")
+OWN = Script(*_COMMON, "members", "sound", "own")
+LAST = Script(*_COMMON, "members", "sound", "last")
+PLACED = Script(*_COMMON, "members", "placed")
+MISSING = Script(*_COMMON, "members", "missing")

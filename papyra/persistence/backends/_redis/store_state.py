@@ -13,10 +13,11 @@ from papyra.persistence.backends._redis.client import RedisClient, ServerInfo
 from papyra.persistence.backends._redis.entry_format import LATEST_MS, MOST_BYTES, id_of, whole
 from papyra.persistence.records import KINDS, Kind
 
-__all__ = ("FORMAT", "Range", "StoreState", "StreamState", "read_state")
+__all__ = ("FORMAT", "IndexState", "Kept", "Range", "StoreState", "StreamState", "read_state")
 
-#: The version of what is kept; a greater one is not touched.
-FORMAT = 1
+#: The version of what is kept; a greater one is not touched. A store is of the first one until a
+#: compaction has kept events of histories.
+FORMAT = 2
 
 #: Records that are no more: the first n, the last, and the totals before and after.
 Range: TypeAlias = tuple[int, int, int, int]
@@ -26,7 +27,24 @@ Range: TypeAlias = tuple[int, int, int, int]
 _KEPT = ("format", "epoch", "last", "ms", "late")
 
 
+_KEPT_EVENTS = re.compile(rb"([0-9]{1,14}) ([0-9]{1,14}) ([0-9]{1,14}-[0-9]{1,14})")
+
 _decode_ranges = msgspec.json.Decoder(list[Range]).decode
+
+
+class Kept(msgspec.Struct, frozen=True):
+    """What compactions have left among what they removed: events that have a revision."""
+
+    count: int = 0
+    #: encoded bytes
+    size: int = 0
+    #: the id up to which they looked
+    upto: bytes = b"0-0"
+
+    @property
+    def written(self) -> bytes:
+        """What is noted of it; nothing, if there is none."""
+        return b"%d %d %b" % (self.count, self.size, self.upto) if self.count else b""
 
 
 class StreamState(msgspec.Struct):
@@ -43,10 +61,11 @@ class StreamState(msgspec.Struct):
     #: records of this kind that were ever given, and their bytes
     n: int = 0
     total: int = 0
-    #: how many of them are gone, from the oldest on, and their bytes
+    #: up to which of them they are gone, and the bytes of these; but for those that are kept
     trimmed_n: int = 0
     trimmed_total: int = 0
     lost: list[Range] = []
+    kept: Kept = Kept()
 
     @property
     def held_bytes(self) -> int:
@@ -56,7 +75,7 @@ class StreamState(msgspec.Struct):
             for _, last, before, after in self.lost
             if last > self.trimmed_n
         )
-        return max(0, self.total - self.trimmed_total - gone)
+        return max(0, self.total - self.trimmed_total - gone + self.kept.size)
 
     def trimmed_to(self, n: int, total: int) -> StreamState:
         """Return what it would be with records up to the n-th gone, which have so many bytes."""
@@ -76,12 +95,30 @@ class StreamState(msgspec.Struct):
     def _entries_through(self, n: int) -> int:
         """Return how many entries there are of the first n that were given."""
         lost = (min(last, n) - max(first, self.trimmed_n + 1) + 1 for first, last, *_ in self.lost)
-        return n - self.trimmed_n - sum(max(0, count) for count in lost)
+        return n - self.trimmed_n - sum(max(0, count) for count in lost) + self.kept.count
 
     @property
     def average(self) -> int:
         """Bytes of a record, about."""
         return self.total // self.n + 1 if self.n else 200
+
+
+class IndexState(msgspec.Struct, frozen=True):
+    """The index by actor."""
+
+    #: its members; -1 if the server does not say
+    size: int
+    #: how many there should be
+    noted: int
+    #: the n of the event up to which it has all with a revision
+    indexed: int
+    #: for each kind the n, and the seq, of the record up to which it has all
+    listed: dict[Kind, tuple[int, int]]
+
+    @property
+    def is_sound(self) -> bool:
+        """Whether nobody else has changed how many members there are."""
+        return self.size == self.noted
 
 
 class StoreState(msgspec.Struct):
@@ -105,6 +142,7 @@ class StoreState(msgspec.Struct):
     streams: dict[Kind, StreamState]
     #: the fields of the hash
     meta: dict[str, bytes]
+    index: IndexState
 
     @classmethod
     def of(cls, reply: Sequence[Any]) -> StoreState:
@@ -136,8 +174,10 @@ class StoreState(msgspec.Struct):
                 trimmed_n,
                 trimmed_total,
                 lost,
+                fields.kept(f"{kind}:kept", fields.known(f"{kind}:trimmed_n", trimmed_n)),
             )
-        expiries = zip(("meta", *KINDS), rest[4 * len(KINDS) :], strict=True)
+        *left_ms, index_size = rest[4 * len(KINDS) :]
+        expiries = zip(("meta", *KINDS), left_ms, strict=True)
         return cls(
             known=any(name in meta for name in _KEPT),
             format=_format(fields),
@@ -151,6 +191,12 @@ class StoreState(msgspec.Struct):
             expiries={name: left for name, left in expiries if left >= 0},
             streams=streams,
             meta=meta,
+            index=IndexState(
+                index_size,
+                fields.number("index:entries", LATEST_MS, -1),
+                fields.number("event:indexed", LATEST_MS),
+                {kind: fields.listed(f"{kind}:listed") for kind in KINDS},
+            ),
         )
 
     @property
@@ -223,6 +269,28 @@ class _Fields:
         """Return a number that is there; the greatest there is, where it is not."""
         return LATEST_MS if name in self.wrong or name not in self._meta else number
 
+    def kept(self, name: str, greatest: int) -> Kept:
+        """Return what is noted of events that compactions have left."""
+        text = self._meta.get(name)
+        if text is None:
+            return Kept()
+        found = _KEPT_EVENTS.fullmatch(text)
+        count, size = (whole(found[1]), whole(found[2])) if found else (None, None)
+        if found is None or not count or size is None or count > greatest:
+            self.wrong[name] = text
+            return Kept()
+        return Kept(count, size, found[3])
+
+    def listed(self, name: str) -> tuple[int, int]:
+        """Return how far the index goes, for records of a kind."""
+        text = self._meta.get(name, b"0 0")
+        n, _, seq = text.partition(b" ")
+        place = whole(n), whole(seq)
+        if None in place:
+            self.wrong[name] = text
+            return 0, 0
+        return place[0] or 0, place[1] or 0
+
     def ranges(self, name: str, greatest: int) -> list[Range]:
         """Return what is noted as lost: of those up to a number."""
         text = self._meta.get(name, b"[]")
@@ -244,7 +312,7 @@ class _Fields:
 def _format(fields: _Fields) -> int:
     """Return the version: a greater number than any that is known says no more than that."""
     text = fields._meta.get("format", b"1")
-    if re.fullmatch(rb"[1-9][0-9]*", text) and text != b"1":
+    if re.fullmatch(rb"[1-9][0-9]*", text) and text not in {b"1", b"2"}:
         return FORMAT + 1
     return fields.number("format", FORMAT, FORMAT) if "format" in fields._meta else FORMAT
 

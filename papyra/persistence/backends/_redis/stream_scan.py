@@ -59,11 +59,16 @@ class Findings(msgspec.Struct):
     renumberings: dict[Kind, Renumbering] = {}
     #: with which mark of the store this was found
     mark: bytes = b""
+    #: what is noted of the events that compactions have kept, and what is right, if it is not that
+    kept: tuple[bytes, bytes] | None = None
+    #: whether the index by actor lacks something, or has too much
+    index_is_wrong: bool = False
 
     @property
     def needs_repair(self) -> bool:
         """Whether a recovery would change anything."""
         bad = any(self.bad.values()) or any(self.gone.values())
+        bad = bad or self.kept is not None or self.index_is_wrong
         return bad or self.wrong_counters or bool(self.renumberings)
 
 

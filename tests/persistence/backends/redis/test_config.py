@@ -223,7 +223,8 @@ class TestUrls:
 
     def test_every_key_is_in_one_slot(self) -> None:
         keys = RedisStreamsConfig(prefix="p", system_id="s").keys
-        assert keys.all == ["{p:s}:meta", "{p:s}:events", "{p:s}:audits", "{p:s}:dead_letters"]
+        names = ("meta", "events", "audits", "dead_letters", "actors")
+        assert keys.all == [f"{{p:s}}:{name}" for name in names]
         assert keys.quarantine("dead_letter") == "{p:s}:quarantine:dead_letter"
 
 

@@ -5,7 +5,8 @@
 -- client more than what is in it: the epoch, the last seq before the batch, the seq of the first
 -- record (a greater one than the next where some are left out), how many there are, how much later
 -- than a record's own time its milliseconds are at most, n of each kind so far, total of each kind,
--- and the milliseconds of each record.
+-- the milliseconds of each record; and for each event with a revision which record that is, from 1,
+-- the key of its actor, and the revision, as text.
 -- Returns ``ok``, ms and late; or what keeps the batch from being stored: ``fenced`` and the
 -- writer; ``behind``, for a server that has lost what it had; ``damaged``, and what is;
 -- ``blocked``, the key and the id of an entry behind which nothing more can be stored; or ``half``
@@ -14,8 +15,9 @@
 local call = redis.call
 local meta = KEYS[1]
 local lines, sums, which = ARGV[1], ARGV[2], ARGV[3]
-local epoch, before, first, count, latest, n, total, times = unpack(cjson.decode(ARGV[4]))
-local state = call('HMGET', meta, 'epoch', 'last')
+local epoch, before, first, count, latest, n, total, times, steps =
+  unpack(cjson.decode(ARGV[4]))
+local state = call('HMGET', meta, 'epoch', 'last', 'event:indexed')
 local its_epoch, last = whole(state[1] or '0'), whole(state[2] or '0')
 if not (its_epoch and last) then
   return {'damaged', string.format('epoch is %q, last is %q', state[1] or '', state[2] or '')}
@@ -35,6 +37,8 @@ if its_epoch < epoch or last ~= before then
 end
 
 local late, floor = latest, zeros()
+-- Whether the index lacks nothing yet, as it does where an older program has written.
+local is_indexed = whole(state[3] or '0') == n[1]
 
 local function look(i)
   local last_id
@@ -61,8 +65,9 @@ local i, from, seq, ms = byte(which) - 48, 1, first - 1, 0
 
 -- A right may be missing for what comes later: then the entries before that go. (Asking for it
 -- before would cost as much as adding some: answers that are errors are dear.)
+local members, noted = {}, 0
 local function undo(done, refusal)
-  local is_half = false
+  local is_half = noted > 0 and not in_parts('ZREM', members)
   for position = 1, done do
     local k = #which > 1 and byte(which, position) - 48 or i
     local id = math.max(times[position], floor[k]) .. '-' .. first + position - 1
@@ -106,18 +111,41 @@ for position = 1, count do
   from = to + 1
 end
 
+if #steps > 0 then
+  local words = {}
+  for at, step in ipairs(steps) do
+    local time = math.max(times[step[1]], floor[1])
+    members[at] = member_of(step[2] .. ' h', first + step[1] - 1, time, step[3])
+    words[2 * at - 1], words[2 * at] = 0, members[at]
+  end
+  local added, refusal = in_parts('ZADD', words)
+  noted = #steps
+  if not added then
+    noted = #steps > 2000 and noted or 0  -- of many, a part may be there
+    return undo(count, refusal)
+  end
+  noted = added
+end
+
 local function set(...)
   local answer = redis.pcall('HSET', meta, ...)
   return type(answer) == 'table' and answer
 end
 local refused
+if noted > 0 then
+  refused = set('index:entries', (noted_members() or 0) + noted)
+end
 if #which > 1 then
   for other = 1, #kinds do
     refused = refused or set(kinds[other] .. ':n', n[other], kinds[other] .. ':total', total[other])
   end
-  refused = refused or set('last', seq, 'ms', ms, 'late', late)
+  refused = refused or set('last', seq, 'ms', ms, 'late', late,
+    is_indexed and 'event:indexed' or 'event:n', n[1])
+elseif is_indexed and i == 1 then
+  refused = refused or set('last', seq, 'ms', ms, 'late', late, 'event:n', n[1],
+    'event:total', total[1], 'event:indexed', n[1])
 else
-  refused = set('last', seq, 'ms', ms, 'late', late, kinds[i] .. ':n', n[i],
+  refused = refused or set('last', seq, 'ms', ms, 'late', late, kinds[i] .. ':n', n[i],
     kinds[i] .. ':total', total[i])
 end
 if refused then

@@ -5,7 +5,8 @@
 -- of each kind; 1 to make anew what is not known about the streams, 0 to refuse that; and the
 -- prefix of the store's name, if that could be another's, or nothing. The batch is a JSON array:
 -- the last seq before it, its first, whether its positions may be given again, the kinds as with
--- ``APPEND``, and the milliseconds of each record.
+-- ``APPEND``, the milliseconds of each record, and how the member of each in the index begins and
+-- ends.
 -- Returns ``ok``, the epoch, the last seq, ms, late, how many were taken back, n of each kind and
 -- total of each kind; or, if the epoch is another, ``fenced`` and the name of the writer; or
 -- ``other``, and the prefix that the store has; or ``damaged``, and what is. Called once more,
@@ -38,8 +39,8 @@ end
 -- a batch to its append-only file may have kept the commands it came to, to run them when it starts
 -- the next time: then these run after them. The ids are those that APPEND gives. Returns the
 -- greatest milliseconds.
-local function strike_out(first, given_again, which, times)
-  local floor, ms = zeros(), 0
+local function strike_out(first, given_again, which, times, concerned)
+  local floor, ms, ids = zeros(), 0, {}
   for i = 1, #kinds do
     if call('EXISTS', KEYS[i + 1]) == 1 then
       floor[i] = floor_of(KEYS[i + 1], first)
@@ -55,8 +56,10 @@ local function strike_out(first, given_again, which, times)
         call('XDEL', KEYS[i + 1], id)
         ms = math.max(ms, time)
       end
+      ids[#ids + 1] = id
     end
   end
+  strike_out_members(members_of(concerned, first, ids))
   return ms
 end
 
@@ -68,7 +71,7 @@ end
 
 local names = {'epoch', 'last', 'ms', 'late', 'format'}
 local state, writer = call('HMGET', meta, unpack(names)), call('HGET', meta, 'writer')
-if state[5] and string.find(state[5], '^%d+$') and tonumber(state[5]) > 1 then
+if state[5] and string.find(state[5], '^%d+$') and tonumber(state[5]) > 2 then
   return {'format', state[5]}
 end
 local anew, prefix = unpack(ARGV, 5 + 2 * #kinds)
@@ -92,14 +95,14 @@ if epoch > expected and not is_repeated then
   return {'fenced', writer or ''}
 end
 local in_doubt = ARGV[3] ~= '' and epoch == expected
-local before, first, given_again, which, times
+local before, first, given_again, which, times, concerned
 if in_doubt then
-  before, first, given_again, which, times = unpack(cjson.decode(ARGV[3]))
+  before, first, given_again, which, times, concerned = unpack(cjson.decode(ARGV[3]))
 end
 epoch = expected + 1
 local last, ms, late = tonumber(ARGV[4]), number(state[3]), number(state[4])
 last = math.max(given_again and before or number(state[2]), last)
-local taken_back, counts, found = 0, {}, {}
+local taken_back, counts, found, ends = 0, {}, {}, {}
 local most = whole(state[2]) or GREATEST
 for i, kind in ipairs(kinds) do
   local key, given = KEYS[i + 1], call('HMGET', meta, kind .. ':n', kind .. ':total')
@@ -119,6 +122,7 @@ for i, kind in ipairs(kinds) do
       entry = first_own('XREVRANGE', key, '(' .. ids[#ids], '-')
     end
   end
+  ends[i] = entry
   if entry then
     local end_seq, end_n, end_total, _, end_ms = parse(entry)
     last, ms = math.max(last, end_seq), math.max(ms, end_ms)
@@ -134,7 +138,7 @@ for i = 1, #kinds do
 end
 last = math.min(math.max(last, positions), GREATEST)
 
-local refused = may_not_set()
+local refused = may_not_set() or may_not_remove_members(concerned)
 for i = 1, #kinds do
   if in_doubt and not refused then
     refused = may_not_remove(KEYS[i + 1]) or may_not_add(KEYS[i + 1])
@@ -149,17 +153,21 @@ for i, kind in ipairs(kinds) do
     call('XDEL', KEYS[i + 1], id)
   end
   if found[i] and #found[i] > 0 then
+    remove_members(members_of(concerned, first, found[i]))
     keep_lost(kind, function(range) return range[2] <= counts[i] end)
   end
+  lower_marks(kind, counts[i], ends[i])
   call('HSET', meta, kind .. ':n', counts[i], kind .. ':total', counts[i + #kinds])
 end
 if in_doubt and taken_back == 0 then
-  ms = math.max(ms, strike_out(first, given_again, which, times))
+  ms = math.max(ms, strike_out(first, given_again, which, times, concerned))
 end
 if in_doubt and not given_again then
   last = math.max(last, first + #times - 1)
 end
-call('HSET', meta, 'format', 1, 'epoch', epoch, 'writer', ARGV[1], 'last', last, 'ms', ms,
+-- Versions before the second one do not know of what compactions have kept.
+local format = call('HGET', meta, 'event:kept') and 2 or 1
+call('HSET', meta, 'format', format, 'epoch', epoch, 'writer', ARGV[1], 'last', last, 'ms', ms,
   'late', late)
 if prefix ~= '' then
   call('HSET', meta, 'prefix', prefix)

@@ -33,7 +33,8 @@ local function rewind(id)
 end
 
 local entries = ARGV[3] == '+' and {} or call('XRANGE', key, ARGV[3], '+')
-local first = call('XRANGE', key, '-', '+', 'COUNT', 1)[1]
+local kept, _, kept_to = kept_of(kind)
+local first = call('XRANGE', key, kept > 0 and '(' .. kept_to or '-', '+', 'COUNT', 1)[1]
 local generated, groups = last_generated(key), call('XINFO', 'GROUPS', key)
 local is_beyond = ARGV[6] == '1'
 for _, entry in ipairs(entries) do

@@ -1,7 +1,8 @@
 -- The first entry whose value is above a limit. Values grow from entry to entry, so first the
--- milliseconds are halved between which it must be, then the rest of the id.
-local function first_above(key, value, limit)
-  local entry = at(key, '-')
+-- milliseconds are halved between which it must be, then the rest of the id. What comes before the
+-- id `from` does not count.
+local function first_above(key, value, limit, from)
+  local entry = at(key, from or '-')
   if not entry or value(entry) > limit then
     return entry
   end

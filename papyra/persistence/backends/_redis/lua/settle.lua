@@ -5,8 +5,8 @@
 -- how many entries were removed. It belongs to the one who writes now, so what is removed is noted
 -- as lost. Nobody can add the batch any more: its epoch is over.
 
-local _, first, _, which, times = unpack(cjson.decode(ARGV[1]))
-local last, found, ranges = first + #times - 1, {}, {}
+local _, first, _, which, times, concerned = unpack(cjson.decode(ARGV[1]))
+local last, found, ranges, ids = first + #times - 1, {}, {}, {}
 for i, kind in ipairs(kinds) do
   local key = KEYS[i + 1]
   local is_concerned = #which > 1 or tonumber(which) == i
@@ -16,6 +16,7 @@ for i, kind in ipairs(kinds) do
     local at = seq and seq >= first and seq <= last and seq - first
     if at and each[2][8] == string.sub(ARGV[2], at * 8 + 1, at * 8 + 8) then
       found[#found + 1] = {key, each[1]}
+      ids[#ids + 1] = each[1]
       ranges[kind] = ranges[kind] or {}
       table.insert(ranges[kind], {n, n, total - size, total})
     end
@@ -36,13 +37,14 @@ end
 for _, each in ipairs(found) do
   refused = refused or may_not_remove(each[1])
 end
-refused = refused or may_not_clear()
+refused = refused or may_not_clear() or may_not_remove_members(concerned)
 if refused then
   return refused
 end
 for _, each in ipairs(found) do
   call('XDEL', each[1], each[2])
 end
+remove_members(members_of(concerned, first, ids))
 for kind, gone in pairs(ranges) do
   add_lost(kind, gone)
 end
