@@ -1,4 +1,7 @@
-"""The index by actor: where it is, what it may miss, and what is done about that."""
+"""The index by actor: where it is, what it may miss, and what is done about that.
+
+``PAPYRA_INDEX=300`` makes it a long run.
+"""
 
 from __future__ import annotations
 
@@ -18,11 +21,14 @@ from papyra.persistence.backends.retention import RetentionPolicy
 from papyra.testing._list_model import read_to_the_end
 from papyra.testing.conformance._fixtures import T0, a_record, an_event
 from papyra.testing.conformance._histories import a_step, history, mixed
+from tests.extent import count
 from tests.persistence.backends.redis import older_program
 from tests.persistence.backends.redis.conftest import MakeStore
 from tests.redis_server import RedisServer
 
 Client: TypeAlias = Any
+
+SEEDS = count("PAPYRA_INDEX", 3, 10)
 
 
 @pytest.fixture
@@ -536,7 +542,7 @@ async def test_histories_outlive_any_order_of_what_may_happen(
     make: MakeStore, config: RedisStreamsConfig, client: Client
 ) -> None:
     """Of random appends, takeovers, compactions, older programs and damaged indexes."""
-    for seed in range(10):
+    for seed in range(SEEDS):
         chance = random.Random(seed)
         mine = msgspec.structs.replace(config, system_id=f"{config.system_id}-{seed}")
         model: dict[str, list[int]] = {actor: [] for actor in "uvw"}

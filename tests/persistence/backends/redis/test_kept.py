@@ -1,4 +1,7 @@
-"""Compaction of a store with histories: what has a revision stays, whatever goes around it."""
+"""Compaction of a store with histories: what has a revision stays, whatever goes around it.
+
+``PAPYRA_KEPT=300`` makes it a long run.
+"""
 
 from __future__ import annotations
 
@@ -20,6 +23,7 @@ from papyra.persistence.records import KINDS, kind_of
 from papyra.testing._list_model import ListModel, read_to_the_end
 from papyra.testing.conformance._fixtures import T0, a_record, an_event, everything
 from papyra.testing.conformance._histories import a_step, history, mixed
+from tests.extent import count
 from tests.persistence.backends.redis import older_program
 from tests.persistence.backends.redis.conftest import MakeStore
 from tests.persistence.backends.redis.proxy import Proxy
@@ -27,6 +31,8 @@ from tests.persistence.backends.redis.test_meanwhile import Rival
 from tests.redis_server import RedisServer
 
 Client: TypeAlias = Any
+
+SEEDS = count("PAPYRA_KEPT", 3, 12)
 
 
 @pytest.fixture
@@ -88,7 +94,7 @@ async def test_any_policy_shows_what_it_would_show_of_a_list(
     config: RedisStreamsConfig, client: Client
 ) -> None:
     """After compactions by others, which have left holes, as dry runs have told."""
-    for seed in range(12):
+    for seed in range(SEEDS):
         chance = random.Random(seed)
         mine = msgspec.structs.replace(config, system_id=f"{config.system_id}-{seed}")
         model, revisions, time = ThinnedList(), dict.fromkeys("uvw", 0), 0
