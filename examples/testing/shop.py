@@ -9,7 +9,7 @@ from typing import Any
 
 import msgspec
 
-from papyra import Actor, ActorRef, Failure
+from papyra import ActorRef, EventSourced, Failure
 
 
 class PlaceOrder(msgspec.Struct, frozen=True):
@@ -40,47 +40,43 @@ class SoldOut(Exception):
     pass
 
 
-class Desk(Actor):
+class Orders(msgspec.Struct, frozen=True):
+    """What the desk knows. It is replaced, and never changed."""
+
+    sold: dict[int, str] = {}
+    paid: frozenset[int] = frozenset()
+
+
+class Desk(EventSourced[Orders]):
     """Sells one of each item. What it knows is what its events say."""
+
+    events = (OrderPlaced, OrderPaid)
 
     def __init__(self, till: ActorRef | None = None) -> None:
         self.till = till
-        self.sold: dict[int, str] = {}
-        self.paid: set[int] = set()
 
-    async def on_start(self) -> None:
-        store, address = self.context.system.backend, str(self.context.self_ref.address)
-        async for event in store.stream("event", actor=address):
-            match event.event_type:
-                case "OrderPlaced":
-                    self.apply(msgspec.convert(event.payload, OrderPlaced))
-                case "OrderPaid":
-                    self.apply(msgspec.convert(event.payload, OrderPaid))
+    def initial_state(self) -> Orders:
+        return Orders()
+
+    def apply(self, state: Orders, event: OrderPlaced | OrderPaid) -> Orders:
+        match event:
+            case OrderPlaced(order_id, item):
+                return Orders(state.sold | {order_id: item}, state.paid)
+            case OrderPaid(order_id):
+                return Orders(state.sold, state.paid | {order_id})
 
     async def receive(self, message: Any) -> Any:
         match message:
-            case PlaceOrder(order_id) if order_id in self.sold:
+            case PlaceOrder(order_id) if order_id in self.state.sold:
                 return order_id  # placed already, and asked again
-            case PlaceOrder(order_id, item) if item in self.sold.values():
+            case PlaceOrder(order_id, item) if item in self.state.sold.values():
                 return Failure(SoldOut(item))
             case PlaceOrder(order_id, item):
-                await self.happened(OrderPlaced(order_id, item))
+                await self.persist(OrderPlaced(order_id, item))
                 return order_id
-            case PayOrder(order_id) if order_id not in self.sold:
+            case PayOrder(order_id) if order_id not in self.state.sold:
                 return Failure(KeyError(order_id))
-            case PayOrder(order_id) if order_id not in self.paid:
+            case PayOrder(order_id) if order_id not in self.state.paid:
                 if self.till is not None and await self.till.ask(Charge(order_id), timeout=10):
-                    await self.happened(OrderPaid(order_id))
+                    await self.persist(OrderPaid(order_id))
         return None
-
-    async def happened(self, event: OrderPlaced | OrderPaid) -> None:
-        """Store what happened first, and know it then."""
-        await self.context.persist(event)
-        self.apply(event)
-
-    def apply(self, event: OrderPlaced | OrderPaid) -> None:
-        match event:
-            case OrderPlaced(order_id, item):
-                self.sold[order_id] = item
-            case OrderPaid(order_id):
-                self.paid.add(order_id)

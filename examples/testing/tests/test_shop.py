@@ -13,7 +13,6 @@ from papyra.testing import (
     ManualClock,
     PersistenceProbe,
     TestProbe,
-    given,
 )
 
 
@@ -67,18 +66,6 @@ async def test_the_desk_does_not_wait_for_ever(
     await manual_clock.advance(10)  # takes no time at all
     await probe.expect_restart(desk)
     await probe.expect_none(OrderPaid, within=60)
-
-
-async def test_a_desk_knows_what_happened_before_it_started() -> None:
-    history = [OrderPlaced(1, "tea"), OrderPaid(1), OrderPlaced(2, "cups")]
-    async with given(history, actor="desk") as system:
-        desk = system.spawn(Desk, name="desk")
-        with pytest.raises(SoldOut):
-            await desk.ask(PlaceOrder(3, "tea"))
-        await desk.ask(PlaceOrder(3, "a kettle"))
-        probe = PersistenceProbe(system)
-        await probe.expect_next(OrderPlaced(3, "a kettle"))
-        await probe.expect_none()
 
 
 class TestWhenTheStoreFails:
