@@ -113,7 +113,7 @@ def client(server: RedisServer) -> Iterator[Client]:
         yield client
 
 
-async def test_a_store_with_broken_numbers_can_be_mended_and_written(
+async def test_a_redis_store_with_broken_numbers_can_be_recovered_and_written(
     client: Client, config: RedisStreamsConfig
 ) -> None:
     for seed in range(BROKEN):
@@ -144,7 +144,7 @@ LIMITS = [
 ]
 
 
-async def test_whatever_is_written_before_a_recovery_can_be_mended_still(
+async def test_a_redis_store_written_with_a_broken_number_can_still_be_recovered(
     client: Client, config: RedisStreamsConfig
 ) -> None:
     """Nobody builds on numbers that can't be right, or waits for ever for others."""

@@ -120,7 +120,9 @@ def cluster(binary: Path) -> Iterator[Cluster]:
 
 
 @pytest.mark.parametrize("seeds", ["all", "one, which says that it is a cluster's"])
-async def test_a_slot_is_moved_while_the_store_is_written(cluster: Cluster, seeds: str) -> None:
+async def test_a_redis_store_goes_on_while_its_slot_moves_in_a_cluster(
+    cluster: Cluster, seeds: str
+) -> None:
     url = cluster.url if seeds == "all" else cluster.nodes[0].url
     config = RedisStreamsConfig(
         url=url, system_id=uuid.uuid4().hex, retry_for=60.0, max_backoff=0.05
@@ -163,7 +165,9 @@ async def test_a_slot_is_moved_while_the_store_is_written(cluster: Cluster, seed
         assert (await store.scan()).is_clean
 
 
-async def test_everything_works_on_a_cluster(cluster: Cluster) -> None:
+async def test_a_redis_store_reads_recovers_follows_and_consumes_on_a_cluster(
+    cluster: Cluster,
+) -> None:
     config = RedisStreamsConfig(url=cluster.url, system_id=uuid.uuid4().hex)
     async with RedisStreamsPersistence(config) as store:
         await store.append(*map(an_event, range(30)))
@@ -181,7 +185,7 @@ async def test_everything_works_on_a_cluster(cluster: Cluster) -> None:
         assert await store.pending("group") == []
 
 
-async def test_a_cluster_cannot_confirm_without_replicas(cluster: Cluster) -> None:
+async def test_an_append_that_no_replica_of_a_cluster_confirms_is_removed(cluster: Cluster) -> None:
     """What waits for a confirmation waits on the connection that has written."""
     config = RedisStreamsConfig(
         url=cluster.url,

@@ -67,7 +67,7 @@ class TestUrls:
             ),
         ],
     )
-    def test_what_they_lead_to(
+    def test_a_redis_url_leads_to_its_topology_nodes_and_service(
         self, url: str, topology: str, nodes: list[Any], service: str, plain: str
     ) -> None:
         target = Target.of(url)
@@ -89,7 +89,7 @@ class TestUrls:
             5,
         ],
     )
-    def test_wrong_ones_are_not_repeated(self, url: Any) -> None:
+    def test_an_error_about_a_redis_url_does_not_repeat_its_password(self, url: Any) -> None:
         with pytest.raises(InvalidPolicy) as caught:
             RedisStreamsConfig(url=url)
         assert SECRET not in "".join(traceback.format_exception(caught.value))
@@ -105,7 +105,7 @@ class TestUrls:
             f"redis+cluster://:{SECRET}@a,b",
         ],
     )
-    def test_secrets_are_shown_nowhere(self, url: str) -> None:
+    def test_a_redis_store_and_its_config_show_no_password(self, url: str) -> None:
         config = RedisStreamsConfig(url=url, system_id="orders")
         store = RedisStreamsPersistence(config)
         shown = [repr(config), str(config), config.location, repr(store)]
@@ -113,7 +113,7 @@ class TestUrls:
         assert SECRET not in " ".join(shown)
         assert "orders" in repr(config)
 
-    def test_options_are_in_the_query(self) -> None:
+    def test_options_of_a_redis_store_are_in_the_query_of_its_url(self) -> None:
         config = RedisStreamsConfig.from_url(
             "redis://h/0?prefix=p&system_id=s&acknowledge=replicas:2&timeout=1.5"
             "&read_only=true&ssl_ca_certs=x&max_connections=7"
@@ -150,7 +150,7 @@ class TestUrls:
         ],
         ids=str,
     )
-    def test_what_makes_no_sense_is_refused(self, wrong: dict[str, Any]) -> None:
+    def test_invalid_options_of_a_redis_store_are_refused(self, wrong: dict[str, Any]) -> None:
         with pytest.raises(InvalidPolicy, match=next(iter(wrong))):
             RedisStreamsConfig(**wrong)
 
@@ -194,7 +194,9 @@ class TestUrls:
             ("unix:///run/redis.sock?socket_keepalive=true", "socket_keepalive"),
         ],
     )
-    def test_options_that_cannot_work_are_refused_by_name(self, url: str, name: str) -> None:
+    def test_unusable_options_of_a_redis_config_are_refused_by_name(
+        self, url: str, name: str
+    ) -> None:
         with pytest.raises(InvalidPolicy, match=name) as caught:
             RedisStreamsConfig(url=url)
         assert SECRET not in "".join(traceback.format_exception(caught.value))
@@ -211,17 +213,19 @@ class TestUrls:
             ("redis://h?url=redis://other", "url"),
         ],
     )
-    def test_urls_of_stores_refuse_them_too(self, url: str, name: str) -> None:
+    def test_unusable_options_of_a_redis_store_url_are_refused_by_name(
+        self, url: str, name: str
+    ) -> None:
         with pytest.raises(InvalidStoreURL, match=name):
             backend_from_url(url)
 
-    def test_a_store_takes_a_configuration(self) -> None:
+    def test_a_redis_store_takes_a_config_and_no_url(self) -> None:
         wrong: Any = f"redis://:{SECRET}@h"
         with pytest.raises(InvalidPolicy) as caught:
             RedisStreamsPersistence(wrong)
         assert SECRET not in str(caught.value)
 
-    def test_every_key_is_in_one_slot(self) -> None:
+    def test_every_key_of_a_redis_store_is_in_one_slot(self) -> None:
         keys = RedisStreamsConfig(prefix="p", system_id="s").keys
         names = ("meta", "events", "audits", "dead_letters", "actors")
         assert keys.all == [f"{{p:s}}:{name}" for name in names]
@@ -229,7 +233,7 @@ class TestUrls:
 
 
 class TestTheEnvironment:
-    async def test_it_may_name_a_server(
+    async def test_the_environment_may_name_a_redis_server(
         self, server: RedisServer, config: RedisStreamsConfig, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         url = f"{server.url}?prefix={config.prefix}&system_id={config.system_id}"
@@ -241,7 +245,7 @@ class TestTheEnvironment:
             assert an_event(1).payload in [event.payload for event in await store.list_events()]
 
     @pytest.mark.parametrize("rest", ["@h/0?timeout=long", "@h/x", "@h,i/0"])
-    def test_what_it_says_wrong_is_not_repeated(
+    def test_an_error_about_a_redis_url_in_the_environment_does_not_repeat_its_password(
         self, monkeypatch: pytest.MonkeyPatch, rest: str
     ) -> None:
         monkeypatch.setenv("PAPYRA_PERSISTENCE", f"redis://:{SECRET}{rest}")
@@ -250,7 +254,7 @@ class TestTheEnvironment:
                 settings.resolve_persistence()
             assert SECRET not in "".join(traceback.format_exception(caught.value))
 
-    def test_without_redis_py_the_extra_is_named(self) -> None:
+    def test_an_import_without_redis_py_names_the_extra_redis(self) -> None:
         code = """
 import sys
 sys.modules["redis"] = None
@@ -282,7 +286,7 @@ WORKING = (
 
 
 class TestConnections:
-    async def test_options_that_are_let_through_work(
+    async def test_options_of_redis_py_that_a_redis_url_lets_through_work(
         self, server: RedisServer, config: RedisStreamsConfig
     ) -> None:
         for number, option in enumerate(WORKING):
@@ -302,7 +306,7 @@ class TestConnections:
     @pytest.mark.parametrize(
         "scheme", ["redis", "rediss", "redis+sentinel", "rediss+sentinel", "rediss+cluster"]
     )
-    async def test_options_that_are_let_through_are_taken_by_every_client(
+    async def test_options_of_a_redis_url_are_taken_by_the_client_of_every_topology(
         self, scheme: str, tmp_path: Path
     ) -> None:
         """Up to the connection, which nobody answers."""
@@ -318,7 +322,7 @@ class TestConnections:
             with pytest.raises(StoreUnreachable):
                 await store.append(a_record(0))
 
-    async def test_tls(
+    async def test_a_redis_store_connects_through_tls_with_a_trusted_certificate_only(
         self, server: RedisServer, config: RedisStreamsConfig, tmp_path: Path
     ) -> None:
         """Through a proxy that ends it, as not every server is built with it."""
@@ -337,7 +341,7 @@ class TestConnections:
                 await store.append(*map(an_event, range(3)))
                 assert len(await store.list_events()) == 3
 
-    async def test_a_socket(
+    async def test_a_redis_store_connects_through_a_unix_socket(
         self, binary: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """Wherever a store may be named."""
@@ -365,7 +369,7 @@ class TestConnections:
             with redis.Redis(unix_socket_path=str(path), db=1) as client:
                 assert all(b"{papyra:papyra}" in key for key in client.scan_iter())
 
-    async def test_a_socket_of_a_cluster_leads_to_one_node_only(
+    async def test_a_unix_socket_of_a_redis_cluster_is_refused_with_the_scheme_to_use(
         self, binary: Path, tmp_path: Path
     ) -> None:
         path = tmp_path / "socket"
@@ -375,7 +379,7 @@ class TestConnections:
             with pytest.raises(StoreError, match=r"redis\+cluster"):
                 await store.append(an_event(1))
 
-    async def test_one_connection_is_enough(
+    async def test_a_redis_store_opens_no_more_than_two_connections(
         self, server: RedisServer, config: RedisStreamsConfig
     ) -> None:
         with Proxy(server.port) as proxy:
@@ -386,7 +390,7 @@ class TestConnections:
                     await store.list_events()
                 assert proxy.connections <= 2  # one for appends, and one for the rest
 
-    async def test_it_does_with_one_connection_if_it_may_have_no_other(
+    async def test_a_redis_store_works_with_one_connection_if_it_may_have_no_other(
         self, server: RedisServer, config: RedisStreamsConfig
     ) -> None:
         changed = msgspec.structs.replace(config, max_connections=1, retry_for=0)
@@ -399,7 +403,7 @@ class TestConnections:
             assert (await store.append(an_event(3))).first_seq == 4
 
     @pytest.mark.parametrize("scheme", ["redis", "redis+sentinel", "redis+cluster"])
-    async def test_options_of_tls_without_tls_are_named_when_it_is_opened(
+    async def test_tls_options_of_a_redis_url_without_tls_are_named_at_opening(
         self, scheme: str
     ) -> None:
         url = f"{scheme}://localhost:1/{'service' if 'sentinel' in scheme else ''}?ssl_ca_certs=x"
@@ -407,7 +411,7 @@ class TestConnections:
         with pytest.raises(StoreError, match=r"'ssl_ca_certs': begin it with rediss"):
             await store.append(an_event(1))
 
-    async def test_nothing_is_left_open(
+    async def test_a_closed_redis_store_leaves_no_connection_or_thread(
         self, server: RedisServer, config: RedisStreamsConfig
     ) -> None:
         threads = threading.active_count()
@@ -421,7 +425,7 @@ class TestConnections:
             assert proxy.are_closed()
         assert threading.active_count() == threads
 
-    async def test_it_tries_for_as_long_as_it_was_told(
+    async def test_a_redis_store_stops_retrying_after_retry_for_and_logs_no_password(
         self, caplog: pytest.LogCaptureFixture
     ) -> None:
         url = f"redis://somebody:{SECRET}@127.0.0.1:{free_port()}/0"
@@ -432,7 +436,7 @@ class TestConnections:
         assert SECRET not in "".join(traceback.format_exception(caught.value)) + caplog.text
         await store.aclose()
 
-    async def test_a_reader_changes_nothing(
+    async def test_a_read_only_redis_store_changes_nothing(
         self, config: RedisStreamsConfig, make: MakeStore
     ) -> None:
         reader = RedisStreamsPersistence(msgspec.structs.replace(config, read_only=True))
@@ -448,7 +452,7 @@ class TestConnections:
             assert (await reader.flush()).last_seq == 6
 
 
-def test_it_may_be_used_in_one_loop_after_the_other(make: MakeStore) -> None:
+def test_a_redis_store_may_be_used_in_one_event_loop_after_another(make: MakeStore) -> None:
     """Closed in between, as a connection belongs to its loop."""
 
     async def write(store: RedisStreamsPersistence, number: int) -> int:

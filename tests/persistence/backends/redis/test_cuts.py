@@ -77,7 +77,7 @@ async def test_a_batch_is_stored_once_wherever_the_connection_is_cut(
 
 @pytest.mark.parametrize("cut", CUTS, ids=str)
 @pytest.mark.parametrize("size", [1, 7])
-async def test_what_raised_is_not_stored(
+async def test_an_append_that_raised_at_a_cut_connection_is_not_stored_in_redis(
     proxy: Proxy, config: RedisStreamsConfig, make: MakeStore, cut: Cut, size: int
 ) -> None:
     proxy.marker = scripts.APPEND.sha.encode()
@@ -104,7 +104,7 @@ async def test_what_raised_is_not_stored(
         assert (await store.append(a_record(3))).first_seq == appended.last_seq + 1
 
 
-async def test_followers_do_not_see_what_is_struck_out(
+async def test_followers_and_consumers_do_not_see_records_of_a_failed_redis_append(
     proxy: Proxy, config: RedisStreamsConfig, make: MakeStore
 ) -> None:
     """What did not arrive is added and removed at once, in front of those who wait."""
@@ -139,7 +139,7 @@ async def test_followers_do_not_see_what_is_struck_out(
         assert (await store.scan()).is_clean
 
 
-async def test_what_raised_is_taken_back_when_the_store_is_closed(
+async def test_closing_a_redis_store_removes_its_in_doubt_batch(
     proxy: Proxy, config: RedisStreamsConfig, make: MakeStore
 ) -> None:
     proxy.marker = scripts.APPEND.sha.encode()
@@ -153,7 +153,7 @@ async def test_what_raised_is_taken_back_when_the_store_is_closed(
 
 
 @pytest.mark.parametrize("size", [1, 7])
-async def test_what_raised_is_taken_back_also_when_another_has_taken_over(
+async def test_an_in_doubt_batch_is_removed_even_after_another_redis_writer_took_over(
     proxy: Proxy, config: RedisStreamsConfig, make: MakeStore, size: int
 ) -> None:
     """The one who failed knows alone that it has raised, and says so when it gets through."""
@@ -176,7 +176,7 @@ async def test_what_raised_is_taken_back_also_when_another_has_taken_over(
 
 
 @pytest.mark.parametrize("verb", ["append", "scan", "recover", "compact"])
-async def test_whatever_is_done_next_takes_it_back(
+async def test_any_next_call_of_a_fenced_redis_writer_removes_its_in_doubt_batch(
     proxy: Proxy, config: RedisStreamsConfig, make: MakeStore, verb: str
 ) -> None:
     proxy.marker = scripts.APPEND.sha.encode()
@@ -194,7 +194,7 @@ async def test_whatever_is_done_next_takes_it_back(
 
 @pytest.mark.parametrize("size", [1, 7])
 @pytest.mark.parametrize("is_stored", [True, False])
-async def test_whoever_is_replaced_while_it_tries_again_is_told_what_became_of_it(
+async def test_a_redis_writer_fenced_while_it_retries_learns_whether_its_batch_is_stored(
     proxy: Proxy, config: RedisStreamsConfig, make: MakeStore, size: int, is_stored: bool
 ) -> None:
     """Stored by the first try, a batch belongs to what the other one builds on."""
@@ -228,7 +228,7 @@ async def test_whoever_is_replaced_while_it_tries_again_is_told_what_became_of_i
         assert (await store.scan()).is_clean
 
 
-async def test_closing_takes_back_what_is_in_doubt_with_more_than_one_try(
+async def test_closing_a_redis_store_retries_the_removal_of_an_in_doubt_batch(
     proxy: Proxy, config: RedisStreamsConfig, make: MakeStore
 ) -> None:
     async with through(proxy, config, retry_for=0) as store:
@@ -244,7 +244,7 @@ async def test_closing_takes_back_what_is_in_doubt_with_more_than_one_try(
         assert numbers(await everything(store)) == [0]
 
 
-async def test_what_could_not_be_taken_back_is_said(
+async def test_closing_a_redis_store_logs_an_in_doubt_batch_it_could_not_remove(
     proxy: Proxy, config: RedisStreamsConfig, make: MakeStore, caplog: pytest.LogCaptureFixture
 ) -> None:
     async with through(proxy, config, retry_for=0) as store:
@@ -258,7 +258,7 @@ async def test_what_could_not_be_taken_back_is_said(
     assert "the append of the records 2 to 3 has failed" in caplog.text
 
 
-async def test_what_was_taken_back_does_not_come_back_with_a_replica(
+async def test_a_removed_in_doubt_batch_does_not_come_back_with_a_promoted_replica(
     server: RedisServer, proxy: Proxy, config: RedisStreamsConfig
 ) -> None:
     """That was promoted, and had the batch, and not yet that it was taken back."""
@@ -282,7 +282,9 @@ async def test_what_was_taken_back_does_not_come_back_with_a_replica(
         assert (await store.scan()).is_clean
 
 
-async def test_reads_and_scans_go_on_after_a_cut(proxy: Proxy, config: RedisStreamsConfig) -> None:
+async def test_reads_and_scans_of_a_redis_store_go_on_after_a_cut_connection(
+    proxy: Proxy, config: RedisStreamsConfig
+) -> None:
     async with through(proxy, config) as store:
         await store.append(*map(a_record, range(30)))
         for verb in (store.list_events, store.scan, store.recover, store.compact, store.flush):
@@ -296,7 +298,7 @@ async def test_reads_and_scans_go_on_after_a_cut(proxy: Proxy, config: RedisStre
 
 @pytest.mark.parametrize("cut", CUTS, ids=str)
 @pytest.mark.parametrize("reopen", [False, True], ids=["at once", "reopened"])
-async def test_what_could_not_be_restored_can_be_restored_again(
+async def test_a_redis_restore_that_failed_at_a_cut_can_be_repeated_at_the_same_positions(
     proxy: Proxy, config: RedisStreamsConfig, make: MakeStore, cut: Cut, reopen: bool
 ) -> None:
     """The same records, at the same positions: taking them back has not used these up."""

@@ -110,7 +110,7 @@ DAMAGES: dict[str, tuple[Damage, list[str], list[int]]] = {
 
 @pytest.mark.parametrize("mode", ["repair", "quarantine"])
 @pytest.mark.parametrize("name", list(DAMAGES))
-async def test_a_scan_finds_it_and_a_recovery_mends_it(
+async def test_a_scan_finds_damaged_redis_entries_and_a_recovery_repairs_them(
     server: RedisServer, config: RedisStreamsConfig, make: MakeStore, name: str, mode: Any
 ) -> None:
     damage, kinds, readable = DAMAGES[name]
@@ -168,7 +168,7 @@ async def test_a_scan_finds_it_and_a_recovery_mends_it(
         assert (await store.scan()).is_clean
 
 
-async def test_what_a_newer_version_has_written_is_kept(
+async def test_a_recovery_of_a_redis_store_keeps_entries_of_a_newer_version(
     server: RedisServer, config: RedisStreamsConfig, make: MakeStore
 ) -> None:
     keys = config.keys
@@ -187,7 +187,7 @@ async def test_what_a_newer_version_has_written_is_kept(
         assert await check_store(store, PersistenceStartupConfig("recover")) is not None
 
 
-async def test_an_anomaly_says_where_it_is(
+async def test_an_anomaly_of_a_redis_store_says_its_key_and_entry(
     server: RedisServer, config: RedisStreamsConfig, make: MakeStore
 ) -> None:
     key = config.keys.streams["event"]
@@ -199,7 +199,7 @@ async def test_an_anomaly_says_where_it_is(
         assert "temperature" in anomaly.detail
 
 
-async def test_damage_in_every_stream_at_once(
+async def test_a_recovery_repairs_damage_in_every_redis_stream_at_once(
     server: RedisServer, config: RedisStreamsConfig, make: MakeStore
 ) -> None:
     async with make() as store:
@@ -215,7 +215,7 @@ async def test_damage_in_every_stream_at_once(
         assert (await store.scan()).is_clean
 
 
-async def test_a_writer_goes_on_behind_what_is_put_in_while_it_writes(
+async def test_a_redis_writer_goes_on_behind_a_foreign_entry_added_meanwhile(
     server: RedisServer, config: RedisStreamsConfig, make: MakeStore
 ) -> None:
     key = config.keys.streams["event"]
@@ -232,7 +232,7 @@ async def test_a_writer_goes_on_behind_what_is_put_in_while_it_writes(
         assert [a.kind for a in (await store.scan()).anomalies] == ["wrong_fields"]
 
 
-async def test_progress_is_told_in_records(make: MakeStore) -> None:
+async def test_a_scan_of_a_redis_store_reports_its_progress_in_records(make: MakeStore) -> None:
     told: list[tuple[int, int]] = []
     async with make() as store:
         await store.append(*map(a_record, range(3000)))
@@ -242,7 +242,7 @@ async def test_progress_is_told_in_records(make: MakeStore) -> None:
     assert told == sorted(told)
 
 
-async def test_copies_of_many_are_all_found(
+async def test_a_scan_of_a_redis_store_finds_every_duplicated_entry(
     server: RedisServer, config: RedisStreamsConfig, make: MakeStore
 ) -> None:
     """However far back what they are copies of is, and also of copies."""

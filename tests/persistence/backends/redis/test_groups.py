@@ -45,7 +45,7 @@ def seqs(items: list[Any]) -> list[int]:
 
 
 class TestFollowing:
-    async def test_what_is_there_and_what_comes(self, make: MakeStore) -> None:
+    async def test_a_follower_gets_stored_and_new_records(self, make: MakeStore) -> None:
         async with make() as writer, make() as store:
             await writer.append(*map(an_event, range(250)))
             events = store.follow()
@@ -61,7 +61,7 @@ class TestFollowing:
                     await writer.append(an_event(number), a_record(1))
             assert got == [251, 253, 255]
 
-    async def test_it_resumes_after_a_position(self, make: MakeStore) -> None:
+    async def test_a_follower_resumes_after_a_position(self, make: MakeStore) -> None:
         async with make() as store:
             await store.append(*map(a_record, range(30)))
             every = seqs(await take(store.follow("audit"), 10))
@@ -70,7 +70,7 @@ class TestFollowing:
                 found = await take(store.follow("audit", after=after), len(wanted))
                 assert seqs(found) == wanted
 
-    async def test_none_begins_with_the_next(self, make: MakeStore) -> None:
+    async def test_a_follower_after_none_begins_with_the_next_record(self, make: MakeStore) -> None:
         async with make() as store, make() as reader:
             await store.append(*map(an_event, range(5)))
             events = reader.follow(after=None)
@@ -87,7 +87,7 @@ class TestFollowing:
                     await anyio.lowlevel.checkpoint()
             assert got[0] > 5
 
-    async def test_a_position_after_the_end_waits_for_what_comes(self, make: MakeStore) -> None:
+    async def test_a_follower_at_the_end_waits_for_the_next_record(self, make: MakeStore) -> None:
         async with make() as store:
             await store.append(an_event(1), an_event(2))
             events = store.follow(after=2)
@@ -97,7 +97,7 @@ class TestFollowing:
             await store.append(an_event(3))
             assert seqs(await take(events, 1)) == [3]
 
-    async def test_it_survives_a_restart_of_the_server(
+    async def test_a_follower_survives_a_restart_of_the_redis_server(
         self, own_server: RedisServer, caplog: pytest.LogCaptureFixture
     ) -> None:
         own_server.kill()
@@ -128,7 +128,7 @@ class TestFollowing:
         assert got == list(range(1, 41))
         assert "waiting for the server" in caplog.text
 
-    async def test_what_cannot_be_read_is_left_out_with_a_warning(
+    async def test_a_follower_skips_an_unreadable_entry_with_a_warning(
         self, make: MakeStore, admin: redis.Redis, caplog: pytest.LogCaptureFixture
     ) -> None:
         async with make() as store:
@@ -139,7 +139,7 @@ class TestFollowing:
                 assert seqs(await take(store.follow(), 2)) == [1, 2]
             assert "can't be read" in caplog.text
 
-    async def test_a_closed_store_ends_it(self, make: MakeStore) -> None:
+    async def test_closing_a_redis_store_ends_its_followers(self, make: MakeStore) -> None:
         store = make()
         await store.append(an_event(1))
         events = store.follow()
@@ -154,13 +154,17 @@ class TestFollowing:
             await anyio.lowlevel.checkpoint()
             await store.aclose()
 
-    async def test_what_does_not_pass_is_raised(self, make: MakeStore, admin: redis.Redis) -> None:
+    async def test_a_follower_raises_an_error_that_retrying_cannot_mend(
+        self, make: MakeStore, admin: redis.Redis
+    ) -> None:
         async with make() as store:
             admin.set(store.config.keys.streams["event"], "something else")
             with pytest.raises(StoreWrongType):
                 await anext(store.follow())
 
-    async def test_wrong_arguments(self, make: MakeStore) -> None:
+    async def test_invalid_arguments_of_follow_consume_and_claim_are_refused(
+        self, make: MakeStore
+    ) -> None:
         store = make()
         wrong: list[Any] = [{"kind": "events"}, {"after": -1}, {"after": 1.5}]
         for arguments in wrong:
@@ -175,7 +179,7 @@ class TestFollowing:
 
 
 class TestGroups:
-    async def test_each_record_goes_to_one_of_them(self, make: MakeStore) -> None:
+    async def test_each_record_goes_to_one_consumer_of_a_group(self, make: MakeStore) -> None:
         async with make() as store:
             await store.append(*map(an_event, range(300)))
             got: dict[str, list[int]] = {"one": [], "two": []}
@@ -193,13 +197,15 @@ class TestGroups:
             assert sorted(got["one"] + got["two"]) == list(range(1, 301))
             assert await store.pending("group") == []
 
-    async def test_groups_do_not_know_of_each_other(self, make: MakeStore) -> None:
+    async def test_every_consumer_group_gets_every_record(self, make: MakeStore) -> None:
         async with make() as store:
             await store.append(*map(an_event, range(5)))
             for group in ("a", "b"):
                 assert seqs(await take(store.consume(group, "one"), 5)) == [1, 2, 3, 4, 5]
 
-    async def test_a_group_may_begin_later(self, make: MakeStore) -> None:
+    async def test_a_consumer_group_may_begin_after_a_position_or_at_the_end(
+        self, make: MakeStore
+    ) -> None:
         async with make() as store:
             await store.append(*map(an_event, range(5)))
             assert seqs(await take(store.consume("a", "one", after=3), 2)) == [4, 5]
@@ -209,7 +215,7 @@ class TestGroups:
             await store.append(an_event(6))
             assert seqs(await take(ahead, 1)) == [6]
 
-    async def test_what_was_not_acknowledged_comes_again(self, make: MakeStore) -> None:
+    async def test_a_delivery_that_was_not_acknowledged_comes_again(self, make: MakeStore) -> None:
         async with make() as store:
             await store.append(*map(an_event, range(5)))
             first = await take(store.consume("group", "one"), 5)
@@ -225,7 +231,9 @@ class TestGroups:
             assert seqs(again) == [2, 3, 5]
             assert [p.deliveries for p in await store.pending("group")] == [2, 2, 2]
 
-    async def test_what_another_has_left_is_claimed(self, make: MakeStore) -> None:
+    async def test_deliveries_that_a_consumer_left_are_claimed_by_others(
+        self, make: MakeStore
+    ) -> None:
         async with make() as store:
             await store.append(*map(an_event, range(150)))
             left = await take(store.consume("group", "one"), 100)
@@ -241,7 +249,7 @@ class TestGroups:
             assert got == set(range(1, 151))
             assert await store.pending("group") == []
 
-    async def test_what_is_deleted_is_not_pending_for_ever(
+    async def test_a_deleted_entry_does_not_stay_pending_in_a_consumer_group(
         self, make: MakeStore, admin: redis.Redis
     ) -> None:
         async with make() as store:
@@ -252,7 +260,7 @@ class TestGroups:
             assert [p.seq for p in await store.pending("group")] == [1, 4, 5]
             assert seqs(await store.claim("group", "two", min_idle=0.0)) == [1, 4, 5]
 
-    async def test_what_cannot_be_read_is_acknowledged_with_a_warning(
+    async def test_a_consumer_acknowledges_an_unreadable_entry_with_a_warning(
         self, make: MakeStore, admin: redis.Redis, caplog: pytest.LogCaptureFixture
     ) -> None:
         async with make() as store:
@@ -263,7 +271,7 @@ class TestGroups:
             assert "can't be read" in caplog.text
             assert [p.seq for p in await store.pending("group")] == [1, 2]
 
-    async def test_a_group_that_is_gone_begins_anew(
+    async def test_a_consumer_group_that_was_destroyed_begins_anew(
         self, make: MakeStore, admin: redis.Redis, caplog: pytest.LogCaptureFixture
     ) -> None:
         async with make() as store:
@@ -274,14 +282,14 @@ class TestGroups:
             assert seqs(await take(consumer, 3)) == [1, 2, 3]
             assert "begins anew" in caplog.text
 
-    async def test_a_group_that_never_was(self, make: MakeStore) -> None:
+    async def test_pending_of_an_unknown_consumer_group_is_an_error(self, make: MakeStore) -> None:
         async with make() as store:
             await store.append(an_event(1))
             with pytest.raises(StoreError, match="NOGROUP"):
                 await store.pending("nobody")
 
     @pytest.mark.parametrize("cut", [Cut("before"), Cut("after"), Cut("in reply", 30)], ids=str)
-    async def test_a_delivery_whose_answer_is_lost_comes_again(
+    async def test_a_delivery_whose_answer_is_lost_comes_again_to_the_consumer(
         self, server: RedisServer, config: RedisStreamsConfig, make: MakeStore, cut: Cut
     ) -> None:
         with Proxy(server.port) as proxy:
@@ -296,7 +304,7 @@ class TestGroups:
                 assert seqs(await take(consumer, 3)) == [4, 5, 6]
                 assert not proxy.cuts
 
-    async def test_two_systems_three_consumers_one_of_which_is_killed(
+    async def test_consumers_handle_every_record_of_two_systems_though_one_is_killed(
         self, server: RedisServer
     ) -> None:
         systems = [f"system-{uuid.uuid4().hex}" for _ in range(2)]

@@ -24,7 +24,7 @@ WRITERS = 4
 
 @pytest.mark.timeout(60 + 5 * KILLS)
 @pytest.mark.parametrize("retry_for", [60.0, 0.01], ids=["patient", "hasty"])
-async def test_what_is_acknowledged_is_stored_and_what_raised_is_not(
+async def test_a_killed_redis_server_keeps_acknowledged_records_and_none_that_raised(
     own_server: RedisServer, retry_for: float
 ) -> None:
     own_server.kill()

@@ -94,7 +94,7 @@ def seq_of(item: Any) -> int:
 @pytest.mark.parametrize("begin", BEGINNINGS.values(), ids=BEGINNINGS)
 @pytest.mark.parametrize("there", [0, 3])
 @pytest.mark.parametrize("after", ["none", "the first", "the last"])
-async def test_whoever_begins_misses_nothing_that_comes_meanwhile(
+async def test_a_beginning_follower_or_consumer_misses_no_record_written_meanwhile(
     store: RedisStreamsPersistence, rival: Rival, begin: Begin, there: int, after: str
 ) -> None:
     if there:
@@ -113,7 +113,7 @@ async def test_whoever_begins_misses_nothing_that_comes_meanwhile(
     assert position is not None or first <= there + 3
 
 
-async def test_a_position_after_the_end_is_waited_for(
+async def test_a_follower_after_a_future_position_begins_behind_it(
     store: RedisStreamsPersistence, rival: Rival
 ) -> None:
     rival.append_each_time()
@@ -125,7 +125,7 @@ async def test_a_position_after_the_end_is_waited_for(
     assert got == list(range(4, TIMES + 1))
 
 
-async def test_what_comes_while_everything_is_compacted_is_kept(
+async def test_a_record_appended_while_a_redis_store_is_compacted_empty_is_kept(
     store: RedisStreamsPersistence, rival: Rival, server: RedisServer
 ) -> None:
     """Nothing was shown when it was looked for; what came since is."""
@@ -141,7 +141,7 @@ async def test_what_comes_while_everything_is_compacted_is_kept(
 
 
 @pytest.mark.parametrize("verb", ["scan", "recover"])
-async def test_what_is_taken_back_while_it_is_scanned_is_no_damage(
+async def test_an_in_doubt_batch_removed_during_a_redis_scan_is_no_damage(
     store: RedisStreamsPersistence,
     proxy: Proxy,
     server: RedisServer,

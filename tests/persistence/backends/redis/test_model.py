@@ -204,7 +204,7 @@ class Store(RuleBasedStateMachine):
 
 @pytest.mark.timeout(60 + 10 * EXAMPLES)
 @pytest.mark.parametrize("loop", ["asyncio", "trio"])
-def test_it_holds_what_a_list_would_hold(server: RedisServer, loop: str) -> None:
+def test_a_redis_store_holds_what_a_list_would_hold(server: RedisServer, loop: str) -> None:
     Store.loop, Store.server = loop, server
     test_case = Store.TestCase
     test_case.settings = settings(

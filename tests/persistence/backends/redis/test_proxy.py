@@ -12,7 +12,7 @@ from tests.redis_server import RedisServer
 
 
 @pytest.mark.parametrize("first", [b"PING first", b"PING early"])
-def test_an_answer_that_nobody_waits_for_any_more_is_not_that_to_what_was_late(
+def test_the_tests_redis_proxy_pairs_a_late_request_with_its_own_answer(
     server: RedisServer, first: bytes
 ) -> None:
     """A client that sends its questions in one go is cut off before it has its first answer."""

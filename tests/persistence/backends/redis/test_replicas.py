@@ -43,7 +43,7 @@ async def is_in_step(replica: RedisServer, master: RedisServer) -> None:
         admin.delete("probe")
 
 
-async def test_a_replica_has_what_was_acknowledged(
+async def test_a_replica_has_every_record_acknowledged_with_replicas_1(
     own_server: RedisServer, replica: RedisServer
 ) -> None:
     await is_in_step(replica, own_server)
@@ -59,7 +59,7 @@ async def test_a_replica_has_what_was_acknowledged(
         assert (await store.append(an_event(20))).first_seq == 21
 
 
-async def test_what_no_replica_confirms_is_taken_back(
+async def test_an_append_that_no_replica_confirms_raises_and_is_removed(
     own_server: RedisServer, replica: RedisServer
 ) -> None:
     await is_in_step(replica, own_server)
@@ -85,7 +85,7 @@ async def test_what_no_replica_confirms_is_taken_back(
         assert [r.payload["n"] for r in await everything(store)] == [0, 1]
 
 
-async def test_two_replicas_are_more_than_one(
+async def test_an_append_that_one_of_two_replicas_confirms_raises_and_is_removed(
     own_server: RedisServer, replica: RedisServer
 ) -> None:
     await is_in_step(replica, own_server)
@@ -96,7 +96,9 @@ async def test_two_replicas_are_more_than_one(
         assert await everything(store) == []
 
 
-async def test_the_disk(own_server: RedisServer) -> None:
+async def test_an_append_acknowledged_with_aof_survives_a_kill_of_the_redis_server(
+    own_server: RedisServer,
+) -> None:
     with client(own_server) as admin:
         knows_waitaof = admin.info()["redis_version"] >= "7.2"
         async with store_on(own_server.url, acknowledge="aof") as store:
@@ -122,7 +124,9 @@ async def test_the_disk(own_server: RedisServer) -> None:
         assert [r.payload["n"] for r in await everything(store)] == [0]
 
 
-async def test_a_flush_is_on_the_disk(own_server: RedisServer) -> None:
+async def test_a_flush_of_a_redis_store_waits_for_the_append_only_file(
+    own_server: RedisServer,
+) -> None:
     """Where the server can tell: from Redis 7.2 on, if it keeps a file."""
     own_server.kill()
     own_server.options = ("--appendonly", "yes", "--appendfsync", "everysec")
@@ -200,7 +204,9 @@ def sentinels(binary: Path, tmp_path: Path) -> Iterator[Sentinels]:
             server.close()
 
 
-async def test_a_replica_is_promoted_while_the_store_is_written(sentinels: Sentinels) -> None:
+async def test_a_redis_store_loses_no_acknowledged_record_when_a_replica_is_promoted(
+    sentinels: Sentinels,
+) -> None:
     await sentinels.are_ready()
     acknowledged: list[int] = []
     raised = 0

@@ -64,7 +64,9 @@ async def refuse(store: RedisStreamsPersistence, expected: type[StoreError], mat
         assert isinstance(caught.value.__cause__, redis.RedisError)
 
 
-async def test_out_of_memory(own_server: RedisServer, admin: redis.Redis) -> None:
+async def test_an_append_to_a_redis_out_of_memory_raises_store_full(
+    own_server: RedisServer, admin: redis.Redis
+) -> None:
     async with store_on(own_server) as store:
         await store.append(*map(a_record, range(3)))
         admin.config_set("maxmemory", admin.info("memory")["used_memory"] // 2)
@@ -76,7 +78,9 @@ async def test_out_of_memory(own_server: RedisServer, admin: redis.Redis) -> Non
         assert await seqs(store) == [1, 2, 3, 4]
 
 
-async def test_a_memory_that_fills_up(own_server: RedisServer, admin: redis.Redis) -> None:
+async def test_a_redis_store_keeps_every_acknowledged_record_as_memory_fills_up(
+    own_server: RedisServer, admin: redis.Redis
+) -> None:
     async with store_on(own_server) as store:
         await store.append(an_event(0))
         admin.config_set("maxmemory", admin.info("memory")["used_memory"] + 2_000_000)
@@ -92,7 +96,9 @@ async def test_a_memory_that_fills_up(own_server: RedisServer, admin: redis.Redi
         assert (await store.scan()).is_clean
 
 
-async def test_a_server_that_is_a_replica(own_server: RedisServer, admin: redis.Redis) -> None:
+async def test_an_append_to_a_redis_replica_raises_store_not_writable(
+    own_server: RedisServer, admin: redis.Redis
+) -> None:
     async with store_on(own_server) as store:
         await store.append(*map(a_record, range(3)))
         admin.replicaof("127.0.0.1", 1)
@@ -102,7 +108,9 @@ async def test_a_server_that_is_a_replica(own_server: RedisServer, admin: redis.
         assert (await store.append(a_record(4))).first_seq == 4
 
 
-async def test_too_few_replicas(own_server: RedisServer, admin: redis.Redis) -> None:
+async def test_an_append_to_a_redis_with_too_few_replicas_raises_store_not_writable(
+    own_server: RedisServer, admin: redis.Redis
+) -> None:
     async with store_on(own_server) as store:
         await store.append(a_record(1))
         admin.config_set("min-replicas-to-write", 1)
@@ -115,7 +123,9 @@ async def test_too_few_replicas(own_server: RedisServer, admin: redis.Redis) -> 
         assert (await store.append(a_record(2))).first_seq == 2
 
 
-async def test_a_server_that_cannot_save(own_server: RedisServer, admin: redis.Redis) -> None:
+async def test_an_append_to_a_redis_that_cannot_save_raises_store_not_writable(
+    own_server: RedisServer, admin: redis.Redis
+) -> None:
     async with store_on(own_server) as store:
         await store.append(a_record(1))
         admin.config_set("save", "3600 1")
@@ -136,7 +146,7 @@ def _save(admin: redis.Redis) -> str:
     return str(info["rdb_last_bgsave_status"])
 
 
-async def test_a_password_that_is_missing_or_wrong(
+async def test_a_missing_or_wrong_redis_password_raises_store_access_denied(
     own_server: RedisServer, admin: redis.Redis
 ) -> None:
     async with store_on(own_server) as store:
@@ -160,7 +170,9 @@ async def test_a_password_that_is_missing_or_wrong(
     admin.config_set("requirepass", "")
 
 
-async def test_a_user_who_may_not_write(own_server: RedisServer, admin: redis.Redis) -> None:
+async def test_a_redis_user_without_write_access_may_read_and_not_append(
+    own_server: RedisServer, admin: redis.Redis
+) -> None:
     async with store_on(own_server) as store:
         await store.append(a_record(1))
     admin.acl_setuser(
@@ -199,7 +211,7 @@ def app(own_server: RedisServer, admin: redis.Redis) -> Callable[..., None]:
     return deny
 
 
-async def test_a_right_that_is_taken_away_leaves_nothing_half_done(
+async def test_a_redis_user_who_loses_a_right_leaves_no_batch_half_written(
     own_server: RedisServer, admin: redis.Redis, app: Callable[..., None]
 ) -> None:
     """Wherever in a script the first command is that is denied, nothing was written before it."""
@@ -225,7 +237,7 @@ async def test_a_right_that_is_taken_away_leaves_nothing_half_done(
 
 
 @pytest.mark.parametrize("place", ["before", "after"])
-async def test_a_right_that_is_taken_away_while_an_append_is_in_doubt(
+async def test_a_redis_user_who_loses_a_right_leaves_no_in_doubt_batch_half_removed(
     own_server: RedisServer, admin: redis.Redis, app: Callable[..., None], place: Any
 ) -> None:
     with Proxy(own_server.port) as proxy:
@@ -259,7 +271,7 @@ def _snapshot(admin: redis.Redis, store: RedisStreamsPersistence) -> list[Any]:
 
 
 @pytest.mark.parametrize("kind", ["event", "audit", "dead_letter"])
-async def test_a_key_of_another_type(
+async def test_an_append_to_a_redis_key_of_another_type_stores_nothing(
     own_server: RedisServer, admin: redis.Redis, kind: Any
 ) -> None:
     async with store_on(own_server) as store:
@@ -279,7 +291,9 @@ async def test_a_key_of_another_type(
         assert (await store.scan()).is_clean
 
 
-async def test_a_server_that_loads_its_data(own_server: RedisServer, admin: redis.Redis) -> None:
+async def test_an_append_to_a_redis_that_loads_its_data_waits_or_raises_store_not_ready(
+    own_server: RedisServer, admin: redis.Redis
+) -> None:
     async with store_on(own_server) as store:
         await store.append(*map(a_record, range(3)))
     # While it loads, it answers every two megabytes.
@@ -306,7 +320,9 @@ def _says(server: RedisServer, beginning: bytes) -> bool:
         return False
 
 
-async def test_a_server_that_is_not_there(own_server: RedisServer) -> None:
+async def test_an_append_to_an_absent_redis_server_raises_store_unreachable(
+    own_server: RedisServer,
+) -> None:
     own_server.kill()
     store = store_on(own_server)
     with pytest.raises(StoreUnreachable, match=f"127.0.0.1:{own_server.port}"):
@@ -316,7 +332,7 @@ async def test_a_server_that_is_not_there(own_server: RedisServer) -> None:
     await store.aclose()
 
 
-async def test_a_server_that_comes_back_is_written_again(own_server: RedisServer) -> None:
+async def test_an_append_waits_for_a_redis_server_that_comes_back(own_server: RedisServer) -> None:
     own_server.kill()
     own_server.options = ("--appendonly", "yes", "--appendfsync", "always")
     own_server.start()
@@ -334,7 +350,9 @@ async def test_a_server_that_comes_back_is_written_again(own_server: RedisServer
         assert await seqs(store) == [1, 2]
 
 
-async def test_a_server_that_stands_still(own_server: RedisServer) -> None:
+async def test_an_append_to_a_redis_that_stands_still_raises_and_is_not_stored(
+    own_server: RedisServer,
+) -> None:
     async with store_on(own_server, timeout=0.1) as store:
         await store.append(a_record(0))
         own_server.pause()
@@ -350,7 +368,7 @@ async def test_a_server_that_stands_still(own_server: RedisServer) -> None:
         assert (await store.scan()).is_clean
 
 
-async def test_a_server_that_has_lost_everything(
+async def test_a_redis_store_that_lost_every_record_gives_no_position_twice(
     own_server: RedisServer, caplog: pytest.LogCaptureFixture
 ) -> None:
     """As one does that keeps nothing, when it is restarted. No number is given twice, even so."""
@@ -370,7 +388,7 @@ async def test_a_server_that_has_lost_everything(
         assert (await store.append(a_record(9))).first_seq == 10
 
 
-async def test_an_actor_tells_its_callers_and_leaves_the_server_alone_for_a_while(
+async def test_a_persistence_actors_breaker_opens_on_a_full_redis_and_closes_again(
     own_server: RedisServer, admin: redis.Redis
 ) -> None:
     async with ActorSystem(audit_interval=None) as system:
@@ -394,7 +412,7 @@ async def test_an_actor_tells_its_callers_and_leaves_the_server_alone_for_a_whil
         assert last_seq == 2
 
 
-async def test_nothing_can_be_put_behind_an_entry_from_the_far_future(
+async def test_an_append_behind_an_entry_with_the_greatest_redis_id_is_refused(
     server: RedisServer, config: RedisStreamsConfig
 ) -> None:
     async with RedisStreamsPersistence(config) as store:
@@ -407,7 +425,7 @@ async def test_nothing_can_be_put_behind_an_entry_from_the_far_future(
         assert await seqs(store) == [1]
 
 
-async def test_errors_of_the_server_are_those_of_each_verb(own_server: RedisServer) -> None:
+async def test_a_redis_store_counts_the_errors_of_each_verb_apart(own_server: RedisServer) -> None:
     store = store_on(own_server, system_id=uuid.uuid4().hex)
     await store.append(a_record(0))
     own_server.kill()
@@ -421,7 +439,7 @@ async def test_errors_of_the_server_are_those_of_each_verb(own_server: RedisServ
 
 
 @pytest.mark.parametrize("first", ["look", "write", "reopen"])
-async def test_positions_that_are_known_are_not_given_again_by_who_begins_to_write(
+async def test_positions_known_to_a_backend_are_not_given_again_after_redis_lost_them(
     own_server: RedisServer, admin: redis.Redis, first: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Whether it has looked at the store before it was lost, or written it, and was closed."""
@@ -446,7 +464,7 @@ async def test_positions_that_are_known_are_not_given_again_by_who_begins_to_wri
         assert (await store.append(a_record(9))).first_seq == last + 2
 
 
-async def test_a_reader_is_told_that_the_store_is_lost(
+async def test_a_reader_logs_that_a_redis_store_lost_its_records(
     own_server: RedisServer, admin: redis.Redis, caplog: pytest.LogCaptureFixture
 ) -> None:
     async with store_on(own_server) as writer, store_on(own_server, read_only=True) as reader:
@@ -457,7 +475,7 @@ async def test_a_reader_is_told_that_the_store_is_lost(
         assert "has lost what it had acknowledged" in caplog.text
 
 
-async def test_a_follower_goes_on_behind_what_a_server_has_lost(
+async def test_a_follower_goes_on_after_the_redis_server_lost_its_records(
     own_server: RedisServer, admin: redis.Redis, caplog: pytest.LogCaptureFixture
 ) -> None:
     async with store_on(own_server) as writer, store_on(own_server, timeout=0.2) as reader:
@@ -481,7 +499,7 @@ async def test_a_follower_goes_on_behind_what_a_server_has_lost(
 
 
 @pytest.mark.parametrize("policy", ["allkeys-lru", "allkeys-random", "volatile-ttl", "noeviction"])
-async def test_a_server_that_may_evict_the_store_is_named_at_opening(
+async def test_a_redis_store_warns_at_opening_of_an_eviction_policy_that_may_remove_it(
     own_server: RedisServer, admin: redis.Redis, policy: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     admin.config_set("maxmemory-policy", policy)
@@ -500,7 +518,7 @@ async def test_a_server_that_may_evict_the_store_is_named_at_opening(
 
 
 @pytest.mark.parametrize("lost", ["meta", "event", "audit"])
-async def test_a_key_that_was_evicted_is_missed_at_opening(
+async def test_a_redis_store_reports_an_evicted_key_at_opening(
     own_server: RedisServer, admin: redis.Redis, lost: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     async with store_on(own_server) as store:

@@ -40,7 +40,7 @@ def pairs(words: list[str]) -> dict[str, str]:
 
 
 class TestFormat:
-    async def test_entries_can_be_read_by_any_client(
+    async def test_entries_of_a_redis_store_can_be_read_by_any_client(
         self, server: RedisServer, config: RedisStreamsConfig, make: MakeStore
     ) -> None:
         async with make() as store:
@@ -61,7 +61,7 @@ class TestFormat:
         assert (meta["last"], meta["event:n"], meta["audit:n"]) == ("3", "2", "1")
         assert meta["event:total"] == str(total)
 
-    async def test_ids_never_go_back(
+    async def test_entry_ids_of_a_redis_store_never_go_back(
         self, server: RedisServer, config: RedisStreamsConfig, make: MakeStore
     ) -> None:
         async with make() as store:
@@ -74,7 +74,7 @@ class TestFormat:
             *(f"{latest}-5", f"{latest}-6", f"{latest}-7"),
         ]
 
-    async def test_a_format_of_the_future_is_left_alone(
+    async def test_a_redis_store_of_a_newer_format_is_left_alone(
         self, server: RedisServer, config: RedisStreamsConfig, make: MakeStore
     ) -> None:
         async with make() as store:
@@ -85,7 +85,9 @@ class TestFormat:
         with pytest.raises(StoreError, match="newer version"):
             await make().list_events()
 
-    async def test_systems_do_not_see_each_other(self, server: RedisServer) -> None:
+    async def test_systems_on_one_redis_server_do_not_see_each_others_records(
+        self, server: RedisServer
+    ) -> None:
         names = [uuid.uuid4().hex for _ in range(2)]
         for prefix, system_id in itertools.product(names, names):
             config = RedisStreamsConfig(url=server.url, prefix=prefix, system_id=system_id)
@@ -95,7 +97,7 @@ class TestFormat:
 
 
 class TestWriters:
-    async def test_the_one_before_is_told(self, make: MakeStore) -> None:
+    async def test_a_redis_writer_is_fenced_once_another_has_written(self, make: MakeStore) -> None:
         async with make() as first, make() as second:
             await first.append(an_event(1))
             assert (await second.append(an_event(2))).first_seq == 2
@@ -111,7 +113,9 @@ class TestWriters:
             with pytest.raises(StoreFenced):
                 await second.append(an_event(5))
 
-    async def test_looking_takes_nothing_over(self, make: MakeStore) -> None:
+    async def test_reading_scanning_and_compacting_fence_no_redis_writer(
+        self, make: MakeStore
+    ) -> None:
         async with make() as writer:
             await writer.append(*map(a_record, range(6)))
             async with make(retention_policy=RetentionPolicy(max_records=1)) as other:
@@ -124,7 +128,7 @@ class TestWriters:
                 assert (await other.append()).last_seq == 6
             assert (await writer.append(an_event(7))).first_seq == 7
 
-    async def test_one_of_two_systems_is_told(
+    async def test_each_of_two_systems_on_one_redis_store_is_fenced_in_turn(
         self, make: MakeStore, caplog: pytest.LogCaptureFixture
     ) -> None:
         async with (
@@ -144,7 +148,9 @@ class TestWriters:
         async with make() as store:
             assert [e.seq for e in await store.list_events()] == list(range(1, 8))
 
-    async def test_two_that_begin_at_once(self, make: MakeStore) -> None:
+    async def test_redis_writers_that_begin_at_once_give_no_position_twice(
+        self, make: MakeStore
+    ) -> None:
         stores = [make() for _ in range(5)]
         outcomes: list[object] = []
 
@@ -166,7 +172,7 @@ class TestWriters:
 
 
 class TestReading:
-    async def test_times_out_of_order(
+    async def test_reads_of_a_redis_store_are_right_when_times_are_out_of_order(
         self, make: MakeStore, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         chance = random.Random(7)
@@ -187,7 +193,9 @@ class TestReading:
                 found = await read_to_the_end(store, request)
                 assert found == model.read(request, T0), request
 
-    async def test_a_store_with_one_old_and_many_new_records(self, make: MakeStore) -> None:
+    async def test_a_redis_read_until_a_time_finds_an_old_record_among_new_ones(
+        self, make: MakeStore
+    ) -> None:
         """What comes long after it was recorded makes `until` slow, but not wrong."""
         async with make() as store:
             await store.append(*(an_event(n, timestamp=T0 + n) for n in range(100)))
@@ -196,7 +204,7 @@ class TestReading:
             found = await read_to_the_end(store, Read("event", until=T0 + 2))
             assert [event.seq for event in found] == [1, 2, 3, 101]
 
-    async def test_large_records_make_short_pages(
+    async def test_large_records_make_short_pages_of_a_redis_store(
         self, make: MakeStore, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         async with make() as store:
@@ -212,7 +220,9 @@ class TestReading:
 
 
 class TestCompaction:
-    async def test_exact_and_approximate(self, config: RedisStreamsConfig) -> None:
+    async def test_compaction_of_a_redis_store_trims_exactly_or_approximately(
+        self, config: RedisStreamsConfig
+    ) -> None:
         policy = RetentionPolicy(max_records=120)
         kept = {}
         for trim in ("approximate", "exact"):
@@ -232,7 +242,9 @@ class TestCompaction:
         assert kept["exact"] == 120
         assert 120 <= kept["approximate"] < 1000
 
-    async def test_by_age(self, make: MakeStore) -> None:
+    async def test_compaction_of_a_redis_store_removes_records_by_age(
+        self, make: MakeStore
+    ) -> None:
         now = T0 + 100
         policy = RetentionPolicy(max_age_seconds=30)
         async with make(retention_policy=policy, clock=lambda: now) as store:
@@ -243,13 +255,17 @@ class TestCompaction:
                 T0 + n for n in range(70, 100)
             }
 
-    async def test_nothing_is_removed_without_a_policy(self, make: MakeStore) -> None:
+    async def test_compaction_of_a_redis_store_without_a_policy_removes_nothing(
+        self, make: MakeStore
+    ) -> None:
         async with make() as store:
             await store.append(*map(a_record, range(30)))
             report = await store.compact()
             assert (report.records_before, report.records_after) == (30, 30)
 
-    async def test_what_is_all_hidden_is_removed(self, make: MakeStore) -> None:
+    async def test_compaction_of_a_redis_store_may_remove_every_record(
+        self, make: MakeStore
+    ) -> None:
         async with make(retention_policy=RetentionPolicy(max_total_bytes=10)) as store:
             await store.append(*map(a_record, range(9)))
             report = await store.compact()
@@ -259,7 +275,7 @@ class TestCompaction:
 
 
 class TestCancelling:
-    async def test_by_asyncio_itself(
+    async def test_an_append_to_redis_that_asyncio_cancels_is_not_stored(
         self, make: MakeStore, anyio_backend: tuple[str, dict[str, Any]]
     ) -> None:
         """Which knows no shields: what is cut off is taken back, or stored."""
@@ -291,7 +307,9 @@ class TestCancelling:
             assert events[-1].seq == appended.last_seq
             assert (await store.scan()).is_clean
 
-    async def test_while_the_server_is_away(self, own_server: RedisServer) -> None:
+    async def test_an_append_cancelled_while_the_redis_server_is_away_is_not_stored(
+        self, own_server: RedisServer
+    ) -> None:
         config = RedisStreamsConfig(url=own_server.url, retry_for=3600.0)
         async with RedisStreamsPersistence(config) as store:
             await store.append(an_event(0))
@@ -303,7 +321,9 @@ class TestCancelling:
             assert (await store.append(an_event(2))).first_seq == 2
 
 
-async def test_a_system_runs_on_it(make: MakeStore, caplog: pytest.LogCaptureFixture) -> None:
+async def test_a_system_runs_on_a_redis_store(
+    make: MakeStore, caplog: pytest.LogCaptureFixture
+) -> None:
     store = make()
     with caplog.at_level(logging.WARNING):
         async with ActorSystem(
@@ -335,7 +355,9 @@ class TestNames:
                 client.delete(key)
 
     @pytest.mark.parametrize("first", [0, 1])
-    async def test_they_are_two_stores(self, pair: list[RedisStreamsConfig], first: int) -> None:
+    async def test_prefix_and_system_id_with_colons_name_distinct_redis_stores(
+        self, pair: list[RedisStreamsConfig], first: int
+    ) -> None:
         for number in (first, 1 - first):
             async with RedisStreamsPersistence(pair[number]) as store:
                 assert await store.list_events() == []
@@ -351,7 +373,7 @@ class TestNames:
 
     @pytest.mark.parametrize("whose", [0, 1])
     @pytest.mark.parametrize("verb", ["list_events", "follow"])
-    async def test_what_a_version_before_wrote_is_whose_writes_it_first(
+    async def test_a_redis_store_of_an_older_version_belongs_to_the_name_that_writes_first(
         self, pair: list[RedisStreamsConfig], whose: int, verb: str
     ) -> None:
         async with RedisStreamsPersistence(pair[1]) as store:
@@ -370,7 +392,9 @@ class TestNames:
         async with RedisStreamsPersistence(mine) as store:
             assert [event.payload["n"] for event in await store.list_events()] == [7, 8]
 
-    async def test_whoever_did_not_know_yet_is_told(self, pair: list[RedisStreamsConfig]) -> None:
+    async def test_a_redis_store_whose_older_key_was_taken_by_another_name_must_reopen(
+        self, pair: list[RedisStreamsConfig]
+    ) -> None:
         async with RedisStreamsPersistence(pair[1]) as store:
             await store.append(an_event(7))
         with redis.Redis.from_url(pair[0].url) as client:

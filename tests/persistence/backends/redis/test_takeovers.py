@@ -64,7 +64,7 @@ class Writer:
 
 
 @pytest.mark.timeout(60 + 5 * SEEDS)
-async def test_what_is_acknowledged_is_stored_and_what_raised_is_not(
+async def test_redis_writers_taking_over_keep_acknowledged_records_and_none_that_raised(
     server: RedisServer, config: RedisStreamsConfig
 ) -> None:
     for seed in range(SEEDS):

@@ -115,7 +115,7 @@ def placed(number: int, first_seq: int) -> list[Record]:
     [range(400, 405), range(2, 4), range(300, 303)],
     ids=["later", "earlier", "the same"],
 )
-async def test_what_raised_does_not_come_back(
+async def test_an_append_that_raised_does_not_come_back_from_a_torn_redis_log(
     logging_server: RedisServer, proxy: Proxy, command: int, numbers: range
 ) -> None:
     later = [*map(a_record, numbers)]
@@ -134,7 +134,7 @@ async def test_what_raised_does_not_come_back(
 @pytest.mark.parametrize("command", TORN)
 @pytest.mark.parametrize("number", [300, 3], ids=["the same", "others"])
 @pytest.mark.parametrize("failures", [0, 1])
-async def test_what_was_to_be_restored_keeps_its_positions(
+async def test_a_restore_repeated_after_a_torn_redis_log_keeps_its_positions(
     logging_server: RedisServer, proxy: Proxy, command: int, number: int, failures: int
 ) -> None:
     later = placed(number, 5)
@@ -176,7 +176,7 @@ async def write_and_forget(
 @pytest.mark.parametrize("command", [2, 3, 4])
 @pytest.mark.parametrize("count", [1, 3, 5])
 @pytest.mark.parametrize("first", [a_record(1), an_event(0)], ids=["none before", "one before"])
-async def test_what_its_writer_did_not_survive_either_is_found(
+async def test_a_recovery_removes_a_batch_that_comes_back_from_a_torn_redis_log(
     logging_server: RedisServer, proxy: Proxy, command: int, count: int, first: Record
 ) -> None:
     """Who writes next does not know of it: it comes back, and a recovery removes it."""
@@ -205,7 +205,7 @@ async def test_what_its_writer_did_not_survive_either_is_found(
         assert [without_seq(record) for record in await everything(store)] == expected
 
 
-async def test_what_comes_back_behind_a_gap_is_found(
+async def test_a_recovery_removes_a_batch_that_a_torn_redis_log_brings_back_after_a_gap(
     logging_server: RedisServer, proxy: Proxy
 ) -> None:
     given_up, later = [*map(an_event, range(300, 303))], [*map(an_event, range(400, 403))]
@@ -223,7 +223,7 @@ async def test_what_comes_back_behind_a_gap_is_found(
         assert (await store.scan()).is_clean
 
 
-async def test_no_position_is_held_twice_after_a_recovery(
+async def test_a_recovery_after_a_torn_redis_log_leaves_no_position_twice(
     logging_server: RedisServer, proxy: Proxy
 ) -> None:
     """What came back in streams in which nothing was written since counts as there, or not."""
@@ -240,7 +240,7 @@ async def test_no_position_is_held_twice_after_a_recovery(
         assert seqs == sorted(set(seqs))
 
 
-async def test_no_position_is_given_twice_after_what_could_not_be_restored(
+async def test_a_redis_server_killed_after_a_failed_restore_gives_no_position_twice(
     logging_server: RedisServer, proxy: Proxy
 ) -> None:
     """Even where the streams do not show the last one, and the backend is opened anew."""
