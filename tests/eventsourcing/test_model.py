@@ -42,7 +42,7 @@ pytestmark = pytest.mark.anyio
 
 anyio_backend = event_loops("asyncio", "trio")
 
-SEEDS = count("PAPYRA_BANK_SEEDS", 5, 40)
+SEEDS = count("PAPYRA_BANK_SEEDS", 4, 10)
 NAMES = ("ann", "bob", "cid")
 
 

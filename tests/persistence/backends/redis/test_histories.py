@@ -28,7 +28,7 @@ from tests.redis_server import RedisServer
 
 Client: TypeAlias = Any
 
-SEEDS = count("PAPYRA_INDEX", 3, 10)
+SEEDS = count("PAPYRA_INDEX", 2, 4)
 
 
 @pytest.fixture

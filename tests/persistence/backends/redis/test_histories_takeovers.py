@@ -29,8 +29,8 @@ from tests.persistence.backends.redis.test_takeovers import Writer, _settled
 from tests.persistence.backends.redis.test_torn_log import tear
 from tests.redis_server import RedisServer
 
-SEEDS = count("PAPYRA_TAKEOVERS", 2, 4)
-KILLS = count("PAPYRA_KILLS", 3, 6)
+SEEDS = count("PAPYRA_TAKEOVERS", 2, 3)
+KILLS = count("PAPYRA_KILLS", 2, 4)
 STEPS = 40
 
 

@@ -32,7 +32,7 @@ from tests.redis_server import RedisServer
 
 Client: TypeAlias = Any
 
-SEEDS = count("PAPYRA_KEPT", 3, 12)
+SEEDS = count("PAPYRA_KEPT", 2, 4)
 
 
 @pytest.fixture
