@@ -6,7 +6,6 @@ import dataclasses
 import decimal
 import enum
 import resource
-import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -31,8 +30,6 @@ from tests.persistence.payloads import attrs, hostile
 MIB = 1024 * 1024
 #: Memory that refusing a record may take.
 ENOUGH = 700 * MIB
-#: Seconds in which it is refused, even by a machine that is slow and busy.
-SOON = 20.0
 
 
 class Pair(msgspec.Struct):
@@ -106,10 +103,8 @@ def little_memory() -> Iterator[None]:
         used = int(statm.read().split()[0]) * resource.getpagesize()
     limits = resource.getrlimit(resource.RLIMIT_AS)
     resource.setrlimit(resource.RLIMIT_AS, (used + ENOUGH, limits[1]))
-    started = time.process_time()
     yield
     resource.setrlimit(resource.RLIMIT_AS, limits)
-    assert time.process_time() - started < SOON
 
 
 @pytest.mark.usefixtures("little_memory")
