@@ -53,9 +53,9 @@ class Long(enum.Enum):
     TEXT = "x" * MIB
 
 
-def doubled(join: Callable[[Any, Any], Any]) -> Any:
+def doubled(join: Callable[[Any, Any], Any], times: int = 60) -> Any:
     value: Any = []
-    for _ in range(60):
+    for _ in range(times):
         value = join(value, value)
     return value
 
@@ -78,7 +78,8 @@ SHARED: dict[str, Callable[[], Any]] = {
     "dataclasses": lambda: doubled(Twins),
     "dataclasses with slots": lambda: doubled(Slotted),
     "attrs classes": lambda: doubled(attrs_twins),
-    "a mixture": lambda: [mixed(doubled(mixed), 1)] * 2,
+    # Each time is four levels, of which there may be a hundred.
+    "a mixture": lambda: [doubled(mixed, times=24)] * 200,
     "a broad list": lambda: [[[[[1] * 1000] * 1000] * 1000] * 1000],
     "empty lists": lambda: [[[[]] * 10_000] * 10_000],
     "texts": lambda: ["x" * MIB] * 1000,
