@@ -314,7 +314,9 @@ def one_line(done: Done) -> str:
 
 def at_the_question(papyra: Command, key: str, *arguments: object) -> Done:
     """Press a key when a command asks, and return what becomes of it."""
-    child = papyra.terminal(*arguments, columns=WIDE)
+    # A variable of Python's own has it be a process of its own from the beginning: a fork of the
+    # tests does not always take an interrupt from its terminal.
+    child = papyra.terminal(*arguments, columns=WIDE, env={"PYTHONNOUSERSITE": "1"})
     child.expect(r"\[y/n\]")
     getattr(child, key)()
     try:
