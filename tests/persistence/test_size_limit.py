@@ -9,6 +9,7 @@ import resource
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import attrs  # trio, which these tests need, brings it along
 import msgspec
 import pytest
 
@@ -25,7 +26,7 @@ from papyra.persistence.codec import (
     plain,
 )
 from tests.actors import event
-from tests.persistence.payloads import attrs, hostile
+from tests.persistence.payloads import hostile
 
 MIB = 1024 * 1024
 #: Memory that refusing a record may take.
@@ -65,8 +66,6 @@ def mixed(one: Any, other: Any) -> Any:
 
 
 def attrs_twins(one: Any, other: Any) -> Any:
-    if attrs is None:
-        pytest.skip("attrs is not installed")
     return attrs.make_class("Twins", ["left", "right"])(one, other)
 
 
