@@ -11,6 +11,7 @@ The first word is a BLAKE2 hash of all that follows the space, the newline inclu
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from hashlib import blake2b
 from typing import Protocol, runtime_checkable
 
@@ -20,6 +21,7 @@ __all__ = (
     "InvalidSnapshot",
     "Snapshot",
     "Snapshots",
+    "StoredSnapshot",
     "checksum",
     "decode_snapshot",
     "encode_snapshot",
@@ -52,6 +54,16 @@ class Snapshot(msgspec.Struct, frozen=True, tag=True):
     shape: str = ""
 
 
+class StoredSnapshot(msgspec.Struct, frozen=True):
+    """A snapshot that a store has, by its place; what is in it may be anything."""
+
+    #: whose it is, as `Snapshots.snapshot_owner` makes it of an address, which it need not tell
+    owner: str
+    revision: int
+    #: bytes
+    size: int
+
+
 class InvalidSnapshot(ValueError):
     """Bytes that are no snapshot, or not the one that they were. For those who load it."""
 
@@ -79,6 +91,28 @@ class Snapshots(Protocol):
 
     async def remove_snapshot(self, actor: str, revision: int) -> None:
         """Remove a snapshot, if it is there."""
+        ...
+
+    def snapshot_owner(self, actor: str) -> str:
+        """Return the `owner` that the snapshots of an actor are listed with, and no others."""
+        ...
+
+    async def list_snapshots(
+        self, after: StoredSnapshot | None, limit: int
+    ) -> Sequence[StoredSnapshot]:
+        """Return up to `limit` of all snapshots, by owner and revision, and read none of them.
+
+        The first page comes after `None`, the next after the last of this one, be that there still
+        or not; fewer than `limit` are the last page. A reader lists what it finds.
+        """
+        ...
+
+    async def load_listed(self, stored: StoredSnapshot) -> bytes | None:
+        """Return what is stored at a place, or `None`, as `load_snapshot` does."""
+        ...
+
+    async def remove_listed(self, stored: StoredSnapshot) -> None:
+        """Remove what is stored at a place, if it is there."""
         ...
 
 

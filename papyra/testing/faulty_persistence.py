@@ -14,7 +14,7 @@ from papyra.persistence.backends.base import PersistenceBackend
 from papyra.persistence.backends.group_commit import Committed
 from papyra.persistence.backends.revisions import histories_of
 from papyra.persistence.backends.snapshots import snapshots_of
-from papyra.persistence.backends.store import Batch
+from papyra.persistence.backends.store import Batch, StoredSnapshot
 from papyra.persistence.backends.summary import summarize
 from papyra.persistence.messages import (
     Append,
@@ -393,6 +393,25 @@ class FaultyStore:
     async def remove_snapshot(self, actor: str, revision: int) -> None:
         """Ask the wrapped store; no fault is injected."""
         await snapshots_of(self._store).remove_snapshot(actor, revision)
+
+    def snapshot_owner(self, actor: str) -> str:
+        """Ask the wrapped store."""
+        return snapshots_of(self._store).snapshot_owner(actor)
+
+    async def list_snapshots(
+        self, after: StoredSnapshot | None, limit: int
+    ) -> Sequence[StoredSnapshot]:
+        """Ask the wrapped store; no fault is injected."""
+        return await snapshots_of(self._store).list_snapshots(after, limit)
+
+    async def load_listed(self, stored: StoredSnapshot) -> bytes | None:
+        """Load a snapshot, as `load_snapshot` does."""
+        store = snapshots_of(self._store)
+        return await self._faults.attempt("load_snapshot", lambda: store.load_listed(stored))
+
+    async def remove_listed(self, stored: StoredSnapshot) -> None:
+        """Ask the wrapped store; no fault is injected."""
+        await snapshots_of(self._store).remove_listed(stored)
 
     async def summarize(self) -> StoreSummary:
         """Sum up the wrapped store; for faults, that is one read."""

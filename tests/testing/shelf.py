@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import time
 import uuid
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import ClassVar
 
 import anyio
@@ -35,6 +35,7 @@ from papyra.persistence.backends.retention import RetentionPolicy
 from papyra.persistence.backends.store import (
     Batch,
     Capabilities,
+    StoredSnapshot,
     collect_history,
     collect_page,
 )
@@ -132,6 +133,23 @@ class ShelfStore:
     async def remove_snapshot(self, actor: str, revision: int) -> None:
         await checkpoint()
         self.disk.snapshots.pop((actor, revision), None)
+
+    def snapshot_owner(self, actor: str) -> str:
+        return actor
+
+    async def list_snapshots(
+        self, after: StoredSnapshot | None, limit: int
+    ) -> Sequence[StoredSnapshot]:
+        await checkpoint()
+        last = ("", 0) if after is None else (after.owner, after.revision)
+        places = sorted(place for place in self.disk.snapshots if place > last)[:limit]
+        return [StoredSnapshot(*place, len(self.disk.snapshots[place])) for place in places]
+
+    async def load_listed(self, stored: StoredSnapshot) -> bytes | None:
+        return await self.load_snapshot(stored.owner, stored.revision)
+
+    async def remove_listed(self, stored: StoredSnapshot) -> None:
+        await self.remove_snapshot(stored.owner, stored.revision)
 
     def _steps(self) -> Iterator[tuple[PersistedEvent, int]]:
         """Yield the events that have a revision, in the order of their positions."""

@@ -11,7 +11,7 @@ import functools
 import itertools
 import uuid
 from array import array
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeVar
 from unittest import mock
 
@@ -48,7 +48,7 @@ from papyra.persistence import (
 from papyra.persistence.backends import group_commit, snapshots
 from papyra.persistence.backends.base import Host, PersistenceBackend
 from papyra.persistence.backends.revisions import Revisions
-from papyra.persistence.backends.store import Batch
+from papyra.persistence.backends.store import MAX_SEQ, Batch, StoredSnapshot
 from papyra.persistence.backends.summary import summarize
 from papyra.persistence.messages import Appended
 from papyra.persistence.records import Kind, PersistedEvent, kind_of
@@ -977,6 +977,48 @@ class IsBlindToCase(ShelfStore):
     async def load_snapshot(self, actor: str, revision: int) -> bytes | None:
         found = [d for (a, n), d in self.disk.snapshots.items() if a.lower() == actor.lower()]
         return found[0]
+
+
+@breaks("test_all_snapshots_are_listed_page_by_page")
+class ListsTheFirstPageOnly(ShelfStore):
+    async def list_snapshots(
+        self, after: StoredSnapshot | None, limit: int
+    ) -> Sequence[StoredSnapshot]:
+        return [] if after else await super().list_snapshots(after, limit)
+
+
+@breaks("test_all_snapshots_are_listed_page_by_page")
+class ListsMoreThanItsLimit(ShelfStore):
+    async def list_snapshots(
+        self, after: StoredSnapshot | None, limit: int
+    ) -> Sequence[StoredSnapshot]:
+        return await super().list_snapshots(after, limit + 1)
+
+
+@breaks("test_all_snapshots_are_listed_page_by_page")
+class ListsRevisionsAsTheyCome(ShelfStore):
+    async def list_snapshots(
+        self, after: StoredSnapshot | None, limit: int
+    ) -> Sequence[StoredSnapshot]:
+        page = await super().list_snapshots(after, limit)
+        return sorted(page, key=lambda stored: (stored.owner, str(stored.revision)))
+
+
+@breaks("test_all_snapshots_are_listed_page_by_page")
+class LeavesOutTheRestOfAnOwner(ShelfStore):
+    async def list_snapshots(
+        self, after: StoredSnapshot | None, limit: int
+    ) -> Sequence[StoredSnapshot]:
+        if after is not None:
+            after = structs.replace(after, revision=MAX_SEQ)
+        return await super().list_snapshots(after, limit)
+
+
+@breaks("test_all_snapshots_are_listed_page_by_page")
+class RemovesAllOfAnOwner(ShelfStore):
+    async def remove_listed(self, stored: StoredSnapshot) -> None:
+        for revision in await self.snapshot_revisions(stored.owner):
+            await self.remove_snapshot(stored.owner, revision)
 
 
 @breaks("test_a_snapshot_of_what_is_not_stored_is_refused")

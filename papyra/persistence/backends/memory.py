@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import heapq
 import time
 import uuid
 from array import array
@@ -19,6 +20,7 @@ from papyra.persistence.backends.base import PersistenceBackend
 from papyra.persistence.backends.store import (
     Batch,
     Capabilities,
+    StoredSnapshot,
     collect_history,
     collect_page,
 )
@@ -218,6 +220,27 @@ class MemoryStore:
     async def remove_snapshot(self, actor: str, revision: int) -> None:
         """Forget a snapshot."""
         self._snapshots.get(actor, {}).pop(revision, None)
+
+    def snapshot_owner(self, actor: str) -> str:
+        """Return the address itself."""
+        return actor
+
+    async def list_snapshots(
+        self, after: StoredSnapshot | None, limit: int
+    ) -> Sequence[StoredSnapshot]:
+        """List snapshots by owner and revision."""
+        last = ("", 0) if after is None else (after.owner, after.revision)
+        places = ((owner, each) for owner, held in self._snapshots.items() for each in held)
+        first = heapq.nsmallest(limit, (place for place in places if place > last))
+        return [StoredSnapshot(*place, len(self._snapshots[place[0]][place[1]])) for place in first]
+
+    async def load_listed(self, stored: StoredSnapshot) -> bytes | None:
+        """Return a snapshot, or `None`."""
+        return await self.load_snapshot(stored.owner, stored.revision)
+
+    async def remove_listed(self, stored: StoredSnapshot) -> None:
+        """Forget a snapshot."""
+        await self.remove_snapshot(stored.owner, stored.revision)
 
     async def summarize(self) -> StoreSummary:
         """Return what is held."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import AsyncIterator
 from typing import Protocol, cast
 
 import msgspec
@@ -10,7 +11,14 @@ import msgspec
 from papyra._safe_repr import shown, text_of, type_name
 from papyra.exceptions import InvalidRequest, SnapshotsUnsupported
 from papyra.persistence import codec
-from papyra.persistence.backends.store import MAX_SEQ, Histories, Identified, Snapshots, Store
+from papyra.persistence.backends.store import (
+    MAX_SEQ,
+    Histories,
+    Identified,
+    Snapshots,
+    Store,
+    StoredSnapshot,
+)
 from papyra.persistence.messages import (
     LoadedSnapshot,
     LoadSnapshot,
@@ -27,9 +35,12 @@ from papyra.persistence.snapshots import (
     encode_snapshot,
 )
 
-__all__ = ("SnapshotKeeper", "SnapshotStore", "snapshots_of")
+__all__ = ("SnapshotKeeper", "SnapshotStore", "all_snapshots", "snapshots_of")
 
 logger = logging.getLogger("papyra")
+
+#: How many snapshots are listed together.
+_PAGE = 5_000
 
 
 class SnapshotStore(Histories, Snapshots, Identified, Protocol):
@@ -41,6 +52,17 @@ def snapshots_of(store: Store) -> SnapshotStore:
     if all(isinstance(store, part) for part in (Histories, Snapshots, Identified)):
         return cast("SnapshotStore", store)
     raise SnapshotsUnsupported(f"a store of kind {shown(store.name)} keeps no snapshots")
+
+
+async def all_snapshots(store: Snapshots) -> AsyncIterator[StoredSnapshot]:
+    """Yield all that `store` has, by owner and revision, page by page."""
+    last: StoredSnapshot | None = None
+    while page := await store.list_snapshots(last, _PAGE):
+        for stored in page:
+            yield stored
+        if len(page) < _PAGE:
+            return
+        last = page[-1]
 
 
 class SnapshotKeeper:
@@ -99,20 +121,33 @@ class SnapshotKeeper:
             return LoadedSnapshot(snapshot, tuple(passed_over))
         return LoadedSnapshot(None, tuple(passed_over))
 
+    async def check(self, stored: StoredSnapshot) -> Snapshot | None:
+        """Return a listed snapshot if everything about it is right, `None` if it is gone.
+
+        Raises `InvalidSnapshot`, or what the store does for one that can't be read.
+        """
+        store = snapshots_of(self._store)
+        data = await store.load_listed(stored)
+        return None if data is None else await self._check(data, stored.owner, stored.revision)
+
     async def _checked(self, actor: str, revision: int) -> Snapshot | None:
         """Return a snapshot of which everything is right, `None` if there is none; or raise."""
         store = snapshots_of(self._store)
         data = await store.load_snapshot(actor, revision)
         if data is None:
             return None
+        return await self._check(data, store.snapshot_owner(actor), revision)
+
+    async def _check(self, data: bytes, owner: str, revision: int) -> Snapshot:
+        store = snapshots_of(self._store)
         snapshot = decode_snapshot(data)
-        if (snapshot.actor, snapshot.revision) != (actor, revision):
+        if (store.snapshot_owner(snapshot.actor), snapshot.revision) != (owner, revision):
             raise InvalidSnapshot(
                 f"it is that of revision {snapshot.revision} of {shown(snapshot.actor)}"
             )
         if snapshot.store_id != await store.store_id():
             raise InvalidSnapshot("it is of another store, or of one that was made anew")
-        event = await self._event(actor, revision)
+        event = await self._event(snapshot.actor, revision)
         if event is None or event.seq != snapshot.seq or _checksum_of(event) != snapshot.checksum:
             raise InvalidSnapshot("the event that it was taken after is not in the store")
         return snapshot

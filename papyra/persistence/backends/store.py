@@ -48,7 +48,7 @@ from papyra.persistence.reports import (
     StoreSummary,
 )
 from papyra.persistence.retention import RetentionPolicy
-from papyra.persistence.snapshots import Snapshots
+from papyra.persistence.snapshots import Snapshots, StoredSnapshot
 
 __all__ = (
     "MAX_SEQ",
@@ -58,6 +58,7 @@ __all__ = (
     "Identified",
     "Snapshots",
     "Store",
+    "StoredSnapshot",
     "Summarizing",
     "collect_history",
     "collect_page",

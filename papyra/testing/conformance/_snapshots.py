@@ -10,8 +10,14 @@ import pytest
 from papyra.exceptions import InvalidRequest, SnapshotsUnsupported, StoreReadOnly
 from papyra.persistence.backends.base import PersistenceBackend
 from papyra.persistence.backends.retention import RetentionPolicy
-from papyra.persistence.backends.snapshots import SnapshotStore, snapshots_of
-from papyra.persistence.backends.store import Histories, Identified, Snapshots
+from papyra.persistence.backends.snapshots import SnapshotStore, all_snapshots, snapshots_of
+from papyra.persistence.backends.store import (
+    MAX_SEQ,
+    Histories,
+    Identified,
+    Snapshots,
+    StoredSnapshot,
+)
 from papyra.persistence.messages import SaveSnapshot
 from papyra.persistence.snapshots import decode_snapshot, encode_snapshot
 from papyra.testing.conformance._fixtures import T0, MakeBackend, a_record, an_event
@@ -69,6 +75,15 @@ async def a_history(backend: PersistenceBackend, length: int = 9) -> SnapshotSto
     """Store a history of one actor, with others' records between its events."""
     await backend.append(*mixed("ab", range(1, length + 1)))
     return snapshots_of(backend.store)
+
+
+async def pages(store: SnapshotStore, limit: int) -> list[StoredSnapshot]:
+    """Return all snapshots, listed so many at a time."""
+    found: list[StoredSnapshot] = []
+    while page := await store.list_snapshots(found[-1] if found else None, limit):
+        assert len(page) <= limit
+        found += page
+    return found
 
 
 class Beside:
@@ -191,6 +206,37 @@ class Beside:
             for number, actor in enumerate(ADDRESSES, 1):
                 assert await loaded(backend, actor) == ([number], 0)
             assert (await backend.scan()).is_clean
+
+    async def test_all_snapshots_are_listed_page_by_page(self, make_backend: MakeBackend) -> None:
+        async with make_backend() as backend:
+            if not keeps_snapshots(backend):
+                return
+            store = snapshots_of(backend.store)
+            assert [stored async for stored in all_snapshots(store)] == []
+            contents = {
+                (store.snapshot_owner(actor), revision): f"{actor!r} {revision}".encode()
+                for actor in ADDRESSES
+                for revision in (MAX_SEQ, 10, 9)
+            }
+            for actor in ADDRESSES:
+                for revision in (MAX_SEQ, 10, 9):
+                    data = contents[store.snapshot_owner(actor), revision]
+                    await store.save_snapshot(actor, revision, data)
+            assert len(contents) == 3 * len(ADDRESSES)
+            expected = [
+                StoredSnapshot(*place, len(data)) for place, data in sorted(contents.items())
+            ]
+            assert [stored async for stored in all_snapshots(store)] == expected
+            for limit in (1, 2, 4, len(expected)):
+                assert await pages(store, limit) == expected
+            for stored in expected:
+                place = stored.owner, stored.revision
+                assert await store.load_listed(stored) == contents[place]
+            for number, stored in enumerate(expected, 1):
+                await store.remove_listed(stored)
+                assert await store.load_listed(stored) is None
+                assert list(await store.list_snapshots(stored, 99)) == expected[number:]
+                assert await pages(store, 2) == expected[number:]
 
     async def test_a_snapshot_of_what_is_not_stored_is_refused(
         self, make_backend: MakeBackend

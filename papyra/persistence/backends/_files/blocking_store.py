@@ -19,10 +19,10 @@ from papyra.persistence.backends._files.read_retention import (
     visible_records,
 )
 from papyra.persistence.backends._files.scan import ScanResult
-from papyra.persistence.backends._files.snapshot_directory import SnapshotDirectory
+from papyra.persistence.backends._files.snapshot_directory import SnapshotDirectory, owner_of
 from papyra.persistence.backends._files.store_id import StoreId
 from papyra.persistence.backends._io.commit_token import CommitToken
-from papyra.persistence.backends.store import Batch, collect_page
+from papyra.persistence.backends.store import Batch, StoredSnapshot, collect_page
 from papyra.persistence.messages import HistoryPage, Page, Read, ReadHistory
 from papyra.persistence.records import KINDS
 from papyra.persistence.reports import (
@@ -168,20 +168,33 @@ class BlockingStore:
     def save_snapshot(self, actor: str, revision: int, data: bytes) -> None:
         """Save a snapshot beside the records."""
         self._journal.check_name()
-        self._snapshots.save(actor, revision, data, self._like())
+        self._snapshots.save(owner_of(actor), revision, data, self._like())
 
     def snapshot_revisions(self, actor: str) -> list[int]:
         """Return the revisions of an actor's snapshots."""
-        return self._snapshots.revisions(actor)
+        return self._snapshots.revisions(owner_of(actor))
 
     def load_snapshot(self, actor: str, revision: int) -> bytes | None:
         """Return a snapshot, or `None`."""
-        return self._snapshots.load(actor, revision)
+        return self._snapshots.load(owner_of(actor), revision)
 
     def remove_snapshot(self, actor: str, revision: int) -> None:
         """Remove a snapshot, if it is there."""
         self._journal.check_name()
-        self._snapshots.remove(actor, revision)
+        self._snapshots.remove(owner_of(actor), revision)
+
+    def list_snapshots(self, after: StoredSnapshot | None, limit: int) -> list[StoredSnapshot]:
+        """List snapshots by the names of their files."""
+        return self._snapshots.page(after, limit)
+
+    def load_listed(self, stored: StoredSnapshot) -> bytes | None:
+        """Return a snapshot, or `None`."""
+        return self._snapshots.load(stored.owner, stored.revision)
+
+    def remove_listed(self, stored: StoredSnapshot) -> None:
+        """Remove a snapshot, if it is there."""
+        self._journal.check_name()
+        self._snapshots.remove(stored.owner, stored.revision)
 
     def _like(self) -> os.stat_result:
         """Return the status of the newest file, whose owner and mode others beside it get."""

@@ -11,13 +11,16 @@ import errno
 import os
 import re
 import stat
+from bisect import bisect_left
 from hashlib import blake2b
 from pathlib import Path
 
 from papyra.persistence.backends._files.disk import Disk, write_all
+from papyra.persistence.snapshots import StoredSnapshot
 
-__all__ = ("SnapshotDirectory",)
+__all__ = ("SnapshotDirectory", "owner_of")
 
+_OWNER = re.compile(r"[0-9a-f]{40}", re.ASCII)
 _NAME = re.compile(r"(?!0{14})(\d{14})\.json", re.ASCII)
 
 
@@ -29,10 +32,12 @@ class SnapshotDirectory:
         self._path = path
         #: whether what is saved is on the device then
         self._syncs = syncs
+        #: the owners in the directory, in order, while somebody goes through them page by page
+        self._owners: list[str] | None = None
 
-    def save(self, actor: str, revision: int, data: bytes, like: os.stat_result) -> None:
+    def save(self, owner: str, revision: int, data: bytes, like: os.stat_result) -> None:
         """Save a snapshot in one step; it gets owner and mode of the file that it is `like`."""
-        directory = self._directory_of(actor)
+        directory = self._path / owner
         for place in (self._path, directory):
             self._make_directory(place, like)
         path = directory / _name_of(revision)
@@ -53,18 +58,39 @@ class SnapshotDirectory:
         if self._syncs:
             self._disk.sync_directory(directory)
 
-    def revisions(self, actor: str) -> list[int]:
-        """Return the revisions of an actor's snapshots."""
-        directory = self._directory_of(actor)
+    def revisions(self, owner: str) -> list[int]:
+        """Return the revisions of an owner's snapshots."""
+        directory = self._path / owner
         if not all(_is_directory(place) for place in (self._path, directory)):
             return []
         names = map(_NAME.fullmatch, self._disk.list(directory))
         return [int(name[1]) for name in names if name is not None]
 
-    def load(self, actor: str, revision: int) -> bytes | None:
+    def page(self, after: StoredSnapshot | None, limit: int) -> list[StoredSnapshot]:
+        """Return up to `limit` snapshots, by owner and revision.
+
+        Owners whose first snapshot is saved while somebody goes through all of them may be missing.
+        """
+        if after is None or self._owners is None:
+            names = self._disk.list(self._path) if _is_directory(self._path) else []
+            self._owners = [name for name in names if _OWNER.fullmatch(name)]
+        last = ("", 0) if after is None else (after.owner, after.revision)
+        found: list[StoredSnapshot] = []
+        for position in range(bisect_left(self._owners, last[0]), len(self._owners)):
+            owner = self._owners[position]
+            for revision in sorted(self.revisions(owner)):
+                size = _size_of(self._path / owner / _name_of(revision))
+                if (owner, revision) > last and size is not None:
+                    found.append(StoredSnapshot(owner, revision, size))
+            if len(found) >= limit:
+                return found[:limit]
+        self._owners = None
+        return found
+
+    def load(self, owner: str, revision: int) -> bytes | None:
         """Return a snapshot, or `None` if there is none."""
         try:
-            fd = self._disk.open(self._directory_of(actor) / _name_of(revision), os.O_RDONLY)
+            fd = self._disk.open(self._path / owner / _name_of(revision), os.O_RDONLY)
         except FileNotFoundError:
             return None
         try:
@@ -76,13 +102,9 @@ class SnapshotDirectory:
         finally:
             self._disk.close(fd)
 
-    def remove(self, actor: str, revision: int) -> None:
+    def remove(self, owner: str, revision: int) -> None:
         """Remove a snapshot, if it is there."""
-        self._disk.remove(self._directory_of(actor) / _name_of(revision))
-
-    def _directory_of(self, actor: str) -> Path:
-        address = actor.encode(errors="surrogatepass")
-        return self._path / blake2b(address, digest_size=20).hexdigest()
+        self._disk.remove(self._path / owner / _name_of(revision))
 
     def _make_directory(self, path: Path, like: os.stat_result) -> None:
         if _is_directory(path):
@@ -92,6 +114,11 @@ class SnapshotDirectory:
         self._disk.make_directory_like(path, like)
         if self._syncs:
             self._disk.sync_directory(path.parent)
+
+
+def owner_of(actor: str) -> str:
+    """Return the name of an actor's directory."""
+    return blake2b(actor.encode(errors="surrogatepass"), digest_size=20).hexdigest()
 
 
 def _name_of(revision: int) -> str:
@@ -104,3 +131,12 @@ def _is_directory(path: Path) -> bool:
         return stat.S_ISDIR(path.lstat().st_mode)
     except FileNotFoundError:
         return False
+
+
+def _size_of(path: Path) -> int | None:
+    """Return the size of a file, or of a link; `None` for a directory, and for nothing."""
+    try:
+        about = path.lstat()
+    except FileNotFoundError:
+        return None
+    return None if stat.S_ISDIR(about.st_mode) else about.st_size

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import TypeVar
 
 from papyra._durations import is_seconds
@@ -21,12 +21,13 @@ from papyra.persistence.backends._files.disk import CAN_WRITE, whose
 from papyra.persistence.backends._files.fsync_policy import Fsync, FsyncPolicy
 from papyra.persistence.backends._files.journal import Journal
 from papyra.persistence.backends._files.location import printable
+from papyra.persistence.backends._files.snapshot_directory import owner_of
 from papyra.persistence.backends._io.commit_token import CommitToken
 from papyra.persistence.backends._io.worker_thread import (
     WorkerThread,
     raise_if_cancelled,
 )
-from papyra.persistence.backends.store import Batch, Capabilities
+from papyra.persistence.backends.store import Batch, Capabilities, StoredSnapshot
 from papyra.persistence.messages import HistoryPage, Page, Read, ReadHistory
 from papyra.persistence.reports import (
     CompactionReport,
@@ -163,6 +164,26 @@ class FileStore:
         self._require_writable()
         timeout = self.call_timeout
         await self._run(self.blocking.remove_snapshot, actor, revision, timeout=timeout)
+
+    def snapshot_owner(self, actor: str) -> str:
+        """Return the name of the directory that an actor's snapshots are in."""
+        return owner_of(actor)
+
+    async def list_snapshots(
+        self, after: StoredSnapshot | None, limit: int
+    ) -> Sequence[StoredSnapshot]:
+        """List snapshots by the names of their files."""
+        timeout = self.call_timeout
+        return await self._run(self.blocking.list_snapshots, after, limit, timeout=timeout)
+
+    async def load_listed(self, stored: StoredSnapshot) -> bytes | None:
+        """Return a snapshot, or `None`."""
+        return await self._run(self.blocking.load_listed, stored, timeout=self.call_timeout)
+
+    async def remove_listed(self, stored: StoredSnapshot) -> None:
+        """Remove the file of a snapshot, if it is there."""
+        self._require_writable()
+        await self._run(self.blocking.remove_listed, stored, timeout=self.call_timeout)
 
     async def summarize(self) -> StoreSummary:
         """Sum the totals of the files."""

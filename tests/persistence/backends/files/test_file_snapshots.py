@@ -17,6 +17,7 @@ from papyra.persistence import PersistedEvent, SaveSnapshot
 from papyra.persistence.backends._files.disk import Disk
 from papyra.persistence.backends.json import JsonFilePersistence
 from papyra.persistence.backends.rotating import RotatingFilePersistence
+from papyra.persistence.backends.snapshots import all_snapshots, snapshots_of
 from tests.conftest import event_loops
 from tests.persistence.backends.files.file_persistence import FilePersistence
 
@@ -310,3 +311,53 @@ async def test_a_snapshot_is_saved_whole_or_not_at_all(tmp_path: Path, kind: str
         if not has_failed:
             break
     assert failed >= 10
+
+
+# The list
+
+
+async def test_what_is_no_snapshot_by_its_name_is_not_listed(tmp_path: Path, kind: str) -> None:
+    path = tmp_path / "store"
+    async with open_store(kind, path) as store:
+        await fill(store, 5, 9)
+        snapshots = snapshots_of(store.store)
+        listed = [each async for each in all_snapshots(snapshots)]
+        assert [(each.revision, each.size) for each in listed] == [
+            (revision, file.stat().st_size)
+            for revision, file in zip((5, 9), files_of(kind, path), strict=True)
+        ]
+        first = files_of(kind, path)[0]
+        for name in ("5.json", f"{0:014}.json", f"{7:014}.json.new", "note.txt"):
+            first.with_name(name).write_bytes(first.read_bytes())
+        first.with_name(f"{8:014}.json").mkdir()
+        (first.parent.parent / "notes").mkdir()
+        (first.parent.parent / ("0" * 40)).write_text("a file")
+        assert [each async for each in all_snapshots(snapshots)] == listed
+        async with store.reader() as reader:
+            assert [each async for each in all_snapshots(snapshots_of(reader.store))] == listed
+
+
+async def test_a_link_in_the_place_of_a_snapshot_is_listed_and_not_followed(
+    tmp_path: Path, kind: str
+) -> None:
+    path = tmp_path / "store"
+    async with open_store(kind, path) as store:
+        await fill(store, 5, 9)
+        snapshots = snapshots_of(store.store)
+        a_link(files_of(kind, path)[0], tmp_path / "elsewhere")
+        link, whole = [each async for each in all_snapshots(snapshots)]
+        with pytest.raises(OSError, match="not followed"):
+            await snapshots.load_listed(link)
+        await snapshots.remove_listed(link)
+        assert [each async for each in all_snapshots(snapshots)] == [whole]
+        assert (tmp_path / "elsewhere").exists()
+
+
+async def test_a_list_goes_on_after_what_was_removed_meanwhile(tmp_path: Path, kind: str) -> None:
+    async with open_store(kind, tmp_path / "store") as store:
+        await fill(store, 5, 9)
+        snapshots = snapshots_of(store.store)
+        (first,) = await snapshots.list_snapshots(None, 1)
+        await snapshots.remove_listed(first)
+        assert [each.revision for each in await snapshots.list_snapshots(first, 9)] == [9]
+        assert await snapshots.list_snapshots(None, 0) == []
