@@ -148,7 +148,8 @@ class CommitFiles:
 
     def _visible(self, kind: Kind, policy: RetentionPolicy, now: float) -> list[tuple[Record, int]]:
         """Return the records of a kind that a policy shows, newest first, and their sizes."""
-        oldest, total, count = policy.oldest_time(now), 0, 0
+        limits = policy.of(kind)
+        oldest, total, count = limits.oldest_time(now), 0, 0
         shown: list[tuple[Record, int]] = []
         for first, lines in reversed(list(self._commits())):
             for seq, line in reversed(list(enumerate(lines, first))):
@@ -156,9 +157,9 @@ class CommitFiles:
                 if record is None or kind_of(record) != kind:
                     continue
                 total, count = total + len(line), count + 1
-                if count > (policy.max_records or count):
+                if count > (limits.max_records or count):
                     return shown
-                if total > (policy.max_total_bytes or total):
+                if total > (limits.max_total_bytes or total):
                     return shown
                 if oldest is None or record.timestamp >= oldest:
                     shown.append((record, len(line)))

@@ -7,12 +7,13 @@ import msgspec
 from papyra._durations import is_seconds
 from papyra._safe_repr import shown
 from papyra.exceptions import InvalidPolicy
+from papyra.persistence.records import Kind
 
-__all__ = ("RetentionPolicy",)
+__all__ = ("Limits", "RetentionPolicy")
 
 
-class RetentionPolicy(msgspec.Struct, frozen=True, kw_only=True):
-    """Limits that apply to each kind of record by itself. `None` sets no limit.
+class Limits(msgspec.Struct, frozen=True, kw_only=True):
+    """Limits for the records of one kind. `None` sets no limit, and so `Limits()` sets none at all.
 
     A record is kept when it is within every limit. Each is judged against all that is stored, so
     `max_records` and `max_total_bytes` count back from the newest record, old ones included.
@@ -39,3 +40,42 @@ class RetentionPolicy(msgspec.Struct, frozen=True, kw_only=True):
     def oldest_time(self, now: float) -> float | None:
         """Return the timestamp below which records are too old at Unix time `now`."""
         return None if self.max_age_seconds is None else now - self.max_age_seconds
+
+
+class RetentionPolicy(Limits, frozen=True, kw_only=True):
+    """The limits of a store. They apply to each kind of record by itself.
+
+    `events`, `audits` and `dead_letters` are for a kind that has limits of its own: they replace
+    the general ones for that kind, all three of them. With `Limits()` all of that kind is kept::
+
+        RetentionPolicy(max_age_seconds=86400, events=Limits(), audits=Limits(max_records=1000))
+
+    Raises `InvalidPolicy` for a limit that `Limits` refuses, and for limits that are none.
+    """
+
+    events: Limits | None = None
+    audits: Limits | None = None
+    dead_letters: Limits | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("events", "audits", "dead_letters"):
+            own = getattr(self, name)
+            if own is not None and type(own) is not Limits:
+                raise InvalidPolicy(f"{name} takes Limits or None, not {shown(own)}")
+
+    @property
+    def names_kinds(self) -> bool:
+        """Whether some kind has limits of its own."""
+        return (self.events, self.audits, self.dead_letters) != (None, None, None)
+
+    def of(self, kind: Kind) -> Limits:
+        """Return the limits for records of a kind."""
+        own = {"event": self.events, "audit": self.audits, "dead_letter": self.dead_letters}[kind]
+        if own is not None:
+            return own
+        return Limits(
+            max_records=self.max_records,
+            max_age_seconds=self.max_age_seconds,
+            max_total_bytes=self.max_total_bytes,
+        )

@@ -20,7 +20,7 @@ class ListModel:
     """A list of numbered records and their encoded sizes, that reads as a backend does."""
 
     def __init__(self, policy: RetentionPolicy | None = None) -> None:
-        self._policy = policy or RetentionPolicy()
+        self.policy = policy or RetentionPolicy()
         self.stored: list[tuple[Record, int]] = []
 
     def append(self, *records: Record) -> None:
@@ -34,15 +34,15 @@ class ListModel:
 
     def visible(self, kind: Kind, now: float) -> list[Record]:
         """Return what retention shows of one kind at Unix time `now`."""
-        policy, shown, total = self._policy, [], 0
+        limits, shown, total = self.policy.of(kind), [], 0
         kept = [(record, size) for record, size in self.stored if kind_of(record) == kind]
         for newer, (record, size) in enumerate(reversed(kept)):
             total += size
-            if policy.max_records is not None and newer >= policy.max_records:
+            if limits.max_records is not None and newer >= limits.max_records:
                 break
-            if policy.max_total_bytes is not None and total > policy.max_total_bytes:
+            if limits.max_total_bytes is not None and total > limits.max_total_bytes:
                 break
-            if policy.max_age_seconds is None or record.timestamp >= now - policy.max_age_seconds:
+            if limits.max_age_seconds is None or record.timestamp >= now - limits.max_age_seconds:
                 shown.append(record)
         return shown[::-1]
 

@@ -100,10 +100,10 @@ def varied() -> list[Record]:
     ]
 
 
-def compact(store: Store, **limits: int) -> None:
+def compact(store: Store, policy: RetentionPolicy) -> None:
     async def work() -> None:
         async with store.backend() as backend:
-            await backend.compact(RetentionPolicy(**limits))
+            await backend.compact(policy)
 
     anyio.run(work)
 
@@ -179,7 +179,7 @@ def test_papyra_copy_keeps_records_and_their_positions(
     papyra: Command, store: Store, target: Store
 ) -> None:
     append(store, *varied(), segment=9)
-    compact(store, max_records=12)
+    compact(store, RetentionPolicy(max_records=12))
     append(store, *varied(), audit(1), event(2), segment=9)
     before, wanted = contents(store), facts(store)
     assert len(wanted) == 36 + 50, "there is a gap, and what follows it"
@@ -250,7 +250,7 @@ def test_papyra_copy_goes_on_at_later_positions_after_the_source_was_compacted_e
     papyra: Command, store: Store, source: Store
 ) -> None:
     fill(store, 10)
-    compact(store, max_age_seconds=1)
+    compact(store, RetentionPolicy(max_age_seconds=1))
     assert papyra("copy", store.name, source.name).code == 0
     assert append(store, *varied()[:3]) == 13
     assert papyra("copy", store.name, source.name).code == 0
@@ -266,7 +266,7 @@ def long_source(tmp_path_factory: pytest.TempPathFactory, redis_server: RedisSer
     """A store that takes its time, of all kinds of records, and with gaps."""
     store = new_store("json", tmp_path_factory.mktemp("long"), redis_server)
     store.append(*map(record, range(2_000)))
-    compact(store, max_records=100)
+    compact(store, RetentionPolicy(max_records=100))
     store.append(*map(record, range(MANY)))
     return store
 
@@ -374,7 +374,7 @@ def test_papyra_copy_refuses_a_target_with_a_record_that_the_source_has_not(
     papyra: Command, source: Store, target: Store
 ) -> None:
     append(source, *map(event, range(30)))
-    compact(source, max_records=10)
+    compact(source, RetentionPolicy(max_records=10))
     append(target, *map(event, range(20)))
     append(source, event(30))
     before = contents(target)

@@ -177,14 +177,15 @@ class ShelfStore:
             for seq, line in self.disk.lines
             if (record := self._decoded(seq, line)) is not None and kind_of(record) == kind
         ]
-        oldest = policy.oldest_time(now)
+        limits = policy.of(kind)
+        oldest = limits.oldest_time(now)
         shown: list[tuple[Record, int]] = []
         total = 0
         for newer, (record, length) in enumerate(reversed(kept)):
             total += length
-            if policy.max_records is not None and newer >= policy.max_records:
+            if limits.max_records is not None and newer >= limits.max_records:
                 break
-            if policy.max_total_bytes is not None and total > policy.max_total_bytes:
+            if limits.max_total_bytes is not None and total > limits.max_total_bytes:
                 break
             if oldest is None or record.timestamp >= oldest:
                 shown.append((record, length))

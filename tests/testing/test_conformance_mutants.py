@@ -51,9 +51,9 @@ from papyra.persistence.backends.revisions import Revisions
 from papyra.persistence.backends.store import MAX_SEQ, Batch, StoredSnapshot
 from papyra.persistence.backends.summary import summarize
 from papyra.persistence.messages import Appended
-from papyra.persistence.records import Kind, PersistedEvent, kind_of
+from papyra.persistence.records import KINDS, Kind, PersistedEvent, kind_of
 from papyra.persistence.reports import AnomalyKind, ReportProgress
-from papyra.persistence.retention import RetentionPolicy
+from papyra.persistence.retention import Limits, RetentionPolicy
 from papyra.persistence.snapshots import InvalidSnapshot, Snapshot, decode_snapshot
 from papyra.testing.conformance import PersistenceConformance
 from tests.conftest import event_loops
@@ -467,6 +467,73 @@ class RetainsOnlyWhatItReadsFromTheStart(ShelfStore):
     def _visible(self, kind: Kind, policy: RetentionPolicy, now: float) -> list[tuple[Record, int]]:
         everything = super()._visible(kind, RetentionPolicy(), now)
         return super()._visible(kind, policy, now) if len(everything) < 9 else everything
+
+
+class KnowsGeneralLimitsAlone(ShelfStore):
+    def _visible(self, kind: Kind, policy: RetentionPolicy, now: float) -> list[tuple[Record, int]]:
+        general = RetentionPolicy(
+            max_records=policy.max_records,
+            max_age_seconds=policy.max_age_seconds,
+            max_total_bytes=policy.max_total_bytes,
+        )
+        return super()._visible(kind, general, now)
+
+
+breaks("test_each_kind_may_have_limits_of_its_own")(KnowsGeneralLimitsAlone)
+breaks("test_a_compaction_goes_by_the_limits_of_each_kind")(KnowsGeneralLimitsAlone)
+
+
+def limits_all_as(own: Kind) -> type[ShelfStore]:
+    class LimitsAllAsOne(ShelfStore):
+        async def read(self, request: Read, policy: RetentionPolicy, now: float) -> Page:
+            limits = RetentionPolicy(**structs.asdict(policy.of(own)))
+            return await super().read(request, limits, now)
+
+    LimitsAllAsOne.__name__ = f"LimitsAllAs{own.title()}"
+    return LimitsAllAsOne
+
+
+for one_kind in KINDS:
+    breaks("test_each_kind_may_have_limits_of_its_own")(limits_all_as(one_kind))
+
+
+@breaks("test_each_kind_may_have_limits_of_its_own")
+class AddsGeneralLimitsToThoseOfAKind(Shelf):
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        policy = self.retention
+        self._retention = structs.replace(
+            policy,
+            events=self.with_general(policy.events or Limits()),
+            audits=self.with_general(policy.audits or Limits()),
+            dead_letters=self.with_general(policy.dead_letters or Limits()),
+        )
+
+    def with_general(self, own: Limits) -> Limits:
+        return Limits(
+            max_records=own.max_records or self.retention.max_records,
+            max_age_seconds=own.max_age_seconds or self.retention.max_age_seconds,
+            max_total_bytes=own.max_total_bytes or self.retention.max_total_bytes,
+        )
+
+
+@breaks("test_a_compaction_goes_by_the_limits_of_each_kind")
+class CompactsAllKindsAsEvents(ShelfStore):
+    async def compact(
+        self, policy: RetentionPolicy, now: float, *, dry_run: bool
+    ) -> CompactionReport:
+        limits = RetentionPolicy(**structs.asdict(policy.of("event")))
+        return await super().compact(limits, now, dry_run=dry_run)
+
+
+@breaks("test_a_compaction_goes_by_the_limits_of_each_kind")
+@breaks("test_a_dry_run_says_what_a_compaction_does")
+class ForeseesGeneralLimitsAlone(ShelfStore):
+    async def compact(
+        self, policy: RetentionPolicy, now: float, *, dry_run: bool
+    ) -> CompactionReport:
+        knows = KnowsGeneralLimitsAlone(self.disk) if dry_run else ShelfStore(self.disk)
+        return await knows.compact(policy, now, dry_run=dry_run)
 
 
 @breaks("test_compaction_keeps_what_reads_show")

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 
 from papyra.persistence.backends.store import MAX_SEQ
 from papyra.persistence.messages import Read, ReadHistory
-from papyra.persistence.retention import RetentionPolicy
+from papyra.persistence.retention import Limits, RetentionPolicy
 
 __all__ = ("bounded_history", "bounded_policy", "bounded_read")
 
 #: What fits into a column of 64 bits.
 _GREATEST = 2**63 - 1
+
+LimitsT = TypeVar("LimitsT", bound=Limits)
 
 
 def bounded_read(request: Read) -> Read:
@@ -39,10 +41,24 @@ def bounded_history(request: ReadHistory) -> ReadHistory:
 
 
 def bounded_policy(policy: RetentionPolicy) -> RetentionPolicy:
-    """Return a policy that keeps the same, and counts in 64 bits."""
+    """Return a policy that keeps the same, and counts in 64 bits.
+
+    Where a kind has limits of its own, each has, and there are no general ones: a store that knows
+    of those alone then hides and removes nothing, rather than what another kind's limits are for.
+    """
+    if not policy.names_kinds:
+        return _bounded_limits(policy)
+    return RetentionPolicy(
+        events=_bounded_limits(policy.of("event")),
+        audits=_bounded_limits(policy.of("audit")),
+        dead_letters=_bounded_limits(policy.of("dead_letter")),
+    )
+
+
+def _bounded_limits(limits: LimitsT) -> LimitsT:
     changes: dict[str, Any] = {
         name: _GREATEST
         for name in ("max_records", "max_total_bytes")
-        if (value := getattr(policy, name)) is not None and value > _GREATEST
+        if (value := getattr(limits, name)) is not None and value > _GREATEST
     }
-    return msgspec.structs.replace(policy, **changes) if changes else policy
+    return msgspec.structs.replace(limits, **changes) if changes else limits

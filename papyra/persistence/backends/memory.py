@@ -41,7 +41,7 @@ from papyra.persistence.reports import (
     ReportProgress,
     StoreSummary,
 )
-from papyra.persistence.retention import RetentionPolicy
+from papyra.persistence.retention import Limits, RetentionPolicy
 
 __all__ = ("InMemoryPersistence", "MemoryStore")
 
@@ -172,7 +172,7 @@ class MemoryStore:
         collection = self._collections[request.kind]
         if request.actor is not None:
             await collection.put_in_index()
-        start, since = _visible(collection, policy, now)
+        start, since = _visible(collection, policy.of(request.kind), now)
         start = max(start, collection.first_after(request.after))
         stop = len(collection)
         if request.before is not None:
@@ -285,14 +285,14 @@ class MemoryStore:
         return sum(collection.size for collection in self._collections.values())
 
 
-def _visible(collection: _Collection, policy: RetentionPolicy, now: float) -> tuple[int, float]:
+def _visible(collection: _Collection, limits: Limits, now: float) -> tuple[int, float]:
     """Return the first position, and the oldest time, that retention lets reads see."""
     start = 0
-    if policy.max_records is not None:
-        start = max(start, len(collection) - policy.max_records)
-    if policy.max_total_bytes is not None:
-        start = max(start, collection.first_within(policy.max_total_bytes))
-    oldest = policy.oldest_time(now)
+    if limits.max_records is not None:
+        start = max(start, len(collection) - limits.max_records)
+    if limits.max_total_bytes is not None:
+        start = max(start, collection.first_within(limits.max_total_bytes))
+    oldest = limits.oldest_time(now)
     return start, -_FOREVER if oldest is None else oldest
 
 

@@ -64,7 +64,7 @@ from papyra.persistence.reports import (
     ScanProgress,
     StoreSummary,
 )
-from papyra.persistence.retention import RetentionPolicy
+from papyra.persistence.retention import Limits, RetentionPolicy
 
 __all__ = ("Delivery", "Pending", "RedisStreamsConfig", "RedisStreamsPersistence")
 
@@ -440,9 +440,10 @@ class RedisStore:
             raise StoreError(f"{self.location} is damaged: recover it before compacting it")
         operator = "=" if self.config.trim == "exact" else "~"
         for number, kind in enumerate(KINDS, start=1):
-            if policy == RetentionPolicy() or not before.streams[kind].length:
+            limits = policy.of(kind)
+            if limits == Limits() or not before.streams[kind].length:
                 continue
-            first = await self._reader.first_visible(kind, policy, now)
+            first = await self._reader.first_visible(kind, limits, now)
             if first == "-":
                 continue
             if is_thinned(kind, before):

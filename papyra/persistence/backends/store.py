@@ -191,8 +191,12 @@ class Store(Protocol):
         the actor and the limit are its own affair. It takes no more of them than it needs, so that
         they may come from a cursor. A record that can't be decoded is passed over.
 
-        `policy` counts records and their encoded bytes, of each kind by itself, from the newest on,
-        and ends with the first that does not fit. Age is another matter: times need not rise with
+        ``policy.of(kind)`` are the limits for records of a kind, here and in `compact`. Nothing
+        else of the policy is: where a kind has limits of its own, its general limits are none, and
+        a store that goes by those would hide and remove nothing.
+
+        Limits count records and their encoded bytes, of that kind alone, from the newest on, and
+        end with the first that does not fit. Age is another matter: times need not rise with
         positions, so each record is judged by its own, and counts while it is hidden.
         """
         ...

@@ -11,7 +11,7 @@ import pytest
 from papyra.exceptions import InvalidRequest, StoreReadOnly
 from papyra.persistence import codec
 from papyra.persistence.records import Record, kind_of
-from papyra.persistence.retention import RetentionPolicy
+from papyra.persistence.retention import Limits, RetentionPolicy
 from papyra.testing.conformance._fixtures import (
     T0,
     MakeBackend,
@@ -92,7 +92,8 @@ class Moving:
             assert not summary.damaged
 
     async def test_a_summary_counts_what_retention_hides(self, make_backend: MakeBackend) -> None:
-        policy = RetentionPolicy(max_records=2, max_age_seconds=1)
+        own = Limits(max_records=1)
+        policy = RetentionPolicy(max_records=2, max_age_seconds=1, audits=own)
         async with make_backend(retention_policy=policy, clock=lambda: T0 + 40) as backend:
             await backend.append(*map(a_record, range(40)))
             summary = await backend.summarize()
@@ -106,6 +107,7 @@ class Moving:
                 RetentionPolicy(),
                 RetentionPolicy(max_age_seconds=25),
                 RetentionPolicy(max_records=9, max_total_bytes=700),
+                RetentionPolicy(max_records=2, events=Limits(max_records=1), audits=Limits()),
             ):
                 before = await everything(backend)
                 told = await backend.compact(policy, dry_run=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import msgspec
 
-from papyra.persistence.backends.retention import RetentionPolicy
+from papyra.persistence.backends.retention import Limits, RetentionPolicy
 from papyra.persistence.messages import Read
 from papyra.persistence.records import (
     KINDS,
@@ -76,6 +76,50 @@ class Retention:
             ):
                 found = await read_to_the_end(backend, request)
                 assert found == model.read(request, now), request
+
+    async def test_each_kind_may_have_limits_of_its_own(self, make_backend: MakeBackend) -> None:
+        now = T0 + 30
+        for policy in (
+            RetentionPolicy(events=Limits(max_records=3)),
+            RetentionPolicy(audits=Limits(max_age_seconds=12)),
+            RetentionPolicy(dead_letters=Limits(max_total_bytes=300)),
+            RetentionPolicy(max_records=2, max_age_seconds=25, audits=Limits()),
+            RetentionPolicy(max_records=2, events=Limits(max_age_seconds=14)),
+            RetentionPolicy(
+                events=Limits(max_records=7, max_total_bytes=900),
+                audits=Limits(max_records=1),
+                dead_letters=Limits(max_age_seconds=20),
+            ),
+        ):
+            async with make_backend(retention_policy=policy, clock=lambda: now) as backend:
+                if not (await backend.summarize()).total_records:
+                    model = await fill(backend, 30)
+                model.policy = policy
+                for request in reads({"limit": [None, 2], "newest": [False, True]}):
+                    found = await read_to_the_end(backend, request)
+                    assert found == model.read(request, now), (policy, request)
+
+    async def test_a_compaction_goes_by_the_limits_of_each_kind(
+        self, make_backend: MakeBackend
+    ) -> None:
+        policy = RetentionPolicy(max_records=4, events=Limits(max_records=7), audits=Limits())
+        async with make_backend(retention_policy=policy) as backend:
+            await backend.append(*map(a_record, range(30)))
+            before = await everything(backend)
+            assert len(before) == 7 + 10 + 4
+            told = await backend.compact(dry_run=True)
+            assert (await backend.scan()).records_scanned == 30
+            assert await backend.compact() == told
+            assert await everything(backend) == before
+            if backend.capabilities.compaction:
+                assert told.records_after == (await backend.scan()).records_scanned == 21
+            # With limits for one kind, the others are kept whole.
+            report = await backend.compact(RetentionPolicy(audits=Limits(max_records=2)))
+            gone = 8 if backend.capabilities.compaction else 0
+            assert report.records_before - report.records_after == gone
+            assert len(await backend.list_events()) == 7
+            assert len(await backend.list_audits()) == 10 - gone
+            assert len(await backend.list_dead_letters()) == 4
 
     async def test_compaction_keeps_what_reads_show(self, make_backend: MakeBackend) -> None:
         policy = RetentionPolicy(max_records=4)

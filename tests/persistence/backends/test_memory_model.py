@@ -27,7 +27,7 @@ from papyra.persistence import (
 )
 from papyra.persistence.backends import group_commit, memory, paging
 from papyra.persistence.backends.memory import InMemoryPersistence
-from papyra.persistence.backends.retention import RetentionPolicy
+from papyra.persistence.backends.retention import Limits, RetentionPolicy
 from papyra.testing._list_model import ListModel, read_to_the_end
 from tests.extent import count
 
@@ -47,11 +47,14 @@ batches = st.one_of(
     st.lists(st.one_of(records, records, records, bad), max_size=5),
     st.lists(events, min_size=9, max_size=15),
 )
-policies = st.builds(
-    RetentionPolicy,
-    max_records=st.none() | st.integers(1, 12),
-    max_age_seconds=st.none() | st.integers(1, 50),
-    max_total_bytes=st.none() | st.integers(1, 1500),
+limits: dict[str, Any] = {
+    "max_records": st.none() | st.integers(1, 12),
+    "max_age_seconds": st.none() | st.integers(1, 50),
+    "max_total_bytes": st.none() | st.integers(1, 1500),
+}
+own_limits = st.none() | st.builds(Limits, **limits)
+policies = st.builds(RetentionPolicy, **limits) | st.builds(
+    RetentionPolicy, **limits, events=own_limits, audits=own_limits, dead_letters=own_limits
 )
 
 

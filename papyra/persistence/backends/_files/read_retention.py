@@ -80,13 +80,13 @@ def _files_between(
 
 def hidden_of(journal: Journal, kind: Kind, policy: RetentionPolicy, now: float) -> Hidden:
     """Return what retention hides of a kind."""
-    through = 0
-    if policy.max_records is not None:
-        through = _through_of_surplus(journal, kind, policy.max_records, in_bytes=False)
-    if policy.max_total_bytes is not None:
-        bytes_through = _through_of_surplus(journal, kind, policy.max_total_bytes, in_bytes=True)
+    limits, through = policy.of(kind), 0
+    if limits.max_records is not None:
+        through = _through_of_surplus(journal, kind, limits.max_records, in_bytes=False)
+    if limits.max_total_bytes is not None:
+        bytes_through = _through_of_surplus(journal, kind, limits.max_total_bytes, in_bytes=True)
         through = max(through, bytes_through)
-    oldest = policy.oldest_time(now)
+    oldest = limits.oldest_time(now)
     return Hidden(through, -_FOREVER if oldest is None else oldest)
 
 

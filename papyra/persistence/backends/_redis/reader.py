@@ -27,7 +27,7 @@ from papyra.persistence.backends._redis.stream_scan import PAGE_BYTES, PAGE_ENTR
 from papyra.persistence.backends.paging import MAX_PAGE_BYTES, MAX_PAGE_RECORDS, collect_page
 from papyra.persistence.messages import Page, Read
 from papyra.persistence.records import KINDS, Kind, Record
-from papyra.persistence.retention import RetentionPolicy
+from papyra.persistence.retention import Limits, RetentionPolicy
 
 __all__ = ("Reader",)
 
@@ -61,7 +61,8 @@ class Reader:
 
         Positions that are `in_doubt` are left out.
         """
-        oldest = policy.oldest_time(now)
+        limits = policy.of(request.kind)
+        oldest = limits.oldest_time(now)
         since = max(
             -math.inf if oldest is None else oldest,
             -math.inf if request.since is None else request.since,
@@ -69,7 +70,7 @@ class Reader:
         until = math.inf if request.until is None else request.until
         if request.before is not None and request.before <= 1:
             return _empty(request)
-        start = await self._start(request.kind, request.after, since, policy)
+        start = await self._start(request.kind, request.after, since, limits)
         if start is None:
             return _empty(request)
         stop = await self._stop(request)
@@ -133,10 +134,10 @@ class Reader:
             self._bookmarks[request.kind] = {seq: edge}
         return page
 
-    async def first_visible(self, kind: Kind, policy: RetentionPolicy, now: float) -> str | None:
-        """Return the id from which on `policy` lets reads see records; `None` if they see none."""
-        oldest = policy.oldest_time(now)
-        return await self._start(kind, 0, -math.inf if oldest is None else oldest, policy)
+    async def first_visible(self, kind: Kind, limits: Limits, now: float) -> str | None:
+        """Return the id from which on `limits` let reads see records; `None` if they see none."""
+        oldest = limits.oldest_time(now)
+        return await self._start(kind, 0, -math.inf if oldest is None else oldest, limits)
 
     async def read_at(self, kind: Kind, start: str) -> Entry | None:
         """Return the first entry that Papyra wrote, from an id on; `None` if there is none."""
@@ -149,15 +150,13 @@ class Reader:
             start = f"({raws[-1][0].decode()}"
         return None
 
-    async def _start(
-        self, kind: Kind, after: int, since: float, policy: RetentionPolicy
-    ) -> str | None:
+    async def _start(self, kind: Kind, after: int, since: float, limits: Limits) -> str | None:
         start = "-"
         bookmark = self._bookmarks[kind].get(after)
         if after and bookmark is not None:
             start, after = f"({bookmark.decode()}", 0
-        if after or policy.max_records is not None or policy.max_total_bytes is not None:
-            found = await self._find(kind, after, policy.max_records, policy.max_total_bytes)
+        if after or limits.max_records is not None or limits.max_total_bytes is not None:
+            found = await self._find(kind, after, limits.max_records, limits.max_total_bytes)
             if not found:
                 return None
             start = _later(start, found)

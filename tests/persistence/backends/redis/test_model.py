@@ -53,8 +53,9 @@ class TrimmedList(CompactedList):
         kept = []
         for kind in KINDS:
             mine = [each for each in self.stored if kind_of(each[0]) == kind]
-            count, size = self.policy.max_records, self.policy.max_total_bytes
-            oldest = self.policy.oldest_time(NOW)
+            limits = self.policy.of(kind)
+            count, size = limits.max_records, limits.max_total_bytes
+            oldest = limits.oldest_time(NOW)
             start = 0 if count is None else max(0, len(mine) - count)
             while size is not None and sum(length for _, length in mine[start:]) > size:
                 start += 1
