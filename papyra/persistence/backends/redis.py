@@ -34,7 +34,7 @@ from papyra.persistence.backends._redis.consumer_groups import (
     Pending,
     deliveries_of,
 )
-from papyra.persistence.backends._redis.entry_format import id_of
+from papyra.persistence.backends._redis.entry_format import following
 from papyra.persistence.backends._redis.fenced_writer import Writer
 from papyra.persistence.backends._redis.following import Follower
 from papyra.persistence.backends._redis.histories import HistoryReader
@@ -458,7 +458,7 @@ class RedisStore:
             else:
                 keys = self.client.keys.all
                 # Where nothing is shown any more, what came since it was looked for is.
-                start = first or _following(before.streams[kind].last_id)
+                start = first or following(before.streams[kind].last_id)
                 await self.client.run(scripts.TRIM, keys, number, start, operator)
         if not dry_run:
             after = await read_state(self.client)
@@ -482,12 +482,6 @@ class RedisStore:
 
 def _report(found: Findings) -> PersistenceScanReport:
     return PersistenceScanReport(NAME, found.records, found.bytes_read, tuple(found.anomalies))
-
-
-def _following(identifier: bytes) -> str:
-    """Return the least id that comes after one."""
-    ms, seq = id_of(identifier)
-    return f"{ms}-{seq + 1}"
 
 
 def _check_kind(kind: Kind) -> Kind:

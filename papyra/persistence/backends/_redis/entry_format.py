@@ -40,6 +40,7 @@ __all__ = (
     "Wrong",
     "check",
     "checksums",
+    "following",
     "id_of",
     "millisecond",
     "milliseconds",
@@ -85,6 +86,12 @@ def id_of(identifier: bytes) -> tuple[int, int]:
     """Return the two numbers of an entry's id."""
     ms, _, seq = identifier.partition(b"-")
     return int(ms), int(seq)
+
+
+def following(identifier: bytes) -> str:
+    """Return the least id that comes after one."""
+    ms, seq = id_of(identifier)
+    return f"{ms}-{seq + 1}"
 
 
 def checksums(encoded: Sequence[bytes], first_seq: int) -> str:

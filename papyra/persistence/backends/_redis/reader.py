@@ -15,6 +15,7 @@ from papyra.persistence.backends._redis.entry_format import (
     LATEST_MS,
     Entry,
     RawEntry,
+    following,
     id_of,
     millisecond,
     read,
@@ -137,7 +138,9 @@ class Reader:
     async def first_visible(self, kind: Kind, limits: Limits, now: float) -> str | None:
         """Return the id from which on `limits` let reads see records; `None` if they see none."""
         oldest = limits.oldest_time(now)
-        return await self._start(kind, 0, -math.inf if oldest is None else oldest, limits)
+        start = await self._start(kind, 0, -math.inf if oldest is None else oldest, limits)
+        # Compactions end before it, and no range ends before an id that it would leave out.
+        return following(start[1:].encode()) if start and start.startswith("(") else start
 
     async def read_at(self, kind: Kind, start: str) -> Entry | None:
         """Return the first entry that Papyra wrote, from an id on; `None` if there is none."""

@@ -189,6 +189,22 @@ async def test_a_compaction_reads_what_it_has_kept_no_second_time(
         assert calls < 40
 
 
+async def test_a_limit_in_bytes_may_end_between_what_is_kept_and_what_follows(
+    make: MakeStore,
+) -> None:
+    async with make() as store:
+        await store.append(*(a_step("u", r, payload="x" * 200) for r in range(1, 11)))
+        await store.append(*map(an_event, range(5)))
+        await store.compact(RetentionPolicy(max_records=3))
+        left = (await store.summarize()).record_bytes["event"]
+        last = [len(msgspec.json.encode(an_event(number))) for number in range(2, 5)]
+        for size in (sum(last), sum(last) + 100):
+            policy = RetentionPolicy(max_total_bytes=size)
+            told = await store.compact(policy, dry_run=True)
+            assert await store.compact(policy) == told
+            assert (told.records_after, told.bytes_after) == (13, left)
+
+
 async def test_followers_and_groups_see_what_is_kept(make: MakeStore) -> None:
     async with make() as store:
         await store.append(*mixed("uv", range(1, 20)))
