@@ -26,6 +26,7 @@ import anyio
 
 from papyra.exceptions import StoreError, StoreReadOnly
 from papyra.persistence import (
+    CompactedKind,
     CompactionReport,
     Page,
     PersistedEvent,
@@ -121,17 +122,20 @@ class CommitFiles:
         self, policy: RetentionPolicy, now: float, *, dry_run: bool
     ) -> CompactionReport:
         shown = {r.seq for kind in KINDS for r, _ in self._visible(kind, policy, now)}
-        there = [pair for first, lines in self._commits() for pair in enumerate(lines, first)]
-        there = [(seq, line) for seq, line in there if line]
-        hidden: set[int | None] = {
-            seq for seq, line in there if seq not in shown and decoded(seq, line)
-        }
+        there: dict[Kind, dict[int | None, int]] = {kind: {} for kind in KINDS}
+        for first, lines in self._commits():
+            for seq, line in enumerate(lines, first):
+                if record := decoded(seq, line):
+                    there[kind_of(record)][seq] = len(line)
+        hidden = {seq for sizes in there.values() for seq in sizes if seq not in shown}
         if not dry_run:
             self._must_write()
             self._drop(hidden, None)
-        left = [len(line) for seq, line in there if seq not in hidden]
-        size = sum(len(line) for _, line in there)
-        return CompactionReport(self.name, True, len(there), len(left), size, sum(left))
+        kinds = {}
+        for kind, sizes in there.items():
+            left = [size for seq, size in sizes.items() if seq in shown]
+            kinds[kind] = CompactedKind(len(sizes), len(left), sum(sizes.values()), sum(left))
+        return CompactionReport.of_kinds(self.name, kinds)
 
     def _must_write(self) -> None:
         if self.read_only:

@@ -41,6 +41,7 @@ if TYPE_CHECKING:
         Record,
     )
     from papyra.persistence.reports import (
+        CompactedKind,
         CompactionReport,
         PersistenceAnomaly,
         PersistenceRecoveryConfig,
@@ -58,6 +59,7 @@ __all__ = (
     "Appended",
     "CircuitBreakerPolicy",
     "Compact",
+    "CompactedKind",
     "CompactionReport",
     "Flush",
     "Flushed",

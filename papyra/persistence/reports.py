@@ -11,6 +11,7 @@ from papyra.persistence.records import Kind
 
 __all__ = (
     "AnomalyKind",
+    "CompactedKind",
     "CompactionReport",
     "PersistenceAnomaly",
     "PersistenceRecoveryConfig",
@@ -138,6 +139,16 @@ class PersistenceRecoveryReport(msgspec.Struct, frozen=True, tag=True):
     quarantined: tuple[str, ...] = ()
 
 
+class CompactedKind(msgspec.Struct, frozen=True):
+    """The records of one kind, before a compaction and after it."""
+
+    records_before: int
+    records_after: int
+    #: encoded bytes
+    bytes_before: int
+    bytes_after: int
+
+
 class CompactionReport(msgspec.Struct, frozen=True, tag=True):
     """The report of a compaction: sizes before and after."""
 
@@ -149,3 +160,24 @@ class CompactionReport(msgspec.Struct, frozen=True, tag=True):
     #: encoded bytes
     bytes_before: int
     bytes_after: int
+    #: the same for each kind; empty where a store, or an older version, does not say
+    kinds: dict[Kind, CompactedKind] = {}
+    #: events that the policy hides, and that stay because they are part of histories
+    kept_for_histories: int = 0
+
+    @classmethod
+    def of_kinds(
+        cls, backend: str, kinds: dict[Kind, CompactedKind], kept_for_histories: int = 0
+    ) -> CompactionReport:
+        """Return the report of a compaction that there are these numbers of."""
+        each = kinds.values()
+        return cls(
+            backend,
+            supported=True,
+            records_before=sum(kind.records_before for kind in each),
+            records_after=sum(kind.records_after for kind in each),
+            bytes_before=sum(kind.bytes_before for kind in each),
+            bytes_after=sum(kind.bytes_after for kind in each),
+            kinds=kinds,
+            kept_for_histories=kept_for_histories,
+        )

@@ -13,6 +13,7 @@ from papyra.persistence import (
     Appended,
     AppendMany,
     Compact,
+    CompactedKind,
     CompactionReport,
     Flush,
     Flushed,
@@ -85,6 +86,7 @@ def test_requests_to_the_persistence_actor_can_be_encoded_and_decoded(message: A
         scan,
         PersistenceRecoveryReport("memory", True, scan, 1, 2, ("x",)),
         CompactionReport("memory", True, 2, 1, 20, 10),
+        CompactionReport.of_kinds("json", {"event": CompactedKind(9, 5, 90, 50)}, 4),
         Flushed(7),
         Identity("id"),
         LoadedSnapshot(Snapshot("a", 1, 2, "id", 3, "c", msgspec.Raw(b"1"), 2.0), ("one",)),
@@ -93,6 +95,15 @@ def test_requests_to_the_persistence_actor_can_be_encoded_and_decoded(message: A
 )
 def test_replies_of_the_persistence_actor_can_be_encoded_and_decoded(reply: Any) -> None:
     assert msgspec.json.decode(msgspec.json.encode(reply), type=AnyReply) == reply
+
+
+def test_a_compaction_report_of_an_older_version_can_be_decoded() -> None:
+    encoded = (
+        b'{"type":"CompactionReport","backend":"json","supported":true,"records_before":9,'
+        b'"records_after":5,"bytes_before":90,"bytes_after":50}'
+    )
+    report = msgspec.json.decode(encoded, type=AnyReply)
+    assert report == CompactionReport("json", True, 9, 5, 90, 50, kinds={}, kept_for_histories=0)
 
 
 @pytest.mark.parametrize(

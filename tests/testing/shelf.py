@@ -18,6 +18,7 @@ from anyio.lowlevel import checkpoint
 
 from papyra.exceptions import StoreError, StoreFenced
 from papyra.persistence import (
+    CompactedKind,
     CompactionReport,
     HistoryPage,
     Page,
@@ -231,19 +232,25 @@ class ShelfStore:
     ) -> CompactionReport:
         await checkpoint()
         before = self.disk.lines
-        kept = {record.seq for kind in KINDS for record, _ in self._visible(kind, policy, now)}
-        kept |= {event.seq for event, _ in self._steps()}
+        visible = {record.seq for kind in KINDS for record, _ in self._visible(kind, policy, now)}
+        kept = visible | {event.seq for event, _ in self._steps()}
         left = [(seq, line) for seq, line in before if seq in kept or not self._decoded(seq, line)]
         if not dry_run:
             self.disk.lines = left
-        return CompactionReport(
-            "shelf",
-            True,
-            len(before),
-            len(left),
-            sum(len(line) for _, line in before),
-            sum(len(line) for _, line in left),
-        )
+        had, has = self._sizes(before), self._sizes(left)
+        kinds = {
+            kind: CompactedKind(len(had[kind]), len(has[kind]), sum(had[kind]), sum(has[kind]))
+            for kind in KINDS
+        }
+        kept_for_histories = sum(event.seq not in visible for event, _ in self._steps())
+        return CompactionReport.of_kinds("shelf", kinds, kept_for_histories)
+
+    def _sizes(self, lines: list[tuple[int, bytes]]) -> dict[Kind, list[int]]:
+        sizes: dict[Kind, list[int]] = {kind: [] for kind in KINDS}
+        for seq, line in lines:
+            if (record := self._decoded(seq, line)) is not None:
+                sizes[kind_of(record)].append(len(line))
+        return sizes
 
 
 class Shelf(PersistenceBackend):

@@ -557,6 +557,52 @@ class SaysThatItCompacted(ShelfStore):
         return report
 
 
+def reports(**changes: Any) -> type[ShelfStore]:
+    """Return a store whose compaction reports something else."""
+
+    class ReportsOtherwise(ShelfStore):
+        async def compact(
+            self, policy: RetentionPolicy, now: float, *, dry_run: bool
+        ) -> CompactionReport:
+            report = await super().compact(policy, now, dry_run=dry_run)
+            made = {name: make(report, dry_run) for name, make in changes.items()}
+            return structs.replace(report, **made)
+
+    return ReportsOtherwise
+
+
+SAYS_WHAT_IS_LEFT = breaks("test_a_compaction_says_what_is_left_of_each_kind")
+SAYS_WHAT_IS_KEPT = breaks("test_a_compaction_says_how_many_events_it_keeps_for_histories")
+
+
+def of_other_kinds(report: CompactionReport, _: bool) -> Any:
+    return dict(zip(KINDS[::-1], report.kinds.values(), strict=True))
+
+
+def without_bytes(report: CompactionReport, _: bool) -> Any:
+    return {kind: structs.replace(each, bytes_after=0) for kind, each in report.kinds.items()}
+
+
+SAYS_WHAT_IS_LEFT(reports(kinds=lambda *_: {}))
+SAYS_WHAT_IS_LEFT(reports(kinds=lambda report, dry_run: {} if dry_run else report.kinds))
+SAYS_WHAT_IS_LEFT(reports(kinds=of_other_kinds))
+SAYS_WHAT_IS_LEFT(reports(kinds=without_bytes))
+SAYS_WHAT_IS_LEFT(reports(kept_for_histories=lambda report, _: report.records_after))
+SAYS_WHAT_IS_KEPT(reports(kept_for_histories=lambda *_: 0))
+SAYS_WHAT_IS_KEPT(
+    reports(kept_for_histories=lambda report, dry_run: report.kept_for_histories * (not dry_run))
+)
+
+
+@breaks("test_a_compaction_says_how_many_events_it_keeps_for_histories")
+class CountsWholeHistoriesAsKept(ShelfStore):
+    async def compact(
+        self, policy: RetentionPolicy, now: float, *, dry_run: bool
+    ) -> CompactionReport:
+        report = await super().compact(policy, now, dry_run=dry_run)
+        return structs.replace(report, kept_for_histories=len(list(self._steps())))
+
+
 @breaks("test_positions_are_not_given_again_after_compaction")
 class CountsWhatIsLeft(ShelfStore):
     async def last_seq(self) -> int:

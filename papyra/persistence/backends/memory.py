@@ -12,6 +12,7 @@ from itertools import accumulate
 from pathlib import Path
 from typing import Any, cast
 
+import msgspec
 from anyio.lowlevel import checkpoint
 
 from papyra.exceptions import InvalidStoreURL
@@ -34,6 +35,7 @@ from papyra.persistence.records import (
     Record,
 )
 from papyra.persistence.reports import (
+    CompactedKind,
     CompactionReport,
     PersistenceRecoveryConfig,
     PersistenceRecoveryReport,
@@ -275,8 +277,14 @@ class MemoryStore:
         dry_run: bool,  # noqa: ARG002
     ) -> CompactionReport:
         """Do nothing."""
-        records, size = self._held(), self._held_bytes()
-        return CompactionReport(self.name, False, records, records, size, size)
+        report = CompactionReport.of_kinds(
+            self.name,
+            {
+                kind: CompactedKind(len(each), len(each), each.size, each.size)
+                for kind, each in self._collections.items()
+            },
+        )
+        return msgspec.structs.replace(report, supported=False)
 
     def _held(self) -> int:
         return sum(len(collection) for collection in self._collections.values())

@@ -56,6 +56,7 @@ from papyra.persistence.backends.store import Batch, Capabilities
 from papyra.persistence.messages import HistoryPage, Page, Read, ReadHistory
 from papyra.persistence.records import KINDS, Kind, Record
 from papyra.persistence.reports import (
+    CompactedKind,
     CompactionReport,
     PersistenceRecoveryConfig,
     PersistenceRecoveryReport,
@@ -436,6 +437,7 @@ class RedisStore:
         self, policy: RetentionPolicy, now: float, *, dry_run: bool
     ) -> CompactionReport:
         before = after = await read_state(self.client)
+        kept_for_histories = 0
         if before.wrong or not all(stream.agrees for stream in before.streams.values()):
             raise StoreError(f"{self.location} is damaged: recover it before compacting it")
         operator = "=" if self.config.trim == "exact" else "~"
@@ -453,6 +455,11 @@ class RedisStore:
                     )
                 else:
                     await self._thinning.thin(kind, before, first)
+                if kind == "event":
+                    now_kept = after if dry_run else await read_state(self.client)
+                    kept_for_histories = await self._thinning.count_kept(
+                        now_kept.streams[kind].kept, first
+                    )
             elif dry_run:
                 after = after.with_stream(kind, await self._trimmed(kind, after, first))
             else:
@@ -462,14 +469,10 @@ class RedisStore:
                 await self.client.run(scripts.TRIM, keys, number, start, operator)
         if not dry_run:
             after = await read_state(self.client)
-        return CompactionReport(
-            NAME,
-            supported=True,
-            records_before=before.entries,
-            records_after=after.entries,
-            bytes_before=before.held_bytes,
-            bytes_after=after.held_bytes,
-        )
+        kinds = {
+            kind: _compacted(stream, after.streams[kind]) for kind, stream in before.streams.items()
+        }
+        return CompactionReport.of_kinds(NAME, kinds, kept_for_histories)
 
     async def _trimmed(self, kind: Kind, state: StoreState, first: str | None) -> StreamState:
         """Return what a stream would be that begins with the entry `first`, or is empty."""
@@ -478,6 +481,10 @@ class RedisStore:
         if entry is None:
             return stream.trimmed_to(stream.n, stream.total)
         return stream.trimmed_to(entry.n - 1, entry.total_before)
+
+
+def _compacted(before: StreamState, after: StreamState) -> CompactedKind:
+    return CompactedKind(before.length, after.length, before.held_bytes, after.held_bytes)
 
 
 def _report(found: Findings) -> PersistenceScanReport:

@@ -227,7 +227,8 @@ class Store(Protocol):
         """Remove what `policy` hides at Unix time `now`; on a dry run, report what would be left.
 
         It is what a read under that policy does not show, and the numbers of a dry run are those of
-        the real one. May come before any `claim`. Where there is damage, it may raise
+        the real one. `CompactionReport.of_kinds` makes the report out of what there was of each
+        kind, and is. May come before any `claim`. Where there is damage, it may raise
         `StoreDamaged`, or leave that to `recover`. Positions are not given again.
 
         Without the capability, change nothing and say ``supported=False``.
@@ -242,7 +243,7 @@ class Histories(Protocol):
     An actor's history is its events that have a revision: 1, 2, 3, ..., in the order of their
     positions. What is appended follows already: that is checked before. Restored records had their
     revisions in another store, and are taken as they are, holes included. `compact` removes no
-    event that has a revision, whatever its policy hides.
+    event that has a revision, whatever its policy hides, and reports how many it hides of them.
 
     Both methods cost what they return, and at most the logarithm of what is stored.
     """

@@ -10,11 +10,13 @@ import pytest
 
 from papyra.exceptions import HistoriesUnsupported, InvalidRecord, RevisionConflict
 from papyra.persistence.backends.base import PersistenceBackend
-from papyra.persistence.backends.retention import RetentionPolicy
+from papyra.persistence.backends.retention import Limits, RetentionPolicy
 from papyra.persistence.backends.store import Histories
 from papyra.persistence.messages import Append, AppendMany
 from papyra.persistence.records import PersistedEvent, Record
+from papyra.testing._list_model import ListModel
 from papyra.testing.conformance._fixtures import (
+    T0,
     MakeBackend,
     a_record,
     an_event,
@@ -246,6 +248,33 @@ class OneActor:
                 left = [record for record in await everything(backend) if record.revision is None]
                 assert len(left) == 6
 
+    async def test_a_compaction_says_how_many_events_it_keeps_for_histories(
+        self, make_backend: MakeBackend
+    ) -> None:
+        now = T0 + 40
+        async with make_backend(clock=lambda: now) as backend:
+            if not isinstance(backend.store, Histories):
+                return
+            await backend.append(*mixed("ab", range(1, 13)), *map(an_event, range(20, 29)))
+            await backend.restore(
+                *(a_step("c", revision, seq=90 + revision) for revision in range(30, 33))
+            )
+            for policy in (
+                RetentionPolicy(max_records=2),
+                RetentionPolicy(max_records=2, events=Limits(max_records=12)),
+                RetentionPolicy(max_age_seconds=32),
+                RetentionPolicy(max_age_seconds=5, events=Limits()),
+                RetentionPolicy(max_total_bytes=1),
+            ):
+                model = ListModel(policy)
+                model.append(*map(without_seq, await everything(backend)))
+                stored = [record for record, _ in model.stored]
+                hidden = _count_steps(stored) - _count_steps(model.visible("event", now))
+                told = await backend.compact(policy, dry_run=True)
+                assert await backend.compact(policy) == told
+                kept = hidden if backend.capabilities.compaction else 0
+                assert told.kept_for_histories == kept, policy
+
     async def test_restored_events_bring_their_revisions(self, make_backend: MakeBackend) -> None:
         async with make_backend() as backend:
             if not isinstance(backend.store, Histories):
@@ -283,6 +312,10 @@ class OneActor:
                 assert [record.seq for record in page.records] == [21]
             page = await backend.read("dead_letter", actor="s/rare")
             assert page.records == ()
+
+
+def _count_steps(records: Iterable[Record]) -> int:
+    return sum(record.revision is not None for record in records)
 
 
 def _is_of(actor: str, record: Record) -> bool:

@@ -141,6 +141,33 @@ class Retention:
                 assert report.records_after == report.records_before
                 assert report.bytes_after == report.bytes_before
 
+    async def test_a_compaction_says_what_is_left_of_each_kind(
+        self, make_backend: MakeBackend
+    ) -> None:
+        policy = RetentionPolicy(max_records=4, audits=Limits(max_records=7))
+        async with make_backend(retention_policy=policy) as backend:
+            await backend.append(*map(a_record, range(33)), *map(an_event, range(33, 40)))
+            held = await backend.summarize()
+            told = await backend.compact(dry_run=True)
+            report = await backend.compact()
+            left = await backend.summarize()
+            assert told == report
+            assert set(report.kinds) == set(KINDS)
+            for kind, each in report.kinds.items():
+                assert (each.records_before, each.bytes_before) == (
+                    held.records[kind],
+                    held.record_bytes[kind],
+                )
+                assert (each.records_after, each.bytes_after) == (
+                    left.records[kind],
+                    left.record_bytes[kind],
+                )
+            assert report.records_before == held.total_records
+            assert report.records_after == left.total_records
+            assert report.bytes_before == held.total_bytes
+            assert report.bytes_after == left.total_bytes
+            assert report.kept_for_histories == 0
+
     async def test_positions_are_not_given_again_after_compaction(
         self, make_backend: MakeBackend
     ) -> None:

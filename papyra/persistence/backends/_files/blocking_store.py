@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Collection, Mapping
 from typing import TypeVar
 
-from papyra.persistence.backends._files.compaction import count_hidden
+from papyra.persistence.backends._files.compaction import Removal, count_hidden
 from papyra.persistence.backends._files.fsync_policy import FsyncPolicy
 from papyra.persistence.backends._files.histories import last_revisions, read_history
 from papyra.persistence.backends._files.journal import Journal
@@ -24,8 +24,9 @@ from papyra.persistence.backends._files.store_id import StoreId
 from papyra.persistence.backends._io.commit_token import CommitToken
 from papyra.persistence.backends.store import Batch, StoredSnapshot, collect_page
 from papyra.persistence.messages import HistoryPage, Page, Read, ReadHistory
-from papyra.persistence.records import KINDS
+from papyra.persistence.records import KINDS, Kind
 from papyra.persistence.reports import (
+    CompactedKind,
     CompactionReport,
     PersistenceRecoveryConfig,
     PersistenceRecoveryReport,
@@ -256,11 +257,11 @@ class BlockingStore:
         self._journal.check_name()
         before = count_stored(self._journal)
         self._lock.write_close_mark(None)
-        self._journal.drop_hidden(
+        kept = self._journal.drop_hidden(
             {kind: hidden_of(self._journal, kind, policy, now) for kind in KINDS}
         )
         self._write_close_mark()
-        return self._compacted(before, count_stored(self._journal))
+        return self._compacted(before, count_stored(self._journal), kept)
 
     def count_hidden(self, policy: RetentionPolicy, now: float) -> CompactionReport:
         """Report what `drop_hidden` would do."""
@@ -268,13 +269,26 @@ class BlockingStore:
 
     def _count_hidden(self, policy: RetentionPolicy, now: float) -> CompactionReport:
         hidden = {kind: hidden_of(self._journal, kind, policy, now) for kind in KINDS}
-        records, size = count_stored(self._journal)
-        counts = [count_hidden(file, hidden) for file in self._journal.files(newest=False)]
-        left = records - sum(count for count, _ in counts), size - sum(size for _, size in counts)
-        return self._compacted((records, size), left)
+        before, removal = count_stored(self._journal), Removal()
+        for file in self._journal.files(newest=False):
+            count_hidden(file, hidden, removal)
+        after = {
+            kind: (count - removal.counts[kind], size - removal.sizes[kind])
+            for kind, (count, size) in before.items()
+        }
+        return self._compacted(before, after, removal.kept)
 
-    def _compacted(self, before: tuple[int, int], after: tuple[int, int]) -> CompactionReport:
-        return CompactionReport(self._name, True, before[0], after[0], before[1], after[1])
+    def _compacted(
+        self,
+        before: Mapping[Kind, tuple[int, int]],
+        after: Mapping[Kind, tuple[int, int]],
+        kept: int,
+    ) -> CompactionReport:
+        kinds = {
+            kind: CompactedKind(before[kind][0], after[kind][0], before[kind][1], after[kind][1])
+            for kind in KINDS
+        }
+        return CompactionReport.of_kinds(self._name, kinds, kept)
 
     def _report(self, found: ScanResult) -> PersistenceScanReport:
         return PersistenceScanReport(self._name, found.records, found.bytes, tuple(found.anomalies))

@@ -16,9 +16,9 @@ from papyra.persistence.backends._files.line_format import (
 )
 from papyra.persistence.backends._files.rewrite import Rewrite
 from papyra.persistence.backends._files.scan import decode
-from papyra.persistence.records import Kind, Record, kind_of
+from papyra.persistence.records import KINDS, Kind, Record, kind_of
 
-__all__ = ("Hidden", "count_hidden", "drop_hidden", "is_hidden", "is_visible")
+__all__ = ("Hidden", "Removal", "count_hidden", "drop_hidden", "is_hidden", "is_visible")
 
 
 class Hidden(NamedTuple):
@@ -31,24 +31,61 @@ class Hidden(NamedTuple):
 
     def hides(self, record: Record, seq: int) -> bool:
         """Return whether a record is hidden, and not part of a history."""
-        return record.revision is None and (seq <= self.through or record.timestamp < self.before)
+        return record.revision is None and self._covers(record, seq)
+
+    def keeps(self, record: Record, seq: int) -> bool:
+        """Return whether a record is hidden, and kept as part of a history."""
+        return record.revision is not None and self._covers(record, seq)
+
+    def _covers(self, record: Record, seq: int) -> bool:
+        return seq <= self.through or record.timestamp < self.before
 
 
-def drop_hidden(journal: JournalFile, hidden: Mapping[Kind, Hidden]) -> None:
+class Removal:
+    """The records that a compaction removes, and how many it keeps for histories."""
+
+    def __init__(self) -> None:
+        #: records of each kind that go
+        self.counts = dict.fromkeys(KINDS, 0)
+        #: their encoded bytes
+        self.sizes = dict.fromkeys(KINDS, 0)
+        #: records that are hidden, and stay
+        self.kept = 0
+
+    def add(self, totals: Totals | Block) -> None:
+        """Take in records that all go."""
+        for kind in KINDS:
+            self.counts[kind] += totals.counts.get(kind, 0)
+            self.sizes[kind] += totals.sizes.get(kind, 0)
+
+    def judge(self, record: Record, line: Line, hidden: Mapping[Kind, Hidden]) -> None:
+        """Take in a record, if it goes, or is kept for a history."""
+        kind = kind_of(record)
+        self.kept += hidden[kind].keeps(record, line.seq)
+        if hidden[kind].hides(record, line.seq):
+            self.counts[kind] += 1
+            self.sizes[kind] += len(line.record)
+
+
+def drop_hidden(journal: JournalFile, hidden: Mapping[Kind, Hidden]) -> int:
     """Rewrite a file without the records that are hidden, if there are any.
+
+    Returns how many are hidden, and kept even so, as part of histories.
 
     Lines that no record can be read from stay. Raises `StoreError` if there is damage, which would
     be lost from sight.
     """
     if is_visible(journal.index, journal.base, hidden):
-        return
+        return 0
     if journal.damaged:
         raise _damaged(journal)
+    kept = 0
     with Rewrite(journal) as copy:
         for number, block, through in _blocks(journal.index, journal.last_seq):
             if not is_hidden(block, through, hidden):
-                _copy_visible(journal, number, block, hidden, copy)
+                kept += _copy_visible(journal, number, block, hidden, copy)
         copy.finish(journal.last_seq)
+    return kept
 
 
 def _copy_visible(
@@ -57,8 +94,8 @@ def _copy_visible(
     block: Block,
     hidden: Mapping[Kind, Hidden],
     copy: Rewrite,
-) -> None:
-    """Copy a block without the records that are hidden."""
+) -> int:
+    """Copy a block without the records that are hidden; return how many of it histories keep."""
     data, start = journal.read_block(number)
     if len(data) != sum(journal.index.extent(number, journal.end)) - 2 * start:
         raise _damaged(journal)
@@ -68,37 +105,38 @@ def _copy_visible(
         last_seq = last_seq_in(data)
         if last_seq is not None:
             copy.add_block(data, block, last_seq)
-            return
+            return 0
+    kept = 0
     for line, record in _lines(journal, data, start):
         if record is None or not hidden[kind_of(record)].hides(record, line.seq):
             copy.add(line, record)
+            kept += record is not None and hidden[kind_of(record)].keeps(record, line.seq)
+    return kept
 
 
-def count_hidden(journal: JournalFile, hidden: Mapping[Kind, Hidden]) -> tuple[int, int]:
-    """Return how many records `drop_hidden` would leave out, and how many encoded bytes.
+def count_hidden(journal: JournalFile, hidden: Mapping[Kind, Hidden], removal: Removal) -> None:
+    """Note in `removal` what `drop_hidden` would leave out, and keep for histories.
 
     Raises `StoreError` if there is damage, as that does.
     """
     totals = journal.totals()
     if is_visible(totals, journal.base, hidden):
-        return 0, 0
+        return
     if journal.through is not None and is_hidden(totals, journal.through, hidden):
-        return totals.records, totals.record_bytes
-    blocks, records, size = _blocks(journal.index, journal.last_seq), 0, 0
+        removal.add(totals)
+        return
+    blocks = _blocks(journal.index, journal.last_seq)
     if journal.damaged:
         raise _damaged(journal)
     for number, block, through in blocks:
         if is_visible(block, block.first_seq - 1, hidden):
             continue
         if is_hidden(block, through, hidden):
-            records += sum(block.counts.values())
-            size += sum(block.sizes.values())
+            removal.add(block)
             continue
         for line, record in _lines(journal, *journal.read_block(number)):
-            if record is not None and hidden[kind_of(record)].hides(record, line.seq):
-                records += 1
-                size += len(line.record)
-    return records, size
+            if record is not None:
+                removal.judge(record, line, hidden)
 
 
 def _blocks(index: SparseIndex, last_seq: int) -> Iterator[tuple[int, Block, int]]:

@@ -120,8 +120,11 @@ class Journal(Protocol):
         """Keep what can be read; see `PersistenceRecoveryConfig`."""
         ...
 
-    def drop_hidden(self, hidden: Mapping[Kind, Hidden]) -> None:
-        """Free what is hidden. Raises `StoreError` if there is damage."""
+    def drop_hidden(self, hidden: Mapping[Kind, Hidden]) -> int:
+        """Free what is hidden; return how many records are hidden, and kept for histories.
+
+        Raises `StoreError` if there is damage.
+        """
         ...
 
 

@@ -9,7 +9,7 @@ from papyra.persistence.backends._files.compaction import Hidden
 from papyra.persistence.backends._files.journal import Journal
 from papyra.persistence.backends._files.journal_file import JournalFile
 from papyra.persistence.messages import Read
-from papyra.persistence.records import Kind, Record, kind_of
+from papyra.persistence.records import KINDS, Kind, Record, kind_of
 from papyra.persistence.retention import RetentionPolicy
 
 __all__ = ("count_stored", "hidden_of", "visible_records")
@@ -109,7 +109,10 @@ def _through_of_surplus(journal: Journal, kind: Kind, limit: int, *, in_bytes: b
     return 0
 
 
-def count_stored(journal: Journal) -> tuple[int, int]:
-    """Return how many records there are, and their encoded bytes."""
+def count_stored(journal: Journal) -> dict[Kind, tuple[int, int]]:
+    """Return how many records there are of each kind, and their encoded bytes."""
     totals = [file.totals() for file in journal.files(newest=False)]
-    return sum(each.records for each in totals), sum(each.record_bytes for each in totals)
+    return {
+        kind: (sum(each.counts[kind] for each in totals), sum(each.sizes[kind] for each in totals))
+        for kind in KINDS
+    }

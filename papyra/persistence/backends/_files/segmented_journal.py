@@ -307,10 +307,11 @@ class SegmentedJournal:
 
     # Compaction
 
-    def drop_hidden(self, hidden: Mapping[Kind, Hidden]) -> None:
+    def drop_hidden(self, hidden: Mapping[Kind, Hidden]) -> int:
         """Drop segments in which all is hidden, and rewrite those in which some is."""
         self._segments.leftovers.remove()
         run: list[Segment] = []
+        kept = 0
         for segment in self.files(newest=False):
             if segment.through is not None and is_hidden(segment.totals(), segment.through, hidden):
                 run.append(segment)
@@ -318,9 +319,10 @@ class SegmentedJournal:
             self._drop(run)
             run = []
             if not is_visible(segment.totals(), segment.base, hidden):
-                drop_hidden(segment, hidden)
+                kept += drop_hidden(segment, hidden)
                 self._was_rewritten(segment)
         self._drop(run)
+        return kept
 
     def _was_rewritten(self, segment: Segment) -> None:
         if segment is self._segments.last:

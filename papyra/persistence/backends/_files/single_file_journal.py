@@ -164,6 +164,6 @@ class SingleFileJournal:
             result.removed = repair(self._file)
         return result
 
-    def drop_hidden(self, hidden: Mapping[Kind, Hidden]) -> None:
+    def drop_hidden(self, hidden: Mapping[Kind, Hidden]) -> int:
         """Rewrite the file without what is hidden."""
-        drop_hidden(self._file, hidden)
+        return drop_hidden(self._file, hidden)

@@ -13,8 +13,13 @@ from papyra.persistence import codec
 from papyra.persistence.backends._redis import scripts
 from papyra.persistence.backends._redis.actor_index import member
 from papyra.persistence.backends._redis.client import RedisClient
-from papyra.persistence.backends._redis.entry_format import Entry, read
-from papyra.persistence.backends._redis.store_state import StoreState, StreamState, read_state
+from papyra.persistence.backends._redis.entry_format import Entry, id_of, read
+from papyra.persistence.backends._redis.store_state import (
+    Kept,
+    StoreState,
+    StreamState,
+    read_state,
+)
 from papyra.persistence.backends._redis.stream_scan import PAGE_BYTES, PAGE_ENTRIES
 from papyra.persistence.records import KINDS, Kind
 
@@ -92,6 +97,17 @@ class Thinning:
             else:
                 position = ""  # others have come in between
             state = await read_state(self._client)
+
+    async def count_kept(self, kept: Kept, first: str | None) -> int:
+        """Return how many of the events that are kept come before the entry `first`, or the end."""
+        if first is None or id_of(first.encode()) > id_of(kept.upto):
+            return kept.count
+        count, start = 0, "-"
+        while page := await self._client.entries(
+            self._keys.streams["event"], start, f"({first}", PAGE_ENTRIES
+        ):
+            count, start = count + len(page), f"({page[-1][0].decode()}"
+        return count
 
     async def _remove(self, kind: Kind, state: StoreState, page: _Page) -> bool:
         assert page.last is not None

@@ -18,9 +18,13 @@ from papyra.persistence.backends._files import actor_index
 from papyra.persistence.backends._files.actor_index import ActorIndex
 from papyra.persistence.backends._files.disk import Disk
 from papyra.persistence.backends.json import JsonFilePersistence
-from papyra.persistence.backends.retention import RetentionPolicy
+from papyra.persistence.backends.retention import Limits, RetentionPolicy
 from papyra.persistence.backends.rotating import RotatingFilePersistence
+from papyra.persistence.records import KINDS
+from papyra.testing._list_model import ListModel
+from papyra.testing.conformance._fixtures import everything, without_seq
 from tests.conftest import event_loops
+from tests.extent import count
 from tests.persistence.backends.files.file_persistence import FilePersistence
 from tests.persistence.conftest import MakeStore
 
@@ -117,6 +121,34 @@ async def test_histories_in_files_are_those_of_a_list_through_reopening_and_comp
                     found = await concerning(store, actor)
                     assert found == model.concerning(actor) or compacted
             assert (await store.scan()).is_clean
+
+
+@pytest.mark.parametrize("seed", range(count("PAPYRA_KEPT", 2, 4)))
+async def test_a_compaction_of_files_tells_before_and_after_what_it_keeps_for_histories(
+    make: MakeStore, seed: int
+) -> None:
+    """Of many blocks, of which some are hidden, some are not, and some are in part."""
+    chance, model = random.Random(seed), Model()
+    async with make(clock=lambda: 60.0) as store:
+        for _ in range(6):
+            await store.append(*model.some(chance, 150))
+            await store.append(*(plain("b", number) for number in range(100)))
+            policy = RetentionPolicy(
+                max_records=chance.choice([None, 1, 40, 300]),
+                max_age_seconds=chance.choice([None, 1.0, 30.0]),
+                events=chance.choice([None, Limits(), Limits(max_total_bytes=20_000)]),
+            )
+            stored = ListModel(policy)
+            stored.append(*map(without_seq, await everything(store)))
+            shown = {kind: stored.visible(kind, 60.0) for kind in KINDS}
+            told = await store.compact(policy, dry_run=True)
+            assert await store.compact(policy) == told
+            steps = sum(record.revision is not None for record, _ in stored.stored)
+            kept = steps - sum(record.revision is not None for record in shown["event"])
+            assert told.kept_for_histories == kept
+            for kind in KINDS:
+                left = len(shown[kind]) + (kept if kind == "event" else 0)
+                assert told.kinds[kind].records_after == left
 
 
 class Counting(Disk):

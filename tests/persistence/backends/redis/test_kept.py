@@ -18,7 +18,7 @@ import redis
 from papyra.persistence import Read, Record
 from papyra.persistence.backends._redis import kept, scripts, stream_scan, thinning
 from papyra.persistence.backends.redis import RedisStreamsConfig, RedisStreamsPersistence
-from papyra.persistence.backends.retention import RetentionPolicy
+from papyra.persistence.backends.retention import Limits, RetentionPolicy
 from papyra.persistence.records import KINDS, kind_of
 from papyra.testing._list_model import ListModel, read_to_the_end
 from papyra.testing.conformance._fixtures import T0, a_record, an_event, everything
@@ -67,6 +67,12 @@ class ThinnedList(ListModel):
         model.stored = self.stored
         return model
 
+    def hidden_steps(self, policy: RetentionPolicy, now: float) -> int:
+        """Return how many records with a revision the policy hides."""
+        steps = [record for record, _ in self.stored if record.revision is not None]
+        visible = self.under(policy).visible("event", now)
+        return len(steps) - sum(record.revision is not None for record in visible)
+
     def compact(self, policy: RetentionPolicy, now: float) -> None:
         """Remove what the policy hides and has no revision."""
         model = self.under(policy)
@@ -83,6 +89,8 @@ def policies(chance: random.Random) -> RetentionPolicy:
         max_records=chance.choice([None, 1, 3, 10, 30]),
         max_total_bytes=chance.choice([None, None, 50, 900, 4000]),
         max_age_seconds=chance.choice([None, None, None, 10.0, 40.0]),
+        events=chance.choice([None, None, Limits(), Limits(max_records=5)]),
+        dead_letters=chance.choice([None, None, None, Limits(max_records=2)]),
     )
 
 
@@ -120,6 +128,7 @@ async def test_any_policy_shows_what_it_would_show_of_a_list(
                 assert told.records_before == len(model.stored), seed
                 report = await store.compact(policy)
                 assert told == report, seed
+                assert report.kept_for_histories == model.hidden_steps(policy, now), seed
                 if policy != RetentionPolicy():
                     model.compact(policy, now)
                 assert report.records_after == len(model.stored), (seed, policy)
@@ -203,6 +212,7 @@ async def test_a_limit_in_bytes_may_end_between_what_is_kept_and_what_follows(
             told = await store.compact(policy, dry_run=True)
             assert await store.compact(policy) == told
             assert (told.records_after, told.bytes_after) == (13, left)
+            assert told.kept_for_histories == 10
 
 
 async def test_followers_and_groups_see_what_is_kept(make: MakeStore) -> None:
