@@ -3,14 +3,28 @@
 from __future__ import annotations
 
 import sys
+from typing import Annotated
 
 import anyio
+from cyclopts import Parameter
 
 from papyra.cli._exit_codes import CommandFailed, WrongUse
-from papyra.cli._output import AsJson, Yes, confirm, report_fields, show_json, show_table, tell
+from papyra.cli._kinds import KindName, format_limits, has_limits, name_of_kind, policy_for
+from papyra.cli._output import (
+    AsJson,
+    Yes,
+    confirm,
+    is_terminal,
+    report_fields,
+    show,
+    show_json,
+    show_table,
+    tell,
+)
 from papyra.cli._store_argument import StoreName, backend_at, name_of, reading
 from papyra.cli._units import Count, Duration, Size, format_bytes
 from papyra.exceptions import InvalidPolicy
+from papyra.persistence.records import Kind
 from papyra.persistence.reports import CompactionReport
 from papyra.persistence.retention import RetentionPolicy
 
@@ -19,6 +33,7 @@ def compact(
     store: StoreName = None,
     /,
     *,
+    kind: Annotated[list[KindName] | None, Parameter(name="--kind", negative=())] = None,
     max_age: Duration | None = None,
     max_records: Count | None = None,
     max_bytes: Size | None = None,
@@ -29,15 +44,19 @@ def compact(
     """Remove what is too old, or too much.
 
     Each limit is for each kind of record by itself. Without any, and without STORE, those of the
-    settings hold. It shows what would be left, asks, and does it.
+    settings hold. It shows what would go, and what is kept and why, asks, and does it. Events that
+    are part of the history of an actor are kept whatever the limits are.
 
     Examples
     --------
       papyra compact events.ndjson --max-age 30d --dry-run
       papyra compact ./journal/ --max-records 1000000 --max-bytes 1GiB --yes
+      papyra compact ./journal/ --kind audits --kind dead-letters --max-age 7d
 
     Parameters
     ----------
+    kind
+        Only records of this kind; again for another one.
     max_age
         Keep what is no older.
     max_records
@@ -54,27 +73,29 @@ def compact(
         )
     except InvalidPolicy as error:
         raise WrongUse(str(error)) from error
-    name, policy, plan = anyio.run(_plan, store, policy)
+    name, policy, plan = anyio.run(_plan, store, policy, kind or [])
     removed = plan.records_before - plan.records_after
     if dry_run or not removed:
-        _report(name, plan, as_json=as_json, done=False)
+        _report(name, policy, plan, as_json=as_json, done=False)
         return
     if not as_json:
-        _report(name, plan, as_json=False, done=False)
+        _report(name, policy, plan, as_json=False, done=False)
     # Outside of any event loop, which would keep Ctrl-C until there is an answer.
     if not confirm(f"remove {removed:,} records from {name}?", yes=yes):
         raise CommandFailed("nothing was changed")
-    _report(name, anyio.run(_compact, store, policy), as_json=as_json, done=True)
+    _report(name, policy, anyio.run(_compact, store, policy), as_json=as_json, done=True)
 
 
 async def _plan(
-    store: str | None, policy: RetentionPolicy
+    store: str | None, policy: RetentionPolicy, kinds: list[KindName]
 ) -> tuple[str, RetentionPolicy, CompactionReport]:
     """Return the name of a store, the policy to compact it by, and the report of a dry run."""
     async with reading(store, "compacting") as backend:
         if policy == RetentionPolicy():
             policy = backend.retention
-        if policy == RetentionPolicy():
+        if kinds:
+            policy = policy_for(kinds, policy)
+        if not has_limits(policy):
             raise WrongUse("say what to keep: --max-age 30d, --max-records N or --max-bytes 1GiB")
         return name_of(backend), policy, await backend.compact(policy, dry_run=True)
 
@@ -84,22 +105,55 @@ async def _compact(store: str | None, policy: RetentionPolicy) -> CompactionRepo
         return await backend.compact(policy)
 
 
-def _report(name: str, report: CompactionReport, *, as_json: bool, done: bool) -> None:
+def _report(
+    name: str, policy: RetentionPolicy, report: CompactionReport, *, as_json: bool, done: bool
+) -> None:
     if as_json:
-        show_json({"done": done, **report_fields(report)})
+        show_json({"done": done, "retention": policy, **report_fields(report)})
         return
     removed = report.records_before - report.records_after
     freed = report.bytes_before - report.bytes_after
     if not removed:
-        tell(f"{name}: {report.records_before:,} records, none of them to remove", "green")
+        kept = report.kept_for_histories
+        why = f"; {kept:,} are kept as part of histories" if kept else ""
+        tell(f"{name}: {report.records_before:,} records, none of them to remove{why}", "green")
         return
+    what = "removed" if done else "to remove"
+    if report.kinds:
+        _show_kinds(policy, report, what)
     show_table(
         ["", "records", "size"],
         [
             ("before", f"{report.records_before:,}", format_bytes(report.bytes_before)),
-            ("removed" if done else "to remove", f"{removed:,}", format_bytes(freed)),
+            (what, f"{removed:,}", format_bytes(freed)),
             ("after", f"{report.records_after:,}", format_bytes(report.bytes_after)),
         ],
         numbers=["records", "size"],
     )
     sys.stdout.flush()
+
+
+def _show_kinds(policy: RetentionPolicy, report: CompactionReport, what: str) -> None:
+    """Show what goes of each kind, what is kept, and why."""
+    show_table(
+        ["", what, "kept", "why"],
+        [
+            (
+                name_of_kind(kind),
+                f"{each.records_before - each.records_after:,}",
+                f"{each.records_after:,}",
+                _why_kept(kind, policy, report),
+            )
+            for kind, each in report.kinds.items()
+        ],
+        numbers=[what, "kept"],
+    )
+    if is_terminal():
+        show("")
+
+
+def _why_kept(kind: Kind, policy: RetentionPolicy, report: CompactionReport) -> str:
+    limits = format_limits(policy.of(kind)) or "no limit"
+    if kind == "event" and report.kept_for_histories:
+        return f"{limits}; {report.kept_for_histories:,} are part of histories"
+    return limits

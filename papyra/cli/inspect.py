@@ -10,6 +10,7 @@ from typing import Any
 
 import anyio
 
+from papyra.cli._kinds import format_limits, has_limits, name_of_kind
 from papyra.cli._output import (
     AsJson,
     console,
@@ -184,14 +185,13 @@ def _format_rate(rate: float | None) -> str:
 
 
 def _format_retention(policy: RetentionPolicy) -> str:
-    limits = []
-    if policy.max_records is not None:
-        limits.append(f"{policy.max_records:,} records of a kind")
-    if policy.max_age_seconds is not None:
-        limits.append(format_duration(policy.max_age_seconds))
-    if policy.max_total_bytes is not None:
-        limits.append(f"{format_bytes(policy.max_total_bytes)} of a kind")
-    return f"at most {', '.join(limits)}" if limits else "none is set here: everything is shown"
+    if not has_limits(policy):
+        return "none is set here: everything is shown"
+    if not policy.names_kinds:
+        return format_limits(policy, " of a kind")
+    return "; ".join(
+        f"{name_of_kind(kind)}: {format_limits(policy.of(kind)) or 'no limit'}" for kind in KINDS
+    )
 
 
 def _format_writer(summary: StoreSummary) -> str:

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from papyra.persistence import Record
+from papyra.persistence import PersistedAudit, PersistedDeadLetter, PersistedEvent, Record
 from tests.cli.conftest import Command, Done, Store, audit, dead_letter, event, new_store
 from tests.cli.test_checking import (
     COUNT,
@@ -32,6 +32,7 @@ from tests.cli.test_checking import (
 from tests.redis_server import RedisServer
 
 HOUR = 3600
+KINDS = (PersistedEvent, PersistedAudit, PersistedDeadLetter)
 FIGURES = "[.records_before, .records_after, .bytes_before, .bytes_after]"
 
 
@@ -90,6 +91,12 @@ def kept(made: list[Record], found: list[Fact], limits: Limits) -> list[Fact]:
 
 def size_of(found: list[Fact]) -> int:
     return sum(len(body) for _, body in found)
+
+
+def in_history(revision: int) -> Record:
+    """Return an event of the history of an actor."""
+    address = {"actor_address": "shop/account", "revision": revision}
+    return _replace(event(revision), timestamp=int(time.time()), **address)
 
 
 # What is removed
@@ -192,7 +199,7 @@ def test_papyra_compact_shows_the_counts_before_and_after(papyra: Command, store
     fill(store, 1200, 300)
     planned = papyra("compact", store.name, "--max-records", "3", "--dry-run")
     assert planned.code == 0
-    assert [(row[0], _number(row[1])) for row in planned.rows] == [
+    assert [(row[0], _number(row[1])) for row in planned.rows[-3:]] == [
         ("before", 1200),
         ("to remove", 1191),
         ("after", 9),
@@ -200,9 +207,103 @@ def test_papyra_compact_shows_the_counts_before_and_after(papyra: Command, store
     done = papyra("compact", store.name, "--max-records", "3", "--yes")
     assert done.code == 0
     last = done.rows[-3:]
-    assert [row[1:] for row in last] == [row[1:] for row in planned.rows]
+    assert [row[1:] for row in last] == [row[1:] for row in planned.rows[-3:]]
     assert [row[0] for row in last] == ["before", "removed", "after"]
     assert len(facts(store)) == 9
+
+
+def test_papyra_compact_shows_what_goes_of_each_kind_what_is_kept_and_why(
+    papyra: Command, store: Store
+) -> None:
+    made = fill_by_the_hour(store)
+    append(store, *(in_history(revision) for revision in range(1, 31)))
+    assert [sum(type(record) is kind for record in made) for kind in KINDS] == [34, 11, 11]
+    planned = papyra("compact", store.name, "--max-records", "5", "--dry-run")
+    assert planned.rows[:-3] == [
+        ["events", "34", "30", "at most 5 records; 25 are part of histories"],
+        ["audits", "6", "5", "at most 5 records"],
+        ["dead letters", "6", "5", "at most 5 records"],
+    ]
+    done = papyra("compact", store.name, "--max-records", "5", "--yes")
+    assert done.rows[-6:-3] == planned.rows[:-3]
+
+
+def test_papyra_compact_says_in_json_how_many_events_it_keeps_for_histories(
+    papyra: Command, store: Store
+) -> None:
+    fill_by_the_hour(store)
+    append(store, *(in_history(revision) for revision in range(1, 31)))
+    options = ["--max-records", "5", "--json"]
+    planned = papyra("compact", store.name, *options, "--dry-run")
+    done = papyra("compact", store.name, *options, "--yes")
+    assert jq("del(.done)", done.out) == jq("del(.done)", planned.out)
+    assert jq(".kept_for_histories", done.out) == 25
+    left = jq(".kinds | map_values([.records_before, .records_after])", done.out)
+    assert left == {"event": [64, 30], "audit": [11, 5], "dead_letter": [11, 5]}
+    assert jq(".retention.max_records", done.out) == 5
+
+
+def test_papyra_compact_says_why_nothing_goes_of_histories(papyra: Command, store: Store) -> None:
+    append(store, *(in_history(revision) for revision in range(1, 31)))
+    done = papyra("compact", store.name, "--max-records", "5", "--yes")
+    assert (done.code, done.out) == (0, "")
+    assert "none of them to remove; 25 are kept as part of histories" in done.err
+    assert len(facts(store)) == 30
+
+
+# Of which kind
+
+
+def test_papyra_compact_removes_only_records_of_the_kinds_that_are_named(
+    papyra: Command, store: Store
+) -> None:
+    made = fill_by_the_hour(store)
+    before = facts(store)
+    options = ["--kind", "audits", "--kind", "dead-letters", "--max-records", "2"]
+    planned = papyra("compact", store.name, *options, "--dry-run", "--json")
+    done = papyra("compact", store.name, *options, "--yes", "--json")
+    assert jq(FIGURES, done.out) == jq(FIGURES, planned.out)
+    limited = set(kept(made, before, Limits(records=2)))
+    expected = [
+        fact
+        for record, fact in zip(made, before, strict=True)
+        if fact in limited or type(record) is PersistedEvent
+    ]
+    assert facts(store) == expected
+    assert len(expected) == 34 + 2 + 2
+    rows = papyra("compact", store.name, "--kind", "events", "--max-records", "9", "--yes").rows
+    assert rows[1][1:] == ["0", "2", "no limit"]
+    assert len(facts(store)) == 9 + 2 + 2
+    assert papyra("scan", store.name).code == 0
+
+
+def test_papyra_compact_of_one_kind_uses_the_limits_that_the_settings_have_for_it(
+    papyra: Command, store: Store, tmp_path: Path
+) -> None:
+    fill_by_the_hour(store)
+    env = settings_with(store, tmp_path, "max_records=7, audits=Limits(max_records=3)")
+    done = papyra("compact", "--kind", "audits", "--yes", "--json", env=env)
+    assert jq("[.kinds[] | .records_after]", done.out) == [34, 3, 11]
+    done = papyra("compact", "--kind", "dead-letters", "--yes", "--json", env=env)
+    assert jq("[.kinds[] | .records_after]", done.out) == [34, 3, 7]
+    done = papyra("compact", "--yes", "--json", env=env)
+    assert jq("[.kinds[] | .records_after]", done.out) == [7, 3, 7]
+
+
+def test_papyra_compact_of_a_kind_without_any_limit_is_wrong_use(
+    papyra: Command, store: Store, tmp_path: Path
+) -> None:
+    fill(store)
+    before = contents(store)
+    env = settings_with(store, tmp_path, "max_records=7, events=Limits()")
+    for done in (
+        papyra("compact", store.name, "--kind", "audits", "--yes"),
+        papyra("compact", "--kind", "events", "--yes", env=env),
+        papyra("compact", store.name, "--kind", "event", "--max-records", "3", "--yes"),
+    ):
+        assert (done.code, done.out) == (2, "")
+        one_line(done)
+    assert contents(store) == before
 
 
 def test_papyra_compact_on_a_terminal_removes_records_only_after_a_yes(
@@ -280,7 +381,7 @@ def settings_with(store: Store, home: Path, policy: str) -> Mapping[str, str]:
     }[place]
     (home / "shop_settings.py").write_text(
         f"from papyra.persistence.backends.{place} import *\n"
-        "from papyra.persistence.retention import RetentionPolicy\n"
+        "from papyra.persistence.retention import Limits, RetentionPolicy\n"
         f"persistence = {make}, retention_policy=RetentionPolicy({policy}))\n"
     )
     path = os.pathsep.join([str(home), *filter(None, [os.environ.get("PYTHONPATH")])])

@@ -212,6 +212,28 @@ def test_papyra_inspect_says_what_retention_the_settings_set(papyra: Command) ->
         "max_records": 1000,
         "max_age_seconds": 90000,
         "max_total_bytes": 1024**3,
+        "events": None,
+        "audits": None,
+        "dead_letters": None,
+    }
+
+
+def test_papyra_inspect_says_what_retention_the_settings_set_for_a_kind(papyra: Command) -> None:
+    (papyra.home / "shopsettings.py").write_text(
+        "from papyra.persistence.retention import Limits, RetentionPolicy\n"
+        "from papyra.persistence.backends.json import JsonFilePersistence\n"
+        "persistence = JsonFilePersistence('kept.ndjson', retention_policy=RetentionPolicy("
+        "max_records=1000, events=Limits(), audits=Limits(max_age_seconds=90000)))\n"
+    )
+    Store("json", "kept.ndjson", papyra.home / "kept.ndjson").append(*RECORDS[:9])
+    env = {"PAPYRA_SETTINGS_MODULE": "shopsettings"}
+    assert papyra("inspect", env=env).facts["retention"] == (
+        "events: no limit; audits: at most 1d 1h; dead letters: at most 1,000 records"
+    )
+    assert json.loads(papyra("inspect", "--json", env=env).out)["retention"]["audits"] == {
+        "max_records": None,
+        "max_age_seconds": 90000,
+        "max_total_bytes": None,
     }
 
 
