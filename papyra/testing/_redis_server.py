@@ -26,7 +26,6 @@ import msgspec
 
 from papyra.exceptions import InvalidEnvironment, InvalidPolicy
 from papyra.persistence.backends.base import PersistenceBackend
-from papyra.persistence.records import KINDS
 
 __all__ = (
     "NoServer",
@@ -237,4 +236,4 @@ def forget(store: PersistenceBackend) -> None:
         import redis  # noqa: PLC0415
 
         with redis.Redis.from_url(config.url) as client:
-            client.delete(*config.keys.all, *map(config.keys.quarantine, KINDS))
+            client.delete(*config.keys.everything)

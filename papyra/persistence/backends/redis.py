@@ -6,7 +6,7 @@ import contextlib
 import logging
 import time
 import uuid
-from collections.abc import AsyncIterator, Callable, Collection, Mapping
+from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
 from pathlib import Path
 
 import anyio
@@ -41,6 +41,7 @@ from papyra.persistence.backends._redis.histories import HistoryReader
 from papyra.persistence.backends._redis.reader import Reader
 from papyra.persistence.backends._redis.repair import renumber, repair
 from papyra.persistence.backends._redis.scan import StoreScan
+from papyra.persistence.backends._redis.snapshots import RedisSnapshots, owner_of
 from papyra.persistence.backends._redis.store_state import (
     FORMAT,
     StoreState,
@@ -52,7 +53,7 @@ from papyra.persistence.backends._redis.stream_scan import Findings
 from papyra.persistence.backends._redis.summary import summarize
 from papyra.persistence.backends._redis.thinning import Thinning, is_thinned
 from papyra.persistence.backends.base import PersistenceBackend
-from papyra.persistence.backends.store import Batch, Capabilities
+from papyra.persistence.backends.store import Batch, Capabilities, StoredSnapshot
 from papyra.persistence.messages import HistoryPage, Page, Read, ReadHistory
 from papyra.persistence.records import KINDS, Kind, Record
 from papyra.persistence.reports import (
@@ -252,6 +253,7 @@ class RedisStore:
         self._reader = Reader(self.client, self._index)
         self._histories = HistoryReader(self.client, self._index)
         self._thinning = Thinning(self.client)
+        self._snapshots = RedisSnapshots(self.client, self.writer)
         #: whether an append may follow without a `claim` of the writer
         self._is_settled = False
 
@@ -337,6 +339,49 @@ class RedisStore:
     async def last_revisions(self, actors: Collection[str]) -> Mapping[str, int]:
         """Return the greatest revision of each of `actors`."""
         return await self.asyncio.run(self._index.last_revisions, list(actors))
+
+    async def store_id(self) -> str:
+        """Return the id of the store, which a reader does not make."""
+        if self.config.read_only:
+            return await self.asyncio.run(self._snapshots.find_id)
+        return await self.asyncio.run(self._snapshots.ensure_id)
+
+    async def save_snapshot(self, actor: str, revision: int, data: bytes) -> None:
+        """Save a snapshot beside the streams, as durably as an append, and as the writer."""
+        await self.claim()
+        await self.asyncio.run(self._snapshots.save, owner_of(actor), revision, data)
+
+    async def snapshot_revisions(self, actor: str) -> list[int]:
+        """Return the revisions of an actor's snapshots."""
+        return await self.asyncio.run(self._snapshots.revisions, owner_of(actor))
+
+    async def load_snapshot(self, actor: str, revision: int) -> bytes | None:
+        """Return a snapshot, or `None`."""
+        return await self.asyncio.run(self._snapshots.load, owner_of(actor), revision)
+
+    async def remove_snapshot(self, actor: str, revision: int) -> None:
+        """Remove a snapshot, if it is there, as the writer."""
+        await self.claim()
+        await self.asyncio.run(self._snapshots.remove, owner_of(actor), revision)
+
+    def snapshot_owner(self, actor: str) -> str:
+        """Return how the names of an actor's snapshots begin."""
+        return owner_of(actor)
+
+    async def list_snapshots(
+        self, after: StoredSnapshot | None, limit: int
+    ) -> Sequence[StoredSnapshot]:
+        """List snapshots by their names."""
+        return await self.asyncio.run(self._snapshots.page, after, limit)
+
+    async def load_listed(self, stored: StoredSnapshot) -> bytes | None:
+        """Return a snapshot, or `None`."""
+        return await self.asyncio.run(self._snapshots.load, stored.owner, stored.revision)
+
+    async def remove_listed(self, stored: StoredSnapshot) -> None:
+        """Remove a snapshot, if it is there, as the writer."""
+        await self.claim()
+        await self.asyncio.run(self._snapshots.remove, stored.owner, stored.revision)
 
     async def summarize(self) -> StoreSummary:
         """Sum up the counters that the server keeps."""
@@ -533,5 +578,5 @@ async def beside(backend: PersistenceBackend) -> AsyncIterator[RedisStreamsPersi
     finally:
         with anyio.CancelScope(shield=True):
             client = RedisClient(config)
-            await client.call(lambda connected: connected.delete(*config.keys.all))
+            await client.call(lambda connected: connected.delete(*config.keys.everything))
             await client.close()

@@ -211,9 +211,9 @@ class Keys:
         self._unmistakable = f"{self._plain}/{len(prefix)}"
         #: whether another prefix and system id look the same
         self.is_ambiguous = self._plain.count(":") > 1
-        self.tag = self.meta = self.index = ""
+        self.tag = self.meta = self.index = self.snapshots = self.snapshot_names = ""
         self.streams: dict[Kind, str] = {}
-        #: what scripts are given
+        #: what scripts about records are given
         self.all: list[str] = []
         self.use(plain=":" not in prefix)
 
@@ -231,6 +231,20 @@ class Keys:
         #: a sorted set: where the records of each actor are
         self.index = f"{self.tag}:actors"
         self.all[:] = [self.meta, *self.streams.values(), self.index]
+        #: a hash: the snapshots, by their names; and a sorted set: these names
+        self.snapshots = f"{self.tag}:snapshots"
+        self.snapshot_names = f"{self.tag}:snapshot_names"
+
+    @property
+    def beside(self) -> list[str]:
+        """What scripts about snapshots are given."""
+        return [self.meta, self.snapshots, self.snapshot_names]
+
+    @property
+    def everything(self) -> list[str]:
+        """All that there may be of the store, to remove it."""
+        quarantines = map(self.quarantine, KINDS)
+        return [*self.all, self.snapshots, self.snapshot_names, *quarantines]
 
     @property
     def mark(self) -> str:

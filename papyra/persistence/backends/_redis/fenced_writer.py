@@ -318,6 +318,27 @@ class Writer:
         await self._client.call(attempt, timeout=self._confirmed_within())
         self.is_dirty = False
 
+    async def identify(self, store_id: str) -> str:
+        """Give the store this id if it has none, and return the one that it has."""
+        await self._check_acknowledge()
+        status, *reply = await self._call_confirmed(
+            scripts.IDENTIFY, (store_id, self._keys.mark), keys=[self._keys.meta]
+        )
+        if status != b"ok":
+            raise self._refusal(status, reply)
+        identity: bytes = reply[0]
+        return identity.decode()
+
+    async def write_beside(self, script: scripts.Script, keys: Sequence[str], *args: Any) -> None:
+        """Have a script write beside the records, confirmed as they are.
+
+        It gets the epoch first, and refuses what comes from another than the writer.
+        """
+        status, *reply = await self._call_confirmed(script, (self._epoch, *args), keys=keys)
+        if status != b"ok":
+            raise self._refusal(status, reply)
+        self.is_dirty = True
+
     async def _send(self, batch: Batch) -> list[Any]:
         first, count = batch.first_seq, len(batch.records)
         times, late = milliseconds([record.timestamp for record in batch.records], self._ms)
@@ -357,18 +378,26 @@ class Writer:
         return reply
 
     async def _call_confirmed(
-        self, script: scripts.Script, args: tuple[Any, ...], tries: int = 1
+        self,
+        script: scripts.Script,
+        args: tuple[Any, ...],
+        tries: int = 1,
+        keys: Sequence[str] | None = None,
     ) -> list[Any]:
         async def attempt(client: AnyClient) -> list[Any]:
-            return await self._run_confirmed(client, script, args)
+            return await self._run_confirmed(client, script, args, keys)
 
         return await self._client.call(attempt, timeout=self._timeout, tries=tries)
 
     async def _run_confirmed(
-        self, client: AnyClient, script: scripts.Script, args: tuple[Any, ...]
+        self,
+        client: AnyClient,
+        script: scripts.Script,
+        args: tuple[Any, ...],
+        keys: Sequence[str] | None = None,
     ) -> list[Any]:
         """Return what a script returns, once what it has written is confirmed as configured."""
-        keys = self._keys.all
+        keys = self._keys.all if keys is None else keys
         command = ("EVALSHA", script.sha, len(keys), *keys, *args)
         try:
             reply, confirmed = await self._confirmed(client, command, self._confirmation)
@@ -460,6 +489,8 @@ class Writer:
                 f"{location}: {words[0] or 'another writer'} has taken over {tag}: a system_id has "
                 "one writer at a time. Stop one of the two, or give it another system_id"
             )
+        if status == b"behind":
+            return StoreError(f"{location}: the server has lost what it had acknowledged of {tag}")
         if status == b"blocked":
             return StoreError(
                 f"{location}: nothing can be added to {words[0]}, where somebody has put an entry "

@@ -1,7 +1,7 @@
 """The Lua scripts: each runs inside the server, is atomic, and costs one round trip.
 
-All of them get the store's keys in the same order: the hash ``meta``, a stream for each kind, then
-the index by actor.
+Those about records get the store's keys in the same order: the hash ``meta``, a stream for each
+kind, then the index by actor.
 They are deterministic, as Redis before version 7 wants scripts that write. Each file in ``lua/``
 begins with its arguments and its reply; those without are shared parts.
 """
@@ -20,6 +20,7 @@ __all__ = (
     "DROP",
     "FIND",
     "FORGET",
+    "IDENTIFY",
     "INDEX",
     "LAST",
     "LISTED",
@@ -31,6 +32,8 @@ __all__ = (
     "RENUMBER",
     "SEEK",
     "SETTLE",
+    "SNAPSHOT",
+    "SNAPSHOTS",
     "STATE",
     "THIN",
     "TRIM",
@@ -78,3 +81,6 @@ OWN = Script(*_COMMON, "members", "sound", "own")
 LAST = Script(*_COMMON, "members", "sound", "last")
 PLACED = Script(*_COMMON, "members", "placed")
 MISSING = Script(*_COMMON, "members", "missing")
+IDENTIFY = Script("identify")
+SNAPSHOT = Script("whole_numbers", "snapshot")
+SNAPSHOTS = Script("snapshots")

@@ -17,7 +17,6 @@ import pytest
 import redis
 
 from papyra.persistence.backends.redis import RedisStreamsConfig, RedisStreamsPersistence
-from papyra.persistence.records import KINDS
 from tests.redis_server import RedisServer, any_binary, server_binaries
 
 MakeStore: TypeAlias = Callable[..., RedisStreamsPersistence]
@@ -79,7 +78,7 @@ def config(server: RedisServer) -> Iterator[RedisStreamsConfig]:
     yield config
     if URL:
         with redis.Redis.from_url(server.url) as client:
-            client.delete(*config.keys.all, *map(config.keys.quarantine, KINDS))
+            client.delete(*config.keys.everything)
 
 
 @pytest.fixture

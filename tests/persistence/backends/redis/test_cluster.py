@@ -16,8 +16,10 @@ import redis
 from papyra import ActorSystem
 from papyra.persistence import Append, PersistenceActor
 from papyra.persistence.backends.redis import RedisStreamsConfig, RedisStreamsPersistence
+from papyra.persistence.backends.snapshots import snapshots_of
 from papyra.testing.conformance._fixtures import a_record, an_event, everything, without_seq
 from tests.persistence.backends.redis.conftest import until
+from tests.persistence.backends.redis.test_redis_snapshots import fill, listed, newest
 from tests.redis_server import RedisServer
 
 SLOTS = 16_384
@@ -128,7 +130,7 @@ async def test_a_redis_store_goes_on_while_its_slot_moves_in_a_cluster(
         url=url, system_id=uuid.uuid4().hex, retry_for=60.0, max_backoff=0.05
     )
     slot = cluster.slot_of(config.keys.meta)
-    assert {cluster.slot_of(key) for key in config.keys.all} == {slot}
+    assert {cluster.slot_of(key) for key in config.keys.everything} == {slot}
     written = 0
     is_over = False
 
@@ -197,3 +199,16 @@ async def test_an_append_that_no_replica_of_a_cluster_confirms_is_removed(cluste
         with pytest.raises(Exception, match="0 of 1 replicas"):
             await store.append(an_event(0))
         assert await store.list_events() == []
+
+
+async def test_a_redis_store_in_a_cluster_keeps_snapshots(cluster: Cluster) -> None:
+    config = RedisStreamsConfig(url=cluster.url, system_id=uuid.uuid4().hex)
+    async with RedisStreamsPersistence(config) as store:
+        await fill(store, 5, 9)
+        made = await store.store_id()
+    async with RedisStreamsPersistence(config) as store, store.reader() as reader:
+        assert await reader.store_id() == made
+        assert await newest(reader) == await newest(store) == (9, 0)
+        assert [each.revision for each in await listed(store)] == [5, 9]
+        await snapshots_of(store.store).remove_snapshot("s/a", 9)
+        assert await newest(reader) == (5, 0)

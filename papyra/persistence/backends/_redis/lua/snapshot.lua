@@ -1,0 +1,31 @@
+-- Save a snapshot, or remove one.
+--
+-- KEYS: ``meta``, the hash of snapshots, and the sorted set of their places. ARGV: the epoch of the
+-- writer; the place; and what to save there, nothing to remove it. Returns ``ok``; or ``fenced`` and
+-- the writer, if it is another; or ``behind``, for a server that has lost what it had.
+
+local epoch = whole(redis.call('HGET', KEYS[1], 'epoch') or '0')
+if not epoch then
+  return {'damaged', 'epoch'}
+elseif epoch > tonumber(ARGV[1]) then
+  return {'fenced', redis.call('HGET', KEYS[1], 'writer') or ''}
+elseif epoch < tonumber(ARGV[1]) then
+  return {'behind', epoch}
+end
+local place, data = ARGV[2], ARGV[3]
+-- What is of another type is known to be so before anything is written.
+redis.call('HEXISTS', KEYS[2], place)
+if data == nil then
+  redis.call('ZREM', KEYS[3], place)
+  redis.call('HDEL', KEYS[2], place)
+  return {'ok'}
+end
+local is_new = redis.call('ZADD', KEYS[3], 0, place) == 1
+local saved = redis.pcall('HSET', KEYS[2], place, data)
+if type(saved) == 'table' then
+  if is_new then
+    redis.call('ZREM', KEYS[3], place)
+  end
+  return saved
+end
+return {'ok'}
