@@ -13,6 +13,7 @@ from papyra._error_copy import copy_of
 from papyra._safe_repr import shown, text_of
 from papyra.actor import Actor
 from papyra.events import ActorRecoveryFailed
+from papyra.eventsourcing.bases import BaseReader
 from papyra.eventsourcing.history import History
 from papyra.eventsourcing.schema import Schema, upcasters_of
 from papyra.eventsourcing.snapshots import SnapshotPolicy, Snapshots, StateCodec, state_type_of
@@ -198,7 +199,10 @@ class EventSourced(Actor, Generic[StateT]):
         snapshots = None
         if policy is not None and state_codec is not None:
             snapshots = Snapshots(policy, state_codec, self.context)
-        self._history = History(schema, self.context, self.initial_state, self.apply, snapshots)
+        bases: BaseReader[StateT] = BaseReader(type(self), policy)
+        self._history = History(
+            schema, self.context, self.initial_state, self.apply, snapshots, bases=bases
+        )
         # From now on, so that tasks that are started before the first event pass it, too.
         self.context.output_gate()
         self.context.settle_first(self._settle)

@@ -12,6 +12,7 @@ from msgspec import structs
 from papyra._error_copy import copy_of
 from papyra._safe_repr import shown, text_of, type_name
 from papyra.actor import ActorContext
+from papyra.eventsourcing.bases import BaseReader
 from papyra.eventsourcing.schema import Schema
 from papyra.eventsourcing.snapshots import Snapshots
 from papyra.exceptions import (
@@ -24,6 +25,7 @@ from papyra.exceptions import (
     RevisionConflict,
     StoreUnavailable,
 )
+from papyra.persistence.bases import BASE_TYPE
 from papyra.persistence.messages import Append, Appended, AppendMany
 from papyra.persistence.records import PersistedEvent
 from papyra.ref import Answered
@@ -53,6 +55,8 @@ class History(Generic[StateT]):
         initial_state: Callable[[], StateT],
         apply: Callable[[StateT, Any], StateT],
         snapshots: Snapshots[StateT] | None = None,
+        *,
+        bases: BaseReader[StateT],
     ) -> None:
         self._schema = schema
         self._context = context
@@ -60,6 +64,7 @@ class History(Generic[StateT]):
         self._initial_state = initial_state
         self._apply = apply
         self._snapshots = snapshots
+        self._bases = bases
         self._allows_none = False
         self._state: StateT
         #: position in the history that `state` is the sum up to
@@ -223,13 +228,12 @@ class History(Generic[StateT]):
         """Return the state after stored events, and move on. Raises `RecoveryFailed`."""
         newest, apply, convert = self._schema.newest, self._apply, msgspec.convert
         for record in records:
-            if record.revision != self.revision + 1:
+            if record.revision != self.revision + 1 and not self._is_base_ahead(record):
                 raise self._out_of_order(record)
             event_class = newest.get((record.event_type, record.event_version))
             try:
                 if event_class is None:
-                    for event in self._schema.decode(record):
-                        state = self._applied(state, event)
+                    state = self._state_after(state, record)
                 else:
                     # Most events, and what a recovery spends its time with.
                     state = apply(state, convert(record.payload, event_class, str_keys=True))
@@ -239,6 +243,19 @@ class History(Generic[StateT]):
                 raise self._failed(_why(error), record) from error
             self.revision += 1
         return state
+
+    def _state_after(self, state: StateT, record: PersistedEvent) -> StateT:
+        """Return the state after a base, or after an event that has to be upcast."""
+        if record.event_type == BASE_TYPE:
+            # Whatever was before: it is the sum of that, too.
+            self.revision = (record.revision or 0) - 1
+            return self._bases.state_in(record)
+        for event in self._schema.decode(record):
+            state = self._applied(state, event)
+        return state
+
+    def _is_base_ahead(self, record: PersistedEvent) -> bool:
+        return record.event_type == BASE_TYPE and (record.revision or 0) > self.revision
 
     def _out_of_order(self, record: PersistedEvent) -> RecoveryFailed:
         if (record.revision or 0) <= self.revision:

@@ -12,6 +12,7 @@ from msgspec import structs
 
 from papyra._safe_repr import shown, text_of, type_name
 from papyra.exceptions import InvalidEvent, InvalidSchema
+from papyra.persistence.bases import RESERVED
 from papyra.persistence.records import MAX_VERSION, PersistedEvent
 
 __all__ = ("EventType", "Schema", "Upcaster", "event", "fault_in", "upcaster", "upcasters_of")
@@ -329,6 +330,8 @@ def fault_in(kind_of_value: Any) -> str | None:
 def _check_name(name: object) -> None:
     if not isinstance(name, str) or not name:
         raise InvalidSchema(f"an event's name is a string that is not empty, not {shown(name)}")
+    if name.startswith(RESERVED):
+        raise InvalidSchema(f"names that begin with {RESERVED!r} are Papyra's own, not {name!r}")
 
 
 def _check_version(what: str, version: object) -> None:

@@ -49,6 +49,10 @@ class SnapshotPolicy:
     keep: int = 2
     #: version of what the state means
     version: int = 1
+    #: what turns a state of an older version, plain data, into one of this version. It is called
+    #: with that state and its version, for the base of a history whose beginning was removed: all
+    #: else that is older is passed over. It must be pure
+    upcast: Callable[[Any, int], Any] | None = None
 
     def __post_init__(self) -> None:
         for name, least in (("every", 1), ("keep", 2), ("version", 1)):
@@ -57,6 +61,8 @@ class SnapshotPolicy:
                 raise InvalidPolicy(
                     f"SnapshotPolicy.{name} is a whole number from {least} on, not {shown(value)}"
                 )
+        if self.upcast is not None and not callable(self.upcast):
+            raise InvalidPolicy(f"SnapshotPolicy.upcast is a function, not {shown(self.upcast)}")
 
 
 class StateCodec(Generic[StateT]):

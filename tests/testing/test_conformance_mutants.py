@@ -1156,7 +1156,7 @@ class BelievesEverySnapshot(Shelf):
 @breaks("test_a_snapshot_that_is_not_right_is_passed_over")
 class BelievesInAnyPast(Shelf):
     async def _load_snapshot(self, request: Any) -> Any:
-        with mock.patch.object(snapshots, "_checksum_of", return_value="0" * 32):
+        with mock.patch.object(snapshots, "event_checksum", return_value="0" * 32):
             return await super()._load_snapshot(request)
 
 

@@ -6,11 +6,8 @@ import logging
 from collections.abc import AsyncIterator
 from typing import Protocol, cast
 
-import msgspec
-
 from papyra._safe_repr import shown, text_of, type_name
 from papyra.exceptions import InvalidRequest, SnapshotsUnsupported
-from papyra.persistence import codec
 from papyra.persistence.backends.store import (
     MAX_SEQ,
     Histories,
@@ -19,6 +16,7 @@ from papyra.persistence.backends.store import (
     Store,
     StoredSnapshot,
 )
+from papyra.persistence.bases import event_checksum
 from papyra.persistence.messages import (
     LoadedSnapshot,
     LoadSnapshot,
@@ -30,7 +28,6 @@ from papyra.persistence.records import PersistedEvent
 from papyra.persistence.snapshots import (
     InvalidSnapshot,
     Snapshot,
-    checksum,
     decode_snapshot,
     encode_snapshot,
 )
@@ -86,7 +83,7 @@ class SnapshotKeeper:
             request.version,
             await store.store_id(),
             request.seq,
-            _checksum_of(event),
+            event_checksum(event),
             request.state,
             request.timestamp,
             request.shape,
@@ -148,7 +145,7 @@ class SnapshotKeeper:
         if snapshot.store_id != await store.store_id():
             raise InvalidSnapshot("it is of another store, or of one that was made anew")
         event = await self._event(snapshot.actor, revision)
-        if event is None or event.seq != snapshot.seq or _checksum_of(event) != snapshot.checksum:
+        if event is None or event.seq != snapshot.seq or event_checksum(event) != snapshot.checksum:
             raise InvalidSnapshot("the event that it was taken after is not in the store")
         return snapshot
 
@@ -170,11 +167,6 @@ class SnapshotKeeper:
         page = await snapshots_of(self._store).read_history(ReadHistory(actor, revision - 1, 1))
         event = page.events[0] if page.events else None
         return event if event is not None and event.revision == revision else None
-
-
-def _checksum_of(event: PersistedEvent) -> str:
-    # As it is read, and not as it was written: the same for whoever reads it.
-    return checksum(codec.to_json(msgspec.structs.replace(event, seq=None)))
 
 
 def _why(error: Exception) -> str:
