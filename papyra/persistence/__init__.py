@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     from papyra.persistence.reports import (
         CompactedKind,
         CompactionReport,
+        HistoriesReport,
         PersistenceAnomaly,
         PersistenceRecoveryConfig,
         PersistenceRecoveryReport,
@@ -64,6 +65,7 @@ __all__ = (
     "Flush",
     "Flushed",
     "GetMetrics",
+    "HistoriesReport",
     "HistoryPage",
     "Identify",
     "Identity",

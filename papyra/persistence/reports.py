@@ -13,6 +13,7 @@ __all__ = (
     "AnomalyKind",
     "CompactedKind",
     "CompactionReport",
+    "HistoriesReport",
     "PersistenceAnomaly",
     "PersistenceRecoveryConfig",
     "PersistenceRecoveryReport",
@@ -149,6 +150,23 @@ class CompactedKind(msgspec.Struct, frozen=True):
     bytes_after: int
 
 
+class HistoriesReport(msgspec.Struct, frozen=True):
+    """What a compaction does to the histories whose beginning retention hides, if it may trim them.
+
+    Each of them is in one of these counts, but for those that begin with a base already.
+    """
+
+    #: False where the store can't, and so keeps all of them whole
+    supported: bool
+    #: histories that begin with a base now, and the events that are gone from them
+    trimmed: int = 0
+    events_removed: int = 0
+    #: those that are kept whole as their actor has fewer than two good snapshots of one version
+    without_snapshots: int = 0
+    #: those that are kept whole as retention still shows an event that the oldest snapshot sums up
+    still_shown: int = 0
+
+
 class CompactionReport(msgspec.Struct, frozen=True, tag=True):
     """The report of a compaction: sizes before and after."""
 
@@ -164,6 +182,8 @@ class CompactionReport(msgspec.Struct, frozen=True, tag=True):
     kinds: dict[Kind, CompactedKind] = {}
     #: events that the policy hides, and that stay because they are part of histories
     kept_for_histories: int = 0
+    #: `None` where the policy does not trim histories: none of their events is removed then
+    histories: HistoriesReport | None = None
 
     @classmethod
     def of_kinds(

@@ -56,6 +56,9 @@ class RetentionPolicy(Limits, frozen=True, kw_only=True):
     events: Limits | None = None
     audits: Limits | None = None
     dead_letters: Limits | None = None
+    #: whether a compaction may remove the beginnings of histories, too, where they are hidden: up
+    #: to the oldest of two snapshots or more, which a history begins with from then on
+    trim_histories: bool = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -63,6 +66,9 @@ class RetentionPolicy(Limits, frozen=True, kw_only=True):
             own = getattr(self, name)
             if own is not None and type(own) is not Limits:
                 raise InvalidPolicy(f"{name} takes Limits or None, not {shown(own)}")
+        trims: object = self.trim_histories
+        if type(trims) is not bool:
+            raise InvalidPolicy(f"trim_histories is True or False, not {shown(trims)}")
 
     @property
     def names_kinds(self) -> bool:

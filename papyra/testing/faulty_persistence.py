@@ -7,6 +7,7 @@ from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from typing import Any, TypeVar, assert_never
 
 import anyio
+import msgspec
 
 from papyra.clock import Clock, SystemClock
 from papyra.exceptions import InvalidRecord, InvalidSetting, PersistenceError
@@ -14,7 +15,7 @@ from papyra.persistence.backends.base import PersistenceBackend
 from papyra.persistence.backends.group_commit import Committed
 from papyra.persistence.backends.revisions import histories_of
 from papyra.persistence.backends.snapshots import snapshots_of
-from papyra.persistence.backends.store import Batch, StoredSnapshot
+from papyra.persistence.backends.store import Batch, NewBase, Rebasing, StoredSnapshot
 from papyra.persistence.backends.summary import summarize
 from papyra.persistence.messages import (
     Append,
@@ -32,6 +33,7 @@ from papyra.persistence.messages import (
 from papyra.persistence.records import Kind, Record
 from papyra.persistence.reports import (
     CompactionReport,
+    HistoriesReport,
     PersistenceRecoveryConfig,
     PersistenceRecoveryReport,
     PersistenceScanReport,
@@ -438,6 +440,20 @@ class FaultyStore:
         return await self._faults.attempt(
             "compact",
             lambda: self._store.compact(policy, now, dry_run=dry_run),
+            request=Compact(policy, dry_run),
+        )
+
+    async def compact_histories(
+        self, bases: Sequence[NewBase], policy: RetentionPolicy, now: float, *, dry_run: bool
+    ) -> CompactionReport:
+        """Compact the wrapped store, which may keep its histories whole."""
+        store = self._store
+        if not isinstance(store, Rebasing):
+            report = await self.compact(policy, now, dry_run=dry_run)
+            return msgspec.structs.replace(report, histories=HistoriesReport(False))
+        return await self._faults.attempt(
+            "compact",
+            lambda: store.compact_histories(bases, policy, now, dry_run=dry_run),
             request=Compact(policy, dry_run),
         )
 

@@ -38,6 +38,12 @@ def test_an_invalid_retention_policy_is_refused(limits: dict[str, Any]) -> None:
             refused(**limits)
 
 
+def test_whether_histories_are_trimmed_is_true_or_false() -> None:
+    assert not RetentionPolicy().trim_histories
+    with pytest.raises(InvalidPolicy, match="trim_histories is True or False, not 1"):
+        RetentionPolicy(trim_histories=1)  # type: ignore[arg-type]
+
+
 @pytest.mark.parametrize("name", ["events", "audits", "dead_letters"])
 @pytest.mark.parametrize("own", [5, {"max_records": 5}, RetentionPolicy(max_records=5)])
 def test_only_limits_may_be_the_limits_of_a_kind(name: str, own: Any) -> None:

@@ -36,6 +36,7 @@ from papyra.persistence.backends.retention import RetentionPolicy
 from papyra.persistence.backends.store import (
     Batch,
     Capabilities,
+    NewBase,
     StoredSnapshot,
     collect_history,
     collect_page,
@@ -230,11 +231,26 @@ class ShelfStore:
     async def compact(
         self, policy: RetentionPolicy, now: float, *, dry_run: bool
     ) -> CompactionReport:
+        return await self.compact_histories((), policy, now, dry_run=dry_run)
+
+    async def compact_histories(
+        self, bases: Sequence[NewBase], policy: RetentionPolicy, now: float, *, dry_run: bool
+    ) -> CompactionReport:
         await checkpoint()
         before = self.disk.lines
         visible = {record.seq for kind in KINDS for record, _ in self._visible(kind, policy, now)}
-        kept = visible | {event.seq for event, _ in self._steps()}
-        left = [(seq, line) for seq, line in before if seq in kept or not self._decoded(seq, line)]
+        first = {base.actor: base.revision for base in bases}
+        steps = {
+            event.seq
+            for event, _ in self._steps()
+            if (event.revision or 0) >= first.get(event.actor_address, 0)
+        }
+        new = {base.seq: base.encoded for base in bases}
+        left = [
+            (seq, new.get(seq, line))
+            for seq, line in before
+            if seq in visible | steps or not self._decoded(seq, line)
+        ]
         if not dry_run:
             self.disk.lines = left
         had, has = self._sizes(before), self._sizes(left)
@@ -242,8 +258,7 @@ class ShelfStore:
             kind: CompactedKind(len(had[kind]), len(has[kind]), sum(had[kind]), sum(has[kind]))
             for kind in KINDS
         }
-        kept_for_histories = sum(event.seq not in visible for event, _ in self._steps())
-        return CompactionReport.of_kinds("shelf", kinds, kept_for_histories)
+        return CompactionReport.of_kinds("shelf", kinds, len(steps - visible))
 
     def _sizes(self, lines: list[tuple[int, bytes]]) -> dict[Kind, list[int]]:
         sizes: dict[Kind, list[int]] = {kind: [] for kind in KINDS}

@@ -45,10 +45,10 @@ from papyra.persistence import (
     Summarize,
     codec,
 )
-from papyra.persistence.backends import group_commit, snapshots
+from papyra.persistence.backends import group_commit, rebasing, snapshots
 from papyra.persistence.backends.base import Host, PersistenceBackend
 from papyra.persistence.backends.revisions import Revisions
-from papyra.persistence.backends.store import MAX_SEQ, Batch, StoredSnapshot
+from papyra.persistence.backends.store import MAX_SEQ, Batch, NewBase, StoredSnapshot
 from papyra.persistence.backends.summary import summarize
 from papyra.persistence.messages import Appended
 from papyra.persistence.records import KINDS, Kind, PersistedEvent, kind_of
@@ -1172,6 +1172,160 @@ class BelievesWhatIsDamaged(Shelf):
 
         with mock.patch.object(snapshots.SnapshotKeeper, "_checked", load):
             return await super()._load_snapshot(request)
+
+
+# Bases
+
+
+def trimmed(**changes: Any) -> Any:
+    """Return a patch of what is found out about one history before it is trimmed."""
+    return mock.patch.object(rebasing, **changes)
+
+
+@breaks("test_a_store_that_trims_no_histories_says_so")
+class SaysNothingOfHistories(Shelf):
+    async def _compact(self, policy: RetentionPolicy, *, dry_run: bool) -> CompactionReport:
+        report = await super()._compact(policy, dry_run=dry_run)
+        return structs.replace(report, histories=None)
+
+
+@breaks("test_histories_are_kept_whole_unless_trimming_is_opted_in")
+class TrimsUnasked(Shelf):
+    async def _compact(self, policy: RetentionPolicy, *, dry_run: bool) -> CompactionReport:
+        policy = structs.replace(policy, trim_histories=True)
+        report = await super()._compact(policy, dry_run=dry_run)
+        return structs.replace(report, histories=None)
+
+
+class TrimsInItsOwnWay(ShelfStore):
+    """Changes which bases are written, and what is left of the lines."""
+
+    def chosen(self, bases: Sequence[NewBase]) -> Sequence[NewBase]:
+        return bases
+
+    def left(self, before: list[tuple[int, bytes]], bases: Sequence[NewBase]) -> None:
+        pass
+
+    async def compact_histories(
+        self, bases: Sequence[NewBase], policy: RetentionPolicy, now: float, *, dry_run: bool
+    ) -> CompactionReport:
+        before = self.disk.lines
+        report = await super().compact_histories(self.chosen(bases), policy, now, dry_run=dry_run)
+        if not dry_run:
+            self.left(before, bases)
+        return report
+
+
+@breaks("test_a_trimmed_history_begins_with_its_base")
+class KeepsTheEventInPlaceOfTheBase(TrimsInItsOwnWay):
+    def left(self, before: list[tuple[int, bytes]], bases: Sequence[NewBase]) -> None:
+        old = dict(before)
+        self.disk.lines = [(seq, old[seq]) for seq, _ in self.disk.lines]
+
+
+@breaks("test_a_trimmed_history_begins_with_its_base")
+class TrimsOneTooMany(TrimsInItsOwnWay):
+    def left(self, before: list[tuple[int, bytes]], bases: Sequence[NewBase]) -> None:
+        gone = {base.seq + 3 for base in bases}
+        self.disk.lines = [line for line in self.disk.lines if line[0] not in gone]
+
+
+@breaks("test_a_trimmed_history_begins_with_its_base")
+class TrimsNothing(TrimsInItsOwnWay):
+    def chosen(self, bases: Sequence[NewBase]) -> Sequence[NewBase]:
+        return ()
+
+
+@breaks("test_a_trimmed_history_begins_with_its_base")
+class TrimsAgainAndAgain(Shelf):
+    async def _compact(self, policy: RetentionPolicy, *, dry_run: bool) -> CompactionReport:
+        with trimmed(attribute="BASE_TYPE", new="other"):
+            return await super()._compact(policy, dry_run=dry_run)
+
+
+@breaks("test_a_trimmed_history_goes_on")
+class LosesTheRevisionOfABase(TrimsInItsOwnWay):
+    def chosen(self, bases: Sequence[NewBase]) -> Sequence[NewBase]:
+        return [
+            structs.replace(base, encoded=base.encoded.replace(b'"revision":8', b'"revision":1'))
+            for base in bases
+        ]
+
+
+@breaks("test_a_history_with_one_good_snapshot_is_kept_whole")
+class TrimsToTheOnlySnapshot(Shelf):
+    async def _compact(self, policy: RetentionPolicy, *, dry_run: bool) -> CompactionReport:
+        with trimmed(attribute="_ENOUGH", new=1):
+            return await super()._compact(policy, dry_run=dry_run)
+
+
+@breaks("test_a_history_with_one_good_snapshot_is_kept_whole")
+class TrimsToWhatIsNotRight(Shelf):
+    async def _compact(self, policy: RetentionPolicy, *, dry_run: bool) -> CompactionReport:
+        async def load(keeper: Any, actor: str, revision: int) -> Any:
+            snapshot = decode_snapshot(await self.store.load_snapshot(actor, revision) or b"")
+            return structs.replace(snapshot, actor=actor, revision=revision)
+
+        with mock.patch.object(snapshots.SnapshotKeeper, "_checked", load):
+            return await super()._compact(policy, dry_run=dry_run)
+
+
+@breaks("test_the_newest_version_of_snapshots_decides_on_the_base")
+class TrimsToTheOldestVersion(Shelf):
+    async def _compact(self, policy: RetentionPolicy, *, dry_run: bool) -> CompactionReport:
+        with trimmed(attribute="max", new=lambda them, default: min(them), create=True):
+            return await super()._compact(policy, dry_run=dry_run)
+
+
+@breaks("test_what_retention_shows_of_a_history_is_not_summed_up")
+class TrimsWhatReadsShow(Shelf):
+    async def _compact(self, policy: RetentionPolicy, *, dry_run: bool) -> CompactionReport:
+        trim = rebasing._Trimming._trim
+
+        async def trim_all(self: Any, actor: str, first: Any, limit: float) -> None:
+            await trim(self, actor, first, float("inf"))
+
+        with mock.patch.object(rebasing._Trimming, "_trim", trim_all):
+            return await super()._compact(policy, dry_run=dry_run)
+
+
+@breaks("test_a_newer_base_takes_the_place_of_an_older_one")
+class KeepsItsFirstBase(TrimsInItsOwnWay):
+    def left(self, before: list[tuple[int, bytes]], bases: Sequence[NewBase]) -> None:
+        kept = [line for line in before if b'"papyra.base"' in line[1]]
+        self.disk.lines = sorted({*self.disk.lines, *kept})
+
+
+@breaks("test_snapshots_from_the_base_on_stay_good")
+class ForgetsWhatABaseStandsFor(TrimsInItsOwnWay):
+    def chosen(self, bases: Sequence[NewBase]) -> Sequence[NewBase]:
+        return [
+            structs.replace(base, encoded=base.encoded.replace(b'"checksum":"', b'"checksum":"-'))
+            for base in bases
+        ]
+
+
+@breaks("test_what_was_left_before_a_base_goes_with_the_next_trimming")
+class LeavesWhatIsBeforeABase(Shelf):
+    async def _compact(self, policy: RetentionPolicy, *, dry_run: bool) -> CompactionReport:
+        trim = rebasing._Trimming._trim
+
+        async def trim_new(self: Any, actor: str, first: Any, limit: float) -> None:
+            page = await self._histories.read_history(ReadHistory(actor))
+            if not any(event.event_type == "papyra.base" for event in page.events):
+                await trim(self, actor, first, limit)
+
+        with mock.patch.object(rebasing._Trimming, "_trim", trim_new):
+            return await super()._compact(policy, dry_run=dry_run)
+
+
+@breaks("test_a_restored_base_is_part_of_its_history")
+class RestoresNoBase(Shelf):
+    async def _handle(self, request: Any) -> Any:
+        if isinstance(request, Restore):
+            others = [each for each in request.records if "base" not in str(each)]
+            request = Restore(tuple(others))
+        return await super()._handle(request)
 
 
 RULES = sorted(name for name in dir(PersistenceConformance) if name.startswith("test_"))

@@ -6,6 +6,7 @@ import contextlib
 import logging
 import time
 from collections.abc import Awaitable, Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Protocol, Self, TypeVar, assert_never, cast
@@ -23,6 +24,7 @@ from papyra.exceptions import (
 from papyra.persistence.backends._bounds import bounded_history, bounded_policy, bounded_read
 from papyra.persistence.backends._session import StoreSession
 from papyra.persistence.backends.group_commit import Committed, commit
+from papyra.persistence.backends.rebasing import compact_and_trim
 from papyra.persistence.backends.snapshots import SnapshotKeeper
 from papyra.persistence.backends.store import MAX_SEQ, Batch, Capabilities, Identified, Store
 from papyra.persistence.backends.summary import summarize
@@ -379,9 +381,12 @@ class PersistenceBackend(PersistenceVerbs, PersistenceMetricsMixin):
         return report
 
     async def _compact(self, policy: RetentionPolicy, *, dry_run: bool) -> CompactionReport:
-        policy = bounded_policy(policy)
+        trims, now = policy.trim_histories, self.clock()
+        compact = self.store.compact
+        if trims:
+            compact = partial(compact_and_trim, self.store, self._snapshots)
         report = await self._session.attempt(
-            "compaction", self.store.compact, policy, self.clock(), dry_run=dry_run
+            "compaction", compact, bounded_policy(policy), now, dry_run=dry_run
         )
         self.metrics.compactions += report.supported and not dry_run
         return report

@@ -127,6 +127,21 @@ class SnapshotKeeper:
         data = await store.load_listed(stored)
         return None if data is None else await self._check(data, stored.owner, stored.revision)
 
+    async def good(self, actor: str) -> list[Snapshot]:
+        """Return an actor's snapshots of which everything is right, the oldest first."""
+        found: list[Snapshot] = []
+        for revision in sorted(set(await snapshots_of(self._store).snapshot_revisions(actor))):
+            try:
+                snapshot = await self._checked(actor, revision)
+            except Exception as error:  # noqa: BLE001 - any may be read, or none
+                logger.warning(
+                    "snapshot %d of %s does not count: %s", revision, shown(actor), _why(error)
+                )
+                continue
+            if snapshot is not None:
+                found.append(snapshot)
+        return found
+
     async def _checked(self, actor: str, revision: int) -> Snapshot | None:
         """Return a snapshot of which everything is right, `None` if there is none; or raise."""
         store = snapshots_of(self._store)

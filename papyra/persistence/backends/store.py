@@ -24,7 +24,8 @@ Around a store there are
   the commands, and ``PAPYRA_TEST_STORE``.
 
 What a store may leave out has a small protocol of its own: `Histories`, without which there are no
-event-sourced actors; `Identified` and `Snapshots`, which save those actors time; and `Summarizing`.
+event-sourced actors; `Identified` and `Snapshots`, which save those actors time; `Rebasing`, which
+lets a compaction remove what these have made superfluous; and `Summarizing`.
 Positions that are compared and set are to join them here in the same way: none of them changes
 `Store`.
 """
@@ -56,6 +57,8 @@ __all__ = (
     "Capabilities",
     "Histories",
     "Identified",
+    "NewBase",
+    "Rebasing",
     "Snapshots",
     "Store",
     "StoredSnapshot",
@@ -243,7 +246,8 @@ class Histories(Protocol):
     An actor's history is its events that have a revision: 1, 2, 3, ..., in the order of their
     positions. What is appended follows already: that is checked before. Restored records had their
     revisions in another store, and are taken as they are, holes included. `compact` removes no
-    event that has a revision, whatever its policy hides, and reports how many it hides of them.
+    event that has a revision, whatever its policy hides, and reports how many it hides of them: see
+    `Rebasing`.
 
     Both methods cost what they return, and at most the logarithm of what is stored.
     """
@@ -275,6 +279,37 @@ class Identified(Protocol):
 
         Of two stores, be one a copy of the other, each has its own. One that lost its id has a new
         one. A store to be looked at makes none: it returns the empty string where there is none.
+        """
+        ...
+
+
+class NewBase(msgspec.Struct, frozen=True):
+    """A base to be stored: an event that takes the place of the one at its position.
+
+    Both have the same actor, revision and time. See `papyra.persistence.bases`.
+    """
+
+    actor: str
+    revision: int
+    seq: int
+    encoded: bytes
+
+
+@runtime_checkable
+class Rebasing(Protocol):
+    """An optional part of a `Store`: without it, a compaction keeps every history whole."""
+
+    async def compact_histories(
+        self, bases: Sequence[NewBase], policy: RetentionPolicy, now: float, *, dry_run: bool
+    ) -> CompactionReport:
+        """Do as `compact` does, and have some histories begin with a base.
+
+        Of the actor of each base, the event at its position becomes the base, and those of smaller
+        revisions are removed. `policy` hides all of these, and no actor has two bases.
+
+        At no time is there less than either the old events or the base: it is as durable as
+        anything here before the first of them goes. An interruption may leave any of those that it
+        stands for before it.
         """
         ...
 

@@ -43,12 +43,13 @@ from papyra.testing.conformance._reading import Reading
 from papyra.testing.conformance._recovery import Recovery
 from papyra.testing.conformance._retention import Retention
 from papyra.testing.conformance._snapshots import Beside
+from papyra.testing.conformance._trimming import Trimming
 
 __all__ = ("MakeBackend", "MakeStore", "PersistenceConformance")
 
 
 class PersistenceConformance(
-    Appending, Reading, OneActor, Beside, Retention, Recovery, Moving, Sharing
+    Appending, Reading, OneActor, Beside, Retention, Trimming, Recovery, Moving, Sharing
 ):
     """The rules for every store. Subclass it, with a fixture ``make_store``: a `MakeStore`.
 
