@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import time
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import TypeVar
 
 from papyra.persistence.backends._files.compaction import Removal, count_hidden
@@ -21,8 +21,14 @@ from papyra.persistence.backends._files.read_retention import (
 from papyra.persistence.backends._files.scan import ScanResult
 from papyra.persistence.backends._files.snapshot_directory import SnapshotDirectory, owner_of
 from papyra.persistence.backends._files.store_id import StoreId
+from papyra.persistence.backends._files.trimming import Bases, count_trimmed
 from papyra.persistence.backends._io.commit_token import CommitToken
-from papyra.persistence.backends.store import Batch, StoredSnapshot, collect_page
+from papyra.persistence.backends.store import (
+    Batch,
+    NewBase,
+    StoredSnapshot,
+    collect_page,
+)
 from papyra.persistence.messages import HistoryPage, Page, Read, ReadHistory
 from papyra.persistence.records import KINDS, Kind
 from papyra.persistence.reports import (
@@ -252,26 +258,35 @@ class BlockingStore:
             quarantined=tuple(result.quarantined),
         )
 
-    def drop_hidden(self, policy: RetentionPolicy, now: float) -> CompactionReport:
-        """Drop or rewrite files without the records that `policy` hides at Unix time `now`."""
+    def drop_hidden(
+        self, policy: RetentionPolicy, now: float, bases: Sequence[NewBase] = ()
+    ) -> CompactionReport:
+        """Drop or rewrite files without the records that `policy` hides at Unix time `now`.
+
+        Histories are kept whole, but for what `bases` stand for.
+        """
         self._journal.check_name()
         before = count_stored(self._journal)
+        hidden = {kind: hidden_of(self._journal, kind, policy, now) for kind in KINDS}
         self._lock.write_close_mark(None)
-        kept = self._journal.drop_hidden(
-            {kind: hidden_of(self._journal, kind, policy, now) for kind in KINDS}
-        )
+        if bases:
+            self._journal.trim(Bases(bases))
+        kept = self._journal.drop_hidden(hidden)
         self._write_close_mark()
         return self._compacted(before, count_stored(self._journal), kept)
 
-    def count_hidden(self, policy: RetentionPolicy, now: float) -> CompactionReport:
+    def count_hidden(
+        self, policy: RetentionPolicy, now: float, bases: Sequence[NewBase] = ()
+    ) -> CompactionReport:
         """Report what `drop_hidden` would do."""
-        return self._look(lambda: self._count_hidden(policy, now))
+        return self._look(lambda: self._count_hidden(policy, now, Bases(bases)))
 
-    def _count_hidden(self, policy: RetentionPolicy, now: float) -> CompactionReport:
+    def _count_hidden(self, policy: RetentionPolicy, now: float, bases: Bases) -> CompactionReport:
         hidden = {kind: hidden_of(self._journal, kind, policy, now) for kind in KINDS}
         before, removal = count_stored(self._journal), Removal()
         for file in self._journal.files(newest=False):
             count_hidden(file, hidden, removal)
+            count_trimmed(file, bases, removal)
         after = {
             kind: (count - removal.counts[kind], size - removal.sizes[kind])
             for kind, (count, size) in before.items()

@@ -14,6 +14,7 @@ from papyra.persistence.backends._files.location import Place
 from papyra.persistence.backends._files.lock import FileLock
 from papyra.persistence.backends._files.repair import RepairResult
 from papyra.persistence.backends._files.scan import Advance, ScanResult
+from papyra.persistence.backends._files.trimming import Bases
 from papyra.persistence.backends.store import Batch
 from papyra.persistence.records import Kind
 from papyra.persistence.reports import PersistenceRecoveryConfig
@@ -124,6 +125,13 @@ class Journal(Protocol):
         """Free what is hidden; return how many records are hidden, and kept for histories.
 
         Raises `StoreError` if there is damage.
+        """
+        ...
+
+    def trim(self, bases: Bases) -> None:
+        """Have histories begin with bases. Raises `StoreError` if there is damage.
+
+        A base is on the device before anything is freed that it stands for.
         """
         ...
 

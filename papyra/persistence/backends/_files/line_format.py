@@ -132,6 +132,12 @@ class Line(msgspec.Struct, frozen=True, gc=False):
             return self.data
         return _make_line(self.seq, after, self.record, self.version)
 
+    def holding(self, record: bytes) -> Line:
+        """Return the line as it is with another record in it."""
+        line = parse_whole(_make_line(self.seq, self.after, record, VERSION), self.offset)
+        assert line is not None
+        return line
+
 
 class BadLine(msgspec.Struct, frozen=True):
     """Bytes that are no line, or not the line they were."""

@@ -7,11 +7,13 @@ import itertools
 from collections.abc import Iterator
 from typing import Self
 
+from papyra.exceptions import StoreError
 from papyra.persistence.backends._files.block_index import Block, SparseIndex
 from papyra.persistence.backends._files.disk import write_all
 from papyra.persistence.backends._files.journal_file import JournalFile
 from papyra.persistence.backends._files.line_format import (
     Line,
+    parse_whole,
     tombstone,
 )
 from papyra.persistence.records import Record
@@ -31,6 +33,8 @@ class Rewrite:
         self._index = SparseIndex()
         self._end = 0
         self._unwritten = bytearray()
+        #: lines that are to be read back before the file counts: where they begin, and their length
+        self._to_read_back: list[tuple[int, int]] = []
         #: the `seq` of the last line
         self.after = journal.base
 
@@ -46,14 +50,17 @@ class Rewrite:
             with contextlib.suppress(OSError):
                 self._disk.remove(self._journal.handle.temporary)
 
-    def add(self, line: Line, record: Record | None) -> None:
-        """Add a line, as it must be in its new place."""
+    def add(self, line: Line, record: Record | None, *, read_back: bool = False) -> None:
+        """Add a line, as it must be in its new place; `read_back` before anything relies on it."""
         if record is None:
             if not line.is_tombstone:
                 self._index.add_other(self._end, line.seq)
         else:
             self._index.add(self._end, line.seq, record, len(line.record))
-        self._put(line.moved_after(self.after), line.seq)
+        data = line.moved_after(self.after)
+        if read_back:
+            self._to_read_back.append((self._end, len(data)))
+        self._put(data, line.seq)
 
     def add_block(self, data: bytes, block: Block, last_seq: int) -> None:
         """Add a block as it is."""
@@ -66,9 +73,18 @@ class Rewrite:
             self._put(tombstone(last_seq, self.after), last_seq)
         self._write()
         self._disk.sync(self._fd)
+        self._read_back()
         self._journal.replace_with(self._fd, self._index, self._end)
         self._handed_over = True
         self._journal.appender.durability.sync_name()
+
+    def _read_back(self) -> None:
+        for offset, length in self._to_read_back:
+            if parse_whole(self._disk.read(self._fd, length, offset)) is None:
+                raise StoreError(
+                    f"{self._journal.handle.temporary}: what was written at byte {offset} is not "
+                    "there; nothing was changed"
+                )
 
     def _put(self, data: bytes, last_seq: int) -> None:
         self._unwritten += data

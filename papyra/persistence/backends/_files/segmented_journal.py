@@ -23,6 +23,7 @@ from papyra.persistence.backends._files.rotation import SegmentLimits, share_out
 from papyra.persistence.backends._files.scan import Advance, ScanResult
 from papyra.persistence.backends._files.segment import Segment
 from papyra.persistence.backends._files.segment_list import SegmentList
+from papyra.persistence.backends._files.trimming import Bases, trim
 from papyra.persistence.backends.store import Batch
 from papyra.persistence.records import Kind
 from papyra.persistence.reports import PersistenceAnomaly, PersistenceRecoveryConfig
@@ -323,6 +324,16 @@ class SegmentedJournal:
                 self._was_rewritten(segment)
         self._drop(run)
         return kept
+
+    def trim(self, bases: Bases) -> None:
+        """Rewrite segments with bases in them, the newest first.
+
+        So a base is on the device before anything goes that only it stands for then.
+        """
+        self._segments.leftovers.remove()
+        for segment in self.files(newest=True):
+            if trim(segment, bases):
+                self._was_rewritten(segment)
 
     def _was_rewritten(self, segment: Segment) -> None:
         if segment is self._segments.last:

@@ -21,6 +21,7 @@ from papyra.persistence.backends._files.quarantine import (
 )
 from papyra.persistence.backends._files.repair import RepairResult, repair
 from papyra.persistence.backends._files.scan import Advance, ScanResult
+from papyra.persistence.backends._files.trimming import Bases, trim
 from papyra.persistence.backends.store import Batch
 from papyra.persistence.records import Kind
 from papyra.persistence.reports import PersistenceRecoveryConfig
@@ -167,3 +168,7 @@ class SingleFileJournal:
     def drop_hidden(self, hidden: Mapping[Kind, Hidden]) -> int:
         """Rewrite the file without what is hidden."""
         return drop_hidden(self._file, hidden)
+
+    def trim(self, bases: Bases) -> None:
+        """Rewrite the file with bases in it."""
+        trim(self._file, bases)

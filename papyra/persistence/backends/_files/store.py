@@ -27,7 +27,7 @@ from papyra.persistence.backends._io.worker_thread import (
     WorkerThread,
     raise_if_cancelled,
 )
-from papyra.persistence.backends.store import Batch, Capabilities, StoredSnapshot
+from papyra.persistence.backends.store import Batch, Capabilities, NewBase, StoredSnapshot
 from papyra.persistence.messages import HistoryPage, Page, Read, ReadHistory
 from papyra.persistence.reports import (
     CompactionReport,
@@ -202,10 +202,16 @@ class FileStore:
         self, policy: RetentionPolicy, now: float, *, dry_run: bool
     ) -> CompactionReport:
         """Drop or rewrite files without the records that `policy` hides at Unix time `now`."""
+        return await self.compact_histories((), policy, now, dry_run=dry_run)
+
+    async def compact_histories(
+        self, bases: Sequence[NewBase], policy: RetentionPolicy, now: float, *, dry_run: bool
+    ) -> CompactionReport:
+        """Rewrite files with bases in them, the newest first, and then as `compact` does."""
         if dry_run:
-            return await self._run(self.blocking.count_hidden, policy, now)
+            return await self._run(self.blocking.count_hidden, policy, now, bases)
         self._require_writable()
-        return await self._run(self.blocking.drop_hidden, policy, now)
+        return await self._run(self.blocking.drop_hidden, policy, now, bases)
 
     async def _run(
         self,

@@ -1,0 +1,106 @@
+"""The trimming of histories in a file: it is rewritten with bases in place of what they sum up."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from papyra.exceptions import StoreError
+from papyra.persistence import codec
+from papyra.persistence.backends._files.block_index import Block
+from papyra.persistence.backends._files.compaction import Removal
+from papyra.persistence.backends._files.journal_file import JournalFile
+from papyra.persistence.backends._files.line_format import BadLine, Line, last_seq_in, parse_lines
+from papyra.persistence.backends._files.rewrite import Rewrite
+from papyra.persistence.backends._files.scan import decode
+from papyra.persistence.backends.store import NewBase
+
+__all__ = ("Bases", "count_trimmed", "trim")
+
+
+class Bases:
+    """The bases that histories are to begin with."""
+
+    def __init__(self, bases: Sequence[NewBase]) -> None:
+        self._of_actors = {base.actor: base for base in bases}
+        #: the position of the last of them
+        self._through = max((base.seq for base in bases), default=0)
+
+    def concern(self, block: Block) -> bool:
+        """Return whether there may be something in a block that goes, or becomes a base."""
+        return block.first_seq <= self._through and bool(block.counts.get("history"))
+
+    def place_of(self, line: Line) -> Line | None:
+        """Return what is left of a line: itself, or with a base in it, or nothing."""
+        actor, revision = codec.concerned(line.record)
+        base = None if actor is None else self._of_actors.get(actor)
+        if base is None or revision is None or revision > base.revision:
+            return line
+        if line.seq != base.seq:
+            return None if revision < base.revision else line
+        return line if line.record == base.encoded else line.holding(base.encoded)
+
+
+def trim(journal: JournalFile, bases: Bases) -> bool:
+    """Rewrite a file with bases in it, and without what they sum up; return whether it had to be.
+
+    A base is on the device, and was read back, when this returns. Raises `StoreError` if there is
+    damage.
+    """
+    if not any(left is not line for line, left in _judged(journal, bases)):
+        return False
+    if journal.damaged:
+        raise _damaged(journal)
+    with Rewrite(journal) as copy:
+        for number in range(len(journal.index)):
+            _copy(journal, number, bases, copy)
+        copy.finish(journal.last_seq)
+    return True
+
+
+def count_trimmed(journal: JournalFile, bases: Bases, removal: Removal) -> None:
+    """Note in `removal` what `trim` leaves out, of what was noted to be kept for histories."""
+    for line, left in _judged(journal, bases):
+        removal.counts["event"] += left is None
+        removal.kept -= left is None
+        removal.sizes["event"] += len(line.record) - (0 if left is None else len(left.record))
+
+
+def _judged(journal: JournalFile, bases: Bases) -> Iterator[tuple[Line, Line | None]]:
+    """Yield the lines that bases may concern, each with what is left of it."""
+    if not journal.totals().counts["history"]:
+        return
+    for number in range(len(journal.index)):
+        if bases.concern(journal.index.block(number)):
+            for line in _lines(journal, *journal.read_block(number)):
+                yield line, bases.place_of(line)
+
+
+def _copy(journal: JournalFile, number: int, bases: Bases, copy: Rewrite) -> None:
+    """Copy a block, with what is left of its lines."""
+    block = journal.index.block(number)
+    data, start = journal.read_block(number)
+    if len(data) != sum(journal.index.extent(number, journal.end)) - 2 * start:
+        raise _damaged(journal)
+    if not bases.concern(block) and copy.after == block.first_seq - 1:
+        # As it is, with whatever may have happened to it since it was looked at: a scan will tell.
+        last_seq = last_seq_in(data)
+        if last_seq is not None:
+            copy.add_block(data, block, last_seq)
+            return
+    for line in _lines(journal, data, start):
+        left = bases.place_of(line)
+        if left is not None:
+            copy.add(left, decode(left)[0], read_back=left is not line)
+
+
+def _lines(journal: JournalFile, data: bytes, start: int) -> Iterator[Line]:
+    """Yield the lines of a block, but for tombstones."""
+    for line in parse_lines(data, start):
+        if isinstance(line, BadLine):
+            raise _damaged(journal)
+        if not line.is_tombstone:
+            yield line
+
+
+def _damaged(journal: JournalFile) -> StoreError:
+    return StoreError(f"{journal.name} is damaged: recover it before trimming its histories")
