@@ -1,0 +1,242 @@
+"""Histories that are trimmed in files: whatever interrupts it, they add up to the same."""
+
+from __future__ import annotations
+
+import errno
+import random
+import shutil
+from pathlib import Path
+
+import pytest
+
+from papyra import ActorSystem
+from papyra.eventsourcing import SnapshotPolicy
+from papyra.exceptions import StoreError
+from papyra.persistence import PersistedEvent
+from papyra.persistence.backends._files.disk import Disk
+from papyra.persistence.backends._files.fsync_policy import Fsync
+from papyra.persistence.backends.json import JsonFilePersistence
+from papyra.persistence.backends.retention import RetentionPolicy
+from papyra.persistence.backends.rotating import RotatingFilePersistence
+from tests.conftest import event_loops
+from tests.eventsourcing.accounts import Account, Deposit, Look
+from tests.extent import STEP, count
+from tests.persistence.backends.files.file_persistence import FilePersistence
+from tests.persistence.backends.files.power import PoweredDisk, State
+from tests.persistence.backends.files.test_disk_faults import FailingDisk
+
+pytestmark = pytest.mark.anyio
+anyio_backend = event_loops("asyncio")
+
+TRIM = RetentionPolicy(max_records=1, trim_histories=True)
+#: What each account has, as (amount, revision).
+ACCOUNTS = {"ann": (66, 11), "ben": (105, 14), "cat": (3, 2)}
+#: States that are taken after each call, and of all of them looked at.
+STATES, LOOKED_AT = 6, count("PAPYRA_POWER_CUTS", 40, 90)
+
+
+class Saved(Account):
+    snapshots = SnapshotPolicy(every=3)
+
+
+def open_store(kind: str, root: Path, disk: Disk | None = None) -> FilePersistence:
+    # Without a disk of its own, it is only to be filled, or looked at.
+    fsync: Fsync = "no" if disk is None else "always"
+    if kind == "json":
+        return JsonFilePersistence(root / "events.ndjson", fsync=fsync, _disk=disk)
+    return RotatingFilePersistence(root / "journal", max_segment_records=7, fsync=fsync, _disk=disk)
+
+
+@pytest.fixture(params=["json", "rotating"])
+def kind(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+async def fill(store: FilePersistence) -> None:
+    """Have accounts deposit 1, 2, 3, ..., by turns."""
+    async with ActorSystem("bank", persistence=store) as system:
+        accounts = {name: system.spawn(Saved, name=name) for name in ACCOUNTS}
+        for amount in range(1, 15):
+            for name, (_, revision) in ACCOUNTS.items():
+                if amount <= revision:
+                    await accounts[name].ask(Deposit(amount))
+
+
+async def looked(store: FilePersistence) -> dict[str, tuple[int, int]]:
+    """Return what the accounts have, as new lives of them say."""
+    async with ActorSystem("bank", persistence=store) as system:
+        return {name: await system.spawn(Saved, name=name).ask(Look()) for name in ACCOUNTS}
+
+
+async def replayed(store: FilePersistence) -> dict[str, tuple[int, int]]:
+    """Return what the histories add up to, without any snapshot."""
+
+    class Unsaved(Account):
+        pass
+
+    async with ActorSystem("bank", persistence=store) as system:
+        return {name: await system.spawn(Unsaved, name=name).ask(Look()) for name in ACCOUNTS}
+
+
+async def history(store: FilePersistence, name: str) -> list[tuple[int, str]]:
+    page = await store.read_history(f"bank/{name}")
+    return [(event.revision or 0, event.event_type) for event in page.events]
+
+
+async def test_accounts_are_the_same_before_and_after_their_histories_are_trimmed(
+    tmp_path: Path, kind: str
+) -> None:
+    await fill(open_store(kind, tmp_path))
+    assert await replayed(open_store(kind, tmp_path)) == ACCOUNTS
+    async with open_store(kind, tmp_path) as store:
+        size = (await store.summarize()).stored_bytes or 0
+        report = await store.compact(TRIM)
+        assert report.histories is not None
+        assert (report.histories.trimmed, report.histories.without_snapshots) == (2, 1)
+        assert report.histories.events_removed == 5 + 8
+        assert ((await store.summarize()).stored_bytes or 0) < size
+        assert (await history(store, "ann"))[:2] == [(6, "papyra.base"), (7, "Deposited")]
+        assert (await history(store, "cat"))[0] == (1, "Deposited")
+    assert await looked(open_store(kind, tmp_path)) == ACCOUNTS
+    assert await replayed(open_store(kind, tmp_path)) == ACCOUNTS
+
+
+async def test_emptied_segments_become_one_tombstone(tmp_path: Path) -> None:
+    async with ActorSystem("bank", persistence=open_store("rotating", tmp_path)) as system:
+        ann = system.spawn(Saved, name="ann")
+        for _ in range(40):
+            await ann.ask(Deposit(1))
+    async with open_store("rotating", tmp_path) as store:
+        assert (await store.summarize()).segments == 7
+        await store.compact(TRIM)
+        assert (await store.summarize()).segments == 3
+        assert (await store.scan()).is_clean
+        assert [revision for revision, _ in await history(store, "ann")] == [36, 37, 38, 39, 40]
+
+
+async def test_a_reader_sees_a_history_that_is_trimmed_beside_it(tmp_path: Path, kind: str) -> None:
+    await fill(open_store(kind, tmp_path))
+    async with open_store(kind, tmp_path) as store, store.reader() as reader:
+        assert len((await reader.read_history("bank/ben")).events) == 14
+        await store.compact(TRIM)
+        events = (await reader.read_history("bank/ben")).events
+        assert [event.revision for event in events] == list(range(9, 15))
+        assert events == (await store.read_history("bank/ben")).events
+
+
+async def test_a_damaged_file_keeps_its_histories_whole(tmp_path: Path, kind: str) -> None:
+    await fill(open_store(kind, tmp_path))
+    for path in tmp_path.rglob("*.ndjson"):
+        path.write_bytes(path.read_bytes().replace(b'"amount":5', b'"amount":6', 1))
+    async with open_store(kind, tmp_path) as store:
+        with pytest.raises(StoreError, match="recover it before trimming its histories"):
+            await store.compact(TRIM)
+
+
+class LyingDisk(Disk):
+    """Writes less than it says, where it is told to."""
+
+    lies = False
+
+    def write(self, fd: int, data: bytes | memoryview, offset: int) -> int:
+        if self.lies and b"papyra.base" in bytes(data):
+            data = bytes(data).replace(b"papyra.base", b"papyra.bare")
+        return super().write(fd, data, offset)
+
+
+async def test_a_base_that_is_not_there_when_it_is_read_back_changes_nothing(
+    tmp_path: Path, kind: str
+) -> None:
+    disk = LyingDisk()
+    await fill(open_store(kind, tmp_path))
+    async with open_store(kind, tmp_path, disk) as store:
+        before = await history(store, "ann")
+        disk.lies = True
+        with pytest.raises(StoreError, match="is not there; nothing was changed"):
+            await store.compact(TRIM)
+        disk.lies = False
+        assert await history(store, "ann") == before
+        await store.append(PersistedEvent("s", "s/a", "Happened", 1, 1.0))
+        await store.compact(TRIM)
+    assert await replayed(open_store(kind, tmp_path)) == ACCOUNTS
+
+
+# Interruptions
+
+
+async def is_sound(store: FilePersistence) -> None:
+    """See that nothing is lost, and that it goes on from there."""
+    assert await replayed(store) == ACCOUNTS
+    async with store:
+        assert (await store.scan()).is_clean
+        await store.compact(TRIM)
+        assert (await history(store, "ann"))[0] == (6, "papyra.base")
+        assert (await store.scan()).is_clean
+    assert await replayed(store) == ACCOUNTS
+
+
+@pytest.mark.parametrize("code", [errno.EIO, errno.ENOSPC])
+async def test_a_trimming_that_fails_at_any_call_leaves_every_account_as_it_was(
+    tmp_path: Path, kind: str, code: int
+) -> None:
+    filled = tmp_path / "filled"
+    filled.mkdir()
+    await fill(open_store(kind, filled))
+    for number in range(1, 1000, STEP):
+        root, disk = tmp_path / f"{number}", FailingDisk(number, code)
+        shutil.copytree(filled, root)
+        store, errors = open_store(kind, root, disk), 0
+        async with store:
+            disk.armed = True
+            try:
+                await store.compact(TRIM)
+            except StoreError:
+                errors += 1
+            disk.armed = False
+            revisions = [revision for revision, _ in await history(store, "ann")]
+            assert revisions[-1] == 11
+        await is_sound(open_store(kind, root))
+        if disk.failed is None:
+            break
+    else:
+        pytest.fail("it never got through")
+    assert number > 10
+    assert not errors
+
+
+async def test_a_power_cut_amid_a_trimming_leaves_every_account_as_it_was(
+    tmp_path: Path, kind: str
+) -> None:
+    root, chance = tmp_path / "disk", random.Random(kind)
+    (root / "journal").mkdir(parents=True)
+    disk = PoweredDisk(root)
+    cuts: list[tuple[str, State]] = []
+
+    def look(call: str) -> None:
+        cuts.extend((call, state) for state in disk.states(chance, STATES))
+
+    await fill(open_store(kind, root, disk))
+    async with open_store(kind, root, disk) as store:
+        disk.watch = look
+        await store.compact(TRIM)
+        disk.watch = lambda call: None
+    assert len(cuts) > 20
+    trimmed = 0
+    for number, (call, state) in enumerate(chance.sample(cuts, min(LOOKED_AT, len(cuts)))):
+        left = tmp_path / f"{number}"
+        lay_out(left, state)
+        store = open_store(kind, left)
+        assert await looked(store) == ACCOUNTS, (number, call)
+        async with store:
+            trimmed += (await history(store, "ann"))[0][1] == "papyra.base"
+        await is_sound(open_store(kind, left))
+    assert trimmed
+
+
+def lay_out(root: Path, state: State) -> None:
+    (root / "journal").mkdir(parents=True)
+    # A tombstone is younger than what it stands for.
+    for name, data in sorted(state.items(), reverse=True):
+        path = root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(data)
