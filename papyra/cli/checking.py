@@ -64,6 +64,7 @@ _MEANINGS: dict[AnomalyKind, str] = {
     "duplicate": "a record that is there twice, or in the wrong place",
     "foreign_file": "a file that does not belong there; it is kept, unless there is a quarantine",
     "missing_segment": "a whole file of the journal is gone, with the records in it",
+    "history": "an event of an actor is missing or doubled: it will not start from this history",
 }
 
 #: Anomalies with which no record is lost.
@@ -234,6 +235,8 @@ def _plan(kind: AnomalyKind, config: PersistenceRecoveryConfig) -> str:
             done = "it is cut off"
         case "gap" | "missing_segment":
             return "what is missing is written down as gone: it can't be brought back"
+        case "history":
+            return "it stays so: what is missing can't be brought back"
         case "unknown_kind":
             return "it is kept as it is"
         case "line_ending":

@@ -34,6 +34,7 @@ AnomalyKind: TypeAlias = Literal[
     "duplicate",
     "foreign_file",
     "missing_segment",
+    "history",
 ]
 
 

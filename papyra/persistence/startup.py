@@ -20,7 +20,9 @@ __all__ = ("PersistenceStartupConfig", "StartPlan", "check_store", "plan_start")
 logger = logging.getLogger("papyra")
 
 #: What a recovery leaves where it is.
-_KEPT = frozenset({"unknown_kind", "foreign_file"})
+_KEPT = frozenset({"unknown_kind", "foreign_file", "history"})
+#: What is no reason to do anything: it is not the store's, or its own actor says so when it starts.
+_HARMLESS = frozenset({"foreign_file", "history"})
 
 #: What a start does: nothing, truncate the torn end, recover, or fail.
 StartPlan: TypeAlias = Literal["start", "truncate", "recover", "refuse"]
@@ -33,10 +35,12 @@ _NAMED = 5
 class PersistenceStartupConfig(msgspec.Struct, frozen=True):
     """The startup check of a system: how it starts on a store that can be damaged.
 
-    ``fail_on_anomaly`` scans, and does not start if anything is wrong. There are two exceptions,
-    with a warning in the log: a torn end, which is what an ordinary crash leaves of one append, is
-    cut off, as nothing in it was ever acknowledged; and what is foreign in the directory of a store
-    stays there. ``recover`` recovers as `recovery` says, scans again, and starts if that helped.
+    ``fail_on_anomaly`` scans, and does not start if anything is wrong. There are exceptions, with a
+    warning in the log: a torn end, which is what an ordinary crash leaves of one append, is cut
+    off, as nothing in it was ever acknowledged; what is foreign in the directory of a store stays
+    there; and so does a history in which something is missing, as its actor says so itself, and
+    nobody else is concerned. ``recover`` recovers as `recovery` says, scans again, and starts if
+    that helped.
     ``ignore`` does not look.
     """
 
@@ -65,7 +69,7 @@ async def check_store(
     match plan_start(report, config):
         case "start":
             if not report.is_clean:
-                logger.warning("not all that is there is the store's: %s", _named(report))
+                logger.warning("not all that is there is right, or the store's: %s", _named(report))
             return report
         case "truncate":
             logger.warning("a torn end, as a crash leaves it, is cut off: %s", _named(report))
@@ -83,9 +87,9 @@ def plan_start(report: PersistenceScanReport, config: PersistenceStartupConfig) 
     if config.mode == "ignore" or report.is_clean:
         return "start"
     kinds = {anomaly.kind for anomaly in report.anomalies}
-    if kinds == {"foreign_file"}:
+    if kinds <= _HARMLESS:
         return "start"
-    if kinds <= {"torn", "foreign_file"}:
+    if kinds <= _HARMLESS | {"torn"}:
         return "truncate"
     if config.mode == "fail_on_anomaly":
         return "refuse"

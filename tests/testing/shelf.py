@@ -32,6 +32,7 @@ from papyra.persistence import (
     codec,
 )
 from papyra.persistence.backends.base import PersistenceBackend
+from papyra.persistence.backends.history_check import HistoryCheck
 from papyra.persistence.backends.retention import RetentionPolicy
 from papyra.persistence.backends.store import (
     Batch,
@@ -209,8 +210,16 @@ class ShelfStore:
             "shelf",
             len(self.disk.lines),
             sum(len(line) for _, line in self.disk.lines),
-            tuple(PersistenceAnomaly(kind, "it can't be read", seq=seq) for seq, kind in bad),
+            (
+                *(PersistenceAnomaly(kind, "it can't be read", seq=seq) for seq, kind in bad),
+                *self._holes(),
+            ),
         )
+
+    def _holes(self) -> list[PersistenceAnomaly]:
+        check = HistoryCheck()
+        found = [check.take(event, None) for event, _ in self._steps()]
+        return [anomaly for anomaly in found if anomaly is not None]
 
     def _faults(self) -> Iterator[tuple[int, AnomalyKind]]:
         for seq, line in self.disk.lines:

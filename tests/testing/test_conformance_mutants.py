@@ -34,6 +34,7 @@ from papyra.persistence import (
     CompactionReport,
     HistoryPage,
     Page,
+    PersistenceAnomaly,
     PersistenceRecoveryConfig,
     PersistenceRecoveryReport,
     PersistenceScanReport,
@@ -45,7 +46,7 @@ from papyra.persistence import (
     Summarize,
     codec,
 )
-from papyra.persistence.backends import group_commit, rebasing, snapshots
+from papyra.persistence.backends import group_commit, history_check, rebasing, snapshots
 from papyra.persistence.backends.base import Host, PersistenceBackend
 from papyra.persistence.backends.revisions import Revisions
 from papyra.persistence.backends.store import MAX_SEQ, Batch, NewBase, StoredSnapshot
@@ -966,6 +967,26 @@ class CompactsHistories(ShelfStore):
         if not dry_run:
             del self.disk.lines[:10]
         return report
+
+
+@breaks("test_a_scan_finds_what_is_missing_or_doubled_in_a_history")
+class SeesNoHoles(ShelfStore):
+    def _holes(self) -> list[PersistenceAnomaly]:
+        return []
+
+
+@breaks("test_a_scan_finds_what_is_missing_or_doubled_in_a_history")
+class TakesABaseForAHole(ShelfStore):
+    def _holes(self) -> list[PersistenceAnomaly]:
+        with mock.patch.object(history_check, "BASE_TYPE", "other"):
+            return super()._holes()
+
+
+@breaks("test_a_scan_finds_what_is_missing_or_doubled_in_a_history")
+class MendsHolesWithNothing(ShelfStore):
+    async def recover(self, config: PersistenceRecoveryConfig) -> PersistenceRecoveryReport:
+        report = await super().recover(config)
+        return structs.replace(report, scan=structs.replace(report.scan, anomalies=()))
 
 
 @breaks("test_restored_events_bring_their_revisions")

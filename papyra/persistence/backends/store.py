@@ -208,7 +208,8 @@ class Store(Protocol):
         """Check every record; change nothing. What is wrong is reported, and raises nothing.
 
         Where `decode` fails that is ``corrupt``, with its `seq` if it is known; and
-        ``unknown_kind`` where `may_be_a_record` says so.
+        ``unknown_kind`` where `may_be_a_record` says so. A store of histories reports as
+        ``history`` where a revision is missing or doubled: `history_check.HistoryCheck` finds that.
         `report_progress` may be called now and then, from any thread.
         """
         ...
@@ -308,8 +309,8 @@ class Rebasing(Protocol):
         revisions are removed. `policy` hides all of these, and no actor has two bases.
 
         At no time is there less than either the old events or the base: it is as durable as
-        anything here before the first of them goes. An interruption may leave any of those that it
-        stands for before it.
+        anything here before the first of them goes. An interruption may leave some of those that it
+        stands for before it: the first ones, so that there is no hole before it.
         """
         ...
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from typing import Any
 
@@ -291,6 +292,38 @@ class OneActor:
             assert await history(backend, "a", after=5) == [7, 8]
             assert await history(backend, "b") == [1, 2]
 
+    async def test_a_scan_finds_what_is_missing_or_doubled_in_a_history(
+        self, make_backend: MakeBackend
+    ) -> None:
+        async with make_backend() as backend:
+            if not isinstance(backend.store, Histories) or not backend.capabilities.recovery:
+                return
+            steps = [a_step(actor, revision) for revision in range(1, 4) for actor in "ab"]
+            steps += [
+                a_step("a", 5),
+                a_step("b", 3),
+                a_step("c", 4),
+                a_step("a", 9),
+                a_step("a", 10),
+            ]
+            steps += [a_step("d", 3, event_type="papyra.base"), a_step("d", 4), a_step("d", 6)]
+            steps += [a_step("b", 8, event_type="papyra.base"), an_event(1)]
+            await backend.restore(
+                *(msgspec.structs.replace(step, seq=n) for n, step in enumerate(steps, 1))
+            )
+            found = (await backend.scan()).anomalies
+            wrong = [(each.seq, each.kind, _revisions_in(each.detail)) for each in found]
+            assert wrong == [
+                (7, "history", [5, 4]),
+                (8, "history", [3]),
+                (9, "history", [4, 1, 3]),
+                (10, "history", [9, 6, 8]),
+                (14, "history", [6, 5]),
+            ]
+            recovered = (await backend.recover()).scan.anomalies
+            assert [each.kind for each in recovered] == ["history"] * 5, "nothing can mend it"
+            assert await history(backend, "a") == [1, 2, 3, 5, 9, 10]
+
     async def test_reads_of_one_actor_find_what_concerns_it(
         self, make_backend: MakeBackend
     ) -> None:
@@ -316,6 +349,10 @@ class OneActor:
 
 def _count_steps(records: Iterable[Record]) -> int:
     return sum(record.revision is not None for record in records)
+
+
+def _revisions_in(detail: str) -> list[int]:
+    return list(map(int, re.findall(r"\d+", detail)))
 
 
 def _is_of(actor: str, record: Record) -> bool:

@@ -223,9 +223,9 @@ class Trimming:
             await trim(backend)
             base, *rest = await events_of(backend, "a")
             # As an interruption leaves it.
-            left = [each for each in events if each.revision in (1, 2, 4)]
+            left = [each for each in events if (each.revision or 0) < 4]
             await restored_anew(backend, [*left, base, *rest], actor="s/c")
-            assert await history(backend, "c") == [1, 2, 4, *range(5, 10)]
+            assert await history(backend, "c") == [1, 2, 3, *range(5, 10)]
             assert (await backend.scan()).is_clean
             await save(backend, 5, "s/c")
             await save(backend, 8, "s/c")

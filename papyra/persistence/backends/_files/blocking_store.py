@@ -11,6 +11,7 @@ from typing import TypeVar
 from papyra.persistence.backends._files.compaction import Removal, count_hidden
 from papyra.persistence.backends._files.fsync_policy import FsyncPolicy
 from papyra.persistence.backends._files.histories import last_revisions, read_history
+from papyra.persistence.backends._files.history_scan import scan_histories
 from papyra.persistence.backends._files.journal import Journal
 from papyra.persistence.backends._files.location import printable
 from papyra.persistence.backends._files.read_retention import (
@@ -239,6 +240,7 @@ class BlockingStore:
     def _scan(self, report_progress: ReportProgress) -> ScanResult:
         advance = _Progress(report_progress, self._journal.size())
         found = self._journal.scan(advance)
+        found.anomalies += scan_histories(self._journal)
         advance.finish()
         return found
 
@@ -249,6 +251,7 @@ class BlockingStore:
         result = self._journal.recover(config)
         self._write_close_mark()
         found = self._journal.scan()
+        found.anomalies += scan_histories(self._journal)
         return PersistenceRecoveryReport(
             self._name,
             supported=True,

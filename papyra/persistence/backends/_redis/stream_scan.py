@@ -18,7 +18,8 @@ from papyra.persistence.backends._redis.entry_format import (
 )
 from papyra.persistence.backends._redis.store_state import Range, StoreState, StreamState
 from papyra.persistence.backends.group_commit import MAX_COMMIT_RECORDS
-from papyra.persistence.records import KINDS, Kind
+from papyra.persistence.backends.history_check import HistoryCheck
+from papyra.persistence.records import KINDS, Kind, Record
 from papyra.persistence.reports import PersistenceAnomaly
 
 __all__ = ("PAGE_BYTES", "PAGE_ENTRIES", "Findings", "Renumbering", "Seen", "StreamScan")
@@ -110,6 +111,7 @@ class StreamScan:
         self.kind = kind
         self._key = key
         self._found = found
+        self._histories = HistoryCheck()
         self._stream = state.streams[kind]
         #: how many entries to read at once
         self.page_entries = max(1, min(PAGE_ENTRIES, PAGE_BYTES // self._stream.average))
@@ -153,6 +155,7 @@ class StreamScan:
         found.bytes_read += len(entry.record)
         seen = Seen.of(entry, raw[1][b"crc"])
         record, wrong = check(entry, seen.crc, self.kind)
+        self._check_history(record, seen)
         follows = entry.n == self.n + 1 and entry.total_before == self._total
         if record is None and (wrong is None or wrong[0] != "unknown_kind"):
             assert wrong is not None
@@ -189,6 +192,13 @@ class StreamScan:
         if wrong is not None and seen.id not in self.duplicates:
             found.anomalies.append(self._anomaly(wrong, raw[0], entry.seq))
         return None
+
+    def _check_history(self, record: Record | None, seen: Seen) -> None:
+        if record is None:
+            return
+        anomaly = self._histories.take(record, self._key, seen.id.decode())
+        if anomaly is not None:
+            self._found.anomalies.append(anomaly)
 
     def _advance(self, seen: Seen) -> None:
         self._copied = self._claims_gap = None
