@@ -40,6 +40,7 @@ __all__ = (
     "AppendMany",
     "Appended",
     "Compact",
+    "EventSkipped",
     "Flush",
     "Flushed",
     "GetMetrics",
@@ -57,6 +58,7 @@ __all__ = (
     "Restore",
     "SaveSnapshot",
     "Scan",
+    "SkipEvent",
     "SnapshotSaved",
     "Summarize",
 )
@@ -64,6 +66,8 @@ __all__ = (
 
 #: Bytes of the state in a snapshot, at most: those of a record.
 MAX_STATE_BYTES = 64 * 1024 * 1024
+#: Characters of a reason, at most.
+MAX_REASON = 1_000
 
 
 class Appended(msgspec.Struct, frozen=True, tag=True):
@@ -128,6 +132,16 @@ class LoadedSnapshot(msgspec.Struct, frozen=True, tag=True):
     snapshot: Snapshot | None
     #: in words, each newer one that was passed over, and why
     passed_over: tuple[str, ...] = ()
+
+
+class EventSkipped(msgspec.Struct, frozen=True, tag=True):
+    """An event is passed over from now on, as the decision of this revision says."""
+
+    #: of the decision, which is an event of the same history
+    revision: int
+    reason: str
+    #: whether it was made just now; else it was there already, and nothing was stored
+    is_new: bool
 
 
 class Request(msgspec.Struct, Message[ReplyT], frozen=True, tag=True):
@@ -301,6 +315,37 @@ class LoadSnapshot(Request[LoadedSnapshot], frozen=True):
                 raise InvalidRequest(f"{name} is a whole number from 1 on, not {shown(value)}")
 
 
+class SkipEvent(Request[EventSkipped], frozen=True):
+    """Record an operator's decision that recoveries pass over one event of an actor.
+
+    It is an event of type ``papyra.event_skipped``, behind the last one of that history; an event
+    that is passed over already stays so, and nothing is stored. A revision that is missing, while
+    there are later ones, can be passed over, too. An actor that is awake and has a state learns of
+    it when it persists next, which raises `RevisionConflict`; it then recovers from the store.
+    Raises `InvalidRequest` for a revision that there is not, or that is such a decision itself, and
+    if an argument is of the wrong type or range; otherwise as an `Append` does.
+    """
+
+    #: the actor's address
+    actor: str
+    #: of the event
+    revision: int
+    #: why, in up to 1,000 characters; not empty
+    reason: str
+
+    def __post_init__(self) -> None:
+        _check_text("actor", self.actor)
+        _check_text("reason", self.reason)
+        if type(self.revision) is not int or not 0 < self.revision <= MAX_VERSION:
+            raise InvalidRequest(
+                f"revision is a whole number from 1 on, not {shown(self.revision)}"
+            )
+        if not self.reason.strip() or len(self.reason) > MAX_REASON:
+            raise InvalidRequest(
+                f"a reason has from 1 to {MAX_REASON:,} characters, not {shown(self.reason)}"
+            )
+
+
 class Identify(Request[Identity], frozen=True):
     """Return the id of the store, making one if it has none yet."""
 
@@ -380,6 +425,7 @@ AnyRequest: TypeAlias = (
     | ReadHistory
     | SaveSnapshot
     | LoadSnapshot
+    | SkipEvent
     | Identify
     | Summarize
     | GetMetrics

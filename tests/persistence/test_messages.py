@@ -15,6 +15,7 @@ from papyra.persistence import (
     Compact,
     CompactedKind,
     CompactionReport,
+    EventSkipped,
     Flush,
     Flushed,
     GetMetrics,
@@ -33,6 +34,7 @@ from papyra.persistence import (
     ResetMetrics,
     SaveSnapshot,
     Scan,
+    SkipEvent,
     Snapshot,
     SnapshotSaved,
 )
@@ -50,6 +52,7 @@ AnyReply = (
     | Identity
     | LoadedSnapshot
     | SnapshotSaved
+    | EventSkipped
 )
 
 scan = PersistenceScanReport("memory", 1, 2, (PersistenceAnomaly("torn", "half a line", line=3),))
@@ -70,6 +73,7 @@ scan = PersistenceScanReport("memory", 1, 2, (PersistenceAnomaly("torn", "half a
         Flush(),
         SaveSnapshot("shop/a", 7, 9, msgspec.Raw(b'{"n":1}'), 1.5, 2, 3, "x"),
         LoadSnapshot("shop/a", 2, 7),
+        SkipEvent("shop/a", 7, "paid twice"),
         Identify(),
     ],
 )
@@ -91,6 +95,7 @@ def test_requests_to_the_persistence_actor_can_be_encoded_and_decoded(message: A
         Identity("id"),
         LoadedSnapshot(Snapshot("a", 1, 2, "id", 3, "c", msgspec.Raw(b"1"), 2.0), ("one",)),
         SnapshotSaved(7, 100),
+        EventSkipped(8, "paid twice", is_new=True),
     ],
 )
 def test_replies_of_the_persistence_actor_can_be_encoded_and_decoded(reply: Any) -> None:

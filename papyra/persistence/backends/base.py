@@ -20,6 +20,7 @@ from papyra.exceptions import (
     InvalidPolicy,
     InvalidRequest,
     InvalidSetting,
+    RevisionConflict,
 )
 from papyra.persistence.backends._bounds import bounded_history, bounded_policy, bounded_read
 from papyra.persistence.backends._session import StoreSession
@@ -28,11 +29,14 @@ from papyra.persistence.backends.rebasing import compact_and_trim
 from papyra.persistence.backends.snapshots import SnapshotKeeper
 from papyra.persistence.backends.store import MAX_SEQ, Batch, Capabilities, Identified, Store
 from papyra.persistence.backends.summary import summarize
+from papyra.persistence.decisions import examine, record_of
 from papyra.persistence.messages import (
     AnyRequest,
     Append,
+    Appended,
     AppendMany,
     Compact,
+    EventSkipped,
     Flush,
     Flushed,
     GetMetrics,
@@ -50,10 +54,12 @@ from papyra.persistence.messages import (
     Restore,
     SaveSnapshot,
     Scan,
+    SkipEvent,
     SnapshotSaved,
     Summarize,
 )
 from papyra.persistence.metrics import PersistenceMetricsMixin
+from papyra.persistence.records import Record
 from papyra.persistence.reports import (
     CompactionReport,
     PersistenceRecoveryConfig,
@@ -317,6 +323,8 @@ class PersistenceBackend(PersistenceVerbs, PersistenceMetricsMixin):
                 return await self._save_snapshot(request)
             case LoadSnapshot():
                 return await self._load_snapshot(request)
+            case SkipEvent():
+                return await self._skip_event(request)
             case Identify():
                 return await self._identify()
             case GetMetrics():
@@ -362,6 +370,25 @@ class PersistenceBackend(PersistenceVerbs, PersistenceMetricsMixin):
             self.metrics.snapshots_passed_over += 1
         self.metrics.snapshots_loaded += loaded.snapshot is not None
         return loaded
+
+    async def _skip_event(self, request: SkipEvent) -> EventSkipped:
+        examined = await examine(request, self._session.read_history)
+        if examined.decided is not None:
+            return examined.decided
+        revision = examined.last_revision + 1
+        try:
+            await self._append(record_of(request, examined, revision, self.clock()))
+        except RevisionConflict as conflict:
+            # The last events can't be read, but they count.
+            revision = conflict.expected
+            await self._append(record_of(request, examined, revision, self.clock()))
+        return EventSkipped(revision, request.reason, is_new=True)
+
+    async def _append(self, record: Record) -> Appended:
+        replies, errors = await self.commit([Append(record)])
+        for error in errors:
+            raise error
+        return cast("Appended", replies[0])
 
     async def _identify(self) -> Identity:
         if not isinstance(self.store, Identified):
