@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Collection, Sequence
+import logging
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, Generic, TypeVar, cast
 
 import msgspec
@@ -26,13 +27,16 @@ from papyra.exceptions import (
     StoreUnavailable,
 )
 from papyra.persistence.bases import BASE_TYPE
-from papyra.persistence.messages import Append, Appended, AppendMany
+from papyra.persistence.decisions import Decision, decisions_after, mark_passed_over
+from papyra.persistence.messages import MAX_REASON, Append, Appended, AppendMany
 from papyra.persistence.records import PersistedEvent
 from papyra.ref import Answered
 
 __all__ = ("History",)
 
 StateT = TypeVar("StateT")
+
+logger = logging.getLogger("papyra")
 
 #: Events that a recovery reads at a time: others' appends wait no longer than for these.
 PAGE = 1_000
@@ -200,11 +204,44 @@ class History(Generic[StateT]):
             save(last_seq)
 
     async def _replay(self, *, from_beginning: bool) -> None:
+        """Replay the history; again, should decisions turn up that change what it adds up to."""
+        decisions: dict[int, Decision] = {}
+        while True:
+            try:
+                await self._replay_by(decisions, from_beginning=from_beginning)
+            except RecoveryFailed:
+                found = await self._decisions_ahead()
+                if found.keys() <= decisions.keys():
+                    raise
+                decisions |= found
+                from_beginning = True
+            else:
+                break
+        for decision in decisions.values():
+            logger.warning(
+                "%s was recovered without its event of revision %d, which an operator has decided "
+                "to pass over: %s",
+                *(self._address, decision.revision, shown(decision.reason, length=MAX_REASON)),
+            )
+
+    async def _decisions_ahead(self) -> dict[int, Decision]:
+        """Return the decisions behind the revision that was reached, by their own revisions."""
+        try:
+            return await decisions_after(
+                self._context.system.backend.execute, self._address, self.revision
+            )
+        except PersistenceError:
+            return {}  # what could not be read before says why
+
+    async def _replay_by(self, decisions: Mapping[int, Decision], *, from_beginning: bool) -> None:
         if from_beginning:
             state, self.revision = self._initial_state(), 0
             self._allows_none = state is None
-            if self._snapshots is not None and (found := await self._snapshots.load()) is not None:
-                state, self.revision = found
+            if self._snapshots is not None:
+                # What is passed over may be part of a newer one.
+                before = min((each.revision for each in decisions.values()), default=None)
+                if (found := await self._snapshots.load(before)) is not None:
+                    state, self.revision = found
         else:
             state = self._state
         last_seq, more = 0, True
@@ -216,7 +253,10 @@ class History(Generic[StateT]):
             except PersistenceError as error:
                 raise self._failed(f"its history can't be read: {text_of(error)}") from error
             more = page.more
-            state = self._sum_up(state, page.events)
+            events: Sequence[PersistedEvent] = page.events
+            if decisions:
+                events = tuple(mark_passed_over(events, self.revision, decisions))
+            state = self._sum_up(state, events)
             if page.events:
                 last_seq = page.events[-1].seq or 0
         self._state = state

@@ -12,8 +12,8 @@ from msgspec import structs
 
 from papyra._safe_repr import shown, text_of, type_name
 from papyra.exceptions import InvalidEvent, InvalidSchema
-from papyra.persistence.bases import RESERVED
-from papyra.persistence.records import MAX_VERSION, PersistedEvent
+from papyra.persistence.decisions import PASSED_OVER
+from papyra.persistence.records import MAX_VERSION, RESERVED, PersistedEvent
 
 __all__ = ("EventType", "Schema", "Upcaster", "event", "fault_in", "upcaster", "upcasters_of")
 
@@ -169,8 +169,11 @@ class Schema:
     def decode(self, record: PersistedEvent) -> list[object]:
         """Return the events that a stored one stands for today: mostly one.
 
-        Raises `InvalidEvent` for what can't be decoded into the classes that there are.
+        It is none if it is marked as passed over. Raises `InvalidEvent` for what can't be decoded
+        into the classes that there are.
         """
+        if record.payload is PASSED_OVER:
+            return []
         return list(self._upcast((record.event_type, record.event_version, record.payload)))
 
     def _upcast(self, stored: Stored) -> Iterator[object]:
@@ -331,7 +334,7 @@ def _check_name(name: object) -> None:
     if not isinstance(name, str) or not name:
         raise InvalidSchema(f"an event's name is a string that is not empty, not {shown(name)}")
     if name.startswith(RESERVED):
-        raise InvalidSchema(f"names that begin with {RESERVED!r} are Papyra's own, not {name!r}")
+        raise InvalidSchema(f"names that begin with {RESERVED!r} are Papyra's own: {shown(name)}")
 
 
 def _check_version(what: str, version: object) -> None:

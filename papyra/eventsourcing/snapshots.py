@@ -109,10 +109,12 @@ class Snapshots(Generic[StateT]):
         #: whether one is on its way
         self._is_saving = False
 
-    async def load(self) -> tuple[StateT, int] | None:
-        """Return the state of the newest snapshot that can be used, and its revision."""
+    async def load(self, before: int | None = None) -> tuple[StateT, int] | None:
+        """Return the state of the newest snapshot that can be used, and its revision.
+
+        Only of those of a revision `before` this one, if it is given.
+        """
         self._due = self._policy.every
-        before: int | None = None
         while (snapshot := await self._next(before)) is not None:
             try:
                 if snapshot.shape != self._codec.shape:

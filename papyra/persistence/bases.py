@@ -9,13 +9,12 @@ from __future__ import annotations
 import msgspec
 
 from papyra.persistence import codec
-from papyra.persistence.records import PersistedEvent
+from papyra.persistence.records import RESERVED, PersistedEvent
 from papyra.persistence.snapshots import Snapshot, checksum
 
-__all__ = ("BASE_TYPE", "RESERVED", "Base", "InvalidBase", "base_of", "event_checksum", "read_base")
+__all__ = ("BASE_TYPE", "Base", "InvalidBase", "base_of", "event_checksum", "read_base")
 
-#: How the names of events begin that only Papyra writes.
-RESERVED = "papyra."
+#: The type of the event that is a base.
 BASE_TYPE = RESERVED + "base"
 
 

@@ -15,12 +15,11 @@ from msgspec import structs
 from papyra._safe_repr import shown
 from papyra.exceptions import InvalidRequest
 from papyra.persistence.messages import EventSkipped, HistoryPage, ReadHistory, SkipEvent
-from papyra.persistence.records import PersistedEvent
+from papyra.persistence.records import RESERVED, PersistedEvent
 
 __all__ = (
     "EVENT_SKIPPED",
     "PASSED_OVER",
-    "RESERVED",
     "Decision",
     "Examined",
     "decision_in",
@@ -30,8 +29,6 @@ __all__ = (
     "record_of",
 )
 
-#: Names of event types that begin like this are Papyra's own.
-RESERVED = "papyra."
 #: The type of the event that is a decision.
 EVENT_SKIPPED = f"{RESERVED}event_skipped"
 #: The payload of an event while it is passed over: one that nobody can store.

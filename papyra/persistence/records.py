@@ -14,6 +14,7 @@ from papyra.exceptions import InvalidRecord
 __all__ = (
     "KINDS",
     "MAX_VERSION",
+    "RESERVED",
     "Kind",
     "PersistedAudit",
     "PersistedDeadLetter",
@@ -29,6 +30,9 @@ KINDS: tuple[Kind, ...] = get_args(Kind)
 
 #: The greatest `revision` and `event_version`, as the greatest `seq`.
 MAX_VERSION = 10**14 - 1
+
+#: How the types of events begin that are part of a history, and that only Papyra writes.
+RESERVED = "papyra."
 
 
 # gc=False: records are made by the million, hold plain data only and live in no cycles, so the

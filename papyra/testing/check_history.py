@@ -19,6 +19,7 @@ from papyra.eventsourcing.stored import fault_text, schema_of
 from papyra.exceptions import InvalidPath
 from papyra.persistence.backends import registry
 from papyra.persistence.backends.base import PersistenceBackend
+from papyra.persistence.decisions import decisions_after, mark_passed_over
 from papyra.persistence.messages import ReadHistory
 from papyra.persistence.records import PersistedEvent
 from papyra.testing._lone_actor import LoneActor, RecordList
@@ -77,7 +78,8 @@ async def check_history(
     `kwargs` are those of ``__init__``.
 
     Raises `HistoryCheckFailed`, which names actor, revision, event type and reason of every event
-    that is missing, or can't be decoded or applied; also if there is no history to check.
+    that is missing, or can't be decoded or applied; also if there is no history to check. What an
+    operator has decided to pass over is passed over, as a recovery does.
     """
     problems: list[HistoryProblem] = []
     events = 0
@@ -92,10 +94,11 @@ async def check_history(
             entity_id = unescaped(address.name)  # if it is one; a spawned actor does not ask
             alone = LoneActor(*made_with, address, SystemClock(), RecordList(), entity_id)
             replay = _Replay(name, alone.actor)
+            decisions = await decisions_after(backend.execute, name, 0)
             request, more = ReadHistory(name), True
             while more:
                 page = await backend.execute(request)
-                for record in page.events:
+                for record in mark_passed_over(page.events, request.after_revision, decisions):
                     replay.take(record)
                 request = msgspec.structs.replace(request, after_revision=page.next_after)
                 more = page.more
