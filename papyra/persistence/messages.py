@@ -39,6 +39,8 @@ __all__ = (
     "Append",
     "AppendMany",
     "Appended",
+    "Attend",
+    "Attended",
     "Compact",
     "EventSkipped",
     "Flush",
@@ -142,6 +144,13 @@ class EventSkipped(msgspec.Struct, frozen=True, tag=True):
     reason: str
     #: whether it was made just now; else it was there already, and nothing was stored
     is_new: bool
+
+
+class Attended(msgspec.Struct, frozen=True, tag=True):
+    """So many requests that others had posted are answered."""
+
+    #: `None` if it could not be seen whether there are any
+    count: int | None
 
 
 class Request(msgspec.Struct, Message[ReplyT], frozen=True, tag=True):
@@ -346,6 +355,14 @@ class SkipEvent(Request[EventSkipped], frozen=True):
             )
 
 
+class Attend(Request[Attended], frozen=True):
+    """Carry out, and answer, what other processes have posted for the writer of the store.
+
+    A system asks for it once a second, if the store has an inbox. Raises nothing for what is
+    posted, be it what it may: that is answered with the reason why not.
+    """
+
+
 class Identify(Request[Identity], frozen=True):
     """Return the id of the store, making one if it has none yet."""
 
@@ -426,6 +443,7 @@ AnyRequest: TypeAlias = (
     | SaveSnapshot
     | LoadSnapshot
     | SkipEvent
+    | Attend
     | Identify
     | Summarize
     | GetMetrics

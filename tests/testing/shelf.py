@@ -42,6 +42,7 @@ from papyra.persistence.backends.store import (
     collect_history,
     collect_page,
 )
+from papyra.persistence.inbox import MAX_POSTED_BYTES
 from papyra.persistence.records import KINDS, Kind, PersistedEvent, kind_of
 from papyra.persistence.reports import AnomalyKind, ReportProgress
 
@@ -56,6 +57,9 @@ class Disk:
     aside: list[tuple[int, bytes]] = dataclasses.field(default_factory=list)
     store_id: str = dataclasses.field(default_factory=lambda: uuid.uuid4().hex)
     snapshots: dict[tuple[str, int], bytes] = dataclasses.field(default_factory=dict)
+    #: requests for the writer, and its answers
+    requests: dict[str, bytes] = dataclasses.field(default_factory=dict)
+    answers: dict[str, bytes] = dataclasses.field(default_factory=dict)
 
 
 class ShelfStore:
@@ -153,6 +157,31 @@ class ShelfStore:
 
     async def remove_listed(self, stored: StoredSnapshot) -> None:
         await self.remove_snapshot(stored.owner, stored.revision)
+
+    async def post(self, request_id: str, data: bytes) -> None:
+        await checkpoint()
+        self.disk.requests[request_id] = data
+
+    async def posted(self) -> list[str]:
+        await checkpoint()
+        return list(self.disk.requests)
+
+    async def take(self, request_id: str) -> bytes | None:
+        await checkpoint()
+        data = self.disk.requests.pop(request_id, None)
+        return data if data is None or len(data) <= MAX_POSTED_BYTES else b""
+
+    async def answer(self, request_id: str, data: bytes) -> None:
+        await checkpoint()
+        self.disk.answers[request_id] = data
+
+    async def answered(self, request_id: str) -> bytes | None:
+        await checkpoint()
+        return self.disk.answers.pop(request_id, None)
+
+    async def withdraw(self, request_id: str) -> bool:
+        await checkpoint()
+        return self.disk.requests.pop(request_id, None) is not None
 
     def _steps(self) -> Iterator[tuple[PersistedEvent, int]]:
         """Yield the events that have a revision, in the order of their positions."""

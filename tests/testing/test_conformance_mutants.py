@@ -26,12 +26,14 @@ from papyra.exceptions import (
     RecordTooLarge,
     RevisionConflict,
     SnapshotsUnsupported,
+    StoreError,
     UnencodablePayload,
 )
 from papyra.persistence import (
     AppendMany,
     Compact,
     CompactionReport,
+    EventSkipped,
     HistoryPage,
     Page,
     PersistenceAnomaly,
@@ -46,11 +48,12 @@ from papyra.persistence import (
     Summarize,
     codec,
 )
-from papyra.persistence.backends import group_commit, history_check, rebasing, snapshots
+from papyra.persistence.backends import group_commit, history_check, inbox, rebasing, snapshots
 from papyra.persistence.backends.base import Host, PersistenceBackend
 from papyra.persistence.backends.revisions import Revisions
 from papyra.persistence.backends.store import MAX_SEQ, Batch, NewBase, StoredSnapshot
 from papyra.persistence.backends.summary import summarize
+from papyra.persistence.inbox import MAX_POSTED_BYTES
 from papyra.persistence.messages import Appended
 from papyra.persistence.records import KINDS, Kind, PersistedEvent, kind_of
 from papyra.persistence.reports import AnomalyKind, ReportProgress
@@ -1347,6 +1350,80 @@ class RestoresNoBase(Shelf):
             others = [each for each in request.records if "base" not in str(each)]
             request = Restore(tuple(others))
         return await super()._handle(request)
+
+
+# The writer's inbox
+
+
+@breaks("test_what_is_posted_reaches_the_writer_and_its_answer_comes_back")
+class KeepsRequestsShort(ShelfStore):
+    async def post(self, request_id: str, data: bytes) -> None:
+        await super().post(request_id, data[:1024])
+
+
+@breaks("test_what_is_posted_reaches_the_writer_and_its_answer_comes_back")
+class KeepsOneRequest(ShelfStore):
+    async def post(self, request_id: str, data: bytes) -> None:
+        self.disk.requests.clear()
+        await super().post(request_id, data)
+
+
+@breaks("test_what_is_posted_reaches_the_writer_and_its_answer_comes_back")
+class TakesItsOwnRequestForTheAnswer(ShelfStore):
+    async def answered(self, request_id: str) -> bytes | None:
+        return await super().answered(request_id) or self.disk.requests.get(request_id)
+
+
+@breaks("test_what_is_posted_reaches_the_writer_and_its_answer_comes_back")
+class KeepsAnswers(ShelfStore):
+    async def answered(self, request_id: str) -> bytes | None:
+        return self.disk.answers.get(request_id)
+
+
+@breaks("test_a_request_is_taken_or_withdrawn_and_never_both")
+class TakesWithoutRemoving(ShelfStore):
+    async def take(self, request_id: str) -> bytes | None:
+        return self.disk.requests.get(request_id)
+
+
+@breaks("test_a_request_is_taken_or_withdrawn_and_never_both")
+class WithdrawsWhatWasTaken(ShelfStore):
+    async def withdraw(self, request_id: str) -> bool:
+        await super().withdraw(request_id)
+        return True
+
+
+@breaks("test_the_writer_carries_out_what_is_posted")
+class CarriesOutOneAtATime(Shelf):
+    async def _handle(self, request: Any) -> Any:
+        with mock.patch.object(inbox, "MAX_AT_ONCE", 1):
+            return await super()._handle(request)
+
+
+@breaks("test_the_writer_carries_out_what_is_posted")
+class DecidesAgain(Shelf):
+    async def _skip_event(self, request: Any) -> Any:
+        actor, revision = request.actor, len((await self._history(request.actor)).events) + 1
+        await self._append(PersistedEvent("s", actor, "x", {}, 1.0, revision=revision))
+        return EventSkipped(revision, request.reason, is_new=True)
+
+    async def _history(self, actor: str) -> HistoryPage:
+        return await self.store.read_history(ReadHistory(actor))
+
+
+@breaks("test_what_is_posted_and_makes_no_sense_is_refused")
+class GivesOutWhatIsTooLong(ShelfStore):
+    async def take(self, request_id: str) -> bytes | None:
+        data = self.disk.requests.pop(request_id, None)
+        if data is not None and len(data) > MAX_POSTED_BYTES:
+            raise StoreError("too long")
+        return data
+
+
+@breaks("test_what_is_posted_and_makes_no_sense_is_refused")
+class CarriesOutWhatNobodyWaitsFor(Shelf):
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options, clock=lambda: 0.0)
 
 
 RULES = sorted(name for name in dir(PersistenceConformance) if name.startswith("test_"))

@@ -25,9 +25,17 @@ from papyra.exceptions import (
 from papyra.persistence.backends._bounds import bounded_history, bounded_policy, bounded_read
 from papyra.persistence.backends._session import StoreSession
 from papyra.persistence.backends.group_commit import Committed, commit
+from papyra.persistence.backends.inbox import InboxKeeper
 from papyra.persistence.backends.rebasing import compact_and_trim
 from papyra.persistence.backends.snapshots import SnapshotKeeper
-from papyra.persistence.backends.store import MAX_SEQ, Batch, Capabilities, Identified, Store
+from papyra.persistence.backends.store import (
+    MAX_SEQ,
+    Batch,
+    Capabilities,
+    Identified,
+    Inbox,
+    Store,
+)
 from papyra.persistence.backends.summary import summarize
 from papyra.persistence.decisions import examine, record_of
 from papyra.persistence.messages import (
@@ -35,6 +43,8 @@ from papyra.persistence.messages import (
     Append,
     Appended,
     AppendMany,
+    Attend,
+    Attended,
     Compact,
     EventSkipped,
     Flush,
@@ -138,6 +148,7 @@ class PersistenceBackend(PersistenceVerbs, PersistenceMetricsMixin):
         self._guard = anyio.ResourceGuard("using")
         self._session = StoreSession(store, self.metrics, self.publish, backend=type(self).__name__)
         self._snapshots = SnapshotKeeper(store)
+        self._inbox = InboxKeeper(store, self._session, self._skip_event, clock)
         self._write = self._session.write
 
     @property
@@ -167,6 +178,11 @@ class PersistenceBackend(PersistenceVerbs, PersistenceMetricsMixin):
         Where others write the store, it is as of the opening, the last flush, or the last read.
         """
         return self._session.last_seq
+
+    @property
+    def has_inbox(self) -> bool:
+        """Whether other processes can leave requests for the writer of the store."""
+        return isinstance(self.store, Inbox)
 
     @property
     def is_open(self) -> bool:
@@ -325,6 +341,8 @@ class PersistenceBackend(PersistenceVerbs, PersistenceMetricsMixin):
                 return await self._load_snapshot(request)
             case SkipEvent():
                 return await self._skip_event(request)
+            case Attend():
+                return Attended(await self._inbox.attend())
             case Identify():
                 return await self._identify()
             case GetMetrics():

@@ -40,6 +40,7 @@ from papyra.persistence.backends._redis.following import Follower
 from papyra.persistence.backends._redis.histories import HistoryReader
 from papyra.persistence.backends._redis.reader import Reader
 from papyra.persistence.backends._redis.repair import renumber, repair
+from papyra.persistence.backends._redis.request_keys import RequestKeys
 from papyra.persistence.backends._redis.scan import StoreScan
 from papyra.persistence.backends._redis.snapshots import RedisSnapshots, owner_of
 from papyra.persistence.backends._redis.store_state import (
@@ -254,6 +255,7 @@ class RedisStore:
         self._histories = HistoryReader(self.client, self._index)
         self._thinning = Thinning(self.client)
         self._snapshots = RedisSnapshots(self.client, self.writer)
+        self._requests = RequestKeys(self.client)
         #: whether an append may follow without a `claim` of the writer
         self._is_settled = False
 
@@ -382,6 +384,32 @@ class RedisStore:
         """Remove a snapshot, if it is there, as the writer."""
         await self.claim()
         await self.asyncio.run(self._snapshots.remove, stored.owner, stored.revision)
+
+    async def post(self, request_id: str, data: bytes) -> None:
+        """Leave a request in the hash ``{...}:requests``, for an hour at most."""
+        await self.asyncio.run(self._requests.post, request_id, data)
+
+    async def posted(self) -> list[str]:
+        """Return the ids of requests that wait, as long as this is the writer."""
+        if not self.writer.is_claimed:
+            return []
+        return await self.asyncio.run(self._requests.posted, self.writer.epoch)
+
+    async def take(self, request_id: str) -> bytes | None:
+        """Take a request out of the hash."""
+        return await self.asyncio.run(self._requests.take, request_id)
+
+    async def answer(self, request_id: str, data: bytes) -> None:
+        """Leave an answer in a key of its own, for an hour."""
+        await self.asyncio.run(self._requests.answer, request_id, data)
+
+    async def answered(self, request_id: str) -> bytes | None:
+        """Return the answer to a request, and remove its key."""
+        return await self.asyncio.run(self._requests.answered, request_id)
+
+    async def withdraw(self, request_id: str) -> bool:
+        """Take a request back out of the hash."""
+        return await self.asyncio.run(self._requests.withdraw, request_id)
 
     async def summarize(self) -> StoreSummary:
         """Sum up the counters that the server keeps."""

@@ -25,9 +25,9 @@ Around a store there are
 
 What a store may leave out has a small protocol of its own: `Histories`, without which there are no
 event-sourced actors; `Identified` and `Snapshots`, which save those actors time; `Rebasing`, which
-lets a compaction remove what these have made superfluous; and `Summarizing`.
-Positions that are compared and set are to join them here in the same way: none of them changes
-`Store`.
+lets a compaction remove what these have made superfluous; `Inbox`, where a command reaches the
+system that writes; and `Summarizing`. Positions that are compared and set are to join them here in
+the same way: none of them changes `Store`.
 """
 
 from __future__ import annotations
@@ -38,6 +38,7 @@ from typing import Protocol, runtime_checkable
 import msgspec
 
 from papyra.persistence.backends.paging import collect_history, collect_page
+from papyra.persistence.inbox import Inbox
 from papyra.persistence.messages import HistoryPage, Page, Read, ReadHistory
 from papyra.persistence.records import Record
 from papyra.persistence.reports import (
@@ -57,6 +58,7 @@ __all__ = (
     "Capabilities",
     "Histories",
     "Identified",
+    "Inbox",
     "NewBase",
     "Rebasing",
     "Snapshots",

@@ -39,6 +39,7 @@ from papyra.testing.conformance._copying import Moving
 from papyra.testing.conformance._fixtures import MakeBackend, MakeStore
 from papyra.testing.conformance._histories import OneActor
 from papyra.testing.conformance._hosting import Sharing
+from papyra.testing.conformance._inbox import Asking
 from papyra.testing.conformance._reading import Reading
 from papyra.testing.conformance._recovery import Recovery
 from papyra.testing.conformance._retention import Retention
@@ -49,7 +50,7 @@ __all__ = ("MakeBackend", "MakeStore", "PersistenceConformance")
 
 
 class PersistenceConformance(
-    Appending, Reading, OneActor, Beside, Retention, Trimming, Recovery, Moving, Sharing
+    Appending, Reading, OneActor, Beside, Asking, Retention, Trimming, Recovery, Moving, Sharing
 ):
     """The rules for every store. Subclass it, with a fixture ``make_store``: a `MakeStore`.
 

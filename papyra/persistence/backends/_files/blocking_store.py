@@ -19,6 +19,7 @@ from papyra.persistence.backends._files.read_retention import (
     hidden_of,
     visible_records,
 )
+from papyra.persistence.backends._files.request_directory import RequestDirectory
 from papyra.persistence.backends._files.scan import ScanResult
 from papyra.persistence.backends._files.snapshot_directory import SnapshotDirectory, owner_of
 from papyra.persistence.backends._files.store_id import StoreId
@@ -102,6 +103,13 @@ class BlockingStore:
         self._id = StoreId(self._journal.disk, self._journal.beside(".id"))
         self._snapshots = SnapshotDirectory(
             self._journal.disk, self._journal.beside(".snapshots"), syncs=self._fsync.syncs_at_all
+        )
+        #: requests for the writer, which others have left
+        self.requests = RequestDirectory(
+            self._journal.disk,
+            self._journal.beside(".requests"),
+            self._like,
+            syncs=self._fsync.syncs_at_all,
         )
 
     def _open_to_read(self) -> None:

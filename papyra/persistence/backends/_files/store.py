@@ -185,6 +185,36 @@ class FileStore:
         self._require_writable()
         await self._run(self.blocking.remove_listed, stored, timeout=self.call_timeout)
 
+    async def post(self, request_id: str, data: bytes) -> None:
+        """Leave a request in a file of its own, in a directory beside the records."""
+        requests = self.blocking.requests
+        await self._run(requests.post, request_id, data, timeout=self.call_timeout)
+
+    async def posted(self) -> list[str]:
+        """Return the ids of requests that wait."""
+        return await self._run(self.blocking.requests.posted, timeout=self.call_timeout)
+
+    async def take(self, request_id: str) -> bytes | None:
+        """Take a request, by giving its file another name."""
+        self._require_writable()
+        requests = self.blocking.requests
+        return await self._run(requests.take, request_id, timeout=self.call_timeout)
+
+    async def answer(self, request_id: str, data: bytes) -> None:
+        """Leave an answer in a file of its own."""
+        requests = self.blocking.requests
+        await self._run(requests.answer, request_id, data, timeout=self.call_timeout)
+
+    async def answered(self, request_id: str) -> bytes | None:
+        """Return the answer to a request, and remove its file."""
+        requests = self.blocking.requests
+        return await self._run(requests.answered, request_id, timeout=self.call_timeout)
+
+    async def withdraw(self, request_id: str) -> bool:
+        """Take a request back, by giving its file another name."""
+        requests = self.blocking.requests
+        return await self._run(requests.withdraw, request_id, timeout=self.call_timeout)
+
     async def summarize(self) -> StoreSummary:
         """Sum the totals of the files."""
         return await self._run(self.blocking.summarize, timeout=self.call_timeout)
