@@ -46,6 +46,7 @@ from papyra.exceptions import (
     EscalatedFailure,
     InvalidPolicy,
     InvalidSetting,
+    PapyraError,
     SystemAlreadyStarted,
     SystemNotRunning,
     TaskGroupLeftOpen,
@@ -54,7 +55,7 @@ from papyra.exceptions import (
 from papyra.persistence.actor import PersistenceActor
 from papyra.persistence.backends.base import PersistenceBackend
 from papyra.persistence.breaker import CircuitBreakerPolicy
-from papyra.persistence.messages import Flush
+from papyra.persistence.messages import Attend, Flush
 from papyra.persistence.metrics import MetricsSnapshot
 from papyra.persistence.startup import PersistenceStartupConfig, check_store
 from papyra.ref import ActorRef
@@ -64,6 +65,10 @@ __all__ = ("PERSISTENCE_NAME", "ActorSystem")
 
 #: The name of a system's own persistence actor.
 PERSISTENCE_NAME = "$persistence"
+
+#: Seconds from one look at what other processes ask of the writer of the store to the next; after
+#: looks that have failed, at most.
+LOOK_INTERVAL, LONGEST_LOOK_INTERVAL = 1.0, 60.0
 
 #: How many actors read their histories at the same time.
 MAX_RECOVERIES = 50
@@ -82,6 +87,9 @@ class ActorSystem:
     finish the message at hand only. Either way, what then still runs is cancelled, and what was not
     handled becomes dead letters. Last the store gets as long to write what is queued.
     """
+
+    #: whether what other processes ask of the writer of the store is looked for
+    _looks_into_inbox = True
 
     def __init__(
         self,
@@ -153,7 +161,7 @@ class ActorSystem:
         self._host_task: int | None = None
         self._portal: Portal | None = None
         self._is_left = False
-        self._audits = False
+        self._audits = self._attends = False
         self._failure: Exception | None = None
         self._interrupt: BaseException | None = None
         self._lost: EscalatedFailure | None = None
@@ -359,6 +367,8 @@ class ActorSystem:
                 functools.partial(self._audit_every, self._audit_interval),
                 lambda: self._audits,
             )
+        if self._backend.has_inbox and self._looks_into_inbox:
+            start_surely(self._runtime.task_group.start_soon, self._attend, lambda: self._attends)
 
     async def stop(self) -> None:
         """Stop every actor as on leaving ``async with``. Stopping twice is allowed.
@@ -466,6 +476,21 @@ class ActorSystem:
                     await begun.wait()
                 if self._recorder is not None and not begun.is_set():
                     self._recorder.audit(self.audit())
+
+    async def _attend(self) -> None:
+        """Have what other processes ask of the writer of the store carried out, now and then."""
+        self._attends, begun, interval = True, self._shutdown.begun, LOOK_INTERVAL
+        with contextlib.suppress(anyio.get_cancelled_exc_class()):
+            while not begun.is_set():
+                with self.clock.move_on_after(interval):
+                    await begun.wait()
+                if begun.is_set():
+                    break
+                try:
+                    has_failed = (await self.persistence.ask(Attend())).count is None
+                except PapyraError:
+                    has_failed = True  # the persistence actor has logged it, or has stopped
+                interval = min(2 * interval, LONGEST_LOOK_INTERVAL) if has_failed else LOOK_INTERVAL
 
     def _fail(self, error: Exception) -> None:
         """End the system, as nobody is left to deal with `error`."""
