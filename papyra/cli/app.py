@@ -66,6 +66,7 @@ _GROUPS = {
         "scan": ("checking", "Find everything that is wrong with a store."),
         "doctor": ("checking", "Make the check that a system makes when it starts."),
         "recover": ("checking", "Mend what a scan finds, keeping all that can be read."),
+        "skip-event": ("skip_event", "Have an actor recover without one event of its history."),
     },
     "Change and move": {
         "compact": ("compact", "Remove what is too old, or too much."),
@@ -80,6 +81,7 @@ COMMANDS = {name: where for group in _GROUPS.values() for name, where in group.i
 #: What a command takes, if that is not one store.
 _TAKES = {
     "history": "ACTOR [STORE]",
+    "skip-event": "ACTOR REVISION [STORE] --reason TEXT",
     "copy": "SOURCE TARGET",
     "bench": "[STORE...]",
     "completion": "bash|zsh|fish",

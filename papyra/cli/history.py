@@ -7,8 +7,8 @@ import importlib
 import inspect
 import os
 import sys
-from collections.abc import AsyncIterator
-from typing import TYPE_CHECKING, Annotated, Any
+from collections.abc import AsyncIterator, Mapping
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import anyio
 import msgspec
@@ -30,6 +30,7 @@ from papyra.cli._output import (
 from papyra.cli._store_argument import StoreName, reading
 from papyra.cli._units import format_time
 from papyra.persistence.backends.base import PersistenceBackend
+from papyra.persistence.decisions import Decision, decisions_after
 from papyra.persistence.messages import Read, ReadHistory
 from papyra.persistence.records import PersistedEvent
 
@@ -52,7 +53,8 @@ def history(
 
     That are the events that its state is the sum of: their revisions, times, types and versions.
     With --app, each is decoded into the classes that are there, as a recovery would. It ends with
-    3 if an event is missing or can't be decoded.
+    3 if an event is missing or can't be decoded, and is not one that papyra skip-event has had
+    passed over.
 
     Examples
     --------
@@ -83,7 +85,8 @@ async def _history(
 ) -> int:
     async with reading(store) as backend:
         chosen = None if app is None else await _chosen(backend, actor, app, classes)
-        view = _View(actor, chosen, as_json=as_json)
+        decisions = await decisions_after(backend.execute, actor, 0)
+        view = _View(actor, chosen, decisions, as_json=as_json)
         async for record in _records(backend, actor):
             view.show(record)
         if not view.revision:
@@ -113,49 +116,96 @@ async def _no_history(backend: PersistenceBackend, actor: str) -> str:
     return f"{actor} has no history: {explanation.removeprefix(f'--actor {actor}: ')}"
 
 
+class _State(NamedTuple):
+    """How a recovery deals with an event."""
+
+    #: empty if there is nothing to say
+    text: str
+    #: of what stands out
+    style: str
+    #: what JSON has of it
+    fields: dict[str, object]
+
+
 class _View:
     """The history as it is shown, event by event, and what was wrong with it."""
 
     def __init__(
-        self, actor: str, actor_class: type[EventSourced[Any]] | None, *, as_json: bool
+        self,
+        actor: str,
+        actor_class: type[EventSourced[Any]] | None,
+        decisions: Mapping[int, Decision],
+        *,
+        as_json: bool,
     ) -> None:
         self._actor, self._class, self._as_json = actor, actor_class, as_json
+        self._decisions = decisions
+        #: why events are passed over, by their revisions; of two reasons, the first
+        self._reasons: dict[int, str] = {}
+        for _, decision in sorted(decisions.items()):
+            self._reasons.setdefault(decision.revision, decision.reason)
         #: the last one that was shown
         self.revision = 0
-        self._shown = self._undecoded = 0
+        self._shown = self._undecoded = self._skipped = 0
         self._is_broken = False
 
     def show(self, record: PersistedEvent) -> None:
         """Show the next event."""
         revision = record.revision or 0
-        if revision > self.revision + 1:
-            self._note(_missing(self.revision + 1, revision - 1))
-        if revision <= self.revision:
-            self._note(f"revision {revision:,} is there twice")
-        problem = self._problem(record)
+        self._look_at_gap(revision)
         self.revision = revision
-        self._shown += 1
-        self._undecoded += problem is not None
+        state = self._state_of(record)
         if self._as_json:
             fields = msgspec.to_builtins(record) | {"event_version": record.event_version}
-            if self._class is not None:
-                fields |= {"decodes": problem is None, "problem": problem}
-            write(json_text(fields) + "\n")
+            write(json_text(fields | state.fields) + "\n")
         elif is_terminal():
-            self._draw(record, problem)
+            self._draw(record, state)
         else:
-            judged = () if self._class is None else (problem or "decodes",)
-            write(rows([(*_cells(record), *judged)]))
+            write(rows([(*_cells(record), *filter(None, [state.text]))]))
 
     def conclude(self) -> int:
         """Say how it is, and return the exit code."""
         if self._class is not None:
             name = f"{self._class.__module__}:{self._class.__qualname__}"
+            left_out = f", and {self._skipped:,} skipped" if self._skipped else ""
             if self._undecoded:
-                tell(f"{self._undecoded:,} of {self._shown:,} can't be read by {name}", "bold red")
+                told = f"{self._undecoded:,} of {self._shown:,} can't be read by {name}{left_out}"
+                tell(told, "bold red")
             else:
-                tell(f"{self._shown:,} of {self._shown:,} decode with {name}", "dim")
+                count = self._shown - self._skipped
+                tell(f"{count:,} of {self._shown:,} decode with {name}{left_out}", "dim")
         return ANOMALIES_FOUND if self._undecoded or self._is_broken else SUCCEEDED
+
+    def _state_of(self, record: PersistedEvent) -> _State:
+        """Return how a recovery deals with an event, and count it."""
+        revision = record.revision or 0
+        if (decision := self._decisions.get(revision)) is not None:
+            return _State(f"skips revision {decision.revision}", "cyan", {})
+        reason, problem = self._reasons.get(revision), self._problem(record)
+        self._shown += 1
+        fields: dict[str, object] = {}
+        if self._class is not None:
+            fields = {"decodes": problem is None, "problem": None if reason else problem}
+        if reason is not None:
+            self._skipped += 1
+            return _State(f"skipped: {reason}", "yellow", fields | {"skipped": reason})
+        self._undecoded += problem is not None
+        if problem is not None:
+            return _State(problem, "red", fields)
+        return _State("" if self._class is None else "decodes", "", fields)
+
+    def _look_at_gap(self, revision: int) -> None:
+        """Say what is missing before an event, unless a recovery passes over all of it."""
+        first, last = self.revision + 1, revision - 1
+        if revision <= self.revision:
+            self._note(f"revision {revision:,} is there twice")
+        elif first <= last:
+            reasons = [self._reasons.get(each) for each in range(first, min(last, first + 999) + 1)]
+            if None in reasons or last - first >= len(reasons):
+                self._note(_missing(first, last))
+            else:
+                why = ", ".join(str(each) for each in dict.fromkeys(reasons))
+                tell(f"{_missing(first, last)} and skipped: {why}", "yellow")
 
     def _problem(self, record: PersistedEvent) -> str | None:
         if self._class is None:
@@ -169,18 +219,18 @@ class _View:
         self._is_broken = True
         tell(f"{what} in the history of {self._actor}", "bold red")
 
-    def _draw(self, record: PersistedEvent, problem: str | None) -> None:
+    def _draw(self, record: PersistedEvent, state: _State) -> None:
         revision, time, name, version, payload = _cells(record)
         line = text(
             (f"{revision:>7} ", "dim"),
             (f"{time} ", "dim"),
-            (name, "bold" if problem is None else "bold red"),
+            (name, f"bold {state.style}".rstrip()),
             (f" v{version} ", "cyan"),
             payload,
         )
         console().print(line, soft_wrap=True)
-        if problem is not None:
-            console().print(text((f"{'':>8}{problem}", "red")), soft_wrap=True)
+        if state.style:
+            console().print(text((f"{'':>8}{state.text}", state.style)), soft_wrap=True)
 
 
 def _missing(first: int, last: int) -> str:

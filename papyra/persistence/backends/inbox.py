@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Awaitable, Callable
 
-from papyra._safe_repr import text_of
+from papyra._safe_repr import shown, text_of
 from papyra.exceptions import InvalidRequest, PersistenceError
 from papyra.persistence.backends._session import StoreSession
 from papyra.persistence.backends.store import Inbox, Store
@@ -81,5 +81,5 @@ class InboxKeeper:
         except PersistenceError as error:
             logger.warning("refused what was asked of the writer: %s", error)
             return Refused(text_of(error)[:_LONGEST])
-        logger.warning("carried out what was asked of the writer: %s", posted.request)
+        logger.warning("carried out what was asked of the writer: %s", shown(posted.request))
         return answer
