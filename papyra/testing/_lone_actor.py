@@ -24,8 +24,12 @@ from papyra.persistence.messages import (
     Appended,
     AppendMany,
     HistoryPage,
+    LoadedSnapshot,
+    LoadSnapshot,
     ReadHistory,
     Request,
+    SaveSnapshot,
+    SnapshotSaved,
 )
 from papyra.persistence.records import PersistedEvent, Record
 from papyra.persistence.reports import ReportProgress
@@ -45,7 +49,7 @@ class RecordList(PersistenceVerbs):
         self.records: list[Record] = []
 
     async def execute(self, request: Request[ReplyT]) -> ReplyT:
-        """Append, or read a history; a test that needs more needs a store."""
+        """Append, or read a history; keep no snapshots. A test that needs more needs a store."""
         asked: Any = request
         reply: Any
         match asked:
@@ -62,6 +66,10 @@ class RecordList(PersistenceVerbs):
                     and record.actor_address == actor
                 ]
                 reply = HistoryPage(tuple(events), after_revision + len(events), False)
+            case LoadSnapshot():
+                reply = LoadedSnapshot(None, ())
+            case SaveSnapshot(revision=revision):
+                reply = SnapshotSaved(revision, 0)
             case _:
                 _refuse(f"{type_name(asked)} needs a store")
         return cast("ReplyT", reply)

@@ -11,7 +11,7 @@ import msgspec
 import pytest
 
 from papyra import ActorRef, Failure
-from papyra.eventsourcing import EventSourced, event, upcaster
+from papyra.eventsourcing import EventSourced, SnapshotPolicy, event, upcaster
 from papyra.exceptions import (
     InvalidEvent,
     NotAnEntity,
@@ -340,6 +340,20 @@ async def test_what_is_in_the_store_already_is_recovered() -> None:
     store = InMemoryPersistence()
     await given_history(Account, Deposited(1), store=store).when(Deposit(2))
     assert (await given_history(Account, store=store).when(Look())).reply == (3, 2)
+
+
+class Photographed(Account):
+    """An account with a snapshot after every event."""
+
+    snapshots = SnapshotPolicy(every=1)
+
+
+async def test_an_actor_with_snapshots_is_tested_as_one_without(
+    store: PersistenceBackend | None,
+) -> None:
+    account = given_history(Photographed, Deposited(1), store=store)
+    assert (await account.when(Deposit(2))).state == Balance(3, 2)
+    assert (await account.when(Withdraw(1))).reply == 2
 
 
 # What events in memory hide
