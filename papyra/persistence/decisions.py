@@ -25,6 +25,7 @@ __all__ = (
     "decision_in",
     "decisions_after",
     "examine",
+    "is_outdated",
     "mark_passed_over",
     "record_of",
 )
@@ -97,6 +98,11 @@ def mark_passed_over(
             yield _marked(record, revision)
         yield _marked(record, found) if found in passed_over else record
         revision = found
+
+
+def is_outdated(revision: int, decisions: Mapping[int, Decision]) -> bool:
+    """Return whether a state of this revision contains what a later decision passes over."""
+    return any(each.revision <= revision < own for own, each in decisions.items())
 
 
 async def examine(request: SkipEvent, read: ReadPage) -> Examined:

@@ -19,10 +19,16 @@ from papyra.eventsourcing.stored import fault_text, schema_of
 from papyra.exceptions import InvalidPath
 from papyra.persistence.backends import registry
 from papyra.persistence.backends.base import PersistenceBackend
-from papyra.persistence.decisions import decisions_after, mark_passed_over
+from papyra.persistence.decisions import (
+    Decision,
+    decisions_after,
+    is_outdated,
+    mark_passed_over,
+)
 from papyra.persistence.messages import ReadHistory
 from papyra.persistence.records import PersistedEvent
 from papyra.testing._lone_actor import LoneActor, RecordList
+from papyra.testing._snapshot_check import SnapshotCheck, state_codec_of, stored_snapshots
 
 __all__ = ("CheckedHistories", "HistoryCheckFailed", "HistoryProblem", "check_history")
 
@@ -52,6 +58,8 @@ class CheckedHistories(msgspec.Struct, frozen=True):
 
     actors: int
     events: int
+    #: stored snapshots that were compared with what the events add up to
+    snapshots: int = 0
 
 
 class HistoryCheckFailed(AssertionError):
@@ -77,12 +85,17 @@ async def check_history(
     is a pattern for the addresses of those that are of this class, such as ``"bank/*"``. `args` and
     `kwargs` are those of ``__init__``.
 
+    If `actor_class` has a `SnapshotPolicy`, its states are taken through the codec after each
+    event, and compared with those of the replay; so is each stored snapshot that a recovery could
+    use.
+
     Raises `HistoryCheckFailed`, which names actor, revision, event type and reason of every event
-    that is missing, or can't be decoded or applied; also if there is no history to check. What an
-    operator has decided to pass over is passed over, as a recovery does.
+    that is missing, or can't be decoded or applied, or at which a snapshot and the replay differ;
+    also if there is no history to check. What an operator has decided to pass over is passed over,
+    as a recovery does.
     """
     problems: list[HistoryProblem] = []
-    events = 0
+    events = snapshots = 0
     async with contextlib.AsyncExitStack() as stack:
         backend = _reader(store)
         if not backend.is_open:
@@ -93,8 +106,9 @@ async def check_history(
             made_with = actor_class, args, kwargs or {}
             entity_id = unescaped(address.name)  # if it is one; a spawned actor does not ask
             alone = LoneActor(*made_with, address, SystemClock(), RecordList(), entity_id)
-            replay = _Replay(name, alone.actor)
             decisions = await decisions_after(backend.execute, name, 0)
+            check, stored = await _snapshot_check(backend, name, alone.actor, decisions)
+            replay = _Replay(name, alone.actor, check)
             request, more = ReadHistory(name), True
             while more:
                 page = await backend.execute(request)
@@ -104,11 +118,12 @@ async def check_history(
                 more = page.more
                 events += len(page.events)
             problems += replay.problems
+            snapshots += stored
     if not names:
         raise HistoryCheckFailed(f"there is no history of an actor {actors!r} in {store}")
     if problems:
         raise HistoryCheckFailed(_message(actor_class, problems), problems)
-    return CheckedHistories(len(names), events)
+    return CheckedHistories(len(names), events, snapshots)
 
 
 def _message(actor_class: type, problems: Sequence[HistoryProblem]) -> str:
@@ -140,11 +155,30 @@ async def _names(backend: PersistenceBackend, pattern: str) -> list[str]:
     return [name for name in names if fnmatch.fnmatchcase(name, pattern)]
 
 
+async def _snapshot_check(
+    backend: PersistenceBackend,
+    name: str,
+    actor: EventSourced[StateT],
+    decisions: Mapping[int, Decision],
+) -> tuple[SnapshotCheck[StateT] | None, int]:
+    """Return the check of an actor's snapshots, and how many are stored; if it has any at all."""
+    policy = actor.snapshots
+    state_codec = None if policy is None else state_codec_of(type(actor))
+    if policy is None or state_codec is None:
+        return None, 0
+    found = await stored_snapshots(backend, name, policy.version, state_codec)
+    stored = {each: found[each] for each in found if not is_outdated(each, decisions)}
+    return SnapshotCheck(actor, state_codec, stored), len(stored)
+
+
 class _Replay(Generic[StateT]):
     """The replay of one history, which goes on after a problem."""
 
-    def __init__(self, name: str, actor: EventSourced[StateT]) -> None:
+    def __init__(
+        self, name: str, actor: EventSourced[StateT], snapshots: SnapshotCheck[StateT] | None
+    ) -> None:
         self._name, self._actor = name, actor
+        self._snapshots = snapshots
         self._schema = schema_of(type(actor))
         self._state = actor.initial_state()
         self._allows_none = self._state is None
@@ -166,6 +200,10 @@ class _Replay(Generic[StateT]):
                 self._apply(events)
         except Exception as error:  # noqa: BLE001 - what users' classes raise is what is looked for
             self._note(record, fault_text(error))
+        if self.problems or self._snapshots is None:
+            return
+        if why := self._snapshots.fault_at(revision, events, self._state):
+            self._note(record, why)
 
     def _apply(self, events: Sequence[object]) -> None:
         for event in events:

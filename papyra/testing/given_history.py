@@ -4,24 +4,28 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import typing
 from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Any, Generic, TypeVar
 
 import msgspec
 
-from papyra._safe_repr import shown, text_of
+from papyra._safe_repr import text_of
 from papyra.actor import Failure
 from papyra.address import ActorAddress, escaped
 from papyra.clock import Clock, SystemClock
 from papyra.eventsourcing.actor import EventSourced
-from papyra.eventsourcing.schema import Schema, fault_in
+from papyra.eventsourcing.schema import Schema
 from papyra.eventsourcing.stored import schema_of
 from papyra.persistence.backends.base import PersistenceBackend
-from papyra.persistence.codec import decode, encode
 from papyra.persistence.messages import ReadHistory
 from papyra.persistence.records import PersistedEvent
 from papyra.testing._lone_actor import LoneActor, RecordList
+from papyra.testing._snapshot_check import (
+    SnapshotCheck,
+    difference,
+    state_codec_of,
+    stored_snapshots,
+)
 
 __all__ = ("GivenHistory", "Outcome", "ReplayMismatch", "given_history")
 
@@ -76,9 +80,10 @@ def given_history(
     There is no system, and nothing is encoded, so a command takes some microseconds. Other actors
     are what the test puts in their place: `args` and `kwargs` are those of ``__init__``.
 
-    With a `store`, events go there and come from there, and `ReplayMismatch` is raised for what
-    would be something else after a restart. It may be a `FaultyPersistence`. It is opened where it
-    is needed, unless it is open.
+    With a `store`, events go there and come from there, and after each command `ReplayMismatch` is
+    raised for what would be something else after a restart: an event, a state, or the one that a
+    snapshot leads to, taken at whichever revision. It names that, and how the two differ. The store
+    may be a `FaultyPersistence`. It is opened where it is needed, unless it is open.
 
     Raises `InvalidEvent` for an event that `actor_class` does not name.
     """
@@ -204,18 +209,31 @@ class GivenHistory(Generic[StateT]):
     async def _compare(
         self, handed: Sequence[PersistedEvent], events: Sequence[object], state: StateT
     ) -> None:
-        """Raise `ReplayMismatch` if the store gives something else back."""
+        """Raise `ReplayMismatch` if the store, or a snapshot, gives something else back."""
         records = await self._history()
         new = {each.revision for each in handed}
         stored = self._decoded([each for each in records if each.revision in new])
         for event, again in zip(events, stored, strict=True):
             _check_same("an event", event, again)
         actor = self._new().actor
+        snapshots = await self._snapshot_check(actor)
         replayed = actor.initial_state()
-        for event in self._decoded(records):
-            replayed = actor.apply(replayed, event)
-        _check_same("the state", state, replayed)
-        _check_same("the state", state, self._through_codec(state))
+        for record in records:
+            decoded = self._decoded([record])
+            for event in decoded:
+                replayed = actor.apply(replayed, event)
+            if snapshots and (why := snapshots.fault_at(record.revision or 0, decoded, replayed)):
+                raise ReplayMismatch(f"at revision {record.revision}: {why}")
+        _check_same(f"after revision {len(records)}, the state", state, replayed)
+
+    async def _snapshot_check(self, actor: EventSourced[StateT]) -> SnapshotCheck[StateT] | None:
+        """Return the check of snapshots; `None` if JSON has no form for the states."""
+        state_codec = state_codec_of(self._class)
+        if state_codec is None:
+            return None
+        version = 1 if self._class.snapshots is None else self._class.snapshots.version
+        stored = await stored_snapshots(self._backend, str(self._address), version, state_codec)
+        return SnapshotCheck(actor, state_codec, stored)
 
     async def _history(self) -> list[PersistedEvent]:
         records: list[PersistedEvent] = []
@@ -227,33 +245,7 @@ class GivenHistory(Generic[StateT]):
             more = page.more
         return records
 
-    def _through_codec(self, state: StateT) -> StateT:
-        """Return `state` as a snapshot of it would be read; itself, if JSON has no form for it."""
-        kind = _state_type(self._class)
-        if kind is None or fault_in(kind) is not None:
-            return state
-        (line,) = encode([PersistedEvent("state", "state", "State", state, 0.0)])
-        record: Any = decode(line, 1)
-        try:
-            return typing.cast("StateT", msgspec.convert(record.payload, kind, str_keys=True))
-        except Exception as error:
-            raise ReplayMismatch(
-                f"the state {shown(state)} could not be read back: {text_of(error)}"
-            ) from error
-
 
 def _check_same(what: str, before: object, after: object) -> None:
-    if type(before).__eq__ is object.__eq__:
-        return  # nobody can compare these
-    if before != after:
-        raise ReplayMismatch(f"{what} was {shown(before)}, and comes back as {shown(after)}")
-
-
-def _state_type(actor_class: type[EventSourced[Any]]) -> Any:
-    """Return what a class has between its brackets, `EventSourced[this]`; `None` if nothing."""
-    for each in actor_class.__mro__:
-        for base in vars(each).get("__orig_bases__", ()):
-            if typing.get_origin(base) is EventSourced:
-                (kind,) = typing.get_args(base)
-                return None if isinstance(kind, TypeVar) else kind
-    return None
+    if why := difference(before, after):
+        raise ReplayMismatch(f"{what} {why}")

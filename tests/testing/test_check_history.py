@@ -9,6 +9,7 @@ import msgspec
 import pytest
 
 from papyra import ActorSystem
+from papyra.eventsourcing import EventSourced, SnapshotPolicy
 from papyra.exceptions import InvalidPath
 from papyra.persistence import PersistedEvent
 from papyra.persistence.backends.base import PersistenceBackend
@@ -118,6 +119,96 @@ async def test_every_event_that_could_not_be_recovered_from_is_named(
     for each in problems:
         assert reason in each.reason
         assert f"{each.actor}, revision {each.revision} {each.event_type}: " in str(caught.value)
+
+
+class Photographed(Account):
+    snapshots = SnapshotPolicy(every=2)
+
+
+class Generous(Photographed):
+    """Its `apply` has changed, and the version of its snapshots has not."""
+
+    def apply(self, state: Balance, event: Any) -> Balance:
+        after = super().apply(state, event)
+        return Balance(after.amount + 1, after.movements)
+
+
+class Rounded(msgspec.Struct, frozen=True):
+    amount: Any = ()
+
+
+class Loose(EventSourced[Rounded]):
+    """A snapshot would make another value of its state."""
+
+    events = (Deposited, Withdrawn)
+    snapshots = SnapshotPolicy()
+
+    def initial_state(self) -> Rounded:
+        return Rounded()
+
+    def apply(self, state: Rounded, event: Deposited | Withdrawn) -> Rounded:
+        return Rounded((*state.amount, event.amount))
+
+    async def receive(self, message: Any) -> Any: ...
+
+
+async def open_photographed(store: PersistenceBackend) -> None:
+    async with ActorSystem("bank", persistence=store) as system:
+        for _ in range(5):
+            await system.spawn(Photographed, name="ann").ask(Deposit(10))
+            await system.find("bank/ann").stop()  # type: ignore[union-attr]
+
+
+async def test_stored_snapshots_are_compared_with_what_the_events_add_up_to(place: Path) -> None:
+    await open_photographed(backend_at(place))
+    assert await check_history(place, Photographed) == CheckedHistories(1, 5, snapshots=2)
+    assert await check_history(place, Account) == CheckedHistories(1, 5)
+    with pytest.raises(HistoryCheckFailed) as caught:
+        await check_history(place, Generous)
+    assert [(each.revision, each.reason) for each in caught.value.problems] == [
+        (
+            2,
+            "in the snapshot that is stored, the state was Balance(amount=22, movements=2), "
+            "and is Balance(amount=20, movements=2): amount was 22, and is 20",
+        )
+    ]
+
+
+async def test_snapshots_that_a_recovery_would_pass_over_are_passed_over(place: Path) -> None:
+    class Newer(Generous):
+        snapshots = SnapshotPolicy(every=2, version=2)
+
+    class Resized(msgspec.Struct, frozen=True):
+        amount: int = 0
+
+    class Reshaped(EventSourced[Resized]):
+        events = (Deposited,)
+        snapshots = SnapshotPolicy(every=2)
+
+        def initial_state(self) -> Resized:
+            return Resized()
+
+        def apply(self, state: Resized, event: Deposited) -> Resized:
+            return Resized(state.amount - event.amount)
+
+        async def receive(self, message: Any) -> Any: ...
+
+    await open_photographed(backend_at(place))
+    assert await check_history(place, Newer) == CheckedHistories(1, 5)
+    assert await check_history(place, Reshaped) == CheckedHistories(1, 5)
+
+
+async def test_a_state_that_a_snapshot_would_change_is_named_with_its_revision() -> None:
+    store = InMemoryPersistence()
+    await open_accounts(store)
+    async with store:
+        with pytest.raises(
+            HistoryCheckFailed,
+            match=r"bank/ann, revision 1 Deposited: with a snapshot, the state was .*: "
+            r"amount was \(10,\), and is \[10\]",
+        ) as caught:
+            await check_history(store, Loose)
+    assert [each.revision for each in caught.value.problems] == [1, 1]  # of each history, the first
 
 
 async def test_events_that_are_missing_or_there_twice_are_named(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import enum
 from pathlib import Path
 from typing import Any
 
@@ -439,6 +440,60 @@ async def test_a_state_that_a_snapshot_would_change_is_found_with_a_store() -> N
     assert (await given_history(Cupboard).when("tea")).state == Cup(("tea",))
     with pytest.raises(ReplayMismatch, match="the state was Cup"):
         await given_history(Cupboard, store=InMemoryPersistence()).when("tea")
+
+
+class Color(enum.StrEnum):
+    RED = "red"
+    GREEN = "green"
+
+
+class Light(msgspec.Struct, frozen=True):
+    color: Any = Color.RED
+    changes: int = 0
+
+
+class Lamp(EventSourced[Light]):
+    """Its states are equal to those of snapshots, and not the same to `apply`."""
+
+    events = (Named,)
+
+    def initial_state(self) -> Light:
+        return Light()
+
+    def apply(self, state: Light, event: Named) -> Light:
+        is_red = state.color is Color.RED
+        return Light(Color.GREEN if is_red else Color.RED, state.changes + 1)
+
+    async def receive(self, message: Any) -> Any:
+        await self.persist(Named(message))
+
+
+async def test_a_snapshot_that_leads_to_another_state_later_is_found_at_its_revision() -> None:
+    lamp = given_history(Lamp, *map(Named, "ab"), store=InMemoryPersistence())
+    assert (await given_history(Lamp, *map(Named, "ab")).when("c")).state.changes == 3
+    with pytest.raises(
+        ReplayMismatch,
+        match=r"^at revision 3: from a snapshot of the revision before, the state was Light\(.*"
+        r": color was .*GREEN.*, and is .*RED.*$",
+    ):
+        await lamp.when("c")
+
+
+async def test_a_snapshot_of_a_state_that_the_events_do_not_lead_to_is_found() -> None:
+    class Touched(Photographed):
+        """Changes its state beside its events, so that only a snapshot knows of it."""
+
+        async def keep(self, event: object) -> None:
+            assert self._history is not None
+            self._history._state = Balance(self.state.amount + 1, self.state.movements)
+            await super().keep(event)
+
+    with pytest.raises(
+        ReplayMismatch,
+        match=r"^at revision 2: in the snapshot that is stored, the state was .*: "
+        r"amount was 3, and is 4$",
+    ):
+        await given_history(Touched, Deposited(1), store=InMemoryPersistence()).when(Deposit(2))
 
 
 class Opaque:
