@@ -10,10 +10,12 @@ from typing import Any, Literal, TypeAlias, TypeVar
 
 import anyio
 
+from papyra.eventsourcing.actor import FIRST_PAUSE
 from papyra.persistence import codec
 from papyra.persistence.backends.base import PersistenceBackend
 from papyra.persistence.backends.memory import InMemoryPersistence
 from papyra.persistence.backends.store import Batch
+from papyra.persistence.messages import HistoryPage, ReadHistory
 from papyra.persistence.records import KINDS, PersistedEvent, Record
 from papyra.ref import ActorRef
 from papyra.system import PERSISTENCE_NAME, ActorSystem
@@ -127,12 +129,15 @@ async def crash_everywhere(
     functions.
 
     The points are: before and after each message of each actor, where the actor raises; before and
-    after each write of the store, where it reports a failure; and each of these again, where the
-    whole process dies. The run after the last point meets no crash any more, and ends this. All
-    runs follow one schedule (see `explore`), so that numbers mean the same each time.
+    after each write of the store, snapshots included, and before it reads a history or a snapshot
+    for a recovery, where it reports a failure; and each of these again, where the whole process
+    dies. The run after the last point meets no crash any more, and ends this. All runs follow one
+    schedule (see `explore`), so that numbers mean the same each time. An entity that is passivated
+    by a command is recovered for the next one.
 
     A command that fails is not repeated; with `retry`, it is asked once more, as a client would
-    that does not know what became of it. `persistence` makes the store, a fresh one for each run.
+    that does not know what became of it. After a recovery that failed, so much time passes before
+    that it is tried again. `persistence` makes the store, a fresh one for each run.
     `points` are the numbers of those to try, instead of all. Raises `CrashPointFailed` for the
     first that fails, with its number and what was stored when it crashed.
 
@@ -192,6 +197,8 @@ class _Plan:
         self.point: CrashPoint | None = None
         #: what was stored then
         self.facts: Sequence[Record] = ()
+        #: whether a recovery has failed, since the store did
+        self.has_failed_recovery = False
         #: cancelled when the process dies
         self.process = anyio.CancelScope()
         self.dead = False
@@ -262,6 +269,28 @@ class _Store(FaultyStore):
         super().__init__(host, faults)
         self._plan = plan
 
+    async def read_history(self, request: ReadHistory) -> HistoryPage:
+        await self._recover(f"the read of the history of {request.actor}")
+        return await super().read_history(request)
+
+    async def load_snapshot(self, actor: str, revision: int) -> bytes | None:
+        await self._recover(f"the load of snapshot {revision} of {actor}")
+        return await super().load_snapshot(actor, revision)
+
+    async def save_snapshot(self, actor: str, revision: int, data: bytes) -> None:
+        about = f"the save of snapshot {revision} of {actor}"
+        await self._plan.come_by("store", "before", about)
+        await super().save_snapshot(actor, revision, data)
+        await self._plan.come_by("store", "after", about)
+
+    async def _recover(self, about: str) -> None:
+        """Come by a place where a recovery may fail; it makes no difference whether before it."""
+        try:
+            await self._plan.come_by("store", "before", about)
+        except InjectedFault:
+            self._plan.has_failed_recovery = True
+            raise
+
     async def store(self, batch: Batch) -> None:
         about = "the append of " + ", ".join(
             f"{type_of(record) or 'an audit'} of {actor_of(record) or record.system_id}"
@@ -327,9 +356,11 @@ class _Run:
                 and self.plan.point is not None
                 and isinstance(outcome, Exception)
             ):
+                await self._recovery_is_due()
                 outcome = await _ask(ref, command)
             self._outcomes.append((command, outcome))
         self.plan.disarm()
+        await self._recovery_is_due()
         facts = [record for kind in KINDS async for record in self._system.backend.stream(kind)]
         facts.sort(key=lambda record: record.seq or 0)
         held = await _awaited(
@@ -339,6 +370,12 @@ class _Run:
         )
         if held is False:
             raise AssertionError("check returned False")
+
+    async def _recovery_is_due(self) -> None:
+        """Let time pass if a recovery has failed, until it is tried again with a message."""
+        if self.plan.has_failed_recovery:
+            self.plan.has_failed_recovery = False
+            await self._clock.sleep(2 * FIRST_PAUSE)
 
     def _restarted(self) -> ScheduledSystem:
         self._system = self._new_system()
