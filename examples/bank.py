@@ -2,11 +2,14 @@
 
 Run it twice, and the balance comes back: python examples/bank.py
 
+On another store: python examples/bank.py 'redis://localhost/0?system_id=bank'
+
 Then look at what it is the sum of: cd examples && papyra history bank/ann ../bank.ndjson --app bank
 """
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 import anyio
@@ -14,10 +17,15 @@ import msgspec
 
 from papyra import ActorSystem, EventSourced, Failure, Message
 from papyra.conf import backend_from_url
+from papyra.persistence.backends.base import PersistenceBackend
+from papyra.persistence.backends.json import JsonFilePersistence
+from papyra.persistence.records import KINDS
 
 # Where the events are kept: change this line, and nothing else, to have them elsewhere. Such as
-# "rotating:bank", a directory; or "redis://localhost/0?system_id=bank"; "memory:" keeps nothing.
+# "rotating:bank", a directory; "redis://localhost/0?system_id=bank"; or "memory:".
 STORE = "json:bank.ndjson"
+# What is in memory is copied here in the end, and back the next time. A crash would lose it.
+COPY = "bank-copy.ndjson"
 
 
 class Deposited(msgspec.Struct, frozen=True):
@@ -74,15 +82,29 @@ class Account(EventSourced[int]):
         print(f"the account holds {self.state} after {self.revision} events")
 
 
-async def main() -> None:
-    async with ActorSystem("bank", persistence=backend_from_url(STORE)) as system:
+async def copy(source: PersistenceBackend, target: PersistenceBackend) -> None:
+    """Bring `target`, which holds a beginning of `source`, up to date."""
+    async with source, target:
+        there = (await target.summarize()).last_seq
+        new = [record for kind in KINDS async for record in source.stream(kind, after=there)]
+        if new:
+            await target.restore(*sorted(new, key=lambda record: record.seq or 0))
+
+
+async def main(url: str) -> None:
+    store, is_in_memory = backend_from_url(url), url == "memory:"
+    if is_in_memory:
+        await copy(JsonFilePersistence(COPY), store)
+    async with ActorSystem("bank", persistence=store) as system:
         account = system.spawn(Account, name="ann")
         print("30 more:", await account.ask(Deposit(30)))
         try:
             print("50 less:", await account.ask(Withdraw(50)))
         except InsufficientFunds as refused:
             print("50 less:", refused)
+    if is_in_memory:
+        await copy(store, JsonFilePersistence(COPY))
 
 
 if __name__ == "__main__":
-    anyio.run(main)
+    anyio.run(main, sys.argv[1] if sys.argv[1:] else STORE)

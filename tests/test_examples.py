@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -34,28 +35,32 @@ def test_quickstart() -> None:
     assert "records_written           9" in output
 
 
-@pytest.mark.parametrize("store", ["json:bank.ndjson", "rotating:bank"])
+@pytest.mark.parametrize("store", ["memory:", "json:bank.ndjson", "rotating:bank", "redis"])
 def test_bank(tmp_path: Path, store: str) -> None:
     """Run twice, its account is what it was; kept elsewhere, by another value in one line."""
-    program = (EXAMPLES / "bank.py").read_text(encoding="utf-8")
-    lines = re.findall(r"^STORE = .*$", program, re.MULTILINE)
-    assert lines == ['STORE = "json:bank.ndjson"']
-    (tmp_path / "bank.py").write_text(program.replace(lines[0], f'STORE = "{store}"'))
-    assert [run("bank.py", cwd=tmp_path).splitlines() for _ in range(3)] == [
-        [
+    with RedisServer(any_binary()) if store == "redis" else nullcontext() as server:
+        url = f"{server.url}?system_id=bank" if server else store
+        program = (EXAMPLES / "bank.py").read_text(encoding="utf-8")
+        lines = re.findall(r"^STORE = .*$", program, re.MULTILINE)
+        assert lines == ['STORE = "json:bank.ndjson"']
+        (tmp_path / "bank.py").write_text(program.replace(lines[0], f'STORE = "{url}"'))
+        assert run("bank.py", cwd=tmp_path).splitlines() == [
             "the account holds 0 after 0 events",
             "30 more: 30",
             "50 less: 50 is more than 30",
-        ],
-        ["the account holds 30 after 1 events", "30 more: 60", "50 less: 10"],
-        [
-            "the account holds 10 after 3 events",
-            "30 more: 40",
-            "50 less: 50 is more than 40",
-        ],
-    ]
-    place = tmp_path / store.partition(":")[2]
-    assert place.is_file() if place.suffix else place.is_dir()
+        ]
+        # Or as an argument.
+        assert run(EXAMPLES / "bank.py", url, cwd=tmp_path).splitlines() == [
+            "the account holds 30 after 1 events",
+            "30 more: 60",
+            "50 less: 10",
+        ]
+        if server:
+            (key,) = server.cli("KEYS", "*:events").splitlines()
+            assert server.cli("XLEN", key) == "7"
+    kept = {path.name for path in tmp_path.iterdir()} - {"bank.py"}
+    place = {"memory:": "bank-copy.ndjson", "redis": ""}.get(store, store.partition(":")[2])
+    assert min(kept, default="") == place
 
 
 def test_supervision() -> None:
