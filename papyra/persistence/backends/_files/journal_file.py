@@ -325,6 +325,8 @@ class JournalFile:
 
     def offsets_of(self, actor: str) -> Sequence[int]:
         """Return where lines begin that may concern an actor, part of its history or not."""
+        if not self._index.is_loaded:
+            self.open()  # else it is not known where it ends
         steps = self.step_offsets(actor)
         others, end = self._others or (ActorIndex(), 0)
         if end < self.end:

@@ -94,6 +94,21 @@ class Model:
         ]
 
 
+async def test_a_reopened_store_shows_at_once_what_concerns_an_actor_and_is_no_part_of_its_history(
+    tmp_path: Path,
+) -> None:
+    def reopened() -> RotatingFilePersistence:
+        return RotatingFilePersistence(tmp_path / "store", fsync="no", max_segment_records=4)
+
+    async with reopened() as store:
+        for number in range(1, 21):
+            await store.append(step("a0", number), plain("a0", 4))
+        await store.read_history("s/a0")  # which saves where histories are, beside each segment
+    async with reopened() as store:
+        page = await store.read("event", actor="s/a0")
+        assert [record.seq for record in page.records] == list(range(1, 41))
+
+
 @pytest.mark.parametrize("seed", range(6))
 async def test_histories_in_files_are_those_of_a_list_through_reopening_and_compaction(
     make: MakeStore, seed: int, monkeypatch: pytest.MonkeyPatch
