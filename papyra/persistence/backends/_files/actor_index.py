@@ -11,6 +11,7 @@ from __future__ import annotations
 from array import array
 from bisect import bisect_left
 from collections.abc import Iterable, Sequence
+from typing import NamedTuple, overload
 from zlib import crc32
 
 __all__ = ("ENTRY_BYTES", "ActorIndex")
@@ -49,15 +50,20 @@ class ActorIndex:
             self._sort_in()
 
     def offsets(self, actor: str) -> Sequence[int]:
-        """Return where lines begin that may be an actor's, in their order; all of its are there."""
+        """Return where lines begin that may be an actor's, in their order; all of its are there.
+
+        They are looked up as they are taken, so a few of many cost what they cost.
+        """
         first = _hash(actor) << _OFFSET_BITS
-        found: list[int] = []
+        parts: list[_Part] = []
         for run in self._runs:
             start = bisect_left(run, first)
             stop = bisect_left(run, first + _OFFSETS + 1, start)
-            found += run[start:stop]
-        found.sort()
-        return [*(entry & _OFFSETS for entry in found), *self._recent.get(actor, ())]
+            if start < stop:
+                parts.append(_Part(run, start, stop))
+        if (recent := self._recent.get(actor)) is not None:
+            parts.append(_Part(recent, 0, len(recent)))
+        return _Offsets(parts)
 
     def dump(self) -> bytes:
         """Return the entries as bytes; `load` reads them on the same machine."""
@@ -83,6 +89,53 @@ class ActorIndex:
         while self._runs and len(self._runs[-1]) < _RATIO * len(run) and len(run) < _LONGEST:
             run = _merged(self._runs.pop(), run)
         self._runs.append(run)
+
+
+class _Part(NamedTuple):
+    """The entries of one actor in a run, or among those that were added of late."""
+
+    entries: Sequence[int]
+    start: int
+    stop: int
+
+
+class _Offsets(Sequence[int]):
+    """Where an actor's lines begin. In each part, all are behind those of the part before."""
+
+    def __init__(self, parts: Sequence[_Part]) -> None:
+        self._parts = parts
+        self._length = sum([part.stop - part.start for part in parts])
+
+    def __len__(self) -> int:
+        return self._length
+
+    @overload
+    def __getitem__(self, position: int) -> int: ...
+    @overload
+    def __getitem__(self, position: slice) -> list[int]: ...
+    def __getitem__(self, position: int | slice) -> int | list[int]:
+        if isinstance(position, slice):
+            start, stop, step = position.indices(self._length)
+            if step != 1:
+                return [self[number] for number in range(start, stop, step)]
+            return self._between(start, stop)
+        (offset,) = self._between(*_one(position, self._length))
+        return offset
+
+    def _between(self, first: int, last: int) -> list[int]:
+        found: list[int] = []
+        for entries, start, stop in self._parts:
+            if last <= 0:
+                break
+            if first < stop - start:
+                found += entries[start + max(first, 0) : min(start + last, stop)]
+            first, last = first - (stop - start), last - (stop - start)
+        return [entry & _OFFSETS for entry in found]
+
+
+def _one(position: int, length: int) -> tuple[int, int]:
+    number = range(length)[position]  # raises `IndexError`
+    return number, number + 1
 
 
 def _entries(offsets_by_actor: dict[str, list[int]]) -> Iterable[int]:

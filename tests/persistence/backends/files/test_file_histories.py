@@ -382,5 +382,13 @@ def test_an_actor_index_finds_what_was_added_to_it(
     loaded = ActorIndex.load(index.dump())
     for actor, offsets in expected.items():
         assert list(index.offsets(actor)) == list(loaded.offsets(actor)) == offsets
+        found = index.offsets(actor)
+        assert len(found) == len(offsets)
+        assert (found[0], found[-1], found[:]) == (offsets[0], offsets[-1], offsets)
+        start, stop = sorted(chance.choices(range(-3, len(offsets) + 3), k=2))
+        assert found[start:stop] == offsets[start:stop]
+        assert found[::-1] == list(reversed(found)) == offsets[::-1]
+        with pytest.raises(IndexError):
+            found[len(offsets)]
     with pytest.raises(ValueError, match="rise"):
         ActorIndex.load(index.dump()[::-1])
