@@ -29,7 +29,6 @@ from papyra.exceptions import StoreError
 from papyra.persistence import codec
 from papyra.persistence.backends._files.checksum import (
     CHECKED,
-    DIGITS,
     OPENING,
     are_right,
     is_right,
@@ -53,6 +52,7 @@ __all__ = (
     "parse_whole",
     "place_of",
     "record_sizes",
+    "seq_of",
     "tombstone",
 )
 
@@ -221,11 +221,15 @@ def last_seq_in(data: bytes) -> int | None:
     return None if line is None else line.seq
 
 
+def seq_of(line: bytes) -> int:
+    """Return the position that a whole line says; 0 if it says none."""
+    head = HEAD.match(line)
+    return 0 if head is None else int(head["seq"])
+
+
 def are_whole(lines: Sequence[bytes]) -> bool:
     """Return whether these are lines of this version, newlines taken off, with right checksums."""
-    version = slice(DIGITS.stop, DIGITS.stop + len(_VERSION))
-    versions = b"".join([line[version] for line in lines])
-    return are_right(lines) and versions == _VERSION * len(lines)
+    return are_right(lines, _VERSION)
 
 
 def decode_run(lines: Sequence[bytes], first_seq: int) -> list[Record] | None:
