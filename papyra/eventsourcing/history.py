@@ -16,6 +16,7 @@ from papyra.actor import ActorContext
 from papyra.eventsourcing.bases import BaseReader
 from papyra.eventsourcing.schema import Schema
 from papyra.eventsourcing.snapshots import Snapshots
+from papyra.eventsourcing.steps import Step
 from papyra.exceptions import (
     InvalidEvent,
     InvalidRecord,
@@ -28,7 +29,16 @@ from papyra.exceptions import (
 )
 from papyra.persistence.bases import BASE_TYPE
 from papyra.persistence.decisions import Decision, decisions_after, mark_passed_over
-from papyra.persistence.messages import MAX_REASON, Append, Appended, AppendMany
+from papyra.persistence.messages import (
+    MAX_REASON,
+    Append,
+    Appended,
+    AppendMany,
+    EncodedHistory,
+    HistoryPage,
+    ReadEncodedHistory,
+    ReadHistory,
+)
 from papyra.persistence.records import PersistedEvent
 from papyra.ref import Answered
 
@@ -40,6 +50,8 @@ logger = logging.getLogger("papyra")
 
 #: Events that a recovery reads at a time: others' appends wait no longer than for these.
 PAGE = 1_000
+#: As many take no longer where nothing has to be decoded for it.
+ENCODED_PAGE = 4 * PAGE
 
 #: What can't be changed in place, whatever `apply` does.
 _SCALARS = frozenset({int, float, str, bytes, bool, complex, range, type(None)})
@@ -244,38 +256,82 @@ class History(Generic[StateT]):
                     state, self.revision = found
         else:
             state = self._state
-        last_seq, more = 0, True
+        last_seq, more, is_usual = 0, True, not decisions and self._schema.steps is not None
         while more:
-            try:
-                page = await self._context.system.backend.read_history(
-                    self._address, after_revision=self.revision, limit=PAGE
-                )
-            except PersistenceError as error:
-                raise self._failed(f"its history can't be read: {text_of(error)}") from error
+            page = await self._page(is_encoded=is_usual)
             more = page.more
-            events: Sequence[PersistedEvent] = page.events
-            if decisions:
-                events = tuple(mark_passed_over(events, self.revision, decisions))
-            state = self._sum_up(state, events)
-            if page.events:
-                last_seq = page.events[-1].seq or 0
+            if isinstance(page, HistoryPage):
+                events: Sequence[PersistedEvent] = page.events
+                if decisions:
+                    events = tuple(mark_passed_over(events, self.revision, decisions))
+                state = self._sum_up(state, events)
+                if page.events:
+                    last_seq = page.events[-1].seq or 0
+                continue
+            state, is_usual = self._sum_up_runs(state, page)
+            if is_usual:
+                last_seq = page.last_seq or last_seq
+            # If not, once more, in the way that can tell what is wrong, if anything is.
+            more |= not is_usual
         self._state = state
         if last_seq:
             # For who wakes often and persists seldom.
             self._take_snapshot(last_seq)
 
-    def _sum_up(self, state: StateT, records: Sequence[PersistedEvent]) -> StateT:
+    async def _page(self, *, is_encoded: bool) -> HistoryPage | EncodedHistory:
+        """Return a page of the history, encoded where the store can give it so."""
+        request = ReadHistory(self._address, self.revision, PAGE)
+        if is_encoded:
+            request = ReadEncodedHistory(self._address, self.revision, ENCODED_PAGE)
+        backend = self._context.system.backend
+        try:
+            return cast("HistoryPage | EncodedHistory", await backend.execute(request))
+        except PersistenceError as error:
+            raise self._failed(f"its history can't be read: {text_of(error)}") from error
+
+    def _sum_up_runs(self, state: StateT, page: EncodedHistory) -> tuple[StateT, bool]:
+        """Return the state after stored events, as `_sum_up`, and whether these were all."""
+        decoder = self._schema.steps
+        assert decoder is not None
+        for run in page.runs:
+            steps = decoder.decode(run, self._address, self.revision, is_own=page.is_own)
+            if steps is None:
+                return state, False
+            are_events = decoder.holding_events.issuperset(map(type, steps))
+            state = (self._add_up if are_events else self._sum_up)(state, steps)
+        return state, True
+
+    def _add_up(self, state: StateT, steps: Sequence[Step]) -> StateT:
+        """Return the state after steps that hold events, and follow; and move on."""
+        apply, allows_none = self._apply, self._allows_none
+        step, done = steps[0], 0
+        try:
+            # Most are such, and here is what a recovery spends its time with.
+            for done, step in enumerate(steps):  # noqa: B007
+                state = apply(state, step.payload)
+                if state is None and not allows_none:
+                    raise _no_state(step.event_type)
+        except Exception as error:
+            self.revision += done
+            raise self._failed(_why(error), step) from error
+        self.revision += len(steps)
+        return state
+
+    def _sum_up(self, state: StateT, records: Sequence[Step]) -> StateT:
         """Return the state after stored events, and move on. Raises `RecoveryFailed`."""
         newest, apply, convert = self._schema.newest, self._apply, msgspec.convert
+        decoder = self._schema.steps
+        decoded = frozenset[type]() if decoder is None else decoder.holding_events
         for record in records:
             if record.revision != self.revision + 1 and not self._is_base_ahead(record):
                 raise self._out_of_order(record)
             event_class = newest.get((record.event_type, record.event_version))
             try:
-                if event_class is None:
+                if type(record) in decoded:
+                    state = self._applied(state, record.payload)
+                elif event_class is None:
                     state = self._state_after(state, record)
                 else:
-                    # Most events, and what a recovery spends its time with.
                     state = apply(state, convert(record.payload, event_class, str_keys=True))
                     if state is None and not self._allows_none:
                         raise _no_state(record.event_type)
@@ -284,25 +340,25 @@ class History(Generic[StateT]):
             self.revision += 1
         return state
 
-    def _state_after(self, state: StateT, record: PersistedEvent) -> StateT:
+    def _state_after(self, state: StateT, record: Step) -> StateT:
         """Return the state after a base, or after an event that has to be upcast."""
         if record.event_type == BASE_TYPE:
             # Whatever was before: it is the sum of that, too.
             self.revision = (record.revision or 0) - 1
-            return self._bases.state_in(record)
+            return self._bases.state_in(cast("PersistedEvent", record))
         for event in self._schema.decode(record):
             state = self._applied(state, event)
         return state
 
-    def _is_base_ahead(self, record: PersistedEvent) -> bool:
+    def _is_base_ahead(self, record: Step) -> bool:
         return record.event_type == BASE_TYPE and (record.revision or 0) > self.revision
 
-    def _out_of_order(self, record: PersistedEvent) -> RecoveryFailed:
+    def _out_of_order(self, record: Step) -> RecoveryFailed:
         if (record.revision or 0) <= self.revision:
             return self._failed(f"revision {record.revision} is doubled", record)
         return self._failed(f"revision {self.revision + 1} is missing", record)
 
-    def _failed(self, why: str, record: PersistedEvent | None = None) -> RecoveryFailed:
+    def _failed(self, why: str, record: Step | None = None) -> RecoveryFailed:
         if record is None:
             return RecoveryFailed(f"{self._address} can't be recovered: {why}", actor=self._address)
         return RecoveryFailed(

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import functools
 import inspect
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, TypeAlias, TypeVar, cast
@@ -11,9 +13,10 @@ import msgspec
 from msgspec import structs
 
 from papyra._safe_repr import shown, text_of, type_name
+from papyra.eventsourcing.steps import Step, StepDecoder
 from papyra.exceptions import InvalidEvent, InvalidSchema
 from papyra.persistence.decisions import PASSED_OVER
-from papyra.persistence.records import MAX_VERSION, RESERVED, PersistedEvent
+from papyra.persistence.records import MAX_VERSION, RESERVED
 
 __all__ = ("EventType", "Schema", "Upcaster", "event", "fault_in", "upcaster", "upcasters_of")
 
@@ -166,7 +169,17 @@ class Schema:
                 f"{type_name(event)} could not be read back: {text_of(error)}"
             ) from error
 
-    def decode(self, record: PersistedEvent) -> list[object]:
+    @functools.cached_property
+    def steps(self) -> StepDecoder | None:
+        """What decodes stored events at once into these, if there are any to be decoded."""
+        upcast = {name for name, _ in self._upcasters}
+        if not upcast | self._classes.keys():
+            return None
+        with contextlib.suppress(UnicodeEncodeError):  # a name that JSON has no form for
+            return StepDecoder(self._classes, upcast)
+        return None
+
+    def decode(self, record: Step) -> list[object]:
         """Return the events that a stored one stands for today: mostly one.
 
         It is none if it is marked as passed over. Raises `InvalidEvent` for what can't be decoded

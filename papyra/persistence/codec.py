@@ -12,7 +12,7 @@ import operator
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from itertools import chain
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, Any, NamedTuple, TypeVar
 
 import msgspec
 
@@ -44,6 +44,7 @@ __all__ = (
     "decode",
     "decode_many",
     "decode_numbered",
+    "decode_run",
     "encodable",
     "encode",
     "encode_payload",
@@ -52,6 +53,8 @@ __all__ = (
     "stored_size",
     "to_json",
 )
+
+DecodedT = TypeVar("DecodedT")
 
 #: A limit of recursion, and a depth, up to which Python raises before the stack overflows.
 _SAFE_RECURSION = 1000
@@ -209,6 +212,20 @@ def decode_numbered(data: Sequence[bytes]) -> list[Record]:
             return on_fresh_stack(_decode_all, data)
     except _DECODING_ERRORS as error:
         raise StoreError(f"there are bytes that can't be read: {error}") from error
+
+
+def decode_run(data: bytes, decode_all: Callable[[bytes], list[DecodedT]]) -> list[DecodedT]:
+    """Return what `decode_all` makes of records that follow each other, with or without newlines.
+
+    Raises what that raises, and `msgspec.DecodeError` for what is nested too deeply for it.
+    """
+    if (
+        _may_overflow()
+        and data.count(b"{") + data.count(b"[") > _SAFE_RECURSION
+        and depth_of(data) > _SAFE_RECURSION
+    ):
+        raise _TooDeep("it is nested too deeply")
+    return decode_all(data)
 
 
 def concerned(data: bytes | memoryview) -> tuple[str | None, int | None]:

@@ -42,6 +42,8 @@ __all__ = (
     "Attend",
     "Attended",
     "Compact",
+    "EncodedHistory",
+    "EncodedRun",
     "EventSkipped",
     "Flush",
     "Flushed",
@@ -53,6 +55,7 @@ __all__ = (
     "LoadedSnapshot",
     "Page",
     "Read",
+    "ReadEncodedHistory",
     "ReadHistory",
     "Recover",
     "Request",
@@ -103,6 +106,30 @@ class HistoryPage(msgspec.Struct, frozen=True, tag=True):
     #: give it as `after_revision` to read on
     next_after: int
     #: whether there are more of them
+    more: bool
+
+
+class EncodedRun(msgspec.Struct, frozen=True):
+    """Some records of a history, as they are stored."""
+
+    #: JSON objects, one after the other, in lines or not; each may have fields of the store's own
+    data: bytes
+    #: how many there are
+    count: int
+
+
+class EncodedHistory(msgspec.Struct, frozen=True, tag=True):
+    """A bounded run of one actor's history, oldest first.
+
+    Every record is whole, and as an append has encoded it.
+    """
+
+    runs: tuple[EncodedRun, ...]
+    #: whether each is known to be the actor's; else there may be others among them
+    is_own: bool
+    #: the position of the last of them; 0 if there is none
+    last_seq: int
+    #: whether there may be more
     more: bool
 
 
@@ -260,6 +287,14 @@ class ReadHistory(Request[HistoryPage], frozen=True):
             value = getattr(self, name)
             if (type(value) is not int or value < 0) and (name, value) != ("limit", None):
                 raise InvalidRequest(f"{name} is a whole number, 0 or greater, not {shown(value)}")
+
+
+class ReadEncodedHistory(ReadHistory, frozen=True):
+    """Read a page of a history for somebody who decodes it: for recoveries, which are to be quick.
+
+    The reply is an `EncodedHistory`, or a `HistoryPage` as to a `ReadHistory`, where the store has
+    nothing else, or something is special about a record.
+    """
 
 
 class SaveSnapshot(Request[SnapshotSaved], frozen=True):
@@ -440,6 +475,7 @@ AnyRequest: TypeAlias = (
     | Restore
     | Read
     | ReadHistory
+    | ReadEncodedHistory
     | SaveSnapshot
     | LoadSnapshot
     | SkipEvent

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 import anyio
 import msgspec
@@ -23,7 +23,7 @@ from papyra.exceptions import (
     UnhandledMessage,
     WrongTask,
 )
-from papyra.persistence import PersistedEvent
+from papyra.persistence import PersistedEvent, ReadHistory, Request
 from papyra.persistence.backends.memory import InMemoryPersistence
 from papyra.testing import FaultyPersistence, ManualClock
 from tests.eventsourcing.accounts import (
@@ -38,6 +38,8 @@ from tests.eventsourcing.accounts import (
 )
 
 pytestmark = pytest.mark.anyio
+
+ReplyT = TypeVar("ReplyT")
 
 
 @asynccontextmanager
@@ -387,15 +389,16 @@ async def test_recoveries_are_bounded_and_each_gets_its_turn(
     reading = most = 0
 
     class Watched(InMemoryPersistence):
-        async def read_history(self, *args: Any, **kwargs: Any) -> Any:
+        async def execute(self, request: Request[ReplyT]) -> ReplyT:
             nonlocal reading, most
-            reading += 1
+            is_read = isinstance(request, ReadHistory)
+            reading += is_read
             most = max(most, reading)
             try:
                 await anyio.lowlevel.checkpoint()
-                return await super().read_history(*args, **kwargs)
+                return await super().execute(request)
             finally:
-                reading -= 1
+                reading -= is_read
 
     async with bank(Watched()) as system:
         accounts = [system.spawn(Account, name=f"a{number}") for number in range(50)]

@@ -37,7 +37,7 @@ def bounded_history(request: ReadHistory) -> ReadHistory:
     if request.after_revision <= MAX_SEQ and (request.limit or 0) <= MAX_SEQ:
         return request
     limit = None if request.limit is None else min(request.limit, MAX_SEQ)
-    return ReadHistory(request.actor, min(request.after_revision, MAX_SEQ), limit)
+    return type(request)(request.actor, min(request.after_revision, MAX_SEQ), limit)
 
 
 def bounded_policy(policy: RetentionPolicy) -> RetentionPolicy:

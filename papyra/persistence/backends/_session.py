@@ -19,8 +19,14 @@ from papyra.exceptions import (
 )
 from papyra.persistence import codec
 from papyra.persistence.backends.revisions import Revisions, histories_of, part_of_histories
-from papyra.persistence.backends.store import MAX_SEQ, Batch, Store
-from papyra.persistence.messages import Appended, HistoryPage, ReadHistory
+from papyra.persistence.backends.store import MAX_SEQ, Batch, EncodedHistories, Store
+from papyra.persistence.messages import (
+    Appended,
+    EncodedHistory,
+    HistoryPage,
+    ReadEncodedHistory,
+    ReadHistory,
+)
 from papyra.persistence.metrics import PersistenceMetrics
 from papyra.persistence.records import Record
 
@@ -150,9 +156,14 @@ class StoreSession:
             self.last_seq = await self._store.last_seq()
         return self.last_seq
 
-    async def read_history(self, request: ReadHistory) -> HistoryPage:
-        """Return a page of one actor's history."""
-        return await self.attempt("read", histories_of(self._store).read_history, request)
+    async def read_history(self, request: ReadHistory) -> HistoryPage | EncodedHistory:
+        """Return a page of one actor's history; encoded, if that is asked for and the store can."""
+        histories = histories_of(self._store)
+        if type(request) is ReadEncodedHistory:
+            if isinstance(histories, EncodedHistories):
+                return await self.attempt("read", histories.read_encoded_history, request)
+            request = ReadHistory(request.actor, request.after_revision, request.limit)
+        return await self.attempt("read", histories.read_history, request)
 
     def unclaim(self) -> None:
         """Have the store claimed again before the next append."""

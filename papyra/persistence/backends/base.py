@@ -46,6 +46,7 @@ from papyra.persistence.messages import (
     Attend,
     Attended,
     Compact,
+    EncodedHistory,
     EventSkipped,
     Flush,
     Flushed,
@@ -362,8 +363,8 @@ class PersistenceBackend(PersistenceVerbs, PersistenceMetricsMixin):
             case _:
                 assert_never(request)
 
-    async def _read(self, request: Read | ReadHistory) -> Page | HistoryPage:
-        page: Page | HistoryPage
+    async def _read(self, request: Read | ReadHistory) -> Page | HistoryPage | EncodedHistory:
+        page: Page | HistoryPage | EncodedHistory
         if isinstance(request, ReadHistory):
             page = await self._session.read_history(bounded_history(request))
         else:
@@ -390,7 +391,7 @@ class PersistenceBackend(PersistenceVerbs, PersistenceMetricsMixin):
         return loaded
 
     async def _skip_event(self, request: SkipEvent) -> EventSkipped:
-        examined = await examine(request, self._session.read_history)
+        examined = await examine(request, self.handle)
         if examined.decided is not None:
             return examined.decided
         revision = examined.last_revision + 1

@@ -18,6 +18,11 @@ from anyio.lowlevel import checkpoint
 from papyra.exceptions import InvalidStoreURL
 from papyra.persistence import codec
 from papyra.persistence.backends.base import PersistenceBackend
+from papyra.persistence.backends.paging import (
+    MAX_PAGE_BYTES,
+    MAX_RUN_RECORDS,
+    records_wanted,
+)
 from papyra.persistence.backends.store import (
     Batch,
     Capabilities,
@@ -25,7 +30,14 @@ from papyra.persistence.backends.store import (
     collect_history,
     collect_page,
 )
-from papyra.persistence.messages import HistoryPage, Page, Read, ReadHistory
+from papyra.persistence.messages import (
+    EncodedHistory,
+    EncodedRun,
+    HistoryPage,
+    Page,
+    Read,
+    ReadHistory,
+)
 from papyra.persistence.records import (
     KINDS,
     Kind,
@@ -194,8 +206,17 @@ class MemoryStore:
         """Return a page of one actor's history."""
         events = self._collections["event"]
         await events.put_in_index()
-        positions = events.history(request.actor, request.after_revision)
+        most = records_wanted(request) + 1
+        positions = events.history(request.actor, request.after_revision, most)
         return collect_history(request, events.records(positions))
+
+    async def read_encoded_history(self, request: ReadHistory) -> EncodedHistory:
+        """Return a page of one actor's history, as it is stored."""
+        events = self._collections["event"]
+        await events.put_in_index()
+        wanted = records_wanted(request)
+        positions = events.history(request.actor, request.after_revision, wanted + 1)
+        return events.encoded(positions, wanted)
 
     async def last_revisions(self, actors: Collection[str]) -> Mapping[str, int]:
         """Return the greatest revision of each of `actors`."""
@@ -373,6 +394,32 @@ class _Collection:
             yield from zip(codec.decode_many(encoded, seqs), map(len, encoded), strict=True)
             start, step = start + step, min(4 * step, _MOST_DECODED)
 
+    def encoded(self, positions: Sequence[int], wanted: int) -> EncodedHistory:
+        """Return the page of so many records at most, as they are."""
+        runs: list[EncodedRun] = []
+        start = size = 0
+        while start < min(wanted, len(positions)) and size < MAX_PAGE_BYTES:
+            part = positions[start : min(start + MAX_RUN_RECORDS, wanted)]
+            data = self._joined(part, MAX_PAGE_BYTES - size)
+            if data is None:
+                part = part[:1]
+                data = self._encoded(part[0])
+            runs.append(EncodedRun(data, len(part)))
+            start, size = start + len(part), size + len(data)
+        last_seq = self._seqs[positions[start - 1]] if start else 0
+        return EncodedHistory(tuple(runs), True, last_seq, start < len(positions))
+
+    def _joined(self, positions: Sequence[int], most: int) -> bytes | None:
+        """Return what is at these positions, which rise; `None` if that is over `most` bytes."""
+        ends, first, last = self._ends, positions[0], positions[-1]
+        extents = [(ends[first - 1] if first else 0, ends[last])]
+        if last - first + 1 > len(positions):
+            extents = [(ends[place - 1] if place else 0, ends[place]) for place in positions]
+        if sum([end - start for start, end in extents]) > most:
+            return None
+        with memoryview(self._data) as view:
+            return b"".join([view[start:end] for start, end in extents])
+
     def all(self) -> tuple[Record, ...]:
         return tuple(self.record(position)[0] for position in range(len(self)))
 
@@ -407,10 +454,11 @@ class _Collection:
             if since <= self._times[positions[number]] <= until:
                 yield positions[number]
 
-    def history(self, actor: str, after_revision: int) -> Sequence[int]:
-        """Return the positions of an actor's events with a greater revision."""
+    def history(self, actor: str, after_revision: int, most: int) -> Sequence[int]:
+        """Return the positions of the first few of an actor's events with a greater revision."""
         positions = self._histories.get(actor, array("Q"))
-        return positions[bisect_right(positions, after_revision, key=self._revision) :]
+        start = bisect_right(positions, after_revision, key=self._revision)
+        return positions[start : start + most]
 
     def last_revision(self, actor: str) -> int:
         """Return the greatest revision of an actor, or 0."""

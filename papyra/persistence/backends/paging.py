@@ -7,12 +7,27 @@ from collections.abc import Iterable
 from papyra.persistence.messages import HistoryPage, Page, Read, ReadHistory
 from papyra.persistence.records import PersistedEvent, Record
 
-__all__ = ("MAX_PAGE_BYTES", "MAX_PAGE_RECORDS", "collect_history", "collect_page")
+__all__ = (
+    "MAX_PAGE_BYTES",
+    "MAX_PAGE_RECORDS",
+    "MAX_RUN_RECORDS",
+    "collect_history",
+    "collect_page",
+    "records_wanted",
+)
 
 #: A page examines at most this many records.
 MAX_PAGE_RECORDS = 5_000
 #: A page ends with the record that takes it to this many bytes.
 MAX_PAGE_BYTES = 8 * 1024 * 1024
+
+#: A run of a history that is given out encoded has at most this many records.
+MAX_RUN_RECORDS = 256
+
+
+def records_wanted(request: ReadHistory) -> int:
+    """Return how many records a page of a history has, at most."""
+    return MAX_PAGE_RECORDS if request.limit is None else min(request.limit, MAX_PAGE_RECORDS)
 
 
 def collect_page(request: Read, candidates: Iterable[tuple[Record, int]]) -> Page:
@@ -54,7 +69,7 @@ def collect_history(request: ReadHistory, candidates: Iterable[tuple[Record, int
     positions, among them all that are part of the history; others are passed over. They are taken
     one by one, and at most one of the history more than the page holds.
     """
-    wanted = MAX_PAGE_RECORDS if request.limit is None else min(request.limit, MAX_PAGE_RECORDS)
+    wanted = records_wanted(request)
     events: list[PersistedEvent] = []
     size, more = 0, False
     for record, length in candidates:

@@ -10,7 +10,11 @@ from typing import TypeVar
 
 from papyra.persistence.backends._files.compaction import Removal, count_hidden
 from papyra.persistence.backends._files.fsync_policy import FsyncPolicy
-from papyra.persistence.backends._files.histories import last_revisions, read_history
+from papyra.persistence.backends._files.histories import (
+    last_revisions,
+    read_encoded_history,
+    read_history,
+)
 from papyra.persistence.backends._files.history_scan import scan_histories
 from papyra.persistence.backends._files.journal import Journal
 from papyra.persistence.backends._files.location import printable
@@ -31,7 +35,7 @@ from papyra.persistence.backends.store import (
     StoredSnapshot,
     collect_page,
 )
-from papyra.persistence.messages import HistoryPage, Page, Read, ReadHistory
+from papyra.persistence.messages import EncodedHistory, HistoryPage, Page, Read, ReadHistory
 from papyra.persistence.records import KINDS, Kind
 from papyra.persistence.reports import (
     CompactedKind,
@@ -169,6 +173,10 @@ class BlockingStore:
     def read_history(self, request: ReadHistory) -> HistoryPage:
         """Return a page of one actor's history."""
         return self._look(lambda: read_history(self._journal, request))
+
+    def read_encoded_history(self, request: ReadHistory) -> EncodedHistory | HistoryPage:
+        """Return a page of one actor's history, as it is stored."""
+        return self._look(lambda: read_encoded_history(self._journal, request))
 
     def last_revisions(self, actors: Collection[str]) -> Mapping[str, int]:
         """Return the last revision of each of `actors` that has a history."""

@@ -2,25 +2,52 @@
 
 from __future__ import annotations
 
-import itertools
 from bisect import bisect_right
 from collections.abc import Collection, Iterator, Mapping, Sequence
 
 from papyra.persistence.backends._files.journal import Journal
 from papyra.persistence.backends._files.journal_file import JournalFile
-from papyra.persistence.backends.store import collect_history
-from papyra.persistence.messages import HistoryPage, ReadHistory
+from papyra.persistence.backends._files.line_format import seq_of
+from papyra.persistence.backends.paging import (
+    MAX_PAGE_BYTES,
+    MAX_RUN_RECORDS,
+    collect_history,
+    records_wanted,
+)
+from papyra.persistence.messages import EncodedHistory, EncodedRun, HistoryPage, ReadHistory
 from papyra.persistence.records import PersistedEvent, Record
 
-__all__ = ("last_revisions", "read_history")
+__all__ = ("last_revisions", "read_encoded_history", "read_history")
 
 #: A revision that no event has: greater than all.
 _NONE = 2**63
+#: Lines that are looked up together.
+_TOGETHER = 1024
 
 
 def read_history(journal: Journal, request: ReadHistory) -> HistoryPage:
     """Return a page of one actor's history."""
     return collect_history(request, _steps(journal, request.actor, request.after_revision))
+
+
+def read_encoded_history(journal: Journal, request: ReadHistory) -> EncodedHistory | HistoryPage:
+    """Return a page of one actor's history, as it is stored; see `EncodedHistories`."""
+    wanted, last_seq, size = records_wanted(request), 0, 0
+    runs: list[EncodedRun] = []
+    for file in journal.files(newest=False):
+        offsets = file.step_offsets(request.actor)
+        start = _first_after(file, offsets, request.actor, request.after_revision)
+        while start < len(offsets):
+            part = offsets[start : start + min(MAX_RUN_RECORDS, wanted)]
+            if not part or size >= MAX_PAGE_BYTES:
+                return EncodedHistory(tuple(runs), False, last_seq, True)
+            lines = file.whole_lines_at(part, MAX_PAGE_BYTES - size)
+            if lines is None:
+                return read_history(journal, request)
+            runs.append(EncodedRun(b"\n".join(lines), len(lines)))
+            last_seq, size = seq_of(lines[-1]), size + len(runs[-1].data)
+            wanted, start = wanted - len(lines), start + len(lines)
+    return EncodedHistory(tuple(runs), False, last_seq, False)
 
 
 def last_revisions(journal: Journal, actors: Collection[str]) -> Mapping[str, int]:
@@ -34,9 +61,10 @@ def last_revisions(journal: Journal, actors: Collection[str]) -> Mapping[str, in
 
 def _last_revision(journal: Journal, actor: str) -> int | None:
     for file in journal.files(newest=True):
-        for record, _ in file.records_at(file.step_offsets(actor)[::-1]):
-            if _is_step(record, actor):
-                return record.revision
+        for offset in reversed(file.step_offsets(actor)):
+            for record, _ in file.records_at((offset,)):
+                if _is_step(record, actor):
+                    return record.revision
     return None
 
 
@@ -44,7 +72,9 @@ def _steps(journal: Journal, actor: str, after: int) -> Iterator[tuple[Record, i
     """Yield the records among which are the events of an actor with a greater revision."""
     for file in journal.files(newest=False):
         offsets = file.step_offsets(actor)
-        yield from file.records_at(offsets[_first_after(file, offsets, actor, after) :])
+        first = _first_after(file, offsets, actor, after)
+        for start in range(first, len(offsets), _TOGETHER):
+            yield from file.records_at(offsets[start : start + _TOGETHER])
 
 
 def _first_after(file: JournalFile, offsets: Sequence[int], actor: str, after: int) -> int:
@@ -52,8 +82,8 @@ def _first_after(file: JournalFile, offsets: Sequence[int], actor: str, after: i
 
     def revision_from(number: int) -> int:
         """Return the revision of the actor's first line from this one on."""
-        for offset in itertools.islice(offsets, number, None):
-            for record, _ in file.records_at((offset,)):
+        for following in range(number, len(offsets)):
+            for record, _ in file.records_at((offsets[following],)):
                 if _is_step(record, actor):
                     return record.revision or 0
         return _NONE

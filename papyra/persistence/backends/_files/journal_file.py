@@ -25,7 +25,12 @@ from papyra.persistence.backends._files.line_format import (
     Line,
     parse_lines,
 )
-from papyra.persistence.backends._files.line_reader import chunks_of, records_at, records_in
+from papyra.persistence.backends._files.line_reader import (
+    chunks_of,
+    records_at,
+    records_in,
+    whole_lines_at,
+)
 from papyra.persistence.backends._files.location import printable
 from papyra.persistence.backends._files.scan import (
     Advance,
@@ -341,6 +346,12 @@ class JournalFile:
         if not self._index.is_loaded:
             self.open()
         return records_at(self.handle, offsets, self.end)
+
+    def whole_lines_at(self, offsets: Sequence[int], most: int) -> list[bytes] | None:
+        """Return lines that begin there, of about `most` bytes, if each is whole."""
+        if not self._index.is_loaded:
+            self.open()
+        return whole_lines_at(self.handle, offsets, self.end, most)
 
     def _concerned(self, start: int) -> Iterator[tuple[str, int | None, int]]:
         """Yield for each line from `start` on its actor, if any, its revision, and its place."""

@@ -10,6 +10,7 @@ from time import monotonic, sleep
 from papyra.persistence.backends._files.file_handle import FileHandle
 from papyra.persistence.backends._files.line_format import (
     Line,
+    are_whole,
     decode_run,
     decode_whole,
     parse_lines,
@@ -17,7 +18,7 @@ from papyra.persistence.backends._files.line_format import (
 from papyra.persistence.backends._files.scan import decode
 from papyra.persistence.records import Record
 
-__all__ = ("chunks_of", "records_at", "records_in")
+__all__ = ("chunks_of", "records_at", "records_in", "whole_lines_at")
 
 #: Bytes that are read at once.
 _CHUNK = 256 * 1024
@@ -27,6 +28,8 @@ _DECODED = 16
 _MOST_DECODED = 256
 #: Bytes that are read for one line: at first, and where the next one is not far.
 _LINE, _NEAR = 4 * 1024, 64 * 1024
+#: Bytes for each line up to which it pays to read all that is between some lines.
+_DENSE = 1024
 #: Seconds that a reader waits for the rest of a line that is being written.
 _PATIENCE = 0.1
 
@@ -109,6 +112,37 @@ def records_at(
         else:
             yield from zip(records, map(len, lines), strict=True)
         start, step = start + step, min(4 * step, _MOST_DECODED)
+
+
+def whole_lines_at(
+    handle: FileHandle, offsets: Sequence[int], end: int, most: int
+) -> list[bytes] | None:
+    """Return the lines that begin at `offsets`, which rise, before byte `end`; newlines taken off.
+
+    These are the first of them, at least one, up to one that takes them to `most` bytes. Returns
+    `None` if one is not whole, or there is none, or it is of a newer version.
+    """
+    first, last = offsets[0], offsets[-1]
+    if last - first <= min(_DENSE * len(offsets), most):
+        length = min(last - first + _LINE, end - first)
+        data = handle.disk.read(handle.fd, length, first)
+        stop = data.find(b"\n", last - first)
+        lines = data[:stop].split(b"\n") if stop > 0 else []
+        if len(lines) == len(offsets):
+            return lines if are_whole(lines) else None
+    return _lines_apart(_LineReader(handle, end), offsets, end, most)
+
+
+def _lines_apart(
+    reader: _LineReader, offsets: Sequence[int], end: int, most: int
+) -> list[bytes] | None:
+    lines, size = [], 0
+    for offset, following in pairwise([*offsets, end]):
+        lines.append(reader.line_at(offset, following)[:-1])
+        size += len(lines[-1])
+        if size >= most:
+            break
+    return lines if are_whole(lines) else None
 
 
 class _LineReader:

@@ -28,7 +28,7 @@ from papyra.persistence.backends._io.worker_thread import (
     raise_if_cancelled,
 )
 from papyra.persistence.backends.store import Batch, Capabilities, NewBase, StoredSnapshot
-from papyra.persistence.messages import HistoryPage, Page, Read, ReadHistory
+from papyra.persistence.messages import EncodedHistory, HistoryPage, Page, Read, ReadHistory
 from papyra.persistence.reports import (
     CompactionReport,
     PersistenceRecoveryConfig,
@@ -135,6 +135,11 @@ class FileStore:
     async def read_history(self, request: ReadHistory) -> HistoryPage:
         """Return a page of one actor's history."""
         return await self._run(self.blocking.read_history, request, timeout=self.call_timeout)
+
+    async def read_encoded_history(self, request: ReadHistory) -> EncodedHistory | HistoryPage:
+        """Return a page of one actor's history, as it is stored."""
+        timeout = self.call_timeout
+        return await self._run(self.blocking.read_encoded_history, request, timeout=timeout)
 
     async def last_revisions(self, actors: Collection[str]) -> Mapping[str, int]:
         """Return the last revision of each of `actors` that has a history."""

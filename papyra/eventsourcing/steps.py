@@ -1,0 +1,183 @@
+"""Stored events decoded right into today's classes, which takes a third of the time.
+
+Otherwise a payload is decoded into plain data first, and that is converted. Here this is done only
+with events of which the outcome may be another, and with those that an upcaster may have to do
+with. So a `Decimal` that is made of JSON at once can tell a ``1e2`` from a ``100.0``.
+"""
+
+from __future__ import annotations
+
+import functools
+import operator
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import Any, ClassVar, Literal, Protocol, TypeVar, cast
+
+import msgspec
+from msgspec import inspect
+
+from papyra.persistence import codec
+from papyra.persistence.messages import EncodedRun
+
+__all__ = ("Step", "StepDecoder", "decodes_alike")
+
+#: What both ways make the same value of, whatever JSON it is.
+_ALIKE = (
+    *(inspect.AnyType, inspect.NoneType, inspect.BoolType, inspect.IntType, inspect.FloatType),
+    *(inspect.StrType, inspect.BytesType, inspect.UUIDType, inspect.EnumType, inspect.LiteralType),
+    *(inspect.DateTimeType, inspect.DateType, inspect.TimeType, inspect.TimeDeltaType),
+)
+#: What they do that with if they do so with what is in it.
+_MADE_OF_OTHERS = (
+    *(inspect.ListType, inspect.SetType, inspect.FrozenSetType, inspect.VarTupleType),
+    *(inspect.TupleType, inspect.UnionType, inspect.StructType, inspect.DataclassType),
+    inspect.Metadata,
+)
+
+
+class Step(Protocol):
+    """A stored event, as far as a recovery is concerned with it."""
+
+    @property
+    def event_type(self) -> str:
+        """The name under which it is stored."""
+        ...
+
+    @property
+    def event_version(self) -> int:
+        """The version of that."""
+        ...
+
+    @property
+    def revision(self) -> int | None:
+        """The position in the history."""
+        ...
+
+    @property
+    def payload(self) -> Any:
+        """The event itself, or plain data."""
+        ...
+
+
+class _Step(msgspec.Struct, gc=False):
+    """What is decoded of a record; a subclass for each type of event says what the payload is."""
+
+    kind: Literal["event"]
+    revision: int
+
+    #: whether the payload is the event already
+    is_event: ClassVar[bool]
+    event_type: ClassVar[str]
+
+
+class _StepOfSomebody(_Step, gc=False):
+    """One of which it is to be seen whose it is."""
+
+    actor_address: str
+
+
+_StepT = TypeVar("_StepT", bound=_Step)
+
+
+class StepDecoder:
+    """Decodes runs of one actor's records."""
+
+    def __init__(self, classes: Mapping[str, tuple[type, int]], upcast: Collection[str]) -> None:
+        """Take the classes of events and their versions by name, and the names of upcasters."""
+        self._classes = classes
+        self._upcast = upcast
+        #: the types of steps whose payload is the event already
+        self.holding_events: frozenset[type] = frozenset()
+
+    def decode(
+        self, run: EncodedRun, actor: str, after: int, *, is_own: bool
+    ) -> Sequence[Step] | None:
+        """Return the events with the revisions that follow `after`.
+
+        Return `None` if it is anything else than those of that actor, of types and versions that
+        are known: then it has to be found out what it is, in another way.
+        """
+        steps: Sequence[_Step]
+        try:
+            if is_own:
+                steps = codec.decode_run(run.data, self._decode_own)
+            else:
+                steps = somebodys = codec.decode_run(run.data, self._decode_somebodys)
+                if [step.actor_address for step in somebodys].count(actor) != run.count:
+                    return None
+        except Exception:  # noqa: BLE001 - users' classes may raise anything when they are made
+            return None
+        if [step.revision for step in steps] != list(range(after + 1, after + run.count + 1)):
+            return None
+        return cast("Sequence[Step]", steps)
+
+    @functools.cached_property
+    def _decode_own(self) -> Callable[[bytes], list[_Step]]:
+        return self._decoder(_Step)
+
+    @functools.cached_property
+    def _decode_somebodys(self) -> Callable[[bytes], list[_StepOfSomebody]]:
+        return self._decoder(_StepOfSomebody)
+
+    def _decoder(self, base: type[_StepT]) -> Callable[[bytes], list[_StepT]]:
+        kinds = [
+            _kind_of(base, name, event_class, version)
+            if name not in self._upcast and decodes_alike(event_class)
+            else _plain_kind_of(base, name)
+            for name, (event_class, version) in self._classes.items()
+        ]
+        kinds += [_plain_kind_of(base, name) for name in {*self._upcast} - self._classes.keys()]
+        self.holding_events |= {kind for kind in kinds if kind.is_event}
+        return msgspec.json.Decoder(functools.reduce(operator.or_, kinds)).decode_lines
+
+
+def _kind_of(base: type[_StepT], name: str, event_class: type, version: int) -> type[_StepT]:
+    """Return the type of steps with events of a class, of this version and no other."""
+    only: Any = Literal[version]
+    versions = ("event_version", only, version) if version == 1 else ("event_version", only)
+    return _defined(base, name, [("payload", event_class), versions], is_event=True)
+
+
+def _plain_kind_of(base: type[_StepT], name: str) -> type[_StepT]:
+    """Return the type of steps with events of a name, the payload of which is plain data."""
+    return _defined(base, name, [("payload", Any), ("event_version", int, 1)], is_event=False)
+
+
+def _defined(
+    base: type[_StepT], name: str, fields: Sequence[Any], *, is_event: bool
+) -> type[_StepT]:
+    namespace = {"is_event": is_event, "event_type": name}
+    defined = msgspec.defstruct(
+        "Step",
+        fields,
+        bases=(base,),
+        namespace=namespace,
+        tag_field="event_type",
+        tag=name,
+        gc=False,
+    )
+    return cast("type[_StepT]", defined)
+
+
+def decodes_alike(event_class: type) -> bool:
+    """Return whether JSON that is decoded right into a class is what plain data converts to."""
+    kind = inspect.type_info(event_class)
+    seen: set[int] = set()
+    ahead: list[object] = [kind]
+    while ahead:
+        each = ahead.pop()
+        if id(each) in seen:
+            continue
+        seen.add(id(each))
+        if isinstance(each, (tuple, list)):
+            ahead += each
+        elif isinstance(each, inspect.Field):
+            ahead.append(each.type)
+        elif isinstance(each, inspect.DictType):
+            if not isinstance(each.key_type, (inspect.StrType, inspect.AnyType)):
+                return False
+            ahead.append(each.value_type)
+        elif isinstance(each, _MADE_OF_OTHERS):
+            ahead += [getattr(each, name) for name in each.__struct_fields__ if name != "cls"]
+        elif isinstance(each, inspect.Type) and not isinstance(each, _ALIKE):
+            return False
+    return True
