@@ -46,7 +46,8 @@ def format_limits(limits: Limits, of_what: str = "") -> str:
     """Return limits in words; nothing where there is none."""
     parts = []
     if limits.max_records is not None:
-        parts.append(f"{limits.max_records:,} records{of_what}")
+        plural = "" if limits.max_records == 1 else "s"
+        parts.append(f"{limits.max_records:,} record{plural}{of_what}")
     if limits.max_age_seconds is not None:
         parts.append(format_duration(limits.max_age_seconds))
     if limits.max_total_bytes is not None:

@@ -17,6 +17,7 @@ from papyra import Actor, ActorSystem, OneForOne
 from papyra.persistence import PersistedEvent, Record
 from papyra.persistence.backends.json import JsonFilePersistence
 from papyra.persistence.backends.memory import InMemoryPersistence
+from papyra.persistence.backends.retention import Limits, RetentionPolicy
 from papyra.testing import ManualClock
 
 __all__ = ("open_the_bank", "open_the_shop")
@@ -76,3 +77,6 @@ async def open_the_bank(path: Path) -> None:
             await clock.advance(86_400)
         interest = PersistedEvent("bank", "bank/ann", "InterestPaid", {"cents": 5}, clock.time())
         await system.backend.append(msgspec.structs.replace(interest, revision=3))
+    # What a system counts is another matter with each version.
+    async with JsonFilePersistence(path) as store:
+        await store.compact(RetentionPolicy(audits=Limits(max_age_seconds=1)))
