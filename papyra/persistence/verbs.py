@@ -246,7 +246,8 @@ class PersistenceVerbs(abc.ABC):
     ) -> CompactionReport:
         """Remove what retention hides, by `policy` or the backend's own, where the backend can.
 
-        With `dry_run` it changes nothing, and reports what would be left.
+        Events that are part of a history stay, hidden or not: the report says how many. With
+        `dry_run` it changes nothing, and reports what would be left.
         """
         return await self.execute(Compact(policy, dry_run))
 

@@ -197,9 +197,9 @@ class Store(Protocol):
         the actor and the limit are its own affair. It takes no more of them than it needs, so that
         they may come from a cursor. A record that can't be decoded is passed over.
 
-        ``policy.of(kind)`` are the limits for records of a kind, here and in `compact`. Nothing
-        else of the policy is: where a kind has limits of its own, its general limits are none, and
-        a store that goes by those would hide and remove nothing.
+        ``policy.of(kind)`` returns the limits of a kind, here and in `compact`. A store goes by
+        those alone. Once one kind has its own, the policy that a store is given has no general
+        limits: a store that knows only of them hides and removes nothing then.
 
         Limits count records and their encoded bytes, of that kind alone, from the newest on, and
         end with the first that does not fit. Age is another matter: times need not rise with
@@ -234,9 +234,9 @@ class Store(Protocol):
         """Remove what `policy` hides at Unix time `now`; on a dry run, report what would be left.
 
         It is what a read under that policy does not show, and the numbers of a dry run are those of
-        the real one. `CompactionReport.of_kinds` makes the report out of what there was of each
-        kind, and is. May come before any `claim`. Where there is damage, it may raise
-        `StoreDamaged`, or leave that to `recover`. Positions are not given again.
+        the real one. `CompactionReport.of_kinds` makes the report out of those of each kind. May
+        come before any `claim`. Where there is damage, it may raise `StoreDamaged`, or leave that
+        to `recover`. Positions are not given again.
 
         Without the capability, change nothing and say ``supported=False``.
         """
@@ -250,8 +250,8 @@ class Histories(Protocol):
     An actor's history is its events that have a revision: 1, 2, 3, ..., in the order of their
     positions. What is appended follows already: that is checked before. Restored records had their
     revisions in another store, and are taken as they are, holes included. `compact` removes no
-    event that has a revision, whatever its policy hides, and reports how many it hides of them: see
-    `Rebasing`.
+    event that has a revision, whatever its policy hides, and reports how many of those it hides:
+    see `Rebasing`.
 
     Both methods cost what they return, and at most the logarithm of what is stored.
     """
