@@ -428,6 +428,10 @@ class ResetMetrics(Request[MetricsSnapshot], frozen=True):
 class Scan(Request[PersistenceScanReport], frozen=True):
     """Check every stored record. Changes nothing. `watch_scans` says how far it is."""
 
+    #: whether histories are looked at, too, where that takes time of its own: each of them is
+    #: checked when its actor recovers
+    histories: bool = True
+
 
 class Recover(Request[PersistenceRecoveryReport], frozen=True):
     """Repair what a scan finds, and scan again. `None` stands for the default config."""

@@ -9,6 +9,7 @@ import msgspec
 
 from papyra.exceptions import InvalidPolicy, StoreDamaged
 from papyra.persistence.backends.base import PersistenceBackend
+from papyra.persistence.messages import Scan
 from papyra.persistence.reports import (
     PersistenceAnomaly,
     PersistenceRecoveryConfig,
@@ -38,10 +39,10 @@ class PersistenceStartupConfig(msgspec.Struct, frozen=True):
     ``fail_on_anomaly`` scans, and does not start if anything is wrong. There are exceptions, with a
     warning in the log: a torn end, which is what an ordinary crash leaves of one append, is cut
     off, as nothing in it was ever acknowledged; what is foreign in the directory of a store stays
-    there; and so does a history in which something is missing, as its actor says so itself, and
-    nobody else is concerned. ``recover`` recovers as `recovery` says, scans again, and starts if
-    that helped.
-    ``ignore`` does not look.
+    there; and so does a history in which something is missing: its actor says so when it recovers,
+    and nobody else is concerned, so it is not even looked for where that would take time.
+    ``recover`` recovers as `recovery` says, scans again, and starts if that helped. ``ignore`` does
+    not look.
     """
 
     mode: Literal["ignore", "fail_on_anomaly", "recover"] = "fail_on_anomaly"
@@ -65,7 +66,7 @@ async def check_store(
     """
     if config.mode == "ignore" or not backend.capabilities.recovery:
         return None
-    report = await backend.scan()
+    report = await backend.execute(Scan(histories=False))
     match plan_start(report, config):
         case "start":
             if not report.is_clean:

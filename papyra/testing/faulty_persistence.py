@@ -15,7 +15,13 @@ from papyra.persistence.backends.base import PersistenceBackend
 from papyra.persistence.backends.group_commit import Committed
 from papyra.persistence.backends.revisions import histories_of
 from papyra.persistence.backends.snapshots import snapshots_of
-from papyra.persistence.backends.store import Batch, NewBase, Rebasing, StoredSnapshot
+from papyra.persistence.backends.store import (
+    Batch,
+    HistoryScanning,
+    NewBase,
+    Rebasing,
+    StoredSnapshot,
+)
 from papyra.persistence.backends.summary import summarize
 from papyra.persistence.messages import (
     Append,
@@ -34,6 +40,7 @@ from papyra.persistence.records import Kind, Record
 from papyra.persistence.reports import (
     CompactionReport,
     HistoriesReport,
+    PersistenceAnomaly,
     PersistenceRecoveryConfig,
     PersistenceRecoveryReport,
     PersistenceScanReport,
@@ -426,6 +433,11 @@ class FaultyStore:
         return await self._faults.attempt(
             "scan", lambda: self._store.scan(report_progress), request=Scan()
         )
+
+    async def scan_histories(self) -> Sequence[PersistenceAnomaly]:
+        """Check histories, if the wrapped store does that apart; no fault is injected."""
+        store = self._store
+        return await store.scan_histories() if isinstance(store, HistoryScanning) else ()
 
     async def recover(self, config: PersistenceRecoveryConfig) -> PersistenceRecoveryReport:
         """Recover the store."""

@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 
 from papyra import ActorSystem
-from papyra.exceptions import InvalidPolicy, StoreDamaged
+from papyra.exceptions import InvalidPolicy, RecoveryFailed, StoreDamaged
 from papyra.persistence import (
+    PersistedEvent,
     PersistenceRecoveryConfig,
     PersistenceScanReport,
     PersistenceStartupConfig,
@@ -20,6 +21,7 @@ from papyra.persistence.backends.json import JsonFilePersistence
 from papyra.persistence.backends.memory import InMemoryPersistence
 from papyra.testing import FaultyPersistence, InjectedFault
 from tests.actors import Echo, event
+from tests.eventsourcing.accounts import Account, Look
 from tests.testing.shelf import Disk, Shelf, ShelfStore, ruin
 
 
@@ -130,6 +132,26 @@ async def test_a_startup_whose_recovery_leaves_damage_is_an_error() -> None:
             startup=PersistenceStartupConfig("recover"),
         ):
             pytest.fail("it started")
+
+
+@pytest.mark.parametrize("mode", ["fail_on_anomaly", "recover"])
+async def test_a_hole_in_a_history_keeps_its_actor_from_starting_and_nobody_else(
+    path: Path, mode: Any
+) -> None:
+    store = JsonFilePersistence(path, fsync="no")
+    steps = [
+        PersistedEvent("papyra", "papyra/ann", "Deposited", {"amount": 1}, 1.0, seq, seq - 5)
+        for seq in (6, 8)
+    ]
+    async with store:
+        await store.restore(*steps)
+    async with ActorSystem(persistence=store, startup=PersistenceStartupConfig(mode)) as system:
+        assert await system.spawn(Account, name="ben").ask(Look()) == (0, 0)
+        with pytest.raises(RecoveryFailed, match="revision 2 is missing"):
+            await system.spawn(Account, name="ann").ask(Look())
+        (anomaly,) = (await store.scan()).anomalies
+        assert (anomaly.kind, anomaly.seq, anomaly.location) == ("history", 8, str(path))
+        assert anomaly.detail == "missing before revision 3 of 'papyra/ann': 2"
 
 
 async def test_a_system_start_does_not_scan_an_in_memory_store() -> None:

@@ -12,6 +12,7 @@ from types import TracebackType
 from typing import Protocol, Self, TypeVar, assert_never, cast
 
 import anyio
+import msgspec
 
 from papyra._safe_repr import shown
 from papyra.exceptions import (
@@ -32,6 +33,7 @@ from papyra.persistence.backends.store import (
     MAX_SEQ,
     Batch,
     Capabilities,
+    HistoryScanning,
     Identified,
     Inbox,
     Store,
@@ -352,8 +354,8 @@ class PersistenceBackend(PersistenceVerbs, PersistenceMetricsMixin):
                 snapshot = self.metrics.snapshot()
                 self.metrics.reset()
                 return snapshot
-            case Scan():
-                return await self._scan()
+            case Scan(histories):
+                return await self._scan(histories=histories)
             case Recover(config):
                 return await self._recover(config or PersistenceRecoveryConfig())
             case Compact(policy, dry_run):
@@ -414,15 +416,26 @@ class PersistenceBackend(PersistenceVerbs, PersistenceMetricsMixin):
             return Identity(None)
         return Identity(await self._session.attempt("read", self.store.store_id) or None)
 
-    async def _scan(self) -> PersistenceScanReport:
+    async def _scan(self, *, histories: bool) -> PersistenceScanReport:
         report = await self._session.attempt("scan", self.store.scan, self.report_progress)
+        if histories:
+            report = await self._with_histories(report)
         self.metrics.scans += 1
         self.metrics.anomalies_detected += len(report.anomalies)
         return report
 
+    async def _with_histories(self, report: PersistenceScanReport) -> PersistenceScanReport:
+        """Return the report of a scan with what is wrong with histories, if that is not in it."""
+        if not isinstance(self.store, HistoryScanning):
+            return report
+        found = await self._session.attempt("scan", self.store.scan_histories)
+        return msgspec.structs.replace(report, anomalies=(*report.anomalies, *found))
+
     async def _recover(self, config: PersistenceRecoveryConfig) -> PersistenceRecoveryReport:
         self._session.unclaim()
         report = await self._session.attempt("recovery", self.store.recover, config)
+        scan = await self._with_histories(report.scan)
+        report = msgspec.structs.replace(report, scan=scan)
         self.metrics.recoveries += report.supported
         return report
 

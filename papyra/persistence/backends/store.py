@@ -43,6 +43,7 @@ from papyra.persistence.messages import EncodedHistory, HistoryPage, Page, Read,
 from papyra.persistence.records import Record
 from papyra.persistence.reports import (
     CompactionReport,
+    PersistenceAnomaly,
     PersistenceRecoveryConfig,
     PersistenceRecoveryReport,
     PersistenceScanReport,
@@ -58,6 +59,7 @@ __all__ = (
     "Capabilities",
     "EncodedHistories",
     "Histories",
+    "HistoryScanning",
     "Identified",
     "Inbox",
     "NewBase",
@@ -211,8 +213,8 @@ class Store(Protocol):
         """Check every record; change nothing. What is wrong is reported, and raises nothing.
 
         Where `decode` fails that is ``corrupt``, with its `seq` if it is known; and
-        ``unknown_kind`` where `may_be_a_record` says so. A store of histories reports as
-        ``history`` where a revision is missing or doubled: `history_check.HistoryCheck` finds that.
+        ``unknown_kind`` where `may_be_a_record` says so. A store of histories that has no
+        `scan_histories` reports what is wrong with them, too.
         `report_progress` may be called now and then, from any thread.
         """
         ...
@@ -283,6 +285,21 @@ class EncodedHistories(Protocol):
 
         Where something is special about what is stored, so that not all of it can be given out as
         it is, return what that returns.
+        """
+        ...
+
+
+@runtime_checkable
+class HistoryScanning(Protocol):
+    """An optional part of a `Store`: the check of histories, apart from `scan`.
+
+    A start does without it. Without this part, it is done by `scan`.
+    """
+
+    async def scan_histories(self) -> Sequence[PersistenceAnomaly]:
+        """Return the ``history`` anomalies, as `history_check.HistoryCheck` finds them.
+
+        That is one for each revision before which others are missing, or that is there twice.
         """
         ...
 

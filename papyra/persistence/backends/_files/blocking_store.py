@@ -40,6 +40,7 @@ from papyra.persistence.records import KINDS, Kind
 from papyra.persistence.reports import (
     CompactedKind,
     CompactionReport,
+    PersistenceAnomaly,
     PersistenceRecoveryConfig,
     PersistenceRecoveryReport,
     PersistenceScanReport,
@@ -256,9 +257,13 @@ class BlockingStore:
     def _scan(self, report_progress: ReportProgress) -> ScanResult:
         advance = _Progress(report_progress, self._journal.size())
         found = self._journal.scan(advance)
-        found.anomalies += scan_histories(self._journal)
         advance.finish()
         return found
+
+    def scan_histories(self) -> list[PersistenceAnomaly]:
+        """Check the revisions of every actor."""
+        self._journal.check_name()
+        return self._look(lambda: list(scan_histories(self._journal)))
 
     def recover(self, config: PersistenceRecoveryConfig) -> PersistenceRecoveryReport:
         """Rewrite damaged files without the lines that can't be read, and scan again."""
@@ -267,7 +272,6 @@ class BlockingStore:
         result = self._journal.recover(config)
         self._write_close_mark()
         found = self._journal.scan()
-        found.anomalies += scan_histories(self._journal)
         return PersistenceRecoveryReport(
             self._name,
             supported=True,

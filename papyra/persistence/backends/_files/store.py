@@ -31,6 +31,7 @@ from papyra.persistence.backends.store import Batch, Capabilities, NewBase, Stor
 from papyra.persistence.messages import EncodedHistory, HistoryPage, Page, Read, ReadHistory
 from papyra.persistence.reports import (
     CompactionReport,
+    PersistenceAnomaly,
     PersistenceRecoveryConfig,
     PersistenceRecoveryReport,
     PersistenceScanReport,
@@ -227,6 +228,10 @@ class FileStore:
     async def scan(self, report_progress: ReportProgress) -> PersistenceScanReport:
         """Check every line, and report the bytes that are done."""
         return await self._run(self.blocking.scan, report_progress)
+
+    async def scan_histories(self) -> Sequence[PersistenceAnomaly]:
+        """Check the revisions of every actor, reading where there are some."""
+        return await self._run(self.blocking.scan_histories)
 
     async def recover(self, config: PersistenceRecoveryConfig) -> PersistenceRecoveryReport:
         """Rewrite damaged files without the lines that can't be read."""
