@@ -1,9 +1,11 @@
 """A bank under random commands and faults keeps what it acknowledged, and makes up nothing.
 
 Each seed is a few lives of one store: clients command three accounts, which move money between each
-other, while the store fails, hangs and is compacted, and accounts crash and are cancelled. What is
-stored in the end is compared with what was acknowledged; and each reply, at the moment when it is
-given, with what is stored. ``PAPYRA_BANK_SEEDS`` says how many seeds each store gets.
+other, while the store fails, hangs and is compacted, and accounts crash, are cancelled and go to
+sleep. They are actors or entities, with snapshots in one life and without in the next. What is
+stored in the end is compared with what was acknowledged; each reply, at the moment when it is
+given, with what is stored; and each snapshot with the whole history. ``PAPYRA_BANK_SEEDS`` says how
+many seeds each store gets.
 """
 
 from __future__ import annotations
@@ -12,7 +14,7 @@ import asyncio
 import contextlib
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from random import Random
 from typing import Any, TypeAlias
@@ -21,19 +23,24 @@ import anyio
 import msgspec
 import pytest
 from anyio.lowlevel import checkpoint
+from redis import Redis
 
 from papyra import ActorRef, ActorSystem, Decision, Failure, OneForOne
-from papyra.eventsourcing import EventSourced
+from papyra._runtime.cell import Cell
+from papyra.entity import EntityRef
+from papyra.eventsourcing import EventSourced, SnapshotPolicy
 from papyra.exceptions import PapyraError, PersistenceError
 from papyra.output_gate import OutputGate
 from papyra.persistence import PersistedEvent
 from papyra.persistence.backends.base import PersistenceBackend
 from papyra.persistence.backends.json import JsonFilePersistence
 from papyra.persistence.backends.memory import InMemoryPersistence
+from papyra.persistence.backends.redis import RedisStreamsPersistence
 from papyra.persistence.backends.rotating import RotatingFilePersistence
 from papyra.persistence.retention import RetentionPolicy
 from papyra.ref import Ask
-from papyra.testing import Fail, FaultyPersistence, InjectedFault, Operation
+from papyra.testing import Fail, FaultyPersistence, InjectedFault, Operation, check_history
+from papyra.testing._redis_server import new_store
 from papyra.testing.fault_rules import Rule
 from tests.conftest import event_loops
 from tests.extent import count
@@ -109,12 +116,13 @@ class Refused(Exception):
 
 CRASHES = {"restart": Crash, "resume": CrashAndResume, "stop": CrashAndStop}
 WAYS = ("persist", "nowait", "nowait", "one by one", "impatient", "careless")
-THEN = ("", "", "", *CRASHES, "leave", "cancel", "yield")
+THEN = ("", "", "", *CRASHES, "leave", "sleep", "sleep", "cancel", "yield")
 
 
 class Account(EventSourced[State]):
     """Its commands say how it persists, and what happens to it then."""
 
+    entity_name = "account"
     events = (Added, Taken)
 
     def initial_state(self) -> State:
@@ -139,7 +147,7 @@ class Account(EventSourced[State]):
 
     @property
     def name(self) -> str:
-        return self.context.self_ref.address.name
+        return self.context.self_ref.address.name.rpartition("/")[2]
 
     async def keep(self, way: str, *events: object) -> None:
         match way:
@@ -161,14 +169,17 @@ class Account(EventSourced[State]):
                 await self.persist(*events)
 
     async def then(self, what: str) -> None:
-        if what in CRASHES:
-            raise CRASHES[what]
-        if what == "leave":
-            self.context.stop()
-        elif what == "cancel":
-            _cancel_task(self.context.self_ref)
-        elif what == "yield":
-            await _wait(5)
+        match what:
+            case "restart" | "resume" | "stop":
+                raise CRASHES[what]
+            case "leave":
+                self.context.stop()
+            case "sleep" if isinstance(self.context.self_ref, EntityRef):
+                self.context.passivate()
+            case "cancel":
+                _cancel_task(self.context.self_ref)
+            case "yield":
+                await _wait(5)
 
     async def send(self, move: Move, message: Add) -> None:
         assert self.revision  # known, or there is nothing to be sent
@@ -181,6 +192,14 @@ class Account(EventSourced[State]):
                 move.target.tell_nowait(message)
 
 
+class PhotographedAccount(Account):
+    snapshots = SnapshotPolicy(every=3)
+
+
+class SleepyAccount(PhotographedAccount):
+    idle_timeout = 0.001
+
+
 async def _wait(turns: int) -> None:
     for _ in range(turns):
         await checkpoint()
@@ -188,9 +207,14 @@ async def _wait(turns: int) -> None:
 
 def _cancel_task(ref: ActorRef) -> None:
     """Cancel the task of an actor as asyncio does it, where there is asyncio."""
-    task = ref._cell.lifecycle.task  # type: ignore[attr-defined]
-    if isinstance(task, asyncio.Task):
-        task.cancel()
+    if (cell := _cell_of(ref)) and isinstance(cell.lifecycle.task, asyncio.Task):
+        cell.lifecycle.task.cancel()
+
+
+def _cell_of(ref: ActorRef) -> Cell | None:
+    """Return what runs behind a ref; nothing does behind that of an entity that sleeps."""
+    cell = ref._cell
+    return cell if isinstance(cell, Cell) else None
 
 
 def _next_of_a_history(fault: Fail) -> Rule[Fail]:
@@ -218,6 +242,11 @@ class Bank:
         self._commands = 0
         self.acknowledged: set[tuple[str, str]] = set()
         self.replies = 0
+        #: whether its accounts are entities
+        self._has_entities = seed % 4 > 0
+        #: what they are in this life
+        self._class: type[Account] = Account
+        self.passivations = 0
 
     def check_reply(self, reply: object) -> None:
         """Fail if a reply that is being given tells of what is not stored."""
@@ -229,15 +258,19 @@ class Bank:
     async def live(self) -> None:
         """Open the store, use it in a bad time, and close it."""
         store = FaultyPersistence(self._backend(self.random))
+        self._class = self.random.choice([Account, PhotographedAccount, SleepyAccount])
         supervision = OneForOne(
             on={CrashAndResume: Decision.RESUME, CrashAndStop: Decision.STOP}, max_restarts=10_000
         )
+        shutdown_timeout = self.random.choice([0.05, 5.0])
+        if isinstance(store.wrapped, RedisStreamsPersistence):
+            shutdown_timeout = 5.0  # cut off as it disconnects, it would leave that to Python
         with anyio.CancelScope() as scope:
             async with ActorSystem(
                 "bank",
                 persistence=store,
                 supervision=supervision,
-                shutdown_timeout=self.random.choice([0.05, 5.0]),
+                shutdown_timeout=shutdown_timeout,
                 audit_interval=None,
             ) as system:
                 try:
@@ -250,6 +283,7 @@ class Bank:
                             scope.cancel()
                 finally:
                     store.clear()
+                    self.passivations += system.entities.passivations
 
     async def _command(self, system: ActorSystem) -> None:
         for _ in range(self.random.randint(3, 20)):
@@ -264,7 +298,12 @@ class Bank:
                 self.acknowledged |= {(reply.name, key) for key in reply.state.keys}
 
     def _account(self, system: ActorSystem, name: str) -> ActorRef:
-        return system.find(f"bank/{name}") or system.spawn(Account, name=name)
+        if self._has_entities:
+            return system.entity(self._class, name)
+        return system.find(f"bank/{name}") or system.spawn(self._class, name=name)
+
+    def _address(self, name: str) -> str:
+        return f"bank/account/{name}" if self._has_entities else f"bank/{name}"
 
     def _any_command(self, target: ActorRef) -> object:
         random = self.random
@@ -302,23 +341,27 @@ class Bank:
                 case "compact":
                     await system.backend.compact(RetentionPolicy(max_records=random.randint(1, 9)))
                 case _:
-                    if ref := system.find(f"bank/{random.choice(NAMES)}"):
-                        ref._cell.cancel()  # type: ignore[attr-defined]
+                    ref = system.find(self._address(random.choice(NAMES)))
+                    if ref and (cell := _cell_of(ref)):
+                        cell.cancel()
         store.clear()
 
     async def check(self) -> None:
         """Fail unless the store holds what it has to, and the accounts say the same."""
         histories: dict[str, list[PersistedEvent]] = {}
+        self._class = PhotographedAccount
         async with ActorSystem("bank", persistence=self._backend(self.random)) as system:
             for name in NAMES:
-                page = await system.backend.read_history(f"bank/{name}", limit=10_000)
+                page = await system.backend.read_history(self._address(name), limit=10_000)
                 histories[name] = events = list(page.events)
                 assert [event.revision for event in events] == list(range(1, len(events) + 1))
                 keys = [event.payload["key"] for event in events]
-                told: Told = await system.spawn(Account, name=name).ask(Look())
+                told: Told = await self._account(system, name).ask(Look())
                 assert (told.revision, list(told.state.keys)) == (len(events), keys)
                 assert max(Counter(keys).values(), default=1) == 1
                 assert {key for known, key in self.acknowledged if known == name} <= set(keys)
+            if any(histories.values()):
+                await check_history(system.backend, PhotographedAccount)
         self._check_sum(histories)
 
     def _check_sum(self, histories: dict[str, list[PersistedEvent]]) -> None:
@@ -342,7 +385,13 @@ class Bank:
         assert balance + lost_on_its_way == put_in
 
 
-_LINE = re.compile(rb'"bank/(\w+)".*"key":"([^"]+)"')
+_LINE = re.compile(rb'"bank/(?:account/)?(\w+)".*"key":"([^"]+)"')
+
+
+def _of_accounts(lines: Iterable[bytes]) -> list[tuple[str, str]]:
+    """Return the name and the key of each line that is an event of an account."""
+    found = [match.groups() for line in lines if (match := _LINE.search(line))]
+    return [(name.decode(), key.decode()) for name, key in found]
 
 
 def _in_files(directory: Path) -> Stored:
@@ -357,11 +406,7 @@ def _in_files(directory: Path) -> Stored:
                 if files() == before:  # no compaction has replaced any
                     return found
 
-    def stored() -> list[tuple[str, str]]:
-        found = [match.groups() for line in lines() if (match := _LINE.search(line))]
-        return [(name.decode(), key.decode()) for name, key in found]
-
-    return stored
+    return lambda: _of_accounts(lines())
 
 
 def _memory(directory: Path) -> tuple[Callable[[Random], PersistenceBackend], Stored]:
@@ -370,7 +415,7 @@ def _memory(directory: Path) -> tuple[Callable[[Random], PersistenceBackend], St
 
     def stored() -> list[tuple[str, str]]:
         return [
-            (event.actor_address.removeprefix("bank/"), event.payload["key"])
+            (event.actor_address.rpartition("/")[2], event.payload["key"])
             for event in store.events
             if event.revision is not None
         ]
@@ -389,6 +434,17 @@ def _rotating(directory: Path) -> tuple[Callable[[Random], PersistenceBackend], 
         return RotatingFilePersistence(directory, max_segment_records=records, fsync="no")
 
     return backend, _in_files(directory)
+
+
+def _redis(directory: Path) -> tuple[Callable[[Random], PersistenceBackend], Stored]:
+    config = new_store(lambda: directory, {}).config  # type: ignore[attr-defined]
+    client = Redis.from_url(config.url)
+
+    def stored() -> list[tuple[str, str]]:
+        entries: Any = client.xrange(config.keys.streams["event"])
+        return _of_accounts(b" ".join(fields.values()) for _, fields in entries)
+
+    return lambda _: RedisStreamsPersistence(config), stored
 
 
 @pytest.fixture
@@ -411,7 +467,7 @@ def replies_are_checked(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Bank]]
         raise error
 
 
-@pytest.mark.parametrize("kind", [_memory, _json, _rotating])
+@pytest.mark.parametrize("kind", [_memory, _json, _rotating, _redis])
 async def test_a_bank_keeps_what_it_acknowledged_and_tells_of_nothing_before_it_is_stored(
     kind: Callable[[Path], tuple[Callable[[Random], PersistenceBackend], Stored]],
     tmp_path: Path,
@@ -429,3 +485,4 @@ async def test_a_bank_keeps_what_it_acknowledged_and_tells_of_nothing_before_it_
                 assert OutputGate.shut == shut
             await bank.check()
     assert sum(bank.replies for bank in replies_are_checked) > SEEDS
+    assert sum(bank.passivations for bank in replies_are_checked) > 0
