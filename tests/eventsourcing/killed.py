@@ -1,7 +1,7 @@
-"""A program that is killed: fifty accounts under load, which says what was acknowledged to whom.
+"""A program that is killed: 200 entities under load, which says what was acknowledged to whom.
 
-``python -m tests.eventsourcing.killed KIND DIRECTORY FIRST``: each account is asked to keep the
-numbers after FIRST, one after the other. A line ``account number`` is written once it has replied.
+``python -m tests.eventsourcing.killed KIND PLACE FIRST``: each entity is asked to keep the numbers
+after FIRST, one after the other. A line ``entity number`` is written once it has replied.
 """
 
 from __future__ import annotations
@@ -14,12 +14,13 @@ import anyio
 import msgspec
 
 from papyra import ActorRef, ActorSystem
-from papyra.eventsourcing import EventSourced
+from papyra.eventsourcing import EventSourced, SnapshotPolicy
 from papyra.persistence.backends.base import PersistenceBackend
 from papyra.persistence.backends.json import JsonFilePersistence
+from papyra.persistence.backends.redis import RedisStreamsConfig, RedisStreamsPersistence
 from papyra.persistence.backends.rotating import RotatingFilePersistence
 
-ACCOUNTS = 50
+ENTITIES = 200
 
 
 class Kept(msgspec.Struct, frozen=True):
@@ -27,9 +28,13 @@ class Kept(msgspec.Struct, frozen=True):
 
 
 class Keeper(EventSourced[tuple[int, ...]]):
-    """Keeps numbers, in one of the ways that there are; replies with all of them for `None`."""
+    """Keeps numbers, in one of the ways that there are; replies with all of them for `None`.
+
+    It goes to sleep with every fourth.
+    """
 
     events = (Kept,)
+    snapshots = SnapshotPolicy(every=3)
 
     def initial_state(self) -> tuple[int, ...]:
         return ()
@@ -45,30 +50,36 @@ class Keeper(EventSourced[tuple[int, ...]]):
                 await self.persist(Kept(message))
             case _:
                 self.persist_nowait(Kept(message))
+                if message % 4 == 0:
+                    self.context.passivate()
         return None
 
 
-def store(kind: str, directory: str) -> PersistenceBackend:
-    """Return the store that is killed."""
-    if kind == "json":
-        return JsonFilePersistence(f"{directory}/events", fsync="no")
-    return RotatingFilePersistence(f"{directory}/events", max_segment_records=500, fsync="no")
+def store(kind: str, place: str) -> PersistenceBackend:
+    """Return the store whose writer is killed: in a directory, or at a URL."""
+    match kind:
+        case "json":
+            return JsonFilePersistence(f"{place}/events", fsync="no")
+        case "rotating":
+            return RotatingFilePersistence(f"{place}/events", max_segment_records=500, fsync="no")
+        case _:
+            return RedisStreamsPersistence(RedisStreamsConfig(url=place, system_id="bank"))
 
 
-async def main(kind: str, directory: str, first: int) -> None:
-    async def ask(account: int, ref: ActorRef) -> None:
+async def main(kind: str, place: str, first: int) -> None:
+    async def ask(entity: int, ref: ActorRef) -> None:
         number = first
         while True:
             number += 1
             await ref.ask(number)
-            os.write(1, f"{account} {number}\n".encode())
+            os.write(1, f"{entity} {number}\n".encode())
 
     async with (
-        ActorSystem("bank", persistence=store(kind, directory)) as system,
+        ActorSystem("bank", persistence=store(kind, place)) as system,
         anyio.create_task_group() as tasks,
     ):
-        for account in range(ACCOUNTS):
-            tasks.start_soon(ask, account, system.spawn(Keeper, name=f"a{account}"))
+        for entity in range(ENTITIES):
+            tasks.start_soon(ask, entity, system.entity(Keeper, str(entity)))
 
 
 if __name__ == "__main__":

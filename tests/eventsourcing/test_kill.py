@@ -9,27 +9,30 @@ import random
 import subprocess
 import sys
 from collections import Counter, defaultdict
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from papyra import ActorSystem
 from tests.conftest import event_loops
-from tests.eventsourcing.killed import ACCOUNTS, Keeper, store
+from tests.eventsourcing.killed import ENTITIES, Keeper, store
 from tests.extent import count
+from tests.redis_server import RedisServer, any_binary
 
 pytestmark = pytest.mark.anyio
 
 anyio_backend = event_loops("asyncio")
 
 KILLS = count("PAPYRA_KILLS", 2, 5)
-#: Numbers that one life gives to an account, at most.
+#: Numbers that one life gives to an entity, at most.
 LIFE = 1_000_000
 
 
-def killed_after(replies: int, kind: str, directory: Path, first: int) -> list[tuple[int, int]]:
+def killed_after(replies: int, kind: str, place: str, first: int) -> list[tuple[int, int]]:
     """Run the program until it has written so many lines, kill it, and return all of them."""
-    program = [sys.executable, "-m", "tests.eventsourcing.killed", kind, str(directory), str(first)]
+    program = [sys.executable, "-m", "tests.eventsourcing.killed", kind, place, str(first)]
     root = Path(__file__).parents[2]
     with subprocess.Popen(program, stdout=subprocess.PIPE, cwd=root) as process:
         assert process.stdout is not None
@@ -37,24 +40,36 @@ def killed_after(replies: int, kind: str, directory: Path, first: int) -> list[t
         process.kill()
         lines += process.stdout.read().splitlines(keepends=True)
     whole = [line.split() for line in lines if line.endswith(b"\n")]
-    return [(int(account), int(number)) for account, number in whole]
+    return [(int(entity), int(number)) for entity, number in whole]
 
 
-@pytest.mark.parametrize("kind", ["json", "rotating"])
-async def test_what_was_acknowledged_before_a_kill_is_recovered_once(
-    kind: str, tmp_path: Path
-) -> None:
+@pytest.fixture(params=["json", "rotating", "redis"])
+def kind(request: pytest.FixtureRequest) -> Any:
+    return request.param
+
+
+@pytest.fixture
+def place(kind: str, tmp_path: Path) -> Iterator[str]:
+    """Return where the store is: in files, or on a server that goes on when its writer does not."""
+    if kind != "redis":
+        yield str(tmp_path)
+    else:
+        with RedisServer(any_binary()) as server:
+            yield server.url
+
+
+async def test_what_was_acknowledged_before_a_kill_is_recovered_once(kind: str, place: str) -> None:
     acknowledged: dict[int, set[int]] = defaultdict(set)
     for kill in range(KILLS):
-        replies = killed_after(random.randint(1, 2_000), kind, tmp_path, kill * LIFE)
+        replies = killed_after(random.randint(1, 5 * ENTITIES), kind, place, kill * LIFE)
         assert replies
-        for account, number in replies:
-            acknowledged[account].add(number)
-        async with ActorSystem("bank", persistence=store(kind, str(tmp_path))) as system:
-            for account in range(ACCOUNTS):
-                kept = Counter(await system.spawn(Keeper, name=f"a{account}").ask(None))
+        for entity, number in replies:
+            acknowledged[entity].add(number)
+        async with ActorSystem("bank", persistence=store(kind, place)) as system:
+            for entity in range(ENTITIES):
+                kept = Counter(await system.entity(Keeper, str(entity)).ask(None))
                 assert set(kept.values()) <= {1}
-                assert acknowledged[account] <= set(kept)
+                assert acknowledged[entity] <= set(kept)
                 # Of each life, at most the number that was on its way when it ended.
-                assert len(set(kept) - acknowledged[account]) <= kill + 1
+                assert len(set(kept) - acknowledged[entity]) <= kill + 1
             assert (await system.backend.scan()).anomalies == ()
