@@ -10,6 +10,7 @@ from typing import Any
 import msgspec
 
 from papyra import ActorRef, EventSourced, Failure
+from papyra.eventsourcing import SnapshotPolicy
 
 
 class PlaceOrder(msgspec.Struct, frozen=True):
@@ -51,6 +52,7 @@ class Desk(EventSourced[Orders]):
     """Sells one of each item. What it knows is what its events say."""
 
     events = (OrderPlaced, OrderPaid)
+    snapshots = SnapshotPolicy(every=2)  # rather 500, where there are more orders
 
     def __init__(self, till: ActorRef | None = None) -> None:
         self.till = till

@@ -17,7 +17,7 @@ KNOWN = Orders({1: "tea", 2: "cups"}, frozenset({1}))
 
 @pytest.fixture(params=["in no store", "in a store"])
 def store(request: pytest.FixtureRequest) -> PersistenceBackend | None:
-    """Return one that finds out what would not be the same after a restart, or none."""
+    """Return one that finds out what a restart or a snapshot would change, or none."""
     return None if request.param == "in no store" else InMemoryPersistence()
 
 

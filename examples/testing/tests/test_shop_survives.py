@@ -5,7 +5,7 @@ from __future__ import annotations
 from shop import Charge, Desk, OrderPaid, OrderPlaced, PayOrder, PlaceOrder, SoldOut
 
 from papyra import Actor, ActorRef, ActorSystem
-from papyra.testing import CrashRun, PersistenceProbe, crash_everywhere, explore
+from papyra.testing import CrashRun, PersistenceProbe, check_history, crash_everywhere, explore
 
 
 class Till(Actor):
@@ -33,8 +33,10 @@ async def test_no_order_is_lost_or_taken_twice() -> None:
 
 
 async def test_what_was_confirmed_is_stored_whatever_crashes() -> None:
-    def check(run: CrashRun) -> None:
+    async def check(run: CrashRun) -> None:
         stored = [order["order_id"] for order in run.events(OrderPlaced)]
+        if stored:  # then snapshots, if there are any, say the same
+            await check_history(run.system.backend, Desk)
         for command in run.acknowledged:
             if isinstance(command, PlaceOrder):
                 assert command.order_id in stored
