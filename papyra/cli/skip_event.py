@@ -8,9 +8,19 @@ import anyio
 from cyclopts import Parameter
 
 from papyra.cli._exit_codes import CommandFailed, WrongUse
-from papyra.cli._output import AsJson, Yes, confirm, json_text, rows, show_json, tell, write
+from papyra.cli._output import (
+    AsJson,
+    Yes,
+    confirm,
+    console,
+    is_terminal,
+    show_json,
+    tell,
+    write,
+)
+from papyra.cli._records import styled, tabbed_lines
 from papyra.cli._store_argument import StoreName, name_of, reading
-from papyra.cli._units import Count, Duration, format_time
+from papyra.cli._units import Count, Duration
 from papyra.cli._writer import Outcome, carry_out
 from papyra.exceptions import InvalidRequest
 from papyra.persistence.decisions import Examined, examine
@@ -84,8 +94,10 @@ def _show(request: SkipEvent, examined: Examined) -> None:
     if event.revision != request.revision:
         tell(f"revision {request.revision:,} is missing, or can't be read", "yellow")
         return
-    cells = str(event.revision), format_time(event.timestamp), event.event_type
-    write(rows([(*cells, str(event.event_version), json_text(event.payload))]))
+    if is_terminal():
+        console().print(styled(event), soft_wrap=True)
+    else:
+        write(tabbed_lines([event]))
 
 
 def _report(request: SkipEvent, outcome: Outcome, *, as_json: bool) -> None:

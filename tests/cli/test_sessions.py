@@ -28,6 +28,7 @@ def plain(text: str) -> list[str]:
     """Return lines without what no run has in common with another."""
     text = re.sub(r"\d+\w+( \d+\w+)? ago", "some time ago", text)
     text = re.sub(r"[\d,]+ a second", "so many a second", text)
+    text = re.sub(r"\S+Z (papyra\.event_skipped)", r"some time \1", text)  # just now
     text = re.sub(r"(some time ago.*?) *\r?\n {6,}", r"\1 ", text)  # which may need another line
     return [line.rstrip() for line in text.splitlines()]
 
