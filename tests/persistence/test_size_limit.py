@@ -31,6 +31,8 @@ from tests.persistence.payloads import hostile
 MIB = 1024 * 1024
 #: Memory that refusing a record may take.
 ENOUGH = 700 * MIB
+#: In the middle of what is shared: so it is soon too large. Of nothing but brackets it takes long.
+TEXT = "x" * 1024
 
 
 class Pair(msgspec.Struct):
@@ -54,8 +56,7 @@ class Long(enum.Enum):
     TEXT = "x" * MIB
 
 
-def doubled(join: Callable[[Any, Any], Any], times: int = 60) -> Any:
-    value: Any = []
+def doubled(join: Callable[[Any, Any], Any], times: int = 60, value: Any = TEXT) -> Any:
     for _ in range(times):
         value = join(value, value)
     return value
@@ -71,6 +72,7 @@ def attrs_twins(one: Any, other: Any) -> Any:
 
 SHARED: dict[str, Callable[[], Any]] = {
     "lists": lambda: doubled(lambda one, other: [one, other]),
+    "lists of nothing": lambda: doubled(lambda one, other: [one, other], value=[]),
     "tuples": lambda: doubled(lambda one, other: (one, other)),
     "dicts": lambda: doubled(lambda one, other: {"a": one, "b": other}),
     "structs": lambda: doubled(Pair),
