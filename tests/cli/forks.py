@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import contextlib
 import faulthandler
+import functools
 import gc
 import importlib
+import importlib.metadata
 import io
 import logging
 import os
@@ -29,13 +31,21 @@ import papyra.persistence
 __all__ = ("becoming", "forking", "import_everything")
 
 #: What commands import when they need it.
-_LATER = ("anyio._backends._asyncio", "redis.asyncio", "rich.console", "rich.live", "rich.table")
+_LATER = (
+    *("anyio._backends._asyncio", "redis.asyncio"),
+    *("cyclopts.config", "cyclopts.help", "cyclopts.help.formatters.default", "docstring_parser"),
+    *("rich._emoji_codes", "rich.console", "rich.live", "rich.panel", "rich.table"),
+)
 #: What Python says nothing of, unless it is asked to.
 _QUIET = (DeprecationWarning, PendingDeprecationWarning, ImportWarning, ResourceWarning)
+
+#: Returns what packages register. That is in dozens of files, which are read once for all forks.
+_installed = functools.cache(importlib.metadata.entry_points)
 
 
 def import_everything() -> None:
     """Import what commands need, for all forks at once."""
+    _installed()
     for package in (papyra.cli, papyra.persistence):
         for module in pkgutil.walk_packages(package.__path__, f"{package.__name__}."):
             if not module.name.endswith("__main__"):
@@ -98,6 +108,7 @@ def _forget_the_tests() -> None:
     signal.signal(signal.SIGALRM, signal.SIG_DFL)
     sys.excepthook, sys.unraisablehook = sys.__excepthook__, sys.__unraisablehook__
     threading.excepthook = threading.__excepthook__
+    importlib.metadata.entry_points = _installed().select
     logging.getLogger().handlers.clear()
     logging.getLogger().setLevel(logging.WARNING)
     warnings.resetwarnings()

@@ -29,7 +29,7 @@ from papyra.persistence import (
 )
 from papyra.persistence.backends.json import JsonFilePersistence
 from papyra.persistence.retention import RetentionPolicy
-from tests.cli.conftest import T0, Command, Done, Store, audit, event, new_store
+from tests.cli.conftest import KINDS, T0, Command, Done, Store, audit, event, new_store
 from tests.cli.test_checking import (
     STREAMS,
     WIDE,
@@ -46,17 +46,16 @@ from tests.cli.test_checking import (
     one_line,
     record,
 )
-from tests.extent import count
+from tests.extent import CI, count
 from tests.persistence.backends.files.test_full_disk import a_small_disk
 from tests.redis_server import RedisServer, any_binary
 
-KINDS = ("json", "rotating", "redis")
 FLIGHTS = Path(os.environ.get("PAPYRA_FLIGHTS", FIRST_DAY))
 #: Records that take long enough to copy for somebody to interrupt that.
 MANY = count("PAPYRA_COPIED", 20_000, 40_000)
 
 
-@pytest.fixture(params=KINDS)
+@pytest.fixture(params=KINDS if CI else ["json", "redis"])
 def target(request: pytest.FixtureRequest, tmp_path: Path, redis_server: RedisServer) -> Store:
     """Where to copy to."""
     return new_store(request.param, tmp_path, redis_server)
@@ -174,7 +173,6 @@ def is_a_beginning(part: Store, whole: dict[str, bytes]) -> bool:
 # From each kind to each
 
 
-@pytest.mark.parametrize("target", KINDS, indirect=True)
 def test_papyra_copy_keeps_records_and_their_positions(
     papyra: Command, store: Store, target: Store
 ) -> None:

@@ -24,6 +24,7 @@ import pytest
 
 from papyra.persistence import PersistedAudit, PersistedDeadLetter, PersistedEvent, Record
 from tests.cli.conftest import (
+    KINDS,
     PATIENCE,
     T0,
     Command,
@@ -34,7 +35,7 @@ from tests.cli.conftest import (
     event,
     new_store,
 )
-from tests.extent import count
+from tests.extent import CI, count
 from tests.redis_server import RedisServer, any_binary
 
 COMMANDS: dict[str, type[Record]] = {
@@ -110,7 +111,7 @@ class Stores(NamedTuple):
     hostile: Store
 
 
-@pytest.fixture(scope="module", params=["json", "rotating", "redis"])
+@pytest.fixture(scope="module", params=KINDS if CI else ["json", "redis"])
 def stores(
     request: pytest.FixtureRequest,
     tmp_path_factory: pytest.TempPathFactory,
