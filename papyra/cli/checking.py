@@ -44,6 +44,7 @@ from papyra.cli._store_argument import (
 from papyra.cli._units import format_bytes
 from papyra.persistence.backends.base import PersistenceBackend
 from papyra.persistence.reports import (
+    BESIDE,
     AnomalyKind,
     PersistenceAnomaly,
     PersistenceRecoveryConfig,
@@ -65,10 +66,12 @@ _MEANINGS: dict[AnomalyKind, str] = {
     "foreign_file": "a file that does not belong there; it is kept, unless there is a quarantine",
     "missing_segment": "a whole file of the journal is gone, with the records in it",
     "history": "an event of an actor is missing or doubled: it will not start from this history",
+    "snapshot": "a snapshot that nobody may believe, and nobody does: nothing is lost but time",
+    "index": "an index that does not say what is in its file: nothing is lost but time",
 }
 
 #: Anomalies with which no record is lost.
-_NO_LOSS = frozenset({"torn", "line_ending", "unknown_kind", "foreign_file"})
+_NO_LOSS = BESIDE | {"torn", "line_ending", "unknown_kind", "foreign_file"}
 #: How many anomalies somebody reads.
 _ON_TERMINAL = 200
 
@@ -241,6 +244,8 @@ def _plan(kind: AnomalyKind, config: PersistenceRecoveryConfig) -> str:
             return "it is kept as it is"
         case "line_ending":
             done = "the line is written anew"
+        case "index":
+            return "it is made anew"
         case "foreign_file":
             where = f"to {config.quarantine_dir}" if config.quarantine_dir else "beside the store"
             return f"it is moved {where}" if aside else "it is left where it is"

@@ -22,8 +22,15 @@ from papyra.cli._store_argument import (
 from papyra.cli._units import format_count
 from papyra.persistence.backends.base import PersistenceBackend
 from papyra.persistence.codec import to_json
+from papyra.persistence.messages import Scan
 from papyra.persistence.records import KINDS, Kind, Record
-from papyra.persistence.reports import ReportProgress, ScanProgress
+from papyra.persistence.reports import (
+    BESIDE,
+    PersistenceAnomaly,
+    PersistenceScanReport,
+    ReportProgress,
+    ScanProgress,
+)
 
 
 def copy(
@@ -60,10 +67,10 @@ async def _copy(source: str, target: str, as_json: bool) -> int:
         if name_of(origin) == name_of(destination) or _same_place(origin, destination):
             raise WrongUse("SOURCE and TARGET are the same store")
         with progress("checking the source", in_bytes=place_of(origin) is not None) as advance:
-            report = await origin.scan(advance)
-        # What was torn was never acknowledged, or is being written now.
-        damage = [anomaly for anomaly in report.anomalies if anomaly.kind != "torn"]
-        if damage:
+            unwatch = origin.watch_scans(advance)
+            report = await origin.execute(Scan(records_only=True))
+            unwatch()
+        if damage := _damage(report):
             tell(
                 f"error: {name_of(origin)} has {len(damage):,} anomalies, and would not be copied "
                 "whole: see papyra scan, and papyra recover",
@@ -92,13 +99,18 @@ async def _copy(source: str, target: str, as_json: bool) -> int:
 
 async def _check_destination(destination: PersistenceBackend) -> None:
     """Raise `CommandFailed` for what is damaged, or no store at all: nothing is added to that."""
-    report = await destination.scan()
-    damage = [anomaly for anomaly in report.anomalies if anomaly.kind != "torn"]
-    if damage:
+    if damage := _damage(await destination.execute(Scan(records_only=True))):
         raise CommandFailed(
             f"{name_of(destination)} has {len(damage):,} anomalies, so nothing was copied to it: "
             "see papyra scan"
         )
+
+
+def _damage(report: PersistenceScanReport) -> list[PersistenceAnomaly]:
+    """Return what keeps a store from being copied whole."""
+    # What was torn was never acknowledged, or is being written now.
+    harmless = BESIDE | {"torn"}
+    return [anomaly for anomaly in report.anomalies if anomaly.kind not in harmless]
 
 
 def _same_place(one: PersistenceBackend, other: PersistenceBackend) -> bool:

@@ -428,15 +428,16 @@ class ResetMetrics(Request[MetricsSnapshot], frozen=True):
 class Scan(Request[PersistenceScanReport], frozen=True):
     """Check every stored record. Changes nothing. `watch_scans` says how far it is."""
 
-    #: whether histories are looked at, too, where that takes time of its own: each of them is
-    #: checked when its actor recovers
-    histories: bool = True
+    #: whether histories and snapshots are left out: each is checked when its actor recovers, too
+    records_only: bool = False
 
 
 class Recover(Request[PersistenceRecoveryReport], frozen=True):
     """Repair what a scan finds, and scan again. `None` stands for the default config."""
 
     config: PersistenceRecoveryConfig | None = None
+    #: whether snapshots that are not to be believed are left where they are
+    records_only: bool = False
 
 
 class Compact(Request[CompactionReport], frozen=True):

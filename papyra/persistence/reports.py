@@ -10,6 +10,7 @@ import msgspec
 from papyra.persistence.records import Kind
 
 __all__ = (
+    "BESIDE",
     "AnomalyKind",
     "CompactedKind",
     "CompactionReport",
@@ -35,7 +36,12 @@ AnomalyKind: TypeAlias = Literal[
     "foreign_file",
     "missing_segment",
     "history",
+    "snapshot",
+    "index",
 ]
+
+#: Anomalies of what is kept beside the records: nothing is lost with it but time.
+BESIDE: frozenset[AnomalyKind] = frozenset({"snapshot", "index"})
 
 
 class PersistenceAnomaly(msgspec.Struct, frozen=True):

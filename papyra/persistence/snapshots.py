@@ -115,6 +115,13 @@ class Snapshots(Protocol):
         """Remove what is stored at a place, if it is there."""
         ...
 
+    async def quarantine_listed(self, stored: StoredSnapshot, directory: str | None) -> str | None:
+        """Move what is stored at a place to where `Store.recover` keeps originals; return where.
+
+        A store that keeps none removes it, and returns `None`.
+        """
+        ...
+
 
 def encode_snapshot(snapshot: Snapshot) -> bytes:
     """Return what is stored of `snapshot`."""

@@ -9,8 +9,9 @@ import msgspec
 
 from papyra.exceptions import InvalidPolicy, StoreDamaged
 from papyra.persistence.backends.base import PersistenceBackend
-from papyra.persistence.messages import Scan
+from papyra.persistence.messages import Recover, Scan
 from papyra.persistence.reports import (
+    BESIDE,
     PersistenceAnomaly,
     PersistenceRecoveryConfig,
     PersistenceScanReport,
@@ -21,9 +22,10 @@ __all__ = ("PersistenceStartupConfig", "StartPlan", "check_store", "plan_start")
 logger = logging.getLogger("papyra")
 
 #: What a recovery leaves where it is.
-_KEPT = frozenset({"unknown_kind", "foreign_file", "history"})
-#: What is no reason to do anything: it is not the store's, or its own actor says so when it starts.
-_HARMLESS = frozenset({"foreign_file", "history"})
+_KEPT = BESIDE | {"unknown_kind", "foreign_file", "history"}
+#: What is no reason to do anything: it is not the store's, or its own actor says so when it starts,
+#: or it is made anew when it is needed.
+_HARMLESS = BESIDE | {"foreign_file", "history"}
 
 #: What a start does: nothing, truncate the torn end, recover, or fail.
 StartPlan: TypeAlias = Literal["start", "truncate", "recover", "refuse"]
@@ -38,11 +40,11 @@ class PersistenceStartupConfig(msgspec.Struct, frozen=True):
 
     ``fail_on_anomaly`` scans, and does not start if anything is wrong. There are exceptions, with a
     warning in the log: a torn end, which is what an ordinary crash leaves of one append, is cut
-    off, as nothing in it was ever acknowledged; what is foreign in the directory of a store stays
-    there; and so does a history in which something is missing: its actor says so when it recovers,
-    and nobody else is concerned, so it is not even looked for where that would take time.
-    ``recover`` recovers as `recovery` says, scans again, and starts if that helped. ``ignore`` does
-    not look.
+    off, as nothing in it was ever acknowledged; what is foreign in the directory of a store, or
+    wrong with an index, stays there; and so does a history in which something is missing: its actor
+    says so when it recovers, and nobody else is concerned. Where that would take time, it is not
+    even looked for, and snapshots are not: each is checked when it is used. ``recover`` recovers as
+    `recovery` says, scans again, and starts if that helped. ``ignore`` does not look.
     """
 
     mode: Literal["ignore", "fail_on_anomaly", "recover"] = "fail_on_anomaly"
@@ -66,7 +68,7 @@ async def check_store(
     """
     if config.mode == "ignore" or not backend.capabilities.recovery:
         return None
-    report = await backend.execute(Scan(histories=False))
+    report = await backend.execute(Scan(records_only=True))
     match plan_start(report, config):
         case "start":
             if not report.is_clean:
@@ -74,7 +76,7 @@ async def check_store(
             return report
         case "truncate":
             logger.warning("a torn end, as a crash leaves it, is cut off: %s", _named(report))
-            return (await backend.recover()).scan
+            return (await backend.execute(Recover(records_only=True))).scan
         case "refuse":
             raise StoreDamaged(_refusal(report, config), report=report)
         case "recover":
@@ -115,7 +117,7 @@ async def _recover(
     backend: PersistenceBackend, config: PersistenceStartupConfig, report: PersistenceScanReport
 ) -> PersistenceScanReport:
     logger.warning("the store is damaged, and is recovered: %s", _named(report))
-    recovery = await backend.recover(config.recovery)
+    recovery = await backend.execute(Recover(config.recovery, records_only=True))
     logger.warning(
         "recovered: %d records kept, %d removed; originals: %s",
         recovery.records_kept,

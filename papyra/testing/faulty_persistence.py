@@ -422,6 +422,10 @@ class FaultyStore:
         """Ask the wrapped store; no fault is injected."""
         await snapshots_of(self._store).remove_listed(stored)
 
+    async def quarantine_listed(self, stored: StoredSnapshot, directory: str | None) -> str | None:
+        """Ask the wrapped store; no fault is injected."""
+        return await snapshots_of(self._store).quarantine_listed(stored, directory)
+
     async def summarize(self) -> StoreSummary:
         """Sum up the wrapped store; for faults, that is one read."""
         return await self._faults.attempt(

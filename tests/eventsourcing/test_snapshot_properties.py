@@ -9,12 +9,15 @@ import copy
 import os
 import shutil
 import tempfile
+import uuid
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol
 
 import anyio
 import msgspec
 import pytest
+import redis
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -24,10 +27,12 @@ from papyra.exceptions import StoreError
 from papyra.persistence.backends.base import PersistenceBackend
 from papyra.persistence.backends.json import JsonFilePersistence
 from papyra.persistence.backends.memory import InMemoryPersistence
+from papyra.persistence.backends.redis import RedisStreamsConfig, RedisStreamsPersistence
 from papyra.persistence.backends.retention import RetentionPolicy
 from papyra.persistence.backends.rotating import RotatingFilePersistence
 from papyra.persistence.backends.snapshots import snapshots_of
 from papyra.testing import FaultyPersistence
+from papyra.testing._redis_server import shared_server
 
 EXAMPLES = int(os.environ.get("PAPYRA_SNAPSHOT_EXAMPLES", "25"))
 
@@ -133,6 +138,34 @@ class Files:
             shutil.copy(file, target)
 
 
+class Redis:
+    def __init__(self) -> None:
+        url = shared_server().url
+        self._config = RedisStreamsConfig(url=url, prefix="test", system_id=uuid.uuid4().hex)
+        self._admin = redis.Redis.from_url(url)
+        self._copy: dict[str, bytes] = {}
+
+    def reopen(self) -> PersistenceBackend:
+        return RedisStreamsPersistence(self._config)
+
+    def back_up(self) -> None:
+        dumps = {key: self._admin.dump(key) for key in self._config.keys.all}
+        self._copy = {key: dump for key, dump in dumps.items() if dump is not None}
+
+    def restore(self) -> None:
+        keys = self._config.keys
+        store_id = self._admin.hget(keys.meta, "id")
+        self._admin.delete(*keys.all)
+        for key, dump in self._copy.items():
+            self._admin.restore(key, 0, dump)
+        if store_id is not None:
+            self._admin.hset(keys.meta, "id", store_id)
+
+    def close(self) -> None:
+        self._admin.delete(*self._config.keys.everything)
+        self._admin.close()
+
+
 class Program:
     """A program of steps on one store, in as many lives as it takes."""
 
@@ -159,7 +192,17 @@ class Program:
                 store.clear()
                 for name in NAMES:
                     assert await actors[name].ask("look") == await self._replayed(store, name)
-                assert (await store.scan()).is_clean
+                await self._check_scan(store)
+
+    async def _check_scan(self, store: FaultyPersistence) -> None:
+        """Check that nothing is wrong but snapshots, and nothing at all after a recovery."""
+        kinds = {anomaly.kind for anomaly in (await store.scan()).anomalies}
+        assert kinds <= {"snapshot"}
+        if len(self._acknowledged[NAMES[0]]) % 2:
+            assert (await store.recover()).scan.is_clean
+            assert (await store.scan()).is_clean
+            for name in NAMES:
+                assert not (await store.load_snapshot(f"s/{name}")).passed_over
 
     async def _take(
         self, step: tuple[Any, ...], store: FaultyPersistence, actors: dict[str, ActorRef]
@@ -250,16 +293,33 @@ programs = st.lists(
 ).map(lambda lives: [(False, lives[0][1]), *lives[1:]])
 
 
+def tried(examples: int) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Have a test try so many programs."""
+    checks = [HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+
+    def decorate(test: Callable[..., None]) -> Callable[..., None]:
+        limits = settings(max_examples=examples, deadline=None, suppress_health_check=checks)
+        return limits(given(lives=programs)(test))
+
+    return decorate
+
+
 @pytest.mark.parametrize("kind", ["memory", "json", "rotating"])
-@settings(
-    max_examples=EXAMPLES,
-    deadline=None,
-    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
-)
-@given(lives=programs)
+@tried(EXAMPLES)
 def test_a_snapshot_and_the_events_behind_it_are_the_whole_history(
     kind: str, lives: list[tuple[bool, list[tuple[Any, ...]]]]
 ) -> None:
     with tempfile.TemporaryDirectory() as directory:
         place = Memory() if kind == "memory" else Files(kind, Path(directory))
         anyio.run(Program(place).run, lives)
+
+
+@tried(EXAMPLES)
+def test_a_snapshot_in_redis_and_the_events_behind_it_are_the_whole_history(
+    lives: list[tuple[bool, list[tuple[Any, ...]]]],
+) -> None:
+    place = Redis()
+    try:
+        anyio.run(Program(place).run, lives)
+    finally:
+        place.close()

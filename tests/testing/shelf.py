@@ -183,6 +183,12 @@ class ShelfStore:
         await checkpoint()
         return self.disk.requests.pop(request_id, None) is not None
 
+    async def quarantine_listed(self, stored: StoredSnapshot, directory: str | None) -> str | None:
+        data = await self.load_listed(stored)
+        await self.remove_listed(stored)
+        self.disk.aside.append((stored.revision, data or b""))
+        return f"aside, snapshot {stored.revision}"
+
     def _steps(self) -> Iterator[tuple[PersistedEvent, int]]:
         """Yield the events that have a revision, in the order of their positions."""
         for seq, line in self.disk.lines:

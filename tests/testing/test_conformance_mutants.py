@@ -1426,6 +1426,66 @@ class CarriesOutWhatNobodyWaitsFor(Shelf):
         super().__init__(*args, **options, clock=lambda: 0.0)
 
 
+@breaks("test_a_scan_finds_every_snapshot_that_is_not_right")
+class ScansNoSnapshots(Shelf):
+    async def _scan(self, *, records_only: bool) -> PersistenceScanReport:
+        return await super()._scan(records_only=True)
+
+
+@breaks("test_a_scan_finds_every_snapshot_that_is_not_right")
+class ScansSnapshotsWhenItIsNotTo(Shelf):
+    async def _scan(self, *, records_only: bool) -> PersistenceScanReport:
+        return await super()._scan(records_only=False)
+
+
+@breaks("test_a_scan_finds_every_snapshot_that_is_not_right")
+class RemovesWhatAScanFinds(Shelf):
+    async def _scan(self, *, records_only: bool) -> PersistenceScanReport:
+        report = await super()._scan(records_only=records_only)
+        if not records_only:
+            await self._recover(PersistenceRecoveryConfig(), records_only=False)
+        return report
+
+
+@breaks("test_a_recovery_removes_every_snapshot_that_is_not_right")
+class LeavesBadSnapshots(Shelf):
+    async def _recover(
+        self, config: PersistenceRecoveryConfig, *, records_only: bool
+    ) -> PersistenceRecoveryReport:
+        return await super()._recover(config, records_only=True)
+
+
+@breaks("test_a_recovery_removes_every_snapshot_that_is_not_right")
+class RecoversBadSnapshotsWhenItIsNotTo(Shelf):
+    async def _recover(
+        self, config: PersistenceRecoveryConfig, *, records_only: bool
+    ) -> PersistenceRecoveryReport:
+        return await super()._recover(config, records_only=False)
+
+
+@breaks("test_a_recovery_removes_every_snapshot_that_is_not_right")
+class RemovesEverySnapshotInARecovery(Shelf):
+    async def _recover(
+        self, config: PersistenceRecoveryConfig, *, records_only: bool
+    ) -> PersistenceRecoveryReport:
+        if not records_only:
+            self.store.disk.snapshots.clear()
+        return await super()._recover(config, records_only=records_only)
+
+
+@breaks("test_a_quarantine_keeps_every_snapshot_that_is_not_right")
+class KeepsNothingInAQuarantine(ShelfStore):
+    async def quarantine_listed(self, stored: StoredSnapshot, directory: str | None) -> str | None:
+        await self.remove_listed(stored)
+        return None
+
+
+@breaks("test_a_quarantine_keeps_every_snapshot_that_is_not_right")
+class CopiesForAQuarantineAndLeavesIt(ShelfStore):
+    async def quarantine_listed(self, stored: StoredSnapshot, directory: str | None) -> str | None:
+        return "aside"
+
+
 RULES = sorted(name for name in dir(PersistenceConformance) if name.startswith("test_"))
 
 

@@ -28,6 +28,7 @@ from papyra.persistence.backends._session import StoreSession
 from papyra.persistence.backends.group_commit import Committed, commit
 from papyra.persistence.backends.inbox import InboxKeeper
 from papyra.persistence.backends.rebasing import compact_and_trim
+from papyra.persistence.backends.snapshot_check import with_snapshots, without_bad_snapshots
 from papyra.persistence.backends.snapshots import SnapshotKeeper
 from papyra.persistence.backends.store import (
     MAX_SEQ,
@@ -354,10 +355,12 @@ class PersistenceBackend(PersistenceVerbs, PersistenceMetricsMixin):
                 snapshot = self.metrics.snapshot()
                 self.metrics.reset()
                 return snapshot
-            case Scan(histories):
-                return await self._scan(histories=histories)
-            case Recover(config):
-                return await self._recover(config or PersistenceRecoveryConfig())
+            case Scan(records_only):
+                return await self._scan(records_only=records_only)
+            case Recover(config, records_only):
+                return await self._recover(
+                    config or PersistenceRecoveryConfig(), records_only=records_only
+                )
             case Compact(policy, dry_run):
                 return await self._compact(policy or self._retention, dry_run=dry_run)
             case Flush():
@@ -416,10 +419,11 @@ class PersistenceBackend(PersistenceVerbs, PersistenceMetricsMixin):
             return Identity(None)
         return Identity(await self._session.attempt("read", self.store.store_id) or None)
 
-    async def _scan(self, *, histories: bool) -> PersistenceScanReport:
+    async def _scan(self, *, records_only: bool) -> PersistenceScanReport:
         report = await self._session.attempt("scan", self.store.scan, self.report_progress)
-        if histories:
+        if not records_only:
             report = await self._with_histories(report)
+            report = await self._session.attempt("scan", with_snapshots, self.store, report)
         self.metrics.scans += 1
         self.metrics.anomalies_detected += len(report.anomalies)
         return report
@@ -431,11 +435,17 @@ class PersistenceBackend(PersistenceVerbs, PersistenceMetricsMixin):
         found = await self._session.attempt("scan", self.store.scan_histories)
         return msgspec.structs.replace(report, anomalies=(*report.anomalies, *found))
 
-    async def _recover(self, config: PersistenceRecoveryConfig) -> PersistenceRecoveryReport:
+    async def _recover(
+        self, config: PersistenceRecoveryConfig, *, records_only: bool
+    ) -> PersistenceRecoveryReport:
         self._session.unclaim()
         report = await self._session.attempt("recovery", self.store.recover, config)
-        scan = await self._with_histories(report.scan)
-        report = msgspec.structs.replace(report, scan=scan)
+        if not records_only:
+            scan = await self._with_histories(report.scan)
+            report = msgspec.structs.replace(report, scan=scan)
+            report = await self._session.attempt(
+                "recovery", without_bad_snapshots, self.store, config, report
+            )
         self.metrics.recoveries += report.supported
         return report
 

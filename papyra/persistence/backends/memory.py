@@ -265,6 +265,12 @@ class MemoryStore:
         """Forget a snapshot."""
         await self.remove_snapshot(stored.owner, stored.revision)
 
+    async def quarantine_listed(self, stored: StoredSnapshot, directory: str | None) -> str | None:
+        """Forget a snapshot."""
+        del directory
+        await self.remove_listed(stored)
+        return None
+
     async def summarize(self) -> StoreSummary:
         """Return what is held."""
         held = self._collections.values()

@@ -411,6 +411,12 @@ class RedisStore:
         """Take a request back out of the hash."""
         return await self.asyncio.run(self._requests.withdraw, request_id)
 
+    async def quarantine_listed(self, stored: StoredSnapshot, directory: str | None) -> str | None:
+        """Move a snapshot to the hash for damaged ones, as the writer."""
+        del directory
+        await self.claim()
+        return await self.asyncio.run(self._snapshots.quarantine, stored.owner, stored.revision)
+
     async def summarize(self) -> StoreSummary:
         """Sum up the counters that the server keeps."""
         return await self.asyncio.run(summarize, self.client)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from typing import Protocol, cast
 
 from papyra._safe_repr import shown, text_of, type_name
@@ -32,7 +32,14 @@ from papyra.persistence.snapshots import (
     encode_snapshot,
 )
 
-__all__ = ("SnapshotKeeper", "SnapshotStore", "all_snapshots", "snapshots_of")
+__all__ = (
+    "SnapshotKeeper",
+    "SnapshotStore",
+    "all_snapshots",
+    "keeps_snapshots",
+    "snapshots_of",
+    "why_not",
+)
 
 logger = logging.getLogger("papyra")
 
@@ -44,14 +51,19 @@ class SnapshotStore(Histories, Snapshots, Identified, Protocol):
     """The parts of a store that snapshots need."""
 
 
+def keeps_snapshots(store: Store) -> bool:
+    """Return whether `store` has the parts that snapshots need."""
+    return all(isinstance(store, part) for part in (Histories, Snapshots, Identified))
+
+
 def snapshots_of(store: Store) -> SnapshotStore:
     """Return `store` as one that keeps snapshots; raise `SnapshotsUnsupported` if it does not."""
-    if all(isinstance(store, part) for part in (Histories, Snapshots, Identified)):
+    if keeps_snapshots(store):
         return cast("SnapshotStore", store)
     raise SnapshotsUnsupported(f"a store of kind {shown(store.name)} keeps no snapshots")
 
 
-async def all_snapshots(store: Snapshots) -> AsyncIterator[StoredSnapshot]:
+async def all_snapshots(store: Snapshots) -> AsyncGenerator[StoredSnapshot, None]:
     """Yield all that `store` has, by owner and revision, page by page."""
     last: StoredSnapshot | None = None
     while page := await store.list_snapshots(last, _PAGE):
@@ -111,7 +123,7 @@ class SnapshotKeeper:
                         f"it is of version {snapshot.version}, {newer} {request.version}"
                     )
             except Exception as error:  # noqa: BLE001 - any may be read, or none
-                reason = f"snapshot {revision} of {shown(request.actor)}: {_why(error)}"
+                reason = f"snapshot {revision} of {shown(request.actor)}: {why_not(error)}"
                 logger.warning("passed over %s", reason)
                 passed_over.append(reason)
                 continue
@@ -135,7 +147,7 @@ class SnapshotKeeper:
                 snapshot = await self._checked(actor, revision)
             except Exception as error:  # noqa: BLE001 - any may be read, or none
                 logger.warning(
-                    "snapshot %d of %s does not count: %s", revision, shown(actor), _why(error)
+                    "snapshot %d of %s does not count: %s", revision, shown(actor), why_not(error)
                 )
                 continue
             if snapshot is not None:
@@ -184,7 +196,8 @@ class SnapshotKeeper:
         return event if event is not None and event.revision == revision else None
 
 
-def _why(error: Exception) -> str:
+def why_not(error: Exception) -> str:
+    """Return why a snapshot is not to be believed, by what reading or checking it raised."""
     if isinstance(error, InvalidSnapshot):
         return text_of(error)
     return f"it can't be read: {type_name(error)}: {text_of(error)}"

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import itertools
 import random
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any, Protocol
 
 import msgspec
@@ -127,3 +128,9 @@ async def hosted(
 ) -> AsyncIterator[tuple[PersistenceBackend, ActorRef]]:
     async with ActorSystem("conformance") as system:
         yield backend, system.spawn(PersistenceActor, backend)
+
+
+def files_outside(directory: str, places: Sequence[str]) -> list[str]:
+    """Return what is a file elsewhere; a store that keeps no files has its own sort of places."""
+    paths = map(Path, places)
+    return [str(path) for path in paths if path.exists() and not path.is_relative_to(directory)]

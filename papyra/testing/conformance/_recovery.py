@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Sequence
-from pathlib import Path
 
 from papyra.persistence.backends.base import (
     PersistenceBackend,
@@ -17,13 +15,8 @@ from papyra.testing.conformance._fixtures import (
     a_record,
     an_event,
     everything,
+    files_outside,
 )
-
-
-def _files_outside(directory: str, places: Sequence[str]) -> list[str]:
-    """Return what is a file elsewhere; a store that keeps no files has its own sort of places."""
-    paths = map(Path, places)
-    return [str(path) for path in paths if path.exists() and not path.is_relative_to(directory)]
 
 
 class Recovery:
@@ -133,7 +126,7 @@ class Recovery:
                 assert report.scan.is_clean
                 assert report.records_kept == len(await everything(backend)) == 9
                 assert report.quarantined
-                assert not _files_outside(aside, report.quarantined)
+                assert not files_outside(aside, report.quarantined)
 
     async def test_a_report_names_its_store(self, make_backend: MakeBackend) -> None:
         async with make_backend() as backend:

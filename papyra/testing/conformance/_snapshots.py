@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from typing import Any
 
 import msgspec
@@ -18,9 +19,16 @@ from papyra.persistence.backends.store import (
     Snapshots,
     StoredSnapshot,
 )
-from papyra.persistence.messages import SaveSnapshot
-from papyra.persistence.snapshots import decode_snapshot, encode_snapshot
-from papyra.testing.conformance._fixtures import T0, MakeBackend, a_record, an_event
+from papyra.persistence.messages import Recover, SaveSnapshot, Scan
+from papyra.persistence.reports import PersistenceRecoveryConfig
+from papyra.persistence.snapshots import checksum, decode_snapshot, encode_snapshot
+from papyra.testing.conformance._fixtures import (
+    T0,
+    MakeBackend,
+    a_record,
+    an_event,
+    files_outside,
+)
 from papyra.testing.conformance._histories import mixed
 
 #: Addresses that make poor names of files, and ones that are alike.
@@ -75,6 +83,26 @@ async def a_history(backend: PersistenceBackend, length: int = 9) -> SnapshotSto
     """Store a history of one actor, with others' records between its events."""
     await backend.append(*mixed("ab", range(1, length + 1)))
     return snapshots_of(backend.store)
+
+
+async def bad_snapshots(backend: PersistenceBackend) -> SnapshotStore:
+    """Have two good snapshots, and eight that are not right, each for another reason."""
+    await backend.append(*mixed("abcde", range(1, 10)))
+    store = snapshots_of(backend.store)
+    for actor in ("s/a", "s/b"):
+        for revision in (3, 5, 7, 9):
+            await save(backend, revision, actor, keep=9)
+    await rewrite(backend, 5, store_id="0" * 32)
+    await rewrite(backend, 7, checksum="0" * 32)
+    one, other = [await store.load_snapshot(actor, 9) or b"" for actor in ("s/a", "s/b")]
+    await store.save_snapshot("s/a", 9, other)
+    await store.save_snapshot("s/b", 9, one)
+    whole = await store.load_snapshot("s/b", 5) or b""
+    await store.save_snapshot("s/b", 5, whole[:-1])
+    await store.save_snapshot("s/b", 7, whole)
+    await store.save_snapshot("s/c", 1, b"")
+    await store.save_snapshot("s/d", MAX_SEQ, b"%b {}\n" % checksum(b"{}\n").encode())
+    return store
 
 
 async def pages(store: SnapshotStore, limit: int) -> list[StoredSnapshot]:
@@ -255,6 +283,57 @@ class Beside:
                     await save(backend, 9, **changes)
             assert await store.snapshot_revisions("s/a") == []
             assert backend.metrics.snapshots_saved == 0
+
+    async def test_a_scan_finds_every_snapshot_that_is_not_right(
+        self, make_backend: MakeBackend
+    ) -> None:
+        async with make_backend() as backend:
+            if not keeps_snapshots(backend):
+                return
+            store = await bad_snapshots(backend)
+            before = [stored async for stored in all_snapshots(store)]
+            for _ in range(2):
+                report = await backend.scan()
+                assert [anomaly.kind for anomaly in report.anomalies] == ["snapshot"] * 8
+                assert all("nothing is lost" in each.detail for each in report.anomalies)
+                assert report.records_scanned == (await backend.summarize()).total_records
+            assert [stored async for stored in all_snapshots(store)] == before
+            assert (await backend.execute(Scan(records_only=True))).is_clean
+
+    async def test_a_recovery_removes_every_snapshot_that_is_not_right(
+        self, make_backend: MakeBackend
+    ) -> None:
+        async with make_backend() as backend:
+            if not keeps_snapshots(backend):
+                return
+            store = await bad_snapshots(backend)
+            records = (await backend.read_history("s/a")).events
+            await backend.execute(Recover(records_only=True))
+            assert len((await backend.scan()).anomalies) == 8
+            report = await backend.recover()
+            assert report.scan.is_clean
+            assert report.records_removed == 0
+            assert (await backend.scan()).is_clean
+            assert [(each.owner, each.revision) async for each in all_snapshots(store)] == sorted(
+                (store.snapshot_owner(actor), 3) for actor in ("s/a", "s/b")
+            )
+            assert await loaded(backend) == ([3], 0)
+            assert (await backend.read_history("s/a")).events == records
+
+    async def test_a_quarantine_keeps_every_snapshot_that_is_not_right(
+        self, make_backend: MakeBackend
+    ) -> None:
+        async with make_backend() as backend:
+            if not keeps_snapshots(backend) or not backend.capabilities.recovery:
+                return
+            await bad_snapshots(backend)
+            with tempfile.TemporaryDirectory() as aside:
+                report = await backend.recover(PersistenceRecoveryConfig("quarantine", aside))
+                assert report.scan.is_clean
+                assert report.quarantined
+                assert not files_outside(aside, report.quarantined)
+            assert (await backend.scan()).is_clean
+            assert await loaded(backend) == ([3], 0)
 
     async def test_a_snapshot_that_is_not_right_is_passed_over(
         self, make_backend: MakeBackend

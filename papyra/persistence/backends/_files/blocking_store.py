@@ -6,6 +6,7 @@ import contextlib
 import os
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
+from pathlib import Path
 from typing import TypeVar
 
 from papyra.persistence.backends._files.compaction import Removal, count_hidden
@@ -18,6 +19,7 @@ from papyra.persistence.backends._files.histories import (
 from papyra.persistence.backends._files.history_scan import scan_histories
 from papyra.persistence.backends._files.journal import Journal
 from papyra.persistence.backends._files.location import printable
+from papyra.persistence.backends._files.quarantine import quarantine_directory, quarantine_name
 from papyra.persistence.backends._files.read_retention import (
     count_stored,
     hidden_of,
@@ -220,6 +222,15 @@ class BlockingStore:
         """Remove a snapshot, if it is there."""
         self._journal.check_name()
         self._snapshots.remove(stored.owner, stored.revision)
+
+    def quarantine_listed(self, stored: StoredSnapshot, config: PersistenceRecoveryConfig) -> str:
+        """Move a snapshot to the directory for damaged originals, by default beside the store."""
+        self._journal.check_name()
+        place = Path(os.path.realpath(self._journal.path))
+        name = f"{place.name}.snapshot-{stored.owner}-{stored.revision}"
+        target = quarantine_name(Path(name), quarantine_directory(config, place.parent))
+        self._snapshots.move(stored.owner, stored.revision, target)
+        return str(target)
 
     def _like(self) -> os.stat_result:
         """Return the status of the newest file, whose owner and mode others beside it get."""

@@ -10,6 +10,7 @@ import contextlib
 import errno
 import os
 import re
+import shutil
 import stat
 from bisect import bisect_left
 from hashlib import blake2b
@@ -105,6 +106,11 @@ class SnapshotDirectory:
     def remove(self, owner: str, revision: int) -> None:
         """Remove a snapshot, if it is there."""
         self._disk.remove(self._path / owner / _name_of(revision))
+
+    def move(self, owner: str, revision: int, target: Path) -> None:
+        """Move a snapshot elsewhere, maybe to another device."""
+        self._disk.make_directory(target.parent)
+        shutil.move(self._path / owner / _name_of(revision), target)
 
     def _make_directory(self, path: Path, like: os.stat_result) -> None:
         if _is_directory(path):

@@ -221,6 +221,12 @@ class FileStore:
         requests = self.blocking.requests
         return await self._run(requests.withdraw, request_id, timeout=self.call_timeout)
 
+    async def quarantine_listed(self, stored: StoredSnapshot, directory: str | None) -> str | None:
+        """Move the file of a snapshot to the directory for damaged originals."""
+        self._require_writable()
+        config = PersistenceRecoveryConfig("quarantine", directory)
+        return await self._run(self.blocking.quarantine_listed, stored, config)
+
     async def summarize(self) -> StoreSummary:
         """Sum the totals of the files."""
         return await self._run(self.blocking.summarize, timeout=self.call_timeout)

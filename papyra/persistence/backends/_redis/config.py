@@ -244,7 +244,13 @@ class Keys:
     def everything(self) -> list[str]:
         """All that there may be of the store, to remove it."""
         quarantines = map(self.quarantine, KINDS)
-        return [*self.all, self.snapshots, self.snapshot_names, *quarantines]
+        beside = (self.snapshots, self.snapshot_names, self.snapshot_quarantine)
+        return [*self.all, *beside, *quarantines]
+
+    @property
+    def snapshot_quarantine(self) -> str:
+        """The hash to which a recovery moves damaged snapshots."""
+        return f"{self.tag}:quarantine:snapshots"
 
     @property
     def mark(self) -> str:

@@ -55,6 +55,12 @@ class RedisSnapshots:
             scripts.SNAPSHOT, self._keys.beside, _name_of(owner, revision)
         )
 
+    async def quarantine(self, owner: str, revision: int) -> str:
+        """Move a snapshot to the hash for damaged ones, and return that; as `save`."""
+        keys = [*self._keys.beside, self._keys.snapshot_quarantine]
+        await self._writer.write_beside(scripts.SNAPSHOT, keys, _name_of(owner, revision))
+        return self._keys.snapshot_quarantine
+
     async def load(self, owner: str, revision: int) -> bytes | None:
         """Return a snapshot, or `None`."""
         return await self._field(self._keys.snapshots, _name_of(owner, revision))

@@ -8,16 +8,23 @@ import shutil
 import stat
 from collections.abc import Callable
 from pathlib import Path
+from typing import Literal
 
 import msgspec
 import pytest
 
+from papyra import ActorSystem
 from papyra.exceptions import StoreError, StoreReadOnly
-from papyra.persistence import PersistedEvent, SaveSnapshot
+from papyra.persistence import (
+    PersistedEvent,
+    PersistenceRecoveryConfig,
+    SaveSnapshot,
+)
 from papyra.persistence.backends._files.disk import Disk
 from papyra.persistence.backends.json import JsonFilePersistence
 from papyra.persistence.backends.rotating import RotatingFilePersistence
 from papyra.persistence.backends.snapshots import all_snapshots, snapshots_of
+from papyra.persistence.startup import PersistenceStartupConfig, plan_start
 from tests.conftest import event_loops
 from tests.persistence.backends.files.file_persistence import FilePersistence
 
@@ -108,7 +115,11 @@ async def test_an_id_that_is_lost_or_damaged_is_made_anew_and_snapshots_are_pass
         assert after != before
     async with open_store(kind, path) as store:
         assert await store.store_id() == after
-        assert (await store.scan()).is_clean
+        found = await store.scan()
+        assert [anomaly.kind for anomaly in found.anomalies] == ["snapshot", "snapshot"]
+        assert "of another store" in found.anomalies[0].detail
+        assert (await store.recover()).scan.is_clean
+        assert await newest(store) == (0, 0)
 
 
 async def test_a_store_that_is_made_anew_has_another_id(tmp_path: Path, kind: str) -> None:
@@ -361,3 +372,72 @@ async def test_a_list_goes_on_after_what_was_removed_meanwhile(tmp_path: Path, k
         await snapshots.remove_listed(first)
         assert [each.revision for each in await snapshots.list_snapshots(first, 9)] == [9]
         assert await snapshots.list_snapshots(None, 0) == []
+
+
+# Scans and recoveries
+
+
+async def kinds(store: FilePersistence) -> list[str]:
+    return [anomaly.kind for anomaly in (await store.scan()).anomalies]
+
+
+@pytest.mark.parametrize("mode", ["repair", "quarantine"])
+async def test_a_snapshot_file_that_can_not_be_read_is_an_anomaly_and_is_removed(
+    tmp_path: Path, kind: str, mode: Literal["repair", "quarantine"]
+) -> None:
+    path = tmp_path / "store"
+    async with open_store(kind, path) as store:
+        await fill(store, 3, 5, 9)
+        cut, link, _ = files_of(kind, path)
+        cut.write_bytes(damaged := cut.read_bytes()[:50])
+        a_link(link, tmp_path / "elsewhere")
+        async with store.reader() as reader:
+            assert await kinds(reader) == ["snapshot", "snapshot"]
+        report = await store.recover(PersistenceRecoveryConfig(mode, str(tmp_path / "aside")))
+        assert report.scan.is_clean
+        assert await kinds(store) == []
+        assert await newest(store) == (9, 0)
+        assert (tmp_path / "elsewhere").exists()
+    kept = [Path(place) for place in report.quarantined]
+    assert len(kept) == (2 if mode == "quarantine" else 0)
+    if kept:
+        assert {each.parent for each in kept} == {tmp_path / "aside"}
+        assert kept[0].read_bytes() == damaged
+        assert kept[1].is_symlink()
+
+
+async def test_snapshots_in_quarantine_are_beside_the_store_and_keep_their_names_apart(
+    tmp_path: Path, kind: str
+) -> None:
+    path = tmp_path / "store"
+    places: list[str] = []
+    for _ in range(2):
+        async with open_store(kind, path) as store:
+            if not places:
+                await fill(store, 5)
+            await snapshots_of(store.store).save_snapshot("s/a", 7, b"rubbish")
+            report = await store.recover(PersistenceRecoveryConfig("quarantine"))
+            places += report.quarantined
+            assert await kinds(store) == []
+    assert len({*places}) == 2
+    assert {Path(place).parent for place in places} == {path.parent}
+    assert {Path(place).read_bytes() for place in places} == {b"rubbish"}
+
+
+async def test_a_system_starts_whatever_is_wrong_with_snapshots(tmp_path: Path, kind: str) -> None:
+    path = tmp_path / "store"
+    async with open_store(kind, path) as store:
+        await fill(store, 5, 9)
+        for file in files_of(kind, path):
+            file.write_bytes(b"rubbish")
+    modes: tuple[Literal["fail_on_anomaly", "recover"], ...] = ("fail_on_anomaly", "recover")
+    for mode in modes:
+        startup = PersistenceStartupConfig(mode)
+        store = open_store(kind, path)
+        async with ActorSystem("s", persistence=store, startup=startup):
+            assert len(await store.list_events()) >= 9
+    async with open_store(kind, path) as store:
+        assert await kinds(store) == ["snapshot", "snapshot"]
+        for mode in modes:
+            report = await store.scan()
+            assert plan_start(report, PersistenceStartupConfig(mode)) == "start"

@@ -229,6 +229,10 @@ class TestUrls:
         keys = RedisStreamsConfig(prefix="p", system_id="s").keys
         names = ("meta", "events", "audits", "dead_letters", "actors")
         assert keys.all == [f"{{p:s}}:{name}" for name in names]
+        beside = ("snapshots", "snapshot_names")
+        assert keys.beside == [keys.meta, *(f"{{p:s}}:{name}" for name in beside)]
+        assert len(keys.everything) == len(set(keys.everything)) == 11
+        assert {key[:5] for key in keys.everything} == {"{p:s}"}
         assert keys.quarantine("dead_letter") == "{p:s}:quarantine:dead_letter"
 
 

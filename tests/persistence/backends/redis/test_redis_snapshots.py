@@ -15,9 +15,10 @@ from papyra.exceptions import (
     StoreFull,
     StoreNotAcknowledged,
     StoreReadOnly,
+    StoreUnreachable,
     StoreWrongType,
 )
-from papyra.persistence import PersistedEvent, SaveSnapshot
+from papyra.persistence import PersistedEvent, PersistenceRecoveryConfig, SaveSnapshot
 from papyra.persistence.backends._redis.snapshots import owner_of
 from papyra.persistence.backends.base import PersistenceBackend
 from papyra.persistence.backends.redis import RedisStreamsConfig, RedisStreamsPersistence
@@ -311,3 +312,56 @@ async def test_many_snapshots_are_listed_whatever_the_page(make: MakeStore) -> N
         assert sum(each.size for each in found) == sum(number % 7 for number in range(2_345))
         assert found == sorted(found, key=lambda each: (each.owner, each.revision))
         assert list(await kept.list_snapshots(found[99], 2_000)) == found[100:2_100]
+
+
+# Scans and recoveries
+
+
+async def test_a_key_of_another_type_in_the_place_of_snapshots_is_an_anomaly_and_stays(
+    make: MakeStore, admin: redis.Redis
+) -> None:
+    async with make() as store:
+        await fill(store, 5)
+        for key in (store.config.keys.snapshots, store.config.keys.snapshot_names):
+            admin.rename(key, f"{key}:away")
+            admin.set(key, "somebody else's")
+            for report in (await store.scan(), (await store.recover()).scan, await store.scan()):
+                assert [anomaly.kind for anomaly in report.anomalies] == ["snapshot"]
+                assert "WRONGTYPE" in report.anomalies[0].detail
+            assert admin.get(key) == b"somebody else's"
+            admin.rename(f"{key}:away", key)
+        assert (await store.scan()).is_clean
+        assert await newest(store) == (5, 0)
+
+
+async def test_a_bad_snapshot_in_redis_goes_to_a_quarantine(
+    make: MakeStore, admin: redis.Redis
+) -> None:
+    async with make() as store:
+        await fill(store, 5, 9)
+        keys, name = store.config.keys, f"{owner_of(A)}:{9:014}"
+        admin.hset(keys.snapshots, name, b"rubbish")
+        async with store.reader() as reader:
+            assert [each.kind for each in (await reader.scan()).anomalies] == ["snapshot"]
+        report = await store.recover(PersistenceRecoveryConfig("quarantine"))
+        assert report.quarantined == (keys.snapshot_quarantine,)
+        assert report.scan.is_clean
+        assert admin.hgetall(keys.snapshot_quarantine) == {name.encode(): b"rubbish"}
+        assert await newest(store) == (5, 0)
+
+
+async def test_a_scan_without_a_server_does_not_blame_the_snapshots(
+    own_server: RedisServer,
+) -> None:
+    async with store_on(own_server) as store:
+        await fill(store, 5)
+        read = store.store.load_listed
+
+        async def kill_and_read(stored: StoredSnapshot) -> bytes | None:
+            own_server.kill()
+            return await read(stored)
+
+        store.store.load_listed = kill_and_read  # type: ignore[method-assign]
+        with pytest.raises(StoreUnreachable):
+            await store.scan()
+        own_server.start()

@@ -1,8 +1,9 @@
 -- Save a snapshot, or remove one.
 --
--- KEYS: ``meta``, the hash of snapshots, and the sorted set of their places. ARGV: the epoch of the
--- writer; the place; and what to save there, nothing to remove it. Returns ``ok``; or ``fenced`` and
--- the writer, if it is another; or ``behind``, for a server that has lost what it had.
+-- KEYS: ``meta``, the hash of snapshots, and the sorted set of their places; and the hash to which a
+-- removed one is moved, if it is not to be lost. ARGV: the epoch of the writer; the place; and what
+-- to save there, nothing to remove it. Returns ``ok``; or ``fenced`` and the writer, if it is
+-- another; or ``behind``, for a server that has lost what it had.
 
 local epoch = whole(redis.call('HGET', KEYS[1], 'epoch') or '0')
 if not epoch then
@@ -16,6 +17,10 @@ local place, data = ARGV[2], ARGV[3]
 -- What is of another type is known to be so before anything is written.
 redis.call('HEXISTS', KEYS[2], place)
 if data == nil then
+  local removed = redis.call('HGET', KEYS[2], place)
+  if KEYS[4] and removed then
+    redis.call('HSET', KEYS[4], place, removed)
+  end
   redis.call('ZREM', KEYS[3], place)
   redis.call('HDEL', KEYS[2], place)
   return {'ok'}
