@@ -30,6 +30,7 @@ from papyra.cli._output import (
 from papyra.cli._store_argument import StoreName, reading
 from papyra.cli._units import format_time
 from papyra.persistence.backends.base import PersistenceBackend
+from papyra.persistence.bases import BASE_TYPE
 from papyra.persistence.decisions import Decision, decisions_after
 from papyra.persistence.messages import Read, ReadHistory
 from papyra.persistence.records import PersistedEvent
@@ -52,9 +53,10 @@ def history(
     """Show the history of one actor, and whether it can be read.
 
     That are the events that its state is the sum of: their revisions, times, types and versions.
-    With --app, each is decoded into the classes that are there, as a recovery would. It ends with
-    3 if an event is missing or can't be decoded, and is not one that papyra skip-event has had
-    passed over.
+    With --app, each is decoded into the classes that are there, as a recovery would. A history
+    whose beginning was removed begins with a papyra.base, which holds the state at that revision.
+    It ends with 3 if an event is missing or can't be decoded, and is not one that papyra skip-event
+    has had passed over.
 
     Examples
     --------
@@ -152,7 +154,8 @@ class _View:
     def show(self, record: PersistedEvent) -> None:
         """Show the next event."""
         revision = record.revision or 0
-        self._look_at_gap(revision)
+        if record.event_type != BASE_TYPE or revision <= self.revision:
+            self._look_at_gap(revision)
         self.revision = revision
         state = self._state_of(record)
         if self._as_json:
@@ -210,8 +213,14 @@ class _View:
     def _problem(self, record: PersistedEvent) -> str | None:
         if self._class is None:
             return None
-        from papyra.eventsourcing.stored import decoding_fault, schema_of  # noqa: PLC0415
+        from papyra.eventsourcing.stored import (  # noqa: PLC0415
+            base_fault,
+            decoding_fault,
+            schema_of,
+        )
 
+        if record.event_type == BASE_TYPE:
+            return base_fault(self._class, record)
         return decoding_fault(schema_of(self._class), record)
 
     def _note(self, what: str) -> None:

@@ -6,11 +6,12 @@ from typing import Any
 
 from papyra._safe_repr import text_of, type_name
 from papyra.eventsourcing.actor import EventSourced
+from papyra.eventsourcing.bases import BaseReader
 from papyra.eventsourcing.schema import Schema
 from papyra.exceptions import InvalidActor, InvalidEvent
 from papyra.persistence.records import PersistedEvent
 
-__all__ = ("decoding_fault", "fault_text", "schema_of")
+__all__ = ("base_fault", "base_state", "decoding_fault", "fault_text", "schema_of")
 
 
 def schema_of(actor_class: type[EventSourced[Any]]) -> Schema:
@@ -26,6 +27,21 @@ def decoding_fault(schema: Schema, record: PersistedEvent) -> str | None:
     try:
         schema.decode(record)
     except Exception as error:  # noqa: BLE001 - as a recovery, which takes what upcasters raise
+        return fault_text(error)
+    return None
+
+
+def base_state(actor_class: type[EventSourced[Any]], record: PersistedEvent) -> Any:
+    """Return the state that a base holds, as a recovery would. Raises `InvalidEvent`."""
+    reader: BaseReader[Any] = BaseReader(actor_class, actor_class.snapshots)
+    return reader.state_in(record)
+
+
+def base_fault(actor_class: type[EventSourced[Any]], record: PersistedEvent) -> str | None:
+    """Return why the state in a base can't be decoded; `None` if it can."""
+    try:
+        base_state(actor_class, record)
+    except Exception as error:  # noqa: BLE001 - as a recovery, which takes what upcasts raise
         return fault_text(error)
     return None
 

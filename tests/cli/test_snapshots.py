@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
+
 import anyio
 import msgspec
 
 from papyra.persistence import SaveSnapshot
 from tests.cli.conftest import T0, Command, Store, event, new_store
+from tests.cli.test_checking import append
 from tests.redis_server import RedisServer
 
 #: Revisions of the snapshots.
@@ -83,3 +86,72 @@ def test_nothing_is_copied_onto_what_is_beside_a_store(papyra: Command, file_sto
         target = f"{name}{place}" if name.endswith("/") else place
         assert papyra("copy", name, target).code != 0
     assert identity(file_store) == before
+
+
+TRIM = ("--max-records", "1", "--trim-histories")
+
+
+def test_papyra_compact_trims_a_history_as_its_dry_run_says(
+    papyra: Command, file_store: Store
+) -> None:
+    fill(file_store)
+    told = papyra("compact", file_store.name, *TRIM, "--dry-run")
+    assert "trimmed\t1\t2 events to remove: they begin with a snapshot" in told.out
+    kept = papyra("compact", file_store.name, "--max-records", "1", "--dry-run")
+    assert "trimmed" not in kept.out
+    assert papyra("history", "shop/a", file_store.name).out.count("\n") == 6
+
+    plan = json.loads(papyra("compact", file_store.name, *TRIM, "--dry-run", "--json").out)
+    done = json.loads(papyra("compact", file_store.name, *TRIM, "--yes", "--json").out)
+    assert done == plan | {"done": True}
+    assert done["retention"]["trim_histories"]
+    assert done["histories"] == {
+        "supported": True,
+        "trimmed": 1,
+        "events_removed": 2,
+        "without_snapshots": 0,
+        "still_shown": 0,
+    }
+    shown = papyra("history", "shop/a", file_store.name)
+    assert shown.code == 0, "it is whole"
+    assert [line.split("\t")[::2][:2] for line in shown.out.splitlines()] == [
+        ["3", "papyra.base"],
+        *([str(revision), "Counted"] for revision in range(4, 7)),
+    ]
+    assert papyra("scan", file_store.name).code == 0
+
+
+def test_papyra_compact_says_why_a_history_is_not_trimmed(
+    papyra: Command, file_store: Store
+) -> None:
+    fill(file_store)
+    done = papyra("compact", file_store.name, "--max-records", "8", *TRIM[2:], "--dry-run")
+    assert "kept\t1\tthe limits keep what the oldest snapshot sums up" in done.out
+    trim_away = papyra("compact", file_store.name, *TRIM, "--yes")
+    assert trim_away.code == 0
+    again = papyra("compact", file_store.name, *TRIM, "--yes")
+    assert "trimmed" not in again.out
+
+
+def test_papyra_compact_says_that_a_store_can_not_trim_histories(
+    papyra: Command, redis_server: RedisServer
+) -> None:
+    store = new_store("redis", papyra.home, redis_server)
+    append(
+        store, *(event(number, actor_address="shop/a", revision=number) for number in range(1, 4))
+    )
+    done = papyra("compact", store.name, *TRIM, "--dry-run")
+    assert done.code == 0
+    assert "this store keeps every history whole" in done.out + done.err
+    assert "none of them to remove" in done.out + done.err
+
+
+def test_papyra_copy_takes_a_base_along(papyra: Command, file_store: Store) -> None:
+    fill(file_store)
+    papyra("compact", file_store.name, *TRIM, "--yes")
+    copy = str(papyra.home / "copied.ndjson")
+    assert papyra("copy", file_store.name, copy).code == 0
+    before = papyra("history", "shop/a", file_store.name)
+    assert "papyra.base" in before.out
+    assert papyra("history", "shop/a", copy).out == before.out
+    assert papyra("scan", copy).code == 0
