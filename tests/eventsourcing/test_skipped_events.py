@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from pathlib import Path
 from typing import Any
 
 import anyio
@@ -13,6 +14,7 @@ from papyra.eventsourcing import EventSourced, SnapshotPolicy, event, upcaster
 from papyra.exceptions import InvalidRequest, InvalidSchema, RecoveryFailed, RevisionConflict
 from papyra.persistence import EventSkipped, PersistedEvent, SkipEvent
 from papyra.persistence.backends.base import PersistenceBackend
+from papyra.persistence.backends.json import JsonFilePersistence
 from papyra.persistence.backends.memory import InMemoryPersistence
 from papyra.persistence.backends.retention import RetentionPolicy
 from papyra.persistence.backends.snapshots import snapshots_of
@@ -308,3 +310,28 @@ async def test_a_check_of_stored_histories_goes_by_decisions() -> None:
             await check_history(store, Account)
         await store.execute(SkipEvent(ANN, 2, "no dog"))
         assert (await check_history(store, Account)).events == 4
+
+
+async def test_no_base_is_made_of_a_snapshot_that_holds_what_is_skipped(tmp_path: Path) -> None:
+    store = JsonFilePersistence(tmp_path / "bank.ndjson")
+    async with ActorSystem("bank", persistence=store) as system:
+        account = system.spawn(Saved, name="ann")
+        for exponent in range(12):  # snapshots 5 and 10
+            await account.ask(Deposit(10**exponent))
+    await skip(store, 3, "paid twice")
+    trim = RetentionPolicy(max_records=1, trim_histories=True)
+    async with store:
+        report = await store.compact(trim)
+    assert report.histories is not None
+    assert (report.histories.trimmed, report.histories.without_snapshots) == (0, 1)
+    assert await look(store, Saved) == (111_111_111_011, 13)
+
+    async with ActorSystem("bank", persistence=store) as system:
+        account = system.spawn(Saved, name="ann")
+        for _ in range(12):  # two more snapshots, of what is left
+            await account.ask(Deposit(10**12))
+    async with store:
+        report = await store.compact(trim)
+        assert report.histories is not None
+        assert report.histories.trimmed == 1
+    assert await look(store, Saved) == (12_111_111_111_011, 25)

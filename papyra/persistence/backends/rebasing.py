@@ -21,6 +21,7 @@ from papyra.persistence.backends.store import (
     Store,
 )
 from papyra.persistence.bases import BASE_TYPE, InvalidBase, base_of, read_base
+from papyra.persistence.decisions import decisions_after, is_outdated
 from papyra.persistence.messages import Read, ReadHistory
 from papyra.persistence.records import PersistedEvent
 from papyra.persistence.reports import CompactionReport, HistoriesReport
@@ -102,9 +103,7 @@ class _Trimming:
 
     async def _trim(self, actor: str, first: _First, limit: float) -> None:
         """Plan for a history that begins before position `limit`, from which on it is shown."""
-        good = await self._snapshots.good(actor)
-        newest = max((snapshot.version for snapshot in good), default=0)
-        good = [snapshot for snapshot in good if snapshot.version == newest]
+        good = await self._good(actor)
         if len(good) < _ENOUGH:
             self._count(without_snapshots=1)
             return
@@ -120,6 +119,16 @@ class _Trimming:
             return
         self.bases.append(base)
         self._count(trimmed=1, events_removed=await self._count_before(actor, oldest.revision))
+
+    async def _good(self, actor: str) -> list[Snapshot]:
+        """Return the snapshots that a recovery would use, of the newest version, oldest first."""
+        good = await self._snapshots.good(actor)
+        newest = max((snapshot.version for snapshot in good), default=0)
+        good = [snapshot for snapshot in good if snapshot.version == newest]
+        if not good:
+            return good
+        decisions = await decisions_after(self._histories.read_history, actor, good[0].revision)
+        return [each for each in good if not is_outdated(each.revision, decisions)]
 
     def _count(self, **counts: int) -> None:
         changes = {name: getattr(self.report, name) + count for name, count in counts.items()}
