@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -31,7 +30,6 @@ from papyra.entity import EntityRef
 from papyra.eventsourcing import EventSourced, SnapshotPolicy
 from papyra.exceptions import PapyraError, PersistenceError
 from papyra.output_gate import OutputGate
-from papyra.persistence import PersistedEvent
 from papyra.persistence.backends.base import PersistenceBackend
 from papyra.persistence.backends.json import JsonFilePersistence
 from papyra.persistence.backends.memory import InMemoryPersistence
@@ -63,6 +61,9 @@ class Added(msgspec.Struct, frozen=True):
 class Taken(msgspec.Struct, frozen=True):
     key: str
     amount: int
+
+
+OWN_EVENTS = (Added.__name__, Taken.__name__)
 
 
 class State(msgspec.Struct, frozen=True):
@@ -226,8 +227,32 @@ def _next_of_a_history(fault: Fail) -> Rule[Fail]:
     return Rule(fault, "append", predicate=is_one, times=1)
 
 
-#: Looks into the store past its backend: the stored events, each with the name of its account.
-Stored: TypeAlias = Callable[[], list[tuple[str, str]]]
+class Line(msgspec.Struct, frozen=True):
+    """An event of an account, as it is stored; of other records, the revision is 0."""
+
+    actor_address: str = ""
+    event_type: str = ""
+    payload: dict[str, Any] = {}
+    revision: int = 0
+
+    @property
+    def place(self) -> tuple[str, int]:
+        """The name of the account, and the revision."""
+        return self.actor_address.rpartition("/")[2], self.revision
+
+    @property
+    def key(self) -> str:
+        """The key of the command."""
+        return str(self.payload["key"])
+
+    @property
+    def amount(self) -> int:
+        """The amount that was added or taken."""
+        return int(self.payload["amount"])
+
+
+#: Looks into the store past its backend: the events of accounts that are there, in order.
+Stored: TypeAlias = Callable[[], list[Line]]
 
 
 class Bank:
@@ -239,6 +264,8 @@ class Bank:
         self.random = Random(seed)
         self._backend = backend
         self._stored = stored
+        #: every event that was ever seen in the store, as histories get trimmed
+        self._book: dict[tuple[str, int], Line] = {}
         self._commands = 0
         self.acknowledged: set[tuple[str, str]] = set()
         self.replies = 0
@@ -247,13 +274,31 @@ class Bank:
         #: what they are in this life
         self._class: type[Account] = Account
         self.passivations = 0
+        #: events that stand no more in the store, as a base stands for them
+        self.trimmed = 0
 
     def check_reply(self, reply: object) -> None:
         """Fail if a reply that is being given tells of what is not stored."""
         if isinstance(reply, Told):
             self.replies += 1
-            keys = [key for name, key in self._stored() if name == reply.name]
-            assert tuple(keys[: reply.revision]) == reply.state.keys
+            self._look()
+            assert reply.state.keys == tuple(self._keys(reply.name, reply.revision))
+
+    def _look(self) -> None:
+        """Write down what is stored, and strike out what was stored and is taken back."""
+        last: dict[str, int] = {}
+        for line in self._stored():
+            name, revision = line.place
+            if line.event_type in OWN_EVENTS:  # and no base, which stands for those before it
+                self._book[line.place] = line
+            last[name] = max(revision, last.get(name, 0))
+        for name, revision in tuple(self._book):
+            if revision > last.get(name, revision):
+                del self._book[name, revision]
+
+    def _keys(self, name: str, revision: int) -> list[str]:
+        """Return the keys of an account up to a revision. Raises if one is not stored."""
+        return [self._book[name, number].key for number in range(1, revision + 1)]
 
     async def live(self) -> None:
         """Open the store, use it in a bad time, and close it."""
@@ -339,7 +384,10 @@ class Bank:
                         await _wait(random.randint(0, 10))
                     store.release()
                 case "compact":
-                    await system.backend.compact(RetentionPolicy(max_records=random.randint(1, 9)))
+                    self._look()
+                    limit, trims = random.randint(1, 9), random.random() < 0.5
+                    policy = RetentionPolicy(max_records=limit, trim_histories=trims)
+                    await system.backend.compact(policy)
                 case _:
                     ref = system.find(self._address(random.choice(NAMES)))
                     if ref and (cell := _cell_of(ref)):
@@ -348,50 +396,51 @@ class Bank:
 
     async def check(self) -> None:
         """Fail unless the store holds what it has to, and the accounts say the same."""
-        histories: dict[str, list[PersistedEvent]] = {}
         self._class = PhotographedAccount
+        self._look()
+        last: dict[str, int] = {}
         async with ActorSystem("bank", persistence=self._backend(self.random)) as system:
             for name in NAMES:
-                page = await system.backend.read_history(self._address(name), limit=10_000)
-                histories[name] = events = list(page.events)
-                assert [event.revision for event in events] == list(range(1, len(events) + 1))
-                keys = [event.payload["key"] for event in events]
                 told: Told = await self._account(system, name).ask(Look())
-                assert (told.revision, list(told.state.keys)) == (len(events), keys)
+                last[name] = told.revision
+                keys = self._keys(name, told.revision)
+                assert list(told.state.keys) == keys
                 assert max(Counter(keys).values(), default=1) == 1
                 assert {key for known, key in self.acknowledged if known == name} <= set(keys)
-            if any(histories.values()):
+                page = await system.backend.read_history(self._address(name), limit=10_000)
+                own = [event for event in page.events if event.event_type in OWN_EVENTS]
+                gone = told.revision - len(own)  # trimmed
+                revisions = [event.revision for event in own]
+                assert revisions == list(range(gone + 1, told.revision + 1))
+                assert [event.payload["key"] for event in own] == keys[gone:]
+                self.trimmed += gone
+            if any(last.values()):
                 await check_history(system.backend, PhotographedAccount)
-        self._check_sum(histories)
+        self._check_sum(
+            [line for line in self._book.values() if line.revision <= last[line.place[0]]]
+        )
 
-    def _check_sum(self, histories: dict[str, list[PersistedEvent]]) -> None:
-        events = [(name, event) for name in NAMES for event in histories[name]]
-        taken = {
-            event.payload["key"]: (name, event)
-            for name, event in events
-            if event.event_type == Taken.__name__
-        }
-        added = [event for _, event in events if event.event_type == Added.__name__]
-        balance = sum(event.payload["amount"] for event in added)
-        balance -= sum(event.payload["amount"] for _, event in taken.values())
+    def _check_sum(self, lines: list[Line]) -> None:
+        """Fail unless all money is on an account, or on its way from one to another."""
+        taken = {line.key: line for line in lines if line.event_type == Taken.__name__}
+        added = [line for line in lines if line.event_type == Added.__name__]
+        balance = sum(line.amount for line in added) - sum(line.amount for line in taken.values())
         on_its_way = dict(taken)
-        for event in (event for event in added if event.payload["source"]):
-            source, before = on_its_way.pop(event.payload["key"])
-            assert source == event.payload["source"]
-            assert before.payload["amount"] == event.payload["amount"]
-            assert (before.seq or 0) < (event.seq or 0)
-        put_in = sum(event.payload["amount"] for event in added if not event.payload["source"])
-        lost_on_its_way = sum(event.payload["amount"] for _, event in on_its_way.values())
-        assert balance + lost_on_its_way == put_in
+        for line in (line for line in added if line.payload["source"]):
+            before = on_its_way.pop(line.key)
+            assert before.place[0] == line.payload["source"]
+            assert before.amount == line.amount
+            assert lines.index(before) < lines.index(line)
+        put_in = sum(line.amount for line in added if not line.payload["source"])
+        assert balance + sum(line.amount for line in on_its_way.values()) == put_in
 
 
-_LINE = re.compile(rb'"bank/(?:account/)?(\w+)".*"key":"([^"]+)"')
-
-
-def _of_accounts(lines: Iterable[bytes]) -> list[tuple[str, str]]:
-    """Return the name and the key of each line that is an event of an account."""
-    found = [match.groups() for line in lines if (match := _LINE.search(line))]
-    return [(name.decode(), key.decode()) for name, key in found]
+def _of_accounts(lines: Iterable[bytes]) -> list[Line]:
+    found = []
+    for line in lines:
+        with contextlib.suppress(msgspec.DecodeError):  # it is being written
+            found.append(msgspec.json.decode(line, type=Line))
+    return [line for line in found if line.revision]
 
 
 def _in_files(directory: Path) -> Stored:
@@ -413,9 +462,9 @@ def _memory(directory: Path) -> tuple[Callable[[Random], PersistenceBackend], St
     del directory
     store = InMemoryPersistence()
 
-    def stored() -> list[tuple[str, str]]:
+    def stored() -> list[Line]:
         return [
-            (event.actor_address.rpartition("/")[2], event.payload["key"])
+            Line(event.actor_address, event.event_type, event.payload, event.revision)
             for event in store.events
             if event.revision is not None
         ]
@@ -440,9 +489,9 @@ def _redis(directory: Path) -> tuple[Callable[[Random], PersistenceBackend], Sto
     config = new_store(lambda: directory, {}).config  # type: ignore[attr-defined]
     client = Redis.from_url(config.url)
 
-    def stored() -> list[tuple[str, str]]:
+    def stored() -> list[Line]:
         entries: Any = client.xrange(config.keys.streams["event"])
-        return _of_accounts(b" ".join(fields.values()) for _, fields in entries)
+        return _of_accounts(fields[b"record"] for _, fields in entries)
 
     return lambda _: RedisStreamsPersistence(config), stored
 
