@@ -46,7 +46,6 @@ from papyra.exceptions import (
     EscalatedFailure,
     InvalidPolicy,
     InvalidSetting,
-    PapyraError,
     SystemAlreadyStarted,
     SystemNotRunning,
     TaskGroupLeftOpen,
@@ -488,8 +487,8 @@ class ActorSystem:
                     break
                 try:
                     has_failed = (await self.persistence.ask(Attend())).count is None
-                except PapyraError:
-                    has_failed = True  # the persistence actor has logged it, or has stopped
+                except Exception:  # noqa: BLE001 - its persistence actor has logged it, or stopped
+                    has_failed = True
                 interval = min(2 * interval, LONGEST_LOOK_INTERVAL) if has_failed else LOOK_INTERVAL
 
     def _fail(self, error: Exception) -> None:

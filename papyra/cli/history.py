@@ -199,16 +199,16 @@ class _View:
 
     def _look_at_gap(self, revision: int) -> None:
         """Say what is missing before an event, unless a recovery passes over all of it."""
-        first, last = self.revision + 1, revision - 1
         if revision <= self.revision:
             self._note(f"revision {revision:,} is there twice")
-        elif first <= last:
-            reasons = [self._reasons.get(each) for each in range(first, min(last, first + 999) + 1)]
-            if None in reasons or last - first >= len(reasons):
-                self._note(_missing(first, last))
-            else:
-                why = ", ".join(str(each) for each in dict.fromkeys(reasons))
-                tell(f"{_missing(first, last)} and skipped: {why}", "yellow")
+        gap = range(self.revision + 1, revision)
+        if not gap:
+            return
+        if len(gap) > len(self._reasons) or not all(each in self._reasons for each in gap):
+            self._note(_missing(gap[0], gap[-1]))
+        else:
+            why = ", ".join(dict.fromkeys(self._reasons[each] for each in gap))
+            tell(f"{_missing(gap[0], gap[-1])} and skipped: {why}", "yellow")
 
     def _problem(self, record: PersistedEvent) -> str | None:
         if self._class is None:
