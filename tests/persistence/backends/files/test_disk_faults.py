@@ -26,8 +26,11 @@ from papyra.persistence.backends.json import JsonFilePersistence
 from papyra.persistence.backends.retention import RetentionPolicy
 from papyra.persistence.backends.rotating import RotatingFilePersistence
 from tests.actors import event
+from tests.conftest import event_loops
 from tests.extent import STEP
 from tests.persistence.backends.files.file_persistence import FilePersistence
+
+anyio_backend = event_loops("asyncio")
 
 CALLS = (
     "open",

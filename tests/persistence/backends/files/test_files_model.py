@@ -30,9 +30,12 @@ from papyra.persistence.backends.rotating import RotatingFilePersistence
 from papyra.persistence.records import KINDS
 from papyra.testing._list_model import ListModel, read_to_the_end
 from tests.actors import event
+from tests.conftest import event_loops
 from tests.extent import count
 from tests.persistence.backends.files.file_persistence import FilePersistence
 from tests.persistence.backends.test_memory_model import NOW, policies, reads, records
+
+anyio_backend = event_loops("asyncio")
 
 
 class CompactedList(ListModel):

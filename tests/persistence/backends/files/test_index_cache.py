@@ -17,8 +17,11 @@ from papyra.persistence.backends.json import JsonFilePersistence
 from papyra.persistence.backends.rotating import RotatingFilePersistence
 from papyra.persistence.records import PersistedEvent
 from papyra.persistence.reports import ScanProgress
+from tests.conftest import event_loops
 from tests.persistence.backends.files.appender import STORES
 from tests.persistence.backends.files.file_persistence import FilePersistence
+
+anyio_backend = event_loops("asyncio")
 
 MakeStore: TypeAlias = Callable[..., FilePersistence]
 

@@ -22,7 +22,10 @@ from papyra.persistence.backends._files.line_format import tombstone
 from papyra.persistence.backends.retention import RetentionPolicy
 from papyra.persistence.backends.rotating import RotatingFilePersistence
 from tests.actors import Echo, event
+from tests.conftest import event_loops
 from tests.extent import STEP
+
+anyio_backend = event_loops("asyncio")
 
 
 @pytest.fixture

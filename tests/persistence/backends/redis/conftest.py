@@ -1,6 +1,7 @@
 """Servers to test with: those that can be started here, each in turn.
 
-They run on asyncio and on trio, which takes another way to a server.
+Tests of the way to a server run on asyncio and on trio, which takes another; those of what is kept
+there on asyncio, and in CI on all event loops.
 """
 
 from __future__ import annotations

@@ -20,8 +20,11 @@ from papyra.persistence.backends.redis import RedisStreamsConfig, RedisStreamsPe
 from papyra.persistence.backends.retention import RetentionPolicy
 from papyra.persistence.records import KINDS
 from papyra.testing.conformance._fixtures import a_record, an_event, everything
+from tests.conftest import event_loops
 from tests.extent import count
 from tests.redis_server import RedisServer
+
+anyio_backend = event_loops("asyncio")
 
 BROKEN = count("PAPYRA_BROKEN", 5, 10)
 

@@ -14,8 +14,11 @@ from papyra.persistence.backends.redis import RedisStreamsConfig
 from papyra.persistence.backends.retention import RetentionPolicy
 from papyra.persistence.startup import check_store
 from papyra.testing.conformance._fixtures import T0, a_record, an_event, everything
+from tests.conftest import event_loops
 from tests.persistence.backends.redis.conftest import MakeStore
 from tests.redis_server import RedisServer
+
+anyio_backend = event_loops("asyncio")
 
 #: Takes ``redis-cli``, the key of the events and the key of what is known; returns nothing.
 Damage: TypeAlias = Callable[[Callable[..., str], str, str], object]

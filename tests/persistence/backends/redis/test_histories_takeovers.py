@@ -22,12 +22,15 @@ from papyra.persistence.backends.redis import RedisStreamsConfig, RedisStreamsPe
 from papyra.persistence.backends.retention import RetentionPolicy
 from papyra.testing.conformance._fixtures import a_record
 from papyra.testing.conformance._histories import a_step, events_of, history
+from tests.conftest import event_loops
 from tests.extent import count
 from tests.persistence.backends.redis.conftest import MakeStore
 from tests.persistence.backends.redis.proxy import Cut, Proxy
 from tests.persistence.backends.redis.test_takeovers import Writer, _settled
 from tests.persistence.backends.redis.test_torn_log import tear
 from tests.redis_server import RedisServer
+
+anyio_backend = event_loops("asyncio")
 
 SEEDS = count("PAPYRA_TAKEOVERS", 2, 3)
 KILLS = count("PAPYRA_KILLS", 2, 4)

@@ -23,12 +23,15 @@ from papyra.persistence.records import KINDS, kind_of
 from papyra.testing._list_model import ListModel, read_to_the_end
 from papyra.testing.conformance._fixtures import T0, a_record, an_event, everything
 from papyra.testing.conformance._histories import a_step, history, mixed
+from tests.conftest import event_loops
 from tests.extent import count
 from tests.persistence.backends.redis import older_program
 from tests.persistence.backends.redis.conftest import MakeStore
 from tests.persistence.backends.redis.proxy import Proxy
 from tests.persistence.backends.redis.test_meanwhile import Rival
 from tests.redis_server import RedisServer
+
+anyio_backend = event_loops("asyncio")
 
 Client: TypeAlias = Any
 

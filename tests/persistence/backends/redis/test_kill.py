@@ -15,8 +15,11 @@ from papyra.exceptions import StoreError
 from papyra.persistence import Append, CircuitBreakerPolicy, PersistenceActor
 from papyra.persistence.backends.redis import RedisStreamsConfig, RedisStreamsPersistence
 from papyra.testing.conformance._fixtures import an_event
+from tests.conftest import event_loops
 from tests.extent import count
 from tests.redis_server import RedisServer
+
+anyio_backend = event_loops("asyncio")
 
 KILLS = count("PAPYRA_KILLS", 5, 10)
 WRITERS = 4

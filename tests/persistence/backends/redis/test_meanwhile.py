@@ -24,8 +24,11 @@ from papyra.persistence.backends.redis import (
 )
 from papyra.persistence.backends.retention import RetentionPolicy
 from papyra.testing.conformance._fixtures import an_event
+from tests.conftest import event_loops
 from tests.persistence.backends.redis.proxy import Cut, Proxy
 from tests.redis_server import RedisServer
+
+anyio_backend = event_loops("asyncio")
 
 #: How many answers are held back.
 TIMES = 5

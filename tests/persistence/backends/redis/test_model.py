@@ -26,10 +26,13 @@ from papyra.persistence.backends.redis import RedisStreamsConfig, RedisStreamsPe
 from papyra.persistence.backends.retention import RetentionPolicy
 from papyra.persistence.records import KINDS, kind_of
 from papyra.testing._list_model import read_to_the_end
+from tests.conftest import event_loops
 from tests.extent import count
 from tests.persistence.backends.files.test_files_model import CompactedList
 from tests.persistence.backends.test_memory_model import NOW, policies, reads, records
 from tests.redis_server import RedisServer
+
+anyio_backend = event_loops("asyncio")
 
 EXAMPLES = count("PAPYRA_EXAMPLES", 6, 12)
 

@@ -17,8 +17,11 @@ from papyra.persistence.backends._redis import stream_scan
 from papyra.persistence.backends._redis.entry_format import checksums
 from papyra.persistence.backends.redis import RedisStreamsConfig, RedisStreamsPersistence
 from papyra.testing.conformance._fixtures import an_event
+from tests.conftest import event_loops
 from tests.extent import count
 from tests.redis_server import RedisServer
+
+anyio_backend = event_loops("asyncio")
 
 SEEDS = count("PAPYRA_ORPHANS", 20, 60)
 

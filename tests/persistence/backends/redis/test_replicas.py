@@ -13,8 +13,11 @@ import redis
 from papyra.exceptions import StoreError, StoreNotAcknowledged
 from papyra.persistence.backends.redis import RedisStreamsConfig, RedisStreamsPersistence
 from papyra.testing.conformance._fixtures import a_record, an_event, everything
+from tests.conftest import event_loops
 from tests.persistence.backends.redis.conftest import until
 from tests.redis_server import RedisServer, free_port
+
+anyio_backend = event_loops("asyncio")
 
 SERVICE = "orders"
 

@@ -17,9 +17,12 @@ import redis
 from papyra.exceptions import StoreError, StoreFenced
 from papyra.persistence.backends.redis import RedisStreamsConfig, RedisStreamsPersistence
 from papyra.testing.conformance._fixtures import a_record, an_event, everything
+from tests.conftest import event_loops
 from tests.extent import count
 from tests.persistence.backends.redis.proxy import Cut, Proxy
 from tests.redis_server import RedisServer
+
+anyio_backend = event_loops("asyncio")
 
 SEEDS = count("PAPYRA_TAKEOVERS", 2, 3)
 STEPS = 40

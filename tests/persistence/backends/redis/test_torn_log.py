@@ -23,8 +23,11 @@ from papyra.persistence.backends.redis import RedisStreamsConfig, RedisStreamsPe
 from papyra.persistence.records import Record
 from papyra.persistence.retention import RetentionPolicy
 from papyra.testing.conformance._fixtures import T0, a_record, an_event, everything, without_seq
+from tests.conftest import event_loops
 from tests.persistence.backends.redis.proxy import Cut, Proxy
 from tests.redis_server import RedisServer
+
+anyio_backend = event_loops("asyncio")
 
 #: What an append of three records of different kinds writes: MULTI, three XADD, four HSET, EXEC.
 COMMANDS = 9
