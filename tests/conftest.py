@@ -10,9 +10,19 @@ from __future__ import annotations
 from collections.abc import Generator
 from typing import Any
 
+import hypothesis
 import pytest
 
 from tests.extent import CI
+
+# However long an example takes on a machine that has other things to do.
+hypothesis.settings.register_profile(
+    "papyra",
+    deadline=None,
+    suppress_health_check=[hypothesis.HealthCheck.too_slow],
+    max_examples=100 if CI else 30,
+)
+hypothesis.settings.load_profile("papyra")
 
 LOOPS = {
     "asyncio": ("asyncio", {"use_uvloop": False}),
