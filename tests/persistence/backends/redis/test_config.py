@@ -34,6 +34,7 @@ from papyra.persistence.backends._redis.config import Target
 from papyra.persistence.backends.redis import RedisStreamsConfig, RedisStreamsPersistence
 from papyra.testing._stores import forget, new_store
 from papyra.testing.conformance._fixtures import a_record, an_event, everything
+from tests.extent import CI
 from tests.persistence.backends.redis.conftest import MakeStore
 from tests.persistence.backends.redis.proxy import Proxy
 from tests.persistence.backends.redis.test_cluster import port_with_bus
@@ -308,7 +309,10 @@ class TestConnections:
                 assert client.delete(*store.config.keys.all) == 4
 
     @pytest.mark.parametrize(
-        "scheme", ["redis", "rediss", "redis+sentinel", "rediss+sentinel", "rediss+cluster"]
+        "scheme",
+        ["redis", "rediss", "redis+sentinel", "rediss+sentinel", "rediss+cluster"]
+        if CI
+        else ["redis", "rediss+sentinel", "rediss+cluster"],
     )
     async def test_options_of_a_redis_url_are_taken_by_the_client_of_every_topology(
         self, scheme: str, tmp_path: Path
