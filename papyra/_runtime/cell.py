@@ -334,7 +334,10 @@ class Cell:
 
         Raises `WouldDeadlock` if this one can't come to handle a message before that actor goes on.
         """
-        caller = None if current_cell.get() is None else self.caller()
+        caller = current_cell.get()
+        if caller is None or (self.is_systems_own and caller is not self):
+            return None  # as most who wait for the store, which waits for none of them
+        caller = self.caller()
         if caller is not None and caller.waits.begin(self, until, limited=limited):
             return caller.waits
         return None

@@ -77,6 +77,8 @@ class History(Generic[StateT]):
         self._schema = schema
         self._context = context
         self._address = str(context.self_ref.address)
+        self._system_id = context.system.system_id
+        self._clock = context.clock
         self._initial_state = initial_state
         self._apply = apply
         self._snapshots = snapshots
@@ -121,7 +123,7 @@ class History(Generic[StateT]):
         """
         before = self.state
         state, records = self._next(before, events)
-        request = Append(records[0]) if len(records) == 1 else AppendMany(tuple(records))
+        request = Append(*records) if len(records) == 1 else AppendMany(tuple(records))
         try:
             appended: Appended = await self._context.persistence.ask(request)
         except RevisionConflict as conflict:
@@ -177,7 +179,8 @@ class History(Generic[StateT]):
 
     def _next(self, state: StateT, events: Sequence[object]) -> tuple[StateT, list[PersistedEvent]]:
         """Return the state after `events`, and the records of them."""
-        records = [self._record(event, number) for number, event in enumerate(events, 1)]
+        revision = self.revision
+        records = [self._record(event, revision := revision + 1) for event in events]
         before = state
         try:
             for event in events:
@@ -188,16 +191,16 @@ class History(Generic[StateT]):
             raise
         return state, records
 
-    def _record(self, event: object, number: int) -> PersistedEvent:
+    def _record(self, event: object, revision: int) -> PersistedEvent:
         event_type = self._schema.encode(event)
         return PersistedEvent(
-            self._context.system.system_id,
+            self._system_id,
             self._address,
             event_type.name,
             self._schema.payload(event),
-            self._context.clock.time(),
+            self._clock.time(),
             None,
-            self.revision + number,
+            revision,
             event_type.version,
         )
 

@@ -58,7 +58,8 @@ async def commit(
         return await _commit_one_by_one(requests, write, revisions, metrics)
     try:
         if events := part_of_histories(records):
-            await revisions.learn(events)
+            if not revisions.knows(events):
+                await revisions.learn(events)
             revisions.advance(events)
         first_seq = await write(records, encoded, size)
     except (RevisionConflict, HistoriesUnsupported):
