@@ -38,6 +38,10 @@ class SnapshotCheck(Generic[StateT]):
         #: the state before the next event, from a snapshot
         self._restored: StateT = _NONE_YET
 
+    def begin_anew(self) -> None:
+        """Begin with the next state, which is not the sum of the events before it."""
+        self._restored = _NONE_YET
+
     def fault_at(self, revision: int, events: Sequence[object], state: StateT) -> str | None:
         """Return how a snapshot leads to another state than `state`, or `None` if it does not.
 

@@ -15,10 +15,11 @@ from papyra.address import ActorAddress, unescaped
 from papyra.clock import SystemClock
 from papyra.conf import backend_from_url
 from papyra.eventsourcing.actor import EventSourced
-from papyra.eventsourcing.stored import fault_text, schema_of
+from papyra.eventsourcing.stored import base_state, fault_text, schema_of
 from papyra.exceptions import InvalidPath
 from papyra.persistence.backends import registry
 from papyra.persistence.backends.base import PersistenceBackend
+from papyra.persistence.bases import BASE_TYPE
 from papyra.persistence.decisions import (
     Decision,
     decisions_after,
@@ -187,16 +188,19 @@ class _Replay(Generic[StateT]):
         self.problems: list[HistoryProblem] = []
 
     def take(self, record: PersistedEvent) -> None:
-        """Decode and apply an event."""
-        revision = record.revision or 0
-        for missing in range(self._revision + 1, min(revision, self._revision + 1 + _SHOWN)):
+        """Decode and apply an event, or begin with the state of a base."""
+        revision, is_base = record.revision or 0, record.event_type == BASE_TYPE
+        follows = revision if is_base else self._revision + 1
+        for missing in range(follows, min(revision, follows + _SHOWN)):
             self.problems.append(HistoryProblem(self._name, missing, "", "it is missing"))
         if revision <= self._revision:
             self._note(record, "it is there twice")
         self._revision = revision
         try:
-            events = self._schema.decode(record)
-            if not self.problems:
+            events = [] if is_base else self._schema.decode(record)
+            if is_base:
+                self._begin_with(record)
+            elif not self.problems:
                 self._apply(events)
         except Exception as error:  # noqa: BLE001 - what users' classes raise is what is looked for
             self._note(record, fault_text(error))
@@ -204,6 +208,11 @@ class _Replay(Generic[StateT]):
             return
         if why := self._snapshots.fault_at(revision, events, self._state):
             self._note(record, why)
+
+    def _begin_with(self, base: PersistedEvent) -> None:
+        self._state = base_state(type(self._actor), base)
+        if self._snapshots is not None:
+            self._snapshots.begin_anew()
 
     def _apply(self, events: Sequence[object]) -> None:
         for event in events:

@@ -15,6 +15,7 @@ from papyra.persistence import PersistedEvent
 from papyra.persistence.backends.base import PersistenceBackend
 from papyra.persistence.backends.json import JsonFilePersistence
 from papyra.persistence.backends.memory import InMemoryPersistence
+from papyra.persistence.backends.retention import RetentionPolicy
 from papyra.persistence.backends.rotating import RotatingFilePersistence
 from papyra.testing import CheckedHistories, HistoryCheckFailed, HistoryProblem, check_history
 from tests.eventsourcing.accounts import Account, Balance, Deposit, Deposited, Withdraw, Withdrawn
@@ -315,3 +316,52 @@ async def test_histories_of_entities_are_checked_with_their_ids() -> None:
         await store.append(msgspec.structs.replace(record, revision=1))
         with pytest.raises(HistoryCheckFailed, match="eve/2 is not known"):
             await check_history(store, Known, actors="bank/account/*")
+
+
+# Histories that begin with a base
+
+
+class Saved(Account):
+    snapshots = SnapshotPolicy(every=2)
+
+
+class OfAnotherVersion(Account):
+    snapshots = SnapshotPolicy(every=2, version=2)
+
+
+async def trimmed(place: Path) -> None:
+    async with ActorSystem("bank", persistence=backend_at(place)) as system:
+        account = system.spawn(Saved, name="ann")
+        for _ in range(7):
+            await account.ask(Deposit(10))
+    async with backend_at(place) as store:
+        await store.compact(RetentionPolicy(max_records=1, trim_histories=True))
+
+
+async def test_a_history_that_begins_with_a_base_is_good(place: Path) -> None:
+    await trimmed(place)
+    for account_class in (Account, Saved):
+        checked = await check_history(place, account_class)
+        assert (checked.actors, checked.events) == (1, 4)
+
+
+async def test_a_base_that_can_not_be_decoded_is_named(place: Path) -> None:
+    await trimmed(place)
+    with pytest.raises(HistoryCheckFailed) as caught:
+        await check_history(place, OfAnotherVersion)
+    (problem,) = caught.value.problems
+    assert (problem.revision, problem.event_type) == (4, "papyra.base")
+    assert "there is no upcast" in problem.reason
+
+
+async def test_what_is_missing_behind_a_base_is_named(tmp_path: Path) -> None:
+    await trimmed(tmp_path / "events.ndjson")
+    async with backend_at(tmp_path / "events.ndjson") as store:
+        events = [event for event in await store.list_events() if event.revision]
+    copy = InMemoryPersistence()
+    await copy.restore(*(event for event in events if event.revision != 6))
+    with pytest.raises(HistoryCheckFailed) as caught:
+        await check_history(copy, Saved)
+    assert [(each.revision, each.reason) for each in caught.value.problems] == [
+        (6, "it is missing")
+    ]

@@ -25,6 +25,7 @@ from papyra.exceptions import (
     WrongTask,
 )
 from papyra.output_gate import OutputGate
+from papyra.persistence import PersistedEvent
 from papyra.persistence.backends.base import PersistenceBackend
 from papyra.persistence.backends.json import JsonFilePersistence
 from papyra.persistence.backends.memory import InMemoryPersistence
@@ -550,3 +551,15 @@ async def test_old_events_in_the_store_are_upcast() -> None:
     assert (outcome.events, outcome.reply) == ((DepositedCents(7),), 307)
     outcome = await given_history(Upcasting, store=store).when(100)
     assert (outcome.state, type(outcome.error)) == (407, KeyError)
+
+
+async def test_a_history_that_begins_with_a_base_is_given_by_its_store() -> None:
+    store = InMemoryPersistence()
+    payload = {"state": {"amount": 70}, "version": 1, "shape": "", "timestamp": 1.0, "checksum": ""}
+    base = PersistedEvent(
+        *("papyra", "papyra/given", "papyra.base", payload, 1.0), seq=9, revision=9
+    )
+    await store.restore(base)
+    outcome = await given_history(Account, store=store).when(Deposit(5))
+    assert (outcome.reply, outcome.revision) == (75, 10)
+    assert outcome.state == Balance(75, 1)
