@@ -1301,6 +1301,18 @@ class TrimsToTheOldestVersion(Shelf):
             return await super()._compact(policy, dry_run=dry_run)
 
 
+@breaks("test_no_snapshot_is_left_of_what_a_base_stands_for")
+class LeavesSnapshotsBeforeTheBase(ShelfStore):
+    async def remove_snapshot(self, actor: str, revision: int) -> None:
+        pass
+
+
+@breaks("test_no_snapshot_is_left_of_what_a_base_stands_for")
+class RemovesSnapshotsBehindTheBase(TrimsInItsOwnWay):
+    def left(self, before: list[tuple[int, bytes]], bases: Sequence[NewBase]) -> None:
+        self.disk.snapshots.clear()
+
+
 @breaks("test_what_retention_shows_of_a_history_is_not_summed_up")
 class TrimsWhatReadsShow(Shelf):
     async def _compact(self, policy: RetentionPolicy, *, dry_run: bool) -> CompactionReport:

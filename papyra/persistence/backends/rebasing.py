@@ -53,6 +53,8 @@ async def compact_and_trim(
     await trimming.plan(policy, now)
     rebasing = cast("Rebasing", store)
     report = await rebasing.compact_histories(trimming.bases, policy, now, dry_run=dry_run)
+    if not dry_run:
+        await trimming.remove_outdated_snapshots()
     if report.histories is not None:
         return report
     return msgspec.structs.replace(report, histories=trimming.report)
@@ -89,6 +91,13 @@ class _Trimming:
             limit = shown_from.get(actor, _FOREVER)
             if first.seq < limit:
                 await self._trim(actor, first, limit)
+
+    async def remove_outdated_snapshots(self) -> None:
+        """Remove the snapshots of what is not in the store any more. Nothing depends on it."""
+        for base in self.bases:
+            for revision in await self._histories.snapshot_revisions(base.actor):
+                if revision < base.revision:
+                    await self._histories.remove_snapshot(base.actor, revision)
 
     async def _events(self, policy: RetentionPolicy, now: float) -> AsyncIterator[PersistedEvent]:
         """Yield the events that have a revision, and that `policy` shows."""
