@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import tempfile
 import time
 from collections.abc import Callable
@@ -10,6 +11,8 @@ from typing import Any
 
 import anyio
 import msgspec
+from eventsourcing.application import Application
+from eventsourcing.domain import Aggregate, event
 
 from papyra import ActorSystem
 from papyra.eventsourcing import EventSourced
@@ -17,7 +20,9 @@ from papyra.persistence import Append, PersistedEvent, PersistenceActor
 from papyra.persistence.backends.base import PersistenceBackend
 from papyra.persistence.backends.json import JsonFilePersistence
 from papyra.persistence.backends.memory import InMemoryPersistence
+from papyra.persistence.backends.redis import RedisStreamsConfig, RedisStreamsPersistence
 from papyra.persistence.backends.rotating import RotatingFilePersistence
+from tests.benchmarks import redis
 from tests.benchmarks.table import Loop, Options, Result, Row, compare, times_as_long
 
 __all__ = ("HISTORY_ROWS",)
@@ -88,34 +93,106 @@ async def fill(store: PersistenceBackend, records: int, actors: int, own: int = 
                 batch.clear()
 
 
+async def filled(make: MakeStore, path: Path, records: int, own: int) -> PersistenceBackend:
+    """Return a store of so many records, opened anew if it is one that can be."""
+    store = make(path)
+    await fill(store, records, max(1, records // 20), own)
+    return make(path) if store.capabilities.durable else store
+
+
+async def wake(store: PersistenceBackend, times: int) -> float:
+    """Wake the actor that is rare, again and again."""
+    async with ActorSystem("bank", persistence=store, audit_interval=None) as system:
+        await store.read_history("bank/nobody")
+        started = time.perf_counter()
+        for _ in range(times):
+            account = system.spawn(Account, name="rare")
+            assert await account.ask("look") == 20
+            await account.stop()
+        return time.perf_counter() - started
+
+
+async def wake_among(make: MakeStore, records: int, times: int) -> float:
+    with tempfile.TemporaryDirectory() as directory:
+        return await wake(await filled(make, Path(directory), records, 20), times)
+
+
 def waking(make: MakeStore) -> Callable[[Loop, Options], Result]:
     """Wake one actor of 20 events, in a large store and in a small one."""
-
-    async def wake(records: int, times: int) -> float:
-        with tempfile.TemporaryDirectory() as directory:
-            await fill(make(Path(directory)), records, max(1, records // 20), own=20)
-            if (store := make(Path(directory))) and not store.capabilities.durable:
-                await fill(store, records, max(1, records // 20), own=20)
-            async with ActorSystem("bank", persistence=store, audit_interval=None) as system:
-                await store.read_history("bank/nobody")
-                started = time.perf_counter()
-                for _ in range(times):
-                    account = system.spawn(Account, name="rare")
-                    assert await account.ask("look") == 20
-                    await account.stop()
-                return time.perf_counter() - started
 
     def measure(loop: Loop, options: Options) -> Result:
         large, small = options.count(1_000_000), options.count(10_000)
         return times_as_long(
-            options, 50, lambda: loop.run(wake, small, 50), lambda: loop.run(wake, large, 50)
+            options,
+            50,
+            lambda: loop.run(wake_among, make, small, 50),
+            lambda: loop.run(wake_among, make, large, 50),
         )
 
     return measure
 
 
-def replaying(make: MakeStore) -> Callable[[Loop, Options], Result]:
-    """Replay a long history, against decoding and applying the same events in a bare loop."""
+@functools.cache
+def filled_redis(records: int) -> RedisStreamsConfig:
+    config = redis.new_config()
+    actors = max(1, records // 20)
+    anyio.run(fill, RedisStreamsPersistence(config), records, actors, 20)
+    return config
+
+
+def waking_on_redis(loop: Loop, options: Options) -> Result:
+    """Wake one actor of 20 events, in a large store and in a small one."""
+
+    async def wake_among_others(records: int) -> float:
+        return await wake(RedisStreamsPersistence(filled_redis_of[records]), 50)
+
+    large, small = options.count(1_000_000), options.count(10_000)
+    filled_redis_of = {records: filled_redis(records) for records in (large, small)}
+    return times_as_long(
+        options,
+        50,
+        lambda: loop.run(wake_among_others, small),
+        lambda: loop.run(wake_among_others, large),
+    )
+
+
+async def wake_all(path: Path, actors: int) -> float:
+    """Wake actors of 10 events, all at once."""
+    store = ROTATING(path)
+    async with ActorSystem("bank", persistence=store, audit_interval=None) as system:
+        started = time.perf_counter()
+        accounts = [system.spawn(Account, name=f"a{number}") for number in range(actors)]
+        for account in accounts:
+            assert await account.ask("look") == 10
+        return time.perf_counter() - started
+
+
+async def read_all(path: Path, records: int) -> float:
+    """Read what they are made of in one pass."""
+    async with ROTATING(path) as store:
+        started = time.perf_counter()
+        found = [event async for event in store.stream("event") if event.revision is not None]
+        assert len(found) == records
+        return time.perf_counter() - started
+
+
+def waking_many(loop: Loop, options: Options) -> Result:
+    actors = options.count(1_000)
+    with tempfile.TemporaryDirectory() as directory:
+        anyio.run(fill, ROTATING(Path(directory)), 10 * actors, actors)
+        return times_as_long(
+            options,
+            actors,
+            lambda: loop.run(read_all, Path(directory), 10 * actors),
+            lambda: loop.run(wake_all, Path(directory), actors),
+        )
+
+
+def replaying(make: MakeStore, *, with_library: bool = False) -> Callable[[Loop, Options], Result]:
+    """Replay a long history, against decoding and applying the same events in a bare loop.
+
+    Or against the library `eventsourcing`, which replays the same.
+    """
 
     async def replay(events: int) -> float:
         with tempfile.TemporaryDirectory() as directory:
@@ -139,9 +216,36 @@ def replaying(make: MakeStore) -> Callable[[Loop, Options], Result]:
 
     def measure(loop: Loop, options: Options) -> Result:
         events = options.count(100_000)
-        return compare(options, events, lambda: bare(events), lambda: loop.run(replay, events))
+        reference = replay_with_library if with_library else bare
+        return compare(options, events, lambda: reference(events), lambda: loop.run(replay, events))
 
     return measure
+
+
+class LibraryAccount(Aggregate):
+    """The same with the library `eventsourcing`."""
+
+    def __init__(self) -> None:
+        self.amount = 0
+
+    @event("Deposited")
+    def deposit(self, amount: int) -> None:
+        self.amount += amount
+
+
+def replay_with_library(events: int) -> float:
+    """Replay a history that the library keeps in memory."""
+    application: Application[Any] = Application()
+    account = LibraryAccount()
+    for start in range(0, events, 1_000):
+        for _ in range(start, min(start + 1_000, events)):
+            account.deposit(1)
+        application.save(account)
+    started = time.perf_counter()
+    found: Any = application.repository.get(account.id)
+    seconds = time.perf_counter() - started
+    assert found.amount == events
+    return seconds
 
 
 async def persists(count: int) -> float:
@@ -214,8 +318,17 @@ HISTORY_ROWS = [
     Row("wake one actor at 1,000,000, memory", "at 10,000", 2, True, waking(MEMORY)),
     Row("wake one actor at 1,000,000, JSON", "at 10,000", 2, True, waking(JSON)),
     Row("wake one actor at 1,000,000, rotating", "at 10,000", 2, True, waking(ROTATING)),
+    Row("wake one actor at 1,000,000, Redis", "at 10,000", 2, True, waking_on_redis),
+    Row("wake 1,000 actors of 10, rotating", "one pass over them", 25, True, waking_many),
     Row("replay 100,000 events, memory", "decode and apply", 0.3, False, replaying(MEMORY)),
     Row("replay 100,000 events, JSON file", "decode and apply", 0.2, False, replaying(JSON)),
+    Row(
+        "replay 100,000 events, in memory",
+        "eventsourcing, memory",
+        6,
+        False,
+        replaying(MEMORY, with_library=True),
+    ),
     Row("persist, one actor, memory", "hosted ask", 0.5, False, persisting),
     Row("persist_nowait, 256 askers, JSON", "256 that append", 0.6, False, synced(Pipelined, 1)),
     Row("persist, 256 actors, JSON file", "256 that append", 0.6, False, synced(Account, 256)),
