@@ -83,8 +83,9 @@ async def check_history(
 
     For CI: keep what an older release has stored beside the tests, and check it with the classes of
     today. `store` is a path, a URL or a backend; it is read, and nothing in it is changed. `actors`
-    is a pattern for the addresses of those that are of this class, such as ``"bank/*"``. `args` and
-    `kwargs` are those of ``__init__``.
+    is a pattern for the addresses of those that are of this class, such as ``"bank/*"``, or one
+    address. A pattern finds nobody whose events a backend's retention policy all hides; an address
+    does. `args` and `kwargs` are those of ``__init__``.
 
     If `actor_class` has a `SnapshotPolicy`, its states are taken through the codec after each
     event, and compared with those of the replay; so is each stored snapshot that a recovery could
@@ -101,7 +102,8 @@ async def check_history(
         backend = _reader(store)
         if not backend.is_open:
             await stack.enter_async_context(backend)
-        names = await _names(backend, actors)
+        is_pattern = any(character in actors for character in "*?[")
+        names = await _names(backend, actors) if is_pattern else [actors]
         for name in names:
             address = ActorAddress(*name.partition("/")[::2])
             made_with = actor_class, args, kwargs or {}
@@ -120,7 +122,7 @@ async def check_history(
                 events += len(page.events)
             problems += replay.problems
             snapshots += stored
-    if not names:
+    if not events:
         raise HistoryCheckFailed(f"there is no history of an actor {actors!r} in {store}")
     if problems:
         raise HistoryCheckFailed(_message(actor_class, problems), problems)

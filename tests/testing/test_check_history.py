@@ -256,6 +256,15 @@ async def test_nothing_is_applied_to_a_state_that_is_not_known() -> None:
     assert [each.event_type for each in caught.value.problems] == ["Lost", "Gone"]
 
 
+async def test_a_history_that_retention_hides_is_found_by_its_address() -> None:
+    store = InMemoryPersistence(retention_policy=RetentionPolicy(max_records=1))
+    await open_accounts(store)
+    async with store:
+        assert await check_history(store, Account, actors="bank/ann") == CheckedHistories(1, 2)
+        with pytest.raises(HistoryCheckFailed, match="no history of an actor 'bank/eve' in "):
+            await check_history(store, Account, actors="bank/eve")
+
+
 async def test_a_check_of_nothing_has_failed(tmp_path: Path) -> None:
     with pytest.raises(InvalidPath, match="no store at"):
         await check_history(tmp_path / "missing.ndjson", Account)
