@@ -8,6 +8,7 @@ import msgspec
 
 __all__ = (
     "ActorCrashed",
+    "ActorRecoveredWithout",
     "ActorRecoveryFailed",
     "ActorRestarted",
     "ActorStarted",
@@ -46,6 +47,16 @@ class ActorRecoveryFailed(msgspec.Struct, frozen=True):
     event_type: str
     #: the error, in words
     reason: str
+
+
+class ActorRecoveredWithout(msgspec.Struct, frozen=True):
+    """An event-sourced actor has its state without some of its events, as operators have decided.
+
+    Recoveries that begin with a snapshot behind the decision do not say it again.
+    """
+
+    #: of the events that were passed over
+    revisions: tuple[int, ...]
 
 
 class ActorRestarted(msgspec.Struct, frozen=True):

@@ -12,7 +12,7 @@ from typing import Any, ClassVar, Generic, TypeVar
 from papyra._error_copy import copy_of
 from papyra._safe_repr import shown, text_of
 from papyra.actor import Actor
-from papyra.events import ActorRecoveryFailed
+from papyra.events import ActorRecoveredWithout, ActorRecoveryFailed
 from papyra.eventsourcing.bases import BaseReader
 from papyra.eventsourcing.history import History
 from papyra.eventsourcing.schema import Schema, upcasters_of
@@ -231,8 +231,10 @@ class EventSourced(Actor, Generic[StateT]):
         except RecoveryFailed as failure:
             self._pause = min(2 * self._pause or FIRST_PAUSE, LONGEST_PAUSE)
             self._retry_at = clock.monotonic() + self._pause
-            self._record(failure)
+            self._record_failure(failure)
             raise
+        if history.passed_over:
+            self._record(ActorRecoveredWithout(history.passed_over))
         self._pause = self._retry_at = 0.0
         self._is_lost = False
         self._is_prepared &= is_known and history.revision == revision
@@ -246,14 +248,16 @@ class EventSourced(Actor, Generic[StateT]):
             self.context.settle_first(self._settle)
             raise
 
-    def _record(self, failure: RecoveryFailed) -> None:
-        """Have it be known, as far as the store allows, that a recovery has failed."""
+    def _record_failure(self, failure: RecoveryFailed) -> None:
         logger.error("%s", failure)
-        fact = ActorRecoveryFailed(failure.revision, failure.event_type, text_of(failure))
+        self._record(ActorRecoveryFailed(failure.revision, failure.event_type, text_of(failure)))
+
+    def _record(self, fact: ActorRecoveryFailed | ActorRecoveredWithout) -> None:
+        """Have what became of a recovery be known, as far as the store allows."""
         try:
             self.context.persistence.tell_nowait(Append(self.context.event(fact)))
         except MailboxFull:
-            logger.warning("not recorded, as the store has no room for it: %s", failure)
+            logger.warning("not recorded, as the store has no room for it: %s", fact)
 
     def _check_task(self) -> History[StateT]:
         history = self._own_history()

@@ -87,6 +87,8 @@ class History(Generic[StateT]):
         self._state: StateT
         #: position in the history that `state` is the sum up to
         self.revision = 0
+        #: of the events that the last recovery has passed over, as operators have decided
+        self.passed_over: tuple[int, ...] = ()
         #: whether the store may hold more: an append has failed, or its answer was lost
         self.is_in_doubt = False
         #: why there is no state, or that nobody has asked for one yet
@@ -232,6 +234,7 @@ class History(Generic[StateT]):
                 from_beginning = True
             else:
                 break
+        self.passed_over = tuple(sorted({each.revision for each in decisions.values()}))
         for decision in decisions.values():
             logger.warning(
                 "%s was recovered without its event of revision %d, which an operator has decided "

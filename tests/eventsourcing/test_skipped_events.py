@@ -144,6 +144,8 @@ async def test_a_recovery_passes_over_an_event_that_cannot_be_decoded(
     assert ANN in line
     assert "revision 2" in line
     assert "no dog" in line
+    (said,) = [each for each in store.events if each.event_type == "ActorRecoveredWithout"]
+    assert (said.actor_address, said.payload) == (ANN, {"revisions": [2]})
 
 
 async def test_a_recovery_without_decisions_reads_the_history_once() -> None:
@@ -151,6 +153,7 @@ async def test_a_recovery_without_decisions_reads_the_history_once() -> None:
     reads = store.metrics.reads
     assert await look(store) == (1110, 3)
     assert store.metrics.reads == reads + 1
+    assert "ActorRecoveredWithout" not in {each.event_type for each in store.events}
 
 
 async def test_a_decision_wins_over_an_event_that_is_fine() -> None:
