@@ -103,7 +103,8 @@ async def _on_server(
         if asked.is_taken:
             raise _unanswered(before.writer)
     after = await reader.summarize()
-    if (after.last_seq, after.writer) != (before.last_seq, before.writer):
+    is_attended = isinstance(reader.store, Inbox) and await reader.store.is_attended()
+    if is_attended or (after.last_seq, after.writer) != (before.last_seq, before.writer):
         raise CommandFailed(
             f"{after.writer} writes {name_of(reader)}, and has not answered within {timeout:g} "
             "seconds: nothing was changed. It may be busy, or of a version of Papyra that does "

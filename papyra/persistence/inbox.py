@@ -61,8 +61,8 @@ class Inbox(Protocol):
     not outlive a crash of the machine. They are no records, and nothing else shows them. Whoever
     may write the store may post, and nobody else.
 
-    `post`, `answered` and `withdraw` are called on stores that are only looked at; `posted`, `take`
-    and `answer` on that of the writer, once a second if there is nothing to do.
+    `post`, `answered`, `withdraw` and `is_attended` are called on stores that are only looked at;
+    `posted`, `take` and `answer` on that of the writer, once a second if there is nothing to do.
     """
 
     async def post(self, request_id: str, data: bytes) -> None:
@@ -90,6 +90,13 @@ class Inbox(Protocol):
 
     async def withdraw(self, request_id: str) -> bool:
         """Take a request back; return whether the writer had not taken it."""
+        ...
+
+    async def is_attended(self) -> bool:
+        """Return whether a writer is known to be there, be it that it does not answer.
+
+        Nobody takes its place then. Of one that has closed its store, this says nothing.
+        """
         ...
 
 

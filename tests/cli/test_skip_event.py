@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +19,13 @@ import pytest
 from papyra import ActorSystem
 from papyra.persistence import PersistedEvent, SkipEvent
 from papyra.persistence.backends.base import PersistenceBackend
-from tests.cli.conftest import Command, Done, Store, iso
+from tests.cli.conftest import Command, Done, Store, iso, new_store
 from tests.cli.test_app import is_one_error
 from tests.cli.test_history import bank, fact
 from tests.cli.test_hostile import EVIL, is_harmless
 from tests.eventsourcing.accounts import Account, Look
 from tests.extent import CI
+from tests.redis_server import RedisServer
 
 __all__ = ("bank",)
 
@@ -206,33 +208,42 @@ def test_a_writer_in_files_that_does_not_look_keeps_its_place(
 
 
 def test_a_writer_on_a_server_that_does_not_look_keeps_its_place(
-    papyra: Command, store: Store
+    papyra: Command, tmp_path: Path, redis_server: RedisServer
 ) -> None:
-    if store.kind != "redis":
-        return
+    store = new_store("redis", tmp_path, redis_server)
 
-    async def append(backend: PersistenceBackend, ended: anyio.Event) -> None:
-        revision = 2
-        while not ended.is_set():
-            revision += 1
-            await backend.append(fact(revision))
-            await anyio.sleep(0.01)
-
-    async def hold() -> None:
+    async def hold(store: Store, append: Callable[[PersistenceBackend], Awaitable[object]]) -> None:
         ended = anyio.Event()
+
+        async def write(backend: PersistenceBackend) -> None:
+            while not ended.is_set():
+                await append(backend)
+
         async with store.backend() as backend:
             await backend.append(fact(1), fact(2))
             async with anyio.create_task_group() as tasks:
-                tasks.start_soon(append, backend, ended)
+                tasks.start_soon(write, backend)
                 done = await anyio.to_thread.run_sync(
                     lambda: skip(papyra, store, 1, "--timeout", "300ms")
                 )
                 ended.set()
             assert done.code == 1
             assert "has not answered within 0.3 seconds: nothing was changed" in done.err
+            await backend.append(fact(3))
 
-    anyio.run(hold)
+    async def nothing(backend: PersistenceBackend) -> None:
+        await anyio.sleep(0.01)
+
+    async def something(backend: PersistenceBackend) -> None:
+        await backend.append(fact(None))
+
+    anyio.run(hold, store, nothing)
     assert decisions(store) == []
+    # One that is not found among the connections, but writes.
+    named = new_store("redis", tmp_path, redis_server)
+    named = dataclasses.replace(named, name=f"{named.name}&client_name=me")
+    anyio.run(hold, named, something)
+    assert decisions(named) == []
 
 
 # Without one

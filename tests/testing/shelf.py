@@ -189,6 +189,10 @@ class ShelfStore:
         self.disk.aside.append((stored.revision, data or b""))
         return f"aside, snapshot {stored.revision}"
 
+    async def is_attended(self) -> bool:
+        await checkpoint()
+        return False  # nothing tells
+
     def _steps(self) -> Iterator[tuple[PersistedEvent, int]]:
         """Yield the events that have a revision, in the order of their positions."""
         for seq, line in self.disk.lines:

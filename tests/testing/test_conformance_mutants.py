@@ -1405,6 +1405,12 @@ class WithdrawsWhatWasTaken(ShelfStore):
         return True
 
 
+@breaks("test_a_writer_that_has_closed_its_store_is_not_there_any_more")
+class IsAttendedForEver(ShelfStore):
+    async def is_attended(self) -> bool:
+        return True
+
+
 @breaks("test_the_writer_carries_out_what_is_posted")
 class CarriesOutOneAtATime(Shelf):
     async def _handle(self, request: Any) -> Any:

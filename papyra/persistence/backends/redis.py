@@ -417,6 +417,10 @@ class RedisStore:
         await self.claim()
         return await self.asyncio.run(self._snapshots.quarantine, stored.owner, stored.revision)
 
+    async def is_attended(self) -> bool:
+        """Return whether the writer is still connected, if the server tells."""
+        return await self.asyncio.run(self._requests.is_attended)
+
     async def summarize(self) -> StoreSummary:
         """Sum up the counters that the server keeps."""
         return await self.asyncio.run(summarize, self.client)

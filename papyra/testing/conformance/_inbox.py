@@ -106,6 +106,18 @@ class Asking:
             assert not await beside.withdraw(new_id())
             assert await writer.take(new_id()) is None
 
+    async def test_a_writer_that_has_closed_its_store_is_not_there_any_more(
+        self, make_backend: MakeBackend
+    ) -> None:
+        backend = make_backend()
+        if not isinstance(backend.store, Inbox):
+            return
+        async with backend:
+            await backend.append(an_event(0))
+        async with make_backend().reader() as beside:
+            assert isinstance(beside.store, Inbox)
+            assert not await beside.store.is_attended()
+
     async def test_the_writer_carries_out_what_is_posted(self, make_backend: MakeBackend) -> None:
         async with opened(make_backend) as found:
             if found is None:

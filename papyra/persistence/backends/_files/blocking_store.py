@@ -236,6 +236,10 @@ class BlockingStore:
         """Return the status of the newest file, whose owner and mode others beside it get."""
         return next(self._journal.files(newest=True)).handle.stat()
 
+    def holder(self) -> str | None:
+        """Return who seems to have the lock; `None` for nobody."""
+        return self._lock.holder()
+
     def summarize(self) -> StoreSummary:
         """Sum the totals of the files."""
         return self._look(self._summarize)

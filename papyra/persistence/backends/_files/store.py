@@ -227,6 +227,10 @@ class FileStore:
         config = PersistenceRecoveryConfig("quarantine", directory)
         return await self._run(self.blocking.quarantine_listed, stored, config)
 
+    async def is_attended(self) -> bool:
+        """Return whether somebody has the lock, as far as that can be told."""
+        return await self._run(self.blocking.holder, timeout=self.call_timeout) is not None
+
     async def summarize(self) -> StoreSummary:
         """Sum the totals of the files."""
         return await self._run(self.blocking.summarize, timeout=self.call_timeout)

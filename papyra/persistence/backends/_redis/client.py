@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import importlib
+import os
 import re
+import socket
 import ssl
+import uuid
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, TypeAlias, TypeVar
 
@@ -36,7 +39,7 @@ try:
 except ImportError:  # the extra has it; redis-py does without
     hiredis = None
 
-__all__ = ("AnyClient", "RedisClient", "ServerInfo")
+__all__ = ("AnyClient", "RedisClient", "ServerInfo", "connection_name")
 
 #: redis-py's types of what commands return say little; replies are checked where they are used.
 AnyClient: TypeAlias = Any
@@ -48,6 +51,11 @@ _AS_IT_IS = ("decode_responses", "encoding", "encoding_errors")
 
 #: What passes by itself, or with another connection: a replica is promoted, say.
 _PASSING = (StoreUnreachable, StoreNotReady)
+
+
+def connection_name(name: str) -> str:
+    """Return what the connections of a client of this name are called: printable ASCII."""
+    return f"papyra:{re.sub('[^!-~]', '?', name)}"
 
 
 class ServerInfo:
@@ -77,6 +85,8 @@ class RedisClient:
 
     def __init__(self, config: RedisStreamsConfig) -> None:
         self.config = config
+        #: who this is, for other processes
+        self.name = f"{socket.gethostname()}:{os.getpid()}:{uuid.uuid4().hex[:8]}"
         #: of the store; where they could be another's, known for good once it is connected
         self.keys = config.keys
         self.target = Target.of(config.url)
@@ -287,7 +297,7 @@ class RedisClient:
             "socket_timeout": None,
             "max_connections": config.max_connections,
             "protocol": 2,
-            "client_name": "papyra",
+            "client_name": connection_name(self.name),
             # What is tried again, and when, is decided in `call`.
             "retry": Retry(NoBackoff(), 0),
             **parse_url(target.plain_url),

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import logging
-import os
-import socket
 import time
-import uuid
 from collections import deque
 from collections.abc import Sequence
 from typing import Any
@@ -120,7 +117,7 @@ class Writer:
     def __init__(self, client: RedisClient) -> None:
         self._client = client
         self._keys = client.keys
-        self._name = f"{socket.gethostname()}:{os.getpid()}:{uuid.uuid4().hex[:8]}"
+        self._name = client.name
         self._epoch = 0
         #: whether this is, as far as it knows, the writer
         self.is_claimed = False

@@ -6,7 +6,10 @@ import re
 from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
-from papyra.persistence.backends._redis.client import AnyClient, RedisClient
+from redis.asyncio import RedisCluster
+
+from papyra.exceptions import StoreAccessDenied
+from papyra.persistence.backends._redis.client import AnyClient, RedisClient, connection_name
 from papyra.persistence.inbox import MAX_POSTED_BYTES
 
 __all__ = ("RequestKeys",)
@@ -86,6 +89,25 @@ class RequestKeys:
             return bool(await client.hdel(self._requests, request_id))
 
         return await self._call(withdraw)
+
+    async def is_attended(self) -> bool:
+        """Return whether the writer that is noted is still connected, as far as the server tells.
+
+        It does not tell everybody; and whoever names his connections himself is not found.
+        """
+
+        async def look(client: AnyClient) -> bool:
+            meta, options = self._client.keys.meta, {}
+            if isinstance(client, RedisCluster):
+                options["target_nodes"] = client.get_node_from_key(meta)
+            writer = await client.hget(meta, "writer") or b""
+            name = connection_name(writer.decode(errors="replace"))
+            return any(each.get("name") == name for each in await client.client_list(**options))
+
+        try:
+            return await self._call(look)
+        except StoreAccessDenied:
+            return False
 
     @property
     def _requests(self) -> str:

@@ -118,3 +118,13 @@ async def test_a_key_of_another_type_is_logged_once_and_writing_goes_on(
         await store.append(step(2))
         server.cli("DEL", f"{config.keys.tag}:requests")
         assert await attend(store) == 0
+
+
+async def test_a_writer_is_there_as_long_as_it_is_connected(make: MakeStore) -> None:
+    async with make().reader() as beside:
+        assert not await beside.store.is_attended()
+        async with make() as writer:
+            assert not await beside.store.is_attended()
+            await writer.append(step(1))
+            assert await beside.store.is_attended()
+        assert not await beside.store.is_attended()
