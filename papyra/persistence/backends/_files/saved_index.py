@@ -76,6 +76,24 @@ class SavedIndex:
                 return SparseIndex.load(data, self.totals, head.block_bytes, extent)
         return None
 
+    def fault(
+        self, disk: Disk, found: SparseIndex, histories: ActorIndex, extent: Extent
+    ) -> str | None:
+        """Return what is wrong with it, by what was found in the segment; `None` for nothing."""
+        if self.index(disk, extent.base, extent.last_seq) is None:
+            return "is damaged"
+        totals, read = self.totals, (found.oldest, found.newest)
+        if (totals.counts, totals.sizes) != (found.counts, found.sizes) or (
+            (totals.oldest, totals.newest) != read
+        ):
+            return "counts other records than there are"
+        if self._head.history_bytes is None:
+            return None  # it may leave that to whoever asks for a history
+        known = self.histories(disk)
+        if known is None:
+            return "is damaged where it says what histories there are"
+        return None if known.dump() == histories.dump() else "leads to other histories"
+
     def histories(self, disk: Disk) -> ActorIndex | None:
         """Return where the lines of histories are, or `None` if that is not known."""
         head = self._head
@@ -117,13 +135,15 @@ def write_saved_index(
         )
     )
     line = (b"%08x %b" % (crc32(head), head)).ljust(_HEAD_BYTES - 1) + b"\n"
-    # Not in place of an older one, which a reader may just be reading.
-    disk.remove(path)
-    fd = disk.create(path, segment)
+    # Whoever looks meanwhile, or after a crash, finds the whole of it, or the one before.
+    temporary = path.with_name(path.name + ".new")
+    disk.remove(temporary)
+    fd = disk.create(temporary, segment)
     try:
         disk.write(fd, line + data + lines, 0)
     finally:
         disk.close(fd)
+    disk.replace(temporary, path)
 
 
 def read_saved_index(disk: Disk, path: Path) -> SavedIndex | None:

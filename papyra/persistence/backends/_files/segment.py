@@ -5,24 +5,30 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Sequence
 from pathlib import Path
+from time import time
 
 from papyra.persistence.backends._files.actor_index import ActorIndex
-from papyra.persistence.backends._files.block_index import SparseIndex, Totals
+from papyra.persistence.backends._files.block_index import Extent, SparseIndex, Totals
 from papyra.persistence.backends._files.disk import Disk, is_regular
+from papyra.persistence.backends._files.file_index import FileIndex
 from papyra.persistence.backends._files.index_cache import IndexCache
 from papyra.persistence.backends._files.journal_file import JournalFile
 from papyra.persistence.backends._files.line_format import Line, parse_lines, tombstone
+from papyra.persistence.backends._files.location import printable
 from papyra.persistence.backends._files.saved_index import (
     SavedIndex,
     read_saved_index,
     write_saved_index,
 )
-from papyra.persistence.backends._files.scan import Advance
+from papyra.persistence.backends._files.scan import Advance, ScanResult
+from papyra.persistence.reports import PersistenceAnomaly
 
 __all__ = ("Segment",)
 
 #: No tombstone is longer.
 _TOMBSTONE_BYTES = 200
+#: Seconds in which a writer that has changed a segment has saved its index.
+_WRITTEN_NOW = 2.0
 
 
 class Segment(JournalFile):
@@ -81,6 +87,53 @@ class Segment(JournalFile):
             self._sealed_histories = self._saved_histories() or self._read_histories()
         return self._sealed_histories.offsets(actor)
 
+    def scan(self, found: ScanResult, advance: Advance | None = None) -> None:
+        """Check every line, and the index that is saved beside it, if there is one."""
+        if self.through is None or not is_regular(self.index_path):
+            super().scan(found, advance)
+            return
+        known, contents = len(found.anomalies), FileIndex()
+        contents.start(SparseIndex(), ActorIndex())
+        for part in self.scan_parts(found, advance):
+            contents.add(part, found.tail_seq)
+        # That of a damaged segment, or of one that was cut off, is of what it was before.
+        is_sound = len(found.anomalies) == known and found.last_seq == self.through
+        if is_sound and (fault := self._fault_of_index(contents)):
+            detail = f"the index of this segment {fault}; nothing is lost with it but time"
+            found.anomalies.append(PersistenceAnomaly("index", detail, self.index_location))
+
+    def _fault_of_index(self, contents: FileIndex) -> str | None:
+        """Return what is wrong with the saved index; a reader lets go what is being written now."""
+        try:
+            stat = self.path.stat()
+            newest = max(stat.st_mtime, self.index_path.stat().st_mtime)
+        except FileNotFoundError:
+            return None  # removed just now
+        if self.read_only and abs(time() - newest) < _WRITTEN_NOW:
+            return None
+        saved = read_saved_index(self.disk, self.index_path)
+        if saved is None:
+            return "can't be read"
+        if not saved.matches(stat):
+            return "is of a file of another size or time"
+        histories = contents.histories
+        assert histories is not None
+        extent = Extent(self.base, self.through or 0, stat.st_size)
+        return saved.fault(self.disk, contents.blocks, histories, extent)
+
+    @property
+    def index_location(self) -> str:
+        """The path of its saved index, as reports name it."""
+        return printable(self.name.with_suffix(".index"))
+
+    def save_index_anew(self) -> None:
+        """Remove the saved index, and make another from the lines."""
+        self.unload()
+        self._sealed_histories = None
+        self.disk.remove(self.index_path)
+        self.open()
+        self.unload()
+
     def _saved_histories(self) -> ActorIndex | None:
         saved = self._saved or read_saved_index(self.disk, self.index_path)
         if saved is None or not saved.matches(self.path.stat()):
@@ -97,6 +150,7 @@ class Segment(JournalFile):
     def replace_with(self, fd: int, blocks: SparseIndex, end: int) -> None:
         """Replace the file; as `JournalFile` does."""
         self._sealed_histories = None
+        self.disk.remove(self.index_path)  # which a crash would leave as a wrong one
         super().replace_with(fd, blocks, end)
 
     def reopen(self) -> None:
@@ -166,6 +220,7 @@ class Segment(JournalFile):
 
         If there is no such segment yet, it is made, and the `other` gives it owner and mode.
         """
+        self.disk.remove(self.index_path)
         about = self.disk.stat(self.path if is_regular(self.path) else other.path)
         temporary, is_there = self.handle.temporary, is_regular(self.path)
         self.disk.remove(temporary)

@@ -17,7 +17,7 @@ from papyra.persistence.reports import PersistenceAnomaly
 __all__ = ("Leftovers", "SegmentDirectory")
 
 # A position has 14 digits at most.
-_NAME = re.compile(r"(?!0{20})(0{6}\d{14})\.(ndjson|ndjson\.new|index)", re.ASCII)
+_NAME = re.compile(r"(?!0{20})(0{6}\d{14})\.(ndjson|ndjson\.new|index|index\.new)", re.ASCII)
 
 
 class SegmentDirectory:
@@ -62,7 +62,7 @@ class SegmentDirectory:
             base, kind = self._parse(name) or (0, "foreign")
             if kind == "ndjson":
                 bases.append(base)
-            elif kind == "ndjson.new":
+            elif kind in ("ndjson.new", "index.new"):
                 unfinished.append(self.path / name)
         return bases, unfinished
 

@@ -258,6 +258,10 @@ class SegmentedJournal:
             if through not in repaired:
                 self._write_tombstone(after, through)
         self._repair_end()
+        wrong = {anomaly.location for anomaly in found.anomalies if anomaly.kind == "index"}
+        for segment in self._segments:
+            if segment.index_location in wrong or segment.through in repaired - {None}:
+                segment.save_index_anew()
         if keeps_originals:
             # Whatever is no file stays, as the `lost+found` of a file system does.
             for path in filter(is_regular, self._segments.directory.foreign_files()):

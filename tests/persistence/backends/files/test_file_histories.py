@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 import os
 import random
 import shutil
@@ -257,6 +258,104 @@ async def test_an_index_that_is_not_right_is_made_again_from_the_lines(
                 with pytest.raises(RevisionConflict):
                     await store.append(step(actor, 17))
     assert (tmp_path / "store").glob("*.index")
+
+
+async def scanned(store: FilePersistence) -> set[tuple[str, str | None]]:
+    return {(each.kind, each.location) for each in (await store.scan()).anomalies}
+
+
+def forged(data: bytes, **changes: Any) -> bytes:
+    """Return a saved index with other words in its head, and the checksum of these."""
+    head = json.loads(data[:1024].partition(b" ")[2])
+    words = json.dumps(head | changes).encode()
+    return (b"%08x %b" % (crc32(words), words)).ljust(1023) + b"\n" + data[1024:]
+
+
+@pytest.mark.parametrize(
+    "how", ["gone", "cut", "flipped", "of a neighbour", "of an older version", "empty"]
+)
+async def test_a_scan_finds_each_index_that_is_not_right_and_a_recovery_makes_it_anew(
+    tmp_path: Path, how: str
+) -> None:
+    path = tmp_path / "store"
+    await filled(path)
+    indexes = sorted(path.glob("*.index"))
+    whole = [index.read_bytes() for index in indexes]
+    spoil(how, indexes)
+    now = [index.read_bytes() if index.exists() else None for index in indexes]
+    wrong = {
+        ("index", str(index))
+        for index, before, after in zip(indexes, whole, now, strict=True)
+        if after not in (before, None)
+    }
+    assert len(wrong) == (0 if how == "gone" else len(indexes))
+    async with rotating(path) as store:
+        for _ in range(2):
+            assert await scanned(store) == wrong
+        assert [index.read_bytes() if index.exists() else None for index in indexes] == now
+        report = await store.recover()
+        assert report.scan.is_clean
+        assert report.records_removed == 0
+        assert await scanned(store) == set()
+        for actor in "abc":
+            assert await history(store, actor) == list(range(1, 18))
+    if how != "gone":
+        assert [index.read_bytes() for index in indexes] == whole
+
+
+async def test_an_index_whose_words_are_another_segments_is_found_whatever_its_checksums_say(
+    tmp_path: Path,
+) -> None:
+    path = tmp_path / "store"
+    await filled(path)
+    indexes = sorted(path.glob("*.index"))
+    whole = [index.read_bytes() for index in indexes]
+    head = json.loads(whole[1][:1024].partition(b" ")[2])
+    entries = bytearray(whole[1][1024 + head["index_bytes"] :])
+    entries[3] ^= 1  # of where a line begins
+    forgeries = [
+        forged(whole[1], modified_ns=head["modified_ns"] + 1),
+        forged(whole[1], counts={**head["counts"], "audit": 0, "event": 0}),
+        forged(whole[1], newest=head["newest"] + 1),
+        forged(whole[1][: 1024 + head["index_bytes"]], history_bytes=0, history_crc=0),
+        forged(whole[1][: 1024 + head["index_bytes"]] + entries, history_crc=crc32(entries)),
+    ]
+    for forgery in forgeries:
+        indexes[1].write_bytes(forgery)
+        async with rotating(path) as store:
+            assert await scanned(store) == {("index", str(indexes[1]))}, forgery
+            assert (await store.recover()).scan.is_clean
+            assert await history(store, "a") == list(range(1, 18))
+        assert indexes[1].read_bytes() == whole[1]
+    indexes[1].write_bytes(forged(whole[1], history_bytes=None))  # as older programs write it
+    async with rotating(path) as store:
+        assert await scanned(store) == set()
+
+
+async def test_a_reader_takes_no_index_for_wrong_that_may_be_being_written(tmp_path: Path) -> None:
+    path = tmp_path / "store"
+    await filled(path)
+    first, *others = sorted(path.glob("*.index"))
+    spoil("cut", [first, *others])
+    for file in (first, first.with_suffix(".ndjson")):
+        os.utime(file, (1.0, 1.0))
+    async with rotating(path) as store, store.reader() as reader:
+        assert {(each.kind, each.location) for each in (await reader.scan()).anomalies} == {
+            ("index", str(first))
+        }
+
+
+async def test_of_a_damaged_segment_a_scan_reports_the_damage_and_not_the_index(
+    tmp_path: Path,
+) -> None:
+    path = tmp_path / "store"
+    await filled(path)
+    segment = sorted(path.glob("*.ndjson"))[1]
+    data = segment.read_bytes()
+    segment.write_bytes(data.replace(b'"kind"', b'"kinD"', 1))
+    async with rotating(path) as store:
+        assert [kind for kind, _ in await scanned(store)] == ["checksum"]
+        assert (await store.recover()).scan.is_clean
 
 
 async def test_a_sealed_segment_is_not_read_through_for_a_history_once_that_is_saved(

@@ -233,7 +233,10 @@ async def test_a_missing_or_damaged_index_of_a_segment_is_rebuilt(
             path.unlink()
     async with open_store(directory) as store:
         assert [e.seq for e in await store.list_events(limit=30)] == list(range(16, 46))
-        assert (await store.scan()).is_clean
+        # Nobody has asked for the first one.
+        left = [] if damage == b"" else ["index"]
+        assert [anomaly.kind for anomaly in (await store.scan()).anomalies] == left
+        assert (await store.recover()).scan.is_clean
     assert (directory / f"{21:020}.index").exists()
     assert await stored(directory) == list(range(1, 46))
 
