@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import AsyncIterator
+from contextlib import aclosing
 from typing import Annotated
 
 import anyio
+import msgspec
 from cyclopts import Parameter
 
 from papyra.cli._exit_codes import ANOMALIES_FOUND, SUCCEEDED, CommandFailed, WrongUse
@@ -21,9 +24,17 @@ from papyra.cli._store_argument import (
 )
 from papyra.cli._units import format_count
 from papyra.persistence.backends.base import PersistenceBackend
+from papyra.persistence.backends.snapshot_check import UNREADABLE
+from papyra.persistence.backends.snapshots import (
+    SnapshotKeeper,
+    all_snapshots,
+    keeps_snapshots,
+    snapshots_of,
+)
+from papyra.persistence.backends.store import StoredSnapshot
 from papyra.persistence.codec import to_json
-from papyra.persistence.messages import Scan
-from papyra.persistence.records import KINDS, Kind, Record
+from papyra.persistence.messages import SaveSnapshot, Scan
+from papyra.persistence.records import KINDS, MAX_VERSION, Kind, Record
 from papyra.persistence.reports import (
     BESIDE,
     PersistenceAnomaly,
@@ -31,6 +42,7 @@ from papyra.persistence.reports import (
     ReportProgress,
     ScanProgress,
 )
+from papyra.persistence.snapshots import Snapshot
 
 
 def copy(
@@ -42,10 +54,10 @@ def copy(
 ) -> int:
     """Copy the records of one store to another.
 
-    They keep the positions that they have. TARGET is empty, is not there yet, or holds a beginning
-    of SOURCE: a copy that was interrupted goes on when it is called again. In the end each record
-    is read back and compared. What is appended to SOURCE meanwhile waits for the next call. Exits
-    with 3 if SOURCE is damaged.
+    They keep the positions that they have, and snapshots go with them, but for those that nobody
+    may believe. TARGET is empty, is not there yet, or holds a beginning of SOURCE: a copy that was
+    interrupted goes on when it is called again. In the end each record is read back and compared.
+    What is appended to SOURCE meanwhile waits for the next call. Exits with 3 if SOURCE is damaged.
 
     Examples
     --------
@@ -81,10 +93,18 @@ async def _copy(source: str, target: str, as_json: bool) -> int:
         async with destination:
             await _check_destination(destination)
             there, copied = await _bring_up_to_date(origin, destination)
+            snapshots, left_out = await copy_snapshots(origin, destination)
         took = time.monotonic() - began
     if as_json:
         show_json(
-            {"copied": copied, "there_before": there, "verified": there + copied, "seconds": took}
+            {
+                "copied": copied,
+                "there_before": there,
+                "verified": there + copied,
+                "snapshots": snapshots,
+                "snapshots_left_out": left_out,
+                "seconds": took,
+            }
         )
     else:
         rate = format_count(round((there + copied) / max(took, 1e-3)))
@@ -94,6 +114,9 @@ async def _copy(source: str, target: str, as_json: bool) -> int:
             f"{there + copied:,} verified, {rate} a second",
             "green",
         )
+        if snapshots or left_out:
+            bad = f"; {left_out:,} were left out, as nobody may believe them" if left_out else ""
+            tell(f"{snapshots:,} snapshots are there, too{bad}", "dim")
     return SUCCEEDED
 
 
@@ -147,6 +170,50 @@ async def _bring_up_to_date(
     if verified != copied:
         raise CommandFailed(f"{copied:,} records were copied, and {verified:,} are there")
     return there, copied
+
+
+async def copy_snapshots(
+    origin: PersistenceBackend, destination: PersistenceBackend
+) -> tuple[int, int]:
+    """Copy the snapshots that are to be believed; return how many are there, and how many are not.
+
+    They are saved anew, as the destination's own. Those of events that are not copied yet wait.
+    """
+    if not (keeps_snapshots(origin.store) and keeps_snapshots(destination.store)):
+        return 0, 0
+    keeper, copied, left_out = SnapshotKeeper(origin.store), 0, 0
+    async with aclosing(all_snapshots(snapshots_of(origin.store))) as snapshots:
+        async for stored in snapshots:
+            try:
+                snapshot = await keeper.check(stored)
+            except UNREADABLE:
+                left_out += 1
+                continue
+            if snapshot is not None and snapshot.seq <= destination.last_seq:
+                await _copy_snapshot(snapshot, destination)
+                copied += 1
+    return copied, left_out
+
+
+async def _copy_snapshot(snapshot: Snapshot, destination: PersistenceBackend) -> None:
+    store = snapshots_of(destination.store)
+    place = StoredSnapshot(store.snapshot_owner(snapshot.actor), snapshot.revision, 0)
+    with contextlib.suppress(*UNREADABLE):
+        there = await SnapshotKeeper(destination.store).check(place)
+        if there == msgspec.structs.replace(snapshot, store_id=await store.store_id()):
+            return
+    await destination.execute(
+        SaveSnapshot(
+            snapshot.actor,
+            snapshot.revision,
+            snapshot.seq,
+            snapshot.state,
+            snapshot.timestamp,
+            snapshot.version,
+            MAX_VERSION,  # all of them are kept
+            snapshot.shape,
+        )
+    )
 
 
 async def _compare(

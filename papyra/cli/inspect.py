@@ -139,6 +139,9 @@ def _fields(
         ("records", f"{summary.total_records:,}: {kinds}"),
         ("last position", f"{summary.last_seq:,}"),
     ]
+    if summary.snapshots:
+        size = format_bytes(summary.snapshot_bytes or 0)
+        fields.append(("snapshots", f"{summary.snapshots:,}, {size}"))
     if summary.oldest is not None and summary.newest is not None:
         span = format_duration(summary.newest - summary.oldest)
         fields += [

@@ -111,6 +111,9 @@ class StoreSummary(msgspec.Struct, frozen=True, tag=True):
     writer: str | None = None
     #: whether damage is known of; only a scan looks at everything
     damaged: bool = False
+    #: snapshots, and their bytes; `None` where there can be none, or where they can't be listed
+    snapshots: int | None = None
+    snapshot_bytes: int | None = None
 
     @property
     def total_records(self) -> int:

@@ -8,6 +8,7 @@ import anyio
 import msgspec
 
 from papyra.persistence import SaveSnapshot
+from papyra.persistence.backends.snapshots import snapshots_of
 from tests.cli.conftest import T0, Command, Store, event, new_store
 from tests.cli.test_checking import append
 from tests.redis_server import RedisServer
@@ -63,18 +64,76 @@ def test_commands_find_nothing_wrong_with_snapshots_and_keep_them(
     assert identity(file_store) == before
 
 
-def test_a_copy_has_an_id_of_its_own_and_no_snapshots(
+def spoil(store: Store) -> None:
+    """Have one more snapshot that is damaged, and one of another actor."""
+
+    async def write() -> None:
+        async with store.backend() as backend:
+            kept = snapshots_of(backend.store)
+            await kept.save_snapshot("shop/a", 5, b"rubbish")
+            await kept.save_snapshot("shop/b", 6, await kept.load_snapshot("shop/a", 6) or b"")
+
+    anyio.run(write)
+
+
+def test_a_copy_has_an_id_of_its_own_and_the_good_snapshots(
     papyra: Command, file_store: Store, redis_server: RedisServer
 ) -> None:
     fill(file_store)
+    spoil(file_store)
     before = identity(file_store)
-    for kind in ("json", "rotating"):
+    for kind in ("json", "rotating", "redis"):
         target = new_store(kind, papyra.home, redis_server)
-        assert papyra("copy", file_store.name, target.name).code == 0
+        for copied in (12, 0):
+            done = papyra("copy", file_store.name, target.name, "--json")
+            assert done.code == 0
+            told = json.loads(done.out)
+            assert (told["copied"], told["snapshots"], told["snapshots_left_out"]) == (copied, 2, 2)
         store_id, revision = identity(target)
         assert store_id not in (None, before[0])
-        assert revision == 0
+        assert revision == SAVED[-1]
+        assert papyra("scan", target.name).code == 0
+        back = new_store("json", papyra.home, redis_server)
+        assert papyra("copy", target.name, back.name).code == 0
+        assert identity(back)[1] == SAVED[-1]
+        assert papyra("scan", back.name).code == 0
     assert identity(file_store) == before
+
+
+def test_a_bad_snapshot_is_reported_and_mended_and_keeps_no_system_from_starting(
+    papyra: Command, file_store: Store
+) -> None:
+    fill(file_store)
+    spoil(file_store)
+    done = papyra("scan", file_store.name)
+    assert done.code == 3
+    assert done.out.count("snapshot") >= 2
+    assert "nothing is lost with it but time" in done.out
+    assert papyra("doctor", file_store.name).code == 0
+    assert papyra("recover", file_store.name, "--dry-run").code == 3
+    assert papyra("recover", file_store.name, "--yes").code == 0
+    assert papyra("scan", file_store.name).code == 0
+    assert identity(file_store)[1] == SAVED[-1]
+
+
+def test_inspect_counts_snapshots(papyra: Command, file_store: Store) -> None:
+    fill(file_store)
+    told = json.loads(papyra("inspect", file_store.name, "--json").out)
+    assert told["snapshots"] == 2
+    assert 200 < told["snapshot_bytes"] < 2000
+    lines = papyra("inspect", file_store.name).out.splitlines()
+    assert [line for line in lines if line.startswith("snapshots")]
+
+    async def remove_all() -> None:
+        async with file_store.backend() as backend:
+            for revision in SAVED:
+                await snapshots_of(backend.store).remove_snapshot("shop/a", revision)
+
+    anyio.run(remove_all)
+    told = json.loads(papyra("inspect", file_store.name, "--json").out)
+    assert (told["snapshots"], told["snapshot_bytes"]) == (0, 0)
+    lines = papyra("inspect", file_store.name).out.splitlines()
+    assert not [line for line in lines if line.startswith("snapshots")]
 
 
 def test_nothing_is_copied_onto_what_is_beside_a_store(papyra: Command, file_store: Store) -> None:

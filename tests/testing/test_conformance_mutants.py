@@ -1444,6 +1444,15 @@ class CarriesOutWhatNobodyWaitsFor(Shelf):
         super().__init__(*args, **options, clock=lambda: 0.0)
 
 
+@breaks("test_a_summary_counts_snapshots")
+class CountsNoSnapshots(Shelf):
+    async def _handle(self, request: Any) -> Any:
+        reply = await super()._handle(request)
+        if isinstance(reply, StoreSummary):
+            return structs.replace(reply, snapshots=0, snapshot_bytes=0)
+        return reply
+
+
 @breaks("test_a_scan_finds_every_snapshot_that_is_not_right")
 class ScansNoSnapshots(Shelf):
     async def _scan(self, *, records_only: bool) -> PersistenceScanReport:

@@ -28,7 +28,11 @@ from papyra.persistence.backends._session import StoreSession
 from papyra.persistence.backends.group_commit import Committed, commit
 from papyra.persistence.backends.inbox import InboxKeeper
 from papyra.persistence.backends.rebasing import compact_and_trim
-from papyra.persistence.backends.snapshot_check import with_snapshots, without_bad_snapshots
+from papyra.persistence.backends.snapshot_check import (
+    counting_snapshots,
+    with_snapshots,
+    without_bad_snapshots,
+)
 from papyra.persistence.backends.snapshots import SnapshotKeeper
 from papyra.persistence.backends.store import (
     MAX_SEQ,
@@ -336,7 +340,8 @@ class PersistenceBackend(PersistenceVerbs, PersistenceMetricsMixin):
             case Restore(records):
                 return await self._session.restore(records)
             case Summarize():
-                return await self._session.attempt("read", summarize, self.store)
+                summary = await self._session.attempt("read", summarize, self.store)
+                return await self._session.attempt("read", counting_snapshots, self.store, summary)
             case Read() | ReadHistory():
                 return await self._read(request)
             case SaveSnapshot():

@@ -20,14 +20,15 @@ from papyra.persistence.reports import (
     PersistenceRecoveryConfig,
     PersistenceRecoveryReport,
     PersistenceScanReport,
+    StoreSummary,
 )
 from papyra.persistence.snapshots import InvalidSnapshot
 
-__all__ = ("with_snapshots", "without_bad_snapshots")
+__all__ = ("UNREADABLE", "counting_snapshots", "with_snapshots", "without_bad_snapshots")
 
 #: What is raised by one that can't be read, or by none of them being readable. Whatever else is
 #: raised, a server that is away say, tells nothing about them.
-_UNREADABLE = (InvalidSnapshot, OSError, StoreAccessDenied, StoreWrongType)
+UNREADABLE = (InvalidSnapshot, OSError, StoreAccessDenied, StoreWrongType)
 
 
 async def with_snapshots(store: Store, report: PersistenceScanReport) -> PersistenceScanReport:
@@ -53,6 +54,20 @@ async def without_bad_snapshots(
     return msgspec.structs.replace(report, scan=scan, quarantined=(*report.quarantined, *places))
 
 
+async def counting_snapshots(store: Store, summary: StoreSummary) -> StoreSummary:
+    """Return the summary with the number of snapshots, which are listed and not read."""
+    if not keeps_snapshots(store):
+        return summary
+    count = size = 0
+    try:
+        async with aclosing(all_snapshots(snapshots_of(store))) as snapshots:
+            async for stored in snapshots:
+                count, size = count + 1, size + stored.size
+    except UNREADABLE:
+        return summary  # a scan says why
+    return msgspec.structs.replace(summary, snapshots=count, snapshot_bytes=size)
+
+
 async def _bad_snapshots(store: Store) -> list[tuple[StoredSnapshot | None, PersistenceAnomaly]]:
     """Return each snapshot that is not to be believed; `None` if not even their list can be read.
 
@@ -67,11 +82,11 @@ async def _bad_snapshots(store: Store) -> list[tuple[StoredSnapshot | None, Pers
             async for stored in snapshots:
                 try:
                     await keeper.check(stored)
-                except _UNREADABLE as error:
+                except UNREADABLE as error:
                     detail = f"snapshot {stored.revision}: {why_not(error)}"
                     place = f"{stored.owner}/{stored.revision}"
                     found.append((stored, _anomaly(detail, place)))
-    except _UNREADABLE as error:
+    except UNREADABLE as error:
         found.append((None, _anomaly(f"snapshots: {why_not(error)}", None)))
     return found
 

@@ -284,6 +284,18 @@ class Beside:
             assert await store.snapshot_revisions("s/a") == []
             assert backend.metrics.snapshots_saved == 0
 
+    async def test_a_summary_counts_snapshots(self, make_backend: MakeBackend) -> None:
+        async with make_backend() as backend:
+            before = await backend.summarize()
+            if not keeps_snapshots(backend):
+                assert (before.snapshots, before.snapshot_bytes) == (None, None)
+                return
+            assert (before.snapshots, before.snapshot_bytes) == (0, 0)
+            store = await bad_snapshots(backend)
+            sizes = [stored.size async for stored in all_snapshots(store)]
+            summary = await backend.summarize()
+            assert (summary.snapshots, summary.snapshot_bytes) == (10, sum(sizes))
+
     async def test_a_scan_finds_every_snapshot_that_is_not_right(
         self, make_backend: MakeBackend
     ) -> None:
