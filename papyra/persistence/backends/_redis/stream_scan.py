@@ -64,6 +64,16 @@ class Findings(msgspec.Struct):
     kept: tuple[bytes, bytes] | None = None
     #: whether the index by actor lacks something, or has too much
     index_is_wrong: bool = False
+    #: follows the histories, through what compactions have kept and what comes after that
+    histories: HistoryCheck = msgspec.field(default_factory=HistoryCheck)
+
+    def check_history(self, record: Record | None, key: str, identifier: bytes) -> None:
+        """Note what is wrong with the place of the next record in its history, if anything."""
+        if record is None:
+            return
+        anomaly = self.histories.take(record, key, identifier.decode())
+        if anomaly is not None:
+            self.anomalies.append(anomaly)
 
     @property
     def needs_repair(self) -> bool:
@@ -111,7 +121,6 @@ class StreamScan:
         self.kind = kind
         self._key = key
         self._found = found
-        self._histories = HistoryCheck()
         self._stream = state.streams[kind]
         #: how many entries to read at once
         self.page_entries = max(1, min(PAGE_ENTRIES, PAGE_BYTES // self._stream.average))
@@ -155,7 +164,7 @@ class StreamScan:
         found.bytes_read += len(entry.record)
         seen = Seen.of(entry, raw[1][b"crc"])
         record, wrong = check(entry, seen.crc, self.kind)
-        self._check_history(record, seen)
+        found.check_history(record, self._key, entry.id)
         follows = entry.n == self.n + 1 and entry.total_before == self._total
         if record is None and (wrong is None or wrong[0] != "unknown_kind"):
             assert wrong is not None
@@ -192,13 +201,6 @@ class StreamScan:
         if wrong is not None and seen.id not in self.duplicates:
             found.anomalies.append(self._anomaly(wrong, raw[0], entry.seq))
         return None
-
-    def _check_history(self, record: Record | None, seen: Seen) -> None:
-        if record is None:
-            return
-        anomaly = self._histories.take(record, self._key, seen.id.decode())
-        if anomaly is not None:
-            self._found.anomalies.append(anomaly)
 
     def _advance(self, seen: Seen) -> None:
         self._copied = self._claims_gap = None
