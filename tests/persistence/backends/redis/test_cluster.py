@@ -212,3 +212,17 @@ async def test_a_redis_store_in_a_cluster_keeps_snapshots(cluster: Cluster) -> N
         assert [each.revision for each in await listed(store)] == [5, 9]
         await snapshots_of(store.store).remove_snapshot("s/a", 9)
         assert await newest(reader) == (5, 0)
+
+
+async def test_requests_reach_the_writer_of_a_store_on_a_cluster(cluster: Cluster) -> None:
+    config = RedisStreamsConfig(url=cluster.url, system_id=uuid.uuid4().hex)
+    async with RedisStreamsPersistence(config) as store, store.reader() as beside:
+        await store.append(an_event(0))
+        assert await beside.store.is_attended()
+        request_id = uuid.uuid4().hex
+        await beside.store.post(request_id, b"x")
+        assert await store.store.posted() == [request_id]
+        assert await store.store.take(request_id) == b"x"
+        assert not await beside.store.withdraw(request_id)
+        await store.store.answer(request_id, b"y")
+        assert await beside.store.answered(request_id) == b"y"
