@@ -2,16 +2,18 @@
 
 Without that variable, tests run on fewer event loops, commands are forks of the tests, and what is
 tried at random or step by step is tried less often. The variables of single files, which their
-docstrings name, count before it.
+docstrings name, count before it. With ``PAPYRA_FORKS=1`` commands are forks in any case.
 """
 
 from __future__ import annotations
 
 import os
 
-__all__ = ("CI", "STEP", "count")
+__all__ = ("CI", "FORKS", "STEP", "count")
 
 CI = bool(os.environ.get("PAPYRA_CI"))
+#: Whether commands are forks of the tests, which start no Python.
+FORKS = not CI or bool(os.environ.get("PAPYRA_FORKS"))
 #: Every how many-th step is tried where in CI each is.
 STEP = 1 if CI else 8
 

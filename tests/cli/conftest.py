@@ -27,7 +27,7 @@ from papyra.conf import backend_from_url
 from papyra.persistence import PersistedAudit, PersistedDeadLetter, PersistedEvent, Record
 from papyra.persistence.backends.base import PersistenceBackend
 from tests.cli import forks, many
-from tests.extent import CI
+from tests.extent import CI, FORKS
 from tests.redis_server import RedisServer, any_binary
 
 #: Of stores. Outside CI no fixture has all of them; what one leaves out, another has.
@@ -143,7 +143,7 @@ class Command:
         program: Callable[[], None] = papyra_cli.main,
     ) -> Callable[[], None] | None:
         """Return what has a fork become the command, unless that needs a Python of its own."""
-        if CI or self.program != PROGRAM or _is_of_python(env):
+        if not FORKS or self.program != PROGRAM or _is_of_python(env):
             return None
         words = [str(argument) for argument in arguments]
         return forks.becoming(program, words, self.environment(env))
@@ -225,7 +225,7 @@ def _is_of_python(env: Mapping[str, str]) -> bool:
 
 @pytest.fixture(scope="session")
 def imported() -> None:
-    if not CI:
+    if FORKS:
         forks.import_everything()
 
 

@@ -1,8 +1,8 @@
 """Lets a fork of the process that runs the tests become a command, which starts no Python then.
 
 It is a process all the same, with pipes or a terminal, an environment and an exit code of its own;
-what it saves is the start and the end of Python, which take longer than most commands. With
-``PAPYRA_CI=1`` each has a Python of its own.
+what it saves is the start and the end of Python, which take longer than most commands. In CI, on
+the newest Python, each has a Python of its own: see `tests.extent`.
 """
 
 from __future__ import annotations
