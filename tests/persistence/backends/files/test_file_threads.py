@@ -84,10 +84,19 @@ def test_an_asyncio_timeout_during_an_append_to_files_does_not_strike_after_its_
             disk.hangs = "write"
             loop, task = asyncio.get_running_loop(), asyncio.current_task()
             assert task is not None
-            async with asyncio.timeout(0.01) as timeout:
-                loop.call_later(0.02, disk.go_on.set)
+            async with asyncio.timeout(None) as timeout:
+
+                async def expire() -> None:
+                    assert await asyncio.to_thread(disk.begun.wait, 20)
+                    timeout.reschedule(loop.time())
+                    while not timeout.expired():  # noqa: ASYNC110 - it tells nobody
+                        await asyncio.sleep(0)
+                    disk.go_on.set()
+
+                expiring = asyncio.create_task(expire())
                 assert (await store.append(event(1))).first_seq == 1
             assert timeout.expired()
+            assert expiring.done()
             assert not task.cancelling()
             for _ in range(5):
                 await asyncio.sleep(0)
