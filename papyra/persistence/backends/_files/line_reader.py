@@ -124,11 +124,14 @@ def whole_lines_at(
     """
     first, last = offsets[0], offsets[-1]
     if last - first <= min(_DENSE * len(offsets), most):
-        length = min(last - first + _LINE, end - first)
+        length = max(0, min(last - first + _LINE, end - first))
         data = handle.disk.read(handle.fd, length, first)
         stop = data.find(b"\n", last - first)
         lines = data[:stop].split(b"\n") if stop > 0 else []
-        if len(lines) == len(offsets):
+        if len(lines) > len(offsets):  # there are others in between
+            starts = [offset - first for offset in offsets]
+            lines = [data[start : data.find(b"\n", start)] for start in starts]
+        if lines:
             return lines if are_whole(lines) else None
     return _lines_apart(_LineReader(handle, end), offsets, end, most)
 
