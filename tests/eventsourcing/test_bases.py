@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import msgspec
@@ -9,11 +10,14 @@ import pytest
 
 from papyra.eventsourcing import EventSourced, SnapshotPolicy, event, upcaster
 from papyra.exceptions import InvalidPolicy, InvalidSchema, RecoveryFailed
-from papyra.persistence import PersistedEvent
+from papyra.persistence import Compact, PersistedEvent
 from papyra.persistence.backends.base import PersistenceBackend
 from papyra.persistence.backends.memory import InMemoryPersistence
+from papyra.persistence.retention import RetentionPolicy
+from papyra.testing import CrashRun, crash_everywhere
 from tests.eventsourcing.accounts import Account, Balance, Deposit, Deposited, Look
 from tests.eventsourcing.test_snapshots import ANN, Saved, bank, deposit, look, saved
+from tests.testing.shelf import Disk, Shelf
 
 pytestmark = pytest.mark.anyio
 
@@ -211,3 +215,48 @@ async def test_an_account_goes_on_from_a_base_in_one_life() -> None:
         account = system.spawn(Saved, name="ann")
         assert await account.ask(Deposit(5)) == 75
         assert await account.ask(Look()) == (75, 10)
+
+
+# Crashes
+
+
+TRIM = RetentionPolicy(max_records=1, trim_histories=True)
+
+
+class Tidy(msgspec.Struct, frozen=True):
+    """Have the store compacted, and histories trimmed."""
+
+
+class Tidying(Account):
+    snapshots = SnapshotPolicy(every=2)
+
+    async def receive(self, message: Any) -> Any:
+        if message == Tidy():
+            return await self.context.persistence.ask(Compact(TRIM))
+        return await super().receive(message)
+
+
+async def test_an_actor_that_crashes_anywhere_around_a_trimming_keeps_its_balance() -> None:
+    disk = Disk()
+    await deposit(Shelf(disk), 7, Tidying)
+    report = await Shelf(disk).compact(TRIM)
+    assert report.histories is not None
+    assert report.histories.trimmed == 1
+
+    async def check(run: CrashRun) -> None:
+        own = [fact for fact in run.facts if isinstance(fact, PersistedEvent) and fact.revision]
+        begun = [at for at, each in enumerate(own) if each.event_type == "papyra.base"]
+        amount = own[begun[-1]].payload["state"]["amount"]
+        amount += sum(each.payload["amount"] for each in own[begun[-1] + 1 :])
+        assert await run.ref.ask(Look()) == (amount, own[-1].revision)
+        acknowledged = [each for each in run.acknowledged if isinstance(each, Deposit)]
+        assert amount >= 7 + sum(each.amount for each in acknowledged)
+
+    crashes = await crash_everywhere(
+        lambda system: system.spawn(Tidying, name="ann"),
+        [Deposit(100), Deposit(1000), Tidy(), Deposit(10_000)],
+        check,
+        persistence=lambda: Shelf(copy.deepcopy(disk)),
+        system_id="bank",
+    )
+    assert len(crashes.points) > 20

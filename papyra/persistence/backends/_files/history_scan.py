@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from papyra.persistence.backends._files.disk import is_regular
 from papyra.persistence.backends._files.journal import Journal
 from papyra.persistence.backends._files.journal_file import JournalFile
+from papyra.persistence.backends._files.scan import Run, ScanResult
 from papyra.persistence.backends.history_check import HistoryCheck
 from papyra.persistence.records import Record
 from papyra.persistence.reports import PersistenceAnomaly
@@ -27,9 +28,15 @@ def scan_histories(journal: Journal) -> Iterator[PersistenceAnomaly]:
 
 
 def _records(file: JournalFile) -> Iterator[Record]:
-    """Yield the records of the blocks in which there is something of a history."""
-    if not file.totals().counts["history"]:
+    """Yield the records of a file in which there may be something of a history."""
+    totals = file.known_totals()
+    if totals is not None and not totals.counts["history"]:
         return
-    for number in range(len(file.index)):
-        if file.index.block(number).counts.get("history"):
-            yield from (record for record, _ in file.records(number))
+    # Not by its index: that is made anew where it does not fit, and a scan changes nothing.
+    for part in file.scan_parts(ScanResult(tail_seq=file.base, last_seq=file.base)):
+        if isinstance(part, Run):
+            yield from part.records
+        elif part[1] is not None:
+            yield part[1]
+    if file.through is not None and not file.is_loaded:
+        file.close()

@@ -273,6 +273,10 @@ class JournalFile:
         """Return the totals of the file."""
         return self.index
 
+    def known_totals(self) -> Totals | None:
+        """Return its totals if they are known without reading it, and it is as it was then."""
+        return self.index if self.is_loaded else None
+
     # Appending
 
     def write(

@@ -69,6 +69,11 @@ class Segment(JournalFile):
         saved = self._saved_index()
         return self.index if saved is None else saved.totals
 
+    def known_totals(self) -> Totals | None:
+        """Return its totals; as `JournalFile` does."""
+        saved = self._saved_index()
+        return super().known_totals() if saved is None else saved.totals
+
     def _saved_index(self) -> SavedIndex | None:
         """Return its saved index, if there is one that matches it."""
         if self.through is None or self.is_loaded:

@@ -1,6 +1,6 @@
 """Kills a process at every step of what it does to a store, and looks what is left each time.
 
-``python -m tests.persistence.backends.files.killer json|rotating append|compact|recover DIRECTORY``
+``python -m tests.persistence.backends.files.killer json|rotating OPERATION DIRECTORY``
 
 It says which was the last step: in CI of all of them, elsewhere of one in `STEP`. A step is a call
 that the store makes to the system; the process is killed before it, and, where it writes, in the
@@ -17,6 +17,8 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from msgspec.structs import replace
+
 from papyra.persistence import codec
 from papyra.persistence.backends._files.compaction import Hidden
 from papyra.persistence.backends._files.disk import Disk
@@ -24,7 +26,9 @@ from papyra.persistence.backends._files.journal import Journal
 from papyra.persistence.backends._files.rotation import SegmentLimits
 from papyra.persistence.backends._files.segmented_journal import SegmentedJournal
 from papyra.persistence.backends._files.single_file_journal import SingleFileJournal
+from papyra.persistence.backends._files.trimming import Bases
 from papyra.persistence.backends.base import Batch
+from papyra.persistence.backends.store import NewBase
 from papyra.persistence.records import KINDS, Kind
 from papyra.persistence.reports import PersistenceRecoveryConfig
 from tests.actors import event
@@ -36,6 +40,8 @@ __all__ = ("OPERATIONS",)
 BEFORE, DAMAGED = 23, 7
 #: Records that a compaction keeps.
 KEPT = 8
+#: The revision of the base that a history begins with once it is trimmed.
+BASE = 14
 CALLS = {name for name in vars(Disk) if not name.startswith("_")}
 
 
@@ -73,8 +79,10 @@ def open_journal(name: str, path: Path, disk: Disk) -> Journal:
     return journal
 
 
-def append(journal: Journal, first_seq: int, count: int) -> None:
+def append(journal: Journal, first_seq: int, count: int, *, steps: bool = False) -> None:
     records = [event(number) for number in range(first_seq, first_seq + count)]
+    if steps:
+        records = [replace(each, revision=n) for n, each in enumerate(records, first_seq)]
     journal.append(Batch(first_seq, records, codec.encode(records)), lambda: None, sync=True)
 
 
@@ -103,16 +111,23 @@ def do_recover(journal: Journal) -> None:
     journal.recover(PersistenceRecoveryConfig("quarantine", aside))
 
 
+def do_trim(journal: Journal) -> None:
+    base = replace(event(BASE), event_type="papyra.base", revision=BASE)
+    (encoded,) = codec.encode([base])
+    journal.trim(Bases([NewBase(base.actor_address, BASE, BASE, encoded)]))
+
+
 OPERATIONS: Mapping[str, Callable[[Journal], None]] = {
     "append": do_append,
     "compact": do_compact,
     "recover": do_recover,
+    "trim": do_trim,
 }
 
 
 def prepare(name: str, path: Path, operation: str) -> None:
     journal = open_journal(name, path, Disk())
-    append(journal, 1, BEFORE)
+    append(journal, 1, BEFORE, steps=operation == "trim")
     journal.close()
     if operation == "recover":
         files = [path] if path.is_file() else list(path.glob("*.ndjson"))
@@ -146,6 +161,12 @@ def check(name: str, path: Path, operation: str) -> None:
         assert set(stored) <= set(expected)
         do_compact(journal)
         assert numbers(journal) == expected[-KEPT:]
+    elif operation == "trim":
+        left = len(stored) - (BEFORE - BASE + 1)
+        assert stored == [*expected[:left], *expected[BASE - 1 :]], "there is no hole but before it"
+        assert left == BASE - 1 or b"papyra.base" in contents(path)
+        do_trim(journal)
+        assert numbers(journal) == expected[BASE - 1 :]
     else:
         assert stored == expected
         assert journal.last_seq == BEFORE
@@ -156,6 +177,11 @@ def check(name: str, path: Path, operation: str) -> None:
     assert not journal.scan().anomalies
     assert numbers(journal)[-2:] == [(before + 1, before + 1), (before + 2, before + 2)]
     journal.close()
+
+
+def contents(path: Path) -> bytes:
+    files = [path] if path.is_file() else sorted(path.glob("*.ndjson"))
+    return b"".join(file.read_bytes() for file in files)
 
 
 def kills(name: str, operation: str, directory: Path) -> Iterator[int]:

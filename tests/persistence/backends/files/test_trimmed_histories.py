@@ -18,6 +18,10 @@ from papyra.persistence.backends._files.fsync_policy import Fsync
 from papyra.persistence.backends.json import JsonFilePersistence
 from papyra.persistence.backends.retention import RetentionPolicy
 from papyra.persistence.backends.rotating import RotatingFilePersistence
+from papyra.testing.conformance._fixtures import an_event
+from papyra.testing.conformance._histories import a_step
+from papyra.testing.conformance._histories import history as history_of
+from papyra.testing.conformance._snapshots import save
 from tests.conftest import event_loops
 from tests.eventsourcing.accounts import Account, Deposit, Look
 from tests.extent import STEP, count
@@ -231,6 +235,46 @@ async def test_a_power_cut_amid_a_trimming_leaves_every_account_as_it_was(
             trimmed += (await history(store, "ann"))[0][1] == "papyra.base"
         await is_sound(open_store(kind, left))
     assert trimmed
+
+
+async def test_histories_are_those_of_a_list_whatever_is_trimmed_when(
+    tmp_path: Path, kind: str
+) -> None:
+    for seed in range(count("PAPYRA_TRIMMINGS", 6, 40)):
+        chance, root = random.Random(f"{kind} {seed}"), tmp_path / f"{seed}"
+        root.mkdir()
+        last = dict.fromkeys("abc", 0)
+        saved: dict[str, list[int]] = {actor: [] for actor in last}
+        first = dict.fromkeys(last, 1)
+        store = open_store(kind, root)
+        for _ in range(60):
+            actor = chance.choice(list(last))
+            match chance.randrange(6):
+                case 0 | 1 | 2:
+                    added = range(last[actor] + 1, last[actor] + chance.randint(2, 6))
+                    await store.append(*(a_step(actor, revision) for revision in added))
+                    last[actor] = added[-1]
+                case 3 if last[actor]:
+                    await save(store, last[actor], f"s/{actor}")
+                    saved[actor] = sorted({*saved[actor], last[actor]})[-2:]
+                case 4:
+                    policy = RetentionPolicy(max_records=1, trim_histories=chance.random() < 0.7)
+                    told = await store.compact(policy, dry_run=True)
+                    await store.append(an_event(1), an_event(2))  # nothing of a history is shown
+                    report = await store.compact(policy)
+                    assert report.histories is None or report.histories.still_shown == 0, seed
+                    assert told.supported
+                    for each, revisions in saved.items():
+                        if policy.trim_histories and len(revisions) == 2:
+                            first[each] = revisions[0]
+                case 5:
+                    await store.aclose()
+                    store = open_store(kind, root)
+            for each, revision in last.items():
+                expected = list(range(first[each], revision + 1))
+                assert await history_of(store, each) == expected, seed
+            assert (await store.scan()).is_clean, seed
+        await store.aclose()
 
 
 def lay_out(root: Path, state: State) -> None:
