@@ -420,8 +420,10 @@ async def test_a_damaged_line_leaves_a_hole_in_its_history_that_a_scan_finds(
     async with rotating(tmp_path / "store") as store:
         assert await history(store, "b") == [n for n in range(1, 18) if n != 5]
         assert await history(store, "a") == list(range(1, 18))
-        assert [anomaly.kind for anomaly in (await store.scan()).anomalies] == ["checksum"]
-        await store.recover()
+        kinds = [anomaly.kind for anomaly in (await store.scan()).anomalies]
+        assert kinds == ["checksum", "history"]
+        (left,) = (await store.recover()).scan.anomalies
+        assert left.detail == "missing before revision 6 of 's/b': 5"
         assert await history(store, "b") == [n for n in range(1, 18) if n != 5]
         await store.append(step("b", 18))
 

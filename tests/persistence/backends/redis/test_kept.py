@@ -15,7 +15,7 @@ import msgspec
 import pytest
 import redis
 
-from papyra.persistence import Read, Record
+from papyra.persistence import PersistenceScanReport, Read, Record
 from papyra.persistence.backends._redis import kept, scripts, stream_scan, thinning
 from papyra.persistence.backends.redis import RedisStreamsConfig, RedisStreamsPersistence
 from papyra.persistence.backends.retention import Limits, RetentionPolicy
@@ -270,6 +270,12 @@ DAMAGES: dict[str, Callable[[Client, RedisStreamsConfig], object]] = {
 }
 
 
+def but_for_holes(report: PersistenceScanReport) -> int:
+    """Return in how many places events are missing from histories, where nothing else is wrong."""
+    assert {anomaly.kind for anomaly in report.anomalies} <= {"history"}
+    return len(report.anomalies)
+
+
 def rewrite(client: Client, config: RedisStreamsConfig, seq: int, **changes: bytes) -> None:
     """Write the stream of events anew, with other fields in one of the entries."""
     key = config.keys.streams["event"]
@@ -293,7 +299,7 @@ async def test_damage_to_what_is_kept_is_found_and_mended(
     async with make() as store:
         report = await store.scan()
         assert not report.is_clean
-        assert (await store.recover()).scan.is_clean
+        but_for_holes((await store.recover()).scan)
         after = await shown(store)
         lost = set(before) - set(after)
         assert set(after) <= set(before)
@@ -305,7 +311,7 @@ async def test_damage_to_what_is_kept_is_found_and_mended(
             assert last == 19
             await store.append(a_step(actor, 20), an_event(1))
         await store.compact(RetentionPolicy(max_records=1))
-        assert (await store.scan()).is_clean
+        assert but_for_holes(await store.scan()) == len(lost)
         assert (await history(store, "u"))[-2:] == [19, 20]
 
 
