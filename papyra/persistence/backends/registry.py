@@ -99,6 +99,14 @@ _OWN: Mapping[str, Registration] = {
         from_url=lazily(f"{_BACKENDS}.memory:from_url"),
         for_test=lazily(f"{_BACKENDS}.memory:for_test"),
     ),
+    "sqlite": Registration(
+        label="SQLite",
+        from_url=lazily(f"{_BACKENDS}.sqlite:from_url"),
+        from_path=lazily(f"{_BACKENDS}.sqlite:SQLitePersistence"),
+        is_path_of=lazily(f"{_BACKENDS}.sqlite:is_path"),
+        for_test=lazily(f"{_BACKENDS}.sqlite:for_test"),
+        file_name="events.sqlite",
+    ),
     "rotating": Registration(
         label="rotating files",
         from_url=lazily(f"{_BACKENDS}.rotating:from_url"),

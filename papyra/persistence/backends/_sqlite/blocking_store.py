@@ -1,0 +1,357 @@
+"""The operations of an SQLite store, which block: `SQLiteStore` makes them in its thread."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import sqlite3
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from pathlib import Path
+
+from papyra.persistence.backends._files.disk import CAN_WRITE, Disk
+from papyra.persistence.backends._files.lock import FileLock
+from papyra.persistence.backends._files.quarantine import quarantine_directory, quarantine_name
+from papyra.persistence.backends._io.commit_token import CommitToken
+from papyra.persistence.backends._sql.decoding import decoded
+from papyra.persistence.backends._sql.tables import TABLES, rows_by_kind
+from papyra.persistence.backends._sqlite import compaction, repair, schema, snapshots
+from papyra.persistence.backends._sqlite.blocks import seal, totals
+from papyra.persistence.backends._sqlite.connection import (
+    Synchronous,
+    connect,
+    connect_to_read,
+    snapshot,
+    transaction,
+)
+from papyra.persistence.backends._sqlite.database_file import DatabaseFile
+from papyra.persistence.backends._sqlite.histories import history_rows, last_revisions
+from papyra.persistence.backends._sqlite.reading import Hidden, hidden_by, visible_rows
+from papyra.persistence.backends._sqlite.scan import ScanResult, damaged_pages, scan
+from papyra.persistence.backends._sqlite.writer_row import WriterRow
+from papyra.persistence.backends.store import (
+    Batch,
+    StoredSnapshot,
+    collect_history,
+    collect_page,
+)
+from papyra.persistence.messages import HistoryPage, Page, Read, ReadHistory
+from papyra.persistence.records import Kind
+from papyra.persistence.reports import (
+    CompactionReport,
+    PersistenceRecoveryConfig,
+    PersistenceRecoveryReport,
+    PersistenceScanReport,
+    ReportProgress,
+    ScanProgress,
+    StoreSummary,
+)
+from papyra.persistence.retention import RetentionPolicy
+
+__all__ = ("NAME", "BlockingStore")
+
+logger = logging.getLogger("papyra")
+
+NAME = "sqlite"
+#: From this version on, several connections that write can't damage the log.
+_SOUND_LOG = (3, 51, 3)
+
+_INSERTS: Mapping[Kind, str] = {
+    kind: f"INSERT INTO {table.name} ({', '.join(table.columns)}) "  # noqa: S608 - constants
+    f"VALUES ({', '.join('?' for _ in table.columns)})"
+    for kind, table in TABLES.items()
+}
+
+
+class BlockingStore:
+    """One system in a database. Everything raises `sqlite3.Error`, and is called in one thread."""
+
+    def __init__(
+        self,
+        file: DatabaseFile,
+        lock: Path,
+        system_id: str,
+        *,
+        synchronous: Synchronous,
+        busy_timeout: float,
+        read_only: bool,
+    ) -> None:
+        self._file = file
+        self._lock = FileLock(lock, file.path)
+        self._system_id = system_id
+        self._synchronous: Synchronous = synchronous
+        self._busy_timeout = busy_timeout
+        self._read_only = read_only
+        self._row = WriterRow(system_id, str(file.place.name))
+        self._connection: sqlite3.Connection
+        #: whether a record was seen that can't be read
+        self.is_damaged = False
+
+    # Opening and closing
+
+    def open(self) -> None:
+        """Open the database, making it if there is none, and keep other writers out."""
+        self._file.check(must_exist=self._read_only)
+        if self._read_only:
+            self._open_to_read()
+            return
+        if CAN_WRITE:
+            self._lock.acquire()
+        try:
+            self._open_to_write()
+        except BaseException:
+            self._lock.release()
+            raise
+
+    def _open_to_read(self) -> None:
+        connection = connect_to_read(self._file.path, self._busy_timeout)
+        try:
+            if not schema.is_there(connection):
+                raise FileNotFoundError(f"{self._file.path} holds no tables of Papyra's")
+            schema.require_version(connection)
+            self._row.last_seq(connection)
+            self._file.opened()
+        except BaseException:
+            connection.close()
+            raise
+        self._connection = connection
+
+    def _open_to_write(self) -> None:
+        connection = connect(self._file.path, self._synchronous, self._busy_timeout)
+        try:
+            schema.create(connection)
+            with transaction(connection):
+                self._row.ensure(connection, self._file.inode)
+            self._row.forget()
+            self._warn_of_neighbours(connection)
+            self._file.opened()
+        except BaseException:
+            connection.close()
+            raise
+        self._connection = connection
+
+    def _warn_of_neighbours(self, connection: sqlite3.Connection) -> None:
+        (systems,) = connection.execute("SELECT count(*) FROM systems").fetchone()
+        if systems > 1 and sqlite3.sqlite_version_info < _SOUND_LOG:
+            logger.warning(
+                "%s holds %d systems: where several programs write it at once, SQLite %s may "
+                "damage it on rare occasions, which 3.51.3 mends. Let one write at a time, or "
+                "give each a database of its own",
+                self._file.place.name,
+                systems,
+                sqlite3.sqlite_version,
+            )
+
+    def close(self) -> None:
+        """Close the database, and let another writer have it."""
+        try:
+            self._connection.close()
+        finally:
+            self._file.closed()
+            self._lock.release()
+
+    # Writing
+
+    def last_seq(self) -> int:
+        """Return the last position given."""
+        return self._row.last_seq(self._connection)
+
+    def claim(self) -> int:
+        """Begin an epoch, whose commit takes the place of one in doubt in the log."""
+        with transaction(self._connection):
+            last_seq = self._row.claim(self._connection)
+        self._last_seq = last_seq
+        return last_seq
+
+    def append(self, batch: Batch, token: CommitToken) -> None:
+        """Store a batch in one transaction; take the token before the commit."""
+        last_seq = batch.first_seq + len(batch.records) - 1
+        rows = rows_by_kind(self._system_id, batch)
+        with self._syncing(later=batch.more), transaction(self._connection):
+            self._row.advance(self._connection, batch.first_seq, last_seq)
+            for kind, part in rows.items():
+                self._connection.executemany(_INSERTS[kind], part)
+            seal(self._connection, self._system_id, self._last_seq, last_seq)
+            self._file.check_name()
+            token.take_or_raise()
+        self._last_seq = last_seq
+
+    @contextlib.contextmanager
+    def _syncing(self, *, later: bool) -> Iterator[None]:
+        """Commit as configured; or with no sync, as that of a `later` commit is for both."""
+        if not later or self._synchronous == "off":
+            yield
+            return
+        self._connection.execute("PRAGMA synchronous = NORMAL")
+        try:
+            yield
+        finally:
+            self._connection.execute(f"PRAGMA synchronous = {self._synchronous}")
+
+    def sync(self) -> None:
+        """Have the device write down everything that was committed."""
+        if self._read_only or self._synchronous in {"full", "extra"}:
+            return
+        self._connection.execute("PRAGMA synchronous = FULL")
+        try:
+            with transaction(self._connection):
+                self._row.touch(self._connection)
+            self._connection.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall()
+        finally:
+            self._connection.execute(f"PRAGMA synchronous = {self._synchronous}")
+
+    # Reading
+
+    def read(self, request: Read, policy: RetentionPolicy, now: float) -> Page:
+        """Return a page of the records that `policy` shows at Unix time `now`."""
+        limits = policy.of(request.kind)
+        rows = visible_rows(self._connection, self._system_id, request, limits, now)
+        with snapshot(self._connection), contextlib.closing(rows):
+            return collect_page(request, decoded(rows, self._found_damage))
+
+    def read_history(self, request: ReadHistory) -> HistoryPage:
+        """Return a page of one actor's history."""
+        actor, after = request.actor, request.after_revision
+        with (
+            snapshot(self._connection),
+            contextlib.closing(
+                history_rows(self._connection, self._system_id, actor, after)
+            ) as rows,
+        ):
+            return collect_history(request, decoded(rows, self._found_damage))
+
+    def last_revisions(self, actors: Collection[str]) -> Mapping[str, int]:
+        """Return the last revision of each of `actors` that has a history."""
+        return last_revisions(self._connection, self._system_id, actors)
+
+    def _found_damage(self) -> None:
+        self.is_damaged = True
+
+    def summarize(self) -> StoreSummary:
+        """Sum the totals of all blocks."""
+        with snapshot(self._connection):
+            found = {kind: totals(self._connection, self._system_id, kind) for kind in TABLES}
+            last_seq = self.last_seq()
+        held = [each for each in found.values() if each is not None]
+        return StoreSummary(
+            backend=NAME,
+            location=str(self._file.place.name),
+            last_seq=last_seq,
+            records={kind: each.records if each else 0 for kind, each in found.items()},
+            record_bytes={kind: each.bytes if each else 0 for kind, each in found.items()},
+            stored_bytes=self._file.size(),
+            oldest=min((each.oldest for each in held), default=None),
+            newest=max((each.newest for each in held), default=None),
+            writer=self._lock.holder(),
+            damaged=self.is_damaged,
+        )
+
+    # Beside the records
+
+    def store_id(self) -> str:
+        """Return the id of the store."""
+        return self._row.store_id(self._connection, self._file.inode)
+
+    def save_snapshot(self, actor: str, revision: int, data: bytes) -> None:
+        """Save a snapshot."""
+        with transaction(self._connection):
+            snapshots.save(self._connection, self._system_id, actor, revision, data)
+            self._file.check_name()
+
+    def snapshot_revisions(self, actor: str) -> list[int]:
+        """Return the revisions of an actor's snapshots."""
+        return snapshots.revisions(self._connection, self._system_id, actor)
+
+    def load_snapshot(self, actor: str, revision: int) -> bytes | None:
+        """Return a snapshot, or `None`."""
+        return snapshots.load(self._connection, self._system_id, actor, revision)
+
+    def remove_snapshot(self, actor: str, revision: int) -> None:
+        """Remove a snapshot, if it is there."""
+        with transaction(self._connection):
+            snapshots.remove(self._connection, self._system_id, actor, revision)
+
+    def list_snapshots(self, after: StoredSnapshot | None, limit: int) -> Sequence[StoredSnapshot]:
+        """Return up to `limit` of all snapshots, by owner and revision."""
+        return snapshots.list_snapshots(self._connection, self._system_id, after, limit)
+
+    # Scan, recovery, compaction
+
+    def scan(self, report_progress: ReportProgress) -> PersistenceScanReport:
+        """Check every page of the database, and every record of the system."""
+        with snapshot(self._connection):
+            found = self._scan(report_progress)
+        self.is_damaged = bool(found.anomalies)
+        return self._report(found)
+
+    def _scan(self, report_progress: ReportProgress) -> ScanResult:
+        last_seq = self.last_seq()
+        total, _ = compaction.count_stored(self._connection, self._system_id)
+        return scan(self._connection, self._system_id, last_seq, total, report_progress)
+
+    def recover(self, config: PersistenceRecoveryConfig) -> PersistenceRecoveryReport:
+        """Keep every record that can be read; first, if asked to, copy the database as it is."""
+        self._file.check_name()
+        before = self.scan(_tell_nobody)
+        quarantined: tuple[str, ...] = ()
+        removed = 0
+        if not before.is_clean:
+            if config.mode == "quarantine":
+                quarantined = (self._quarantine(config),)
+            removed = self._mend()
+        after = self.scan(_tell_nobody)
+        return PersistenceRecoveryReport(
+            NAME,
+            supported=True,
+            scan=after,
+            records_kept=after.records_scanned,
+            records_removed=removed,
+            quarantined=quarantined,
+        )
+
+    def _quarantine(self, config: PersistenceRecoveryConfig) -> str:
+        disk, path = Disk(), self._file.path
+        directory = quarantine_directory(config, path.parent)
+        disk.make_directory(directory)
+        target = quarantine_name(path, directory)
+        disk.close(disk.create(target, path.stat()))
+        repair.copy_to(self._connection, target)
+        return str(target)
+
+    def _mend(self) -> int:
+        """Mend what a scan has found, and return how many records were lost with it."""
+        if damaged_pages(self._connection):
+            path = self._file.path
+            repair.rebuild(self._connection, path.with_name(path.name + ".new"))
+        with transaction(self._connection):
+            return repair.mend_rows(self._connection, self._system_id, self.last_seq())
+
+    def drop_hidden(self, policy: RetentionPolicy, now: float) -> CompactionReport:
+        """Delete the records that `policy` hides at Unix time `now`, but for histories."""
+        self._file.check_name()
+        with transaction(self._connection):
+            before = compaction.count_stored(self._connection, self._system_id)
+            hidden = self._hidden(policy, now)
+            compaction.delete_hidden(self._connection, self._system_id, hidden, self.last_seq())
+            after = compaction.count_stored(self._connection, self._system_id)
+        return CompactionReport(NAME, True, before[0], after[0], before[1], after[1])
+
+    def count_hidden(self, policy: RetentionPolicy, now: float) -> CompactionReport:
+        """Report what `drop_hidden` would do."""
+        with snapshot(self._connection):
+            records, size = compaction.count_stored(self._connection, self._system_id)
+            hidden = self._hidden(policy, now)
+            fewer, less = compaction.count_hidden(self._connection, self._system_id, hidden)
+        return CompactionReport(NAME, True, records, records - fewer, size, size - less)
+
+    def _hidden(self, policy: RetentionPolicy, now: float) -> Mapping[Kind, Hidden]:
+        return {
+            kind: hidden_by(self._connection, self._system_id, kind, policy.of(kind), now)
+            for kind in TABLES
+        }
+
+    def _report(self, found: ScanResult) -> PersistenceScanReport:
+        return PersistenceScanReport(NAME, found.records, found.bytes, tuple(found.anomalies))
+
+
+def _tell_nobody(progress: ScanProgress) -> None:
+    del progress

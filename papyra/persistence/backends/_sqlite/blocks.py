@@ -1,0 +1,130 @@
+"""The totals of the records in each run of positions, so that nobody has to count them.
+
+A block is 1024 positions. Its totals are stored, one row a kind, in the transaction that gives the
+first position of a later block; those of the last block are counted when they are asked for.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from papyra.persistence.backends._sql.tables import TABLES
+from papyra.persistence.records import Kind
+
+__all__ = ("BLOCK", "Totals", "blocks", "rebuild", "seal", "totals", "wrong_blocks")
+
+#: Positions in a block.
+BLOCK = 1024
+
+_COUNT = """
+SELECT system_id, '{kind}', seq / {block}, count(*), sum(length(CAST(record AS BLOB))),
+    min(timestamp), max(timestamp)
+FROM {table} WHERE system_id = ? AND seq >= ? AND seq < ? GROUP BY seq / {block}
+"""
+
+
+class Totals(NamedTuple):
+    """The totals of the records of one kind in one block."""
+
+    block: int
+    records: int
+    #: encoded
+    bytes: int
+    #: Unix times in seconds
+    oldest: float
+    newest: float
+
+
+def _count(kind: Kind) -> str:
+    return _COUNT.format(kind=kind, block=BLOCK, table=TABLES[kind].name)
+
+
+def seal(connection: sqlite3.Connection, system_id: str, before: int, last_seq: int) -> None:
+    """Store the totals of blocks that are complete, as the last position was `before` until now."""
+    start, stop = before // BLOCK * BLOCK, last_seq // BLOCK * BLOCK
+    if start == stop:
+        return
+    for kind in TABLES:
+        connection.execute(
+            f"INSERT OR REPLACE INTO blocks {_count(kind)}",
+            (system_id, start, stop),
+        )
+
+
+def rebuild(connection: sqlite3.Connection, system_id: str, kind: Kind, last_seq: int) -> None:
+    """Count the records of a kind in all blocks anew."""
+    connection.execute("DELETE FROM blocks WHERE system_id = ? AND kind = ?", (system_id, kind))
+    connection.execute(
+        f"INSERT INTO blocks {_count(kind)}",
+        (system_id, 0, last_seq // BLOCK * BLOCK),
+    )
+
+
+def blocks(
+    connection: sqlite3.Connection, system_id: str, kind: Kind, *, newest: bool
+) -> Iterator[Totals]:
+    """Yield the totals of every block in which there are records of a kind, in this order."""
+    last_seq = _last_seq(connection, system_id)
+    if newest:
+        yield from _last_block(connection, system_id, kind, last_seq)
+    stored = connection.execute(
+        "SELECT block, records, bytes, oldest, newest FROM blocks "  # noqa: S608 - a constant
+        "WHERE system_id = ? AND kind = ? AND block < ? "
+        f"ORDER BY block {'DESC' if newest else 'ASC'}",
+        (system_id, kind, last_seq // BLOCK),
+    )
+    yield from map(Totals._make, stored)
+    if not newest:
+        yield from _last_block(connection, system_id, kind, last_seq)
+
+
+def totals(connection: sqlite3.Connection, system_id: str, kind: Kind) -> Totals | None:
+    """Return the totals of all records of a kind, `None` if there are none."""
+    every = list(blocks(connection, system_id, kind, newest=False))
+    if not every:
+        return None
+    return Totals(
+        0,
+        sum(each.records for each in every),
+        sum(each.bytes for each in every),
+        min(each.oldest for each in every),
+        max(each.newest for each in every),
+    )
+
+
+def wrong_blocks(connection: sqlite3.Connection, system_id: str, kind: Kind) -> Iterator[str]:
+    """Yield in words which blocks do not hold as many records as was noted when they were full."""
+    stop = _last_seq(connection, system_id) // BLOCK * BLOCK
+    stored = {
+        each.block: each.records
+        for each in blocks(connection, system_id, kind, newest=False)
+        if each.block * BLOCK < stop
+    }
+    found = {
+        block: records
+        for _, _, block, records, *_ in connection.execute(_count(kind), (system_id, 0, stop))
+    }
+    for block in sorted(stored.keys() | found.keys()):
+        if stored.get(block, 0) != found.get(block, 0):
+            yield (
+                f"positions {block * BLOCK} to {(block + 1) * BLOCK - 1} hold "
+                f"{found.get(block, 0)} records of kind {kind}, and held {stored.get(block, 0)}"
+            )
+
+
+def _last_seq(connection: sqlite3.Connection, system_id: str) -> int:
+    row = connection.execute(
+        "SELECT last_seq FROM systems WHERE system_id = ?", (system_id,)
+    ).fetchone()
+    return int(row[0]) if row else 0
+
+
+def _last_block(
+    connection: sqlite3.Connection, system_id: str, kind: Kind, last_seq: int
+) -> Iterator[Totals]:
+    start = last_seq // BLOCK * BLOCK
+    counted = connection.execute(_count(kind), (system_id, start, start + BLOCK))
+    for _, _, *numbers in counted.fetchall():
+        yield Totals._make(numbers)

@@ -1,0 +1,100 @@
+"""The file of a database: where it is, and whether it is still the one that was opened."""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections import Counter
+from pathlib import Path
+
+from papyra.exceptions import StoreError, StoreMoved, StoreWrongType
+from papyra.persistence.backends._files.disk import identity
+from papyra.persistence.backends._files.location import Place
+
+__all__ = ("DatabaseFile", "is_database")
+
+_MAGIC = b"SQLite format 3\0"
+
+#: The files that this process has open as databases, by their identities.
+_open: Counter[tuple[int, int]] = Counter()
+
+
+class DatabaseFile:
+    """The file of a database, which is the same as long as it is open, whatever it is called."""
+
+    def __init__(self, place: Place) -> None:
+        self.place = place
+        self._identity: tuple[int, int] | None = None
+
+    @property
+    def path(self) -> Path:
+        """The path without links: the log and the lock are beside the file itself."""
+        return Path(os.path.realpath(self.place.path))
+
+    def check(self, *, must_exist: bool) -> None:
+        """Raise for what is there and can be no database, or for what is not there."""
+        try:
+            about = self.path.stat()
+        except FileNotFoundError:
+            if must_exist:
+                raise
+            return
+        if not stat.S_ISREG(about.st_mode):
+            what = "a directory" if stat.S_ISDIR(about.st_mode) else "no regular file"
+            raise StoreWrongType(f"{self.path} is {what}, and no SQLite database")
+        if about.st_nlink > 1:
+            raise StoreError(
+                f"{self.path} has {about.st_nlink} hard links: SQLite would keep a log for each, "
+                "and damage the database"
+            )
+
+    def opened(self) -> None:
+        """Note which file it is."""
+        self._identity = identity(self.path.stat())
+        _open[self._identity] += 1
+
+    def closed(self) -> None:
+        """Note that it is not open any more."""
+        if self._identity is not None:
+            _open[self._identity] -= 1
+            self._identity = None
+
+    def check_name(self) -> None:
+        """Raise `StoreMoved` if the name leads to another file now, or to none.
+
+        Its log stays where it is: whoever opens the file by another name would not see that.
+        """
+        try:
+            if identity(self.path.stat()) == self._identity:
+                return
+        except FileNotFoundError:
+            pass
+        raise StoreMoved(
+            f"{self.path} was renamed, removed or replaced while it was open: nothing more is "
+            "stored until it has its name again, or the backend is opened anew"
+        )
+
+    @property
+    def inode(self) -> int:
+        """The number of the file, which a copy of it does not share."""
+        return self.path.stat().st_ino & (2**63 - 1)
+
+    def size(self) -> int:
+        """Return the bytes of the database and its log."""
+        size = self.path.stat().st_size
+        log = self.path.with_name(self.path.name + "-wal")
+        return size + (log.stat().st_size if log.exists() else 0)
+
+
+def is_database(path: Path) -> bool:
+    """Return whether there is a database at a path."""
+    try:
+        if not path.is_file():
+            return False
+        # Closing a file gives up every lock that this process has on it, those of SQLite included.
+        if _open[identity(path.stat())] > 0:
+            return True
+        with path.open("rb") as file:
+            return file.read(len(_MAGIC)) == _MAGIC
+    except OSError:
+        return False

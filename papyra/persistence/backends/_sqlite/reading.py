@@ -1,0 +1,124 @@
+"""Reads within retention: the rows of one kind that a policy and a read let through."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Generator, Iterator
+from typing import Any, NamedTuple
+
+from papyra.persistence.backends._sql.tables import TABLES
+from papyra.persistence.backends._sqlite.blocks import BLOCK, Totals, blocks
+from papyra.persistence.backends.store import MAX_SEQ
+from papyra.persistence.messages import Read
+from papyra.persistence.records import Kind
+from papyra.persistence.retention import Limits
+
+__all__ = ("Hidden", "hidden_by", "visible_rows")
+
+_FOREVER = float("inf")
+
+
+class Hidden(NamedTuple):
+    """What retention hides of a kind: all up to a position, and all that is older than a time."""
+
+    through: int
+    oldest: float
+
+
+def hidden_by(
+    connection: sqlite3.Connection, system_id: str, kind: Kind, limits: Limits, now: float
+) -> Hidden:
+    """Return what `limits` hide of a kind at Unix time `now`."""
+    through = 0
+    if limits.max_records is not None:
+        through = _last_surplus(connection, system_id, kind, limits.max_records, in_bytes=False)
+    if limits.max_total_bytes is not None:
+        through = max(
+            through,
+            _last_surplus(connection, system_id, kind, limits.max_total_bytes, in_bytes=True),
+        )
+    oldest = limits.oldest_time(now)
+    return Hidden(through, -_FOREVER if oldest is None else oldest)
+
+
+def _last_surplus(
+    connection: sqlite3.Connection, system_id: str, kind: Kind, limit: int, *, in_bytes: bool
+) -> int:
+    """Return the position of the newest record that does not fit into the limit, or 0."""
+    left = limit
+    for block in blocks(connection, system_id, kind, newest=True):
+        size = block.bytes if in_bytes else block.records
+        if size > left:
+            return _last_surplus_in(connection, system_id, kind, block, left, in_bytes=in_bytes)
+        left -= size
+    return 0
+
+
+def _last_surplus_in(
+    connection: sqlite3.Connection,
+    system_id: str,
+    kind: Kind,
+    block: Totals,
+    left: int,
+    *,
+    in_bytes: bool,
+) -> int:
+    weight = "length(CAST(record AS BLOB))" if in_bytes else "1"
+    rows = connection.execute(
+        f"SELECT seq, {weight} FROM {TABLES[kind].name} "  # noqa: S608 - constants
+        "WHERE system_id = ? AND seq >= ? AND seq < ? ORDER BY seq DESC",
+        (system_id, block.block * BLOCK, (block.block + 1) * BLOCK),
+    )
+    seq: int
+    for seq, size in rows:
+        if size > left:
+            return seq
+        left -= size
+    return 0
+
+
+def visible_rows(
+    connection: sqlite3.Connection, system_id: str, request: Read, limits: Limits, now: float
+) -> Generator[tuple[int, bytes], None, None]:
+    """Yield position and bytes of the records that a read may show, in its order."""
+    hidden = hidden_by(connection, system_id, request.kind, limits, now)
+    after = max(hidden.through, request.after)
+    before = MAX_SEQ + 1 if request.before is None else request.before
+    since = hidden.oldest if request.since is None else max(hidden.oldest, request.since)
+    until = _FOREVER if request.until is None else request.until
+    select = _Select(request, system_id, since, until)
+    if request.actor is not None or (since, until) == (-_FOREVER, _FOREVER):
+        yield from select.rows(connection, after, before)
+        return
+    for block in blocks(connection, system_id, request.kind, newest=request.newest):
+        start, stop = block.block * BLOCK, (block.block + 1) * BLOCK
+        if block.newest < since or block.oldest > until or stop <= after or start >= before:
+            continue
+        yield from select.rows(connection, max(after, start - 1), min(before, stop))
+
+
+class _Select:
+    """The rows of one read, between whatever positions."""
+
+    def __init__(self, request: Read, system_id: str, since: float, until: float) -> None:
+        table = TABLES[request.kind]
+        self._values: list[Any] = [system_id]
+        source, conditions = table.name, "system_id = ?"
+        if request.actor is not None:
+            # Not by positions: those of one actor are few.
+            index = {"actor": "events_by_actor", "target": "dead_letters_by_target"}
+            source += f" INDEXED BY {index[table.actor_column or '']}"
+            conditions += f" AND {table.actor_column} = ?"
+            self._values.append(request.actor)
+        if (since, until) != (-_FOREVER, _FOREVER):
+            conditions += " AND timestamp >= ? AND timestamp <= ?"
+            self._values += [since, until]
+        self._sql = (
+            f"SELECT seq, record FROM {source} WHERE {conditions} "  # noqa: S608 - constants
+            f"AND seq > ? AND seq < ? ORDER BY seq {'DESC' if request.newest else 'ASC'}"
+        )
+
+    def rows(
+        self, connection: sqlite3.Connection, after: int, before: int
+    ) -> Iterator[tuple[int, bytes]]:
+        return connection.execute(self._sql, (*self._values, after, before))
