@@ -4,48 +4,53 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import islice
+from typing import TypeAlias
 
 from papyra.exceptions import StoreError
 from papyra.persistence import codec
+from papyra.persistence.backends._sql.tables import checksum
 from papyra.persistence.records import Record
 
-__all__ = ("decoded",)
+__all__ = ("StoredRow", "decoded")
+
+#: Position, checksum and bytes of a record.
+StoredRow: TypeAlias = tuple[int, int, bytes]
 
 #: How many rows are decoded together, at first and at most.
 _DECODED, _MOST_DECODED = 16, 256
 
 
 def decoded(
-    rows: Iterable[tuple[int, bytes]], found_damage: Callable[[], None]
+    rows: Iterable[StoredRow], found_damage: Callable[[], None]
 ) -> Iterator[tuple[Record, int]]:
-    """Yield the record in each row of a position and its bytes, and how many these are.
+    """Yield the record in each row, and how many bytes it takes.
 
-    Rows are taken as they are needed, and some more. Those that can't be read are passed over, and
-    `found_damage` is called.
+    Rows are taken as they are needed, and some more. Those that can't be read, or have another
+    checksum, are passed over, and `found_damage` is called.
     """
     remaining, step = iter(rows), _DECODED
     while part := list(islice(remaining, step)):
-        yield from zip(*_decoded_part(part, found_damage), strict=True)
+        yield from _decoded_together(part) or _decoded_one_by_one(part, found_damage)
         step = min(4 * step, _MOST_DECODED)
 
 
-def _decoded_part(
-    rows: Sequence[tuple[int, bytes]], found_damage: Callable[[], None]
-) -> tuple[Sequence[Record], Sequence[int]]:
-    if all(type(data) is bytes for _, data in rows):
-        seqs, encoded = zip(*rows, strict=True)
-        try:
-            return codec.decode_many(encoded, seqs), list(map(len, encoded))
-        except StoreError:
-            pass  # then it is found out which
-    records: list[Record] = []
-    sizes: list[int] = []
-    for seq, data in rows:
-        try:
-            if type(data) is not bytes:
-                raise StoreError(f"record {seq} has no bytes")
-            records.append(codec.decode(data, seq))
-            sizes.append(len(data))
-        except StoreError:
+def _decoded_together(rows: Sequence[StoredRow]) -> Iterable[tuple[Record, int]] | None:
+    """Return the records of some rows; `None` if there is anything wrong with one."""
+    seqs, checksums, encoded = zip(*rows, strict=True)
+    try:
+        if list(checksums) == list(map(checksum, seqs, encoded)):
+            return zip(codec.decode_many(encoded, seqs), map(len, encoded), strict=True)
+    except (StoreError, TypeError):  # it may be no bytes at all
+        pass
+    return None
+
+
+def _decoded_one_by_one(
+    rows: Sequence[StoredRow], found_damage: Callable[[], None]
+) -> Iterator[tuple[Record, int]]:
+    for row in rows:
+        found = _decoded_together([row])
+        if found is None:
             found_damage()
-    return records, sizes
+        else:
+            yield from found

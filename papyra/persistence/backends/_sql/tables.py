@@ -1,7 +1,7 @@
 """The tables of records: a table for each kind, with columns for what people ask for.
 
-A record is kept as it was encoded, in the column ``record``; the other columns repeat what is in
-it, for indexes and for people.
+A record is kept as it was encoded, in the column ``record``, and its checksum in ``crc``; the other
+columns repeat what is in it, for indexes and for people.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import count
 from typing import Any, NamedTuple, TypeAlias
+from zlib import crc32
 
 from papyra.persistence.backends.store import Batch
 from papyra.persistence.records import (
@@ -19,7 +20,7 @@ from papyra.persistence.records import (
     Record,
 )
 
-__all__ = ("TABLES", "RecordTable", "Row", "rows_by_kind")
+__all__ = ("TABLES", "RecordTable", "Row", "checksum", "rows_by_kind", "text_key")
 
 #: The values of a row, in the order of `RecordTable.columns`.
 Row: TypeAlias = tuple[Any, ...]
@@ -41,10 +42,10 @@ class RecordTable(NamedTuple):
     @property
     def columns(self) -> tuple[str, ...]:
         """Every column that is written, in order."""
-        return ("system_id", "seq", *self.own_columns, "timestamp", "record")
+        return ("system_id", "seq", *self.own_columns, "timestamp", "crc", "record")
 
     def values(self, record: Record) -> Row:
-        """Return what the columns between ``seq`` and ``record`` say about a record."""
+        """Return what the columns between ``seq`` and ``crc`` say about a record."""
         return (*self.own_values(record), float(record.timestamp))
 
 
@@ -88,9 +89,26 @@ def rows_by_kind(system_id: str, batch: Batch) -> Mapping[Kind, Sequence[Row]]:
     )
     for seq, record, encoded in numbered:
         table = _TABLE_OF[type(record)]
-        row = (system_id, seq, *table.values(record), _text(encoded))
+        row = (system_id, seq, *table.values(record), checksum(seq, encoded), _text(encoded))
         rows.setdefault(table.kind, []).append(row)
     return rows
+
+
+def checksum(seq: int, encoded: bytes) -> int:
+    """Return the checksum of a record at its position: a CRC-32 that begins with that."""
+    return crc32(encoded, seq)
+
+
+def text_key(text: str) -> str | bytes:
+    """Return what to look for where a column is to be this text.
+
+    For what no text can be, as lone surrogates, that is bytes, which are in no such column.
+    """
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return text.encode(errors="surrogatepass")
+    return text
 
 
 def _text(encoded: bytes) -> str | bytes:

@@ -8,6 +8,7 @@ import sqlite3
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 
+from papyra.exceptions import StoreDamaged
 from papyra.persistence.backends._files.disk import CAN_WRITE, Disk
 from papyra.persistence.backends._files.lock import FileLock
 from papyra.persistence.backends._files.quarantine import quarantine_directory, quarantine_name
@@ -20,10 +21,13 @@ from papyra.persistence.backends._sqlite.connection import (
     Synchronous,
     connect,
     connect_to_read,
+    is_cut_off,
+    made_whole,
     snapshot,
     transaction,
 )
 from papyra.persistence.backends._sqlite.database_file import DatabaseFile
+from papyra.persistence.backends._sqlite.errors import is_damage, suppressed_damage
 from papyra.persistence.backends._sqlite.histories import history_rows, last_revisions
 from papyra.persistence.backends._sqlite.reading import Hidden, hidden_by, visible_rows
 from papyra.persistence.backends._sqlite.scan import ScanResult, damaged_pages, scan
@@ -157,6 +161,8 @@ class BlockingStore:
 
     def claim(self) -> int:
         """Begin an epoch, whose commit takes the place of one in doubt in the log."""
+        if is_cut_off(self._connection):
+            raise StoreDamaged(f"{self._file.place.name} was cut off: recover it to write to it")
         with transaction(self._connection):
             last_seq = self._row.claim(self._connection)
         self._last_seq = last_seq
@@ -278,33 +284,49 @@ class BlockingStore:
 
     def scan(self, report_progress: ReportProgress) -> PersistenceScanReport:
         """Check every page of the database, and every record of the system."""
-        with snapshot(self._connection):
-            found = self._scan(report_progress)
-        self.is_damaged = bool(found.anomalies)
-        return self._report(found)
+        return self._report(self._scan(report_progress))
 
     def _scan(self, report_progress: ReportProgress) -> ScanResult:
-        last_seq = self.last_seq()
-        total, _ = compaction.count_stored(self._connection, self._system_id)
-        return scan(self._connection, self._system_id, last_seq, total, report_progress)
+        with snapshot(self._connection):
+            total, last_seq = self._stored() or 0, self._greatest_seq()
+            found = scan(self._connection, self._system_id, last_seq, total, report_progress)
+        self.is_damaged = bool(found.anomalies)
+        return found
+
+    def _stored(self) -> int | None:
+        """Return how many records there are; `None` if damage keeps it from being told."""
+        stored = None
+        with suppressed_damage():
+            stored, _ = compaction.count_stored(self._connection, self._system_id)
+        return stored
+
+    def _greatest_seq(self) -> int:
+        try:
+            return self._row.greatest_seq(self._connection)
+        except sqlite3.DatabaseError as error:
+            if not is_damage(error):
+                raise
+        return self.last_seq()
 
     def recover(self, config: PersistenceRecoveryConfig) -> PersistenceRecoveryReport:
         """Keep every record that can be read; first, if asked to, copy the database as it is."""
         self._file.check_name()
-        before = self.scan(_tell_nobody)
+        before, stored = self._scan(_tell_nobody), self._stored()
         quarantined: tuple[str, ...] = ()
         removed = 0
-        if not before.is_clean:
+        if any(anomaly.kind != "unknown_kind" for anomaly in before.anomalies):
             if config.mode == "quarantine":
                 quarantined = (self._quarantine(config),)
             removed = self._mend()
-        after = self.scan(_tell_nobody)
+        after = self._scan(_tell_nobody)
+        # Nobody can count what was on pages that can't be read; but most of it was noted before.
+        lost = before.lost if stored is None else stored - after.records - len(after.anomalies)
         return PersistenceRecoveryReport(
             NAME,
             supported=True,
-            scan=after,
-            records_kept=after.records_scanned,
-            records_removed=removed,
+            scan=self._report(after),
+            records_kept=after.records,
+            records_removed=max(removed, lost),
             quarantined=quarantined,
         )
 
@@ -322,8 +344,9 @@ class BlockingStore:
         if damaged_pages(self._connection):
             path = self._file.path
             repair.rebuild(self._connection, path.with_name(path.name + ".new"))
+            made_whole(self._connection)
         with transaction(self._connection):
-            return repair.mend_rows(self._connection, self._system_id, self.last_seq())
+            return repair.mend_rows(self._connection, self._system_id, self._greatest_seq())
 
     def drop_hidden(self, policy: RetentionPolicy, now: float) -> CompactionReport:
         """Delete the records that `policy` hides at Unix time `now`, but for histories."""

@@ -9,8 +9,17 @@ from pathlib import Path
 from typing import Literal, TypeAlias
 
 from papyra.exceptions import StoreNotWritable
+from papyra.persistence.backends._sqlite.errors import is_damage
 
-__all__ = ("Synchronous", "connect", "connect_to_read", "snapshot", "transaction")
+__all__ = (
+    "Synchronous",
+    "connect",
+    "connect_to_read",
+    "is_cut_off",
+    "made_whole",
+    "snapshot",
+    "transaction",
+)
 
 Synchronous: TypeAlias = Literal["off", "normal", "full", "extra"]
 
@@ -18,6 +27,8 @@ Synchronous: TypeAlias = Literal["off", "normal", "full", "extra"]
 _CACHE = 32 * 1024
 #: Pages in the write-ahead log from which on they go into the database.
 _CHECKPOINT = 4_000
+#: What SQLite says that can make no log in the directory of a database.
+_NO_LOG = frozenset({sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_READONLY})
 #: Bytes that the file of the write-ahead log keeps when it has gone into the database.
 _LOG = 64 * 1024 * 1024
 
@@ -46,20 +57,14 @@ def connect(path: Path, synchronous: Synchronous, busy_timeout: float) -> sqlite
 
 def connect_to_read(path: Path, busy_timeout: float) -> sqlite3.Connection:
     """Return a connection that reads beside a writer."""
-    connection = _connect(path, "mode=ro", busy_timeout)
     try:
-        connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
+        return _connect(path, "mode=ro", busy_timeout)
     except sqlite3.OperationalError as error:
-        connection.close()
         log = path.with_name(path.name + "-wal")
-        if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_CANTOPEN or log.exists():
+        if error.sqlite_errorcode & 0xFF not in _NO_LOG or log.exists():
             raise
         # Nobody can have it open: there is no log, and none can be made in this directory.
         return _connect(path, "mode=ro&immutable=1", busy_timeout)
-    except BaseException:
-        connection.close()
-        raise
-    return connection
 
 
 def _connect(path: Path, query: str, busy_timeout: float) -> sqlite3.Connection:
@@ -71,12 +76,35 @@ def _connect(path: Path, query: str, busy_timeout: float) -> sqlite3.Connection:
     )
     connection.text_factory = bytes
     try:
+        _open_file(connection)
         connection.execute(f"PRAGMA cache_size = -{_CACHE}")
         connection.execute("PRAGMA cell_size_check = ON")
     except BaseException:
         connection.close()
         raise
     return connection
+
+
+def _open_file(connection: sqlite3.Connection) -> None:
+    """Open the file of a connection, also one that was cut off."""
+    try:
+        connection.execute("PRAGMA schema_version").fetchone()
+    except sqlite3.DatabaseError as error:
+        if not is_damage(error):
+            raise
+        # Then SQLite goes by how long the file is, and not by how long it says that it is.
+        connection.execute("PRAGMA writable_schema = ON")
+        connection.execute("PRAGMA schema_version").fetchone()
+
+
+def is_cut_off(connection: sqlite3.Connection) -> bool:
+    """Return whether pages are missing, so that it may be read, and recovered, but not written."""
+    return bool(connection.execute("PRAGMA writable_schema").fetchone()[0])
+
+
+def made_whole(connection: sqlite3.Connection) -> None:
+    """Let a database be written that has all of its pages again."""
+    connection.execute("PRAGMA writable_schema = RESET")
 
 
 @contextlib.contextmanager

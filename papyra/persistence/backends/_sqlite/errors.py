@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import sqlite3
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 from papyra.exceptions import (
     PersistenceError,
     StoreAccessDenied,
     StoreDamaged,
     StoreError,
+    StoreFenced,
     StoreFull,
     StoreMoved,
     StoreNotReady,
@@ -17,13 +19,15 @@ from papyra.exceptions import (
     StoreWrongType,
 )
 
-__all__ = ("is_damage", "store_error")
+__all__ = ("is_damage", "store_error", "suppressed_damage")
 
 _NAMED: Mapping[int, tuple[type[PersistenceError], str]] = {
     sqlite3.SQLITE_BUSY: (StoreNotReady, "another program has it locked for too long"),
     sqlite3.SQLITE_LOCKED: (StoreNotReady, "another program has it locked for too long"),
     sqlite3.SQLITE_FULL: (StoreFull, "the disk, or what may be used of it, is full"),
     sqlite3.SQLITE_READONLY: (StoreNotWritable, "this process may not write it"),
+    # Positions are given under a lock, and by who has the right epoch: this is a rival.
+    sqlite3.SQLITE_CONSTRAINT: (StoreFenced, "another writer has stored something there"),
     sqlite3.SQLITE_PERM: (StoreAccessDenied, "this process may not use it"),
     sqlite3.SQLITE_AUTH: (StoreAccessDenied, "this process may not use it"),
     sqlite3.SQLITE_CANTOPEN: (StoreAccessDenied, "it, or its log beside it, can't be opened"),
@@ -48,3 +52,13 @@ def store_error(error: sqlite3.Error, place: str) -> PersistenceError:
 def is_damage(error: sqlite3.Error) -> bool:
     """Return whether an error is about a damaged page."""
     return (getattr(error, "sqlite_errorcode", None) or 0) & 0xFF == sqlite3.SQLITE_CORRUPT
+
+
+@contextlib.contextmanager
+def suppressed_damage() -> Iterator[None]:
+    """Leave what is within where it comes to a damaged page."""
+    try:
+        yield
+    except sqlite3.DatabaseError as error:
+        if not is_damage(error):
+            raise

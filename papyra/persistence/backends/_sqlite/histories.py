@@ -5,17 +5,20 @@ from __future__ import annotations
 import sqlite3
 from collections.abc import Collection, Mapping
 
+from papyra.persistence.backends._sql.tables import text_key
+
 __all__ = ("history_rows", "last_revisions")
 
 
 def history_rows(
     connection: sqlite3.Connection, system_id: str, actor: str, after: int
 ) -> sqlite3.Cursor:
-    """Return a cursor over an actor's events after a revision: position and bytes of each."""
+    """Return a cursor over the rows of an actor's events after a revision."""
     return connection.execute(
-        "SELECT seq, record FROM events INDEXED BY histories WHERE system_id = ? AND actor = ? "
-        "AND revision IS NOT NULL AND revision > ? ORDER BY revision, seq",
-        (system_id, actor, after),
+        "SELECT seq, crc, record FROM events INDEXED BY histories "
+        "WHERE system_id = ? AND actor = ? AND revision IS NOT NULL AND revision > ? "
+        "ORDER BY revision, seq",
+        (system_id, text_key(actor), after),
     )
 
 
@@ -27,7 +30,7 @@ def last_revisions(
         actor: connection.execute(
             "SELECT max(revision) FROM events INDEXED BY histories "
             "WHERE system_id = ? AND actor = ? AND revision IS NOT NULL",
-            (system_id, actor),
+            (system_id, text_key(actor)),
         ).fetchone()[0]
         for actor in actors
     }

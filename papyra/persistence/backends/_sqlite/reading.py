@@ -6,7 +6,8 @@ import sqlite3
 from collections.abc import Generator, Iterator
 from typing import Any, NamedTuple
 
-from papyra.persistence.backends._sql.tables import TABLES
+from papyra.persistence.backends._sql.decoding import StoredRow
+from papyra.persistence.backends._sql.tables import TABLES, text_key
 from papyra.persistence.backends._sqlite.blocks import BLOCK, Totals, blocks
 from papyra.persistence.backends.store import MAX_SEQ
 from papyra.persistence.messages import Read
@@ -79,8 +80,8 @@ def _last_surplus_in(
 
 def visible_rows(
     connection: sqlite3.Connection, system_id: str, request: Read, limits: Limits, now: float
-) -> Generator[tuple[int, bytes], None, None]:
-    """Yield position and bytes of the records that a read may show, in its order."""
+) -> Generator[StoredRow, None, None]:
+    """Yield the rows of the records that a read may show, in its order."""
     hidden = hidden_by(connection, system_id, request.kind, limits, now)
     after = max(hidden.through, request.after)
     before = MAX_SEQ + 1 if request.before is None else request.before
@@ -109,16 +110,17 @@ class _Select:
             index = {"actor": "events_by_actor", "target": "dead_letters_by_target"}
             source += f" INDEXED BY {index[table.actor_column or '']}"
             conditions += f" AND {table.actor_column} = ?"
-            self._values.append(request.actor)
-        if (since, until) != (-_FOREVER, _FOREVER):
-            conditions += " AND timestamp >= ? AND timestamp <= ?"
-            self._values += [since, until]
+            self._values.append(text_key(request.actor))
+        if since > -_FOREVER:
+            conditions += " AND timestamp >= ?"
+            self._values.append(since)
+        if until < _FOREVER:
+            conditions += " AND timestamp <= ?"
+            self._values.append(until)
         self._sql = (
-            f"SELECT seq, record FROM {source} WHERE {conditions} "  # noqa: S608 - constants
+            f"SELECT seq, crc, record FROM {source} WHERE {conditions} "  # noqa: S608 - constants
             f"AND seq > ? AND seq < ? ORDER BY seq {'DESC' if request.newest else 'ASC'}"
         )
 
-    def rows(
-        self, connection: sqlite3.Connection, after: int, before: int
-    ) -> Iterator[tuple[int, bytes]]:
+    def rows(self, connection: sqlite3.Connection, after: int, before: int) -> Iterator[StoredRow]:
         return connection.execute(self._sql, (*self._values, after, before))

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from papyra.exceptions import StoreDamaged
-from papyra.persistence.backends._sql.tables import TABLES, RecordTable, Row
+from papyra.persistence.backends._sql.tables import TABLES, RecordTable, Row, checksum
 from papyra.persistence.backends._sqlite import schema
 from papyra.persistence.backends._sqlite.blocks import rebuild as count_blocks
 from papyra.persistence.backends._sqlite.connection import transaction
@@ -54,7 +54,10 @@ def _mend_row(
             (system_id, row.seq),
         )
         return True
-    values = (system_id, row.seq, *table.values(row.record), row.data.decode())
+    values = (
+        *(system_id, row.seq, *table.values(row.record)),
+        *(checksum(row.seq, row.data), row.data.decode()),
+    )
     _insert(connection, table.name, table.columns, values)
     return False
 
@@ -100,6 +103,7 @@ def _copy_rows(source: sqlite3.Connection, target: sqlite3.Connection) -> None:
         for table in TABLES.values():
             for found in _all_rows(source, table, row[0].decode(), row[-1]):
                 _insert(target, table.name, table.columns, found)
+            count_blocks(target, row[0].decode(), table.kind, row[-1])
     for found in _all_snapshots(source):
         _insert(target, "snapshots", ("system_id", "actor", "revision", "data"), found)
 
@@ -116,7 +120,7 @@ def _all_rows(
             (system_id, first, last),
         )
 
-    for row in salvaged(select, 0, last_seq, _unheeded):
+    for row in salvaged(select, 1, last_seq, _unheeded):
         yield (system_id, *row)
 
 

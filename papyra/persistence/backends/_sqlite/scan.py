@@ -8,9 +8,9 @@ from typing import NamedTuple
 
 from papyra.exceptions import StoreError
 from papyra.persistence import codec
-from papyra.persistence.backends._sql.tables import TABLES, RecordTable, Row
+from papyra.persistence.backends._sql.tables import TABLES, RecordTable, Row, checksum
 from papyra.persistence.backends._sqlite.blocks import wrong_blocks
-from papyra.persistence.backends._sqlite.errors import is_damage
+from papyra.persistence.backends._sqlite.errors import is_damage, suppressed_damage
 from papyra.persistence.backends._sqlite.salvage import Lost, salvaged
 from papyra.persistence.records import Record
 from papyra.persistence.reports import AnomalyKind, PersistenceAnomaly, ReportProgress, ScanProgress
@@ -39,6 +39,8 @@ class ScanResult:
     def __init__(self) -> None:
         self.records = 0
         self.bytes = 0
+        #: positions at which there may have been records, on pages that can't be read
+        self.lost = 0
         self.anomalies: list[PersistenceAnomaly] = []
 
 
@@ -72,6 +74,7 @@ def _scan_table(
     def lost(first: int, last: int) -> None:
         nonlocal is_readable
         is_readable = False
+        found.lost += last - first + 1
         detail = f"positions {first} to {last} of {table.name} are on pages that can't be read"
         found.anomalies.append(PersistenceAnomaly("corrupt", detail))
 
@@ -83,15 +86,12 @@ def _scan_table(
         if not found.records % _STEP:
             report_progress(ScanProgress(found.records, max(total, found.records)))
     if is_readable:
-        try:
+        # Where the table of blocks is damaged itself, the check of pages says so.
+        with suppressed_damage():
             found.anomalies += [
                 PersistenceAnomaly("gap", detail)
                 for detail in wrong_blocks(connection, system_id, table.kind)
             ]
-        except sqlite3.DatabaseError as error:
-            if not is_damage(error):
-                raise
-            found.anomalies.append(PersistenceAnomaly("corrupt", f"the table blocks: {error}"))
 
 
 def damaged_pages(connection: sqlite3.Connection) -> list[str]:
@@ -112,8 +112,8 @@ def checked_rows(
     connection: sqlite3.Connection, system_id: str, table: RecordTable, last_seq: int, lost: Lost
 ) -> Iterator[CheckedRow]:
     """Yield every row of a table that can be read, with what is wrong with it."""
-    columns = ", ".join(("seq", "record", *table.columns[2:-1]))
-    # Not by other columns, whose index may be damaged. The sign keeps those out of it.
+    columns = ", ".join(("seq", "crc", "record", *table.columns[2:-2]))
+    # Not by other indexes, which may be damaged.
     sql = (
         f"SELECT {columns} FROM {table.name} NOT INDEXED "  # noqa: S608 - constants
         "WHERE system_id = ? AND seq BETWEEN ? AND ? ORDER BY seq"
@@ -122,18 +122,22 @@ def checked_rows(
     def select(first: int, last: int) -> Iterator[Row]:
         return connection.execute(sql, (system_id, first, last))
 
-    for seq, data, *values in salvaged(select, 0, last_seq, lost):
-        yield _checked(table, seq, data, tuple(values))
+    for seq, crc, data, *values in salvaged(select, 1, last_seq, lost):
+        yield _checked(table, seq, crc, data, tuple(values))
 
 
-def _checked(table: RecordTable, seq: int, data: object, values: Row) -> CheckedRow:
+def _checked(table: RecordTable, seq: int, crc: object, data: object, values: Row) -> CheckedRow:
     if not isinstance(data, bytes):
         return CheckedRow(seq, b"", None, _anomaly(table, seq, "corrupt", "it is no text"))
     try:
         record = codec.decode(data, seq)
     except StoreError as error:
-        kind: AnomalyKind = "unknown_kind" if codec.may_be_a_record(data) else "corrupt"
+        is_newer = crc == checksum(seq, data) and codec.may_be_a_record(data)
+        kind: AnomalyKind = "unknown_kind" if is_newer else "corrupt"
         return CheckedRow(seq, data, None, _anomaly(table, seq, kind, str(error)))
+    if crc != checksum(seq, data):
+        detail = "it is not what was stored: its checksum is another"
+        return CheckedRow(seq, data, None, _anomaly(table, seq, "checksum", detail))
     if type(record) is not table.record_type:
         detail = "it is a record of another kind"
         return CheckedRow(seq, data, None, _anomaly(table, seq, "corrupt", detail))

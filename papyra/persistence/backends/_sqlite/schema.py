@@ -24,6 +24,7 @@ CREATE TABLE {name} (
     seq INTEGER NOT NULL,
     {own}
     timestamp REAL NOT NULL,
+    crc INTEGER NOT NULL,
     record TEXT NOT NULL,
     payload AS (CASE WHEN json_valid(record) THEN json_extract(record, '$.payload') END) VIRTUAL,
     PRIMARY KEY (system_id, seq)

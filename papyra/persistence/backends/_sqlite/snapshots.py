@@ -5,6 +5,7 @@ from __future__ import annotations
 import sqlite3
 from collections.abc import Sequence
 
+from papyra.persistence.backends._sql.tables import text_key
 from papyra.persistence.backends.store import StoredSnapshot
 
 __all__ = ("list_snapshots", "load", "remove", "revisions", "save")
@@ -22,7 +23,8 @@ def save(
 def revisions(connection: sqlite3.Connection, system_id: str, actor: str) -> list[int]:
     """Return the revisions of an actor's snapshots."""
     rows = connection.execute(
-        "SELECT revision FROM snapshots WHERE system_id = ? AND actor = ?", (system_id, actor)
+        "SELECT revision FROM snapshots WHERE system_id = ? AND actor = ?",
+        (system_id, text_key(actor)),
     )
     return [revision for (revision,) in rows]
 
@@ -31,7 +33,7 @@ def load(connection: sqlite3.Connection, system_id: str, actor: str, revision: i
     """Return a snapshot, or `None`."""
     row: tuple[bytes] | None = connection.execute(
         "SELECT data FROM snapshots WHERE system_id = ? AND actor = ? AND revision = ?",
-        (system_id, actor, revision),
+        (system_id, text_key(actor), revision),
     ).fetchone()
     return None if row is None else row[0]
 
@@ -40,7 +42,7 @@ def remove(connection: sqlite3.Connection, system_id: str, actor: str, revision:
     """Remove a snapshot, if it is there."""
     connection.execute(
         "DELETE FROM snapshots WHERE system_id = ? AND actor = ? AND revision = ?",
-        (system_id, actor, revision),
+        (system_id, text_key(actor), revision),
     )
 
 
@@ -53,6 +55,6 @@ def list_snapshots(
     rows = connection.execute(
         "SELECT actor, revision, length(data) FROM snapshots "
         "WHERE system_id = ? AND (actor, revision) > (?, ?) ORDER BY actor, revision LIMIT ?",
-        (system_id, actor, revision, limit),
+        (system_id, text_key(actor), revision, limit),
     )
     return [StoredSnapshot(owner.decode(), number, size) for owner, number, size in rows]

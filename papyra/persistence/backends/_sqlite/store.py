@@ -15,6 +15,7 @@ from papyra.exceptions import (
     InvalidSetting,
     PersistenceError,
     StoreAccessDenied,
+    StoreNotWritable,
     StoreReadOnly,
 )
 from papyra.persistence.backends._files.disk import whose
@@ -233,8 +234,8 @@ class SQLiteStore:
             meant = store_error(error, path)
         elif isinstance(error, PermissionError):
             meant = StoreAccessDenied(f"{error!r}")
-        if isinstance(meant, StoreAccessDenied):
-            return StoreAccessDenied(f"{meant}: {whose(path)}")
+        if isinstance(meant, (StoreAccessDenied, StoreNotWritable)):
+            return type(meant)(f"{meant}: {whose(path)}")
         return meant
 
     def _require_writable(self) -> None:

@@ -26,12 +26,20 @@ class WriterRow:
 
     def ensure(self, connection: sqlite3.Connection, inode: int) -> None:
         """Make the row if there is none. In a copy of the file, the store gets an id of its own."""
-        connection.execute(
-            "INSERT INTO systems VALUES (?, ?, ?, 0, ?) ON CONFLICT (system_id) DO UPDATE "
-            "SET store_id = excluded.store_id, inode = excluded.inode "
-            "WHERE inode <> excluded.inode",
-            (self._system_id, uuid.uuid4().hex, inode, self._greatest_stored(connection)),
-        )
+        made = uuid.uuid4().hex
+        row = connection.execute(
+            "SELECT inode FROM systems WHERE system_id = ?", (self._system_id,)
+        ).fetchone()
+        if row is None:
+            connection.execute(
+                "INSERT INTO systems VALUES (?, ?, ?, 0, ?)",
+                (self._system_id, made, inode, self._greatest_stored(connection)),
+            )
+        elif row[0] != inode:
+            connection.execute(
+                "UPDATE systems SET store_id = ?, inode = ? WHERE system_id = ?",
+                (made, inode, self._system_id),
+            )
 
     def _greatest_stored(self, connection: sqlite3.Connection) -> int:
         found = [
@@ -52,12 +60,13 @@ class WriterRow:
 
         Raises `StoreFenced` for a writer that another one has taken over from.
         """
-        epoch, last_seq = self._read(connection, "epoch"), self.last_seq(connection)
+        epoch, last_seq = self._read(connection, "epoch"), self.greatest_seq(connection)
         if self._epoch not in (None, epoch):
             raise self._fenced("another one has taken over")
         self._epoch = int(epoch) + 1
         connection.execute(
-            "UPDATE systems SET epoch = ? WHERE system_id = ?", (self._epoch, self._system_id)
+            "UPDATE systems SET epoch = ?, last_seq = ? WHERE system_id = ?",
+            (self._epoch, last_seq, self._system_id),
         )
         return last_seq
 
@@ -79,6 +88,10 @@ class WriterRow:
     def last_seq(self, connection: sqlite3.Connection) -> int:
         """Return the last position given."""
         return int(self._read(connection, "last_seq"))
+
+    def greatest_seq(self, connection: sqlite3.Connection) -> int:
+        """Return the last position given, also if the row says less than what is stored."""
+        return max(self.last_seq(connection), self._greatest_stored(connection))
 
     def store_id(self, connection: sqlite3.Connection, inode: int) -> str:
         """Return the id of the store; the empty string in a copy that no writer has opened yet."""

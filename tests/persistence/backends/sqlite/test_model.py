@@ -1,0 +1,84 @@
+"""An SQLite store against the plainest model of it: a list.
+
+``PAPYRA_EXAMPLES=1000`` makes it a long run.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import anyio
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from papyra.exceptions import InvalidRecord
+from papyra.persistence import Read
+from papyra.persistence.backends import paging
+from papyra.persistence.backends._sqlite import blocks, reading
+from papyra.persistence.backends.retention import RetentionPolicy
+from papyra.persistence.backends.sqlite import SQLitePersistence
+from papyra.persistence.records import KINDS
+from papyra.testing._list_model import ListModel, read_to_the_end
+from tests.extent import count
+from tests.persistence.backends.test_memory_model import NOW, batches, policies, reads
+
+steps = st.lists(st.one_of(batches, st.sampled_from(["reopen", "compact"])), max_size=10)
+
+
+@settings(
+    max_examples=count("PAPYRA_EXAMPLES", 25, 300),
+    deadline=None,
+    suppress_health_check=[HealthCheck.too_slow],
+)
+@given(policy=policies, steps=steps, queries=st.lists(reads, max_size=6))
+def test_a_database_holds_what_a_list_would_hold(
+    policy: RetentionPolicy, steps: list[Any], queries: list[dict[str, Any]]
+) -> None:
+    model = ListModel(policy)
+
+    async def run(path: Path) -> None:
+        def store() -> SQLitePersistence:
+            return SQLitePersistence(
+                path, synchronous="off", retention_policy=policy, clock=lambda: NOW
+            )
+
+        persistence, last = store(), 0
+        for step in steps:
+            if step == "reopen":
+                await persistence.aclose()
+                persistence = store()
+            elif step == "compact":
+                dry = await persistence.compact(dry_run=True)
+                assert await persistence.compact() == dry
+                shown = [each for kind in KINDS for each in model.visible(kind, NOW)]
+                assert dry.records_after == len(shown)
+            else:
+                try:
+                    appended = await persistence.append(*step)
+                except InvalidRecord:
+                    continue
+                assert appended.first_seq == last + 1
+                last += len(step)
+                model.append(*step)
+        for query in queries:
+            request = Read(**query)
+            assert await read_to_the_end(persistence, request) == model.read(request, NOW)
+        for kind in KINDS:
+            page = await persistence.read(kind, limit=1000)
+            assert list(page.records) == model.visible(kind, NOW)[: len(page.records)]
+        summary = await persistence.summarize()
+        assert summary.last_seq == last
+        assert (await persistence.scan()).is_clean
+        await persistence.aclose()
+
+    with (
+        mock.patch.object(paging, "MAX_PAGE_RECORDS", 3),
+        mock.patch.object(paging, "MAX_PAGE_BYTES", 300),
+        mock.patch.object(blocks, "BLOCK", 3),
+        mock.patch.object(reading, "BLOCK", 3),
+        tempfile.TemporaryDirectory() as directory,
+    ):
+        anyio.run(run, Path(directory) / "shop.sqlite")
