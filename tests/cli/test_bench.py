@@ -23,6 +23,9 @@ FIGURES = [
 ]
 FEW = ["--records", "100"]
 
+#: What is measured without being asked: what needs no server.
+MEASURED = ("memory:", "json", "rotating", "sqlite")
+
 
 def leftovers(directory: Path, server: RedisServer) -> list[str]:
     """Return everything that a measurement could have left."""
@@ -52,7 +55,7 @@ def test_papyra_bench_without_a_store_measures_memory_and_files(
     done = papyra("bench", *FEW, env=env)
     assert done.code == 0
     assert [row[:2] for row in done.rows] == [
-        [store, what] for store in ("memory:", "json", "rotating") for what in FIGURES
+        [store, what] for store in MEASURED for what in FIGURES
     ]
     for store, what, figure in done.rows:
         if (store, what) == ("memory:", "records_scanned"):
@@ -61,8 +64,8 @@ def test_papyra_bench_without_a_store_measures_memory_and_files(
             assert float(figure) > 0
     said = papyra("bench", *FEW, "--json", env=env)
     assert said.code == 0
-    assert len(said.lines) == 3
-    for line, name in zip(said.lines, ("memory:", "json", "rotating"), strict=True):
+    assert len(said.lines) == len(MEASURED)
+    for line, name in zip(said.lines, MEASURED, strict=True):
         result = jq(".", line)
         assert result.pop("store") == name
         assert list(result) == FIGURES
