@@ -352,15 +352,15 @@ class StoreUnreachable(StoreError):
 
 
 class StoreNotReady(StoreError):
-    """The server is there but can't serve now: it loads its data, say, or a failover goes on."""
+    """It is there but can't serve now: a server that loads its data, a database that is locked."""
 
 
 class StoreNotWritable(StoreError):
-    """The server takes no writes: it is a replica, can't save, or has too few replicas."""
+    """It takes no writes: a replica, a server with too few of them, or a file that is read only."""
 
 
 class StoreFull(StoreError):
-    """The server has reached its memory limit."""
+    """The server has reached its memory limit, or the disk is full."""
 
 
 class StoreAccessDenied(StoreError):
@@ -368,7 +368,7 @@ class StoreAccessDenied(StoreError):
 
 
 class StoreWrongType(StoreError):
-    """A key of the store holds something else than what Papyra keeps there."""
+    """What is there is something else than what Papyra keeps there: another key, file or table."""
 
 
 class StoreFenced(StoreError):
