@@ -69,12 +69,11 @@ def _scan_table(
     report_progress: ReportProgress,
     found: ScanResult,
 ) -> None:
-    is_readable = True
+    lost_positions = 0
 
     def lost(first: int, last: int) -> None:
-        nonlocal is_readable
-        is_readable = False
-        found.lost += last - first + 1
+        nonlocal lost_positions
+        lost_positions += last - first + 1
         detail = f"positions {first} to {last} of {table.name} are on pages that can't be read"
         found.anomalies.append(PersistenceAnomaly("corrupt", detail))
 
@@ -85,7 +84,9 @@ def _scan_table(
             found.anomalies.append(row.anomaly)
         if not found.records % _STEP:
             report_progress(ScanProgress(found.records, max(total, found.records)))
-    if is_readable:
+    # A position is that of one record, whatever table that was in.
+    found.lost = max(found.lost, lost_positions)
+    if not lost_positions:
         # Where the table of blocks is damaged itself, the check of pages says so.
         with suppressed_damage():
             found.anomalies += [

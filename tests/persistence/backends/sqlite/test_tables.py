@@ -164,14 +164,15 @@ async def test_reads_by_time_and_limits_agree_across_many_blocks(path: Path, new
         for number in range(1, count + 1)
     ]
     sizes = list(map(len, codec.encode(records)))
-    limits: dict[str, Any]
-    request: dict[str, Any]
-    for limits in (
+    cases: list[dict[str, Any]] = [
         {"max_records": BLOCK + 5},
         {"max_total_bytes": sum(sizes[-2 * BLOCK - 3 :])},
         {"max_age_seconds": float(BLOCK)},
         {},
-    ):
+    ]
+    since, until = 2.0 * BLOCK, 2.5 * BLOCK
+    requests: list[dict[str, Any]] = [{}, {"since": since, "until": until}]
+    for limits in cases:
         async with open_store(
             path, retention_policy=RetentionPolicy(**limits), clock=lambda: float(count)
         ) as store:
@@ -182,8 +183,7 @@ async def test_reads_by_time_and_limits_agree_across_many_blocks(path: Path, new
                 expected = records[-2 * BLOCK - 3 :]
             oldest = count - limits.get("max_age_seconds", 10 * count)
             expected = [each for each in expected if each.timestamp >= oldest]
-            since, until = 2.0 * BLOCK, 2.5 * BLOCK
-            for request in ({}, {"since": since, "until": until}):
+            for request in requests:
                 page = await store.read("event", newest=newest, **request)
                 shown = [
                     each.payload["order_id"]
