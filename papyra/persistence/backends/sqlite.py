@@ -25,7 +25,7 @@ _SUFFIXES = frozenset({".sqlite", ".sqlite3", ".db"})
 class SQLitePersistence(PersistenceBackend):
     """Keep facts in an SQLite database: in tables that people may query, join and index.
 
-    It needs SQLite 3.38 or later, as most builds of Python have it. A batch is one transaction, in
+    A batch is one transaction, in
     a write-ahead log. With ``synchronous="full"``, an acknowledged record is on the device. With
     ``"normal"`` it survives the process, but the last ones not always the machine; with ``"off"``,
     a machine that loses power may leave a damaged database. ``"extra"`` is as ``"full"`` here.

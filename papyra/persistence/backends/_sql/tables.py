@@ -6,7 +6,7 @@ columns repeat what is in it, for indexes and for people.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from itertools import count
 from typing import Any, NamedTuple, TypeAlias
 from zlib import crc32
@@ -20,7 +20,7 @@ from papyra.persistence.records import (
     Record,
 )
 
-__all__ = ("TABLES", "RecordTable", "Row", "checksum", "rows_by_kind", "text_key")
+__all__ = ("TABLES", "RecordTable", "Row", "checksum", "text_key", "values_by_kind")
 
 #: The values of a row, in the order of `RecordTable.columns`.
 Row: TypeAlias = tuple[Any, ...]
@@ -81,17 +81,20 @@ TABLES: Mapping[Kind, RecordTable] = {
 _TABLE_OF = {table.record_type: table for table in TABLES.values()}
 
 
-def rows_by_kind(system_id: str, batch: Batch) -> Mapping[Kind, Sequence[Row]]:
-    """Return the rows of a batch."""
-    rows: dict[Kind, list[Row]] = {}
+def values_by_kind(system_id: str, batch: Batch) -> Mapping[Kind, list[Any]]:
+    """Return the values of the rows of a batch, one row after the other."""
+    found: dict[Kind, list[Any]] = {}
     numbered: Iterable[tuple[int, Record, bytes]] = zip(
         count(batch.first_seq), batch.records, batch.encoded, strict=False
     )
     for seq, record, encoded in numbered:
         table = _TABLE_OF[type(record)]
-        row = (system_id, seq, *table.values(record), checksum(seq, encoded), _text(encoded))
-        rows.setdefault(table.kind, []).append(row)
-    return rows
+        values = found.get(table.kind)
+        if values is None:
+            values = found[table.kind] = []
+        values += (system_id, seq, *table.own_values(record))
+        values += (float(record.timestamp), crc32(encoded, seq), _text(encoded))
+    return found
 
 
 def checksum(seq: int, encoded: bytes) -> int:

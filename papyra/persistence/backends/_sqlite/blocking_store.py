@@ -7,14 +7,15 @@ import logging
 import sqlite3
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
+from urllib.parse import quote
 
 from papyra.exceptions import StoreDamaged
-from papyra.persistence.backends._files.disk import CAN_WRITE, Disk
+from papyra.persistence.backends._files.disk import CAN_WRITE, Disk, write_all
 from papyra.persistence.backends._files.lock import FileLock
 from papyra.persistence.backends._files.quarantine import quarantine_directory, quarantine_name
 from papyra.persistence.backends._io.commit_token import CommitToken
 from papyra.persistence.backends._sql.decoding import decoded
-from papyra.persistence.backends._sql.tables import TABLES, rows_by_kind
+from papyra.persistence.backends._sql.tables import TABLES, values_by_kind
 from papyra.persistence.backends._sqlite import compaction, repair, schema, snapshots
 from papyra.persistence.backends._sqlite.blocks import seal, totals
 from papyra.persistence.backends._sqlite.connection import (
@@ -27,8 +28,9 @@ from papyra.persistence.backends._sqlite.connection import (
     transaction,
 )
 from papyra.persistence.backends._sqlite.database_file import DatabaseFile
-from papyra.persistence.backends._sqlite.errors import is_damage, suppressed_damage
+from papyra.persistence.backends._sqlite.errors import is_damage
 from papyra.persistence.backends._sqlite.histories import history_rows, last_revisions
+from papyra.persistence.backends._sqlite.insertion import insert
 from papyra.persistence.backends._sqlite.reading import Hidden, hidden_by, visible_rows
 from papyra.persistence.backends._sqlite.scan import ScanResult, damaged_pages, scan
 from papyra.persistence.backends._sqlite.writer_row import WriterRow
@@ -56,14 +58,10 @@ __all__ = ("NAME", "BlockingStore")
 logger = logging.getLogger("papyra")
 
 NAME = "sqlite"
+#: Characters of an address in the name of a file.
+_OWNER = 100
 #: From this version on, several connections that write can't damage the log.
 _SOUND_LOG = (3, 51, 3)
-
-_INSERTS: Mapping[Kind, str] = {
-    kind: f"INSERT INTO {table.name} ({', '.join(table.columns)}) "  # noqa: S608 - constants
-    f"VALUES ({', '.join('?' for _ in table.columns)})"
-    for kind, table in TABLES.items()
-}
 
 
 class BlockingStore:
@@ -171,11 +169,11 @@ class BlockingStore:
     def append(self, batch: Batch, token: CommitToken) -> None:
         """Store a batch in one transaction; take the token before the commit."""
         last_seq = batch.first_seq + len(batch.records) - 1
-        rows = rows_by_kind(self._system_id, batch)
+        values = values_by_kind(self._system_id, batch)
         with self._syncing(later=batch.more), transaction(self._connection):
             self._row.advance(self._connection, batch.first_seq, last_seq)
-            for kind, part in rows.items():
-                self._connection.executemany(_INSERTS[kind], part)
+            for kind, part in values.items():
+                insert(self._connection, kind, part)
             seal(self._connection, self._system_id, self._last_seq, last_seq)
             self._file.check_name()
             token.take_or_raise()
@@ -280,6 +278,23 @@ class BlockingStore:
         """Return up to `limit` of all snapshots, by owner and revision."""
         return snapshots.list_snapshots(self._connection, self._system_id, after, limit)
 
+    def quarantine_listed(self, stored: StoredSnapshot, config: PersistenceRecoveryConfig) -> str:
+        """Write a snapshot to a file of its own, where damaged originals are kept; remove it."""
+        path, disk = self._file.path, Disk()
+        directory = quarantine_directory(config, path.parent)
+        disk.make_directory(directory)
+        owner = quote(stored.owner.encode(errors="surrogatepass"), safe="")[-_OWNER:]
+        name = Path(f"{path.name}.snapshot-{owner}-{stored.revision}")
+        target = quarantine_name(name, directory)
+        fd = disk.create(target, path.stat())
+        try:
+            write_all(disk, fd, self.load_snapshot(stored.owner, stored.revision) or b"", 0)
+            disk.sync(fd)
+        finally:
+            disk.close(fd)
+        self.remove_snapshot(stored.owner, stored.revision)
+        return str(target)
+
     # Scan, recovery, compaction
 
     def scan(self, report_progress: ReportProgress) -> PersistenceScanReport:
@@ -295,10 +310,13 @@ class BlockingStore:
 
     def _stored(self) -> int | None:
         """Return how many records there are; `None` if damage keeps it from being told."""
-        stored = None
-        with suppressed_damage():
-            stored, _ = compaction.count_stored(self._connection, self._system_id)
-        return stored
+        try:
+            found = compaction.count_stored(self._connection, self._system_id)
+        except sqlite3.DatabaseError as error:
+            if not is_damage(error):
+                raise
+            return None
+        return sum(records for records, _ in found.values())
 
     def _greatest_seq(self) -> int:
         try:
@@ -354,17 +372,23 @@ class BlockingStore:
         with transaction(self._connection):
             before = compaction.count_stored(self._connection, self._system_id)
             hidden = self._hidden(policy, now)
+            kept = compaction.count_kept(self._connection, self._system_id, hidden)
             compaction.delete_hidden(self._connection, self._system_id, hidden, self.last_seq())
             after = compaction.count_stored(self._connection, self._system_id)
-        return CompactionReport(NAME, True, before[0], after[0], before[1], after[1])
+        return CompactionReport.of_kinds(NAME, compaction.compacted(before, after), kept)
 
     def count_hidden(self, policy: RetentionPolicy, now: float) -> CompactionReport:
         """Report what `drop_hidden` would do."""
         with snapshot(self._connection):
-            records, size = compaction.count_stored(self._connection, self._system_id)
+            before = compaction.count_stored(self._connection, self._system_id)
             hidden = self._hidden(policy, now)
-            fewer, less = compaction.count_hidden(self._connection, self._system_id, hidden)
-        return CompactionReport(NAME, True, records, records - fewer, size, size - less)
+            kept = compaction.count_kept(self._connection, self._system_id, hidden)
+            removed = compaction.count_hidden(self._connection, self._system_id, hidden)
+        after = {
+            kind: (records - removed[kind][0], size - removed[kind][1])
+            for kind, (records, size) in before.items()
+        }
+        return CompactionReport.of_kinds(NAME, compaction.compacted(before, after), kept)
 
     def _hidden(self, policy: RetentionPolicy, now: float) -> Mapping[Kind, Hidden]:
         return {

@@ -15,8 +15,8 @@ from papyra.persistence.backends._sqlite.connection import transaction
 __all__ = ("NAMES", "VERSION", "create", "is_there", "require_sqlite", "require_version")
 
 VERSION = 1
-#: The first with columns that are made of others, as ``payload`` is.
-_OLDEST_SQLITE = (3, 31)
+#: The first that compares several values at once.
+_OLDEST_SQLITE = (3, 15)
 
 _RECORDS = """
 CREATE TABLE {name} (
@@ -26,7 +26,6 @@ CREATE TABLE {name} (
     timestamp REAL NOT NULL,
     crc INTEGER NOT NULL,
     record TEXT NOT NULL,
-    payload AS (CASE WHEN json_valid(record) THEN json_extract(record, '$.payload') END) VIRTUAL,
     PRIMARY KEY (system_id, seq)
 ) WITHOUT ROWID
 """

@@ -189,6 +189,12 @@ class SQLiteStore:
         """Remove a snapshot, if it is there."""
         await self.remove_snapshot(stored.owner, stored.revision)
 
+    async def quarantine_listed(self, stored: StoredSnapshot, directory: str | None) -> str | None:
+        """Move a snapshot to a file in the directory for damaged originals."""
+        self._require_writable()
+        config = PersistenceRecoveryConfig("quarantine", directory)
+        return await self._run(self.blocking.quarantine_listed, stored, config)
+
     async def summarize(self) -> StoreSummary:
         """Sum the totals of all blocks."""
         return await self._run(self.blocking.summarize, timeout=self.call_timeout)
