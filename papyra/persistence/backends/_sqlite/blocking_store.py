@@ -9,7 +9,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from urllib.parse import quote
 
-from papyra.exceptions import StoreDamaged
+from papyra.exceptions import StoreDamaged, StoreError
 from papyra.persistence.backends._files.disk import CAN_WRITE, Disk, write_all
 from papyra.persistence.backends._files.lock import FileLock
 from papyra.persistence.backends._files.quarantine import quarantine_directory, quarantine_name
@@ -53,11 +53,12 @@ from papyra.persistence.reports import (
 )
 from papyra.persistence.retention import RetentionPolicy
 
-__all__ = ("NAME", "BlockingStore")
+__all__ = ("DEFAULT_SYSTEM", "NAME", "BlockingStore")
 
 logger = logging.getLogger("papyra")
 
 NAME = "sqlite"
+DEFAULT_SYSTEM = "papyra"
 #: Characters of an address in the name of a file.
 _OWNER = 100
 #: From this version on, several connections that write can't damage the log.
@@ -70,7 +71,6 @@ class BlockingStore:
     def __init__(
         self,
         file: DatabaseFile,
-        lock: Path,
         system_id: str,
         *,
         synchronous: Synchronous,
@@ -78,8 +78,8 @@ class BlockingStore:
         read_only: bool,
     ) -> None:
         self._file = file
-        self._lock = FileLock(lock, file.path)
         self._system_id = system_id
+        self._lock = self._new_lock()
         self._synchronous: Synchronous = synchronous
         self._busy_timeout = busy_timeout
         self._read_only = read_only
@@ -93,6 +93,7 @@ class BlockingStore:
     def open(self) -> None:
         """Open the database, making it if there is none, and keep other writers out."""
         self._file.check(must_exist=self._read_only)
+        self._lock = self._new_lock()
         if self._read_only:
             self._open_to_read()
             return
@@ -104,11 +105,18 @@ class BlockingStore:
             self._lock.release()
             raise
 
+    def _new_lock(self) -> FileLock:
+        """Return the lock that whoever writes this system has, wherever links lead to by now."""
+        path, system = self._file.path, ""
+        if self._system_id != DEFAULT_SYSTEM:
+            system = f".{quote(self._system_id, safe='')}"
+        return FileLock(path.with_name(f"{path.name}{system}.lock"), path)
+
     def _open_to_read(self) -> None:
         connection = connect_to_read(self._file.path, self._busy_timeout)
         try:
             if not schema.is_there(connection):
-                raise FileNotFoundError(f"{self._file.path} holds no tables of Papyra's")
+                raise StoreError(f"{self._file.place.name} holds no tables of Papyra's")
             schema.require_version(connection)
             self._row.last_seq(connection)
             self._file.opened()
@@ -164,6 +172,7 @@ class BlockingStore:
         with transaction(self._connection):
             last_seq = self._row.claim(self._connection)
         self._last_seq = last_seq
+        self._file.note_log()
         return last_seq
 
     def append(self, batch: Batch, token: CommitToken) -> None:
@@ -195,6 +204,8 @@ class BlockingStore:
         """Have the device write down everything that was committed."""
         if self._read_only or self._synchronous in {"full", "extra"}:
             return
+        if is_cut_off(self._connection):
+            return  # nothing may be written before it is recovered
         self._connection.execute("PRAGMA synchronous = FULL")
         try:
             with transaction(self._connection):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import stat
 from collections import Counter
@@ -24,12 +25,16 @@ class DatabaseFile:
 
     def __init__(self, place: Place) -> None:
         self.place = place
+        #: as it was when it was opened
+        self._path: Path | None = None
         self._identity: tuple[int, int] | None = None
+        #: of the log, once it was written to
+        self._log_identity: tuple[int, int] | None = None
 
     @property
     def path(self) -> Path:
         """The path without links: the log and the lock are beside the file itself."""
-        return Path(os.path.realpath(self.place.path))
+        return self._path or Path(os.path.realpath(self.place.path))
 
     def check(self, *, must_exist: bool) -> None:
         """Raise for what is there and can be no database, or for what is not there."""
@@ -50,28 +55,33 @@ class DatabaseFile:
 
     def opened(self) -> None:
         """Note which file it is."""
-        self._identity = identity(self.path.stat())
+        self._path = self.path
+        self._identity = identity(self._path.stat())
         _open[self._identity] += 1
 
     def closed(self) -> None:
         """Note that it is not open any more."""
         if self._identity is not None:
             _open[self._identity] -= 1
-            self._identity = None
+            self._path = self._identity = self._log_identity = None
+
+    def note_log(self) -> None:
+        """Note which file the log is."""
+        self._log_identity = identity(self.log.stat())
 
     def check_name(self) -> None:
-        """Raise `StoreMoved` if the name leads to another file now, or to none.
+        """Raise `StoreMoved` if the name of the file, or of its log, leads to another, or to none.
 
-        Its log stays where it is: whoever opens the file by another name would not see that.
+        The log stays where it is: whoever opens the file by another name would not see that.
         """
-        try:
-            if identity(self.path.stat()) == self._identity:
+        with contextlib.suppress(FileNotFoundError):
+            if identity(self.place.path.stat()) == self._identity and (
+                self._log_identity in (None, identity(self.log.stat()))
+            ):
                 return
-        except FileNotFoundError:
-            pass
         raise StoreMoved(
             f"{self.path} was renamed, removed or replaced while it was open: nothing more is "
-            "stored until it has its name again, or the backend is opened anew"
+            "stored until it has its name again, and its log, or the backend is opened anew"
         )
 
     @property
@@ -79,11 +89,16 @@ class DatabaseFile:
         """The number of the file, which a copy of it does not share."""
         return self.path.stat().st_ino & (2**63 - 1)
 
+    @property
+    def log(self) -> Path:
+        """The write-ahead log, which is beside the file."""
+        path = self.path
+        return path.with_name(path.name + "-wal")
+
     def size(self) -> int:
         """Return the bytes of the database and its log."""
         size = self.path.stat().st_size
-        log = self.path.with_name(self.path.name + "-wal")
-        return size + (log.stat().st_size if log.exists() else 0)
+        return size + (self.log.stat().st_size if self.log.exists() else 0)
 
 
 def is_database(path: Path) -> bool:

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Callable, Collection, Mapping, Sequence
-from pathlib import Path
 from typing import TypeVar, get_args
-from urllib.parse import quote
 
 from papyra._durations import is_seconds
 from papyra._safe_repr import shown
@@ -22,7 +20,7 @@ from papyra.persistence.backends._files.disk import whose
 from papyra.persistence.backends._files.location import Place, printable
 from papyra.persistence.backends._io.commit_token import CommitToken
 from papyra.persistence.backends._io.worker_thread import WorkerThread, raise_if_cancelled
-from papyra.persistence.backends._sqlite.blocking_store import NAME, BlockingStore
+from papyra.persistence.backends._sqlite.blocking_store import DEFAULT_SYSTEM, NAME, BlockingStore
 from papyra.persistence.backends._sqlite.connection import Synchronous
 from papyra.persistence.backends._sqlite.database_file import DatabaseFile
 from papyra.persistence.backends._sqlite.errors import store_error
@@ -40,8 +38,6 @@ from papyra.persistence.reports import (
 from papyra.persistence.retention import RetentionPolicy
 
 __all__ = ("DEFAULT_SYSTEM", "SQLiteStore")
-
-DEFAULT_SYSTEM = "papyra"
 
 #: Characters of the id of a system: it is part of a file's name.
 _LONGEST = 50
@@ -75,11 +71,9 @@ class SQLiteStore:
         self.busy_timeout = busy_timeout
         self.call_timeout = call_timeout
         self.read_only = read_only
-        file = DatabaseFile(place)
         #: for the thread of the store, once it is open
         self.blocking = BlockingStore(
-            file,
-            _lock_of(file.path, system_id),
+            DatabaseFile(place),
             system_id,
             synchronous=synchronous,
             busy_timeout=float(busy_timeout),
@@ -247,12 +241,6 @@ class SQLiteStore:
     def _require_writable(self) -> None:
         if self.read_only:
             raise StoreReadOnly(f"{self.place.name} was opened to be read only")
-
-
-def _lock_of(path: Path, system_id: str) -> Path:
-    """Return the path of the file that is locked by whoever writes a system."""
-    system = "" if system_id == DEFAULT_SYSTEM else f".{quote(system_id, safe='')}"
-    return path.with_name(f"{path.name}{system}.lock")
 
 
 def _check(

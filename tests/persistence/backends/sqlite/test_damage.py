@@ -205,6 +205,19 @@ async def test_recovery_keeps_other_systems_and_snapshots(path: Path) -> None:
         assert await stored(other) == [(seq, seq) for seq in range(1, 2 * BLOCK)]
 
 
+async def test_a_snapshot_that_is_put_aside_is_a_file(path: Path, tmp_path: Path) -> None:
+    async with open_store(path) as backend:
+        store = backend.store
+        for actor in ("shop/a", "../\n", "x" * 5000):
+            await store.save_snapshot(actor, 3, b"whatever")
+            (listed,) = await store.list_snapshots(None, 10)
+            place = await store.quarantine_listed(listed, str(tmp_path / "aside"))
+            assert place is not None
+            assert Path(place).parent == tmp_path / "aside"
+            assert Path(place).read_bytes() == b"whatever"
+            assert await store.list_snapshots(None, 10) == []
+
+
 async def test_recovery_does_not_lose_tables_of_others(path: Path) -> None:
     change(path, "CREATE TABLE customers (name TEXT)")
     data = await fill(path)

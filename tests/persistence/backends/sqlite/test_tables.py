@@ -39,7 +39,10 @@ from papyra.persistence.backends.json import JsonFilePersistence
 from papyra.persistence.backends.retention import RetentionPolicy
 from papyra.persistence.backends.sqlite import SQLitePersistence
 from tests.actors import event
+from tests.conftest import event_loops
 from tests.persistence.backends.files.test_full_disk import a_small_disk
+
+anyio_backend = event_loops("asyncio")
 
 AUDIT = PersistedAudit("shop", {"actors": 1}, 5.0)
 LETTER = PersistedDeadLetter("shop", "shop/a", "str", "hello", False, 6.0)
@@ -439,6 +442,17 @@ async def test_nothing_is_stored_once_the_file_has_another_name(path: Path) -> N
         moved.rename(path)
         assert (await store.append(event(2))).first_seq == 2
     async with open_store(path) as store:
+        assert await numbers(store) == [1, 2]
+
+
+async def test_nothing_is_stored_once_the_log_is_gone_and_nothing_was_lost(path: Path) -> None:
+    async with open_store(path) as store:
+        await store.append(event(1))
+        path.with_name("shop.sqlite-wal").unlink()
+        with pytest.raises(StoreMoved, match="and its log"):
+            await store.append(event(2))
+    async with open_store(path) as store:
+        assert (await store.append(event(2))).first_seq == 2
         assert await numbers(store) == [1, 2]
 
 
