@@ -32,7 +32,12 @@ from papyra.persistence.backends._sqlite.errors import is_damage
 from papyra.persistence.backends._sqlite.histories import history_rows, last_revisions
 from papyra.persistence.backends._sqlite.insertion import insert
 from papyra.persistence.backends._sqlite.reading import Hidden, hidden_by, visible_rows
-from papyra.persistence.backends._sqlite.scan import ScanResult, damaged_pages, scan
+from papyra.persistence.backends._sqlite.scan import (
+    ScanResult,
+    damaged_pages,
+    scan,
+    scan_histories,
+)
 from papyra.persistence.backends._sqlite.writer_row import WriterRow
 from papyra.persistence.backends.store import (
     Batch,
@@ -44,6 +49,7 @@ from papyra.persistence.messages import HistoryPage, Page, Read, ReadHistory
 from papyra.persistence.records import Kind
 from papyra.persistence.reports import (
     CompactionReport,
+    PersistenceAnomaly,
     PersistenceRecoveryConfig,
     PersistenceRecoveryReport,
     PersistenceScanReport,
@@ -318,6 +324,11 @@ class BlockingStore:
             found = scan(self._connection, self._system_id, last_seq, total, report_progress)
         self.is_damaged = bool(found.anomalies)
         return found
+
+    def scan_histories(self) -> list[PersistenceAnomaly]:
+        """Check the revisions of every actor."""
+        with snapshot(self._connection):
+            return scan_histories(self._connection, self._system_id, self._greatest_seq())
 
     def _stored(self) -> int | None:
         """Return how many records there are; `None` if damage keeps it from being told."""

@@ -12,10 +12,11 @@ from papyra.persistence.backends._sql.tables import TABLES, RecordTable, Row, ch
 from papyra.persistence.backends._sqlite.blocks import wrong_blocks
 from papyra.persistence.backends._sqlite.errors import is_damage, suppressed_damage
 from papyra.persistence.backends._sqlite.salvage import Lost, salvaged
+from papyra.persistence.backends.history_check import HistoryCheck
 from papyra.persistence.records import Record
 from papyra.persistence.reports import AnomalyKind, PersistenceAnomaly, ReportProgress, ScanProgress
 
-__all__ = ("CheckedRow", "ScanResult", "checked_rows", "damaged_pages", "scan")
+__all__ = ("CheckedRow", "ScanResult", "checked_rows", "damaged_pages", "scan", "scan_histories")
 
 #: Lines of SQLite's own check, at most.
 _LINES = 100
@@ -93,6 +94,16 @@ def _scan_table(
                 PersistenceAnomaly("gap", detail)
                 for detail in wrong_blocks(connection, system_id, table.kind)
             ]
+
+
+def scan_histories(
+    connection: sqlite3.Connection, system_id: str, last_seq: int
+) -> list[PersistenceAnomaly]:
+    """Return what is wrong with the revisions of each actor, in what can be read."""
+    check, table = HistoryCheck(), TABLES["event"]
+    rows = checked_rows(connection, system_id, table, last_seq, lambda *_: None)
+    found = (check.take(row.record, table.name) for row in rows if row.record is not None)
+    return [anomaly for anomaly in found if anomaly is not None]
 
 
 def damaged_pages(connection: sqlite3.Connection) -> list[str]:

@@ -29,6 +29,7 @@ from papyra.persistence.backends.store import Batch, Capabilities, StoredSnapsho
 from papyra.persistence.messages import HistoryPage, Page, Read, ReadHistory
 from papyra.persistence.reports import (
     CompactionReport,
+    PersistenceAnomaly,
     PersistenceRecoveryConfig,
     PersistenceRecoveryReport,
     PersistenceScanReport,
@@ -196,6 +197,10 @@ class SQLiteStore:
     async def scan(self, report_progress: ReportProgress) -> PersistenceScanReport:
         """Check every page and every record, and report the records that are done."""
         return await self._run(self.blocking.scan, report_progress)
+
+    async def scan_histories(self) -> Sequence[PersistenceAnomaly]:
+        """Check the revisions of every actor."""
+        return await self._run(self.blocking.scan_histories)
 
     async def recover(self, config: PersistenceRecoveryConfig) -> PersistenceRecoveryReport:
         """Remove the records that can't be read, and leave damaged pages behind."""

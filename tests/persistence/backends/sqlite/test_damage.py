@@ -12,7 +12,13 @@ import msgspec
 import pytest
 
 from papyra.exceptions import PersistenceError, StoreDamaged
-from papyra.persistence import PersistenceRecoveryConfig
+from papyra.persistence import (
+    PersistenceRecoveryConfig,
+    PersistenceRecoveryReport,
+    PersistenceScanReport,
+    Recover,
+    Scan,
+)
 from papyra.persistence.backends._sqlite.blocks import BLOCK
 from papyra.persistence.backends.sqlite import SQLitePersistence
 from tests.actors import event
@@ -58,7 +64,18 @@ async def stored(store: SQLitePersistence) -> list[tuple[int | None, int]]:
 
 
 async def kinds(store: SQLitePersistence) -> list[str]:
-    return [anomaly.kind for anomaly in (await store.scan()).anomalies]
+    return [anomaly.kind for anomaly in (await scan(store)).anomalies]
+
+
+async def scan(store: SQLitePersistence) -> PersistenceScanReport:
+    """Return the scan of the records. With one of them lost, its history has a hole besides."""
+    return await store.execute(Scan(records_only=True))
+
+
+async def recover(
+    store: SQLitePersistence, config: PersistenceRecoveryConfig | None = None
+) -> PersistenceRecoveryReport:
+    return await store.execute(Recover(config, records_only=True))
 
 
 # Rows that others have changed
@@ -85,12 +102,12 @@ async def test_a_row_that_was_changed_is_found_passed_over_and_mended(
     expected = [(seq, seq) for seq in range(1, 21) if not lost or seq != 7]
     async with open_store(path) as store:
         for _ in range(2):
-            report = await store.scan()
+            report = await scan(store)
             assert [(each.kind, each.seq) for each in report.anomalies] == [(kind, 7)]
         assert store.is_damaged
         if lost:
             assert await stored(store) == expected
-        recovered = await store.recover()
+        recovered = await recover(store)
         assert recovered.scan.is_clean
         assert (recovered.records_kept, recovered.records_removed) == (20 - lost, int(lost))
         assert await stored(store) == expected
@@ -103,12 +120,12 @@ async def test_rows_that_are_gone_are_missed(path: Path) -> None:
     await fill(path, 2 * BLOCK)
     change(path, "DELETE FROM events WHERE seq = 7")
     async with open_store(path) as store:
-        (anomaly,) = (await store.scan()).anomalies
+        (anomaly,) = (await scan(store)).anomalies
         assert anomaly.kind == "gap"
         assert f"positions 0 to {BLOCK - 1} hold {BLOCK - 2} records of kind event" in (
             anomaly.detail
         )
-        assert (await store.recover()).scan.is_clean
+        assert (await recover(store)).scan.is_clean
         assert (await store.summarize()).records["event"] == 2 * BLOCK - 1
 
 
@@ -119,8 +136,8 @@ async def test_a_quarantine_is_the_database_as_it_was(path: Path, tmp_path: Path
     async with open_store(path) as store:
         aside = tmp_path / "aside"
         config = PersistenceRecoveryConfig("quarantine", str(aside))
-        (place,) = (await store.recover(config)).quarantined
-        assert (await store.recover(config)).quarantined == ()
+        (place,) = (await recover(store, config)).quarantined
+        assert (await recover(store, config)).quarantined == ()
     assert place == str(aside / "shop.sqlite.damaged-1")
     assert [each.name for each in aside.iterdir()] == ["shop.sqlite.damaged-1"]
     assert Path(place).stat().st_mode & 0o777 == 0o600
@@ -159,10 +176,10 @@ async def test_what_can_be_read_beside_a_damaged_page_is_kept(path: Path, name: 
     for page in pages_of(path, name)[-3:]:
         wipe(path, data, page)
         async with open_store(path) as store:
-            found = await store.scan()
+            found = await scan(store)
             assert "corrupt" in {each.kind for each in found.anomalies}
             readable = found.records_scanned
-            report = await store.recover(PersistenceRecoveryConfig("quarantine"))
+            report = await recover(store, PersistenceRecoveryConfig("quarantine"))
             assert report.scan.is_clean
             assert report.records_kept == readable
             assert await kinds(store) == []
@@ -194,7 +211,7 @@ async def test_recovery_keeps_other_systems_and_snapshots(path: Path) -> None:
     data = await fill(path)
     wipe(path, data, pages_of(path, "histories")[-1])
     async with open_store(path) as store:
-        report = await store.recover()
+        report = await recover(store)
         assert report.scan.is_clean
         assert (report.records_kept, report.records_removed) == (COUNT, 0)
     async with open_store(path, system_id="other") as other:
@@ -224,7 +241,7 @@ async def test_recovery_does_not_lose_tables_of_others(path: Path) -> None:
     wipe(path, data, pages_of(path, "events")[-1])
     async with open_store(path) as store:
         with pytest.raises(StoreDamaged, match="customers"):
-            await store.recover()
+            await recover(store)
     change(path, "SELECT * FROM customers")
 
 
@@ -244,7 +261,7 @@ async def test_whatever_bits_flip_nothing_wrong_is_shown_and_what_can_be_is_kept
             Path(f"{path}{suffix}").unlink(missing_ok=True)
         try:
             async with open_store(path) as store:
-                report = await store.recover()
+                report = await recover(store)
                 assert report.scan.is_clean, place
                 left = await stored(store)
                 assert set(left) <= {(seq, seq) for seq in range(1, 61)}, place
@@ -269,8 +286,8 @@ async def test_wherever_a_database_is_cut_off_what_is_left_is_kept(path: Path) -
             Path(f"{path}{suffix}").unlink(missing_ok=True)
         try:
             async with open_store(path) as store:
-                assert not (await store.scan()).is_clean
-                report = await store.recover()
+                assert not (await scan(store)).is_clean
+                report = await recover(store)
                 assert report.scan.is_clean
                 left = await stored(store)
                 assert set(left) <= {(seq, seq) for seq in range(1, COUNT + 1)}
