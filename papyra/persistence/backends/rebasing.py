@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import logging
+from array import array
 from collections.abc import AsyncIterator
-from typing import NamedTuple, cast
+from typing import cast
 
 import msgspec
 
@@ -43,7 +44,8 @@ async def compact_and_trim(
 ) -> CompactionReport:
     """Compact `store`, and have histories begin with a base where `policy` and snapshots allow it.
 
-    This reads all events twice, and holds the states that become bases in memory.
+    This reads all events twice, and holds in memory the states that become bases, and eight bytes
+    for each event of a history.
     """
     parts = (Rebasing, Histories, Snapshots, Identified)
     if not all(isinstance(store, part) for part in parts):
@@ -60,12 +62,17 @@ async def compact_and_trim(
     return msgspec.structs.replace(report, histories=trimming.report)
 
 
-class _First(NamedTuple):
-    """The first event of a history."""
+class _History:
+    """The places of the events of a history: eight bytes each."""
 
-    seq: int
-    revision: int
-    is_base: bool
+    def __init__(self, first: PersistedEvent) -> None:
+        self.first_seq = first.seq or 0
+        self.begins_with_base = first.event_type == BASE_TYPE
+        self.revisions = array("Q")
+
+    def count_before(self, revision: int) -> int:
+        """Return how many of the events have a smaller revision."""
+        return sum(each < revision for each in self.revisions)
 
 
 class _Trimming:
@@ -80,17 +87,19 @@ class _Trimming:
 
     async def plan(self, policy: RetentionPolicy, now: float) -> None:
         """Look at every history whose beginning `policy` hides at Unix time `now`."""
-        firsts: dict[str, _First] = {}
+        found: dict[str, _History] = {}
         async for event in self._events(RetentionPolicy(), now):
-            place = event.seq or 0, event.revision or 0, event.event_type == BASE_TYPE
-            firsts.setdefault(event.actor_address, _First(*place))
+            history = found.get(event.actor_address)
+            if history is None:
+                history = found[event.actor_address] = _History(event)
+            history.revisions.append(event.revision or 0)
         shown_from: dict[str, int] = {}
         async for event in self._events(policy, now):
             shown_from.setdefault(event.actor_address, event.seq or 0)
-        for actor, first in firsts.items():
+        for actor, history in found.items():
             limit = shown_from.get(actor, _FOREVER)
-            if first.seq < limit:
-                await self._trim(actor, first, limit)
+            if history.first_seq < limit:
+                await self._trim(actor, history, limit)
 
     async def remove_outdated_snapshots(self) -> None:
         """Remove the snapshots of what is not in the store any more. Nothing depends on it."""
@@ -110,7 +119,7 @@ class _Trimming:
             request = msgspec.structs.replace(request, after=page.next_after)
             more = page.more
 
-    async def _trim(self, actor: str, first: _First, limit: float) -> None:
+    async def _trim(self, actor: str, history: _History, limit: float) -> None:
         """Plan for a history that begins before position `limit`, from which on it is shown."""
         good = await self._good(actor)
         if len(good) < _ENOUGH:
@@ -120,14 +129,15 @@ class _Trimming:
         if oldest.seq >= limit:
             self._count(still_shown=1)
             return
-        if oldest.revision == first.revision and (first.is_base or oldest.revision == 1):
+        removed = history.count_before(oldest.revision)
+        if not removed and (history.begins_with_base or oldest.revision == 1):
             return  # there is nothing before it
         base = await self._base(oldest)
         if base is None:
             self._count(without_snapshots=1)
             return
         self.bases.append(base)
-        self._count(trimmed=1, events_removed=await self._count_before(actor, oldest.revision))
+        self._count(trimmed=1, events_removed=removed)
 
     async def _good(self, actor: str) -> list[Snapshot]:
         """Return the snapshots that a recovery would use, of the newest version, oldest first."""
@@ -160,14 +170,3 @@ class _Trimming:
             )
             return None
         return NewBase(actor, revision, seq, encoded)
-
-    async def _count_before(self, actor: str, revision: int) -> int:
-        """Return how many events of an actor's history have a smaller revision."""
-        request, count = ReadHistory(actor), 0
-        while True:
-            page = await self._histories.read_history(request)
-            before = [event for event in page.events if (event.revision or 0) < revision]
-            count += len(before)
-            if len(before) < len(page.events) or not page.more:
-                return count
-            request = ReadHistory(actor, page.next_after)

@@ -24,10 +24,11 @@ Around a store there are
   the commands, and ``PAPYRA_TEST_STORE``.
 
 What a store may leave out has a small protocol of its own: `Histories`, without which there are no
-event-sourced actors; `EncodedHistories`, `Identified` and `Snapshots`, which save those actors
-time; `Rebasing`, which lets a compaction remove what these have made superfluous; `Inbox`, where a
-command reaches the system that writes; and `Summarizing`. Positions that are compared and set are
-to join them here in the same way: none of them changes `Store`.
+event-sourced actors, and `HistoryScanning`, which checks them; `EncodedHistories`, `Identified` and
+`Snapshots`, which save those actors time; `Rebasing`, which lets a compaction remove what these
+have made superfluous; `Inbox`, where a command reaches the system that writes; and `Summarizing`.
+Positions that are compared and set are to join them here in the same way: none of them changes
+`Store`.
 """
 
 from __future__ import annotations
