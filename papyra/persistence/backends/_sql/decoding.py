@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import islice
 from typing import TypeAlias
+from zlib import crc32
 
 from papyra.exceptions import StoreError
 from papyra.persistence import codec
-from papyra.persistence.backends._sql.tables import checksum
 from papyra.persistence.records import Record
 
 __all__ = ("StoredRow", "decoded")
@@ -38,7 +38,7 @@ def _decoded_together(rows: Sequence[StoredRow]) -> Iterable[tuple[Record, int]]
     """Return the records of some rows; `None` if there is anything wrong with one."""
     seqs, checksums, encoded = zip(*rows, strict=True)
     try:
-        if list(checksums) == list(map(checksum, seqs, encoded)):
+        if list(checksums) == list(map(crc32, encoded, seqs)):
             return zip(codec.decode_many(encoded, seqs), map(len, encoded), strict=True)
     except (StoreError, TypeError):  # it may be no bytes at all
         pass
