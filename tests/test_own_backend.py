@@ -167,7 +167,7 @@ def test_a_registered_third_party_backend_is_listed_behind_papyras_own(
 ) -> None:
     assert "commits" not in registry.names()
     monkeypatch.syspath_prepend(installed)
-    assert registry.names() == ["memory", "rotating", "json", "redis", "commits"]
+    assert registry.names() == ["memory", "sqlite", "rotating", "json", "redis", "commits"]
     assert registry.is_known("commits")
     backend = backend_from_url("commits:somewhere")
     assert backend.location == "somewhere"

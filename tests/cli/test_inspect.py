@@ -215,6 +215,7 @@ def test_papyra_inspect_says_what_retention_the_settings_set(papyra: Command) ->
         "events": None,
         "audits": None,
         "dead_letters": None,
+        "trim_histories": False,
     }
 
 

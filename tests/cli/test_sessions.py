@@ -36,7 +36,8 @@ def plain(text: str) -> list[str]:
 @pytest.fixture
 def shop(papyra: Command) -> Command:
     anyio.run(open_the_shop, papyra.home / "events.ndjson")
-    anyio.run(open_the_bank, papyra.home / "bank.ndjson")
+    for name in ("bank", "branch"):
+        anyio.run(open_the_bank, papyra.home / f"{name}.ndjson")
     shutil.copy(ROOT / "examples" / "bank.py", papyra.home)
     return papyra
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from contextlib import aclosing
 
 import msgspec
@@ -25,6 +26,8 @@ from papyra.persistence.reports import (
 from papyra.persistence.snapshots import InvalidSnapshot
 
 __all__ = ("UNREADABLE", "counting_snapshots", "with_snapshots", "without_bad_snapshots")
+
+logger = logging.getLogger("papyra")
 
 #: What is raised by one that can't be read, or by none of them being readable. Whatever else is
 #: raised, a server that is away say, tells nothing about them.
@@ -86,6 +89,9 @@ async def _bad_snapshots(store: Store) -> list[tuple[StoredSnapshot | None, Pers
                     detail = f"snapshot {stored.revision}: {why_not(error)}"
                     place = f"{stored.owner}/{stored.revision}"
                     found.append((stored, _anomaly(detail, place)))
+    except StoreAccessDenied as error:
+        # As for a recovery, which does without them then.
+        logger.warning("the snapshots are not looked at: %s", error)
     except UNREADABLE as error:
         found.append((None, _anomaly(f"snapshots: {why_not(error)}", None)))
     return found

@@ -205,7 +205,8 @@ class SparseIndex(Totals):
                 raise ValueError(f"there is more of {content} than fits into the file")
         if any(sorted(numbers) != list(numbers) for numbers in rising):
             raise ValueError("the numbers of an index don't rise")
-        if bool(self._offsets) != any(self.counts.values()) or self._offsets[:1] > array("Q", [0]):
+        # Before the first block there may be what a compaction has left there: a tombstone.
+        if bool(self._offsets) != any(self.counts.values()):
             raise ValueError("there are lines without a block, or the other way round")
 
     def _columns(self) -> Iterator[array[Any]]:

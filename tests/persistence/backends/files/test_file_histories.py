@@ -332,6 +332,21 @@ async def test_an_index_whose_words_are_another_segments_is_found_whatever_its_c
         assert await scanned(store) == set()
 
 
+async def test_the_index_of_a_segment_that_begins_with_a_tombstone_is_right(
+    tmp_path: Path,
+) -> None:
+    path = tmp_path / "store"
+    async with rotating(path) as store:
+        await store.append(PersistedEvent("s", "s/z", "x", None, 0.0))
+        await store.compact(RetentionPolicy(max_total_bytes=1))
+    await filled(path)
+    async with rotating(path) as store:
+        assert await scanned(store) == set()
+    segment = min(path.glob("*.ndjson"))
+    assert b"tombstone" in segment.read_bytes().splitlines()[0]
+    assert segment.with_suffix(".index").exists()
+
+
 async def test_a_reader_takes_no_index_for_wrong_that_may_be_being_written(tmp_path: Path) -> None:
     path = tmp_path / "store"
     await filled(path)
@@ -354,8 +369,9 @@ async def test_of_a_damaged_segment_a_scan_reports_the_damage_and_not_the_index(
     data = segment.read_bytes()
     segment.write_bytes(data.replace(b'"kind"', b'"kinD"', 1))
     async with rotating(path) as store:
-        assert [kind for kind, _ in await scanned(store)] == ["checksum"]
-        assert (await store.recover()).scan.is_clean
+        assert {kind for kind, _ in await scanned(store)} == {"checksum", "history"}
+        left = (await store.recover()).scan.anomalies
+        assert {each.kind for each in left} == {"history"}
 
 
 async def test_a_sealed_segment_is_not_read_through_for_a_history_once_that_is_saved(
