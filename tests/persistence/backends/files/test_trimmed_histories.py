@@ -24,7 +24,7 @@ from papyra.testing.conformance._histories import history as history_of
 from papyra.testing.conformance._snapshots import save
 from tests.conftest import event_loops
 from tests.eventsourcing.accounts import Account, Deposit, Look
-from tests.extent import STEP, count
+from tests.extent import CI, count
 from tests.persistence.backends.files.file_persistence import FilePersistence
 from tests.persistence.backends.files.power import PoweredDisk, State
 from tests.persistence.backends.files.test_disk_faults import FailingDisk
@@ -36,7 +36,7 @@ TRIM = RetentionPolicy(max_records=1, trim_histories=True)
 #: What each account has, as (amount, revision).
 ACCOUNTS = {"ann": (66, 11), "ben": (105, 14), "cat": (3, 2)}
 #: States that are taken after each call, and of all of them looked at.
-STATES, LOOKED_AT = 6, count("PAPYRA_POWER_CUTS", 40, 90)
+STATES, LOOKED_AT = 6, count("PAPYRA_POWER_CUTS", 15, 40)
 
 
 class Saved(Account):
@@ -186,7 +186,7 @@ async def test_a_trimming_that_fails_at_any_call_leaves_every_account_as_it_was(
     filled = tmp_path / "filled"
     filled.mkdir()
     await fill(open_store(kind, filled))
-    for number in range(1, 1000, STEP):
+    for number in range(1, 1000, 3 if CI else 24):
         root, disk = tmp_path / f"{number}", FailingDisk(number, code)
         shutil.copytree(filled, root)
         store, errors = open_store(kind, root, disk), 0
@@ -240,7 +240,7 @@ async def test_a_power_cut_amid_a_trimming_leaves_every_account_as_it_was(
 async def test_histories_are_those_of_a_list_whatever_is_trimmed_when(
     tmp_path: Path, kind: str
 ) -> None:
-    for seed in range(count("PAPYRA_TRIMMINGS", 6, 40)):
+    for seed in range(count("PAPYRA_TRIMMINGS", 2, 10)):
         chance, root = random.Random(f"{kind} {seed}"), tmp_path / f"{seed}"
         root.mkdir()
         last = dict.fromkeys("abc", 0)
