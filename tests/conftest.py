@@ -43,6 +43,12 @@ def event_loops(*names: str) -> Any:
     return anyio_backend
 
 
+def on_event_loops(*names: str) -> pytest.MarkDecorator:
+    """Have one test run on these event loops, and in CI on all of them."""
+    chosen = list(LOOPS) if CI else names
+    return pytest.mark.parametrize("anyio_backend", [LOOPS[name] for name in chosen], ids=chosen)
+
+
 anyio_backend = event_loops("asyncio", "trio")
 
 

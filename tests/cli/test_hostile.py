@@ -141,6 +141,7 @@ def test_papyra_shows_no_password_however_its_url_is_mistyped(papyra: Command) -
     calls += [[url] for url in TYPOS if "@" in url]
     calls += [["events", "a.ndjson", url] for url in TYPOS if "@" in url]
     calls += [["copy", url, "b.ndjson"] for url in TYPOS]
+    calls = calls if CI else calls[::2]
     for arguments, done in zip(calls, papyra.many(calls), strict=True):
         assert done.code in (1, 2), arguments
         assert SECRET not in done.out + done.err, arguments
@@ -245,6 +246,8 @@ def test_papyra_commands_that_only_read_change_nothing_whatever_they_are_pointed
     calls += [
         ["copy", str(store), str(papyra.home / f"{n}.ndjson")] for n, store in enumerate(stores)
     ]
+    # Of every store and every command, outside CI, some meet.
+    calls = calls if CI else calls[::3]
     for arguments, done in zip(calls, papyra.many(calls, home), strict=True):
         assert done.changed == [], arguments
         assert "Traceback" not in done.err, (arguments, done.err)

@@ -37,6 +37,7 @@ from papyra.exceptions import (
 from papyra.persistence.backends.memory import InMemoryPersistence
 from papyra.testing import wait_until_idle
 from tests.actors import Echo, letters, story
+from tests.conftest import on_event_loops
 
 STOP = OneForOne(default=Decision.STOP)
 
@@ -223,6 +224,7 @@ async def test_a_message_in_a_callback_of_the_loop_wakes(log: list[Any]) -> None
         assert await account.ask(2) == 3
 
 
+@on_event_loops("asyncio")
 async def test_ten_thousand_are_woken_at_once_by_an_actor_whose_mailbox_takes_a_thousand() -> None:
     class Counts(Actor):
         def __init__(self) -> None:

@@ -17,6 +17,7 @@ from papyra.persistence.backends.memory import InMemoryPersistence
 from papyra.persistence.inbox import PostedRequest, decode_answer, encode_posted
 from papyra.testing import ManualClock, explore
 from papyra.testing.explore import ScheduleFailed
+from tests.conftest import on_event_loops
 from tests.testing.shelf import Disk, Shelf, ShelfStore
 
 pytestmark = pytest.mark.anyio
@@ -103,6 +104,7 @@ class Waits(Actor):
         await anyio.sleep_forever()
 
 
+@on_event_loops("asyncio")
 async def test_looks_do_not_hide_from_an_exploration_that_nobody_can_go_on() -> None:
     async def program(system: ActorSystem) -> None:
         await system.spawn(Waits).ask("for ever", timeout=math.inf)
