@@ -15,7 +15,16 @@ try:
 except ImportError:  # as on Windows, where files are read only
     fcntl = None  # type: ignore[assignment]
 
-__all__ = ("CAN_WRITE", "Disk", "identity", "is_regular", "whose", "write_all")
+__all__ = (
+    "CAN_WRITE",
+    "Disk",
+    "identity",
+    "is_regular",
+    "temporary_of",
+    "whose",
+    "write_all",
+    "write_whole",
+)
 
 logger = logging.getLogger("papyra")
 
@@ -165,6 +174,33 @@ def write_all(disk: Disk, fd: int, data: bytes, offset: int) -> None:
     while written < len(data):
         rest = memoryview(data)[written:]
         written += disk.write(fd, rest, offset + written)
+
+
+def temporary_of(path: Path) -> Path:
+    """Return the path at which `write_whole` makes a file."""
+    return path.with_name(path.name + ".new")
+
+
+def write_whole(disk: Disk, path: Path, data: bytes, like: os.stat_result, *, syncs: bool) -> None:
+    """Make a file with `data` in one step, or replace it: nobody sees a part of it.
+
+    It gets owner and mode of the file that it is `like`. If it `syncs`, it is on the device then.
+    """
+    temporary = temporary_of(path)
+    fd = disk.create(temporary, like)
+    try:
+        write_all(disk, fd, data, 0)
+        if syncs:
+            disk.sync(fd)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            disk.remove(temporary)
+        raise
+    finally:
+        disk.close(fd)
+    disk.replace(temporary, path)
+    if syncs:
+        disk.sync_directory(path.parent)
 
 
 def identity(about: os.stat_result) -> tuple[int, int]:

@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from papyra.persistence.backends._files.disk import Disk, whose, write_all
+from papyra.persistence.backends._files.disk import Disk, whose, write_whole
 from papyra.persistence.inbox import MAX_POSTED_BYTES
 
 __all__ = ("RequestDirectory",)
@@ -53,7 +53,8 @@ class RequestDirectory:
         if not self._is_trusted(like):
             said = f"requests go to a directory like the store, and this is none: {whose(self._at)}"
             raise OSError(errno.EPERM, said, self._at)
-        self._write(self._path_of(request_id, "request"), data, like)
+        path = self._path_of(request_id, "request")
+        write_whole(self._disk, path, data, like, syncs=self._syncs)
 
     def posted(self) -> list[str]:
         """Return the ids of requests, and remove files that nobody waits for any more."""
@@ -79,7 +80,8 @@ class RequestDirectory:
 
     def answer(self, request_id: str, data: bytes) -> None:
         """Leave the answer to a request that was taken."""
-        self._write(self._path_of(request_id, "answer"), data, self._like())
+        path = self._path_of(request_id, "answer")
+        write_whole(self._disk, path, data, self._like(), syncs=self._syncs)
         self._disk.remove(self._path_of(request_id, "taken"))
 
     def answered(self, request_id: str) -> bytes | None:
@@ -120,22 +122,6 @@ class RequestDirectory:
         more = stat.S_IMODE(about.st_mode) & 0o022 & ~like.st_mode
         is_same_group = not about.st_mode & 0o020 or about.st_gid == like.st_gid
         return stat.S_ISDIR(about.st_mode) and about.st_uid in owners and not more and is_same_group
-
-    def _write(self, path: Path, data: bytes, like: os.stat_result) -> None:
-        temporary = path.with_name(path.name + ".new")
-        fd = self._disk.create(temporary, like)
-        try:
-            write_all(self._disk, fd, data, 0)
-            if self._syncs:
-                self._disk.sync(fd)
-        except BaseException:
-            with contextlib.suppress(OSError):
-                self._disk.remove(temporary)
-            raise
-        finally:
-            self._disk.close(fd)
-        self._disk.replace(temporary, path)
-        self._sync_directory(self._path)
 
     def _sync_directory(self, path: Path) -> None:
         if self._syncs:

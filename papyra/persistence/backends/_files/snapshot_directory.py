@@ -6,7 +6,6 @@ have any characters; a snapshot is named after its revision. What is in it says 
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import os
 import re
@@ -16,7 +15,7 @@ from bisect import bisect_left
 from hashlib import blake2b
 from pathlib import Path
 
-from papyra.persistence.backends._files.disk import Disk, write_all
+from papyra.persistence.backends._files.disk import Disk, temporary_of, write_whole
 from papyra.persistence.snapshots import StoredSnapshot
 
 __all__ = ("SnapshotDirectory", "owner_of")
@@ -42,22 +41,8 @@ class SnapshotDirectory:
         for place in (self._path, directory):
             self._make_directory(place, like)
         path = directory / _name_of(revision)
-        temporary = path.with_name(path.name + ".new")
-        self._disk.remove(temporary)  # which a crash has left
-        fd = self._disk.create(temporary, like)
-        try:
-            write_all(self._disk, fd, data, 0)
-            if self._syncs:
-                self._disk.sync(fd)
-        except BaseException:
-            with contextlib.suppress(OSError):
-                self._disk.remove(temporary)
-            raise
-        finally:
-            self._disk.close(fd)
-        self._disk.replace(temporary, path)
-        if self._syncs:
-            self._disk.sync_directory(directory)
+        self._disk.remove(temporary_of(path))  # which a crash has left
+        write_whole(self._disk, path, data, like, syncs=self._syncs)
 
     def revisions(self, owner: str) -> list[int]:
         """Return the revisions of an owner's snapshots."""
