@@ -19,6 +19,7 @@ from papyra.persistence.backends.base import PersistenceBackend
 from papyra.persistence.backends.json import JsonFilePersistence
 from papyra.persistence.backends.redis import RedisStreamsConfig, RedisStreamsPersistence
 from papyra.persistence.backends.rotating import RotatingFilePersistence
+from papyra.persistence.backends.sqlite import SQLitePersistence
 
 ENTITIES = 200
 
@@ -62,6 +63,8 @@ def store(kind: str, place: str) -> PersistenceBackend:
             return JsonFilePersistence(f"{place}/events", fsync="no")
         case "rotating":
             return RotatingFilePersistence(f"{place}/events", max_segment_records=500, fsync="no")
+        case "sqlite":
+            return SQLitePersistence(f"{place}/events.db", synchronous="normal")
         case _:
             return RedisStreamsPersistence(RedisStreamsConfig(url=place, system_id="bank"))
 

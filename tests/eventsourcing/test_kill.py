@@ -43,7 +43,7 @@ def killed_after(replies: int, kind: str, place: str, first: int) -> list[tuple[
     return [(int(entity), int(number)) for entity, number in whole]
 
 
-@pytest.fixture(params=["json", "rotating", "redis"])
+@pytest.fixture(params=["json", "rotating", "sqlite", "redis"])
 def kind(request: pytest.FixtureRequest) -> Any:
     return request.param
 
@@ -58,6 +58,7 @@ def place(kind: str, tmp_path: Path) -> Iterator[str]:
             yield server.url
 
 
+@pytest.mark.timeout(60 + 20 * KILLS)
 async def test_what_was_acknowledged_before_a_kill_is_recovered_once(kind: str, place: str) -> None:
     acknowledged: dict[int, set[int]] = defaultdict(set)
     for kill in range(KILLS):

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import sqlite3
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -35,6 +36,7 @@ from papyra.persistence.backends.json import JsonFilePersistence
 from papyra.persistence.backends.memory import InMemoryPersistence
 from papyra.persistence.backends.redis import RedisStreamsPersistence
 from papyra.persistence.backends.rotating import RotatingFilePersistence
+from papyra.persistence.backends.sqlite import SQLitePersistence
 from papyra.persistence.retention import RetentionPolicy
 from papyra.ref import Ask
 from papyra.testing import Fail, FaultyPersistence, InjectedFault, Operation, check_history
@@ -485,6 +487,17 @@ def _rotating(directory: Path) -> tuple[Callable[[Random], PersistenceBackend], 
     return backend, _in_files(directory)
 
 
+def _sqlite(directory: Path) -> tuple[Callable[[Random], PersistenceBackend], Stored]:
+    path = directory / "events.db"
+
+    def stored() -> list[Line]:
+        with contextlib.closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True)) as connection:
+            rows = connection.execute("SELECT record FROM events ORDER BY seq").fetchall()
+        return _of_accounts(record.encode() for (record,) in rows)
+
+    return lambda _: SQLitePersistence(path, synchronous="off"), stored
+
+
 def _redis(directory: Path) -> tuple[Callable[[Random], PersistenceBackend], Stored]:
     config = new_store(lambda: directory, {}).config  # type: ignore[attr-defined]
     client = Redis.from_url(config.url)
@@ -516,7 +529,7 @@ def replies_are_checked(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Bank]]
         raise error
 
 
-@pytest.mark.parametrize("kind", [_memory, _json, _rotating, _redis])
+@pytest.mark.parametrize("kind", [_memory, _json, _rotating, _sqlite, _redis])
 async def test_a_bank_keeps_what_it_acknowledged_and_tells_of_nothing_before_it_is_stored(
     kind: Callable[[Path], tuple[Callable[[Random], PersistenceBackend], Stored]],
     tmp_path: Path,

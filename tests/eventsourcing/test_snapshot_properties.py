@@ -8,9 +8,11 @@ from __future__ import annotations
 import copy
 import os
 import shutil
+import sqlite3
 import tempfile
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -31,6 +33,7 @@ from papyra.persistence.backends.redis import RedisStreamsConfig, RedisStreamsPe
 from papyra.persistence.backends.retention import RetentionPolicy
 from papyra.persistence.backends.rotating import RotatingFilePersistence
 from papyra.persistence.backends.snapshots import snapshots_of
+from papyra.persistence.backends.sqlite import SQLitePersistence
 from papyra.testing import FaultyPersistence
 from papyra.testing._redis_server import shared_server
 
@@ -136,6 +139,40 @@ class Files:
         target = self._store.parent if self._kind == "json" else self._store
         for file in self._copy.iterdir():
             shutil.copy(file, target)
+
+
+class Database:
+    #: the tables that go with the records
+    TABLES = ("events", "audits", "dead_letters", "blocks")
+
+    def __init__(self, path: Path) -> None:
+        self._store, self._copy = path / "store.db", path / "copy.db"
+
+    def reopen(self) -> PersistenceBackend:
+        return SQLitePersistence(self._store, synchronous="off")
+
+    def back_up(self) -> None:
+        if self._store.exists():
+            with self._connected() as connection, closing(sqlite3.connect(self._copy)) as copy:
+                connection.backup(copy)
+
+    def restore(self) -> None:
+        with self._connected() as connection:
+            had_records = self._copy.exists()
+            if had_records:
+                connection.execute("ATTACH ? AS copy", (str(self._copy),))
+            for table in self.TABLES:
+                connection.execute(f"DELETE FROM main.{table}")
+                if had_records:
+                    connection.execute(f"INSERT INTO main.{table} SELECT * FROM copy.{table}")
+            last = "(SELECT last_seq FROM copy.systems)" if had_records else "0"
+            connection.execute(f"UPDATE main.systems SET last_seq = {last}")
+
+    @contextmanager
+    def _connected(self) -> Iterator[sqlite3.Connection]:
+        connection = sqlite3.connect(self._store, isolation_level=None)
+        with closing(connection):
+            yield connection
 
 
 class Redis:
@@ -267,6 +304,16 @@ class Program:
         return state, len(numbers)
 
 
+def place_of(kind: str, directory: Path) -> Place:
+    match kind:
+        case "memory":
+            return Memory()
+        case "sqlite":
+            return Database(directory)
+        case _:
+            return Files(kind, directory)
+
+
 names = st.sampled_from(NAMES)
 numbers = st.lists(st.integers(0, 9), min_size=1, max_size=3)
 places = st.integers(0, 3_000)
@@ -304,14 +351,13 @@ def tried(examples: int) -> Callable[[Callable[..., None]], Callable[..., None]]
     return decorate
 
 
-@pytest.mark.parametrize("kind", ["memory", "json", "rotating"])
+@pytest.mark.parametrize("kind", ["memory", "json", "rotating", "sqlite"])
 @tried(EXAMPLES)
 def test_a_snapshot_and_the_events_behind_it_are_the_whole_history(
     kind: str, lives: list[tuple[bool, list[tuple[Any, ...]]]]
 ) -> None:
     with tempfile.TemporaryDirectory() as directory:
-        place = Memory() if kind == "memory" else Files(kind, Path(directory))
-        anyio.run(Program(place).run, lives)
+        anyio.run(Program(place_of(kind, Path(directory))).run, lives)
 
 
 @tried(EXAMPLES)

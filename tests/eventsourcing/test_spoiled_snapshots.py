@@ -1,12 +1,14 @@
-"""Whatever somebody does to the files of snapshots, or to the values in Redis: no state is wrong.
+"""Whatever somebody does to snapshots, in files, in a table or in Redis: no state is wrong.
 
 What is spoiled has another state in it, so that whoever believes it is wrong.
 """
 
 from __future__ import annotations
 
+import sqlite3
 import uuid
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Protocol, TypeAlias
 
@@ -18,10 +20,12 @@ from papyra import ActorSystem
 from papyra.eventsourcing import SnapshotPolicy
 from papyra.persistence import Snapshot
 from papyra.persistence.backends._redis.snapshots import owner_of
+from papyra.persistence.backends._sqlite.store import DEFAULT_SYSTEM
 from papyra.persistence.backends.base import PersistenceBackend
 from papyra.persistence.backends.json import JsonFilePersistence
 from papyra.persistence.backends.redis import RedisStreamsConfig, RedisStreamsPersistence
 from papyra.persistence.backends.rotating import RotatingFilePersistence
+from papyra.persistence.backends.sqlite import SQLitePersistence
 from papyra.persistence.snapshots import decode_snapshot, encode_snapshot
 from papyra.testing._redis_server import shared_server
 from tests.conftest import event_loops
@@ -76,6 +80,23 @@ class Files:
             (place / f"{revision:014}.json").write_bytes(data)
 
 
+class Database:
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def backend(self) -> PersistenceBackend:
+        return SQLitePersistence(self._path, synchronous="off")
+
+    def put(self, contents: Contents) -> None:
+        rows = [
+            (DEFAULT_SYSTEM, f"bank/{actor}", revision, data)
+            for (actor, revision), data in contents.items()
+        ]
+        with closing(sqlite3.connect(self._path)) as connection, connection:
+            connection.execute("DELETE FROM snapshots")
+            connection.executemany("INSERT INTO snapshots VALUES (?, ?, ?, ?)", rows)
+
+
 class Redis:
     def __init__(self, admin: redis.Redis, url: str) -> None:
         self._admin = admin
@@ -93,9 +114,12 @@ class Redis:
             self._admin.zadd(keys.snapshot_names, {name: 0})
 
 
-@pytest.fixture(params=["json", "rotating", "redis"])
+@pytest.fixture(params=["json", "rotating", "sqlite", "redis"])
 def places(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Callable[[], Place]]:
     made: list[Redis] = []
+    if request.param == "sqlite":
+        yield lambda: Database(tmp_path / f"{uuid.uuid4().hex}.db")
+        return
     if request.param != "redis":
         yield lambda: Files(tmp_path / uuid.uuid4().hex, request.param)
         return
