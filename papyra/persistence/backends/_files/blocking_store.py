@@ -167,6 +167,14 @@ class BlockingStore:
         """Return the greatest position that was given."""
         return self._look(lambda: self._journal.last_seq)
 
+    def claim(self) -> int:
+        """Return the greatest position that was given: the journal knows what was written."""
+        return self.last_seq()
+
+    def sync(self) -> None:
+        """Sync everything that was written."""
+        self._journal.sync()
+
     def read(self, request: Read, policy: RetentionPolicy, now: float) -> Page:
         """Return a page of the records that `policy` shows at Unix time `now`."""
         return self._look(

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Collection, Mapping, Sequence
-from typing import TypeVar
 
 from papyra._durations import is_seconds
 from papyra._safe_repr import shown
@@ -13,7 +11,6 @@ from papyra.exceptions import (
     PersistenceError,
     StoreAccessDenied,
     StoreError,
-    StoreReadOnly,
     UnsupportedPlatform,
 )
 from papyra.persistence.backends._files.blocking_store import BlockingStore
@@ -22,35 +19,21 @@ from papyra.persistence.backends._files.fsync_policy import Fsync, FsyncPolicy
 from papyra.persistence.backends._files.journal import Journal
 from papyra.persistence.backends._files.location import printable
 from papyra.persistence.backends._files.snapshot_directory import owner_of
-from papyra.persistence.backends._io.commit_token import CommitToken
-from papyra.persistence.backends._io.worker_thread import (
-    WorkerThread,
-    raise_if_cancelled,
+from papyra.persistence.backends._io.threaded_parts import (
+    ThreadedEncodedHistories,
+    ThreadedInbox,
+    ThreadedRebasing,
 )
-from papyra.persistence.backends.store import Batch, Capabilities, NewBase, StoredSnapshot
-from papyra.persistence.messages import EncodedHistory, HistoryPage, Page, Read, ReadHistory
-from papyra.persistence.reports import (
-    CompactionReport,
-    PersistenceAnomaly,
-    PersistenceRecoveryConfig,
-    PersistenceRecoveryReport,
-    PersistenceScanReport,
-    ReportProgress,
-    StoreSummary,
-)
-from papyra.persistence.retention import RetentionPolicy
+from papyra.persistence.backends.store import StoredSnapshot
+from papyra.persistence.reports import ReportProgress
 
 __all__ = ("FileStore",)
 
-ResultT = TypeVar("ResultT")
 
+class FileStore(ThreadedEncodedHistories, ThreadedRebasing, ThreadedInbox):
+    """A `Store` on a journal."""
 
-class FileStore:
-    """A `Store` on a journal. Blocking calls are made in a thread of its own."""
-
-    capabilities = Capabilities(
-        durable=True, recovery=True, compaction=True, readable_when_closed=False
-    )
+    blocking: BlockingStore
 
     def __init__(
         self,
@@ -73,9 +56,13 @@ class FileStore:
             )
         self.name = name
         self.journal = journal
-        self.call_timeout = call_timeout
-        #: for the thread of the store, once it is open
-        self.blocking = BlockingStore(name, journal, self._fsync, opening)
+        super().__init__(
+            BlockingStore(name, journal, self._fsync, opening),
+            thread_name=f"papyra {journal.path.name}",
+            shown_name=str(journal.place.name),
+            read_only=journal.read_only,
+            call_timeout=call_timeout,
+        )
 
     @property
     def location(self) -> str:
@@ -87,100 +74,15 @@ class FileStore:
         """Whether damage has been seen by now."""
         return self.journal.is_damaged()
 
-    async def open(self) -> None:
-        """Open the files, and take the lock that a writer has."""
-        thread = WorkerThread(f"papyra {self.journal.path.name}")
-        try:
-            await thread.run(self.blocking.open)
-        except BaseException as error:
-            thread.stop()
-            if isinstance(error, OSError):
-                raise self._with_path(error, "open failed: ") from error
-            raise
-        self._thread = thread
-
-    async def last_seq(self) -> int:
-        """Return the greatest position that was given, for a reader as of now."""
-        return await self._run(self.blocking.last_seq, timeout=self.call_timeout)
-
     async def close(self) -> None:
         """Close the files, and release the lock as soon as nothing can be written any more."""
         self._fsync.stop()
-        try:
-            await self._thread.run(self.blocking.close)
-        except TimeoutError:
-            # The lock is held until nothing can be written any more.
-            self._thread.stop(self.blocking.close)
-            raise
-        self._thread.stop()
-
-    async def claim(self) -> int:
-        """Return the greatest position that was given: the journal knows what was written."""
-        self._require_writable()
-        return await self.last_seq()
-
-    async def append(self, batch: Batch) -> None:
-        """Write a batch in one piece, and sync it as configured."""
-        token, timeout = CommitToken(), self.call_timeout
-        await self._run(self.blocking.append, batch, token, timeout=timeout, token=token)
+        await super().close()
 
     async def flush(self) -> None:
-        """Sync everything that was written."""
-        if not self.journal.read_only:
-            await self._thread.run(self.journal.sync, timeout=self.call_timeout)
-
-    async def read(self, request: Read, policy: RetentionPolicy, now: float) -> Page:
-        """Return a page of what `policy` shows at Unix time `now`."""
-        return await self._run(self.blocking.read, request, policy, now, timeout=self.call_timeout)
-
-    async def read_history(self, request: ReadHistory) -> HistoryPage:
-        """Return a page of one actor's history."""
-        return await self._run(self.blocking.read_history, request, timeout=self.call_timeout)
-
-    async def read_encoded_history(self, request: ReadHistory) -> EncodedHistory | HistoryPage:
-        """Return a page of one actor's history, as it is stored."""
-        timeout = self.call_timeout
-        return await self._run(self.blocking.read_encoded_history, request, timeout=timeout)
-
-    async def last_revisions(self, actors: Collection[str]) -> Mapping[str, int]:
-        """Return the last revision of each of `actors` that has a history."""
-        return await self._run(self.blocking.last_revisions, actors, timeout=self.call_timeout)
-
-    async def store_id(self) -> str:
-        """Return the id of the store; for a reader, the empty string if there is none yet."""
-        return await self._run(self.blocking.store_id, timeout=self.call_timeout)
-
-    async def save_snapshot(self, actor: str, revision: int, data: bytes) -> None:
-        """Save a snapshot in a file beside the records, in one step."""
-        self._require_writable()
-        timeout = self.call_timeout
-        await self._run(self.blocking.save_snapshot, actor, revision, data, timeout=timeout)
-
-    async def snapshot_revisions(self, actor: str) -> list[int]:
-        """Return the revisions of an actor's snapshots."""
-        return await self._run(self.blocking.snapshot_revisions, actor, timeout=self.call_timeout)
-
-    async def load_snapshot(self, actor: str, revision: int) -> bytes | None:
-        """Return a snapshot, or `None`."""
-        timeout = self.call_timeout
-        return await self._run(self.blocking.load_snapshot, actor, revision, timeout=timeout)
-
-    async def remove_snapshot(self, actor: str, revision: int) -> None:
-        """Remove the file of a snapshot, if it is there."""
-        self._require_writable()
-        timeout = self.call_timeout
-        await self._run(self.blocking.remove_snapshot, actor, revision, timeout=timeout)
-
-    def snapshot_owner(self, actor: str) -> str:
-        """Return the name of the directory that an actor's snapshots are in."""
-        return owner_of(actor)
-
-    async def list_snapshots(
-        self, after: StoredSnapshot | None, limit: int
-    ) -> Sequence[StoredSnapshot]:
-        """List snapshots by the names of their files."""
-        timeout = self.call_timeout
-        return await self._run(self.blocking.list_snapshots, after, limit, timeout=timeout)
+        """Sync everything that was written, also for whoever is cancelled."""
+        if not self.read_only:
+            await self._thread.run(self.blocking.sync, timeout=self.call_timeout)
 
     async def load_listed(self, stored: StoredSnapshot) -> bytes | None:
         """Return a snapshot, or `None`."""
@@ -191,94 +93,13 @@ class FileStore:
         self._require_writable()
         await self._run(self.blocking.remove_listed, stored, timeout=self.call_timeout)
 
-    async def post(self, request_id: str, data: bytes) -> None:
-        """Leave a request in a file of its own, in a directory beside the records."""
-        requests = self.blocking.requests
-        await self._run(requests.post, request_id, data, timeout=self.call_timeout)
+    def snapshot_owner(self, actor: str) -> str:
+        """Return the name of the directory that an actor's snapshots are in."""
+        return owner_of(actor)
 
-    async def posted(self) -> list[str]:
-        """Return the ids of requests that wait."""
-        return await self._run(self.blocking.requests.posted, timeout=self.call_timeout)
-
-    async def take(self, request_id: str) -> bytes | None:
-        """Take a request, by giving its file another name."""
-        self._require_writable()
-        requests = self.blocking.requests
-        return await self._run(requests.take, request_id, timeout=self.call_timeout)
-
-    async def answer(self, request_id: str, data: bytes) -> None:
-        """Leave an answer in a file of its own."""
-        requests = self.blocking.requests
-        await self._run(requests.answer, request_id, data, timeout=self.call_timeout)
-
-    async def answered(self, request_id: str) -> bytes | None:
-        """Return the answer to a request, and remove its file."""
-        requests = self.blocking.requests
-        return await self._run(requests.answered, request_id, timeout=self.call_timeout)
-
-    async def withdraw(self, request_id: str) -> bool:
-        """Take a request back, by giving its file another name."""
-        requests = self.blocking.requests
-        return await self._run(requests.withdraw, request_id, timeout=self.call_timeout)
-
-    async def quarantine_listed(self, stored: StoredSnapshot, directory: str | None) -> str | None:
-        """Move the file of a snapshot to the directory for damaged originals."""
-        self._require_writable()
-        config = PersistenceRecoveryConfig("quarantine", directory)
-        return await self._run(self.blocking.quarantine_listed, stored, config)
-
-    async def is_attended(self) -> bool:
-        """Return whether somebody has the lock, as far as that can be told."""
-        return await self._run(self.blocking.holder, timeout=self.call_timeout) is not None
-
-    async def summarize(self) -> StoreSummary:
-        """Sum the totals of the files."""
-        return await self._run(self.blocking.summarize, timeout=self.call_timeout)
-
-    async def scan(self, report_progress: ReportProgress) -> PersistenceScanReport:
-        """Check every line, and report the bytes that are done."""
-        return await self._run(self.blocking.scan, report_progress)
-
-    async def scan_histories(self) -> Sequence[PersistenceAnomaly]:
-        """Check the revisions of every actor, reading where there are some."""
-        return await self._run(self.blocking.scan_histories)
-
-    async def recover(self, config: PersistenceRecoveryConfig) -> PersistenceRecoveryReport:
-        """Rewrite damaged files without the lines that can't be read."""
-        self._require_writable()
-        return await self._run(self.blocking.recover, config)
-
-    async def compact(
-        self, policy: RetentionPolicy, now: float, *, dry_run: bool
-    ) -> CompactionReport:
-        """Drop or rewrite files without the records that `policy` hides at Unix time `now`."""
-        return await self.compact_histories((), policy, now, dry_run=dry_run)
-
-    async def compact_histories(
-        self, bases: Sequence[NewBase], policy: RetentionPolicy, now: float, *, dry_run: bool
-    ) -> CompactionReport:
-        """Rewrite files with bases in them, the newest first, and then as `compact` does."""
-        if dry_run:
-            return await self._run(self.blocking.count_hidden, policy, now, bases)
-        self._require_writable()
-        return await self._run(self.blocking.drop_hidden, policy, now, bases)
-
-    async def _run(
-        self,
-        function: Callable[..., ResultT],
-        *args: object,
-        timeout: float | None = None,
-        token: CommitToken | None = None,
-    ) -> ResultT:
-        await raise_if_cancelled()
-        try:
-            return await self._thread.run(function, *args, timeout=timeout, token=token)
-        except OSError as error:
-            raise self._with_path(error) from error
-
-    def _with_path(self, error: OSError, operation: str = "") -> Exception:
+    def _named(self, error: Exception, operation: str = "") -> Exception:
         """Return an error that names the file, and who may use it."""
-        if isinstance(error, PersistenceError):
+        if isinstance(error, PersistenceError) or not isinstance(error, OSError):
             return error
         place = str(self.journal.path)
         error.filename = file = os.fsdecode(error.filename or place)
@@ -287,7 +108,3 @@ class FileStore:
         if place in file:
             return error
         return StoreError(f"{operation}{place}: {error!r}: {file}")
-
-    def _require_writable(self) -> None:
-        if self.journal.read_only:
-            raise StoreReadOnly(f"{self.journal.place.name} was opened to be read only")

@@ -1,0 +1,84 @@
+"""Optional parts of a `Store` whose operations block."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from papyra.persistence.backends._io.blocking_operations import (
+    BlockingEncodedHistories,
+    BlockingInbox,
+    BlockingRebasing,
+)
+from papyra.persistence.backends._io.threaded_store import ThreadedStore
+from papyra.persistence.backends.store import NewBase
+from papyra.persistence.messages import EncodedHistory, HistoryPage, ReadHistory
+from papyra.persistence.reports import CompactionReport
+from papyra.persistence.retention import RetentionPolicy
+
+__all__ = ("ThreadedEncodedHistories", "ThreadedInbox", "ThreadedRebasing")
+
+
+class ThreadedEncodedHistories(ThreadedStore):
+    """One with `EncodedHistories`."""
+
+    blocking: BlockingEncodedHistories
+
+    async def read_encoded_history(self, request: ReadHistory) -> EncodedHistory | HistoryPage:
+        """Return a page of one actor's history, as it is stored."""
+        timeout = self.call_timeout
+        return await self._run(self.blocking.read_encoded_history, request, timeout=timeout)
+
+
+class ThreadedRebasing(ThreadedStore):
+    """One with `Rebasing`."""
+
+    blocking: BlockingRebasing
+
+    async def compact_histories(
+        self, bases: Sequence[NewBase], policy: RetentionPolicy, now: float, *, dry_run: bool
+    ) -> CompactionReport:
+        """Store bases and remove what they stand for, and then do as `compact` does."""
+        if dry_run:
+            return await self._run(self.blocking.count_hidden, policy, now, bases)
+        self._require_writable()
+        return await self._run(self.blocking.drop_hidden, policy, now, bases)
+
+
+class ThreadedInbox(ThreadedStore):
+    """One with an `Inbox`."""
+
+    blocking: BlockingInbox
+
+    async def post(self, request_id: str, data: bytes) -> None:
+        """Leave a request beside the records."""
+        requests = self.blocking.requests
+        await self._run(requests.post, request_id, data, timeout=self.call_timeout)
+
+    async def posted(self) -> list[str]:
+        """Return the ids of requests that wait."""
+        return await self._run(self.blocking.requests.posted, timeout=self.call_timeout)
+
+    async def take(self, request_id: str) -> bytes | None:
+        """Take a request."""
+        self._require_writable()
+        requests = self.blocking.requests
+        return await self._run(requests.take, request_id, timeout=self.call_timeout)
+
+    async def answer(self, request_id: str, data: bytes) -> None:
+        """Leave an answer beside the records."""
+        requests = self.blocking.requests
+        await self._run(requests.answer, request_id, data, timeout=self.call_timeout)
+
+    async def answered(self, request_id: str) -> bytes | None:
+        """Return the answer to a request, and remove it."""
+        requests = self.blocking.requests
+        return await self._run(requests.answered, request_id, timeout=self.call_timeout)
+
+    async def withdraw(self, request_id: str) -> bool:
+        """Take a request back."""
+        requests = self.blocking.requests
+        return await self._run(requests.withdraw, request_id, timeout=self.call_timeout)
+
+    async def is_attended(self) -> bool:
+        """Return whether there seems to be a writer, as far as that can be told."""
+        return await self._run(self.blocking.holder, timeout=self.call_timeout) is not None
