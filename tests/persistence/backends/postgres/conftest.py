@@ -1,0 +1,70 @@
+"""Servers to test with: one of each major version that can be started here, or the first of them.
+
+In CI, tests run on each. ``POSTGRES_URL`` names one that is there already.
+"""
+
+from __future__ import annotations
+
+import os
+import uuid
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import psycopg
+import pytest
+from psycopg import sql
+
+from papyra.testing._postgres_server import URL_VARIABLE
+from tests.extent import CI
+from tests.postgres_server import (
+    PostgresServer,
+    any_installation,
+    installations,
+    own_database,
+    shared_server,
+)
+
+#: Where stores are that need no server of their own, if it is set.
+URL = os.environ.get(URL_VARIABLE)
+_FOUND = sorted(installations()) if CI else list(installations())[:1]
+_MAJORS: Sequence[int | None] = _FOUND or [None]
+
+
+def _installation(major: int | None) -> Path:
+    return any_installation() if major is None else installations()[major]  # or what to install
+
+
+@pytest.fixture(scope="session", params=_MAJORS, ids=lambda major: f"postgres-{major}")
+def installation(request: pytest.FixtureRequest) -> Path:
+    """Return where the programs of one major version are; there is one test for each."""
+    return _installation(request.param)
+
+
+@pytest.fixture(
+    scope="session",
+    params=[URL_VARIABLE] if URL else _MAJORS,
+    ids=lambda which: which if which == URL_VARIABLE else f"postgres-{which}",
+)
+def database(request: pytest.FixtureRequest) -> str:
+    """Return the URL of a database on a server that tests share, with its superuser.
+
+    No other process has the database, if it is not at ``POSTGRES_URL``. The server does not sync.
+    """
+    return URL or own_database(shared_server(_installation(request.param)))
+
+
+@pytest.fixture
+def schema(database: str) -> Iterator[str]:
+    """Return the name of a schema of this test's in `database`, which is not made yet."""
+    name = f"papyra_test_{uuid.uuid4().hex}"
+    yield name
+    with psycopg.connect(database, autocommit=True) as connection:
+        drop = sql.SQL("DROP SCHEMA IF EXISTS {} CASCADE").format(sql.Identifier(name))
+        connection.execute(drop)
+
+
+@pytest.fixture
+def own_server(installation: Path) -> Iterator[PostgresServer]:
+    """Return a server that the test may do with as it likes. What it commits, it syncs."""
+    with PostgresServer(installation) as server:
+        yield server

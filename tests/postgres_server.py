@@ -1,0 +1,125 @@
+"""PostgreSQL servers that tests stop, kill, pause and look into."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, LiteralString
+
+import psycopg
+
+from papyra.testing import _postgres_server
+from papyra.testing._postgres_server import (
+    NO_SYNC,
+    any_installation,
+    installations,
+    own_database,
+    shared_server,
+)
+from papyra.testing._servers import PATIENCE, NoServer
+
+__all__ = (
+    "NO_SYNC",
+    "PATIENCE",
+    "NoServer",
+    "PostgresServer",
+    "any_installation",
+    "installations",
+    "own_database",
+    "query",
+    "shared_server",
+)
+
+
+def query(url: str, statement: LiteralString, *values: object) -> list[tuple[Any, ...]]:
+    """Return the rows of one statement, in a connection and a transaction of its own.
+
+    This is how tests look into a database: with nothing of Papyra's.
+    """
+    with psycopg.connect(url, autocommit=True, connect_timeout=int(PATIENCE)) as connection:
+        cursor = connection.execute(statement, values or None)
+        return cursor.fetchall() if cursor.description else []
+
+
+class PostgresServer(_postgres_server.PostgresServer):
+    """A server in processes of its own, which can be stopped, killed, paused and asked."""
+
+    def query(self, statement: LiteralString, *values: object) -> list[tuple[Any, ...]]:
+        """Return the rows of one statement in the database ``postgres``."""
+        return query(self.url, statement, *values)
+
+    @property
+    def pid(self) -> int:
+        """The process id of the postmaster."""
+        assert self._process is not None
+        return self._process.pid
+
+    def processes(self) -> Sequence[int]:
+        """Return the process ids of the postmaster and of its children, it first."""
+        return [self.pid, *_children(self.pid)]
+
+    def kill(self) -> None:
+        """Kill all of it at once, as a machine that stops."""
+        if self._process is not None:
+            # A postmaster that stands still starts nobody anew, nor tells it a client.
+            self._process.send_signal(signal.SIGSTOP)
+            for pid in reversed(self.processes()):
+                _send(pid, signal.SIGKILL)
+            self._ended()
+
+    def kill_postmaster(self) -> None:
+        """Kill the postmaster alone: the others see that, and end."""
+        children = _children(self.pid)
+        _send(self.pid, signal.SIGKILL)
+        self._ended()
+        while any(map(_is_running, children)):
+            pass
+
+    def stop(self, how: signal.Signals = signal.SIGINT) -> None:
+        """Have it end, and wait until it has: it breaks connections off, and saves what it has.
+
+        With ``SIGTERM`` it waits for its clients to go, with ``SIGQUIT`` it saves nothing.
+        """
+        _send(self.pid, how)
+        self._ended()
+
+    def pause(self) -> None:
+        """Let all of it stand still; connections stay open."""
+        for pid in self.processes():
+            _send(pid, signal.SIGSTOP)
+
+    def go_on(self) -> None:
+        """Let it run again."""
+        for pid in reversed(self.processes()):
+            _send(pid, signal.SIGCONT)
+
+    def _ended(self) -> None:
+        process, self._process = self._process, None
+        if process is not None:
+            process.wait(PATIENCE)
+
+
+def _children(parent: int) -> list[int]:
+    return [pid for pid, (_, its_parent) in _all_processes() if its_parent == parent]
+
+
+def _all_processes() -> Iterator[tuple[int, tuple[str, int]]]:
+    """Yield the state and the parent of each process, by its id."""
+    for directory in Path("/proc").iterdir():
+        if directory.name.isdigit():
+            with contextlib.suppress(OSError):
+                # The name before may hold spaces and brackets.
+                state, parent = (directory / "stat").read_text().rpartition(")")[2].split()[:2]
+                yield int(directory.name), (state, int(parent))
+
+
+def _is_running(pid: int) -> bool:
+    return any(each == pid and state != "Z" for each, (state, _) in _all_processes())
+
+
+def _send(pid: int, number: signal.Signals) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(pid, number)
