@@ -1,4 +1,4 @@
-"""A TCP proxy on the loopback interface that cuts connections where a test says."""
+"""A proxy that cuts connections to a Redis server where a test says."""
 
 from __future__ import annotations
 
@@ -6,10 +6,11 @@ import contextlib
 import queue
 import socket
 import ssl
-import threading
 from collections import deque
 from collections.abc import Callable
-from typing import Literal, NamedTuple, Self, TypeAlias
+from typing import Literal, NamedTuple, TypeAlias
+
+from tests.proxy import TcpProxy, hang_up
 
 __all__ = ("Cut", "Proxy")
 
@@ -29,56 +30,31 @@ class Cut(NamedTuple):
     at: int = 0
 
 
-class Proxy:
+class Proxy(TcpProxy):
     """Passes everything on, but for requests that contain a marker, as long as there are cuts."""
 
     def __init__(self, target: int, tls: ssl.SSLContext | None = None) -> None:
-        #: what ends TLS here
-        self._tls = tls
-        #: the port that connections go to; may be changed
-        self.target = target
+        super().__init__(target, tls)
         self.cuts: deque[Cut] = deque()
         self.marker = b""
         #: called with what a client asked, once the server has answered and before the client knows
         self.meanwhile: Callable[[bytes], object] | None = None
         self.cuts_made = 0
-        #: connections that were made
-        self.connections = 0
         self._late: list[tuple[_Connection, bytes]] = []
         self._late_answers: queue.SimpleQueue[bytes] = queue.SimpleQueue()
-        self._sockets: set[socket.socket] = set()
-        self._listener = socket.create_server(("127.0.0.1", 0))
-        self.port: int = self._listener.getsockname()[1]
-        self._threads = [threading.Thread(target=self._accept, daemon=True)]
-
-    def __enter__(self) -> Self:
-        self._threads[0].start()
-        return self
 
     def __exit__(self, *exc_info: object) -> None:
-        # A close alone would not wake who waits for a connection.
-        self._listener.shutdown(socket.SHUT_RDWR)
-        self._listener.close()
-        self.cut_all()
         for connection, _ in self._late:
-            _hang_up(connection.server)
-        for thread in self._threads:
-            thread.join()
+            self._sockets.add(connection.server)
+        super().__exit__(*exc_info)
 
     @property
     def url(self) -> str:
         return f"redis://127.0.0.1:{self.port}/0"
 
-    def cut_all(self) -> None:
-        """Cut every connection there is."""
-        for each in tuple(self._sockets):
-            _hang_up(each)
-
-    def are_closed(self) -> bool:
-        """Wait until every connection has come to its end."""
-        for thread in self._threads[1:]:
-            thread.join(20)
-        return not any(thread.is_alive() for thread in self._threads[1:])
+    def connect(self, client: socket.socket, server: socket.socket) -> _Connection:
+        """Return what cuts this connection."""
+        return _Connection(self, client, server)
 
     def release(self) -> bytes:
         """Let what is late arrive; return what the server says to the last of it."""
@@ -92,31 +68,6 @@ class Proxy:
             connection.server.sendall(data)
             answer = self._late_answers.get(timeout=20)
         return answer
-
-    def _accept(self) -> None:
-        while True:
-            try:
-                client, _ = self._listener.accept()
-            except OSError:
-                return
-            self.connections += 1
-            if self._tls is not None:
-                try:
-                    client = self._tls.wrap_socket(client, server_side=True)
-                except OSError:  # whoever called did not trust us
-                    client.close()
-                    continue
-            try:
-                server = socket.create_connection(("127.0.0.1", self.target))
-            except OSError:
-                client.close()
-                continue
-            self._sockets |= {client, server}
-            connection = _Connection(self, client, server)
-            for target in (connection.pass_requests, connection.pass_replies):
-                thread = threading.Thread(target=target, daemon=True)
-                self._threads.append(thread)
-                thread.start()
 
     def _next_cut(self, data: bytes) -> Cut | None:
         if not self.cuts or self.marker not in data:
@@ -162,9 +113,9 @@ class _Connection:
                     case "after" | "in reply":
                         self.passed = cut.at
                         self.server.sendall(data)
-        _hang_up(self.client)
+        hang_up(self.client)
         if not self.is_late:
-            _hang_up(self.server)
+            hang_up(self.server)
 
     def pass_replies(self) -> None:
         late = b""
@@ -188,12 +139,6 @@ class _Connection:
                         continue
                 if not self.is_late:
                     break
-        _hang_up(self.client)
+        hang_up(self.client)
         if not self.is_late:
-            _hang_up(self.server)
-
-
-def _hang_up(connection: socket.socket) -> None:
-    with contextlib.suppress(OSError):
-        connection.shutdown(socket.SHUT_RDWR)
-    connection.close()
+            hang_up(self.server)
