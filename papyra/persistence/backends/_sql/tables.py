@@ -20,7 +20,7 @@ from papyra.persistence.records import (
     Record,
 )
 
-__all__ = ("TABLES", "RecordTable", "Row", "checksum", "text_key", "values_by_kind")
+__all__ = ("TABLES", "RecordTable", "Row", "checksum", "json_text", "text_key", "values_by_kind")
 
 #: The values of a row, in the order of `RecordTable.columns`.
 Row: TypeAlias = tuple[Any, ...]
@@ -93,7 +93,7 @@ def values_by_kind(system_id: str, batch: Batch) -> Mapping[Kind, list[Any]]:
         if values is None:
             values = found[table.kind] = []
         values += (system_id, seq, *table.own_values(record))
-        values += (float(record.timestamp), crc32(encoded, seq), _text(encoded))
+        values += (float(record.timestamp), crc32(encoded, seq), json_text(encoded))
     return found
 
 
@@ -114,7 +114,7 @@ def text_key(text: str) -> str | bytes:
     return text
 
 
-def _text(encoded: bytes) -> str | bytes:
+def json_text(encoded: bytes) -> str | bytes:
     """Return JSON as the text that it is, or the bytes that are none."""
     try:
         return encoded.decode()

@@ -31,7 +31,7 @@ from papyra.persistence.backends._sqlite.database_file import DatabaseFile
 from papyra.persistence.backends._sqlite.errors import is_damage
 from papyra.persistence.backends._sqlite.histories import history_rows, last_revisions
 from papyra.persistence.backends._sqlite.insertion import insert
-from papyra.persistence.backends._sqlite.reading import Hidden, hidden_by, visible_rows
+from papyra.persistence.backends._sqlite.reading import visible_rows
 from papyra.persistence.backends._sqlite.scan import (
     ScanResult,
     damaged_pages,
@@ -41,12 +41,12 @@ from papyra.persistence.backends._sqlite.scan import (
 from papyra.persistence.backends._sqlite.writer_row import WriterRow
 from papyra.persistence.backends.store import (
     Batch,
+    NewBase,
     StoredSnapshot,
     collect_history,
     collect_page,
 )
 from papyra.persistence.messages import HistoryPage, Page, Read, ReadHistory
-from papyra.persistence.records import Kind
 from papyra.persistence.reports import (
     CompactionReport,
     PersistenceAnomaly,
@@ -388,35 +388,24 @@ class BlockingStore:
         with transaction(self._connection):
             return repair.mend_rows(self._connection, self._system_id, self._greatest_seq())
 
-    def drop_hidden(self, policy: RetentionPolicy, now: float) -> CompactionReport:
-        """Delete the records that `policy` hides at Unix time `now`, but for histories."""
+    def drop_hidden(
+        self, policy: RetentionPolicy, now: float, bases: Sequence[NewBase] = ()
+    ) -> CompactionReport:
+        """Delete what `policy` hides at Unix time `now`; of histories, what `bases` stand for."""
         self._file.check_name()
         with transaction(self._connection):
-            before = compaction.count_stored(self._connection, self._system_id)
-            hidden = self._hidden(policy, now)
-            kept = compaction.count_kept(self._connection, self._system_id, hidden)
-            compaction.delete_hidden(self._connection, self._system_id, hidden, self.last_seq())
-            after = compaction.count_stored(self._connection, self._system_id)
-        return CompactionReport.of_kinds(NAME, compaction.compacted(before, after), kept)
+            done = compaction.compact(
+                *(self._connection, self._system_id, policy, now, bases, self.last_seq())
+            )
+        return CompactionReport.of_kinds(NAME, *done)
 
-    def count_hidden(self, policy: RetentionPolicy, now: float) -> CompactionReport:
+    def count_hidden(
+        self, policy: RetentionPolicy, now: float, bases: Sequence[NewBase] = ()
+    ) -> CompactionReport:
         """Report what `drop_hidden` would do."""
         with snapshot(self._connection):
-            before = compaction.count_stored(self._connection, self._system_id)
-            hidden = self._hidden(policy, now)
-            kept = compaction.count_kept(self._connection, self._system_id, hidden)
-            removed = compaction.count_hidden(self._connection, self._system_id, hidden)
-        after = {
-            kind: (records - removed[kind][0], size - removed[kind][1])
-            for kind, (records, size) in before.items()
-        }
-        return CompactionReport.of_kinds(NAME, compaction.compacted(before, after), kept)
-
-    def _hidden(self, policy: RetentionPolicy, now: float) -> Mapping[Kind, Hidden]:
-        return {
-            kind: hidden_by(self._connection, self._system_id, kind, policy.of(kind), now)
-            for kind in TABLES
-        }
+            done = compaction.preview(self._connection, self._system_id, policy, now, bases)
+        return CompactionReport.of_kinds(NAME, *done)
 
     def _report(self, found: ScanResult) -> PersistenceScanReport:
         return PersistenceScanReport(NAME, found.records, found.bytes, tuple(found.anomalies))

@@ -16,7 +16,7 @@ from papyra.exceptions import (
 )
 from papyra.persistence.backends._files.disk import whose
 from papyra.persistence.backends._files.location import Place, printable
-from papyra.persistence.backends._io.threaded_store import ThreadedStore
+from papyra.persistence.backends._io.threaded_parts import ThreadedRebasing
 from papyra.persistence.backends._sqlite.blocking_store import DEFAULT_SYSTEM, NAME, BlockingStore
 from papyra.persistence.backends._sqlite.connection import Synchronous
 from papyra.persistence.backends._sqlite.database_file import DatabaseFile
@@ -29,7 +29,7 @@ __all__ = ("DEFAULT_SYSTEM", "SQLiteStore")
 _LONGEST = 50
 
 
-class SQLiteStore(ThreadedStore):
+class SQLiteStore(ThreadedRebasing):
     """A `Store` in an SQLite database."""
 
     name = NAME

@@ -10,7 +10,6 @@ from pathlib import Path
 import pytest
 
 from papyra import ActorSystem
-from papyra.eventsourcing import SnapshotPolicy
 from papyra.exceptions import StoreError
 from papyra.persistence import PersistedEvent
 from papyra.persistence.backends._files.disk import Disk
@@ -23,24 +22,26 @@ from papyra.testing.conformance._histories import a_step
 from papyra.testing.conformance._histories import history as history_of
 from papyra.testing.conformance._snapshots import save
 from tests.conftest import event_loops
-from tests.eventsourcing.accounts import Account, Deposit, Look
+from tests.eventsourcing.accounts import Deposit
 from tests.extent import CI, count
 from tests.persistence.backends.files.file_persistence import FilePersistence
 from tests.persistence.backends.files.power import PoweredDisk, State
 from tests.persistence.backends.files.test_disk_faults import FailingDisk
+from tests.persistence.backends.trimmed_accounts import (
+    ACCOUNTS,
+    TRIM,
+    Saved,
+    fill,
+    history,
+    looked,
+    replayed,
+)
 
 pytestmark = pytest.mark.anyio
 anyio_backend = event_loops("asyncio")
 
-TRIM = RetentionPolicy(max_records=1, trim_histories=True)
-#: What each account has, as (amount, revision).
-ACCOUNTS = {"ann": (66, 11), "ben": (105, 14), "cat": (3, 2)}
 #: States that are taken after each call, and of all of them looked at.
 STATES, LOOKED_AT = 6, count("PAPYRA_POWER_CUTS", 15, 40)
-
-
-class Saved(Account):
-    snapshots = SnapshotPolicy(every=3)
 
 
 def open_store(kind: str, root: Path, disk: Disk | None = None) -> FilePersistence:
@@ -54,37 +55,6 @@ def open_store(kind: str, root: Path, disk: Disk | None = None) -> FilePersisten
 @pytest.fixture(params=["json", "rotating"])
 def kind(request: pytest.FixtureRequest) -> str:
     return str(request.param)
-
-
-async def fill(store: FilePersistence) -> None:
-    """Have accounts deposit 1, 2, 3, ..., by turns."""
-    async with ActorSystem("bank", persistence=store) as system:
-        accounts = {name: system.spawn(Saved, name=name) for name in ACCOUNTS}
-        for amount in range(1, 15):
-            for name, (_, revision) in ACCOUNTS.items():
-                if amount <= revision:
-                    await accounts[name].ask(Deposit(amount))
-
-
-async def looked(store: FilePersistence) -> dict[str, tuple[int, int]]:
-    """Return what the accounts have, as new lives of them say."""
-    async with ActorSystem("bank", persistence=store) as system:
-        return {name: await system.spawn(Saved, name=name).ask(Look()) for name in ACCOUNTS}
-
-
-async def replayed(store: FilePersistence) -> dict[str, tuple[int, int]]:
-    """Return what the histories add up to, without any snapshot."""
-
-    class Unsaved(Account):
-        pass
-
-    async with ActorSystem("bank", persistence=store) as system:
-        return {name: await system.spawn(Unsaved, name=name).ask(Look()) for name in ACCOUNTS}
-
-
-async def history(store: FilePersistence, name: str) -> list[tuple[int, str]]:
-    page = await store.read_history(f"bank/{name}")
-    return [(event.revision or 0, event.event_type) for event in page.events]
 
 
 async def test_accounts_are_the_same_before_and_after_their_histories_are_trimmed(
