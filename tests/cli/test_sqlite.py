@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import sqlite3
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import msgspec
 import pytest
 
 from tests.cli.conftest import Command, Store, audit, dead_letter, event
+from tests.cli.test_snapshots import TRIM, fill
 
 
 @pytest.fixture
@@ -78,3 +80,25 @@ def test_what_is_not_there_is_named(papyra: Command, store: Store, tmp_path: Pat
     done = papyra("events", f"sqlite:{tmp_path / 'letter.sqlite'}")
     assert done.code == 1
     assert "no SQLite database" in done.err
+
+
+def test_a_history_in_a_database_is_trimmed_as_its_dry_run_says(
+    papyra: Command, tmp_path: Path
+) -> None:
+    path = tmp_path / "bank.sqlite"
+    store = Store("sqlite", str(path), path)
+    fill(store)
+    told = papyra("compact", store.name, *TRIM, "--dry-run")
+    assert "trimmed\t1\t2 events to remove: they begin with a snapshot" in told.out
+    plan = json.loads(papyra("compact", store.name, *TRIM, "--dry-run", "--json").out)
+    done = json.loads(papyra("compact", store.name, *TRIM, "--yes", "--json").out)
+    assert done == plan | {"done": True}
+    with contextlib.closing(sqlite3.connect(path)) as database:
+        rows = database.execute("SELECT revision, type FROM events WHERE revision IS NOT NULL")
+        assert rows.fetchall() == [(3, "papyra.base"), *((number, "Counted") for number in (4, 5, 6))]
+    assert papyra("scan", store.name).code == papyra("doctor", store.name).code == 0
+    copy = str(tmp_path / "copied.ndjson")
+    assert papyra("copy", store.name, copy).code == 0
+    shown = papyra("history", "shop/a", copy)
+    assert "papyra.base" in shown.out
+    assert shown.out == papyra("history", "shop/a", store.name).out
