@@ -47,6 +47,7 @@ __all__ = (
     "StoreFenced",
     "StoreForked",
     "StoreFull",
+    "StoreMissing",
     "StoreMoved",
     "StoreNotAcknowledged",
     "StoreNotReady",
@@ -361,6 +362,10 @@ class StoreNotWritable(StoreError):
 
 class StoreFull(StoreError):
     """The server has reached its memory limit, or the disk is full."""
+
+
+class StoreMissing(StoreError):
+    """The server has no such database, or no such schema or table in it."""
 
 
 class StoreAccessDenied(StoreError):

@@ -92,6 +92,14 @@ _REDIS = Registration(
     is_on_server=True,
     when_watched={"retry_for": "1"},
 )
+_POSTGRES = Registration(
+    label="PostgreSQL",
+    from_url=lazily(f"{_BACKENDS}.postgres:from_url"),
+    for_test=lazily("papyra.testing._postgres_server:new_store"),
+    forget=lazily("papyra.testing._postgres_server:forget"),
+    is_on_server=True,
+    when_watched={"retry_for": "1"},
+)
 #: Papyra's own. Of those that can be at a path, the first that says so has it.
 _OWN: Mapping[str, Registration] = {
     "memory": Registration(
@@ -130,6 +138,8 @@ _OWN: Mapping[str, Registration] = {
         for topology in ("", "+sentinel", "+cluster")
     },
     "unix": _REDIS,
+    "postgres": _POSTGRES,
+    "postgresql": _POSTGRES,
 }
 
 

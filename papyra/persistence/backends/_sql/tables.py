@@ -20,7 +20,16 @@ from papyra.persistence.records import (
     Record,
 )
 
-__all__ = ("TABLES", "RecordTable", "Row", "checksum", "json_text", "text_key", "values_by_kind")
+__all__ = (
+    "TABLES",
+    "RecordTable",
+    "Row",
+    "checksum",
+    "json_text",
+    "table_of",
+    "text_key",
+    "values_by_kind",
+)
 
 #: The values of a row, in the order of `RecordTable.columns`.
 Row: TypeAlias = tuple[Any, ...]
@@ -79,6 +88,11 @@ TABLES: Mapping[Kind, RecordTable] = {
     table.kind: table for table in (_EVENTS, _AUDITS, _DEAD_LETTERS)
 }
 _TABLE_OF = {table.record_type: table for table in TABLES.values()}
+
+
+def table_of(record: Record) -> RecordTable:
+    """Return the table that a record is for."""
+    return _TABLE_OF[type(record)]
 
 
 def values_by_kind(system_id: str, batch: Batch) -> Mapping[Kind, list[Any]]:

@@ -1,0 +1,145 @@
+"""The totals of the records in each run of positions, so that nobody has to count them.
+
+A block is 1024 positions. Totals are stored, one row a kind, with the first append after all
+positions of a block were given; up to which block they are, the row of the system says, and what
+comes after is counted when it is asked for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from papyra.persistence.backends._postgres.system import System
+from papyra.persistence.backends._sql.tables import TABLES
+from papyra.persistence.records import Kind
+
+__all__ = ("BLOCK", "SEAL", "Totals", "blocks", "rebuild", "totals", "wrong_blocks")
+
+#: Positions in a block.
+BLOCK = 1024
+#: Rows that are fetched together.
+_FETCHED = 256
+
+
+class Totals(NamedTuple):
+    """The totals of the records of one kind in one block."""
+
+    block: int
+    records: int
+    #: encoded
+    bytes: int
+    #: Unix times in seconds
+    oldest: float
+    newest: float
+
+
+_SUMS = f"seq / {BLOCK}, count(*), sum(bytes)::bigint, min(timestamp), max(timestamp)"
+
+
+def _seal(kind: Kind) -> str:
+    table = TABLES[kind].name
+    return (
+        f"SELECT w.system_id, '{kind}', {_SUMS} FROM writer AS w"  # noqa: S608 - constants
+        f" JOIN {{schema}}.{table} AS r ON r.system_id = w.system_id"
+        f" AND r.seq >= %(sealed)s * {BLOCK} AND r.seq < %(seal)s * {BLOCK} GROUP BY 1, 3"
+    )
+
+
+#: Part of an append: what is complete is counted by it, as ``writer``.
+SEAL = f"""blocks_sealed AS (
+    INSERT INTO {{schema}}.blocks {" UNION ALL ".join(map(_seal, TABLES))}
+    ON CONFLICT (system_id, kind, block) DO UPDATE SET records = excluded.records,
+        bytes = excluded.bytes, oldest = excluded.oldest, newest = excluded.newest
+), system_sealed AS (
+    UPDATE {{schema}}.systems AS s SET sealed = %(seal)s FROM writer AS w
+    WHERE s.system_id = w.system_id
+)"""  # noqa: S608 - constants
+
+
+def rebuild(system: System, kind: Kind) -> None:
+    """Count the records of a kind in all blocks anew that were sealed."""
+    system.run(
+        "DELETE FROM {schema}.blocks WHERE system_id = %(system)s AND kind = %(kind)s", kind=kind
+    )
+    system.run(
+        f"INSERT INTO {{schema}}.blocks SELECT %(system)s, '{kind}', {_SUMS}"  # noqa: S608
+        f" FROM {{schema}}.{TABLES[kind].name} WHERE system_id = %(system)s"
+        f" AND seq < %(stop)s GROUP BY seq / {BLOCK}",
+        stop=_sealed(system) * BLOCK,
+    )
+
+
+def blocks(system: System, kind: Kind, *, newest: bool) -> Iterator[Totals]:
+    """Yield the totals of every block in which there are records of a kind, in this order."""
+    sealed = _sealed(system)
+    if newest:
+        yield from _count(system, kind, sealed, newest=True)
+    yield from _stored(system, kind, sealed, newest=newest)
+    if not newest:
+        yield from _count(system, kind, sealed, newest=False)
+
+
+def totals(system: System, kind: Kind) -> Totals | None:
+    """Return the totals of all records of a kind, `None` if there are none."""
+    every = list(blocks(system, kind, newest=False))
+    if not every:
+        return None
+    return Totals(
+        0,
+        sum(each.records for each in every),
+        sum(each.bytes for each in every),
+        min(each.oldest for each in every),
+        max(each.newest for each in every),
+    )
+
+
+def wrong_blocks(system: System, kind: Kind) -> Iterator[str]:
+    """Yield in words which blocks do not hold as many records as was noted when they were full."""
+    sealed = _sealed(system)
+    stored = {each.block: each.records for each in _stored(system, kind, sealed, newest=False)}
+    found = {
+        each.block: each.records
+        for each in _count(system, kind, 0, newest=False)
+        if each.block < sealed
+    }
+    for block in sorted(stored.keys() | found.keys()):
+        if stored.get(block, 0) != found.get(block, 0):
+            yield (
+                f"positions {block * BLOCK} to {(block + 1) * BLOCK - 1} hold "
+                f"{found.get(block, 0)} records of kind {kind}, and held {stored.get(block, 0)}"
+            )
+
+
+def _sealed(system: System) -> int:
+    rows = system.rows("SELECT sealed FROM {schema}.systems WHERE system_id = %(system)s")
+    return int(rows[0][0]) if rows else 0
+
+
+def _stored(system: System, kind: Kind, sealed: int, *, newest: bool) -> Iterator[Totals]:
+    order, sign = ("DESC", "<") if newest else ("ASC", ">")
+    last = sealed if newest else -1
+    while True:
+        rows = system.rows(
+            "SELECT block, records, bytes, oldest, newest FROM {schema}.blocks"  # noqa: S608
+            f" WHERE system_id = %(system)s AND kind = %(kind)s AND block {sign} %(last)s"
+            f" AND block < %(sealed)s ORDER BY block {order} LIMIT {_FETCHED}",
+            kind=kind,
+            last=last,
+            sealed=sealed,
+        )
+        yield from map(Totals._make, rows)
+        if len(rows) < _FETCHED:
+            return
+        last = rows[-1][0]
+
+
+def _count(system: System, kind: Kind, first: int, *, newest: bool) -> Iterator[Totals]:
+    """Yield what is counted from a block on."""
+    rows = system.rows(
+        f"SELECT {_SUMS} FROM {{schema}}.{TABLES[kind].name}"  # noqa: S608 - constants
+        " WHERE system_id = %(system)s AND seq >= %(first)s"
+        f" GROUP BY 1 ORDER BY 1 {'DESC' if newest else 'ASC'}",
+        first=first * BLOCK,
+    )
+    yield from map(Totals._make, rows)

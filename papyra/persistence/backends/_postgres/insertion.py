@@ -1,0 +1,142 @@
+"""Insertion: a batch by one statement, which is its transaction, too."""
+
+from __future__ import annotations
+
+import functools
+import uuid
+from collections.abc import Mapping
+from zlib import crc32
+
+from papyra.persistence.backends._postgres.arrays import (
+    FloatArray,
+    IntArray,
+    JsonArray,
+    TextArray,
+)
+from papyra.persistence.backends._postgres.blocks import BLOCK, SEAL
+from papyra.persistence.backends._postgres.system import System
+from papyra.persistence.backends._postgres.text import column_text
+from papyra.persistence.backends._postgres.writer_row import InDoubt, WriterRow
+from papyra.persistence.backends._sql.tables import TABLES, table_of
+from papyra.persistence.backends.store import Batch
+from papyra.persistence.records import Kind, Record
+
+__all__ = ("EncodedBatch",)
+
+
+class EncodedBatch:
+    """A batch as the values of its statement."""
+
+    def __init__(self, batch: Batch) -> None:
+        self.first_seq = batch.first_seq
+        self.last_seq = batch.first_seq + len(batch.records) - 1
+        self.in_doubt = InDoubt(
+            uuid.uuid4().hex,
+            self.first_seq,
+            self.last_seq,
+            table_of(batch.records[0]).kind,
+            batch.restored,
+        )
+        self._values: dict[str, object] = {}
+        for kind, part in _by_kind(batch).items():
+            self._values |= _columns(kind, part)
+        self._kinds = tuple(kind for kind in TABLES if f"{kind}_seq" in self._values)
+
+    def insert(self, system: System, row: WriterRow) -> bool:
+        """Store it, and return whether it was the writer's to store."""
+        sealed = (row.last_seq + 1) // BLOCK
+        values = {
+            **self._values,
+            "epoch": row.epoch,
+            "writer": row.writer,
+            "batch": self.in_doubt.id,
+            "first": self.first_seq,
+        }
+        is_sealing = sealed > row.sealed
+        if is_sealing:
+            values |= {"sealed": row.sealed, "seal": sealed}
+        pooled = system.connection.is_pooled
+        if pooled:
+            values["acknowledge"] = system.settings.acknowledge
+        statement = _statement(self._kinds, is_sealing=is_sealing, is_pooled=pooled)
+        (found,) = system.row(statement, **values)
+        if found and is_sealing:
+            row.sealed = sealed
+        return bool(found)
+
+
+_Numbered = list[tuple[int, Record, bytes]]
+
+
+def _by_kind(batch: Batch) -> Mapping[Kind, _Numbered]:
+    found: dict[Kind, _Numbered] = {}
+    for seq, record, encoded in zip(
+        range(batch.first_seq, batch.first_seq + len(batch.records)),
+        batch.records,
+        batch.encoded,
+        strict=True,
+    ):
+        found.setdefault(table_of(record).kind, []).append((seq, record, encoded))
+    return found
+
+
+def _columns(kind: Kind, part: _Numbered) -> dict[str, object]:
+    """Return the columns of a table, each as one value."""
+    seqs, records, encoded = zip(*part, strict=True)
+    columns: dict[str, object] = {
+        "seq": IntArray.of(seqs),
+        "timestamp": FloatArray.of([float(record.timestamp) for record in records]),
+        "bytes": IntArray.of(list(map(len, encoded))),
+        "crc": IntArray.of(list(map(crc32, encoded, seqs))),
+        "record": JsonArray.of(encoded),
+    }
+    table = TABLES[kind]
+    if table.own_columns:
+        own = zip(*map(table.own_values, records), strict=True)
+        for name, values in zip(table.own_columns, own, strict=True):
+            if name == "revision":
+                columns[name] = IntArray.of([each or 0 for each in values])
+            else:
+                columns[name] = TextArray.of(list(map(column_text, values)))
+    return {f"{kind}_{name}": values for name, values in columns.items()}
+
+
+@functools.cache
+def _statement(kinds: tuple[Kind, ...], *, is_sealing: bool, is_pooled: bool) -> str:
+    parts = [_WRITER_POOLED if is_pooled else _WRITER]
+    if is_sealing:
+        parts.append(SEAL)
+    parts += map(_insertion, kinds)
+    return f"WITH {', '.join(parts)} SELECT count(*) FROM writer"  # noqa: S608 - constants
+
+
+_WRITER = """writer AS (
+    SELECT system_id FROM {schema}.systems
+    WHERE system_id = %(system)s AND epoch = %(epoch)s AND writer = %(writer)s FOR SHARE
+)"""
+#: Nothing of a session is there, so its settings are those of each transaction.
+_WRITER_POOLED = """setting AS MATERIALIZED (
+    SELECT set_config('synchronous_commit', %(acknowledge)s, true)
+), writer AS (
+    SELECT system_id FROM {schema}.systems, setting
+    WHERE system_id = %(system)s AND epoch = %(epoch)s AND writer = %(writer)s
+    FOR SHARE OF systems
+)"""
+
+
+def _insertion(kind: Kind) -> str:
+    table = TABLES[kind]
+    names = ("seq", *table.own_columns, "timestamp", "bytes", "crc", "record")
+    values = {
+        **{name: f"r.{name}" for name in names},
+        # There is none 0, and arrays without null values are made faster.
+        "revision": "nullif(r.revision, 0)",
+    }
+    columns = ", ".join(names)
+    arrays = ", ".join(f"%({kind}_{name})b" for name in names)
+    return f"""{table.name}_inserted AS (
+    INSERT INTO {{schema}}.{table.name} (system_id, batch, {columns})
+    SELECT w.system_id, CASE WHEN r.seq = %(first)s THEN %(batch)s END,
+        {", ".join(values[name] for name in names)}
+    FROM writer AS w, unnest({arrays}) AS r({columns})
+)"""  # noqa: S608 - constants

@@ -1,0 +1,175 @@
+"""Reads within retention: the rows of one kind that a policy and a read let through."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+from papyra.persistence.backends._postgres.blocks import BLOCK, Totals, blocks
+from papyra.persistence.backends._postgres.connection import Row
+from papyra.persistence.backends._postgres.system import System
+from papyra.persistence.backends._postgres.text import column_text
+from papyra.persistence.backends._sql.decoding import StoredRow
+from papyra.persistence.backends._sql.tables import TABLES
+from papyra.persistence.backends.paging import MAX_PAGE_BYTES
+from papyra.persistence.backends.store import MAX_SEQ
+from papyra.persistence.messages import Read
+from papyra.persistence.records import Kind
+from papyra.persistence.retention import Limits
+
+__all__ = ("Hidden", "hidden_by", "history_rows", "visible_rows")
+
+_FOREVER = float("inf")
+#: Rows that are fetched together, if nobody says how many are wanted, and at most.
+_FETCHED, _MOST_FETCHED = 512, 5_001
+
+
+class Hidden(NamedTuple):
+    """What retention hides of a kind: all up to a position, and all that is older than a time."""
+
+    through: int
+    oldest: float
+
+
+def hidden_by(system: System, kind: Kind, limits: Limits, now: float) -> Hidden:
+    """Return what `limits` hide of a kind at Unix time `now`."""
+    through = 0
+    if limits.max_records is not None:
+        through = _last_surplus(system, kind, limits.max_records, in_bytes=False)
+    if limits.max_total_bytes is not None:
+        through = max(through, _last_surplus(system, kind, limits.max_total_bytes, in_bytes=True))
+    oldest = limits.oldest_time(now)
+    return Hidden(through, -_FOREVER if oldest is None else oldest)
+
+
+def _last_surplus(system: System, kind: Kind, limit: int, *, in_bytes: bool) -> int:
+    """Return the position of the newest record that does not fit into the limit, or 0."""
+    left = limit
+    for block in blocks(system, kind, newest=True):
+        size = block.bytes if in_bytes else block.records
+        if size > left:
+            return _last_surplus_in(system, kind, block, left, in_bytes=in_bytes)
+        left -= size
+    return 0
+
+
+def _last_surplus_in(
+    system: System, kind: Kind, block: Totals, left: int, *, in_bytes: bool
+) -> int:
+    rows = system.rows(
+        f"SELECT seq, {'bytes' if in_bytes else 1} FROM {{schema}}.{TABLES[kind].name}"  # noqa: S608
+        " WHERE system_id = %(system)s AND seq >= %(first)s AND seq < %(stop)s ORDER BY seq DESC",
+        first=block.block * BLOCK,
+        stop=(block.block + 1) * BLOCK,
+    )
+    seq: int
+    for seq, size in rows:
+        if size > left:
+            return seq
+        left -= size
+    return 0
+
+
+def visible_rows(system: System, request: Read, limits: Limits, now: float) -> Iterator[StoredRow]:
+    """Yield the rows of the records that a read may show, in its order."""
+    hidden = hidden_by(system, request.kind, limits, now)
+    after = max(hidden.through, request.after)
+    before = MAX_SEQ + 1 if request.before is None else request.before
+    since = hidden.oldest if request.since is None else max(hidden.oldest, request.since)
+    until = _FOREVER if request.until is None else request.until
+    select = _Select(request, since, until)
+    if request.actor is not None or (since, until) == (-_FOREVER, _FOREVER):
+        yield from select.rows(system, after, before)
+        return
+    for block in blocks(system, request.kind, newest=request.newest):
+        start, stop = block.block * BLOCK, (block.block + 1) * BLOCK
+        if block.newest < since or block.oldest > until or stop <= after or start >= before:
+            continue
+        yield from select.rows(system, max(after, start - 1), min(before, stop))
+
+
+class _Select:
+    """The rows of one read, between whatever positions."""
+
+    def __init__(self, request: Read, since: float, until: float) -> None:
+        table = TABLES[request.kind]
+        self._newest = request.newest
+        # One more than the page has says whether there are more.
+        self._fetched = min(_FETCHED, request.limit + 1) if request.limit else _FETCHED
+        self._values: dict[str, Any] = {}
+        conditions = "system_id = %(system)s"
+        if request.actor is not None:
+            conditions += f" AND {table.actor_column} = %(actor)s"
+            self._values["actor"] = column_text(request.actor)
+        if since > -_FOREVER:
+            conditions += " AND timestamp >= %(since)s"
+            self._values["since"] = since
+        if until < _FOREVER:
+            conditions += " AND timestamp <= %(until)s"
+            self._values["until"] = until
+        order = "DESC" if request.newest else "ASC"
+        self._sql = _bounded(
+            f"{table.name} WHERE {conditions} AND seq > %(after)s AND seq < %(before)s",
+            f"seq {order}",
+        )
+
+    def rows(self, system: System, after: int, before: int) -> Iterator[StoredRow]:
+        fetched = self._fetched
+        while True:
+            found = system.rows(
+                self._sql, **self._values, after=after, before=before, fetched=fetched
+            )
+            yield from found
+            if _were_last(found, fetched):
+                return
+            if self._newest:
+                before = found[-1][0]
+            else:
+                after = found[-1][0]
+            fetched = min(4 * fetched, _MOST_FETCHED)
+
+
+def history_rows(system: System, actor: str, after: int, wanted: int) -> Iterator[StoredRow]:
+    """Yield the rows of an actor's events after a revision, of which `wanted` are a page."""
+    after_seq, fetched = MAX_SEQ, min(wanted + 1, _FETCHED)
+    while True:
+        found = system.rows(
+            _HISTORY,
+            actor=column_text(actor),
+            after=after,
+            after_seq=after_seq,
+            fetched=fetched,
+        )
+        for seq, crc, record, _ in found:
+            yield seq, crc, record
+        if _were_last(found, fetched):
+            return
+        after, after_seq = found[-1][3], found[-1][0]
+        fetched = min(4 * fetched, _MOST_FETCHED)
+
+
+def _were_last(found: list[Row], fetched: int) -> bool:
+    """Return whether no rows come after these, of which so many were asked for."""
+    return len(found) < fetched and sum(len(row[2]) for row in found) < MAX_PAGE_BYTES
+
+
+def _bounded(source: str, order: str, more: str = "") -> str:
+    """Return a statement for so many rows, but for those that make it more than a page of bytes."""
+    return f"""
+SELECT seq, crc, record{more} FROM (
+    SELECT seq, crc, record{more}, bytes,
+        sum(bytes) OVER (ORDER BY {order} ROWS UNBOUNDED PRECEDING) AS total
+    FROM (
+        SELECT seq, crc, record{more}, bytes FROM {{schema}}.{source}
+        ORDER BY {order} LIMIT %(fetched)s
+    ) AS fetched
+) AS counted
+WHERE total - bytes < {MAX_PAGE_BYTES} ORDER BY {order}"""  # noqa: S608 - constants
+
+
+_HISTORY = _bounded(
+    "events WHERE system_id = %(system)s AND actor = %(actor)s AND revision IS NOT NULL"
+    " AND (revision, seq) > (%(after)s, %(after_seq)s)",
+    "revision, seq",
+    ", revision",
+)
