@@ -376,6 +376,14 @@ class StoreWrongType(StoreError):
     """What is there is something else than what Papyra keeps there: another key, file or table."""
 
 
+class StoreOutdated(StoreError):
+    """The tables of a store are of an older version, and have to be migrated before it is used."""
+
+
+class StoreTooNew(StoreError):
+    """The tables of a store are of a version that only a newer Papyra knows."""
+
+
 class StoreFenced(StoreError):
     """Another writer has taken over this store. This one must not write to it any more."""
 

@@ -70,6 +70,7 @@ _GROUPS = {
     },
     "Change and move": {
         "compact": ("compact", "Remove what is too old, or too much."),
+        "migrate": ("migrate", "Bring the tables of a database to the version of today."),
         "copy": ("copy", "Copy the records of one store to another."),
     },
     "Other": {

@@ -26,6 +26,7 @@ from papyra.persistence.records import (
 )
 from papyra.persistence.reports import (
     CompactionReport,
+    MigrationReport,
     PersistenceRecoveryConfig,
     PersistenceRecoveryReport,
     PersistenceScanReport,
@@ -53,6 +54,7 @@ __all__ = (
     "Identity",
     "LoadSnapshot",
     "LoadedSnapshot",
+    "Migrate",
     "Page",
     "Read",
     "ReadEncodedHistory",
@@ -458,6 +460,21 @@ class Compact(Request[CompactionReport], frozen=True):
             raise InvalidRequest(f"dry_run is True or False, not {shown(self.dry_run)}")
 
 
+class Migrate(Request[MigrationReport], frozen=True):
+    """Bring the tables of a store to the version that this Papyra writes, where it has tables.
+
+    It needs the store for itself: raises `BackendInUse` while a system writes it, `StoreTooNew` for
+    tables of a newer version, and `InvalidRequest` when an argument is of the wrong type.
+    """
+
+    #: change nothing, and report what would be done
+    dry_run: bool = False
+
+    def __post_init__(self) -> None:
+        if type(self.dry_run) is not bool:
+            raise InvalidRequest(f"dry_run is True or False, not {shown(self.dry_run)}")
+
+
 class Flush(Request[Flushed], frozen=True):
     """Make everything appended so far as durable as the backend can."""
 
@@ -492,5 +509,6 @@ AnyRequest: TypeAlias = (
     | Scan
     | Recover
     | Compact
+    | Migrate
     | Flush
 )

@@ -15,6 +15,7 @@ __all__ = (
     "CompactedKind",
     "CompactionReport",
     "HistoriesReport",
+    "MigrationReport",
     "PersistenceAnomaly",
     "PersistenceRecoveryConfig",
     "PersistenceRecoveryReport",
@@ -211,3 +212,17 @@ class CompactionReport(msgspec.Struct, frozen=True, tag=True):
             kinds=kinds,
             kept_for_histories=kept_for_histories,
         )
+
+
+class MigrationReport(msgspec.Struct, frozen=True, tag=True):
+    """The report of a migration of a store's tables: where they were, and where they are."""
+
+    backend: str
+    #: False where there are no tables, whose versions could differ
+    supported: bool
+    #: 0 for a database in which there were none yet
+    version_before: int = 0
+    #: on a dry run, the version that it would be
+    version_after: int = 0
+    #: in words, what each step has done, or would do; empty if there was nothing to do
+    steps: tuple[str, ...] = ()

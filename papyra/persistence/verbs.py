@@ -20,6 +20,7 @@ from papyra.persistence.messages import (
     Identify,
     LoadedSnapshot,
     LoadSnapshot,
+    Migrate,
     Page,
     Read,
     ReadHistory,
@@ -38,6 +39,7 @@ from papyra.persistence.records import (
 )
 from papyra.persistence.reports import (
     CompactionReport,
+    MigrationReport,
     PersistenceRecoveryConfig,
     PersistenceRecoveryReport,
     PersistenceScanReport,
@@ -250,6 +252,16 @@ class PersistenceVerbs(abc.ABC):
         `dry_run` it changes nothing, and reports what would be left.
         """
         return await self.execute(Compact(policy, dry_run))
+
+    async def migrate(self, *, dry_run: bool = False) -> MigrationReport:
+        """Bring the tables of the store to the version that this Papyra writes, keeping all of it.
+
+        A store of an older version is refused (`StoreOutdated`) until this is done, by whoever has
+        it alone. Each step is one transaction: a crash leaves the version before it or after it.
+        Tables that are not there yet are made. With `dry_run` it changes nothing, and reports what
+        would be done. See `Migrate`; a store without tables has nothing to do.
+        """
+        return await self.execute(Migrate(dry_run))
 
     async def flush(self) -> Flushed:
         """Return once everything appended so far is as durable as the backend makes it."""

@@ -127,6 +127,17 @@ class StoreSession:
             setattr(self._metrics, counter, getattr(self._metrics, counter) + 1)
             raise
 
+    async def attempt_closed(
+        self,
+        operation: str,
+        method: Callable[Parameters, Awaitable[ResultT]],
+        *args: Parameters.args,
+        **kwargs: Parameters.kwargs,
+    ) -> ResultT:
+        """Return what a method of the store returns that is for one that is not open."""
+        with _store_errors(operation):
+            return await method(*args, **kwargs)
+
     async def write(self, records: Sequence[Record], encoded: Sequence[bytes], size: int) -> int:
         """Store records of so many encoded bytes, and return the position of the first."""
         if self.state != "open":

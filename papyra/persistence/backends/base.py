@@ -41,6 +41,7 @@ from papyra.persistence.backends.store import (
     HistoryScanning,
     Identified,
     Inbox,
+    Migrating,
     Store,
 )
 from papyra.persistence.backends.summary import summarize
@@ -63,6 +64,7 @@ from papyra.persistence.messages import (
     Identity,
     LoadedSnapshot,
     LoadSnapshot,
+    Migrate,
     Page,
     Read,
     ReadHistory,
@@ -80,6 +82,7 @@ from papyra.persistence.metrics import PersistenceMetricsMixin
 from papyra.persistence.records import Record
 from papyra.persistence.reports import (
     CompactionReport,
+    MigrationReport,
     PersistenceRecoveryConfig,
     PersistenceRecoveryReport,
     PersistenceScanReport,
@@ -368,6 +371,8 @@ class PersistenceBackend(PersistenceVerbs, PersistenceMetricsMixin):
                 )
             case Compact(policy, dry_run):
                 return await self._compact(policy or self._retention, dry_run=dry_run)
+            case Migrate(dry_run):
+                return await self._migrate(dry_run=dry_run)
             case Flush():
                 return Flushed(await self._session.attempt("write", self._session.flush))
             case _:
@@ -464,6 +469,16 @@ class PersistenceBackend(PersistenceVerbs, PersistenceMetricsMixin):
         )
         self.metrics.compactions += report.supported and not dry_run
         return report
+
+    async def _migrate(self, *, dry_run: bool) -> MigrationReport:
+        store = self.store
+        if not isinstance(store, Migrating):
+            return MigrationReport(store.name, supported=False)
+        report = await self._session.attempt_closed("migration", store.migrate, dry_run=True)
+        if dry_run or not report.steps:
+            return report
+        # It is not open: tables that have anything to be done to them are not opened to be written.
+        return await self._session.attempt_closed("migration", store.migrate, dry_run=False)
 
 
 def _without(

@@ -26,7 +26,8 @@ Around a store there are
 What a store may leave out has a small protocol of its own: `Histories`, without which there are no
 event-sourced actors, and `HistoryScanning`, which checks them; `EncodedHistories`, `Identified` and
 `Snapshots`, which save those actors time; `Rebasing`, which lets a compaction remove what these
-have made superfluous; `Inbox`, where a command reaches the system that writes; and `Summarizing`.
+have made superfluous; `Inbox`, where a command reaches the system that writes; `Migrating`, for
+tables that change from version to version; and `Summarizing`.
 Positions that are compared and set are to join them here in the same way: none of them changes
 `Store`.
 """
@@ -44,6 +45,7 @@ from papyra.persistence.messages import EncodedHistory, HistoryPage, Page, Read,
 from papyra.persistence.records import Record
 from papyra.persistence.reports import (
     CompactionReport,
+    MigrationReport,
     PersistenceAnomaly,
     PersistenceRecoveryConfig,
     PersistenceRecoveryReport,
@@ -63,6 +65,7 @@ __all__ = (
     "HistoryScanning",
     "Identified",
     "Inbox",
+    "Migrating",
     "NewBase",
     "Rebasing",
     "Snapshots",
@@ -348,6 +351,23 @@ class Rebasing(Protocol):
         At no time is there less than either the old events or the base: it is as durable as
         anything here before the first of them goes. An interruption may leave some of those that it
         stands for before it: the first ones, so that there is no hole before it.
+        """
+        ...
+
+
+@runtime_checkable
+class Migrating(Protocol):
+    """An optional part of a `Store`: its tables have versions, and are brought to the newest.
+
+    Its `open` raises `StoreOutdated` for older ones, and `StoreTooNew` for newer ones.
+    """
+
+    async def migrate(self, *, dry_run: bool) -> MigrationReport:
+        """Bring the tables to the version that this program writes, and keep everything.
+
+        It is called before `open`, or after `close`, or, on a dry run, at any time. It opens the
+        store for itself, keeps writers out, be they of other systems in the same tables, and
+        raises `BackendInUse` while there is one. Each step is one transaction.
         """
         ...
 

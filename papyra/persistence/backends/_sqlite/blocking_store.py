@@ -16,7 +16,7 @@ from papyra.persistence.backends._files.quarantine import quarantine_directory, 
 from papyra.persistence.backends._io.commit_token import CommitToken
 from papyra.persistence.backends._sql.decoding import decoded
 from papyra.persistence.backends._sql.tables import TABLES, values_by_kind
-from papyra.persistence.backends._sqlite import compaction, repair, schema, snapshots
+from papyra.persistence.backends._sqlite import compaction, migrating, repair, schema, snapshots
 from papyra.persistence.backends._sqlite.blocks import seal, totals
 from papyra.persistence.backends._sqlite.connection import (
     Synchronous,
@@ -38,6 +38,7 @@ from papyra.persistence.backends._sqlite.scan import (
     scan,
     scan_histories,
 )
+from papyra.persistence.backends._sqlite.system_lock import DEFAULT_SYSTEM, system_lock
 from papyra.persistence.backends._sqlite.writer_row import WriterRow
 from papyra.persistence.backends.store import (
     Batch,
@@ -49,6 +50,7 @@ from papyra.persistence.backends.store import (
 from papyra.persistence.messages import HistoryPage, Page, Read, ReadHistory
 from papyra.persistence.reports import (
     CompactionReport,
+    MigrationReport,
     PersistenceAnomaly,
     PersistenceRecoveryConfig,
     PersistenceRecoveryReport,
@@ -64,7 +66,6 @@ __all__ = ("DEFAULT_SYSTEM", "NAME", "BlockingStore")
 logger = logging.getLogger("papyra")
 
 NAME = "sqlite"
-DEFAULT_SYSTEM = "papyra"
 #: Characters of an address in the name of a file.
 _OWNER = 100
 #: From this version on, several connections that write can't damage the log.
@@ -113,17 +114,14 @@ class BlockingStore:
 
     def _new_lock(self) -> FileLock:
         """Return the lock that whoever writes this system has, wherever links lead to by now."""
-        path, system = self._file.path, ""
-        if self._system_id != DEFAULT_SYSTEM:
-            system = f".{quote(self._system_id, safe='')}"
-        return FileLock(path.with_name(f"{path.name}{system}.lock"), path)
+        return system_lock(self._file.path, self._system_id)
 
     def _open_to_read(self) -> None:
         connection = connect_to_read(self._file.path, self._busy_timeout)
         try:
             if not schema.is_there(connection):
                 raise StoreError(f"{self._file.place.name} holds no tables of Papyra's")
-            schema.require_version(connection)
+            schema.require_readable(connection)
             self._row.last_seq(connection)
             self._file.opened()
         except BaseException:
@@ -156,6 +154,12 @@ class BlockingStore:
                 systems,
                 sqlite3.sqlite_version,
             )
+
+    def migrate(self, *, dry_run: bool) -> MigrationReport:
+        """Bring the tables to the newest version; not while it is open, but on a dry run."""
+        if dry_run:
+            return migrating.plan(NAME, self._file, self._busy_timeout)
+        return migrating.migrate(NAME, self._file, self._system_id, self._busy_timeout)
 
     def close(self) -> None:
         """Close the database, and let another writer have it."""

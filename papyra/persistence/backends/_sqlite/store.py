@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import sqlite3
 from typing import get_args
 
@@ -17,11 +18,13 @@ from papyra.exceptions import (
 from papyra.persistence.backends._files.disk import whose
 from papyra.persistence.backends._files.location import Place, printable
 from papyra.persistence.backends._io.threaded_parts import ThreadedRebasing
+from papyra.persistence.backends._io.worker_thread import WorkerThread
 from papyra.persistence.backends._sqlite.blocking_store import DEFAULT_SYSTEM, NAME, BlockingStore
 from papyra.persistence.backends._sqlite.connection import Synchronous
 from papyra.persistence.backends._sqlite.database_file import DatabaseFile
 from papyra.persistence.backends._sqlite.errors import store_error
 from papyra.persistence.backends._sqlite.schema import require_sqlite
+from papyra.persistence.reports import MigrationReport
 
 __all__ = ("DEFAULT_SYSTEM", "SQLiteStore")
 
@@ -71,6 +74,18 @@ class SQLiteStore(ThreadedRebasing):
     def location(self) -> str:
         """The path of the database."""
         return printable(self.place.name)
+
+    async def migrate(self, *, dry_run: bool) -> MigrationReport:
+        """Bring the tables to the newest version, in a thread for that alone."""
+        if not dry_run:
+            self._require_writable()
+        thread = WorkerThread(self._thread_name)
+        try:
+            return await thread.run(functools.partial(self.blocking.migrate, dry_run=dry_run))
+        except self._driver_errors as error:
+            raise self._named(error) from error
+        finally:
+            thread.stop()
 
     def _named(self, error: Exception, operation: str = "") -> Exception:
         """Return what an error means for this database."""
