@@ -181,6 +181,7 @@ class BlockingStore:
             raise StoreDamaged(f"{self._file.place.name} was cut off: recover it to write to it")
         with transaction(self._connection):
             last_seq = self._row.claim(self._connection)
+        self._row.claimed()
         self._last_seq = last_seq
         self._file.note_log()
         return last_seq

@@ -23,6 +23,8 @@ class WriterRow:
         self._place = place
         #: of this writer, once it has claimed the store
         self._epoch: int | None = None
+        #: of its claim, until that is committed
+        self._claimed: int | None = None
 
     def ensure(self, connection: sqlite3.Connection, inode: int) -> None:
         """Make the row if there is none. In a copy of the file, the store gets an id of its own."""
@@ -56,19 +58,23 @@ class WriterRow:
         self._epoch = None
 
     def claim(self, connection: sqlite3.Connection) -> int:
-        """Begin an epoch, and return the last position given.
+        """Begin an epoch, this writer's once it is `claimed`, and return the last position given.
 
         Raises `StoreFenced` for a writer that another one has taken over from.
         """
         epoch, last_seq = self._read(connection, "epoch"), self.greatest_seq(connection)
         if self._epoch not in (None, epoch):
             raise self._fenced("another one has taken over")
-        self._epoch = int(epoch) + 1
+        self._claimed = int(epoch) + 1
         connection.execute(
             "UPDATE systems SET epoch = ?, last_seq = ? WHERE system_id = ?",
-            (self._epoch, last_seq, self._system_id),
+            (self._claimed, last_seq, self._system_id),
         )
         return last_seq
+
+    def claimed(self) -> None:
+        """Note that the claim was committed: one that was rolled back is nobody's."""
+        self._epoch = self._claimed
 
     def advance(self, connection: sqlite3.Connection, first_seq: int, last_seq: int) -> None:
         """Give positions. Raises `StoreFenced` if they, or the right to, are somebody else's."""
@@ -81,9 +87,12 @@ class WriterRow:
 
     def touch(self, connection: sqlite3.Connection) -> None:
         """Write the row as it is, so that the log is written to."""
-        connection.execute(
-            "UPDATE systems SET epoch = epoch WHERE system_id = ?", (self._system_id,)
-        )
+        # There and back: a page that stays as it is throughout is not written at all.
+        for change in (1, -1):
+            connection.execute(
+                "UPDATE systems SET epoch = epoch + ? WHERE system_id = ?",
+                (change, self._system_id),
+            )
 
     def last_seq(self, connection: sqlite3.Connection) -> int:
         """Return the last position given."""

@@ -559,3 +559,32 @@ async def test_an_address_that_no_text_can_be_is_that_of_nobody(path: Path) -> N
         await store.append(event(1))
         assert (await store.read("event", actor="\ud800")).records == ()
         assert (await store.read_history("\ud800")).events == ()
+
+
+async def test_a_claim_that_could_not_be_committed_is_made_again(path: Path) -> None:
+    async with open_store(path) as store:
+        await store.append(event(1))
+        run, connection = store.store._thread.run, store.store.blocking._connection
+
+        def deny(action: int, what: str | None, *_: object) -> int:
+            is_commit = action == sqlite3.SQLITE_TRANSACTION and what == "COMMIT"
+            return sqlite3.SQLITE_DENY if is_commit else sqlite3.SQLITE_OK
+
+        await run(connection.set_authorizer, deny)
+        for _ in range(2):
+            with pytest.raises(StoreError):
+                await store.append(event(2))
+        await run(connection.set_authorizer, None)
+        assert (await store.append(event(2))).first_seq == 2
+
+
+async def test_a_flush_writes_to_the_log_what_a_reader_keeps_out_of_the_database(
+    path: Path,
+) -> None:
+    """A sync of the log comes with a write to it, and a checkpoint does nothing beside a reader."""
+    async with open_store(path, synchronous="normal") as store:
+        await store.append(event(1))
+        log = path.with_name("shop.sqlite-wal")
+        before = log.read_bytes()
+        await store.flush()
+        assert log.read_bytes() != before
