@@ -316,6 +316,8 @@ def test_papyra_copy_that_is_interrupted_says_how_to_go_on(
 ) -> None:
     with papyra.start("copy", long_source.name, name_of(target)) as process:
         wait_for(target, 1, lambda: process.poll() is None)
+        # A batch that is on its way then is taken back; what came before it stays.
+        wait_for(target, progress_of(target) + 1, lambda: process.poll() is None)
         process.send_signal(signal.SIGINT)
         out, err = process.communicate(timeout=30)
     assert (process.returncode, out) == (130, "")
