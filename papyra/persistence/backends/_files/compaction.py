@@ -5,16 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
-from papyra.exceptions import StoreError
 from papyra.persistence.backends._files.block_index import Block, SparseIndex, Totals
 from papyra.persistence.backends._files.journal_file import JournalFile
-from papyra.persistence.backends._files.line_format import (
-    BadLine,
-    Line,
-    last_seq_in,
-    parse_lines,
-)
-from papyra.persistence.backends._files.rewrite import Rewrite
+from papyra.persistence.backends._files.line_format import Line
+from papyra.persistence.backends._files.rewrite import Rewrite, damaged, good_lines
 from papyra.persistence.backends._files.scan import decode
 from papyra.persistence.records import KINDS, Kind, Record, kind_of
 
@@ -78,36 +72,21 @@ def drop_hidden(journal: JournalFile, hidden: Mapping[Kind, Hidden]) -> int:
     if is_visible(journal.index, journal.base, hidden):
         return 0
     if journal.damaged:
-        raise _damaged(journal)
+        raise damaged(journal)
     kept = 0
     with Rewrite(journal) as copy:
         for number, block, through in _blocks(journal.index, journal.last_seq):
             if not is_hidden(block, through, hidden):
-                kept += _copy_visible(journal, number, block, hidden, copy)
+                kept += _copy_visible(number, block, hidden, copy)
         copy.finish(journal.last_seq)
     return kept
 
 
-def _copy_visible(
-    journal: JournalFile,
-    number: int,
-    block: Block,
-    hidden: Mapping[Kind, Hidden],
-    copy: Rewrite,
-) -> int:
+def _copy_visible(number: int, block: Block, hidden: Mapping[Kind, Hidden], copy: Rewrite) -> int:
     """Copy a block without the records that are hidden; return how many of it histories keep."""
-    data, start = journal.read_block(number)
-    if len(data) != sum(journal.index.extent(number, journal.end)) - 2 * start:
-        raise _damaged(journal)
-    base = block.first_seq - 1
-    if is_visible(block, base, hidden) and copy.after == base:
-        # As it is, with whatever may have happened to it since it was looked at: a scan will tell.
-        last_seq = last_seq_in(data)
-        if last_seq is not None:
-            copy.add_block(data, block, last_seq)
-            return 0
-    kept = 0
-    for line, record in _lines(journal, data, start):
+    whole, kept = is_visible(block, block.first_seq - 1, hidden), 0
+    for line in copy.take_block(number, block, whole=whole):
+        record = decode(line)[0]
         if record is None or not hidden[kind_of(record)].hides(record, line.seq):
             copy.add(line, record)
             kept += record is not None and hidden[kind_of(record)].keeps(record, line.seq)
@@ -127,15 +106,15 @@ def count_hidden(journal: JournalFile, hidden: Mapping[Kind, Hidden], removal: R
         return
     blocks = _blocks(journal.index, journal.last_seq)
     if journal.damaged:
-        raise _damaged(journal)
+        raise damaged(journal)
     for number, block, through in blocks:
         if is_visible(block, block.first_seq - 1, hidden):
             continue
         if is_hidden(block, through, hidden):
             removal.add(block)
             continue
-        for line, record in _lines(journal, *journal.read_block(number)):
-            if record is not None:
+        for line in good_lines(journal, *journal.read_block(number)):
+            if (record := decode(line)[0]) is not None:
                 removal.judge(record, line, hidden)
 
 
@@ -145,15 +124,6 @@ def _blocks(index: SparseIndex, last_seq: int) -> Iterator[tuple[int, Block, int
         is_last = number + 1 == len(index)
         through = last_seq if is_last else index.first_seq(number + 1) - 1
         yield number, index.block(number), through
-
-
-def _lines(journal: JournalFile, data: bytes, start: int) -> Iterator[tuple[Line, Record | None]]:
-    """Yield the lines of a block, but for tombstones, each with its record if it can be read."""
-    for line in parse_lines(data, start):
-        if isinstance(line, BadLine):
-            raise _damaged(journal)
-        if not line.is_tombstone:
-            yield line, decode(line)[0]
 
 
 def is_visible(totals: Totals | Block, base: int, hidden: Mapping[Kind, Hidden]) -> bool:
@@ -172,7 +142,3 @@ def is_hidden(totals: Totals | Block, last_seq: int, hidden: Mapping[Kind, Hidde
         not totals.counts.get(kind) or last_seq <= limit.through or totals.newest < limit.before
         for kind, limit in hidden.items()
     )
-
-
-def _damaged(journal: JournalFile) -> StoreError:
-    return StoreError(f"{journal.name} is damaged: recover it before compacting it")

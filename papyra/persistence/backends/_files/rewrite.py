@@ -12,13 +12,16 @@ from papyra.persistence.backends._files.block_index import Block, SparseIndex
 from papyra.persistence.backends._files.disk import write_all
 from papyra.persistence.backends._files.journal_file import JournalFile
 from papyra.persistence.backends._files.line_format import (
+    BadLine,
     Line,
+    last_seq_in,
+    parse_lines,
     parse_whole,
     tombstone,
 )
 from papyra.persistence.records import Record
 
-__all__ = ("Rewrite", "ascending")
+__all__ = ("Rewrite", "ascending", "damaged", "good_lines")
 
 #: Bytes that are written at once.
 _CHUNK = 1024 * 1024
@@ -62,10 +65,22 @@ class Rewrite:
             self._to_read_back.append((self._end, len(data)))
         self._put(data, line.seq)
 
-    def add_block(self, data: bytes, block: Block, last_seq: int) -> None:
-        """Add a block as it is."""
-        self._index.add_block(block._replace(offset=self._end))
-        self._put(data, last_seq)
+    def take_block(self, number: int, block: Block, *, whole: bool) -> Iterator[Line]:
+        """Add a block of the file as it is if it may be taken `whole`, or yield its lines.
+
+        Raises `StoreError` if there is damage, which would be lost from sight.
+        """
+        data, start = self._journal.read_block(number)
+        if len(data) != sum(self._journal.index.extent(number, self._journal.end)) - 2 * start:
+            raise damaged(self._journal)
+        if whole and self.after == block.first_seq - 1:
+            # With whatever may have happened to it since it was looked at: a scan will tell.
+            last_seq = last_seq_in(data)
+            if last_seq is not None:
+                self._index.add_block(block._replace(offset=self._end))
+                self._put(data, last_seq)
+                return
+        yield from good_lines(self._journal, data, start)
 
     def finish(self, last_seq: int) -> None:
         """Note the last position that was given, sync the copy, and replace the file by it."""
@@ -98,6 +113,20 @@ class Rewrite:
         if data:
             write_all(self._disk, self._fd, data, self._end - len(data))
         self._unwritten.clear()
+
+
+def good_lines(journal: JournalFile, data: bytes, start: int) -> Iterator[Line]:
+    """Yield the lines of a block, but for tombstones. Raises `StoreError` if there is damage."""
+    for line in parse_lines(data, start):
+        if isinstance(line, BadLine):
+            raise damaged(journal)
+        if not line.is_tombstone:
+            yield line
+
+
+def damaged(journal: JournalFile) -> StoreError:
+    """Return the error for a file that is to be rewritten, and would lose its damage from sight."""
+    return StoreError(f"{journal.name} is damaged: recover it before compacting it")
 
 
 def ascending(journal: JournalFile, end: int) -> Iterator[Line]:

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from papyra.exceptions import StoreError
 from papyra.persistence import codec
 from papyra.persistence.backends._files.block_index import Block
 from papyra.persistence.backends._files.compaction import Removal
 from papyra.persistence.backends._files.journal_file import JournalFile
-from papyra.persistence.backends._files.line_format import BadLine, Line, last_seq_in, parse_lines
-from papyra.persistence.backends._files.rewrite import Rewrite
+from papyra.persistence.backends._files.line_format import Line
+from papyra.persistence.backends._files.rewrite import Rewrite, damaged, good_lines
 from papyra.persistence.backends._files.scan import decode
 from papyra.persistence.backends.store import NewBase
 
@@ -49,10 +48,13 @@ def trim(journal: JournalFile, bases: Bases) -> bool:
     if not any(left is not line for line, left in _judged(journal, bases)):
         return False
     if journal.damaged:
-        raise _damaged(journal)
+        raise damaged(journal)
     with Rewrite(journal) as copy:
         for number in range(len(journal.index)):
-            _copy(journal, number, bases, copy)
+            block = journal.index.block(number)
+            for line in copy.take_block(number, block, whole=not bases.concern(block)):
+                if (left := bases.place_of(line)) is not None:
+                    copy.add(left, decode(left)[0], read_back=left is not line)
         copy.finish(journal.last_seq)
     return True
 
@@ -71,36 +73,5 @@ def _judged(journal: JournalFile, bases: Bases) -> Iterator[tuple[Line, Line | N
         return
     for number in range(len(journal.index)):
         if bases.concern(journal.index.block(number)):
-            for line in _lines(journal, *journal.read_block(number)):
+            for line in good_lines(journal, *journal.read_block(number)):
                 yield line, bases.place_of(line)
-
-
-def _copy(journal: JournalFile, number: int, bases: Bases, copy: Rewrite) -> None:
-    """Copy a block, with what is left of its lines."""
-    block = journal.index.block(number)
-    data, start = journal.read_block(number)
-    if len(data) != sum(journal.index.extent(number, journal.end)) - 2 * start:
-        raise _damaged(journal)
-    if not bases.concern(block) and copy.after == block.first_seq - 1:
-        # As it is, with whatever may have happened to it since it was looked at: a scan will tell.
-        last_seq = last_seq_in(data)
-        if last_seq is not None:
-            copy.add_block(data, block, last_seq)
-            return
-    for line in _lines(journal, data, start):
-        left = bases.place_of(line)
-        if left is not None:
-            copy.add(left, decode(left)[0], read_back=left is not line)
-
-
-def _lines(journal: JournalFile, data: bytes, start: int) -> Iterator[Line]:
-    """Yield the lines of a block, but for tombstones."""
-    for line in parse_lines(data, start):
-        if isinstance(line, BadLine):
-            raise _damaged(journal)
-        if not line.is_tombstone:
-            yield line
-
-
-def _damaged(journal: JournalFile) -> StoreError:
-    return StoreError(f"{journal.name} is damaged: recover it before trimming its histories")

@@ -103,7 +103,7 @@ async def test_a_damaged_file_keeps_its_histories_whole(tmp_path: Path, kind: st
     for path in tmp_path.rglob("*.ndjson"):
         path.write_bytes(path.read_bytes().replace(b'"amount":5', b'"amount":6', 1))
     async with open_store(kind, tmp_path) as store:
-        with pytest.raises(StoreError, match="recover it before trimming its histories"):
+        with pytest.raises(StoreError, match="recover it before compacting it"):
             await store.compact(TRIM)
 
 
