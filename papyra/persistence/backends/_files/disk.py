@@ -20,6 +20,7 @@ __all__ = (
     "Disk",
     "identity",
     "is_regular",
+    "read_file",
     "temporary_of",
     "whose",
     "write_all",
@@ -176,18 +177,37 @@ def write_all(disk: Disk, fd: int, data: bytes, offset: int) -> None:
         written += disk.write(fd, rest, offset + written)
 
 
+def read_file(disk: Disk, path: Path, most: int | None = None, offset: int = 0) -> bytes:
+    """Return what is in a file, from `offset` on; of a long one, `most` bytes of it."""
+    fd = disk.open(path, os.O_RDONLY)
+    try:
+        wanted, data = disk.stat(fd).st_size if most is None else most, b""
+        while len(data) < wanted:
+            part = disk.read(fd, wanted - len(data), offset + len(data))
+            if not part:
+                break
+            data += part
+        return data
+    finally:
+        disk.close(fd)
+
+
 def temporary_of(path: Path) -> Path:
-    """Return the path at which `write_whole` makes a file."""
+    """Return the path at which a file is made that is to have this one."""
     return path.with_name(path.name + ".new")
 
 
-def write_whole(disk: Disk, path: Path, data: bytes, like: os.stat_result, *, syncs: bool) -> None:
+def write_whole(
+    disk: Disk, path: Path, data: bytes, like: os.stat_result, *, syncs: bool, copy: bool = False
+) -> None:
     """Make a file with `data` in one step, or replace it: nobody sees a part of it.
 
-    It gets owner and mode of the file that it is `like`. If it `syncs`, it is on the device then.
+    It gets owner and mode of the file that it is `like`, as `Disk.create` says. If it `syncs`, it
+    is on the device then.
     """
     temporary = temporary_of(path)
-    fd = disk.create(temporary, like)
+    disk.remove(temporary)  # which a crash has left
+    fd = disk.create(temporary, like, copy=copy)
     try:
         write_all(disk, fd, data, 0)
         if syncs:

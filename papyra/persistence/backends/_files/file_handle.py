@@ -8,7 +8,7 @@ import threading
 from pathlib import Path
 
 from papyra.exceptions import StoreError, StoreMoved
-from papyra.persistence.backends._files.disk import Disk, identity
+from papyra.persistence.backends._files.disk import Disk, identity, temporary_of
 from papyra.persistence.backends._files.lock import lock_file
 
 __all__ = ("FileHandle",)
@@ -70,7 +70,7 @@ class FileHandle:
     @property
     def temporary(self) -> Path:
         """The name of the file that is to replace this one, until it does."""
-        return self.real.with_name(self.real.name + ".new")
+        return temporary_of(self.real)
 
     def stat(self) -> os.stat_result:
         """Return the status of the open file."""

@@ -19,7 +19,7 @@ from zlib import crc32
 import msgspec
 
 from papyra.persistence.backends._files.block_index import Extent, SparseIndex, Totals
-from papyra.persistence.backends._files.disk import Disk
+from papyra.persistence.backends._files.disk import Disk, read_file
 from papyra.persistence.backends.store import MAX_SEQ
 
 __all__ = ("CachedIndex", "IndexCache")
@@ -77,7 +77,7 @@ class IndexCache:
         """Return the cached index of the file that is open as `fd`; `None` if there is none."""
         unusable = (OSError, msgspec.DecodeError, ValueError, KeyError, OverflowError)
         with contextlib.suppress(*unusable, RecursionError):
-            data = self._kept()
+            data = read_file(self._disk, self._path)
             if data[:8] != b"%08x" % crc32(data[8:]):
                 return None
             known = msgspec.msgpack.decode(data[8:], type=CachedIndex)
@@ -121,10 +121,6 @@ class IndexCache:
                 file.write(b"%08x%b" % (crc32(data), data))
             temporary.replace(self._path)
             self._forget_old()
-
-    def _kept(self) -> bytes:
-        with open(self._disk.open(self._path, os.O_RDONLY), "rb") as file:
-            return file.read()
 
     def _forget_old(self) -> None:
         """Remove indexes that nobody has kept for long."""

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from papyra.exceptions import BackendInUse
 from papyra.persistence.backends._files.close_mark import CloseMark, read_close_mark
-from papyra.persistence.backends._files.disk import CAN_WRITE, Disk, identity
+from papyra.persistence.backends._files.disk import CAN_WRITE, Disk, identity, read_file
 
 __all__ = ("FileLock", "lock_file")
 
@@ -151,11 +151,7 @@ class FileLock:
         """Read the mark of the last clean close, without the lock; for a reader."""
         self.close_mark = None
         with contextlib.suppress(OSError):
-            fd = self._disk.open(self._path, os.O_RDONLY)
-            try:
-                self.close_mark = read_close_mark(self._disk.read(fd, _NOTE, 0))
-            finally:
-                self._disk.close(fd)
+            self.close_mark = read_close_mark(read_file(self._disk, self._path, _NOTE))
 
     def holder(self) -> str | None:
         """Return who seems to have the lock, without trying to take it; `None` for nobody.

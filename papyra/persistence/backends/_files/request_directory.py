@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from papyra.persistence.backends._files.disk import Disk, whose, write_whole
+from papyra.persistence.backends._files.disk import Disk, read_file, whose, write_whole
 from papyra.persistence.inbox import MAX_POSTED_BYTES
 
 __all__ = ("RequestDirectory",)
@@ -129,17 +129,7 @@ class RequestDirectory:
 
     def _read(self, path: Path) -> bytes:
         """Return what is in a file; of one that is too long, a little more than it may have."""
-        fd = self._disk.open(path, os.O_RDONLY)
-        try:
-            data = b""
-            while len(data) <= MAX_POSTED_BYTES:
-                part = self._disk.read(fd, MAX_POSTED_BYTES + 1 - len(data), len(data))
-                if not part:
-                    break
-                data += part
-            return data
-        finally:
-            self._disk.close(fd)
+        return read_file(self._disk, path, MAX_POSTED_BYTES + 1)
 
     def _remove_if_stale(self, path: Path) -> None:
         with contextlib.suppress(OSError):

@@ -22,7 +22,7 @@ from papyra.persistence.backends._files.block_index import (
     SparseIndex,
     Totals,
 )
-from papyra.persistence.backends._files.disk import Disk
+from papyra.persistence.backends._files.disk import Disk, read_file, write_whole
 
 __all__ = ("SavedIndex", "read_saved_index", "write_saved_index")
 
@@ -70,7 +70,7 @@ class SavedIndex:
         """Return the index of records after `base`, or `None` if it can't be read."""
         head = self._head
         with contextlib.suppress(OSError, ValueError, OverflowError):
-            data = _read(disk, self.path, head.index_bytes, _HEAD_BYTES)
+            data = read_file(disk, self.path, head.index_bytes, _HEAD_BYTES)
             if crc32(data) == head.index_crc:
                 extent = Extent(base, last_seq, self.size)
                 return SparseIndex.load(data, self.totals, head.block_bytes, extent)
@@ -102,7 +102,7 @@ class SavedIndex:
         if length is None or not 0 <= length <= self.size or length % ENTRY_BYTES:
             return None
         with contextlib.suppress(OSError, ValueError, OverflowError):
-            data = _read(disk, self.path, length, _HEAD_BYTES + head.index_bytes)
+            data = read_file(disk, self.path, length, _HEAD_BYTES + head.index_bytes)
             if len(data) == length and crc32(data) == head.history_crc:
                 return ActorIndex.load(data)
         return None
@@ -136,20 +136,13 @@ def write_saved_index(
     )
     line = (b"%08x %b" % (crc32(head), head)).ljust(_HEAD_BYTES - 1) + b"\n"
     # Whoever looks meanwhile, or after a crash, finds the whole of it, or the one before.
-    temporary = path.with_name(path.name + ".new")
-    disk.remove(temporary)
-    fd = disk.create(temporary, segment)
-    try:
-        disk.write(fd, line + data + lines, 0)
-    finally:
-        disk.close(fd)
-    disk.replace(temporary, path)
+    write_whole(disk, path, line + data + lines, segment, syncs=False)
 
 
 def read_saved_index(disk: Disk, path: Path) -> SavedIndex | None:
     """Read the totals of a segment, and not its index yet; `None` if nothing is saved."""
     try:
-        line = _read(disk, path, _HEAD_BYTES, 0)
+        line = read_file(disk, path, _HEAD_BYTES)
         checksum, _, rest = line.rstrip().partition(b" ")
         if checksum != b"%08x" % crc32(rest):
             return None
@@ -171,11 +164,3 @@ def read_saved_index(disk: Disk, path: Path) -> SavedIndex | None:
     if head.oldest is not None and head.newest is not None:
         totals.oldest, totals.newest = head.oldest, head.newest
     return SavedIndex(path, head.size, head.modified_ns, totals, head)
-
-
-def _read(disk: Disk, path: Path, length: int, offset: int) -> bytes:
-    fd = disk.open(path, os.O_RDONLY)
-    try:
-        return disk.read(fd, length, offset)
-    finally:
-        disk.close(fd)

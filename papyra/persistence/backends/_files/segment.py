@@ -9,7 +9,7 @@ from time import time
 
 from papyra.persistence.backends._files.actor_index import ActorIndex
 from papyra.persistence.backends._files.block_index import Extent, SparseIndex, Totals
-from papyra.persistence.backends._files.disk import Disk, is_regular
+from papyra.persistence.backends._files.disk import Disk, is_regular, write_whole
 from papyra.persistence.backends._files.file_index import FileIndex
 from papyra.persistence.backends._files.index_cache import IndexCache
 from papyra.persistence.backends._files.journal_file import JournalFile
@@ -226,15 +226,7 @@ class Segment(JournalFile):
         If there is no such segment yet, it is made, and the `other` gives it owner and mode.
         """
         self.disk.remove(self.index_path)
-        about = self.disk.stat(self.path if is_regular(self.path) else other.path)
-        temporary, is_there = self.handle.temporary, is_regular(self.path)
-        self.disk.remove(temporary)
-        fd = self.disk.create(temporary, about, copy=is_there)
-        try:
-            self.disk.write(fd, tombstone(through, self.base), 0)
-            self.disk.sync(fd)
-        finally:
-            self.disk.close(fd)
-        self.disk.replace(temporary, self.path)
-        self.disk.sync_directory(self.path.parent)
+        is_there, stone = is_regular(self.path), tombstone(through, self.base)
+        about = self.disk.stat(self.path if is_there else other.path)
+        write_whole(self.disk, self.path, stone, about, syncs=True, copy=is_there)
         self.seal(through)

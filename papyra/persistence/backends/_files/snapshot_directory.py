@@ -15,7 +15,7 @@ from bisect import bisect_left
 from hashlib import blake2b
 from pathlib import Path
 
-from papyra.persistence.backends._files.disk import Disk, temporary_of, write_whole
+from papyra.persistence.backends._files.disk import Disk, read_file, write_whole
 from papyra.persistence.snapshots import StoredSnapshot
 
 __all__ = ("SnapshotDirectory", "owner_of")
@@ -41,7 +41,6 @@ class SnapshotDirectory:
         for place in (self._path, directory):
             self._make_directory(place, like)
         path = directory / _name_of(revision)
-        self._disk.remove(temporary_of(path))  # which a crash has left
         write_whole(self._disk, path, data, like, syncs=self._syncs)
 
     def revisions(self, owner: str) -> list[int]:
@@ -76,17 +75,9 @@ class SnapshotDirectory:
     def load(self, owner: str, revision: int) -> bytes | None:
         """Return a snapshot, or `None` if there is none."""
         try:
-            fd = self._disk.open(self._path / owner / _name_of(revision), os.O_RDONLY)
+            return read_file(self._disk, self._path / owner / _name_of(revision))
         except FileNotFoundError:
             return None
-        try:
-            length = self._disk.stat(fd).st_size
-            data = b""
-            while part := self._disk.read(fd, length - len(data), len(data)):
-                data += part
-            return data
-        finally:
-            self._disk.close(fd)
 
     def remove(self, owner: str, revision: int) -> None:
         """Remove a snapshot, if it is there."""

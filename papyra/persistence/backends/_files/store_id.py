@@ -12,7 +12,7 @@ import re
 import uuid
 from pathlib import Path
 
-from papyra.persistence.backends._files.disk import Disk, write_all
+from papyra.persistence.backends._files.disk import Disk, read_file, write_whole
 
 __all__ = ("StoreId",)
 
@@ -30,11 +30,7 @@ class StoreId:
     def read(self) -> str:
         """Return the id, or the empty string if there is none."""
         with contextlib.suppress(FileNotFoundError):
-            fd = self._disk.open(self._path, os.O_RDONLY)
-            try:
-                data = self._disk.read(fd, 100, 0)
-            finally:
-                self._disk.close(fd)
+            data = read_file(self._disk, self._path, 100)
             if _ID.fullmatch(data):
                 return data[:-1].decode()
         return ""
@@ -55,14 +51,5 @@ class StoreId:
 
     def _make(self, like: os.stat_result) -> str:
         made = uuid.uuid4().hex
-        temporary = self._path.with_name(self._path.name + ".new")
-        self._disk.remove(temporary)
-        fd = self._disk.create(temporary, like)
-        try:
-            write_all(self._disk, fd, made.encode() + b"\n", 0)
-            self._disk.sync(fd)
-        finally:
-            self._disk.close(fd)
-        self._disk.replace(temporary, self._path)
-        self._disk.sync_directory(self._path.parent)
+        write_whole(self._disk, self._path, made.encode() + b"\n", like, syncs=True)
         return made

@@ -70,7 +70,7 @@ class FailingDisk(Disk):
         self.failed = name
         return self.write_half if name == "write" and self.short else self.fail
 
-    def fail(self, *arguments: Any) -> Any:
+    def fail(self, *arguments: Any, **options: Any) -> Any:
         raise OSError(self.code, os.strerror(self.code))
 
     def write_half(self, fd: int, data: bytes | memoryview, offset: int) -> int:
@@ -387,7 +387,7 @@ class FailingTwice(FailingDisk):
         self.later = later
         self.failures: list[str] = []
 
-    def fail(self, *arguments: Any) -> Any:
+    def fail(self, *arguments: Any, **options: Any) -> Any:
         assert self.failed is not None
         self.failures.append(self.failed)
         if len(self.failures) == 1:
