@@ -16,6 +16,7 @@ from papyra.testing.conformance._fixtures import (
     T0,
     MakeBackend,
     a_record,
+    again,
     an_event,
     everything,
     hosted,
@@ -41,9 +42,7 @@ class Moving:
             assert await everything(backend) == first + then
             assert backend.last_seq == 50
             assert backend.metrics.records_written == 10
-        if backend.capabilities.durable:
-            backend = make_backend()
-        async with backend:
+        async with again(backend, make_backend) as backend:
             assert await everything(backend) == first + then
             assert (await backend.append(an_event(1))).first_seq == 51
             report = await backend.scan()

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import msgspec
+import pytest
 
 from papyra.persistence.actor import PersistenceActor
 from papyra.persistence.backends.base import (
@@ -59,6 +60,25 @@ class MakeBackend(Protocol):
         Called again, also while the first is open, a durable backend is on the same store.
         """
         ...
+
+
+@asynccontextmanager
+async def supporting(
+    what: Callable[[PersistenceBackend], bool], make_backend: MakeBackend, **options: Any
+) -> AsyncIterator[PersistenceBackend]:
+    """Open a backend for a test of what it may leave out; skip the test if it does."""
+    backend = make_backend(**options)
+    if not what(backend):
+        pytest.skip(f"a store of kind {backend.store.name} leaves this out")
+    async with backend:
+        yield backend
+
+
+def again(
+    backend: PersistenceBackend, make_backend: MakeBackend, **options: Any
+) -> PersistenceBackend:
+    """Return what a closed backend is opened as after a restart: another one, if it is durable."""
+    return make_backend(**options) if backend.capabilities.durable else backend
 
 
 def an_event(number: int, **changes: Any) -> PersistedEvent:

@@ -20,9 +20,11 @@ from papyra.testing.conformance._fixtures import (
     T0,
     MakeBackend,
     a_record,
+    again,
     an_event,
     everything,
     hosted,
+    supporting,
     without_seq,
 )
 
@@ -54,6 +56,10 @@ async def events_of(
     return events
 
 
+def keeps_histories(backend: PersistenceBackend) -> bool:
+    return isinstance(backend.store, Histories)
+
+
 def mixed(actors: str, revisions: Iterable[int]) -> list[Record]:
     """Return steps of several actors' histories by turns, and records that are part of none."""
     return [
@@ -82,9 +88,7 @@ class OneActor:
     async def test_a_history_holds_the_events_of_one_actor_by_their_revisions(
         self, make_backend: MakeBackend
     ) -> None:
-        async with make_backend() as backend:
-            if not isinstance(backend.store, Histories):
-                return
+        async with supporting(keeps_histories, make_backend) as backend:
             assert await history(backend, "a") == []
             records = mixed("abc", range(1, 8))
             await backend.append(*records)
@@ -101,9 +105,7 @@ class OneActor:
     async def test_a_history_is_read_page_by_page_from_any_revision(
         self, make_backend: MakeBackend
     ) -> None:
-        async with make_backend() as backend:
-            if not isinstance(backend.store, Histories):
-                return
+        async with supporting(keeps_histories, make_backend) as backend:
             await backend.append(*mixed("ab", range(1, 21)))
             for after in (0, 1, 7, 19, 20, 21, 10**9):
                 for limit in (None, 1, 3, 20):
@@ -117,9 +119,7 @@ class OneActor:
     async def test_a_revision_that_does_not_follow_is_refused(
         self, make_backend: MakeBackend
     ) -> None:
-        async with make_backend() as backend:
-            if not isinstance(backend.store, Histories):
-                return
+        async with supporting(keeps_histories, make_backend) as backend:
             await backend.append(a_step("a", 1), a_step("b", 1), a_step("a", 2))
             for refused in (
                 [a_step("a", 2)],
@@ -211,9 +211,7 @@ class OneActor:
 
     async def test_retention_hides_nothing_of_a_history(self, make_backend: MakeBackend) -> None:
         policy = RetentionPolicy(max_records=3)
-        async with make_backend(retention_policy=policy) as backend:
-            if not isinstance(backend.store, Histories):
-                return
+        async with supporting(keeps_histories, make_backend, retention_policy=policy) as backend:
             await backend.append(*(a_step("a", revision) for revision in range(1, 11)))
             await backend.append(*map(an_event, range(3)))
             assert [event.revision for event in await backend.list_events()] == [None] * 3
@@ -221,10 +219,7 @@ class OneActor:
             await backend.append(a_step("a", 11))
 
     async def test_compaction_keeps_histories_whole(self, make_backend: MakeBackend) -> None:
-        backend = make_backend()
-        if not isinstance(backend.store, Histories):
-            return
-        async with backend:
+        async with supporting(keeps_histories, make_backend) as backend:
             await backend.append(*mixed("ab", range(1, 31)))
             await backend.append(*(an_event(number) for number in range(40)))
             policy = RetentionPolicy(max_records=2)
@@ -235,9 +230,7 @@ class OneActor:
                 report.bytes_after,
             )
             assert (await backend.scan()).is_clean
-        if backend.capabilities.durable:
-            backend = make_backend()
-        async with backend:
+        async with again(backend, make_backend) as backend:
             for actor in "ab":
                 assert await history(backend, actor) == list(range(1, 31))
                 assert await history(backend, actor, after=28) == [29, 30]
@@ -253,9 +246,7 @@ class OneActor:
         self, make_backend: MakeBackend
     ) -> None:
         now = T0 + 40
-        async with make_backend(clock=lambda: now) as backend:
-            if not isinstance(backend.store, Histories):
-                return
+        async with supporting(keeps_histories, make_backend, clock=lambda: now) as backend:
             await backend.append(*mixed("ab", range(1, 13)), *map(an_event, range(20, 29)))
             await backend.restore(
                 *(a_step("c", revision, seq=90 + revision) for revision in range(30, 33))
@@ -277,9 +268,7 @@ class OneActor:
                 assert told.kept_for_histories == kept, policy
 
     async def test_restored_events_bring_their_revisions(self, make_backend: MakeBackend) -> None:
-        async with make_backend() as backend:
-            if not isinstance(backend.store, Histories):
-                return
+        async with supporting(keeps_histories, make_backend) as backend:
             steps = [a_step("a", 4), a_step("b", 1), a_step("a", 5), a_step("a", 7)]
             await backend.restore(
                 *(msgspec.structs.replace(step, seq=3 * n) for n, step in enumerate(steps, 1))
@@ -295,9 +284,7 @@ class OneActor:
     async def test_a_scan_finds_what_is_missing_or_doubled_in_a_history(
         self, make_backend: MakeBackend
     ) -> None:
-        async with make_backend() as backend:
-            if not isinstance(backend.store, Histories) or not backend.capabilities.recovery:
-                return
+        async with supporting(_finds_gaps, make_backend) as backend:
             steps = [a_step(actor, revision) for revision in range(1, 4) for actor in "ab"]
             steps += [
                 a_step("a", 5),
@@ -345,6 +332,10 @@ class OneActor:
                 assert [record.seq for record in page.records] == [21]
             page = await backend.read("dead_letter", actor="s/rare")
             assert page.records == ()
+
+
+def _finds_gaps(backend: PersistenceBackend) -> bool:
+    return keeps_histories(backend) and backend.capabilities.recovery
 
 
 def _count_steps(records: Iterable[Record]) -> int:

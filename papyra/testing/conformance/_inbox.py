@@ -20,7 +20,7 @@ from papyra.persistence.inbox import (
     encode_posted,
 )
 from papyra.persistence.messages import Attend, EventSkipped, SkipEvent
-from papyra.testing.conformance._fixtures import MakeBackend, an_event, everything
+from papyra.testing.conformance._fixtures import MakeBackend, an_event, everything, supporting
 
 Opened: TypeAlias = tuple[PersistenceBackend, Inbox, Inbox]
 
@@ -35,19 +35,19 @@ def a_request(revision: int = 2, until: float = math.inf) -> bytes:
 
 
 @contextlib.asynccontextmanager
-async def opened(make_backend: MakeBackend) -> AsyncIterator[Opened | None]:
-    """Yield a backend that writes, its inbox, and that of a process beside it; or `None`."""
-    backend = make_backend()
-    if not isinstance(backend.store, Inbox):
-        yield None
-        return
-    async with backend, contextlib.AsyncExitStack() as stack:
+async def opened(make_backend: MakeBackend) -> AsyncIterator[Opened]:
+    """Yield a backend that writes, its inbox, and that of a process beside it."""
+    async with (
+        supporting(lambda each: each.has_inbox, make_backend) as backend,
+        contextlib.AsyncExitStack() as stack,
+    ):
         await backend.append(
             *(an_event(0, actor_address="s/a", revision=number) for number in (1, 2, 3))
         )
         beside = backend.reader()
         if beside is not backend:
             await stack.enter_async_context(beside)
+        assert isinstance(backend.store, Inbox)
         assert isinstance(beside.store, Inbox)
         yield backend, backend.store, beside.store
 
@@ -64,10 +64,7 @@ class Asking:
     async def test_what_is_posted_reaches_the_writer_and_its_answer_comes_back(
         self, make_backend: MakeBackend
     ) -> None:
-        async with opened(make_backend) as found:
-            if found is None:
-                return
-            _, writer, beside = found
+        async with opened(make_backend) as (_, writer, beside):
             assert await writer.posted() == []
             sent = {new_id(): b"%d" % number * MAX_POSTED_BYTES for number in range(3)}
             for request_id, data in sent.items():
@@ -87,10 +84,7 @@ class Asking:
     async def test_a_request_is_taken_or_withdrawn_and_never_both(
         self, make_backend: MakeBackend
     ) -> None:
-        async with opened(make_backend) as found:
-            if found is None:
-                return
-            _, writer, beside = found
+        async with opened(make_backend) as (_, writer, beside):
             taken, withdrawn = new_id(), new_id()
             for request_id in (taken, withdrawn):
                 await beside.post(request_id, b"x")
@@ -109,20 +103,14 @@ class Asking:
     async def test_a_writer_that_has_closed_its_store_is_not_there_any_more(
         self, make_backend: MakeBackend
     ) -> None:
-        backend = make_backend()
-        if not isinstance(backend.store, Inbox):
-            return
-        async with backend:
+        async with supporting(lambda each: each.has_inbox, make_backend) as backend:
             await backend.append(an_event(0))
         async with make_backend().reader() as beside:
             assert isinstance(beside.store, Inbox)
             assert not await beside.store.is_attended()
 
     async def test_the_writer_carries_out_what_is_posted(self, make_backend: MakeBackend) -> None:
-        async with opened(make_backend) as found:
-            if found is None:
-                return
-            backend, _, beside = found
+        async with opened(make_backend) as (backend, _, beside):
             first, again, wrong = new_id(), new_id(), new_id()
             await beside.post(first, a_request())
             assert (await backend.execute(Attend())).count == 1
@@ -138,10 +126,7 @@ class Asking:
     async def test_what_is_posted_and_makes_no_sense_is_refused(
         self, make_backend: MakeBackend
     ) -> None:
-        async with opened(make_backend) as found:
-            if found is None:
-                return
-            backend, _, beside = found
+        async with opened(make_backend) as (backend, _, beside):
             before = await everything(backend)
             for data in (
                 b"",

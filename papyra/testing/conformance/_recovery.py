@@ -16,6 +16,7 @@ from papyra.testing.conformance._fixtures import (
     an_event,
     everything,
     files_outside,
+    supporting,
 )
 
 
@@ -60,11 +61,7 @@ class Recovery:
             assert await everything(backend) == before
 
     async def test_a_scan_finds_damage_and_changes_nothing(self, make_backend: MakeBackend) -> None:
-        backend = make_backend()
-        if not backend.capabilities.recovery:
-            return  # what can't be damaged needs no scan to find it
-        backend = await self._damaged(make_backend)
-        async with backend:
+        async with await self._damaged(make_backend) as backend:
             reports = [await backend.scan() for _ in range(2)]
             for report in reports:
                 assert [anomaly.seq for anomaly in report.anomalies if anomaly.seq] in ([], [4])
@@ -72,8 +69,6 @@ class Recovery:
                 assert not report.is_clean
 
     async def test_what_can_not_be_read_is_passed_over(self, make_backend: MakeBackend) -> None:
-        if not make_backend().capabilities.recovery:
-            return
         async with await self._damaged(make_backend) as backend:
             left = [1, 2, 3, 5, 6, 7, 8, 9, 10]
             assert [record.seq for record in await everything(backend)] == left
@@ -85,8 +80,6 @@ class Recovery:
     async def test_recovery_keeps_every_record_that_can_be_read(
         self, make_backend: MakeBackend
     ) -> None:
-        if not make_backend().capabilities.recovery:
-            return
         async with await self._damaged(make_backend) as backend:
             report = await backend.recover()
             assert report.supported
@@ -99,11 +92,8 @@ class Recovery:
     async def test_recovery_keeps_what_a_newer_version_has_written(
         self, make_backend: MakeBackend
     ) -> None:
-        backend = make_backend()
-        if not backend.capabilities.recovery:
-            return
         newer = b'{"kind":"from_the_future","system_id":"s","payload":{},"timestamp":1.0}'
-        async with backend:
+        async with supporting(lambda each: each.capabilities.recovery, make_backend) as backend:
             await backend.append(an_event(1), an_event(2))
             await backend.store.claim()
             await backend.store.append(Batch(3, [an_event(3)], [newer]))
@@ -118,8 +108,6 @@ class Recovery:
     async def test_a_quarantine_says_where_the_originals_are(
         self, make_backend: MakeBackend
     ) -> None:
-        if not make_backend().capabilities.recovery:
-            return
         with tempfile.TemporaryDirectory() as aside:
             async with await self._damaged(make_backend) as backend:
                 report = await backend.recover(PersistenceRecoveryConfig("quarantine", aside))
@@ -140,9 +128,11 @@ class Recovery:
             assert set(names) == {backend.store.name}
 
     async def _damaged(self, make_backend: MakeBackend) -> PersistenceBackend:
-        """Return a closed backend with ten records, of which number 4 is damaged."""
-        backend = make_backend()
-        async with backend:
+        """Return a closed backend with ten records, of which number 4 is damaged.
+
+        What can't be damaged is not tested.
+        """
+        async with supporting(lambda each: each.capabilities.recovery, make_backend) as backend:
             await backend.append(*map(a_record, range(1, 11)))
         await self.damage(backend, 4)
         return make_backend()

@@ -9,16 +9,11 @@ import msgspec
 import pytest
 
 from papyra.exceptions import InvalidRequest, SnapshotsUnsupported, StoreReadOnly
+from papyra.persistence.backends import snapshots
 from papyra.persistence.backends.base import PersistenceBackend
 from papyra.persistence.backends.retention import RetentionPolicy
 from papyra.persistence.backends.snapshots import SnapshotStore, all_snapshots, snapshots_of
-from papyra.persistence.backends.store import (
-    MAX_SEQ,
-    Histories,
-    Identified,
-    Snapshots,
-    StoredSnapshot,
-)
+from papyra.persistence.backends.store import MAX_SEQ, Identified, StoredSnapshot
 from papyra.persistence.messages import Recover, SaveSnapshot, Scan
 from papyra.persistence.reports import PersistenceRecoveryConfig
 from papyra.persistence.snapshots import checksum, decode_snapshot, encode_snapshot
@@ -26,8 +21,10 @@ from papyra.testing.conformance._fixtures import (
     T0,
     MakeBackend,
     a_record,
+    again,
     an_event,
     files_outside,
+    supporting,
 )
 from papyra.testing.conformance._histories import mixed
 
@@ -36,7 +33,7 @@ ADDRESSES = ("s/a", "s/A", "s/a/", "s/..", "s/é\n\0", "s/" + "x" * 5000, "")
 
 
 def keeps_snapshots(backend: PersistenceBackend) -> bool:
-    return all(isinstance(backend.store, part) for part in (Histories, Snapshots, Identified))
+    return snapshots.keeps_snapshots(backend.store)
 
 
 async def save(
@@ -130,9 +127,7 @@ class Beside:
             await backend.compact(RetentionPolicy(max_records=1))
             await backend.recover()
             assert await backend.store_id() == store_id
-        if backend.capabilities.durable:
-            backend = make_backend()
-        async with backend:
+        async with again(backend, make_backend) as backend:
             assert await backend.store_id() == store_id
             reader = backend.reader()
             if reader is not backend:
@@ -150,10 +145,7 @@ class Beside:
                 await backend.execute(SaveSnapshot("s/a", 1, 1, msgspec.Raw(b"1"), T0))
 
     async def test_snapshots_come_back_newest_first(self, make_backend: MakeBackend) -> None:
-        backend = make_backend()
-        if not keeps_snapshots(backend):
-            return
-        async with backend:
+        async with supporting(keeps_snapshots, make_backend) as backend:
             await a_history(backend)
             for revision in (2, 5, 9):
                 await save(backend, revision, keep=3, shape="o", timestamp=T0 + revision)
@@ -167,10 +159,7 @@ class Beside:
     async def test_snapshots_stay_when_the_store_is_closed_recovered_or_compacted(
         self, make_backend: MakeBackend
     ) -> None:
-        backend = make_backend()
-        if not keeps_snapshots(backend):
-            return
-        async with backend:
+        async with supporting(keeps_snapshots, make_backend) as backend:
             await a_history(backend)
             await save(backend, 4)
             await save(backend, 9)
@@ -178,9 +167,7 @@ class Beside:
             await backend.compact(RetentionPolicy(max_records=1))
             assert (await backend.scan()).is_clean
             assert await loaded(backend) == ([9, 4], 0)
-        if backend.capabilities.durable:
-            backend = make_backend()
-        async with backend:
+        async with again(backend, make_backend) as backend:
             assert await loaded(backend) == ([9, 4], 0)
             reader = backend.reader()
             if reader is not backend:
@@ -190,9 +177,7 @@ class Beside:
                         await save(reader, 9)
 
     async def test_the_newest_snapshots_are_kept(self, make_backend: MakeBackend) -> None:
-        async with make_backend() as backend:
-            if not keeps_snapshots(backend):
-                return
+        async with supporting(keeps_snapshots, make_backend) as backend:
             store = await a_history(backend)
             for revision in range(1, 10):
                 await save(backend, revision, keep=3)
@@ -203,9 +188,7 @@ class Beside:
             assert await loaded(backend) == ([9], 0)
 
     async def test_what_another_past_has_left_is_removed(self, make_backend: MakeBackend) -> None:
-        async with make_backend() as backend:
-            if not keeps_snapshots(backend):
-                return
+        async with supporting(keeps_snapshots, make_backend) as backend:
             store = await a_history(backend)
             await save(backend, 9)
             await store.save_snapshot("s/a", 12, await store.load_snapshot("s/a", 9) or b"")
@@ -215,18 +198,14 @@ class Beside:
     async def test_a_snapshot_takes_the_place_of_one_of_the_same_revision(
         self, make_backend: MakeBackend
     ) -> None:
-        async with make_backend() as backend:
-            if not keeps_snapshots(backend):
-                return
+        async with supporting(keeps_snapshots, make_backend) as backend:
             await a_history(backend)
             await save(backend, 5, version=1, state=msgspec.Raw(b'"' + b"long" * 5000 + b'"'))
             await save(backend, 5, version=2)
             assert await loaded(backend, version=2) == ([5], 0)
 
     async def test_every_actor_has_its_own_snapshots(self, make_backend: MakeBackend) -> None:
-        async with make_backend() as backend:
-            if not keeps_snapshots(backend):
-                return
+        async with supporting(keeps_snapshots, make_backend) as backend:
             for number, actor in enumerate(ADDRESSES, 1):
                 for revision in range(1, number + 1):
                     await backend.append(an_event(number, actor_address=actor, revision=revision))
@@ -236,9 +215,7 @@ class Beside:
             assert (await backend.scan()).is_clean
 
     async def test_all_snapshots_are_listed_page_by_page(self, make_backend: MakeBackend) -> None:
-        async with make_backend() as backend:
-            if not keeps_snapshots(backend):
-                return
+        async with supporting(keeps_snapshots, make_backend) as backend:
             store = snapshots_of(backend.store)
             assert [stored async for stored in all_snapshots(store)] == []
             contents = {
@@ -269,9 +246,7 @@ class Beside:
     async def test_a_snapshot_of_what_is_not_stored_is_refused(
         self, make_backend: MakeBackend
     ) -> None:
-        async with make_backend() as backend:
-            if not keeps_snapshots(backend):
-                return
+        async with supporting(keeps_snapshots, make_backend) as backend:
             store = await a_history(backend)
             changes: dict[str, Any]
             for changes in ({"seq": 1}, {"revision": 8}, {"revision": 99}, {"actor": "s/b"}):
@@ -299,9 +274,7 @@ class Beside:
     async def test_a_scan_finds_every_snapshot_that_is_not_right(
         self, make_backend: MakeBackend
     ) -> None:
-        async with make_backend() as backend:
-            if not keeps_snapshots(backend):
-                return
+        async with supporting(keeps_snapshots, make_backend) as backend:
             store = await bad_snapshots(backend)
             before = [stored async for stored in all_snapshots(store)]
             for _ in range(2):
@@ -315,9 +288,7 @@ class Beside:
     async def test_a_recovery_removes_every_snapshot_that_is_not_right(
         self, make_backend: MakeBackend
     ) -> None:
-        async with make_backend() as backend:
-            if not keeps_snapshots(backend):
-                return
+        async with supporting(keeps_snapshots, make_backend) as backend:
             store = await bad_snapshots(backend)
             records = (await backend.read_history("s/a")).events
             await backend.execute(Recover(records_only=True))
@@ -335,8 +306,8 @@ class Beside:
     async def test_a_quarantine_keeps_every_snapshot_that_is_not_right(
         self, make_backend: MakeBackend
     ) -> None:
-        async with make_backend() as backend:
-            if not keeps_snapshots(backend) or not backend.capabilities.recovery:
+        async with supporting(keeps_snapshots, make_backend) as backend:
+            if not backend.capabilities.recovery:
                 return
             await bad_snapshots(backend)
             with tempfile.TemporaryDirectory() as aside:
@@ -350,9 +321,7 @@ class Beside:
     async def test_a_snapshot_that_is_not_right_is_passed_over(
         self, make_backend: MakeBackend
     ) -> None:
-        async with make_backend() as backend:
-            if not keeps_snapshots(backend):
-                return
+        async with supporting(keeps_snapshots, make_backend) as backend:
             store = await a_history(backend)
             await save(backend, 3)
             other = await backend.read_history("s/a", after_revision=7, limit=1)
@@ -374,9 +343,7 @@ class Beside:
             assert sorted(await store.snapshot_revisions("s/a")) == [3, 9]
 
     async def test_a_damaged_snapshot_is_passed_over(self, make_backend: MakeBackend) -> None:
-        async with make_backend() as backend:
-            if not keeps_snapshots(backend):
-                return
+        async with supporting(keeps_snapshots, make_backend) as backend:
             store = await a_history(backend)
             await save(backend, 3)
             await save(backend, 9)

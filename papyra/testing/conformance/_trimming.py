@@ -13,7 +13,14 @@ from papyra.persistence.backends.retention import RetentionPolicy
 from papyra.persistence.backends.store import Rebasing
 from papyra.persistence.records import PersistedEvent
 from papyra.persistence.reports import CompactionReport, HistoriesReport
-from papyra.testing.conformance._fixtures import T0, MakeBackend, an_event, everything
+from papyra.testing.conformance._fixtures import (
+    T0,
+    MakeBackend,
+    again,
+    an_event,
+    everything,
+    supporting,
+)
 from papyra.testing.conformance._histories import a_step, events_of, history
 from papyra.testing.conformance._snapshots import a_history, keeps_snapshots, loaded, rewrite, save
 
@@ -64,9 +71,7 @@ class Trimming:
     async def test_histories_are_kept_whole_unless_trimming_is_opted_in(
         self, make_backend: MakeBackend
     ) -> None:
-        async with make_backend() as backend:
-            if not trims(backend):
-                return
+        async with supporting(trims, make_backend) as backend:
             await a_history(backend)
             await save(backend, 5)
             await save(backend, 8)
@@ -75,10 +80,7 @@ class Trimming:
             assert await history(backend, "a") == list(range(1, 10))
 
     async def test_a_trimmed_history_begins_with_its_base(self, make_backend: MakeBackend) -> None:
-        backend = make_backend()
-        if not trims(backend):
-            return
-        async with backend:
+        async with supporting(trims, make_backend) as backend:
             await a_history(backend)
             await save(backend, 5, version=3, shape="o", timestamp=T0 + 99)
             await save(backend, 8, version=3)
@@ -86,9 +88,7 @@ class Trimming:
             others = await events_of(backend, "b")
             histories = await trim(backend)
             assert histories == HistoriesReport(True, 1, 4, without_snapshots=1)
-        if backend.capabilities.durable:
-            backend = make_backend()
-        async with backend:
+        async with again(backend, make_backend) as backend:
             base, *rest = await events_of(backend, "a")
             assert rest == before[5:], "what follows is as it was"
             assert await events_of(backend, "b") == others, "and so is who has no snapshots"
@@ -108,10 +108,7 @@ class Trimming:
             assert (await trim(backend)).trimmed == 0, "once is enough"
 
     async def test_a_trimmed_history_goes_on(self, make_backend: MakeBackend) -> None:
-        backend = make_backend()
-        if not trims(backend):
-            return
-        async with backend:
+        async with supporting(trims, make_backend) as backend:
             await a_history(backend)
             for revision in (8, 9):
                 await save(backend, revision)
@@ -119,9 +116,7 @@ class Trimming:
             with pytest.raises(RevisionConflict):
                 await backend.append(a_step("a", 2))
             await backend.append(a_step("a", 10), a_step("b", 10), an_event(1))
-        if backend.capabilities.durable:
-            backend = make_backend()
-        async with backend:
+        async with again(backend, make_backend) as backend:
             assert await history(backend, "a") == [8, 9, 10]
             with pytest.raises(RevisionConflict):
                 await backend.append(a_step("a", 12))
@@ -131,9 +126,7 @@ class Trimming:
     async def test_a_history_with_one_good_snapshot_is_kept_whole(
         self, make_backend: MakeBackend
     ) -> None:
-        async with make_backend() as backend:
-            if not trims(backend):
-                return
+        async with supporting(trims, make_backend) as backend:
             store = await a_history(backend)
             assert await trim(backend) == HistoriesReport(True, without_snapshots=2)
             await save(backend, 8)
@@ -159,9 +152,7 @@ class Trimming:
     async def test_the_newest_version_of_snapshots_decides_on_the_base(
         self, make_backend: MakeBackend
     ) -> None:
-        async with make_backend() as backend:
-            if not trims(backend):
-                return
+        async with supporting(trims, make_backend) as backend:
             await a_history(backend)
             for revision, version in ((2, 1), (4, 1), (6, 2), (8, 2)):
                 await save(backend, revision, version=version, keep=9)
@@ -172,9 +163,7 @@ class Trimming:
     async def test_no_snapshot_is_left_of_what_a_base_stands_for(
         self, make_backend: MakeBackend
     ) -> None:
-        async with make_backend() as backend:
-            if not trims(backend):
-                return
+        async with supporting(trims, make_backend) as backend:
             await a_history(backend)
             for revision in (2, 4, 6, 8):
                 await save(backend, revision, version=1 + revision // 6, keep=9)
@@ -185,9 +174,7 @@ class Trimming:
     async def test_what_retention_shows_of_a_history_is_not_summed_up(
         self, make_backend: MakeBackend
     ) -> None:
-        async with make_backend(clock=lambda: T0 + 20) as backend:
-            if not trims(backend):
-                return
+        async with supporting(trims, make_backend, clock=lambda: T0 + 20) as backend:
             await a_history(backend)
             for actor, first in (("s/a", 3), ("s/b", 6)):
                 await save(backend, first, actor)
@@ -201,9 +188,7 @@ class Trimming:
     async def test_a_newer_base_takes_the_place_of_an_older_one(
         self, make_backend: MakeBackend
     ) -> None:
-        async with make_backend() as backend:
-            if not trims(backend):
-                return
+        async with supporting(trims, make_backend) as backend:
             await a_history(backend)
             for revision in (3, 5, 7, 9):
                 await save(backend, revision)
@@ -213,9 +198,7 @@ class Trimming:
             assert (found[0], found[1]["state"]) == (7, 7)
 
     async def test_snapshots_from_the_base_on_stay_good(self, make_backend: MakeBackend) -> None:
-        async with make_backend() as backend:
-            if not trims(backend):
-                return
+        async with supporting(trims, make_backend) as backend:
             await a_history(backend)
             for revision in (5, 7, 9):
                 await save(backend, revision, keep=3)
@@ -227,9 +210,7 @@ class Trimming:
     async def test_what_was_left_before_a_base_goes_with_the_next_trimming(
         self, make_backend: MakeBackend
     ) -> None:
-        async with make_backend() as backend:
-            if not trims(backend):
-                return
+        async with supporting(trims, make_backend) as backend:
             await a_history(backend)
             await save(backend, 5)
             await save(backend, 8)
@@ -247,9 +228,7 @@ class Trimming:
             assert await history(backend, "c") == [5, 6, 7, 8, 9]
 
     async def test_a_restored_base_is_part_of_its_history(self, make_backend: MakeBackend) -> None:
-        async with make_backend() as backend:
-            if not trims(backend):
-                return
+        async with supporting(trims, make_backend) as backend:
             await a_history(backend)
             await save(backend, 5)
             await save(backend, 8)
