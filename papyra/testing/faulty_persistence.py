@@ -70,7 +70,7 @@ class FaultyPersistence(PersistenceBackend):
     """Wraps any backend, and injects faults into what its store is asked to do.
 
     Use it in place of the backend. Its own metrics count what callers saw. While this one is open,
-    the other's verbs go through it, and its subscribers see what is stored.
+    the other's verbs go through it, and who watches its commits sees what is stored.
 
     Without an `error` of the test's own, what is raised is an `InjectedFault`, which is a
     `StoreError`. Rules are tried in the order they were made: delays add up, and the first failure
@@ -89,7 +89,7 @@ class FaultyPersistence(PersistenceBackend):
             retention_policy=backend.retention,
             clock=backend.clock,
         )
-        self.subscribe(backend.publish)
+        self.watch_commits(backend.publish)
         self.watch_scans(backend.report_progress)
 
     def _make_store(self, faults: FaultInjector) -> FaultyStore:

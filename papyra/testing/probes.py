@@ -52,7 +52,7 @@ class PersistenceProbe:
         # What was stored before this moment is read when the first expectation comes.
         self._caught_up = self._backend.last_seq == self._start
         self._early: list[Record] = []
-        self._unsubscribe: Callable[[], None] = self._backend.subscribe(self._see)
+        self._unwatch: Callable[[], None] = self._backend.watch_commits(self._see)
 
     @property
     def facts(self) -> Sequence[Record]:
@@ -155,7 +155,7 @@ class PersistenceProbe:
 
     def close(self) -> None:
         """See no more facts. Nobody has to call this: a probe ends with its system's backend."""
-        self._unsubscribe()
+        self._unwatch()
 
     def _see(self, batch: Batch) -> None:
         seen = self._inbox.add if self._caught_up else self._early.append

@@ -54,7 +54,7 @@ async def busy(system: ActorSystem) -> tuple[ActorRef, FaultyPersistence]:
 def commits_of(persistence: InMemoryPersistence) -> list[int]:
     """Return a list to which the number of records of each commit is added."""
     commits: list[int] = []
-    persistence.subscribe(lambda batch: commits.append(len(batch.records)))
+    persistence.watch_commits(lambda batch: commits.append(len(batch.records)))
     return commits
 
 

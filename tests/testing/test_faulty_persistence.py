@@ -116,7 +116,7 @@ async def test_faulty_persistence_may_store_an_append_and_lose_its_answer(
     faulty: FaultyPersistence, store: InMemoryPersistence
 ) -> None:
     seen: list[int] = []
-    faulty.subscribe(lambda batch: seen.append(batch.first_seq))
+    faulty.watch_commits(lambda batch: seen.append(batch.first_seq))
     faulty.fail_next("append", after=True)
     with pytest.raises(InjectedFault):
         await faulty.append(event(1), event(2))

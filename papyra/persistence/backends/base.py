@@ -1,4 +1,4 @@
-"""The backend that users hold: one store with verbs, hosting, metrics, retention, subscribers."""
+"""The backend that users hold: one store with verbs, hosting, metrics, retention, watchers."""
 
 from __future__ import annotations
 
@@ -154,8 +154,8 @@ class PersistenceBackend(PersistenceVerbs, PersistenceMetricsMixin):
         self.clock = clock
         self._retention = retention_policy or RetentionPolicy()
         self._host: Host | None = None
-        self._subscribers: tuple[Callable[[Batch], None], ...] = ()
-        self._watchers: tuple[ReportProgress, ...] = ()
+        self._commit_watchers: tuple[Callable[[Batch], None], ...] = ()
+        self._scan_watchers: tuple[ReportProgress, ...] = ()
         self._guard = anyio.ResourceGuard("using")
         self._session = StoreSession(store, self.metrics, self.publish, backend=type(self).__name__)
         self._snapshots = SnapshotKeeper(store)
@@ -238,39 +238,39 @@ class PersistenceBackend(PersistenceVerbs, PersistenceMetricsMixin):
         """
         return commit(requests, self._write, self._session.revisions, self.metrics)
 
-    def subscribe(self, subscriber: Callable[[Batch], None]) -> Callable[[], None]:
-        """Call `subscriber` with each batch that was stored, and return what ends that.
+    def watch_commits(self, watcher: Callable[[Batch], None]) -> Callable[[], None]:
+        """Call `watcher` with each batch that was stored, and return what ends that.
 
         It is called before those who asked get their replies. It must not wait, and the batch is
         not its own to change. What it raises is logged.
         """
-        self._subscribers += (subscriber,)
+        self._commit_watchers += (watcher,)
 
-        def unsubscribe() -> None:
-            self._subscribers = _without(self._subscribers, subscriber)
+        def unwatch() -> None:
+            self._commit_watchers = _without(self._commit_watchers, watcher)
 
-        return unsubscribe
+        return unwatch
 
     def publish(self, batch: Batch) -> None:
-        """Tell the subscribers of a batch that was stored. For what stores it in its place."""
-        if self._subscribers:
-            _tell_all(self._subscribers, batch, self)
+        """Tell who watches commits of a batch that was stored. For what stores it in its place."""
+        if self._commit_watchers:
+            _tell_all(self._commit_watchers, batch, self)
 
     def watch_scans(self, watcher: ReportProgress) -> Callable[[], None]:
         """Call `watcher` with the progress of every scan, whoever asks for it; return what ends it.
 
         It is called from whichever thread scans, so it must not wait. What it raises is logged.
         """
-        self._watchers += (watcher,)
+        self._scan_watchers += (watcher,)
 
         def unwatch() -> None:
-            self._watchers = _without(self._watchers, watcher)
+            self._scan_watchers = _without(self._scan_watchers, watcher)
 
         return unwatch
 
     def report_progress(self, progress: ScanProgress) -> None:
         """Tell those who watch scans how far one is. For what scans in its place."""
-        _tell_all(self._watchers, progress, self)
+        _tell_all(self._scan_watchers, progress, self)
 
     def attach(self, host: Host) -> None:
         """Let `host` carry out every request from now on, reopening the backend if it was closed.
@@ -496,4 +496,4 @@ def _tell_all(
             listener(argument)
         except Exception:
             # Whoever appended, or scans, has nothing to do with this.
-            logger.exception("a subscriber of this %s raised", type(backend).__name__)
+            logger.exception("a watcher of this %s raised", type(backend).__name__)

@@ -3,7 +3,7 @@
 A store keeps records; `PersistenceBackend(store)` is what users hold. Everything else is done by
 that one, the same for every store: it checks and encodes records and gives them their positions,
 counts metrics, has one caller at a time, opens on first use, applies the policy and the clock of
-its user, and tells subscribers. So a store is one class without a base class of ours: a handful of
+its user, and tells who watches. So a store is one class without a base class of ours: a handful of
 coroutine methods, and three attributes that are data. `papyra.testing.conformance` proves it.
 
 They run on asyncio and on trio, by anyio. What waits for a disk belongs into a thread, as

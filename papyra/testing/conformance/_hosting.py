@@ -202,7 +202,7 @@ class Sharing:
             def see(batch: Batch) -> None:
                 seen.append((batch.first_seq, len(batch.encoded)))
 
-            end = backend.subscribe(see)
+            end = backend.watch_commits(see)
             await backend.append(an_event(1))
             assert seen == [(1, 1)]
             await backend.append(*map(an_event, range(4)))

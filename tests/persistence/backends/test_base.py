@@ -177,7 +177,9 @@ async def test_subscribers_of_a_backend_are_told_before_the_caller_of_an_append(
     seen: list[tuple[int, bytes]] = []
     async with ActorSystem() as system:
         ref = system.spawn(PersistenceActor, persistence)
-        end = persistence.subscribe(lambda batch: seen.append((batch.first_seq, batch.encoded[0])))
+        end = persistence.watch_commits(
+            lambda batch: seen.append((batch.first_seq, batch.encoded[0]))
+        )
         await ref.ask(Append(event(1)))
         assert [(seq, msgspec.json.decode(data)["payload"]) for seq, data in seen] == [
             (1, {"order_id": 1})
@@ -191,17 +193,17 @@ async def test_a_subscriber_that_raises_harms_neither_the_append_nor_other_subsc
     persistence: InMemoryPersistence, caplog: pytest.LogCaptureFixture
 ) -> None:
     seen: list[int] = []
-    persistence.subscribe(lambda batch: seen[99])  # type: ignore[arg-type]
-    persistence.subscribe(lambda batch: seen.append(batch.first_seq))
+    persistence.watch_commits(lambda batch: seen[99])  # type: ignore[arg-type]
+    persistence.watch_commits(lambda batch: seen.append(batch.first_seq))
     assert (await persistence.append(event(1))).first_seq == 1
     assert seen == [1]
-    assert "a subscriber of this InMemoryPersistence raised" in caplog.text
+    assert "a watcher of this InMemoryPersistence raised" in caplog.text
 
 
 async def test_a_failed_append_is_not_published() -> None:
     persistence, seen = FaultyPersistence(InMemoryPersistence()), []
     persistence.fail_next()
-    persistence.subscribe(lambda batch: seen.append(batch.first_seq))
+    persistence.watch_commits(lambda batch: seen.append(batch.first_seq))
     with pytest.raises(StoreError):
         await persistence.append(event(1))
     assert seen == []
