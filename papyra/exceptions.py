@@ -324,6 +324,13 @@ class StoreUnavailable(StoreError):
     """The store has failed so often that it is not asked for a while. Nothing was stored."""
 
 
+class StoreReplaced(StoreError):
+    """What was read before is not in the store any more: it was made anew, or has lost its end.
+
+    Whoever has kept a position in it has to begin again, or to ask somebody.
+    """
+
+
 # What may become of files
 
 

@@ -36,6 +36,8 @@ from papyra.persistence.retention import RetentionPolicy
 from papyra.persistence.snapshots import Snapshot
 
 __all__ = (
+    "AllPage",
+    "Anchor",
     "AnyRequest",
     "Append",
     "AppendMany",
@@ -57,6 +59,7 @@ __all__ = (
     "Migrate",
     "Page",
     "Read",
+    "ReadAll",
     "ReadEncodedHistory",
     "ReadHistory",
     "Recover",
@@ -109,6 +112,29 @@ class HistoryPage(msgspec.Struct, frozen=True, tag=True):
     next_after: int
     #: whether there are more of them
     more: bool
+
+
+class AllPage(msgspec.Struct, frozen=True, tag=True):
+    """A bounded run of records of several kinds, in the order of their positions."""
+
+    records: tuple[Record, ...]
+    #: give it as `after` to read on
+    next_after: int
+    #: the position up to which there was something to be read; at the end, that is `next_after`
+    head: int
+    #: the id of the store; `None` if it has none, or nobody else can write it
+    store_id: str | None = None
+
+
+class Anchor(msgspec.Struct, frozen=True):
+    """A record that somebody has read, so that another one at its position is noticed."""
+
+    kind: Kind
+    seq: int
+    #: see `papyra.persistence.anchors`
+    checksum: str
+    #: the id of the store; `None` if that has none
+    store_id: str | None = None
 
 
 class EncodedRun(msgspec.Struct, frozen=True):
@@ -264,6 +290,40 @@ class Read(Request[Page], frozen=True):
                 return True
             case _:
                 assert_never(record)
+
+
+class ReadAll(Request[AllPage], frozen=True):
+    """Read a page of some kinds of records together, in the order of their positions.
+
+    Retention hides nothing here: it is for those who follow a store. Raises `InvalidRequest` when
+    an argument is of the wrong type or range, and `StoreReplaced` for a position after the end of
+    the store, or where another record is than the one that was read.
+    """
+
+    #: only records with a greater `seq`
+    after: int = 0
+    kinds: tuple[Kind, ...] = ("event",)
+    #: only events of this type
+    event_type: str | None = None
+    #: only what concerns this actor: the address of an event, the target of a dead letter
+    actor: str | None = None
+    #: what was read last, if it may have been replaced
+    anchor: Anchor | None = None
+
+    def __post_init__(self) -> None:
+        if type(self.kinds) is not tuple or not self.kinds:
+            raise InvalidRequest(f"kinds is a tuple of kinds, not {shown(self.kinds)}")
+        self.reads()  # which check the rest
+        if self.anchor is not None and not isinstance(self.anchor, Anchor):
+            raise InvalidRequest(f"anchor is an Anchor, not {shown(self.anchor)}")
+
+    def reads(self) -> list[Read]:
+        """Return a read of each of the kinds."""
+        actor, event_type = self.actor, self.event_type
+        return [
+            Read(kind, self.after, event_type=event_type, actor=actor)
+            for kind in dict.fromkeys(self.kinds)
+        ]
 
 
 class ReadHistory(Request[HistoryPage], frozen=True):
@@ -496,6 +556,7 @@ AnyRequest: TypeAlias = (
     | AppendMany
     | Restore
     | Read
+    | ReadAll
     | ReadHistory
     | ReadEncodedHistory
     | SaveSnapshot

@@ -69,6 +69,8 @@ class StoreSession:
         self._backend = backend
         #: whether an append may follow without a `claim`
         self._is_claimed = False
+        #: whether one was claimed since the opening: this is its writer
+        self.is_writer = False
 
     def reopen(self) -> None:
         """Let the store be opened again if it was closed."""
@@ -88,6 +90,7 @@ class StoreSession:
                     await self._store.close()
                 raise
             self.unclaim()
+            self.is_writer = False
             self.state = "open"
         elif self.state == "closed" and (
             operation in _WRITES or not self._store.capabilities.readable_when_closed
@@ -176,6 +179,16 @@ class StoreSession:
             request = ReadHistory(request.actor, request.after_revision, request.limit)
         return await self.attempt("read", histories.read_history, request)
 
+    async def head(self) -> int:
+        """Return the position up to which reads show what there is, for good.
+
+        For a writer that is the last that it knows to be given. What is in doubt is behind it, and
+        will be before it, or nowhere, once the store is claimed again.
+        """
+        if not self.is_writer:
+            self.last_seq = await self.attempt("read", self._store.last_seq)
+        return self.last_seq
+
     def unclaim(self) -> None:
         """Have the store claimed again before the next append."""
         self._is_claimed = False
@@ -197,7 +210,7 @@ class StoreSession:
     async def _claim(self) -> None:
         with _store_errors("write"):
             self.last_seq = await self._store.claim()
-        self._is_claimed = True
+        self._is_claimed = self.is_writer = True
 
     async def _append(self, batch: Batch, size: int) -> None:
         count = len(batch.records)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import time
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from types import TracebackType
@@ -25,6 +25,7 @@ from papyra.exceptions import (
 )
 from papyra.persistence.backends._bounds import bounded_history, bounded_policy, bounded_read
 from papyra.persistence.backends._session import StoreSession
+from papyra.persistence.backends.all_kinds import read_all
 from papyra.persistence.backends.group_commit import Committed, commit
 from papyra.persistence.backends.inbox import InboxKeeper
 from papyra.persistence.backends.rebasing import compact_and_trim
@@ -47,6 +48,7 @@ from papyra.persistence.backends.store import (
 from papyra.persistence.backends.summary import summarize
 from papyra.persistence.decisions import examine, record_of
 from papyra.persistence.messages import (
+    AllPage,
     AnyRequest,
     Append,
     Appended,
@@ -67,6 +69,7 @@ from papyra.persistence.messages import (
     Migrate,
     Page,
     Read,
+    ReadAll,
     ReadHistory,
     Recover,
     Request,
@@ -79,7 +82,8 @@ from papyra.persistence.messages import (
     Summarize,
 )
 from papyra.persistence.metrics import PersistenceMetricsMixin
-from papyra.persistence.records import Record
+from papyra.persistence.recent_commits import CommitFeed
+from papyra.persistence.records import Kind, Record
 from papyra.persistence.reports import (
     CompactionReport,
     MigrationReport,
@@ -90,6 +94,7 @@ from papyra.persistence.reports import (
     ScanProgress,
 )
 from papyra.persistence.retention import RetentionPolicy
+from papyra.persistence.subscription import Decode, Selection, Subscription
 from papyra.persistence.verbs import PersistenceVerbs
 
 __all__ = (
@@ -157,6 +162,8 @@ class PersistenceBackend(PersistenceVerbs, PersistenceMetricsMixin):
         self._commit_watchers: tuple[Callable[[Batch], None], ...] = ()
         self._scan_watchers: tuple[ReportProgress, ...] = ()
         self._guard = anyio.ResourceGuard("using")
+        #: what tells those who follow of the commits of this process
+        self.commits = CommitFeed(self.watch_commits)
         self._session = StoreSession(store, self.metrics, self.publish, backend=type(self).__name__)
         self._snapshots = SnapshotKeeper(store)
         self._inbox = InboxKeeper(store, self._session, self._skip_event, clock)
@@ -189,6 +196,11 @@ class PersistenceBackend(PersistenceVerbs, PersistenceMetricsMixin):
         Where others write the store, it is as of the opening, the last flush, or the last read.
         """
         return self._session.last_seq
+
+    @property
+    def is_writer(self) -> bool:
+        """Whether this is the one that writes the store, since its first append."""
+        return self._session.is_writer
 
     @property
     def has_inbox(self) -> bool:
@@ -251,6 +263,26 @@ class PersistenceBackend(PersistenceVerbs, PersistenceMetricsMixin):
 
         return unwatch
 
+    def subscribe(
+        self,
+        *,
+        after: int = 0,
+        kinds: Sequence[Kind] = ("event",),
+        types: Iterable[str] | None = None,
+        actor: str | None = None,
+        entity: str | None = None,
+        decode: Decode | None = None,
+    ) -> Subscription:
+        """Return the records after a position, and those to come, in the order of their positions.
+
+        It is entered with ``async with``, and iterated over by one task. Of events, `types` selects
+        those of these types, `actor` those of an address, `entity` those of all entities of a type;
+        `decode` makes one or more of each stored event, or none, which come as `Received`. See
+        `Subscription`. Raises `InvalidRequest`.
+        """
+        names = None if types is None else frozenset(types)
+        return Subscription(self, Selection(tuple(kinds), names, actor, entity, decode), after)
+
     def publish(self, batch: Batch) -> None:
         """Tell who watches commits of a batch that was stored. For what stores it in its place."""
         if self._commit_watchers:
@@ -294,6 +326,7 @@ class PersistenceBackend(PersistenceVerbs, PersistenceMetricsMixin):
             await self._session.shut()
         finally:
             self._host = None
+            self.commits.end()
 
     async def aclose(self) -> None:
         """Flush and close. Closing twice is allowed.
@@ -307,7 +340,10 @@ class PersistenceBackend(PersistenceVerbs, PersistenceMetricsMixin):
                 owner=self._host.owner,
             )
         with self._alone():
-            await self._session.shut()
+            try:
+                await self._session.shut()
+            finally:
+                self.commits.end()
 
     async def __aenter__(self) -> Self:
         self._session.reopen()
@@ -347,6 +383,8 @@ class PersistenceBackend(PersistenceVerbs, PersistenceMetricsMixin):
                 return await self._session.attempt("read", counting_snapshots, self.store, summary)
             case Read() | ReadHistory():
                 return await self._read(request)
+            case ReadAll():
+                return await self._read_all(request)
             case SaveSnapshot():
                 return await self._save_snapshot(request)
             case LoadSnapshot():
@@ -388,6 +426,15 @@ class PersistenceBackend(PersistenceVerbs, PersistenceMetricsMixin):
                 "read", self.store.read, bounded_read(request), policy, self.clock()
             )
             self._session.saw(page.records)
+        self.metrics.reads += 1
+        return page
+
+    async def _read_all(self, request: ReadAll) -> AllPage:
+        session = self._session
+        head = await session.head()
+        page = await session.attempt(
+            "read", read_all, self.store, request, head, is_writer=session.is_writer
+        )
         self.metrics.reads += 1
         return page
 

@@ -1,0 +1,162 @@
+"""The newest commits of a backend, for those who follow it in the process that writes."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+from papyra._signal import NewSignal, Signal
+from papyra.persistence import codec
+from papyra.persistence.records import Record
+
+__all__ = ("MAX_RECENT_BYTES", "MAX_RECENT_RECORDS", "CommitFeed", "RecentCommits")
+
+#: Records, and encoded bytes, of the commits that are kept, at most; the newest is in any case.
+MAX_RECENT_RECORDS = 10_000
+MAX_RECENT_BYTES = 8 * 1024 * 1024
+
+
+class Commit(Protocol):
+    """Records that were stored together, at positions one after the other."""
+
+    @property
+    def first_seq(self) -> int:
+        """The position of the first."""
+        ...
+
+    @property
+    def encoded(self) -> Sequence[bytes]:
+        """All of them, as they are stored."""
+        ...
+
+
+class RecentCommits:
+    """Keeps the newest commits, decodes each once for all who follow, and wakes those who wait.
+
+    However many there are and however slow, they cost no more memory: who is behind the oldest of
+    these commits has to read pages.
+    """
+
+    def __init__(self) -> None:
+        #: whether nothing more will come
+        self.has_ended = False
+        self._commits: deque[_Recent] = deque()
+        self._records = self._bytes = 0
+        self._waiting: list[Signal] = []
+
+    def add(self, commit: Commit) -> None:
+        """Keep a commit, in place of the oldest ones."""
+        recent = _Recent(commit)
+        if self._commits and self._commits[-1].last_seq + 1 != recent.first_seq:
+            # What is between them is not known here: it was in doubt, say.
+            self._commits.clear()
+            self._records = self._bytes = 0
+        self._commits.append(recent)
+        self._records += recent.count
+        self._bytes += recent.size
+        while len(self._commits) > 1 and (
+            self._records > MAX_RECENT_RECORDS or self._bytes > MAX_RECENT_BYTES
+        ):
+            oldest = self._commits.popleft()
+            self._records -= oldest.count
+            self._bytes -= oldest.size
+        self._wake()
+
+    def end(self) -> None:
+        """Wake everybody who waits: nothing more will come."""
+        self.has_ended = True
+        self._wake()
+
+    def after(self, position: int) -> Sequence[Record] | None:
+        """Return the records of the commit after a position, all of them if it has begun there.
+
+        They are none at the end; `None` is returned if it is not known what is there.
+        """
+        commits = self._commits
+        if not commits or position < commits[0].first_seq - 1:
+            return None
+        if position >= commits[-1].last_seq:
+            return ()
+        # Who follows closely finds it at the end.
+        for commit in reversed(commits):
+            if commit.first_seq <= position + 1:
+                return commit.records[position + 1 - commit.first_seq :]
+        raise AssertionError(position)  # they follow each other
+
+    def next_commit(self, new_signal: NewSignal) -> Signal:
+        """Return what is set once, with the next commit or at the end. One task may wait for it."""
+        signal = new_signal()
+        if self.has_ended:
+            signal.set()
+        else:
+            self._waiting.append(signal)
+        return signal
+
+    def forget(self, signal: Signal) -> None:
+        """Let go of a signal for which nobody waits any more."""
+        if not signal.is_set() and signal in self._waiting:
+            self._waiting.remove(signal)
+
+    def _wake(self) -> None:
+        waiting, self._waiting = self._waiting, []
+        for signal in waiting:
+            signal.set()
+
+
+class CommitFeed:
+    """Has the newest commits kept as long as somebody follows."""
+
+    def __init__(self, watch: Callable[[Callable[[Commit], None]], Callable[[], None]]) -> None:
+        self._watch = watch
+        self._followers = 0
+        self._recent: RecentCommits | None = None
+        self._unwatch: Callable[[], None] = lambda: None
+
+    def follow(self) -> RecentCommits:
+        """Return the commits from now on, the same ones for all who follow at a time."""
+        if self._recent is None:
+            self._recent = RecentCommits()
+            self._unwatch = self._watch(self._recent.add)
+        self._followers += 1
+        return self._recent
+
+    def unfollow(self, recent: RecentCommits) -> None:
+        """Let go of commits; they are kept no more once the last one has done so."""
+        if recent is self._recent:
+            self._followers -= 1
+            if not self._followers:
+                self._stop()
+
+    def end(self) -> None:
+        """Tell everybody who follows that nothing more will come."""
+        if self._recent is not None:
+            self._recent.end()
+            self._stop()
+
+    def _stop(self) -> None:
+        self._recent, self._followers = None, 0
+        self._unwatch()
+
+
+class _Recent:
+    """A commit, decoded when the first one asks for it."""
+
+    __slots__ = ("_encoded", "_records", "count", "first_seq", "last_seq", "size")
+
+    def __init__(self, commit: Commit) -> None:
+        self._encoded: Sequence[bytes] = commit.encoded
+        self._records: Sequence[Record] | None = None
+        self.count = len(commit.encoded)
+        self.size = sum(map(len, commit.encoded))
+        self.first_seq = commit.first_seq
+        self.last_seq = commit.first_seq + self.count - 1
+
+    @property
+    def records(self) -> Sequence[Record]:
+        """Its records, as reads give them out."""
+        if self._records is None:
+            seqs = range(self.first_seq, self.last_seq + 1)
+            self._records = codec.decode_many(self._encoded, seqs)
+            self._encoded = ()
+        return self._records

@@ -1,0 +1,322 @@
+"""Following a store: what is in it from a position on, and then what comes, each record once.
+
+The position is the only cursor. Commits of this process are a hint, and so is a poll's answer: what
+is given out is what was read after the position, or what was committed right behind it. So nothing
+is lost between reading to the end and waiting for more.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import deque
+from collections.abc import Callable, Iterable
+from types import TracebackType
+from typing import Any, NamedTuple, Protocol, Self, TypeAlias
+
+import anyio
+import anyio.lowlevel
+import msgspec
+
+from papyra._safe_repr import shown
+from papyra._signal import signals_of_this_loop
+from papyra.exceptions import (
+    ActorStopped,
+    BackendClosed,
+    InvalidRequest,
+    MailboxClosed,
+    StoreAccessDenied,
+    StoreChanged,
+    StoreError,
+    StoreForked,
+    StoreMoved,
+    StoreReplaced,
+    StoreWrongType,
+    SystemNotRunning,
+)
+from papyra.message import ReplyT
+from papyra.persistence.anchors import anchor_of
+from papyra.persistence.messages import AllPage, Anchor, ReadAll, Request
+from papyra.persistence.recent_commits import CommitFeed, RecentCommits
+from papyra.persistence.records import (
+    KINDS,
+    Kind,
+    PersistedDeadLetter,
+    PersistedEvent,
+    Record,
+    kind_of,
+)
+
+__all__ = (
+    "CaughtUp",
+    "Decode",
+    "FellBehind",
+    "Followed",
+    "Item",
+    "Received",
+    "Selection",
+    "Subscription",
+)
+
+logger = logging.getLogger("papyra")
+
+#: Seconds between two looks at a store that others may write.
+POLL_INTERVAL = 0.05
+#: The same where this process is the writer, which is told of each commit.
+OWN_POLL_INTERVAL = 5.0
+#: Seconds between two tries to read a store that fails, at first and at most.
+RETRY_INTERVAL, LONGEST_RETRY_INTERVAL = 0.05, 1.0
+
+#: The names in the address of an entity: the system, the type, the id.
+_ENTITY_NAMES = 3
+
+#: What reading again would not mend.
+_FINAL = (
+    *(StoreReplaced, StoreMoved, StoreChanged, StoreForked),
+    *(StoreWrongType, StoreAccessDenied),
+)
+#: What is raised once nobody is there who reads.
+_ENDED = (ActorStopped, BackendClosed, MailboxClosed, SystemNotRunning)
+
+
+class CaughtUp(NamedTuple):
+    """Everything up to position `head` was given out; what follows is new."""
+
+    head: int
+
+
+class FellBehind(NamedTuple):
+    """More was stored than this reader has taken: it reads pages again, after `position`."""
+
+    position: int
+
+
+class Received(NamedTuple):
+    """An event, as an object of one of the classes that were asked for."""
+
+    event: Any
+    #: as it is stored
+    record: PersistedEvent
+
+
+Item: TypeAlias = Record | Received | CaughtUp | FellBehind
+
+#: Returns the events of today that a stored one stands for.
+Decode: TypeAlias = Callable[[PersistedEvent], Iterable[Any]]
+
+
+class Followed(Protocol):
+    """The part of a backend that a subscription needs."""
+
+    async def execute(self, request: Request[ReplyT]) -> ReplyT:
+        """Execute `request` and return the reply."""
+        ...
+
+    @property
+    def commits(self) -> CommitFeed:
+        """What tells of the commits of this process."""
+        ...
+
+    @property
+    def is_writer(self) -> bool:
+        """Whether nobody but this process writes the store."""
+        ...
+
+
+class Selection(msgspec.Struct, frozen=True):
+    """Which records somebody follows, and in which form. Raises `InvalidRequest`."""
+
+    kinds: tuple[Kind, ...]
+    #: the types of events; `None` for all of them
+    types: frozenset[str] | None = None
+    #: the address of an actor
+    actor: str | None = None
+    #: the type of entities
+    entity: str | None = None
+    decode: Decode | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("actor", "entity"):
+            value = getattr(self, name)
+            if value is not None and type(value) is not str:
+                raise InvalidRequest(f"{name} is a string, not {shown(value)}")
+        if self.types is not None and self.kinds != ("event",):
+            raise InvalidRequest("types selects events, and no other kinds")
+        if (self.actor, self.entity) != (None, None) and "audit" in self.kinds:
+            raise InvalidRequest("an audit is of a system: leave out actor and entity, or audits")
+
+    def request(self, after: int, anchor: Anchor | None) -> ReadAll:
+        """Return a request for those after a position. What it can't say, `selects` does."""
+        (only,) = self.types if self.types is not None and len(self.types) == 1 else (None,)
+        return ReadAll(after, self.kinds, only, self.actor, anchor)
+
+    def selects(self, record: Record) -> bool:
+        """Return whether a record is to be given out."""
+        if kind_of(record) not in self.kinds:
+            return False
+        if isinstance(record, PersistedEvent):
+            address = record.actor_address
+            if self.types is not None and record.event_type not in self.types:
+                return False
+        elif isinstance(record, PersistedDeadLetter):
+            address = record.target
+        else:
+            return True
+        if self.actor is not None and address != self.actor:
+            return False
+        return self.entity is None or _entity_type(address) == self.entity
+
+    def select(self, records: Iterable[Record]) -> Iterable[Record]:
+        """Return those of some records that are to be given out."""
+        if (self.types, self.actor, self.entity) == (None, None, None) and self.kinds == KINDS:
+            return records
+        return filter(self.selects, records)
+
+
+def _entity_type(address: str) -> str | None:
+    """Return the type of the entity at an address; `None` if it is another actor's."""
+    names = address.split("/")
+    return names[1] if len(names) == _ENTITY_NAMES else None
+
+
+class Subscription:
+    """Records in the order of their positions, each once; past ones, and those to come.
+
+    An asynchronous context manager and iterator, for one task. Items are records, a `Received` for
+    each event where classes were asked for, `CaughtUp` each time the end is reached, also of an
+    empty store, and `FellBehind` when a reader that was at the end has to read pages again. It ends
+    when the system or the backend that it reads stops.
+
+    It is pulled: a slow reader costs nobody memory, and holds nobody up. A store that fails is
+    tried again until it answers, at intervals of up to a second; each spell is logged. What can't
+    get better by itself is raised: `StoreReplaced`, `StoreMoved`, `StoreAccessDenied`. What a
+    process writes is given out once it is committed; what another one writes, up to 50 ms later, as
+    soon as it is in the store: in a file that is before it is synced.
+    """
+
+    def __init__(self, followed: Followed, selection: Selection, after: int = 0) -> None:
+        selection.request(after, None)  # which checks the position
+        self._followed = followed
+        self._selection = selection
+        self._decode = selection.decode
+        self._position = after
+        self._anchor: Anchor | None = None
+        self._items: deque[Item] = deque()
+        self._has_caught_up = False
+        self._recent: RecentCommits | None = None
+        self._delay = 0.0
+
+    @property
+    def position(self) -> int:
+        """The position up to which everything was read, and what was selected given out or queued.
+
+        It moves on over what is not selected. To go on another time, keep the `seq` of the last
+        record handled, or this one right after a `CaughtUp`.
+        """
+        return self._position
+
+    async def __aenter__(self) -> Self:
+        self._recent = self._followed.commits.follow()
+        return self
+
+    async def __aexit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        if self._recent is not None:
+            self._followed.commits.unfollow(self._recent)
+        self._recent = None
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> Item:
+        while True:
+            while not self._items:
+                await self._fetch()
+            item = self._items.popleft()
+            if self._decode is None or not isinstance(item, PersistedEvent):
+                return item
+            # An event that can't be decoded is raised once: who goes on gets the next one.
+            events = [Received(event, item) for event in self._decode(item)]
+            self._items.extendleft(reversed(events))
+            if events:
+                return self._items.popleft()
+
+    async def _fetch(self) -> None:
+        """Queue what comes next, if there is anything; else wait for it."""
+        recent = self._recent
+        if recent is None:
+            raise RuntimeError("a subscription is used inside 'async with'")
+        await anyio.lowlevel.checkpoint()
+        records = recent.after(self._position)
+        if records is None:
+            is_end = await self._read_page(recent)
+        elif records:
+            self._position = records[-1].seq or 0
+            self._queue(records)
+            is_end = False
+        else:
+            is_end = True
+        if not is_end:
+            return
+        if not self._has_caught_up:
+            self._has_caught_up = True
+            self._items.append(CaughtUp(self._position))
+        elif not self._items:
+            await self._wait(recent)
+
+    async def _read_page(self, recent: RecentCommits) -> bool:
+        """Read a page, and return whether it goes to the end."""
+        page = await self._attempt(recent)
+        if page is None:
+            return False
+        if self._has_caught_up and page.next_after < page.head:
+            self._has_caught_up = False
+            self._items.append(FellBehind(self._position))
+        self._position = page.next_after
+        if page.records:
+            self._anchor = anchor_of(page.records[-1], page.store_id)
+            self._queue(page.records)
+        return page.next_after == page.head
+
+    async def _attempt(self, recent: RecentCommits) -> AllPage | None:
+        """Return a page; or `None`, after a pause, if the store fails."""
+        try:
+            page = await self._followed.execute(
+                self._selection.request(self._position, self._anchor)
+            )
+        except _ENDED:
+            raise StopAsyncIteration from None
+        except _FINAL:
+            raise
+        except StoreError as error:
+            if recent.has_ended:
+                raise StopAsyncIteration from None
+            if not self._delay:
+                logger.warning("what is followed can't be read, and is tried again: %s", error)
+            self._delay = min(2 * self._delay or RETRY_INTERVAL, LONGEST_RETRY_INTERVAL)
+            await anyio.sleep(self._delay)
+            return None
+        if self._delay:
+            self._delay = 0.0
+            logger.info("what is followed can be read again, after position %d", self._position)
+        return page
+
+    async def _wait(self, recent: RecentCommits) -> None:
+        """Wait for a commit, or until it is time to look."""
+        if recent.has_ended:
+            raise StopAsyncIteration
+        signal = recent.next_commit(signals_of_this_loop())
+        interval = OWN_POLL_INTERVAL if self._followed.is_writer else POLL_INTERVAL
+        try:
+            with anyio.move_on_after(interval) as scope:
+                await signal.wait()
+        finally:
+            recent.forget(signal)
+        if scope.cancelled_caught and recent.after(self._position) == ():
+            await self._read_page(recent)
+
+    def _queue(self, records: Iterable[Record]) -> None:
+        self._items += self._selection.select(records)

@@ -1,0 +1,337 @@
+"""A subscription gives out what is stored, each record once and in order, past and to come."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import anyio
+import pytest
+from anyio.lowlevel import checkpoint
+
+from papyra import ActorSystem
+from papyra.exceptions import InvalidRequest, StoreMoved, StoreReplaced
+from papyra.persistence import PersistedAudit, PersistedDeadLetter, PersistedEvent
+from papyra.persistence.backends.base import PersistenceBackend
+from papyra.persistence.backends.json import JsonFilePersistence
+from papyra.persistence.backends.memory import InMemoryPersistence
+from papyra.persistence.backends.redis import RedisStreamsPersistence
+from papyra.persistence.backends.rotating import RotatingFilePersistence
+from papyra.persistence.backends.sqlite import SQLitePersistence
+from papyra.persistence.recent_commits import MAX_RECENT_RECORDS
+from papyra.persistence.records import KINDS, Record
+from papyra.persistence.retention import RetentionPolicy
+from papyra.persistence.subscription import CaughtUp, FellBehind, Item, Received
+from papyra.testing._redis_server import new_store
+from tests.conftest import event_loops
+
+pytestmark = pytest.mark.anyio
+anyio_backend = event_loops("asyncio", "trio")
+
+MakeStore = Callable[[], PersistenceBackend]
+DURABLE = ("json", "rotating", "sqlite", "redis")
+
+
+def maker(kind: str, path: Path) -> MakeStore:
+    match kind:
+        case "memory":
+            store = InMemoryPersistence()
+            return lambda: store
+        case "json":
+            return lambda: JsonFilePersistence(path / "store.ndjson", fsync="no")
+        case "rotating":
+            return lambda: RotatingFilePersistence(
+                path / "store", max_segment_records=7, fsync="no"
+            )
+        case "sqlite":
+            return lambda: SQLitePersistence(path / "store.db", synchronous="off")
+        case _:
+            config = new_store(lambda: path, {}).config  # type: ignore[attr-defined]
+            return lambda: RedisStreamsPersistence(config)
+
+
+@pytest.fixture(params=["memory", *DURABLE])
+def make(request: pytest.FixtureRequest, tmp_path: Path) -> MakeStore:
+    return maker(request.param, tmp_path)
+
+
+@pytest.fixture(params=DURABLE)
+def make_durable(request: pytest.FixtureRequest, tmp_path: Path) -> MakeStore:
+    return maker(request.param, tmp_path)
+
+
+def event(number: int, actor: str = "s/a", event_type: str = "Added") -> PersistedEvent:
+    return PersistedEvent("s", actor, event_type, {"number": number}, float(number))
+
+
+def audit(number: int) -> PersistedAudit:
+    return PersistedAudit("s", {"number": number}, float(number))
+
+
+def letter(number: int, target: str = "s/a") -> PersistedDeadLetter:
+    return PersistedDeadLetter("s", target, "int", {"number": number}, False, float(number))
+
+
+def some_record(number: int, random: Random) -> Record:
+    make: Callable[[int], Record] = random.choice([event, event, audit, letter])
+    return make(number)
+
+
+async def until_caught_up(items: AsyncIterator[Item], head: int | None = None) -> list[Item]:
+    """Return the items up to the end, which is at `head` or anywhere, and without what says so."""
+    found = []
+    async for item in items:
+        if isinstance(item, CaughtUp) and head in (None, item.head):
+            return found
+        if not isinstance(item, (CaughtUp, FellBehind)):
+            found.append(item)
+    raise AssertionError("it has ended")
+
+
+async def all_of(backend: PersistenceBackend) -> list[Record]:
+    found = [record for kind in KINDS async for record in backend.stream(kind)]
+    return sorted(found, key=lambda record: record.seq or 0)
+
+
+async def follow_until(items: AsyncIterator[Item], last: int) -> list[Item]:
+    """Return the records up to a position."""
+    found: list[Item] = []
+    async for item in items:
+        if not isinstance(item, (CaughtUp, FellBehind)):
+            found.append(item)
+            record = item.record if isinstance(item, Received) else item
+            if (record.seq or 0) >= last:
+                return found
+    raise AssertionError("it has ended")
+
+
+async def test_the_past_comes_first_then_that_it_is_over_then_what_is_new(make: MakeStore) -> None:
+    async with ActorSystem("s", persistence=make(), audit_interval=None) as system:
+        await system.backend.append(event(1), event(2))
+        async with system.backend.subscribe() as items:
+            stored = await all_of(system.backend)
+            assert [await anext(items) for _ in range(3)] == [*stored, CaughtUp(2)]
+            await system.backend.append(event(3))
+            assert await anext(items) == (await all_of(system.backend))[2]
+            assert items.position == 3
+
+
+async def test_the_end_of_an_empty_store_is_told_and_of_one_in_which_nothing_is_selected(
+    make: MakeStore,
+) -> None:
+    async with ActorSystem("s", persistence=make(), audit_interval=None) as system:
+        async with system.backend.subscribe() as items:
+            assert await anext(items) == CaughtUp(0)
+        await system.backend.append(event(1), audit(2))
+        async with system.backend.subscribe(types=["Removed"]) as items:
+            assert await anext(items) == CaughtUp(2)
+            await system.backend.append(event(3))
+            await system.backend.append(event(4, event_type="Removed"))
+            assert await anext(items) == (await all_of(system.backend))[3]
+            assert items.position == 4
+
+
+async def test_what_is_selected_comes_and_nothing_else(make: MakeStore) -> None:
+    records: list[Record] = [
+        event(1, "s/a"),
+        event(2, "s/b", "Removed"),
+        letter(3, "s/b"),
+        audit(4),
+        event(5, "s/Account/x"),
+        event(6, "s/Account/x/child"),
+        event(7, "s/Account/y", "Removed"),
+    ]
+    selections: list[tuple[dict[str, Any], list[int]]] = [
+        ({"kinds": KINDS}, [1, 2, 3, 4, 5, 6, 7]),
+        ({"kinds": ("audit",)}, [4]),
+        ({"kinds": ("dead_letter", "event"), "actor": "s/b"}, [2, 3]),
+        ({"types": ["Added"]}, [1, 5, 6]),
+        ({"types": ["Added", "Removed"], "actor": "s/b"}, [2]),
+        ({"types": []}, []),
+        ({"entity": "Account"}, [5, 7]),
+        ({"entity": "Account", "after": 5}, [7]),
+    ]
+    async with ActorSystem("s", persistence=make(), audit_interval=None) as system:
+        backend = system.backend
+        for is_live in (False, True):
+            before = backend.last_seq
+            async with contextlib.AsyncExitStack() as stack:
+                followed = []
+                for options, expected in selections:
+                    start = before + options.get("after", 0)
+                    items = backend.subscribe(**{**options, "after": start})
+                    followed.append((await stack.enter_async_context(items), expected))
+                    if is_live and start == before:
+                        assert await anext(items) == CaughtUp(before)
+                await backend.append(*records)
+                for items, expected in followed:
+                    found = await until_caught_up(items) if not is_live else []
+                    while len(found) < len(expected):
+                        found.append(await anext(items))
+                    assert [item.seq - before for item in found] == expected  # type: ignore[union-attr]
+
+
+async def test_what_retention_hides_is_followed_all_the_same(make: MakeStore) -> None:
+    backend = make()
+    async with backend:
+        await backend.append(*map(event, range(1, 6)))
+    backend._retention = RetentionPolicy(max_records=1)
+    async with backend, backend.subscribe() as items:
+        assert len((await backend.read("event")).records) == 1
+        found = await until_caught_up(items)
+        assert [item.payload["number"] for item in found] == [1, 2, 3, 4, 5]  # type: ignore[union-attr]
+
+
+async def test_each_record_comes_once_whenever_somebody_begins_to_follow(make: MakeStore) -> None:
+    """Readers begin at any step of appends, from any position, and read at any speed."""
+    random = Random(17)
+    async with ActorSystem("s", persistence=make(), audit_interval=None) as system:
+        backend, seen, total = system.backend, {}, 60
+
+        async def append() -> None:
+            number = 0
+            while number < total:
+                count = random.choice([1, 1, 2, 5])
+                await backend.append(
+                    *(some_record(number + n, random) for n in range(1, count + 1))
+                )
+                number += count
+                for _ in range(random.choice([0, 0, 1, 10])):
+                    await checkpoint()
+
+        async def follow(reader: int) -> None:
+            for _ in range(random.randint(0, 200)):
+                await checkpoint()
+            after = random.choice([0, backend.last_seq, random.randint(0, backend.last_seq)])
+            async with backend.subscribe(after=after, kinds=KINDS) as items:
+                found: list[Item] = []
+                while len(found) < total - after:
+                    item = await anext(items)
+                    if not isinstance(item, (CaughtUp, FellBehind)):
+                        found.append(item)
+                    for _ in range(random.choice([0, 0, 3])):
+                        await checkpoint()
+            seen[reader] = (after, found)
+
+        with anyio.fail_after(60):
+            async with anyio.create_task_group() as tasks:
+                for reader in range(10):
+                    tasks.start_soon(follow, reader)
+                await append()
+        stored = await all_of(backend)
+        for after, found in seen.values():
+            assert found[: len(stored)] == stored[after : after + len(found)]
+            assert len(found) >= total - after
+
+
+async def test_a_reader_follows_what_another_writes(make_durable: MakeStore) -> None:
+    random, total = Random(4), 40
+    writer = make_durable()
+    async with ActorSystem("s", persistence=writer, audit_interval=None):
+        await writer.append(event(1))
+        reader = make_durable().reader()
+        async with reader, reader.subscribe(kinds=KINDS) as items:
+            assert await until_caught_up(items) == await all_of(writer)
+
+            async def append() -> None:
+                for number in range(2, total + 1):
+                    await writer.append(some_record(number, random))
+                    for _ in range(random.choice([0, 1, 20])):
+                        await checkpoint()
+
+            with anyio.fail_after(60):
+                async with anyio.create_task_group() as tasks:
+                    tasks.start_soon(append)
+                    found = await follow_until(items, total)
+            assert found == (await all_of(writer))[1:]
+
+
+async def test_a_slow_reader_reads_pages_again_and_is_told_so(make: MakeStore) -> None:
+    async with ActorSystem("s", persistence=make(), audit_interval=None) as system:
+        backend = system.backend
+        async with backend.subscribe() as items:
+            assert await anext(items) == CaughtUp(0)
+            count = MAX_RECENT_RECORDS + 1_000
+            for start in range(0, count, 500):
+                await backend.append(*map(event, range(start + 1, start + 501)))
+            assert await anext(items) == FellBehind(0)
+            found = await until_caught_up(items, count)
+            assert [item.seq for item in found] == list(range(1, count + 1))  # type: ignore[union-attr]
+
+
+async def test_it_ends_when_the_system_stops_with_all_that_was_stored(make: MakeStore) -> None:
+    found: list[Item] = []
+
+    async def follow(items: AsyncIterator[Item]) -> None:
+        async for item in items:
+            found.append(item)
+
+    backend = make()
+    with anyio.fail_after(30):
+        async with anyio.create_task_group() as tasks:
+            async with ActorSystem("s", persistence=backend, audit_interval=None):
+                items = await backend.subscribe().__aenter__()
+                tasks.start_soon(follow, items)
+                await backend.append(event(1))
+    assert [item.seq for item in found if isinstance(item, PersistedEvent)] == [1]
+
+
+async def test_a_reader_of_a_store_that_was_made_anew_is_told_so(
+    make_durable: MakeStore, tmp_path: Path
+) -> None:
+    first = make_durable()
+    async with first:
+        await first.append(*map(event, range(1, 4)))
+    reader = make_durable().reader()
+    async with reader, reader.subscribe() as items:
+        assert len(await until_caught_up(items)) == 3
+        await make_anew(first, tmp_path)
+        async with make_durable() as second:
+            await second.append(*map(event, range(11, 16)))
+        with anyio.fail_after(30), pytest.raises((StoreReplaced, StoreMoved)):
+            await anext(items)
+
+
+async def make_anew(store: PersistenceBackend, path: Path) -> None:
+    """Remove a store and all that is beside it."""
+    import shutil
+
+    if isinstance(store, RedisStreamsPersistence):
+        from redis import Redis
+
+        with Redis.from_url(store.config.url) as admin:
+            admin.delete(*store.config.keys.everything)
+        return
+    for file in path.iterdir():
+        shutil.rmtree(file) if file.is_dir() else file.unlink()
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"after": -1},
+        {"after": "1"},
+        {"kinds": ()},
+        {"kinds": ("events",)},
+        {"types": ["Added"], "kinds": ("audit",)},
+        {"actor": 3},
+        {"actor": "s/a", "kinds": KINDS},
+        {"entity": 3},
+    ],
+    ids=str,
+)
+def test_what_makes_no_sense_is_refused_at_once(options: dict[str, Any]) -> None:
+    with pytest.raises(InvalidRequest):
+        InMemoryPersistence().subscribe(**options)
+
+
+async def test_a_position_after_the_end_is_refused(make: MakeStore) -> None:
+    backend = make()
+    async with backend:
+        await backend.append(event(1))
+        async with backend.subscribe(after=2) as items:
+            with pytest.raises(StoreReplaced):
+                await anext(items)
