@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import AsyncIterator, Callable
+import shutil
+from collections.abc import AsyncIterator, Callable, Iterable
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -11,9 +12,10 @@ from typing import Any
 import anyio
 import pytest
 from anyio.lowlevel import checkpoint
+from redis import Redis
 
 from papyra import ActorSystem
-from papyra.exceptions import InvalidRequest, StoreMoved, StoreReplaced
+from papyra.exceptions import InvalidRequest, StoreError, StoreMoved, StoreReplaced
 from papyra.persistence import PersistedAudit, PersistedDeadLetter, PersistedEvent
 from papyra.persistence.backends.base import PersistenceBackend
 from papyra.persistence.backends.json import JsonFilePersistence
@@ -25,12 +27,14 @@ from papyra.persistence.recent_commits import MAX_RECENT_RECORDS
 from papyra.persistence.records import KINDS, Record
 from papyra.persistence.retention import RetentionPolicy
 from papyra.persistence.subscription import CaughtUp, FellBehind, Item, Received
+from papyra.testing import FaultyPersistence
 from papyra.testing._redis_server import new_store
 from tests.conftest import event_loops
 
 pytestmark = pytest.mark.anyio
 anyio_backend = event_loops("asyncio", "trio")
 
+RECORDS = (PersistedEvent, PersistedAudit, PersistedDeadLetter)
 MakeStore = Callable[[], PersistenceBackend]
 DURABLE = ("json", "rotating", "sqlite", "redis")
 
@@ -76,13 +80,23 @@ def letter(number: int, target: str = "s/a") -> PersistedDeadLetter:
 
 
 def some_record(number: int, random: Random) -> Record:
-    make: Callable[[int], Record] = random.choice([event, event, audit, letter])
-    return make(number)
+    match random.randrange(4):
+        case 0:
+            return audit(number)
+        case 1:
+            return letter(number)
+        case _:
+            return event(number)
+
+
+def seqs(items: Iterable[Item]) -> list[int]:
+    """Return the positions of the records among some items."""
+    return [item.seq or 0 for item in items if isinstance(item, RECORDS)]
 
 
 async def until_caught_up(items: AsyncIterator[Item], head: int | None = None) -> list[Item]:
     """Return the items up to the end, which is at `head` or anywhere, and without what says so."""
-    found = []
+    found: list[Item] = []
     async for item in items:
         if isinstance(item, CaughtUp) and head in (None, item.head):
             return found
@@ -171,7 +185,7 @@ async def test_what_is_selected_comes_and_nothing_else(make: MakeStore) -> None:
                     found = await until_caught_up(items) if not is_live else []
                     while len(found) < len(expected):
                         found.append(await anext(items))
-                    assert [item.seq - before for item in found] == expected  # type: ignore[union-attr]
+                    assert [seq - before for seq in seqs(found)] == expected
 
 
 async def test_what_retention_hides_is_followed_all_the_same(make: MakeStore) -> None:
@@ -182,7 +196,7 @@ async def test_what_retention_hides_is_followed_all_the_same(make: MakeStore) ->
     async with backend, backend.subscribe() as items:
         assert len((await backend.read("event")).records) == 1
         found = await until_caught_up(items)
-        assert [item.payload["number"] for item in found] == [1, 2, 3, 4, 5]  # type: ignore[union-attr]
+        assert seqs(found) == [1, 2, 3, 4, 5]
 
 
 async def test_each_record_comes_once_whenever_somebody_begins_to_follow(make: MakeStore) -> None:
@@ -259,19 +273,88 @@ async def test_a_slow_reader_reads_pages_again_and_is_told_so(make: MakeStore) -
                 await backend.append(*map(event, range(start + 1, start + 501)))
             assert await anext(items) == FellBehind(0)
             found = await until_caught_up(items, count)
-            assert [item.seq for item in found] == list(range(1, count + 1))  # type: ignore[union-attr]
+            assert seqs(found) == list(range(1, count + 1))
+
+
+async def test_what_was_in_doubt_comes_once_it_is_settled(make: MakeStore) -> None:
+    """An append is done, but its caller is told that it failed: what follows settles that."""
+    faulty = FaultyPersistence(make())
+    async with ActorSystem("s", persistence=faulty, audit_interval=None):
+        await faulty.append(event(1))
+        async with faulty.subscribe() as items:
+            assert len(await until_caught_up(items)) == 1
+            faulty.fail_next("append", after=True)
+            with pytest.raises(StoreError):
+                await faulty.append(event(2), event(3))
+            await faulty.append(event(4))
+            last = faulty.last_seq
+            with anyio.fail_after(30):
+                found = await follow_until(items, last)
+        assert found == (await all_of(faulty))[1:]
+
+
+async def test_a_store_that_fails_is_read_again(make: MakeStore) -> None:
+    faulty = FaultyPersistence(make())
+    async with ActorSystem("s", persistence=faulty, audit_interval=None):
+        await faulty.append(*map(event, range(1, 4)))
+        faulty.fail_next("read", times=3)
+        async with faulty.subscribe() as items:
+            with anyio.fail_after(30):
+                assert seqs(await until_caught_up(items)) == [1, 2, 3]
+
+
+async def test_a_reader_goes_on_across_compactions_and_recoveries(make_durable: MakeStore) -> None:
+    writer = make_durable()
+    async with ActorSystem("s", persistence=writer, audit_interval=None):
+        await writer.append(event(1))
+        async with make_durable().reader() as reader, reader.subscribe() as items:
+            found = await until_caught_up(items)
+            for number in range(2, 61):
+                await writer.append(event(number))
+                if number % 20 == 0:
+                    await writer.compact(RetentionPolicy(max_records=5))
+                elif number % 20 == 10:
+                    await writer.recover()
+                if number % 3 == 0:
+                    with anyio.fail_after(30):
+                        found += await follow_until(items, number)
+        assert seqs(found) == list(range(1, 61))
+
+
+async def test_events_come_decoded_and_one_that_cannot_be_is_raised_once(make: MakeStore) -> None:
+    def decode(stored: PersistedEvent) -> list[int]:
+        number = stored.payload["number"]
+        if number == 3:
+            raise ValueError("no such number")
+        return [number] * (number % 3)
+
+    async with ActorSystem("s", persistence=make(), audit_interval=None) as system:
+        backend = system.backend
+        await backend.append(*map(event, range(1, 6)))
+        stored = [record async for record in backend.stream("event")]
+        async with backend.subscribe(decode=decode) as items:
+            for expected in (1, 2, 2):
+                received = await anext(items)
+                assert received == Received(expected, stored[expected - 1])
+            with pytest.raises(ValueError, match="no such number"):
+                await anext(items)
+            assert [await anext(items) for _ in range(4)] == [
+                Received(4, stored[3]),
+                Received(5, stored[4]),
+                Received(5, stored[4]),
+                CaughtUp(5),
+            ]
 
 
 async def test_it_ends_when_the_system_stops_with_all_that_was_stored(make: MakeStore) -> None:
     found: list[Item] = []
 
     async def follow(items: AsyncIterator[Item]) -> None:
-        async for item in items:
-            found.append(item)
+        found.extend([item async for item in items])
 
     backend = make()
-    with anyio.fail_after(30):
-        async with anyio.create_task_group() as tasks:
+    async with anyio.create_task_group() as tasks:
+        with anyio.fail_after(30):
             async with ActorSystem("s", persistence=backend, audit_interval=None):
                 items = await backend.subscribe().__aenter__()
                 tasks.start_soon(follow, items)
@@ -297,11 +380,7 @@ async def test_a_reader_of_a_store_that_was_made_anew_is_told_so(
 
 async def make_anew(store: PersistenceBackend, path: Path) -> None:
     """Remove a store and all that is beside it."""
-    import shutil
-
     if isinstance(store, RedisStreamsPersistence):
-        from redis import Redis
-
         with Redis.from_url(store.config.url) as admin:
             admin.delete(*store.config.keys.everything)
         return
