@@ -7,7 +7,6 @@ import contextlib
 import functools
 from collections.abc import Callable, Coroutine, Iterable
 from contextvars import ContextVar
-from types import TracebackType
 from typing import Any, Self
 
 import anyio
@@ -389,10 +388,7 @@ class ActorSystem:
         return self
 
     async def __aexit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc: BaseException | None,
-        traceback: TracebackType | None,
+        self, exc_type: object, exc: BaseException | None, traceback: object
     ) -> None:
         if not self._is_left:
             await self._shut_down(exc)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from types import TracebackType
 from typing import Any, Literal, TypeAlias, get_args
 
 from papyra.exceptions import InvalidPolicy
@@ -74,10 +73,7 @@ class CheckedSystem(ActorSystem):
         self._write_errors_before = self.backend.metrics.write_errors
 
     async def __aexit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc: BaseException | None,
-        traceback: TracebackType | None,
+        self, exc_type: object, exc: BaseException | None, traceback: object
     ) -> None:
         await super().__aexit__(exc_type, exc, traceback)
         if exc is None:

@@ -24,7 +24,6 @@ import functools
 import inspect
 from collections.abc import AsyncIterator, Awaitable, Callable, Generator
 from pathlib import Path
-from types import TracebackType
 from typing import Any, TypeAlias
 
 import anyio
@@ -321,10 +320,7 @@ class _HostedSystem(CheckedSystem):
             self._left.set()
 
     async def __aexit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc: BaseException | None,
-        traceback: TracebackType | None,
+        self, exc_type: object, exc: BaseException | None, traceback: object
     ) -> None:
         await ActorSystem.__aexit__(self, exc_type, exc, traceback)  # the plugin checks
 
