@@ -98,9 +98,12 @@ class PostgresPersistence(PersistenceBackend):
         """Return a backend that reads the same system, with `read_only`."""
         del index_directory, opening
         settings = msgspec.structs.replace(self.store.settings, read_only=True)
-        return PostgresPersistence(
-            **msgspec.structs.asdict(settings), retention_policy=self.retention, clock=self.clock
-        )
+        return from_settings(settings, retention_policy=self.retention, clock=self.clock)
+
+
+def from_settings(settings: Settings, **options: Any) -> PostgresPersistence:
+    """Return the backend with these settings."""
+    return PostgresPersistence(**msgspec.structs.asdict(settings), **options)
 
 
 #: What is ours in the query of a URL; the rest is libpq's.

@@ -17,11 +17,15 @@ from papyra.persistence.backends._postgres.blocks import BLOCK, SEAL
 from papyra.persistence.backends._postgres.system import System
 from papyra.persistence.backends._postgres.text import column_text
 from papyra.persistence.backends._postgres.writer_row import InDoubt, WriterRow
-from papyra.persistence.backends._sql.tables import TABLES, table_of
+from papyra.persistence.backends._sql.tables import TABLES, RecordTable
 from papyra.persistence.backends.store import Batch
 from papyra.persistence.records import Kind, Record
 
 __all__ = ("EncodedBatch",)
+
+_TABLE_OF: Mapping[type[Record], RecordTable] = {
+    table.record_type: table for table in TABLES.values()
+}
 
 
 class EncodedBatch:
@@ -34,7 +38,7 @@ class EncodedBatch:
             uuid.uuid4().hex,
             self.first_seq,
             self.last_seq,
-            table_of(batch.records[0]).kind,
+            _TABLE_OF[type(batch.records[0])].kind,
             batch.restored,
         )
         self._values: dict[str, object] = {}
@@ -76,7 +80,7 @@ def _by_kind(batch: Batch) -> Mapping[Kind, _Numbered]:
         batch.encoded,
         strict=True,
     ):
-        found.setdefault(table_of(record).kind, []).append((seq, record, encoded))
+        found.setdefault(_TABLE_OF[type(record)].kind, []).append((seq, record, encoded))
     return found
 
 

@@ -41,7 +41,7 @@ class Patience:
     def __init__(self, settings: Settings) -> None:
         self._give_up_at = time.monotonic() + settings.retry_for
         self._failures = 0
-        self._has_several_hosts = "," in settings.location.partition("?")[0]
+        self._has_several_hosts = settings.has_several_hosts
 
     def wait(self, error: PersistenceError, *, unless_acknowledged: bool = False) -> None:
         """Wait for the next try, or raise `error` if there is none.

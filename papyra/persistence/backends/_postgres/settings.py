@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from functools import cached_property
 from typing import Any, Literal, TypeAlias, get_args
 
 import msgspec
@@ -28,7 +29,7 @@ _PORT = re.compile(r"\d{1,5}")
 _TIMES = ("connect_timeout", "statement_timeout", "lock_timeout")
 
 
-class Settings(msgspec.Struct, frozen=True, kw_only=True):
+class Settings(msgspec.Struct, frozen=True, kw_only=True, dict=True):
     """The settings of a store. Raises `InvalidPolicy` and the like for what makes no sense."""
 
     #: as libpq takes it: a URL, or ``host=... dbname=...``
@@ -76,15 +77,14 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
                 "postgresql://user:password@host:port/database?parameter=value, where what is "
                 "special in a user or password is written with %, as %40 for @"
             ) from None
-        several = "," in str(given.get("host", "")) + str(given.get("port", ""))
-        if several and not self.read_only:
+        if self.has_several_hosts and not self.read_only:
             given.setdefault("target_session_attrs", "read-write")
         given.setdefault("connect_timeout", max(2, round(self.connect_timeout)))
         given.setdefault("tcp_user_timeout", round(1000 * self.statement_timeout))
         given.setdefault("fallback_application_name", f"papyra {self.system_id}")
         return {**given, "client_encoding": "utf8"}
 
-    @property
+    @cached_property
     def location(self) -> str:
         """The URL without anything that may be secret."""
         given = conninfo_to_dict(self.dsn)
@@ -100,7 +100,13 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
             f"schema={self.schema}&system_id={self.system_id}"
         )
 
-    @property
+    @cached_property
+    def has_several_hosts(self) -> bool:
+        """Whether another server may take the place of one that is gone."""
+        given = conninfo_to_dict(self.dsn)
+        return "," in f"{given.get('host', '')}{given.get('hostaddr', '')}{given.get('port', '')}"
+
+    @cached_property
     def secrets(self) -> tuple[str, ...]:
         """What no message may repeat."""
         given: Mapping[str, Any] = conninfo_to_dict(self.dsn)

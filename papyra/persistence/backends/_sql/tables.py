@@ -26,7 +26,6 @@ __all__ = (
     "Row",
     "checksum",
     "json_text",
-    "table_of",
     "text_key",
     "values_by_kind",
 )
@@ -88,11 +87,6 @@ TABLES: Mapping[Kind, RecordTable] = {
     table.kind: table for table in (_EVENTS, _AUDITS, _DEAD_LETTERS)
 }
 _TABLE_OF = {table.record_type: table for table in TABLES.values()}
-
-
-def table_of(record: Record) -> RecordTable:
-    """Return the table that a record is for."""
-    return _TABLE_OF[type(record)]
 
 
 def values_by_kind(system_id: str, batch: Batch) -> Mapping[Kind, list[Any]]:
