@@ -26,6 +26,10 @@ from pathlib import Path
 from typing import Any, Self
 from urllib.parse import quote
 
+import msgspec
+
+from papyra.exceptions import InvalidEnvironment
+from papyra.persistence.backends.base import PersistenceBackend
 from papyra.testing import _postgres_keeper
 from papyra.testing._servers import PATIENCE, NoServer, free_port
 
@@ -33,13 +37,17 @@ __all__ = (
     "URL_VARIABLE",
     "PostgresServer",
     "any_installation",
+    "forget",
     "installations",
+    "new_store",
     "own_database",
     "shared_server",
 )
 
 #: Where the server for stores is; without it, one is started.
 URL_VARIABLE = "POSTGRES_URL"
+#: Where these stores are in a database.
+TEST_SCHEMA = "papyra_test"
 
 _DEBIAN = Path("/usr/lib/postgresql")
 #: A package on PyPI that carries one, and where the programs are in it.
@@ -246,6 +254,38 @@ def own_database(server: PostgresServer) -> str:
     where = ("-h", str(server.directory), "-p", str(server.port), "-U", "postgres")
     server.run("createdb", *where, name)
     return server.url_of(name)
+
+
+def new_store(directory: Callable[[], Path], options: Mapping[str, Any]) -> PersistenceBackend:
+    """Return an empty store, on a server that is started for it if none is named."""
+    del directory
+    # When it is needed, and not missed by those who have not installed it.
+    from papyra.persistence.backends.postgres import from_settings, from_url  # noqa: PLC0415
+
+    try:
+        url = os.environ.get(URL_VARIABLE) or own_database(shared_server())
+    except NoServer as error:
+        raise InvalidEnvironment(str(error)) from error
+    try:
+        settings = from_url(url, read_only=False).store.settings
+    except ValueError as error:
+        raise InvalidEnvironment(f"{URL_VARIABLE}: {error}") from error
+    own = msgspec.structs.replace(settings, schema=TEST_SCHEMA, system_id=secrets.token_hex(16))
+    return from_settings(own, **options)
+
+
+def forget(store: PersistenceBackend) -> None:
+    """Remove a store of `new_store` from a server that goes on."""
+    settings = getattr(store.store, "settings", None)
+    if os.environ.get(URL_VARIABLE) and settings is not None and settings.schema == TEST_SCHEMA:
+        import psycopg  # noqa: PLC0415
+
+        with psycopg.connect(settings.conninfo, autocommit=True) as connection:
+            for table in ("events", "audits", "dead_letters", "snapshots", "blocks", "systems"):
+                connection.execute(
+                    f"DELETE FROM {TEST_SCHEMA}.{table} WHERE system_id = %s".encode(),  # noqa: S608
+                    (settings.system_id,),
+                )
 
 
 @functools.cache
