@@ -10,6 +10,7 @@ from random import Random
 from typing import Any
 
 import anyio
+import psycopg
 import pytest
 from anyio.lowlevel import checkpoint
 from redis import Redis
@@ -20,6 +21,7 @@ from papyra.persistence import PersistedAudit, PersistedDeadLetter, PersistedEve
 from papyra.persistence.backends.base import PersistenceBackend
 from papyra.persistence.backends.json import JsonFilePersistence
 from papyra.persistence.backends.memory import InMemoryPersistence
+from papyra.persistence.backends.postgres import PostgresPersistence, from_settings
 from papyra.persistence.backends.redis import RedisStreamsPersistence
 from papyra.persistence.backends.rotating import RotatingFilePersistence
 from papyra.persistence.backends.sqlite import SQLitePersistence
@@ -27,7 +29,7 @@ from papyra.persistence.recent_commits import MAX_RECENT_RECORDS
 from papyra.persistence.records import KINDS, Record
 from papyra.persistence.retention import RetentionPolicy
 from papyra.persistence.subscription import CaughtUp, FellBehind, Item, Received
-from papyra.testing import FaultyPersistence
+from papyra.testing import FaultyPersistence, _postgres_server
 from papyra.testing._redis_server import new_store
 from tests.conftest import event_loops
 
@@ -36,7 +38,7 @@ anyio_backend = event_loops("asyncio", "trio")
 
 RECORDS = (PersistedEvent, PersistedAudit, PersistedDeadLetter)
 MakeStore = Callable[[], PersistenceBackend]
-DURABLE = ("json", "rotating", "sqlite", "redis")
+DURABLE = ("json", "rotating", "sqlite", "redis", "postgres")
 
 
 def maker(kind: str, path: Path) -> MakeStore:
@@ -52,6 +54,9 @@ def maker(kind: str, path: Path) -> MakeStore:
             )
         case "sqlite":
             return lambda: SQLitePersistence(path / "store.db", synchronous="off")
+        case "postgres":
+            settings = _postgres_server.new_store(lambda: path, {}).store.settings  # type: ignore[attr-defined]
+            return lambda: from_settings(settings)
         case _:
             config = new_store(lambda: path, {}).config  # type: ignore[attr-defined]
             return lambda: RedisStreamsPersistence(config)
@@ -383,6 +388,13 @@ async def make_anew(store: PersistenceBackend, path: Path) -> None:
     if isinstance(store, RedisStreamsPersistence):
         with Redis.from_url(store.config.url) as admin:
             admin.delete(*store.config.keys.everything)
+        return
+    if isinstance(store, PostgresPersistence):
+        settings = store.store.settings
+        with psycopg.connect(settings.conninfo) as connection:
+            for table in ("events", "systems"):
+                statement = f"DELETE FROM {settings.schema}.{table} WHERE system_id = %s"
+                connection.execute(statement.encode(), (settings.system_id,))
         return
     for file in path.iterdir():
         shutil.rmtree(file) if file.is_dir() else file.unlink()
