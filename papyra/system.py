@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
-from collections.abc import Callable, Coroutine, Iterable
+from collections.abc import Callable, Coroutine, Iterable, Sequence
 from contextvars import ContextVar
 from typing import Any, Self
 
@@ -41,6 +41,7 @@ from papyra.conf import settings
 from papyra.dispatcher import Dispatcher
 from papyra.entity import EntityRef
 from papyra.events import ActorCrashed, ActorRestarted, ActorStarted, ActorStopped
+from papyra.eventsourcing.decoding import wanted_events
 from papyra.exceptions import (
     EscalatedFailure,
     InvalidPolicy,
@@ -55,7 +56,9 @@ from papyra.persistence.backends.base import PersistenceBackend
 from papyra.persistence.breaker import CircuitBreakerPolicy
 from papyra.persistence.messages import Attend, Flush
 from papyra.persistence.metrics import MetricsSnapshot
+from papyra.persistence.records import Kind
 from papyra.persistence.startup import PersistenceStartupConfig, check_store
+from papyra.persistence.subscription import Subscription
 from papyra.ref import ActorRef
 from papyra.supervision import Decision, OneForOne, SupervisionPolicy
 
@@ -282,6 +285,42 @@ class ActorSystem:
         the ref of each. ``system.entities.register(Account, rates)`` says what they depend on.
         """
         return self._entities
+
+    def subscribe(
+        self,
+        *,
+        after: int = 0,
+        kinds: Sequence[Kind] = ("event",),
+        types: Iterable[str | type] | None = None,
+        actor: ActorRef | ActorAddress | str | None = None,
+        entity: type[Actor] | None = None,
+    ) -> Subscription:
+        """Return what is stored after a position, and then what comes: see `Subscription`.
+
+        ``async with system.subscribe(types=[Deposited]) as items: async for item in items: ...``
+        `types` are names of events, or classes that they are decoded into: each is a `Received`
+        then. `actor` selects what concerns one actor. `entity` selects what concerns any entity of
+        a class; events of an event-sourced one come as `Received`, through its upcasters.
+
+        It ends when the system stops. Raises `InvalidRequest`, `InvalidSchema` for classes that are
+        no events, `SystemNotRunning` and `WrongLoop`.
+        """
+        self._check_loop()
+        if not self.is_running:
+            raise SystemNotRunning(
+                f"the system {self._system_id!r} is not running: "
+                "subscribe inside 'async with ActorSystem(...) as system:'"
+            )
+        names, decode = wanted_events(types, entity)
+        address = actor.address if isinstance(actor, ActorRef) else actor
+        return self.backend.subscribe(
+            after=after,
+            kinds=kinds,
+            types=names,
+            actor=str(address) if isinstance(address, ActorAddress) else address,
+            entity=None if entity is None else entity.entity_name or entity.__name__,
+            decode=decode,
+        )
 
     def find(self, address: ActorAddress | str) -> ActorRef | None:
         """Return the living actor at `address`, given whole (``"shop/cart/line-1"``), or `None`.

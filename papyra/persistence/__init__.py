@@ -8,6 +8,7 @@ if TYPE_CHECKING:
     from papyra.persistence.actor import PersistenceActor
     from papyra.persistence.breaker import CircuitBreakerPolicy
     from papyra.persistence.messages import (
+        AllPage,
         Append,
         Appended,
         AppendMany,
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
         Migrate,
         Page,
         Read,
+        ReadAll,
         ReadHistory,
         Recover,
         Request,
@@ -59,18 +61,22 @@ if TYPE_CHECKING:
     )
     from papyra.persistence.snapshots import Snapshot
     from papyra.persistence.startup import PersistenceStartupConfig
+    from papyra.persistence.subscription import CaughtUp, FellBehind, Received, Subscription
 
 __all__ = (
+    "AllPage",
     "Append",
     "AppendMany",
     "Appended",
     "Attend",
     "Attended",
+    "CaughtUp",
     "CircuitBreakerPolicy",
     "Compact",
     "CompactedKind",
     "CompactionReport",
     "EventSkipped",
+    "FellBehind",
     "Flush",
     "Flushed",
     "GetMetrics",
@@ -95,7 +101,9 @@ __all__ = (
     "PersistenceScanReport",
     "PersistenceStartupConfig",
     "Read",
+    "ReadAll",
     "ReadHistory",
+    "Received",
     "Record",
     "Recover",
     "Request",
@@ -108,11 +116,15 @@ __all__ = (
     "Snapshot",
     "SnapshotSaved",
     "StoreSummary",
+    "Subscription",
     "Summarize",
 )
 
 #: Where these names are, from the ground up.
-_MODULES = ("records", "snapshots", "reports", "metrics", "breaker", "messages", "startup", "actor")
+_MODULES = (
+    *("records", "snapshots", "reports", "metrics", "breaker", "messages", "subscription"),
+    *("startup", "actor"),
+)
 
 if not TYPE_CHECKING:
     __getattr__ = finder(__name__, __all__, _MODULES)
