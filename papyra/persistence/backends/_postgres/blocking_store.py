@@ -17,12 +17,7 @@ from papyra.persistence.backends._postgres.connection import snapshot, transacti
 from papyra.persistence.backends._postgres.errors import is_answer
 from papyra.persistence.backends._postgres.histories import last_revisions
 from papyra.persistence.backends._postgres.insertion import EncodedBatch
-from papyra.persistence.backends._postgres.reading import (
-    Hidden,
-    hidden_by,
-    history_rows,
-    visible_rows,
-)
+from papyra.persistence.backends._postgres.reading import history_rows, visible_rows
 from papyra.persistence.backends._postgres.scan import ScanResult, scan, scan_histories
 from papyra.persistence.backends._postgres.session import Patience, Session
 from papyra.persistence.backends._postgres.settings import Settings
@@ -34,12 +29,12 @@ from papyra.persistence.backends._sql.tables import TABLES
 from papyra.persistence.backends.paging import records_wanted
 from papyra.persistence.backends.store import (
     Batch,
+    NewBase,
     StoredSnapshot,
     collect_history,
     collect_page,
 )
 from papyra.persistence.messages import HistoryPage, Page, Read, ReadHistory
-from papyra.persistence.records import Kind
 from papyra.persistence.reports import (
     CompactionReport,
     PersistenceAnomaly,
@@ -385,45 +380,32 @@ class BlockingStore:
     def _quarantine(self) -> str:
         return f"{self._settings.schema}.quarantine"
 
-    def drop_hidden(self, policy: RetentionPolicy, now: float) -> CompactionReport:
-        """Delete the records that `policy` hides at Unix time `now`, but for histories."""
+    def drop_hidden(
+        self, policy: RetentionPolicy, now: float, bases: Sequence[NewBase] = ()
+    ) -> CompactionReport:
+        """Delete what `policy` hides at Unix time `now`; of histories, what `bases` stand for."""
         self._take_back_doubt()
-        report = CompactionReport.of_kinds(NAME, {}, 0)
 
-        def drop(system: System) -> None:
-            nonlocal report
-            self._row.lock(system)
-            self._row.note_last(system, self._row.greatest_seq(system))
-            before = compaction.count_stored(system)
-            hidden = _hidden(system, policy, now)
-            kept = compaction.count_kept(system, hidden)
-            compaction.delete_hidden(system, hidden)
-            after = compaction.count_stored(system)
-            report = CompactionReport.of_kinds(NAME, compaction.compacted(before, after), kept)
+        def drop(system: System) -> CompactionReport:
+            with transaction(system.connection, unlimited=True):
+                self._row.lock(system)
+                self._row.note_last(system, self._row.greatest_seq(system))
+                done = compaction.compact(system, policy, now, bases)
+            return CompactionReport.of_kinds(NAME, *done)
 
-        self._change(drop, unlimited=True)
-        return report
+        return self._session.call(drop)
 
-    def count_hidden(self, policy: RetentionPolicy, now: float) -> CompactionReport:
+    def count_hidden(
+        self, policy: RetentionPolicy, now: float, bases: Sequence[NewBase] = ()
+    ) -> CompactionReport:
         """Report what `drop_hidden` would do."""
 
         def count(system: System) -> CompactionReport:
             with snapshot(system.connection, unlimited=True):
-                before = compaction.count_stored(system)
-                hidden = _hidden(system, policy, now)
-                kept = compaction.count_kept(system, hidden)
-                removed = compaction.count_hidden(system, hidden)
-            after = {
-                kind: (records - removed[kind][0], size - removed[kind][1])
-                for kind, (records, size) in before.items()
-            }
-            return CompactionReport.of_kinds(NAME, compaction.compacted(before, after), kept)
+                done = compaction.preview(system, policy, now, bases)
+            return CompactionReport.of_kinds(NAME, *done)
 
         return self._look_at(count)
-
-
-def _hidden(system: System, policy: RetentionPolicy, now: float) -> Mapping[Kind, Hidden]:
-    return {kind: hidden_by(system, kind, policy.of(kind), now) for kind in TABLES}
 
 
 def _report(found: ScanResult) -> PersistenceScanReport:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import psycopg
 
-from papyra.persistence.backends._io.threaded_store import ThreadedStore
+from papyra.persistence.backends._io.threaded_parts import ThreadedRebasing
 from papyra.persistence.backends._postgres.blocking_store import NAME, BlockingStore
 from papyra.persistence.backends._postgres.settings import Settings
 from papyra.persistence.backends._postgres.text import column_text
@@ -13,7 +13,7 @@ from papyra.persistence.backends.store import StoredSnapshot
 __all__ = ("PostgresStore",)
 
 
-class PostgresStore(ThreadedStore):
+class PostgresStore(ThreadedRebasing):
     """A `Store` in a PostgreSQL database."""
 
     name = NAME
