@@ -26,8 +26,8 @@ ResultT = TypeVar("ResultT")
 Row = tuple[Any, ...]
 
 _OLDEST = 140_000
-#: Seconds that a server gets on top of its own time limit.
-_GRACE = 5.0
+#: Seconds that a server gets on top of its own time limit, and again to give up.
+_GRACE = 2.0
 #: Executions of a statement until it is prepared.
 _PREPARED_FROM = 2
 #: Where the server says that a commit is on its own disk alone; its words depend on its language.
@@ -45,10 +45,32 @@ class Connection(psycopg.Connection[Row]):
     acknowledge = "on"
 
     def wait(self, gen: PQGen[ResultT], *args: Any, **kwargs: Any) -> ResultT:
-        """Wait for an answer. Raises `psycopg.OperationalError` when the time is over."""
+        """Wait for an answer; when the time is over, have the server give up, and wait for that.
+
+        Raises `psycopg.OperationalError` if it does not even do that. A commit that waits for a
+        standby is over when that is given up, but on the server's own disk alone.
+        """
         if self.time_limit is not None:
-            gen = _limited(gen, self.time_limit)
+            gen = self._limited(gen, self.time_limit)
         return super().wait(gen, *args, **kwargs)
+
+    def _limited(self, gen: PQGen[ResultT], seconds: float) -> Generator[Any, Any, ResultT]:
+        give_up_at, was_cancelled = time.monotonic() + seconds, False
+        wanted = next(gen)
+        while True:
+            ready = yield wanted
+            if not ready and time.monotonic() > give_up_at:
+                if was_cancelled:
+                    raise psycopg.OperationalError(f"no answer in {seconds:g} seconds")
+                was_cancelled = True
+                with contextlib.suppress(psycopg.Error):
+                    self.cancel_safe(timeout=_GRACE)
+                give_up_at = time.monotonic() + _GRACE
+            try:
+                wanted = gen.send(ready)
+            except StopIteration as stop:
+                result: ResultT = stop.value
+                return result
 
     def rows(self, query: QueryNoTemplate, params: Params | None = None) -> list[Row]:
         """Return all rows that a statement returns; JSON as bytes."""
@@ -57,20 +79,6 @@ class Connection(psycopg.Connection[Row]):
     def row(self, query: QueryNoTemplate, params: Params | None = None) -> Row:
         """Return the one row that a statement always returns."""
         return self.rows(query, params)[0]
-
-
-def _limited(gen: PQGen[ResultT], seconds: float) -> Generator[Any, Any, ResultT]:
-    give_up_at = time.monotonic() + seconds
-    wanted = next(gen)
-    while True:
-        ready = yield wanted
-        if not ready and time.monotonic() > give_up_at:
-            raise psycopg.OperationalError(f"no answer in {seconds:g} seconds")
-        try:
-            wanted = gen.send(ready)
-        except StopIteration as stop:
-            result: ResultT = stop.value
-            return result
 
 
 def connect(settings: Settings) -> Connection:
