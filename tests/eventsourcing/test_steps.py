@@ -25,6 +25,7 @@ from papyra.persistence.backends.base import PersistenceBackend
 from papyra.persistence.backends.json import JsonFilePersistence
 from papyra.persistence.backends.memory import InMemoryPersistence
 from papyra.persistence.backends.rotating import RotatingFilePersistence
+from papyra.persistence.backends.sqlite import SQLitePersistence
 from papyra.persistence.codec import encode
 from papyra.persistence.messages import EncodedRun
 from papyra.testing import FaultyPersistence
@@ -255,6 +256,7 @@ STORES: dict[str, MakeStore] = {
     "rotating": lambda path: RotatingFilePersistence(
         path / "store", fsync="no", max_segment_records=7
     ),
+    "sqlite": lambda path: SQLitePersistence(path / "store.sqlite", synchronous="off"),
     "faulty": lambda _: FaultyPersistence(InMemoryPersistence()),
 }
 

@@ -15,6 +15,7 @@ from papyra.persistence.backends._files.lock import FileLock
 from papyra.persistence.backends._files.quarantine import quarantine_directory, quarantine_name
 from papyra.persistence.backends._io.commit_token import CommitToken
 from papyra.persistence.backends._sql.decoding import decoded
+from papyra.persistence.backends._sql.encoded import encoded_history
 from papyra.persistence.backends._sql.tables import TABLES, values_by_kind
 from papyra.persistence.backends._sqlite import compaction, migrating, repair, schema, snapshots
 from papyra.persistence.backends._sqlite.blocks import seal, totals
@@ -47,7 +48,7 @@ from papyra.persistence.backends.store import (
     collect_history,
     collect_page,
 )
-from papyra.persistence.messages import HistoryPage, Page, Read, ReadHistory
+from papyra.persistence.messages import EncodedHistory, HistoryPage, Page, Read, ReadHistory
 from papyra.persistence.reports import (
     CompactionReport,
     MigrationReport,
@@ -238,14 +239,22 @@ class BlockingStore:
 
     def read_history(self, request: ReadHistory) -> HistoryPage:
         """Return a page of one actor's history."""
-        actor, after = request.actor, request.after_revision
+        with self._history_rows(request) as rows:
+            return collect_history(request, decoded(rows, self._found_damage))
+
+    def read_encoded_history(self, request: ReadHistory) -> EncodedHistory | HistoryPage:
+        """Return a page of one actor's history, as it is stored."""
+        with self._history_rows(request) as rows:
+            page = encoded_history(request, rows)
+        return self.read_history(request) if page is None else page
+
+    @contextlib.contextmanager
+    def _history_rows(self, request: ReadHistory) -> Iterator[sqlite3.Cursor]:
         with (
             snapshot(self._connection),
-            contextlib.closing(
-                history_rows(self._connection, self._system_id, actor, after)
-            ) as rows,
+            contextlib.closing(history_rows(self._connection, self._system_id, request)) as rows,
         ):
-            return collect_history(request, decoded(rows, self._found_damage))
+            yield rows
 
     def last_revisions(self, actors: Collection[str]) -> Mapping[str, int]:
         """Return the last revision of each of `actors` that has a history."""

@@ -17,7 +17,10 @@ from papyra.exceptions import (
 )
 from papyra.persistence.backends._files.disk import whose
 from papyra.persistence.backends._files.location import Place, printable
-from papyra.persistence.backends._io.threaded_parts import ThreadedRebasing
+from papyra.persistence.backends._io.threaded_parts import (
+    ThreadedEncodedHistories,
+    ThreadedRebasing,
+)
 from papyra.persistence.backends._io.worker_thread import WorkerThread
 from papyra.persistence.backends._sqlite.blocking_store import DEFAULT_SYSTEM, NAME, BlockingStore
 from papyra.persistence.backends._sqlite.connection import Synchronous
@@ -32,7 +35,7 @@ __all__ = ("DEFAULT_SYSTEM", "SQLiteStore")
 _LONGEST = 50
 
 
-class SQLiteStore(ThreadedRebasing):
+class SQLiteStore(ThreadedEncodedHistories, ThreadedRebasing):
     """A `Store` in an SQLite database."""
 
     name = NAME
