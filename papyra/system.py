@@ -54,7 +54,7 @@ from papyra.exceptions import (
 from papyra.persistence.actor import PersistenceActor
 from papyra.persistence.backends.base import PersistenceBackend
 from papyra.persistence.breaker import CircuitBreakerPolicy
-from papyra.persistence.messages import Attend, Flush
+from papyra.persistence.messages import Attend, Attended, Flush
 from papyra.persistence.metrics import MetricsSnapshot
 from papyra.persistence.records import Kind
 from papyra.persistence.startup import PersistenceStartupConfig, check_store
@@ -70,6 +70,8 @@ PERSISTENCE_NAME = "$persistence"
 #: Seconds from one look at what other processes ask of the writer of the store to the next; after
 #: looks that have failed, at most.
 LOOK_INTERVAL, LONGEST_LOOK_INTERVAL = 1.0, 60.0
+#: The same where applications may hand over events at any time, which somebody waits for.
+OUTBOX_INTERVAL = 0.1
 
 #: How many actors read their histories at the same time.
 MAX_RECOVERIES = 50
@@ -404,7 +406,8 @@ class ActorSystem:
                 functools.partial(self._audit_every, self._audit_interval),
                 lambda: self._audits,
             )
-        if self._backend.has_inbox and self._looks_into_inbox:
+        is_left_something = self._backend.has_inbox or self._backend.has_outbox
+        if is_left_something and self._looks_into_inbox:
             start_surely(self._runtime.task_group.start_soon, self._attend, lambda: self._attends)
 
     async def stop(self) -> None:
@@ -512,8 +515,10 @@ class ActorSystem:
                     self._recorder.audit(self.audit())
 
     async def _attend(self) -> None:
-        """Have what other processes ask of the writer of the store carried out, now and then."""
-        self._attends, begun, interval = True, self._shutdown.begun, LOOK_INTERVAL
+        """Have what other processes leave for the writer of the store seen to, now and then."""
+        self._attends, begun = True, self._shutdown.begun
+        usual = OUTBOX_INTERVAL if self.backend.has_outbox else LOOK_INTERVAL
+        interval = usual
         with contextlib.suppress(anyio.get_cancelled_exc_class()):
             while not begun.is_set():
                 with self.clock.move_on_after(interval):
@@ -521,10 +526,10 @@ class ActorSystem:
                 if begun.is_set():
                     break
                 try:
-                    has_failed = (await self.persistence.ask(Attend())).count is None
+                    seen = await self.persistence.ask(Attend())
                 except Exception:  # noqa: BLE001 - its persistence actor has logged it, or stopped
-                    has_failed = True
-                interval = min(2 * interval, LONGEST_LOOK_INTERVAL) if has_failed else LOOK_INTERVAL
+                    seen = Attended(None)
+                interval = _next_look(seen, interval, usual)
 
     def _fail(self, error: Exception) -> None:
         """End the system, as nobody is left to deal with `error`."""
@@ -554,6 +559,13 @@ class ActorSystem:
 
     def _cancel_block(self) -> None:
         self._runtime.task_group.cancel_scope.cancel()
+
+
+def _next_look(seen: Attended, interval: float, usual: float) -> float:
+    """Return the seconds to the next look: none where there may be more to take over."""
+    if seen.count is None or seen.taken is None:
+        return min(2 * max(interval, usual), LONGEST_LOOK_INTERVAL)
+    return 0.0 if seen.taken else usual
 
 
 class _Runtime:

@@ -68,6 +68,7 @@ _MEANINGS: dict[AnomalyKind, str] = {
     "history": "an event of an actor is missing or doubled: it will not start from this history",
     "snapshot": "a snapshot that nobody may believe, and nobody does: nothing is lost but time",
     "index": "an index that does not say what is in its file: nothing is lost but time",
+    "outbox": "an application handed over what is no event: it is kept there, and not appended",
 }
 
 #: Anomalies with which no record is lost.
@@ -246,6 +247,8 @@ def _plan(kind: AnomalyKind, config: PersistenceRecoveryConfig) -> str:
             done = "the line is written anew"
         case "index":
             return "it is made anew"
+        case "outbox":
+            return "it is left to whoever knows what it was to be: see papyra_outbox_refused"
         case "foreign_file":
             where = f"to {config.quarantine_dir}" if config.quarantine_dir else "beside the store"
             return f"it is moved {where}" if aside else "it is left where it is"

@@ -142,6 +142,13 @@ def _fields(
     if summary.snapshots:
         size = format_bytes(summary.snapshot_bytes or 0)
         fields.append(("snapshots", f"{summary.snapshots:,}, {size}"))
+    if summary.outbox_waiting or summary.outbox_refused:
+        fields.append(
+            (
+                "outbox",
+                f"{summary.outbox_waiting:,} wait, {summary.outbox_refused:,} were set aside",
+            )
+        )
     if summary.oldest is not None and summary.newest is not None:
         span = format_duration(summary.newest - summary.oldest)
         fields += [

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
         LoadedSnapshot,
         LoadSnapshot,
         Migrate,
+        OutboxTaken,
         Page,
         Read,
         ReadAll,
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
         SkipEvent,
         SnapshotSaved,
         Summarize,
+        TakeOutbox,
     )
     from papyra.persistence.metrics import MetricsSnapshot
     from papyra.persistence.records import (
@@ -90,6 +92,7 @@ __all__ = (
     "MetricsSnapshot",
     "Migrate",
     "MigrationReport",
+    "OutboxTaken",
     "Page",
     "PersistedAudit",
     "PersistedDeadLetter",
@@ -118,6 +121,7 @@ __all__ = (
     "StoreSummary",
     "Subscription",
     "Summarize",
+    "TakeOutbox",
 )
 
 #: Where these names are, from the ground up.

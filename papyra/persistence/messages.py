@@ -57,6 +57,7 @@ __all__ = (
     "LoadSnapshot",
     "LoadedSnapshot",
     "Migrate",
+    "OutboxTaken",
     "Page",
     "Read",
     "ReadAll",
@@ -71,6 +72,7 @@ __all__ = (
     "SkipEvent",
     "SnapshotSaved",
     "Summarize",
+    "TakeOutbox",
 )
 
 
@@ -206,6 +208,16 @@ class Attended(msgspec.Struct, frozen=True, tag=True):
 
     #: `None` if it could not be seen whether there are any
     count: int | None
+    #: so many events of applications were taken over; `None` if that has failed
+    taken: int | None = 0
+
+
+class OutboxTaken(msgspec.Struct, frozen=True, tag=True):
+    """So many events of applications were taken over, at positions next to each other."""
+
+    count: int
+    #: whether there may be more of them
+    more: bool
 
 
 class Request(msgspec.Struct, Message[ReplyT], frozen=True, tag=True):
@@ -455,8 +467,17 @@ class SkipEvent(Request[EventSkipped], frozen=True):
 class Attend(Request[Attended], frozen=True):
     """Carry out, and answer, what other processes have posted for the writer of the store.
 
-    A system asks for it once a second, if the store has an inbox. Raises nothing for what is
-    posted, be it what it may: that is answered with the reason why not.
+    A system asks for it once a second, if the store has an inbox; if it has an outbox, more often,
+    and some of that is taken over, too. Raises nothing for what is posted or handed over, be it
+    what it may: that is answered with the reason why not, or set aside.
+    """
+
+
+class TakeOutbox(Request[OutboxTaken], frozen=True):
+    """Take over the oldest events that applications have handed over, as one commit.
+
+    What can't be appended is set aside. A system does that by itself, some times a second. Raises
+    what an `Append` does; a store without an outbox has nothing to take over.
     """
 
 
@@ -563,6 +584,7 @@ AnyRequest: TypeAlias = (
     | LoadSnapshot
     | SkipEvent
     | Attend
+    | TakeOutbox
     | Identify
     | Summarize
     | GetMetrics

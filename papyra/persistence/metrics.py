@@ -37,6 +37,10 @@ class _Counters(msgspec.Struct):
     snapshots_passed_over: int = 0
     #: snapshots that could not be saved
     snapshot_errors: int = 0
+    #: events of applications that were taken over; they are among the records written
+    outbox_taken: int = 0
+    #: what was in an outbox and was set aside, as it could not be appended
+    outbox_refused: int = 0
 
 
 class MetricsSnapshot(_Counters, frozen=True, tag=True):  # type: ignore[misc] # of its fields

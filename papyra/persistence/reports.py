@@ -39,10 +39,11 @@ AnomalyKind: TypeAlias = Literal[
     "history",
     "snapshot",
     "index",
+    "outbox",
 ]
 
 #: Anomalies of what is kept beside the records: nothing is lost with it but time.
-BESIDE: frozenset[AnomalyKind] = frozenset({"snapshot", "index"})
+BESIDE: frozenset[AnomalyKind] = frozenset({"snapshot", "index", "outbox"})
 
 
 class PersistenceAnomaly(msgspec.Struct, frozen=True):
@@ -115,6 +116,10 @@ class StoreSummary(msgspec.Struct, frozen=True, tag=True):
     #: snapshots, and their bytes; `None` where there can be none, or where they can't be listed
     snapshots: int | None = None
     snapshot_bytes: int | None = None
+    #: events of applications that wait in the outbox, and those that were set aside; `None` where
+    #: there is no outbox
+    outbox_waiting: int | None = None
+    outbox_refused: int | None = None
 
     @property
     def total_records(self) -> int:

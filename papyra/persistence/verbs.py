@@ -29,6 +29,7 @@ from papyra.persistence.messages import (
     Restore,
     Scan,
     Summarize,
+    TakeOutbox,
 )
 from papyra.persistence.records import (
     Kind,
@@ -252,6 +253,20 @@ class PersistenceVerbs(abc.ABC):
         `dry_run` it changes nothing, and reports what would be left.
         """
         return await self.execute(Compact(policy, dry_run))
+
+    async def take_outbox(self) -> int:
+        """Take over the events that applications have handed over by now; return how many.
+
+        A system does that by itself, some times a second: this is for who can't wait. On return,
+        everything that was committed before the call is appended, or was set aside. See
+        `papyra.persistence.outbox`; raises what `append` raises.
+        """
+        count = 0
+        while True:
+            taken = await self.execute(TakeOutbox())
+            count += taken.count
+            if not taken.more:
+                return count
 
     async def migrate(self, *, dry_run: bool = False) -> MigrationReport:
         """Bring the tables of the store to the version that this Papyra writes, keeping all of it.

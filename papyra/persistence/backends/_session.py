@@ -141,8 +141,17 @@ class StoreSession:
         with _store_errors(operation):
             return await method(*args, **kwargs)
 
-    async def write(self, records: Sequence[Record], encoded: Sequence[bytes], size: int) -> int:
-        """Store records of so many encoded bytes, and return the position of the first."""
+    async def write(
+        self,
+        records: Sequence[Record],
+        encoded: Sequence[bytes],
+        size: int,
+        append: Callable[[Batch], Awaitable[None]] | None = None,
+    ) -> int:
+        """Store records of so many encoded bytes, and return the position of the first.
+
+        `append` is a method of the store that does as its `append` does, and more.
+        """
         if self.state != "open":
             await self.make_ready("write")
         if not self._is_claimed and records:
@@ -152,7 +161,7 @@ class StoreSession:
             if self.last_seq + len(records) > MAX_SEQ:
                 self.revisions.forget()  # they were to be the last ones
                 raise self._exhausted(len(records))
-            await self._append(Batch(first_seq, records, encoded), size)
+            await self._append(Batch(first_seq, records, encoded), size, append)
         return first_seq
 
     async def restore(self, records: Sequence[Record]) -> Appended:
@@ -212,12 +221,17 @@ class StoreSession:
             self.last_seq = await self._store.claim()
         self._is_claimed = self.is_writer = True
 
-    async def _append(self, batch: Batch, size: int) -> None:
+    async def _append(
+        self,
+        batch: Batch,
+        size: int,
+        append: Callable[[Batch], Awaitable[None]] | None = None,
+    ) -> None:
         count = len(batch.records)
         # Whatever raises, or is cancelled: what became of the batch, the store knows.
         self._is_claimed = False
         try:
-            await self._store.append(batch)
+            await (append or self._store.append)(batch)
         except PersistenceError:
             raise
         except Exception as error:

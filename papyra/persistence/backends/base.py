@@ -27,6 +27,7 @@ from papyra.persistence.backends._session import StoreSession
 from papyra.persistence.backends.all_kinds import read_all
 from papyra.persistence.backends.group_commit import Committed, commit
 from papyra.persistence.backends.inbox import InboxKeeper
+from papyra.persistence.backends.outbox import OutboxKeeper, with_outbox
 from papyra.persistence.backends.rebasing import compact_and_trim
 from papyra.persistence.backends.snapshot_check import (
     counting_snapshots,
@@ -42,6 +43,7 @@ from papyra.persistence.backends.store import (
     Identified,
     Inbox,
     Migrating,
+    Outbox,
     Store,
 )
 from papyra.persistence.backends.summary import summarize
@@ -79,6 +81,7 @@ from papyra.persistence.messages import (
     SkipEvent,
     SnapshotSaved,
     Summarize,
+    TakeOutbox,
 )
 from papyra.persistence.metrics import PersistenceMetricsMixin
 from papyra.persistence.recent_commits import CommitFeed
@@ -166,6 +169,7 @@ class PersistenceBackend(PersistenceVerbs, PersistenceMetricsMixin):
         self._session = StoreSession(store, self.metrics, self.publish, backend=type(self).__name__)
         self._snapshots = SnapshotKeeper(store)
         self._inbox = InboxKeeper(store, self._session, self._skip_event, clock)
+        self._outbox = OutboxKeeper(store, self._session, self.metrics, clock)
         self._write = self._session.write
 
     @property
@@ -205,6 +209,11 @@ class PersistenceBackend(PersistenceVerbs, PersistenceMetricsMixin):
     def has_inbox(self) -> bool:
         """Whether other processes can leave requests for the writer of the store."""
         return isinstance(self.store, Inbox)
+
+    @property
+    def has_outbox(self) -> bool:
+        """Whether applications can hand over events in transactions of their own."""
+        return isinstance(self.store, Outbox)
 
     @property
     def is_open(self) -> bool:
@@ -386,7 +395,9 @@ class PersistenceBackend(PersistenceVerbs, PersistenceMetricsMixin):
             case SkipEvent():
                 return await self._skip_event(request)
             case Attend():
-                return Attended(await self._inbox.attend())
+                return Attended(await self._inbox.attend(), await self._outbox.look())
+            case TakeOutbox():
+                return await self._outbox.take()
             case Identify():
                 return await self._identify()
             case GetMetrics():
@@ -475,6 +486,7 @@ class PersistenceBackend(PersistenceVerbs, PersistenceMetricsMixin):
         if not records_only:
             report = await self._with_histories(report)
             report = await self._session.attempt("scan", with_snapshots, self.store, report)
+            report = await self._session.attempt("scan", with_outbox, self.store, report)
         self.metrics.scans += 1
         self.metrics.anomalies_detected += len(report.anomalies)
         return report
@@ -497,6 +509,8 @@ class PersistenceBackend(PersistenceVerbs, PersistenceMetricsMixin):
             report = await self._session.attempt(
                 "recovery", without_bad_snapshots, self.store, config, report
             )
+            scan = await self._session.attempt("scan", with_outbox, self.store, report.scan)
+            report = msgspec.structs.replace(report, scan=scan)
         self.metrics.recoveries += report.supported
         return report
 

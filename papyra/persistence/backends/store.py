@@ -26,8 +26,9 @@ Around a store there are
 What a store may leave out has a small protocol of its own: `Histories`, without which there are no
 event-sourced actors, and `HistoryScanning`, which checks them; `EncodedHistories`, `Identified` and
 `Snapshots`, which save those actors time; `Rebasing`, which lets a compaction remove what these
-have made superfluous; `Inbox`, where a command reaches the system that writes; `Migrating`, for
-tables that change from version to version; and `Summarizing`.
+have made superfluous; `Inbox`, where a command reaches the system that writes; `Outbox`, where an
+application leaves events; `Migrating`, for tables that change from version to version; and
+`Summarizing`.
 Positions that are compared and set are to join them here in the same way: none of them changes
 `Store`.
 """
@@ -42,6 +43,7 @@ import msgspec
 from papyra.persistence.backends.paging import collect_history, collect_page
 from papyra.persistence.inbox import Inbox
 from papyra.persistence.messages import EncodedHistory, HistoryPage, Page, Read, ReadHistory
+from papyra.persistence.outbox import HandedOver, RefusedEvent
 from papyra.persistence.records import Record
 from papyra.persistence.reports import (
     CompactionReport,
@@ -67,6 +69,7 @@ __all__ = (
     "Inbox",
     "Migrating",
     "NewBase",
+    "Outbox",
     "Rebasing",
     "Snapshots",
     "Store",
@@ -352,6 +355,43 @@ class Rebasing(Protocol):
         anything here before the first of them goes. An interruption may leave some of those that it
         stands for before it: the first ones, so that there is no hole before it.
         """
+        ...
+
+
+@runtime_checkable
+class Outbox(Protocol):
+    """An optional part of a `Store`: what applications hand over in transactions of their own.
+
+    `handed_over` and `refused` are also called on a store that is looked at, and return nothing
+    where an older version has no outbox. See `papyra.persistence.outbox`.
+    """
+
+    async def handed_over(self, after: int | None, size: int) -> Sequence[HandedOver]:
+        """Return the first of what waits, in its order; what is not committed is not there.
+
+        Together it has up to `size` bytes, or it is one that has more. `after` is the id of the
+        last that was returned before; `None` begins at the beginning.
+        """
+        ...
+
+    async def take_over(self, handed: Sequence[HandedOver], batch: Batch) -> None:
+        """Do as `append` does, and remove in the same transaction what the batch was made of.
+
+        `handed` is what `handed_over` has returned, but for what was set aside since, and there is
+        a record for each. Raises `StoreError` if that is not there any more as it was, and stores
+        nothing then.
+        """
+        ...
+
+    async def set_aside(self, refused: Sequence[tuple[HandedOver, str]], now: float) -> None:
+        """Move what can't be taken over to where it is kept with the reason and Unix time.
+
+        What is not there any more as it was is passed over.
+        """
+        ...
+
+    async def refused(self, after: int | None) -> Sequence[RefusedEvent]:
+        """Return some of what was set aside, by its ids; `after` is as in `handed_over`."""
         ...
 
 

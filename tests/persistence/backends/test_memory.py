@@ -227,6 +227,8 @@ async def test_an_in_memory_backends_metrics_count_its_operations(
         "snapshots_loaded": 0,
         "snapshots_passed_over": 0,
         "snapshot_errors": 0,
+        "outbox_taken": 0,
+        "outbox_refused": 0,
     }
     persistence.metrics.reset()
     assert set(persistence.metrics.snapshot().values()) == {0}

@@ -17,7 +17,14 @@ from papyra.persistence.backends._io.commit_token import CommitToken
 from papyra.persistence.backends._sql.decoding import decoded
 from papyra.persistence.backends._sql.encoded import encoded_history
 from papyra.persistence.backends._sql.tables import TABLES, values_by_kind
-from papyra.persistence.backends._sqlite import compaction, migrating, repair, schema, snapshots
+from papyra.persistence.backends._sqlite import (
+    compaction,
+    migrating,
+    outbox,
+    repair,
+    schema,
+    snapshots,
+)
 from papyra.persistence.backends._sqlite.blocks import seal, totals
 from papyra.persistence.backends._sqlite.connection import (
     Synchronous,
@@ -29,7 +36,7 @@ from papyra.persistence.backends._sqlite.connection import (
     transaction,
 )
 from papyra.persistence.backends._sqlite.database_file import DatabaseFile
-from papyra.persistence.backends._sqlite.errors import is_damage
+from papyra.persistence.backends._sqlite.errors import is_damage, suppressed_damage
 from papyra.persistence.backends._sqlite.histories import history_rows, last_revisions
 from papyra.persistence.backends._sqlite.insertion import insert
 from papyra.persistence.backends._sqlite.reading import visible_rows
@@ -49,6 +56,7 @@ from papyra.persistence.backends.store import (
     collect_page,
 )
 from papyra.persistence.messages import EncodedHistory, HistoryPage, Page, Read, ReadHistory
+from papyra.persistence.outbox import HandedOver, RefusedEvent
 from papyra.persistence.reports import (
     CompactionReport,
     MigrationReport,
@@ -93,6 +101,8 @@ class BlockingStore:
         self._read_only = read_only
         self._row = WriterRow(system_id, str(file.place.name))
         self._connection: sqlite3.Connection
+        #: whether the tables have one: a reader may look at those of an older version
+        self._has_outbox = True
         #: whether a record was seen that can't be read
         self.is_damaged = False
 
@@ -123,6 +133,7 @@ class BlockingStore:
             if not schema.is_there(connection):
                 raise StoreError(f"{self._file.place.name} holds no tables of Papyra's")
             schema.require_readable(connection)
+            self._has_outbox = schema.has_outbox(connection)
             self._row.last_seq(connection)
             self._file.opened()
         except BaseException:
@@ -189,12 +200,16 @@ class BlockingStore:
         self._file.note_log()
         return last_seq
 
-    def append(self, batch: Batch, token: CommitToken) -> None:
-        """Store a batch in one transaction; take the token before the commit."""
+    def append(self, batch: Batch, token: CommitToken, handed: Sequence[HandedOver] = ()) -> None:
+        """Store a batch in one transaction, and remove from the outbox what it was made of.
+
+        The token is taken before the commit.
+        """
         last_seq = batch.first_seq + len(batch.records) - 1
         values = values_by_kind(self._system_id, batch)
         with self._syncing(later=batch.more), transaction(self._connection):
             self._row.advance(self._connection, batch.first_seq, last_seq)
+            outbox.remove(self._connection, self._system_id, handed)
             for kind, part in values.items():
                 insert(self._connection, kind, part)
             seal(self._connection, self._system_id, self._last_seq, last_seq)
@@ -268,6 +283,7 @@ class BlockingStore:
         with snapshot(self._connection):
             found = {kind: totals(self._connection, self._system_id, kind) for kind in TABLES}
             last_seq = self.last_seq()
+            waiting, refused = self._count_outbox()
         held = [each for each in found.values() if each is not None]
         return StoreSummary(
             backend=NAME,
@@ -280,7 +296,15 @@ class BlockingStore:
             newest=max((each.newest for each in held), default=None),
             writer=self._lock.holder(),
             damaged=self.is_damaged,
+            outbox_waiting=waiting,
+            outbox_refused=refused,
         )
+
+    def _count_outbox(self) -> tuple[int | None, int | None]:
+        if self._has_outbox:
+            with suppressed_damage():
+                return outbox.count(self._connection, self._system_id)
+        return None, None
 
     # Beside the records
 
@@ -327,6 +351,25 @@ class BlockingStore:
             disk.close(fd)
         self.remove_snapshot(stored.owner, stored.revision)
         return str(target)
+
+    def handed_over(self, after: int | None, size: int) -> Sequence[HandedOver]:
+        """Return the first of what waits in the outbox, of so many bytes."""
+        if not self._has_outbox:
+            return ()
+        return outbox.handed_over(self._connection, self._system_id, after, size)
+
+    def set_aside(self, refused: Sequence[tuple[HandedOver, str]], now: float) -> None:
+        """Move what can't be taken over out of the outbox, each with the reason."""
+        with transaction(self._connection):
+            for each, reason in refused:
+                outbox.set_aside(self._connection, self._system_id, each, reason, now)
+            self._file.check_name()
+
+    def refused(self, after: int | None) -> Sequence[RefusedEvent]:
+        """Return some of what was set aside."""
+        if not self._has_outbox:
+            return ()
+        return outbox.refused(self._connection, self._system_id, after)
 
     # Scan, recovery, compaction
 

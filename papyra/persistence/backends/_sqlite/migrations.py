@@ -8,7 +8,7 @@ from __future__ import annotations
 from papyra.persistence.backends._sql.migrations import Migration, newest
 from papyra.persistence.backends._sql.tables import TABLES
 
-__all__ = ("MIGRATIONS", "OLDEST_READABLE", "VERSION")
+__all__ = ("MIGRATIONS", "OLDEST_READABLE", "OUTBOX_SINCE", "VERSION")
 
 _RECORDS = """
 CREATE TABLE {name} (
@@ -100,6 +100,8 @@ MIGRATIONS = (
         _OUTBOX,
     ),
 )
+#: The first version with an outbox.
+OUTBOX_SINCE = 2
 #: The version that this program writes.
 VERSION = newest(MIGRATIONS)
 #: The oldest version that readers can do with: a store that nobody has migrated yet can be looked

@@ -17,8 +17,14 @@ from papyra.persistence.backends._sqlite.scan import CheckedRow, checked_rows
 
 __all__ = ("copy_to", "mend_rows", "rebuild")
 
-#: No row has a greater number.
-_LAST = 2**63 - 1
+#: No row has a smaller number, or a greater one.
+_FIRST, _LAST = -(2**63), 2**63 - 1
+#: The tables that are beside the records, whose rows have numbers, and their columns.
+_BESIDE = {
+    "snapshots": ("system_id", "actor", "revision", "data"),
+    "papyra_outbox": ("id", "system_id", "record"),
+    "papyra_outbox_refused": ("id", "system_id", "record", "reason", "refused_at"),
+}
 
 
 def copy_to(connection: sqlite3.Connection, path: Path) -> None:
@@ -104,8 +110,9 @@ def _copy_rows(source: sqlite3.Connection, target: sqlite3.Connection) -> None:
             for found in _all_rows(source, table, row[0].decode(), row[-1]):
                 _insert(target, table.name, table.columns, found)
             count_blocks(target, row[0].decode(), table.kind, row[-1])
-    for found in _all_snapshots(source):
-        _insert(target, "snapshots", ("system_id", "actor", "revision", "data"), found)
+    for name, columns in _BESIDE.items():
+        for found in _all_beside(source, name, columns):
+            _insert(target, name, columns, found)
 
 
 def _all_rows(
@@ -124,15 +131,15 @@ def _all_rows(
         yield (system_id, *row)
 
 
-def _all_snapshots(source: sqlite3.Connection) -> Iterator[Row]:
+def _all_beside(source: sqlite3.Connection, name: str, columns: tuple[str, ...]) -> Iterator[Row]:
     def select(first: int, last: int) -> Iterator[Row]:
         return source.execute(
-            "SELECT rowid, system_id, actor, revision, data FROM snapshots NOT INDEXED "
+            f"SELECT rowid, {', '.join(columns)} FROM {name} NOT INDEXED "  # noqa: S608
             "WHERE rowid BETWEEN ? AND ? ORDER BY rowid",
             (first, last),
         )
 
-    for _, *values in salvaged(select, 0, _LAST, _unheeded):
+    for _, *values in salvaged(select, _FIRST, _LAST, _unheeded):
         yield tuple(values)
 
 

@@ -11,11 +11,17 @@ import sqlite3
 from papyra.exceptions import StoreWrongType, UnsupportedPlatform
 from papyra.persistence.backends._sql.migrations import Migration, pending, require_version
 from papyra.persistence.backends._sqlite.connection import transaction
-from papyra.persistence.backends._sqlite.migrations import MIGRATIONS, OLDEST_READABLE, VERSION
+from papyra.persistence.backends._sqlite.migrations import (
+    MIGRATIONS,
+    OLDEST_READABLE,
+    OUTBOX_SINCE,
+    VERSION,
+)
 
 __all__ = (
     "NAMES",
     "create",
+    "has_outbox",
     "is_there",
     "migrate",
     "require_readable",
@@ -82,6 +88,12 @@ def version_of(connection: sqlite3.Connection) -> object:
 def require_readable(connection: sqlite3.Connection) -> None:
     """Raise `StoreTooNew` or `StoreOutdated` for tables that a reader can't do with."""
     require_version(MIGRATIONS, version_of(connection), OLDEST_READABLE)
+
+
+def has_outbox(connection: sqlite3.Connection) -> bool:
+    """Return whether the tables are of a version that has an outbox."""
+    found = version_of(connection)
+    return isinstance(found, int) and found >= OUTBOX_SINCE
 
 
 def _refuse_others(connection: sqlite3.Connection, migration: Migration) -> None:
