@@ -5,8 +5,6 @@ from __future__ import annotations
 import math
 import sys
 
-__all__ = ("LONGEST", "is_seconds", "seconds")
-
 #: A hundred years. Event loops, sockets and servers can't count much longer, each in its own way.
 LONGEST = 3_155_760_000.0
 

@@ -5,8 +5,6 @@ from __future__ import annotations
 import copy
 from typing import TypeVar
 
-__all__ = ("copy_of",)
-
 ErrorT = TypeVar("ErrorT", bound=BaseException)
 
 

@@ -6,8 +6,6 @@ import _thread
 from collections.abc import Callable
 from typing import ParamSpec, TypeVar
 
-__all__ = ("on_fresh_stack",)
-
 P = ParamSpec("P")
 T = TypeVar("T")
 

@@ -17,8 +17,6 @@ from papyra._signal import NewSignal, signals_of_this_loop
 from papyra._trio import running_trio
 from papyra.exceptions import WrongLoop
 
-__all__ = ("HomeLoop",)
-
 
 class HomeLoop:
     """The event loop that a system was started on, which alone may run its actors.

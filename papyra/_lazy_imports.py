@@ -6,8 +6,6 @@ import importlib
 import sys
 from collections.abc import Callable, Sequence
 
-__all__ = ("finder",)
-
 
 def finder(package: str, names: Sequence[str], modules: Sequence[str]) -> Callable[[str], object]:
     """Return a ``__getattr__`` for a package whose `names` are in some of its `modules`.

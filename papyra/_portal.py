@@ -15,8 +15,6 @@ from anyio.from_thread import BlockingPortal
 from papyra._home_loop import HomeLoop
 from papyra.exceptions import SystemNotRunning, WrongLoop
 
-__all__ = ("Portal",)
-
 T = TypeVar("T")
 ValueT = TypeVar("ValueT")
 

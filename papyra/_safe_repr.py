@@ -9,8 +9,6 @@ from typing import Any
 
 import msgspec
 
-__all__ = ("MEANT", "has_short_traceback", "printable", "shown", "text_of", "type_name")
-
 #: Raised to end the program, be it in the middle of a user's object: never held up.
 MEANT = (KeyboardInterrupt, SystemExit)
 

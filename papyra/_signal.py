@@ -11,8 +11,6 @@ import anyio
 
 from papyra._trio import running_trio
 
-__all__ = ("Latch", "NewSignal", "Signal", "signals_of_this_loop")
-
 
 class Signal(Protocol):
     """The part of an event that Papyra uses: one task waits, another sets it, and it stays set."""

@@ -5,8 +5,6 @@ from __future__ import annotations
 import sys
 from types import ModuleType
 
-__all__ = ("running_trio",)
-
 
 def running_trio() -> ModuleType | None:
     """Return the module trio if the running event loop is trio's.

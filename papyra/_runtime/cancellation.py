@@ -18,22 +18,6 @@ import anyio
 
 from papyra._trio import running_trio
 
-__all__ = (
-    "cancel_groups_left_open",
-    "cancelled_by_its_task",
-    "cancelled_within",
-    "enable_interrupts",
-    "end_if_left_open",
-    "in_a_task",
-    "meet_cancellation",
-    "shield_from_interrupts",
-    "start_surely",
-    "take_cancellation",
-    "wait_for_groups_left_open",
-    "wait_through",
-    "without_cancellation",
-)
-
 FunctionT = TypeVar("FunctionT", bound=Callable[..., object])
 
 #: Seconds between two looks at the tasks of a nursery, which tells nobody when it is empty.

@@ -35,8 +35,6 @@ from papyra.output_gate import OutputGate, current_gate
 from papyra.ref import ActorRef, Ask, Terminated, Told
 from papyra.supervision import Decision, SupervisionPolicy
 
-__all__ = ("Cell", "Parent", "Runtime", "spawn")
-
 #: The actor in whose task, or in a task made there, the code runs.
 current_cell: ContextVar[Cell | None] = ContextVar("papyra_current_cell", default=None)
 

@@ -12,8 +12,6 @@ from papyra.address import ActorAddress, users_name
 from papyra.exceptions import DuplicateActorName
 from papyra.mailbox import Mailbox
 
-__all__ = ("Child", "Children")
-
 
 class Child(Protocol):
     """An actor, as its parent stops it."""

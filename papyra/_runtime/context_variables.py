@@ -9,8 +9,6 @@ from typing import Any, TypeVar
 
 from papyra.ref import Values
 
-__all__ = ("captured", "carrying", "run_in")
-
 ReplyT = TypeVar("ReplyT")
 
 _UNSET: Any = object()

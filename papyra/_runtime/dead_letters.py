@@ -14,8 +14,6 @@ from papyra.exceptions import MailboxFull
 from papyra.mailbox import Mailbox
 from papyra.ref import Ask, Terminated, Told
 
-__all__ = ("DeadLetters",)
-
 #: Dead letters that are made before the event loop has its turn.
 _LETTERS_AT_ONCE = 16
 

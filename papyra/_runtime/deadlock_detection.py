@@ -12,8 +12,6 @@ from papyra.address import ActorAddress
 from papyra.dispatcher import Dispatcher
 from papyra.exceptions import WouldDeadlock
 
-__all__ = ("Waiter", "Waits")
-
 
 class Waiter(Protocol):
     """An actor that waits for others, and is waited for."""

@@ -8,8 +8,6 @@ from papyra.exceptions import MailboxClosed
 from papyra.mailbox import Mailbox
 from papyra.ref import ActorRef, Terminated
 
-__all__ = ("DeathWatch",)
-
 
 class DeathWatch:
     """One actor's part in watching: whom it watches, and who watches it."""

@@ -25,8 +25,6 @@ from papyra.exceptions import (
 )
 from papyra.mailbox import Mailbox
 
-__all__ = ("EntityRegistry", "TopLevel")
-
 
 class EntityRegistry:
     """The entities of a system: how each type is made, and who is awake."""

@@ -20,8 +20,6 @@ from papyra.mailbox import Mailbox
 from papyra.ref import Terminated
 from papyra.supervision import Decision
 
-__all__ = ("Entity", "EntityType")
-
 
 class EntityType:
     """One class of entities, and how they are made."""

@@ -16,8 +16,6 @@ from papyra.events import ActorCrashed
 from papyra.ref import ActorRef
 from papyra.supervision import Decision, OneForAll, SupervisionPolicy
 
-__all__ = ("Failures", "Outcome", "Supervised", "Supervisor")
-
 logger = logging.getLogger("papyra")
 
 #: The directive for the actor that failed; an escalation comes to one of these.

@@ -14,8 +14,6 @@ from papyra._signal import NewSignal, Signal
 from papyra.clock import Clock
 from papyra.mailbox import Mailbox
 
-__all__ = ("EntityMailbox", "IdleTimeouts", "Sleepy", "StartTask")
-
 #: Ended lives that may stay in the heap, however few others there are.
 _KEPT = 64
 

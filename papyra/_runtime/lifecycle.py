@@ -14,8 +14,6 @@ from papyra.mailbox import Mailbox
 from papyra.output_gate import OutputGate
 from papyra.supervision import Decision
 
-__all__ = ("Directive", "Lifecycle", "Reason")
-
 #: The directive to stop, and to leave what is in the mailbox to another life.
 PASSIVATE: Final = "passivate"
 

@@ -44,8 +44,6 @@ from papyra.mailbox import Mailbox
 from papyra.ref import ActorRef, Ask, Terminated, Told, Values
 from papyra.supervision import Decision
 
-__all__ = ("ActorLoop", "LoopOwner")
-
 #: What an empty mailbox gives; `None` is a message like any other.
 _NOTHING = object()
 

@@ -10,9 +10,6 @@ from papyra._safe_repr import shown
 from papyra.actor import Actor, ActorContext
 from papyra.exceptions import InvalidActor
 
-__all__ = ("Props",)
-
-
 # Most actors are made without, and a dictionary takes 64 bytes, even if it is empty.
 _NO_KWARGS: Mapping[str, Any] = MappingProxyType({})
 

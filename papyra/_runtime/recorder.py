@@ -23,8 +23,6 @@ from papyra.persistence import codec
 from papyra.persistence.messages import Append
 from papyra.persistence.records import PersistedAudit, PersistedDeadLetter, PersistedEvent, Record
 
-__all__ = ("LoggingRecorder", "Recorder", "SystemRecorder", "storable")
-
 logger = logging.getLogger("papyra")
 
 #: How much a message may take up to be stored as it is: about its bytes, and eight for each value

@@ -6,8 +6,6 @@ from collections import deque
 
 from papyra.supervision import SupervisionPolicy
 
-__all__ = ("RestartBackoff",)
-
 
 class RestartBackoff:
     """The restarts of one actor within the time that its supervision policy counts."""

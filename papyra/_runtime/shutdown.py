@@ -13,8 +13,6 @@ from papyra._runtime.cancellation import shield_from_interrupts, start_surely, t
 from papyra._runtime.cell import Cell
 from papyra._runtime.children import Children
 
-__all__ = ("Shutdown", "descendants")
-
 logger = logging.getLogger("papyra")
 
 #: Seconds that actors which were cancelled get to end, before the store is closed without them.

@@ -6,21 +6,6 @@ import re
 
 from papyra.exceptions import PapyraError
 
-__all__ = (
-    "ANOMALIES_FOUND",
-    "ANOMALIES_LEFT",
-    "FAILED",
-    "INTERRUPTED",
-    "SUCCEEDED",
-    "WRONG_USE",
-    "CommandFailed",
-    "NothingToDo",
-    "WrongUse",
-    "format_error",
-    "missing_extra",
-    "without_secrets",
-)
-
 SUCCEEDED, FAILED, WRONG_USE, ANOMALIES_FOUND, ANOMALIES_LEFT = range(5)
 #: What shells say of a command that was ended by Ctrl-C.
 INTERRUPTED = 130

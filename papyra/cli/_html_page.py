@@ -12,8 +12,6 @@ import msgspec
 
 from papyra.cli._lifecycles import Timeline
 
-__all__ = ("page",)
-
 _PLACEHOLDER = re.compile(r"\{\{ (\w+) \}\}")
 
 #: What could end a script element, open a comment in it, or end a line of JavaScript. In JSON these

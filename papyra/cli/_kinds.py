@@ -9,8 +9,6 @@ from papyra.cli._units import format_bytes, format_duration
 from papyra.persistence.records import KINDS, Kind
 from papyra.persistence.retention import Limits, RetentionPolicy
 
-__all__ = ("KindName", "format_limits", "has_limits", "name_of_kind", "policy_for")
-
 #: A kind, by the name of the command that lists its records.
 KindName: TypeAlias = Literal["events", "audits", "dead-letters"]
 

@@ -9,8 +9,6 @@ import msgspec
 from papyra.persistence.backends.base import PersistenceBackend
 from papyra.persistence.records import PersistedDeadLetter, PersistedEvent
 
-__all__ = ("Lifecycle", "Step", "Timeline", "What", "read_timeline")
-
 What: TypeAlias = Literal["started", "crashed", "restarted", "stopped"]
 
 #: The types of the events of `papyra.events`.

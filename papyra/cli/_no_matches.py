@@ -11,8 +11,6 @@ from papyra.persistence.backends.base import PersistenceBackend
 from papyra.persistence.messages import Read
 from papyra.persistence.records import Kind, Record
 
-__all__ = ("explain_no_matches",)
-
 #: Pages of the newest records that are looked through for names.
 _PAGES = 20
 #: How many names are suggested.

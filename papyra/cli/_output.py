@@ -27,27 +27,6 @@ if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
     from rich.text import Text
 
-__all__ = (
-    "AsJson",
-    "Yes",
-    "confirm",
-    "console",
-    "has_unicode",
-    "is_terminal",
-    "json_text",
-    "printable",
-    "progress",
-    "report_fields",
-    "rows",
-    "show",
-    "show_fields",
-    "show_json",
-    "show_table",
-    "tell",
-    "text",
-    "write",
-)
-
 AsJson: TypeAlias = Annotated[
     bool, Parameter(name="--json", help="Print JSON, for other programs.")
 ]

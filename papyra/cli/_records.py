@@ -17,8 +17,6 @@ from papyra.persistence.records import (
 if TYPE_CHECKING:
     from rich.text import Text
 
-__all__ = ("cells", "json_lines", "style_of", "styled", "tabbed_lines", "type_and_address")
-
 #: What happens to actors, as a terminal shows it.
 _STYLES = {
     "ActorStarted": "green",

@@ -17,20 +17,6 @@ from papyra.conf import backend_from_url, settings
 from papyra.persistence.backends import registry
 from papyra.persistence.backends.base import PersistenceBackend
 
-__all__ = (
-    "StoreName",
-    "backend_at",
-    "check_output",
-    "exists",
-    "home_of",
-    "is_of",
-    "name_of",
-    "place_of",
-    "reading",
-    "refuse_where_no_writer_can_be",
-    "require_durable",
-)
-
 #: What every command takes first.
 StoreName: TypeAlias = Annotated[
     str | None,

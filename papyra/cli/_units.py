@@ -12,22 +12,6 @@ from typing import Annotated, Any, TypeAlias, TypeVar
 
 from cyclopts import Parameter, Token
 
-__all__ = (
-    "Count",
-    "Duration",
-    "Moment",
-    "Size",
-    "ago",
-    "duration",
-    "format_bytes",
-    "format_count",
-    "format_duration",
-    "format_time",
-    "moment",
-    "size",
-    "whole_number",
-)
-
 ValueT = TypeVar("ValueT")
 
 _SECONDS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0, "w": 604800.0}

@@ -25,8 +25,6 @@ from papyra.persistence.inbox import (
 )
 from papyra.persistence.messages import EventSkipped
 
-__all__ = ("Outcome", "carry_out")
-
 #: Seconds for which a request lies with a writer in files, before it is looked whether that lives.
 SLICE = 3.0
 #: Seconds more for a request that was taken.

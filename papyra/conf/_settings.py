@@ -14,8 +14,6 @@ from papyra.exceptions import InvalidEnvironment, InvalidSetting, InvalidStoreUR
 from papyra.persistence.backends.base import PersistenceBackend
 from papyra.persistence.backends.memory import InMemoryPersistence
 
-__all__ = ("Settings", "settings")
-
 #: A store's URL, as `backend_from_url` takes it.
 PERSISTENCE_VARIABLE = "PAPYRA_PERSISTENCE"
 #: The dotted name of a module with settings as its attributes.

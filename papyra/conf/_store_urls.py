@@ -11,8 +11,6 @@ from papyra.exceptions import (
 from papyra.persistence.backends import registry
 from papyra.persistence.backends.base import PersistenceBackend
 
-__all__ = ("backend_from_url",)
-
 
 def backend_from_url(url: str, *, read_only: bool = False) -> PersistenceBackend:
     """Return a new backend, not opened yet, on the store that `url` names.

@@ -9,8 +9,6 @@ import msgspec
 
 from papyra.exceptions import RecordTooLarge
 
-__all__ = ("MAX_RECORD_BYTES", "MAX_REQUEST_BYTES", "json_within")
-
 #: Encoded bytes of a record, at most.
 MAX_RECORD_BYTES = 64 * 1024 * 1024
 #: Encoded bytes of all the records of a request, at most; a record that is restored may be as

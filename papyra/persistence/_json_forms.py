@@ -26,18 +26,6 @@ import msgspec
 
 from papyra._safe_repr import shown, text_of
 
-__all__ = (
-    "HARMLESS",
-    "MAX_DIGITS",
-    "Fault",
-    "Form",
-    "Look",
-    "depth_of",
-    "form_of",
-    "may_hold_long_integer",
-    "room_left",
-)
-
 #: Digits of an integer at most, and its sign counts as one: no longer ones are read.
 MAX_DIGITS = 4300
 _TOO_LONG = 10**MAX_DIGITS

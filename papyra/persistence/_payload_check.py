@@ -19,8 +19,6 @@ from papyra.exceptions import RecordTooLarge, UnencodablePayload
 from papyra.persistence._bounded_json import json_within
 from papyra.persistence._json_forms import HARMLESS, MAX_DIGITS, form_of
 
-__all__ = ("MAX_DEPTH", "Room", "come_back", "fault_in", "to_json")
-
 #: How many containers may be inside each other in what is accepted. Every reader can read that,
 #: however much of its stack is used up already.
 MAX_DEPTH = 100

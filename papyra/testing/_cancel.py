@@ -7,8 +7,6 @@ from typing import Any
 
 import anyio
 
-__all__ = ("cancel_at_each_await",)
-
 
 async def cancel_at_each_await(
     action: Callable[[], Coroutine[Any, Any, object]], then: Callable[[], Awaitable[object]]

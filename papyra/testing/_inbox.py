@@ -15,8 +15,6 @@ from papyra.testing._matchers import Pattern, difference
 from papyra.testing.clock import ManualClock
 from papyra.testing.wait_idle import wait_until_idle
 
-__all__ = ("Inbox",)
-
 T = TypeVar("T")
 
 #: A report shows at most this many items.

@@ -10,8 +10,6 @@ from papyra.persistence.messages import Read
 from papyra.persistence.records import Kind, Record, kind_of
 from papyra.testing._matchers import actor_of
 
-__all__ = ("ListModel", "read_pages", "read_to_the_end")
-
 #: More pages than this, one after the other, do not end.
 _MANY = 10_000
 

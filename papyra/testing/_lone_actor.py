@@ -36,8 +36,6 @@ from papyra.persistence.reports import ReportProgress
 from papyra.persistence.verbs import PersistenceVerbs
 from papyra.ref import ActorRef, Answered
 
-__all__ = ("LoneActor", "RecordList")
-
 StateT = TypeVar("StateT")
 ReplyT = TypeVar("ReplyT")
 

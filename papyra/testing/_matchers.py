@@ -15,8 +15,6 @@ import msgspec
 from papyra._runtime.recorder import storable
 from papyra.persistence.records import event_record
 
-__all__ = ("MessagePattern", "Pattern", "RecordPattern", "difference", "plain")
-
 _repr = reprlib.Repr()
 _repr.maxother = _repr.maxstring = 200
 _repr.maxlist = _repr.maxtuple = _repr.maxdict = 20

@@ -18,8 +18,6 @@ from papyra.system import ActorSystem
 from papyra.testing.clock import ManualClock
 from papyra.testing.wait_idle import wait_until_idle
 
-__all__ = ("ScheduledSystem", "SeededDispatcher", "Stuck", "run_scheduled")
-
 #: Seconds of the machine for which nothing may happen: whoever is at work then waits for
 #: something outside, a thread or the network. Longer than an expectation waits, since that can say
 #: better what is missing.

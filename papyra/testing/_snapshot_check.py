@@ -16,8 +16,6 @@ from papyra.persistence import codec
 from papyra.persistence.messages import LoadSnapshot
 from papyra.persistence.verbs import PersistenceVerbs
 
-__all__ = ("SnapshotCheck", "difference", "state_codec_of", "stored_snapshots")
-
 StateT = TypeVar("StateT")
 
 _NONE_YET: Any = object()

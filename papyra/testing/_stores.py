@@ -12,8 +12,6 @@ from papyra.exceptions import MissingExtra, SettingsError
 from papyra.persistence.backends import registry
 from papyra.persistence.backends.base import PersistenceBackend
 
-__all__ = ("STORE_VARIABLE", "UnknownStore", "forget", "new_store")
-
 #: The name of a backend in the registry; or, as ``module:callable``, a function that makes one.
 STORE_VARIABLE = "PAPYRA_TEST_STORE"
 

@@ -10,8 +10,6 @@ from papyra.persistence.backends.store import MAX_SEQ
 from papyra.persistence.messages import Read, ReadHistory
 from papyra.persistence.retention import Limits, RetentionPolicy
 
-__all__ = ("bounded_history", "bounded_policy", "bounded_read")
-
 #: What fits into a column of 64 bits.
 _GREATEST = 2**63 - 1
 

@@ -30,8 +30,6 @@ from papyra.persistence.messages import (
 from papyra.persistence.metrics import PersistenceMetrics
 from papyra.persistence.records import Record
 
-__all__ = ("Operation", "StoreSession")
-
 Operation = Literal["write", "read", "scan", "recovery", "compaction", "snapshot"]
 
 _RECORDS = (tuple, list)

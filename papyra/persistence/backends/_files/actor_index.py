@@ -14,8 +14,6 @@ from collections.abc import Iterable, Sequence
 from typing import NamedTuple, overload
 from zlib import crc32
 
-__all__ = ("ENTRY_BYTES", "ActorIndex")
-
 #: What one line takes here.
 ENTRY_BYTES = 8
 #: Bits that say where a line begins: files up to a terabyte.

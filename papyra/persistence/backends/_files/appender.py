@@ -26,8 +26,6 @@ from papyra.persistence.backends._files.line_format import make_lines
 from papyra.persistence.backends._files.scan import Run
 from papyra.persistence.records import Record
 
-__all__ = ("Appender", "Tail")
-
 
 @dataclass(slots=True)
 class Tail:

@@ -10,8 +10,6 @@ from typing import Any, Literal, NamedTuple, TypeAlias
 
 from papyra.persistence.records import KINDS, Kind, Record, kind_of
 
-__all__ = ("MAX_INDEX_BYTES", "Block", "Extent", "SparseIndex", "Totals")
-
 #: Bytes of a block, to begin with.
 BLOCK_BYTES = 8 * 1024
 #: When there are as many blocks as this, each two become one. A block takes 112 bytes here, so an

@@ -52,8 +52,6 @@ from papyra.persistence.reports import (
 )
 from papyra.persistence.retention import RetentionPolicy
 
-__all__ = ("BlockingStore",)
-
 #: How often a reader looks for files that are removed under its hands.
 _LOOKS = 5
 #: Seconds from one of these looks to the next.

@@ -10,8 +10,6 @@ from collections.abc import Sequence
 from sys import byteorder
 from zlib import crc32
 
-__all__ = ("CHECKED", "DIGITS", "OPENING", "are_right", "is_right", "with_checksums")
-
 #: The bytes before the checksum.
 OPENING = b'{"crc":"'
 #: Where in a line the digits are, and where what they are the checksum of begins.

@@ -12,8 +12,6 @@ import json
 from typing import NamedTuple
 from zlib import crc32
 
-__all__ = ("CloseMark", "read_close_mark")
-
 
 class CloseMark(NamedTuple):
     """The last file of a store, and up to where it was acknowledged and synced."""

@@ -12,8 +12,6 @@ from papyra.persistence.backends._files.rewrite import Rewrite, damaged, good_li
 from papyra.persistence.backends._files.scan import decode
 from papyra.persistence.records import KINDS, Kind, Record, kind_of
 
-__all__ = ("Hidden", "Removal", "count_hidden", "drop_hidden", "is_hidden", "is_visible")
-
 
 class Hidden(NamedTuple):
     """The limits of retention for a kind."""

@@ -15,18 +15,6 @@ try:
 except ImportError:  # as on Windows, where files are read only
     fcntl = None  # type: ignore[assignment]
 
-__all__ = (
-    "CAN_WRITE",
-    "Disk",
-    "identity",
-    "is_regular",
-    "read_file",
-    "temporary_of",
-    "whose",
-    "write_all",
-    "write_whole",
-)
-
 logger = logging.getLogger("papyra")
 
 #: Whether this system has what it takes to write a store.

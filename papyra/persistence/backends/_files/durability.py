@@ -8,8 +8,6 @@ import os
 from papyra.persistence.backends._files.disk import write_all
 from papyra.persistence.backends._files.file_handle import FileHandle
 
-__all__ = ("Durability",)
-
 logger = logging.getLogger("papyra")
 
 #: Bytes that are written at once.

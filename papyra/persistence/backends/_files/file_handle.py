@@ -11,8 +11,6 @@ from papyra.exceptions import StoreError, StoreMoved
 from papyra.persistence.backends._files.disk import Disk, identity, temporary_of
 from papyra.persistence.backends._files.lock import lock_file
 
-__all__ = ("FileHandle",)
-
 
 class FileHandle:
     """A file that is known by its identity, and not by its name. A writer has it locked.

@@ -14,8 +14,6 @@ from papyra.persistence.backends._files.line_format import BadLine, Line
 from papyra.persistence.backends._files.scan import Part, Run
 from papyra.persistence.records import PersistedEvent, Record
 
-__all__ = ("FileIndex",)
-
 #: Committed records that may be missing in the index, to be taken in together.
 _PENDING = 1000
 

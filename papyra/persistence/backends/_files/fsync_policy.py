@@ -9,8 +9,6 @@ from typing import Literal, TypeAlias, get_args
 from papyra.exceptions import InvalidPolicy
 from papyra.persistence.backends.store import Batch
 
-__all__ = ("Fsync", "FsyncPolicy")
-
 Fsync: TypeAlias = Literal["always", "everysec", "no"]
 
 #: Seconds between two syncs with ``fsync="everysec"``.

@@ -17,8 +17,6 @@ from papyra.persistence.backends.paging import (
 from papyra.persistence.messages import EncodedHistory, EncodedRun, HistoryPage, ReadHistory
 from papyra.persistence.records import PersistedEvent, Record
 
-__all__ = ("last_revisions", "read_encoded_history", "read_history")
-
 #: A revision that no event has: greater than all.
 _NONE = 2**63
 #: Lines that are looked up together.

@@ -12,8 +12,6 @@ from papyra.persistence.backends.history_check import HistoryCheck
 from papyra.persistence.records import Record
 from papyra.persistence.reports import PersistenceAnomaly
 
-__all__ = ("scan_histories",)
-
 
 def scan_histories(journal: Journal) -> Iterator[PersistenceAnomaly]:
     """Yield what is wrong with histories, reading only where there are some."""

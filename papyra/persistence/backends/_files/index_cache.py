@@ -22,8 +22,6 @@ from papyra.persistence.backends._files.block_index import Extent, SparseIndex, 
 from papyra.persistence.backends._files.disk import Disk, read_file
 from papyra.persistence.backends.store import MAX_SEQ
 
-__all__ = ("CachedIndex", "IndexCache")
-
 #: Bytes before the end of what was read that must still be the same.
 _TAIL = 4096
 

@@ -19,8 +19,6 @@ from papyra.persistence.backends.store import Batch
 from papyra.persistence.records import Kind
 from papyra.persistence.reports import PersistenceRecoveryConfig
 
-__all__ = ("AcknowledgedSeq", "Journal")
-
 
 class Journal(Protocol):
     """Lines in one file after the other. Everything raises `OSError`."""

@@ -43,8 +43,6 @@ from papyra.persistence.backends._files.scan import (
 from papyra.persistence.records import Kind, Record
 from papyra.persistence.reports import PersistenceAnomaly
 
-__all__ = ("JournalFile",)
-
 logger = logging.getLogger("papyra")
 
 #: Seconds that must lie between the last change of a file and a look at it, so that the file's time

@@ -37,25 +37,6 @@ from papyra.persistence.backends._files.checksum import (
 from papyra.persistence.records import Record
 from papyra.persistence.reports import AnomalyKind
 
-__all__ = (
-    "HEAD",
-    "START",
-    "VERSION",
-    "BadLine",
-    "Line",
-    "are_whole",
-    "decode_run",
-    "head_length",
-    "last_seq_in",
-    "make_lines",
-    "parse_lines",
-    "parse_whole",
-    "place_of",
-    "record_sizes",
-    "seq_of",
-    "tombstone",
-)
-
 #: What this program writes, and the newest that it can read.
 VERSION = 1
 

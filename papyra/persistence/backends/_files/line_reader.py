@@ -18,8 +18,6 @@ from papyra.persistence.backends._files.line_format import (
 from papyra.persistence.backends._files.scan import decode
 from papyra.persistence.records import Record
 
-__all__ = ("chunks_of", "records_at", "records_in", "whole_lines_at")
-
 #: Bytes that are read at once.
 _CHUNK = 256 * 1024
 #: Lines that are decoded at first.

@@ -7,8 +7,6 @@ from pathlib import Path
 
 from papyra.exceptions import InvalidPath
 
-__all__ = ("Place", "printable")
-
 
 class Place(os.PathLike[str]):
     """The path of a store, which a change of the working directory does not move.

@@ -17,8 +17,6 @@ from papyra.exceptions import BackendInUse
 from papyra.persistence.backends._files.close_mark import CloseMark, read_close_mark
 from papyra.persistence.backends._files.disk import CAN_WRITE, Disk, identity, read_file
 
-__all__ = ("FileLock", "lock_file")
-
 logger = logging.getLogger("papyra")
 
 #: Bytes of a lock file that say who holds it.

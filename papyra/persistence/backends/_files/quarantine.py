@@ -13,8 +13,6 @@ from papyra.persistence.backends._files.location import Place
 from papyra.persistence.backends._files.repair import RepairResult
 from papyra.persistence.reports import PersistenceRecoveryConfig
 
-__all__ = ("QuarantineDirectory", "quarantine", "quarantine_directory", "quarantine_name")
-
 #: Bytes that are copied at once.
 _CHUNK = 1024 * 1024
 

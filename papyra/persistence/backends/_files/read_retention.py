@@ -12,8 +12,6 @@ from papyra.persistence.messages import Read
 from papyra.persistence.records import KINDS, Kind, Record, kind_of
 from papyra.persistence.retention import RetentionPolicy
 
-__all__ = ("count_stored", "hidden_of", "visible_records")
-
 _FOREVER = float("inf")
 
 

@@ -14,8 +14,6 @@ from papyra.persistence.backends._files.line_format import (
 from papyra.persistence.backends._files.rewrite import Rewrite, ascending
 from papyra.persistence.backends._files.scan import Run, ScanResult, decode
 
-__all__ = ("RepairResult", "repair")
-
 
 @dataclass
 class RepairResult:

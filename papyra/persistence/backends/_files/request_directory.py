@@ -18,8 +18,6 @@ from pathlib import Path
 from papyra.persistence.backends._files.disk import Disk, read_file, whose, write_whole
 from papyra.persistence.inbox import MAX_POSTED_BYTES
 
-__all__ = ("RequestDirectory",)
-
 _NAME = re.compile(r"([0-9a-f]{32})\.(request|taken|answer|withdrawn)(\.new)?", re.ASCII)
 
 #: Seconds after which a file is one that nobody waits for any more.

@@ -21,8 +21,6 @@ from papyra.persistence.backends._files.line_format import (
 )
 from papyra.persistence.records import Record
 
-__all__ = ("Rewrite", "ascending", "damaged", "good_lines")
-
 #: Bytes that are written at once.
 _CHUNK = 1024 * 1024
 

@@ -10,8 +10,6 @@ from papyra.persistence.backends._files.line_format import head_length
 from papyra.persistence.backends._files.segment import Segment
 from papyra.persistence.backends.store import Batch
 
-__all__ = ("SegmentLimits", "Share", "share_out")
-
 
 @dataclass(frozen=True)
 class SegmentLimits:

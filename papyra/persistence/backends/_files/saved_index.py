@@ -24,8 +24,6 @@ from papyra.persistence.backends._files.block_index import (
 )
 from papyra.persistence.backends._files.disk import Disk, read_file, write_whole
 
-__all__ = ("SavedIndex", "read_saved_index", "write_saved_index")
-
 #: Bytes of the line at the beginning, which says what the file holds, and is followed by the index.
 _HEAD_BYTES = 1024
 

@@ -23,17 +23,6 @@ from papyra.persistence.backends.store import MAX_SEQ
 from papyra.persistence.records import Record
 from papyra.persistence.reports import AnomalyKind, PersistenceAnomaly
 
-__all__ = (
-    "Advance",
-    "Part",
-    "Run",
-    "ScanResult",
-    "decode",
-    "end_of",
-    "is_torn",
-    "scan_parts",
-)
-
 #: Positions that must be left for what is written after a bad line, if that is to be believed.
 _ROOM = 10**12
 

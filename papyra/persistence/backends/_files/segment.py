@@ -23,8 +23,6 @@ from papyra.persistence.backends._files.saved_index import (
 from papyra.persistence.backends._files.scan import Advance, ScanResult
 from papyra.persistence.reports import PersistenceAnomaly
 
-__all__ = ("Segment",)
-
 #: No tombstone is longer.
 _TOMBSTONE_BYTES = 200
 #: Seconds in which a writer that has changed a segment has saved its index.

@@ -14,8 +14,6 @@ from papyra.persistence.backends._files.location import Place, printable
 from papyra.persistence.backends.store import MAX_SEQ
 from papyra.persistence.reports import PersistenceAnomaly
 
-__all__ = ("Leftovers", "SegmentDirectory")
-
 # A position has 14 digits at most.
 _NAME = re.compile(r"(?!0{20})(0{6}\d{14})\.(ndjson|ndjson\.new|index|index\.new)", re.ASCII)
 

@@ -14,8 +14,6 @@ from papyra.persistence.backends._files.scan import Advance
 from papyra.persistence.backends._files.segment import Segment
 from papyra.persistence.backends._files.segment_directory import Leftovers, SegmentDirectory
 
-__all__ = ("SegmentList",)
-
 #: How many sealed segments are kept open, with their indexes.
 _LOADED = 8
 

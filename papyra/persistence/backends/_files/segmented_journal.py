@@ -28,8 +28,6 @@ from papyra.persistence.backends.store import Batch
 from papyra.persistence.records import Kind
 from papyra.persistence.reports import PersistenceAnomaly, PersistenceRecoveryConfig
 
-__all__ = ("SegmentedJournal",)
-
 
 class SegmentedJournal:
     """A journal in files that follow one another. The last of them is written to."""

@@ -26,8 +26,6 @@ from papyra.persistence.backends.store import Batch
 from papyra.persistence.records import Kind
 from papyra.persistence.reports import PersistenceRecoveryConfig
 
-__all__ = ("SingleFileJournal",)
-
 
 class SingleFileJournal:
     """A journal that is one file."""

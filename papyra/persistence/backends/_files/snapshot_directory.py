@@ -18,8 +18,6 @@ from pathlib import Path
 from papyra.persistence.backends._files.disk import Disk, read_file, write_whole
 from papyra.persistence.snapshots import StoredSnapshot
 
-__all__ = ("SnapshotDirectory", "owner_of")
-
 _OWNER = re.compile(r"[0-9a-f]{40}", re.ASCII)
 _NAME = re.compile(r"(?!0{14})(\d{14})\.json", re.ASCII)
 

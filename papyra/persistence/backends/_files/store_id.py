@@ -14,8 +14,6 @@ from pathlib import Path
 
 from papyra.persistence.backends._files.disk import Disk, read_file, write_whole
 
-__all__ = ("StoreId",)
-
 _ID = re.compile(rb"[0-9a-f]{32}\n")
 
 

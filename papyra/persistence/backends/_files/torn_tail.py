@@ -26,8 +26,6 @@ from papyra.persistence.backends._files.line_format import (
     tombstone,
 )
 
-__all__ = ("TornTail",)
-
 #: Bytes of the smallest block that a device writes.
 _SECTOR = 512
 #: Fewer bytes than this are no whole line, whatever was done to them.

@@ -13,8 +13,6 @@ from papyra.persistence.backends._files.rewrite import Rewrite, damaged, good_li
 from papyra.persistence.backends._files.scan import decode
 from papyra.persistence.backends.store import NewBase
 
-__all__ = ("Bases", "count_trimmed", "trim")
-
 
 class Bases:
     """The bases that histories are to begin with."""

@@ -14,8 +14,6 @@ import anyio.from_thread
 
 from papyra._trio import running_trio
 
-__all__ = ("AsyncioBridge",)
-
 Parameters = ParamSpec("Parameters")
 ResultT = TypeVar("ResultT")
 

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import threading
 
-__all__ = ("CommitToken",)
-
 
 class CommitToken:
     """The commit token of a call: taken by the call when it commits, or by whoever gives it up.

@@ -19,8 +19,6 @@ from papyra._trio import running_trio
 from papyra.exceptions import StoreForked
 from papyra.persistence.backends._io.commit_token import CommitToken
 
-__all__ = ("WorkerThread", "raise_if_cancelled")
-
 ResultT = TypeVar("ResultT")
 
 
