@@ -17,15 +17,12 @@ class Signal(Protocol):
 
     def set(self) -> None:
         """Let the waiting task go on."""
-        ...
 
     def is_set(self) -> bool:
         """Return whether it was set."""
-        ...
 
     def wait(self) -> Awaitable[Any]:
         """Wait until it is set. Not before one task has called this may another."""
-        ...
 
 
 NewSignal: TypeAlias = Callable[[], Signal]

@@ -44,7 +44,6 @@ class Entities(AwakeEntities, Protocol):
         already; `DuplicateActorName` if an actor lives under that name; `InvalidActorName` for a
         name that can't be part of an address; `InvalidActor` for a class that can't be called so.
         """
-        ...
 
 
 class System(Protocol):
@@ -53,37 +52,30 @@ class System(Protocol):
     @property
     def system_id(self) -> str:
         """The system's name."""
-        ...
 
     @property
     def is_running(self) -> bool:
         """Whether actors can be spawned."""
-        ...
 
     @property
     def clock(self) -> Clock:
         """The clock that the system reads and waits by."""
-        ...
 
     @property
     def persistence(self) -> ActorRef:
         """The system's persistence actor."""
-        ...
 
     @property
     def backend(self) -> PersistenceVerbs:
         """The backend that the persistence actor hosts; its verbs go through that actor."""
-        ...
 
     @property
     def portal(self) -> Portal:
         """The way to the actors from other threads."""
-        ...
 
     @property
     def recoveries(self) -> anyio.Semaphore:
         """How many more actors may read their histories at the same time."""
-        ...
 
     def spawn(
         self,
@@ -94,24 +86,19 @@ class System(Protocol):
         **kwargs: Any,
     ) -> ActorRef:
         """Start a top-level actor, and return its ref."""
-        ...
 
     def entity(self, actor_class: type[Actor], entity_id: str) -> EntityRef:
         """Return the ref of an entity."""
-        ...
 
     @property
     def entities(self) -> Entities:
         """The entities that are awake, and how they are made."""
-        ...
 
     def find(self, address: ActorAddress | str) -> ActorRef | None:
         """Return the living actor at `address`."""
-        ...
 
     def audit(self) -> AuditReport:
         """Return the health of the system now."""
-        ...
 
 
 class ContextOwner(Protocol):
@@ -125,12 +112,10 @@ class ContextOwner(Protocol):
     @property
     def parent_ref(self) -> ActorRef | None:
         """The ref of the parent, or `None` for a top-level actor."""
-        ...
 
     @property
     def child_refs(self) -> tuple[ActorRef, ...]:
         """The refs of the living children, in the order they were spawned."""
-        ...
 
     def spawn(
         self,
@@ -141,48 +126,37 @@ class ContextOwner(Protocol):
         mailbox_capacity: int | None,
     ) -> ActorRef:
         """Start a child, and return its ref."""
-        ...
 
     @property
     def entity_id(self) -> str:
         """The id of the entity that it is. Raises `NotAnEntity`."""
-        ...
 
     def passivate(self) -> None:
         """Have the entity go to sleep after the message at hand. Raises `NotAnEntity`."""
-        ...
 
     def watch(self, ref: ActorRef) -> None:
         """Have a `Terminated` sent when `ref` has stopped."""
-        ...
 
     def unwatch(self, ref: ActorRef) -> None:
         """Take `watch` back."""
-        ...
 
     def stop_now(self) -> None:
         """Stop after the message at hand."""
-        ...
 
     def unhandled(self, message: object) -> UnhandledMessage:
         """Make a dead letter of `message`, and fail the ask that it came with, if any."""
-        ...
 
     def settle_first(self, settlement: Callable[[], Awaitable[None]] | None) -> None:
         """Have `settlement` return before each message from now on; `None` takes it back."""
-        ...
 
     def output_gate(self) -> OutputGate:
         """Return what the outputs of this actor pass from now on."""
-        ...
 
     async def settle_outputs(self) -> None:
         """Wait until the appends at the gate have been answered, and open it."""
-        ...
 
     def runs_here(self) -> bool:
         """Return whether this code runs in the actor's own task."""
-        ...
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

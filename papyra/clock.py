@@ -21,19 +21,15 @@ class Clock(Protocol):
 
     def time(self) -> float:
         """Return the wall clock: Unix time in seconds."""
-        ...
 
     def monotonic(self) -> float:
         """Return seconds from an arbitrary start, never going back."""
-        ...
 
     def move_on_after(self, seconds: float) -> contextlib.AbstractContextManager[anyio.CancelScope]:
         """Return a cancel scope that is cancelled after `seconds`."""
-        ...
 
     async def sleep(self, seconds: float) -> None:
         """Return after `seconds`."""
-        ...
 
 
 class SystemClock:

@@ -20,7 +20,6 @@ class Sleeper(Recipient, Protocol):
     @property
     def is_open(self) -> bool:
         """Whether a message would wake it."""
-        ...
 
 
 class EntityRef(ActorRef):
@@ -95,17 +94,13 @@ class AwakeEntities(Protocol):
     @property
     def activations(self) -> int:
         """How often an entity was woken, since the system started."""
-        ...
 
     @property
     def passivations(self) -> int:
         """How often one went to sleep again in order, so neither failed nor cancelled."""
-        ...
 
     def __len__(self) -> int:
         """Return how many are awake. Costs nothing."""
-        ...
 
     def __iter__(self) -> Iterator[AwakeEntity]:
         """Iterate over those that are awake now, in the order in which they woke."""
-        ...

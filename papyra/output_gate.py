@@ -18,11 +18,9 @@ class Output(Protocol):
 
     def release(self) -> None:
         """Give it out."""
-        ...
 
     def fail(self, error: Exception) -> None:
         """Give `error` out instead, or nothing."""
-        ...
 
 
 class OutputGate:

@@ -33,7 +33,6 @@ class Wait(Protocol):
 
     def end(self) -> None:
         """Note that the wait is over."""
-        ...
 
 
 class Recipient(Protocol):
@@ -48,42 +47,33 @@ class Recipient(Protocol):
     @property
     def put_nowait(self) -> Callable[[object], None]:
         """What puts a message into the mailbox, as `Mailbox.put_nowait` does."""
-        ...
 
     async def queue_up(self, item: object) -> None:
         """Put `item` into the mailbox when there is room."""
-        ...
 
     async def queue_up_told(self, message: object) -> None:
         """Put a message that was told into the mailbox; raise `WouldDeadlock` if it can't wait."""
-        ...
 
     def begin_wait(self, until: Signal, *, limited: bool) -> Wait | None:
         """Note the wait of the actor that runs here, if one does, for this one.
 
         Return what ends the wait, if it counts; raise `WouldDeadlock` if it could never end.
         """
-        ...
 
     async def refuse(self, message: object, *, expects_reply: bool) -> None:
         """Make a dead letter of `message`; wait if the store has no room for it."""
-        ...
 
     def refuse_nowait(self, message: object, *, expects_reply: bool) -> None:
         """Make a dead letter of `message`; raise `MailboxFull` if the store has no room for it."""
-        ...
 
     def refuse_anyway(self, message: object) -> None:
         """Make a dead letter of `message`, whether the store has room for it or not."""
-        ...
 
     def stopped_error(self, what: str, handled: Literal["never", "maybe"]) -> ActorStopped:
         """Return the error for who asked an actor that has stopped, or is about to."""
-        ...
 
     async def stop(self) -> None:
         """Stop after the messages in the mailbox; wait for that unless it would be in vain."""
-        ...
 
 
 class Ask:

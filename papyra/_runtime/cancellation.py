@@ -27,7 +27,6 @@ _LOOK = 0.01
 class _Ends(Protocol):
     def end_left_open(self) -> None:
         """End what shields itself from the cancellation of the group that it is in."""
-        ...
 
 
 #: By the task of trio's that has started them.

@@ -62,7 +62,6 @@ class Runtime(Protocol):
 
     def launch(self, cell: Cell) -> None:
         """Run `cell` in a task of its own."""
-        ...
 
     def start_task(
         self,
@@ -71,15 +70,12 @@ class Runtime(Protocol):
         has_begun: Callable[[], bool],
     ) -> None:
         """Run `function`, which is no actor's, in a task of its own and without context."""
-        ...
 
     def interrupt(self, error: BaseException) -> None:
         """End the system, as `error`, which is no `Exception`, demands; it comes out of it."""
-        ...
 
     async def park(self) -> None:
         """Return when all actors have stopped."""
-        ...
 
 
 class Identity(Protocol):
@@ -91,16 +87,13 @@ class Identity(Protocol):
     @property
     def ref(self) -> ActorRef:
         """The ref, the same for all lives."""
-        ...
 
     @property
     def cell(self) -> Cell | None:
         """The life that runs, if one does."""
-        ...
 
     def ended(self, cell: Cell) -> None:
         """Begin another life, should there be messages for it."""
-        ...
 
 
 class Watched(Protocol):
@@ -109,7 +102,6 @@ class Watched(Protocol):
     @property
     def death_watch(self) -> DeathWatch:
         """What watchers are entered in."""
-        ...
 
 
 class Parent(Supervisor, Protocol):
@@ -118,7 +110,6 @@ class Parent(Supervisor, Protocol):
     @property
     def children(self) -> Children[Cell]:
         """The cells it supervises."""
-        ...
 
 
 def spawn(

@@ -23,7 +23,6 @@ class Child(Protocol):
 
     def cancel(self) -> None:
         """Cancel the actor and its descendants."""
-        ...
 
 
 ChildT = TypeVar("ChildT", bound=Child)

@@ -27,17 +27,14 @@ class Waiter(Protocol):
     @property
     def waits(self) -> Waits:
         """Its waits for others."""
-        ...
 
     @property
     def children(self) -> Iterable[Waiter]:
         """The living children, which stop before it."""
-        ...
 
     @property
     def heir(self) -> Waiter:
         """The actor that has its mailbox now: itself, or another life of the same entity."""
-        ...
 
 
 #: A wait in an actor's own task, so that it handles nothing meanwhile: for whom, until when, and

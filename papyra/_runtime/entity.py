@@ -54,19 +54,15 @@ class Lives(Protocol):
 
     def address(self, type_name: str, entity_id: str) -> ActorAddress:
         """Return where an entity is."""
-        ...
 
     def new_mailbox(self, entity: Entity) -> EntityMailbox:
         """Return the mailbox of a life that takes over from no other."""
-        ...
 
     def begin(self, entity: Entity, cell: Cell) -> None:
         """Begin a life."""
-        ...
 
     def ended(self, cell: Cell) -> None:
         """Take note that a life has ended."""
-        ...
 
 
 class Entity:

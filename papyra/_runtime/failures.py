@@ -37,34 +37,27 @@ class Supervisor(Protocol):
     @property
     def ref(self) -> ActorRef | None:
         """The parent as others see it; `None` for the guardian."""
-        ...
 
     @property
     def policy(self) -> SupervisionPolicy:
         """How it supervises its children."""
-        ...
 
     @property
     def children(self) -> Iterable[Supervised]:
         """The actors it supervises."""
-        ...
 
     @property
     def shields_children(self) -> bool:
         """Whether nothing but the end of the system stops them, not even Ctrl-C."""
-        ...
 
     def child_was_cancelled(self) -> None:
         """Take note that somebody cancelled the task of a child that goes on all the same."""
-        ...
 
     async def decide(self, child: ActorRef, error: Exception) -> Decision:
         """Decide about a child's failure."""
-        ...
 
     async def fail(self, error: Exception) -> Outcome:
         """Fail as a child did that was told to escalate; return the outcome for the supervisor."""
-        ...
 
 
 class Failures:

@@ -28,11 +28,9 @@ class Sleepy(Protocol):
 
     def mailbox_closed(self, mailbox: Mailbox[object]) -> None:
         """Take note that `mailbox` takes no more messages."""
-        ...
 
     def passivate(self) -> None:
         """Have the life that runs end after the message at hand."""
-        ...
 
 
 class EntityMailbox(Mailbox[object]):

@@ -70,41 +70,32 @@ class LoopOwner(Protocol):
     @property
     def is_woken(self) -> bool:
         """Whether the first instance is made like those of restarts: in the task, supervised."""
-        ...
 
     @property
     def parent(self) -> Supervisor:
         """The supervisor."""
-        ...
 
     @property
     def children(self) -> Children[Any]:
         """The living children."""
-        ...
 
     def new_variables(self) -> Context:
         """Return the context that an incarnation starts from."""
-        ...
 
     def forget_watches(self) -> None:
         """Take back every watch."""
-        ...
 
     def launch_again(self) -> None:
         """Run the next incarnation."""
-        ...
 
     def interrupt(self, error: BaseException) -> None:
         """End the system with `error`."""
-        ...
 
     async def park(self) -> None:
         """Return when all actors of the system have stopped."""
-        ...
 
     def end(self) -> None:
         """Tell all who want to know that the actor has stopped."""
-        ...
 
 
 class ActorLoop:

@@ -37,23 +37,18 @@ class Recorder(Protocol):
 
     def lifecycle(self, address: ActorAddress, event: LifecycleEvent) -> None:
         """Record a step of an actor's life. Does not wait: a life goes on."""
-        ...
 
     def dead_letter_nowait(self, target: ActorAddress, message: object, asked: bool) -> None:
         """Record a message that was not handled; raise `MailboxFull` if the store is behind."""
-        ...
 
     def dead_letter_left(self, target: ActorAddress, message: object, asked: bool) -> None:
         """Record a message that was left in a mailbox, even if the store is behind."""
-        ...
 
     async def dead_letter(self, target: ActorAddress, message: object, asked: bool) -> None:
         """Record a message that was not handled; wait if the store is behind."""
-        ...
 
     def unclaimed(self, address: ActorAddress, message: object) -> None:
         """Take note of a reply whose asker had given up by then."""
-        ...
 
 
 class SystemRecorder:

@@ -40,22 +40,18 @@ class Step(Protocol):
     @property
     def event_type(self) -> str:
         """The name under which it is stored."""
-        ...
 
     @property
     def event_version(self) -> int:
         """The version of that."""
-        ...
 
     @property
     def revision(self) -> int | None:
         """The position in the history."""
-        ...
 
     @property
     def payload(self) -> Any:
         """The event itself, or plain data."""
-        ...
 
 
 class _Step(msgspec.Struct, gc=False):

@@ -76,11 +76,9 @@ class Look(Protocol):
 
     def at(self, values: Sequence[Any]) -> bool:
         """Return whether these values of the level come back, but for what is in them."""
-        ...
 
     def into(self, parts: Iterable[Any], count: Callable[[], int]) -> bool:
         """Have so many parts looked at later; return whether there may be that many."""
-        ...
 
 
 class Form:

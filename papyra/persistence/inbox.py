@@ -67,37 +67,30 @@ class Inbox(Protocol):
 
     async def post(self, request_id: str, data: bytes) -> None:
         """Leave a request for the writer, whole."""
-        ...
 
     async def posted(self) -> list[str]:
         """Return the ids of requests that wait. Removes what nobody has asked for in an hour."""
-        ...
 
     async def take(self, request_id: str) -> bytes | None:
         """Take a request, which is answered next; `None` if it is not there any more.
 
         What can't be read, or is too long, is taken as well, and comes back empty.
         """
-        ...
 
     async def answer(self, request_id: str, data: bytes) -> None:
         """Leave the answer to a request that was taken."""
-        ...
 
     async def answered(self, request_id: str) -> bytes | None:
         """Return the answer to a request, and remove it; `None` if there is none yet."""
-        ...
 
     async def withdraw(self, request_id: str) -> bool:
         """Take a request back; return whether the writer had not taken it."""
-        ...
 
     async def is_attended(self) -> bool:
         """Return whether a writer is known to be there, be it that it does not answer.
 
         Nobody takes its place then. Of one that has closed its store, this says nothing.
         """
-        ...
 
 
 def encode_posted(posted: PostedRequest) -> bytes:

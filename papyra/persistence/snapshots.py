@@ -79,23 +79,18 @@ class Snapshots(Protocol):
 
     async def save_snapshot(self, actor: str, revision: int, data: bytes) -> None:
         """Store `data`, in place of what was there. Raising, it leaves that, or the new, whole."""
-        ...
 
     async def snapshot_revisions(self, actor: str) -> list[int]:
         """Return the revisions of an actor's snapshots, in any order; others cost nothing."""
-        ...
 
     async def load_snapshot(self, actor: str, revision: int) -> bytes | None:
         """Return what was stored, or `None` if there is no such snapshot."""
-        ...
 
     async def remove_snapshot(self, actor: str, revision: int) -> None:
         """Remove a snapshot, if it is there."""
-        ...
 
     def snapshot_owner(self, actor: str) -> str:
         """Return the `owner` that the snapshots of an actor are listed with, and no others."""
-        ...
 
     async def list_snapshots(
         self, after: StoredSnapshot | None, limit: int
@@ -105,22 +100,18 @@ class Snapshots(Protocol):
         The first page comes after `None`, the next after the last of this one, be that there still
         or not; fewer than `limit` are the last page. A reader lists what it finds.
         """
-        ...
 
     async def load_listed(self, stored: StoredSnapshot) -> bytes | None:
         """Return what is stored at a place, or `None`, as `load_snapshot` does."""
-        ...
 
     async def remove_listed(self, stored: StoredSnapshot) -> None:
         """Remove what is stored at a place, if it is there."""
-        ...
 
     async def quarantine_listed(self, stored: StoredSnapshot, directory: str | None) -> str | None:
         """Move what is stored at a place to where `Store.recover` keeps originals; return where.
 
         A store that keeps none removes it, and returns `None`.
         """
-        ...
 
 
 def encode_snapshot(snapshot: Snapshot) -> bytes:

@@ -117,7 +117,6 @@ class FaultPolicy(Protocol):
 
     def decide(self, operation: Operation) -> Fault | None:
         """Return what happens to `operation`; `None` for nothing. Called once for each."""
-        ...
 
 
 class Rule(Generic[FaultT]):

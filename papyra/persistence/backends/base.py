@@ -125,11 +125,9 @@ class Host(Protocol):
     @property
     def owner(self) -> str:
         """The host's address."""
-        ...
 
     def ask(self, request: Request[ReplyT]) -> Awaitable[ReplyT]:
         """Send `request` through the host's mailbox and return the reply."""
-        ...
 
 
 class PersistenceBackend(PersistenceVerbs, PersistenceMetricsMixin):

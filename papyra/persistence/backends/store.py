@@ -138,17 +138,14 @@ class Store(Protocol):
 
         It is the name of the entry point, too, if there is one.
         """
-        ...
 
     @property
     def location(self) -> str:
         """The location of the records: a path, or a URL without its secrets; empty for memory."""
-        ...
 
     @property
     def capabilities(self) -> Capabilities:
         """The capabilities of this store; always the same."""
-        ...
 
     async def open(self) -> None:
         """Make the store ready, creating it if there is none. Take over from no other writer.
@@ -156,14 +153,12 @@ class Store(Protocol):
         One that is kept out for as long as another one writes may raise `BackendInUse` here.
         If this raises, nothing is left open, and it may be called again.
         """
-        ...
 
     async def last_seq(self) -> int:
         """Return the greatest position that was ever given, or 0.
 
         No recovery, no compaction and no crash makes it less than that of an acknowledged record.
         """
-        ...
 
     async def claim(self) -> int:
         """Become the writer, settle what is in doubt, and return the greatest position ever given.
@@ -178,25 +173,21 @@ class Store(Protocol):
         ``batch.first_seq <= last_seq``, which is to be looked up in the same transaction. That
         holds after the records at those positions were compacted, too.
         """
-        ...
 
     async def append(self, batch: Batch) -> None:
         """Store the whole batch or, raising or cancelled, none of it.
 
         On return it is as durable as the store promises, and reads show it.
         """
-        ...
 
     async def flush(self) -> None:
         """Make everything that was appended as durable as the store can.
 
         Called before `close`, and when the store is entered, so perhaps before any `claim`.
         """
-        ...
 
     async def close(self) -> None:
         """Let go of everything that `open` took, also if this raises."""
-        ...
 
     async def read(self, request: Read, policy: RetentionPolicy, now: float) -> Page:
         """Return a page of what `policy` lets through at Unix time `now`.
@@ -214,7 +205,6 @@ class Store(Protocol):
         end with the first that does not fit. Age is another matter: times need not rise with
         positions, so each record is judged by its own, and counts while it is hidden.
         """
-        ...
 
     async def scan(self, report_progress: ReportProgress) -> PersistenceScanReport:
         """Check every record; change nothing. What is wrong is reported, and raises nothing.
@@ -224,7 +214,6 @@ class Store(Protocol):
         `scan_histories` reports what is wrong with them, too.
         `report_progress` may be called now and then, from any thread.
         """
-        ...
 
     async def recover(self, config: PersistenceRecoveryConfig) -> PersistenceRecoveryReport:
         """Mend what a scan finds, keep every record that can be read, and scan again.
@@ -235,7 +224,6 @@ class Store(Protocol):
         the report names each place. May come before any `claim`; one follows.
         Without the capability, change nothing and say ``supported=False``.
         """
-        ...
 
     async def compact(
         self, policy: RetentionPolicy, now: float, *, dry_run: bool
@@ -249,7 +237,6 @@ class Store(Protocol):
 
         Without the capability, change nothing and say ``supported=False``.
         """
-        ...
 
 
 @runtime_checkable
@@ -270,14 +257,12 @@ class Histories(Protocol):
 
         Retention hides nothing here. An event that can't be decoded is passed over.
         """
-        ...
 
     async def last_revisions(self, actors: Collection[str]) -> Mapping[str, int]:
         """Return the greatest revision of each of `actors`; those without a history may be missing.
 
         Called after `claim`, and before an append that goes on with one of those histories.
         """
-        ...
 
 
 @runtime_checkable
@@ -293,7 +278,6 @@ class EncodedHistories(Protocol):
         Where something is special about what is stored, so that not all of it can be given out as
         it is, return what that returns.
         """
-        ...
 
 
 @runtime_checkable
@@ -308,7 +292,6 @@ class HistoryScanning(Protocol):
 
         That is one for each revision before which others are missing, or that is there twice.
         """
-        ...
 
 
 @runtime_checkable
@@ -324,7 +307,6 @@ class Identified(Protocol):
         Of two stores, be one a copy of the other, each has its own. One that lost its id has a new
         one. A store to be looked at makes none: it returns the empty string where there is none.
         """
-        ...
 
 
 class NewBase(msgspec.Struct, frozen=True):
@@ -355,7 +337,6 @@ class Rebasing(Protocol):
         anything here before the first of them goes. An interruption may leave some of those that it
         stands for before it: the first ones, so that there is no hole before it.
         """
-        ...
 
 
 @runtime_checkable
@@ -418,4 +399,3 @@ class Summarizing(Protocol):
 
     async def summarize(self) -> StoreSummary:
         """Return what the store holds, what retention hides included."""
-        ...

@@ -43,7 +43,6 @@ class MakeStore(Protocol):
 
         Called again, also while the first is open, it is in the same place if it is durable.
         """
-        ...
 
 
 class MakeBackend(Protocol):
@@ -59,7 +58,6 @@ class MakeBackend(Protocol):
 
         Called again, also while the first is open, a durable backend is on the same store.
         """
-        ...
 
 
 @asynccontextmanager

@@ -33,105 +33,83 @@ class Journal(Protocol):
     @property
     def path(self) -> Path:
         """The file, or the directory, from the root on."""
-        ...
 
     @property
     def last_seq(self) -> int:
         """The greatest `seq` that was given."""
-        ...
 
     def lock(self) -> FileLock:
         """Return the lock that whoever writes must have."""
-        ...
 
     def beside(self, suffix: str) -> Path:
         """Return the path of what is kept beside the records, by a suffix that begins with a dot.
 
         It is where the lock is: beside a file, wherever links lead to, or in a directory.
         """
-        ...
 
     def prepare(self) -> None:
         """Make what the lock needs."""
-        ...
 
     def open(self, advance: Advance | None = None) -> None:
         """Open it, making it if it is not there."""
-        ...
 
     def refresh(self) -> None:
         """Take in what another process has written since; for a reader."""
-        ...
 
     def raise_if_rewritten(self) -> None:
         """Raise `FileNotFoundError` if files were replaced or removed since; for a reader."""
-        ...
 
     def new_close_mark(self) -> CloseMark | None:
         """Return the mark that a clean close may leave; `None` if not everything is synced."""
-        ...
 
     def close(self) -> None:
         """Close everything that is open."""
-        ...
 
     def append(self, batch: Batch, take_token: Callable[[], None], *, sync: bool) -> None:
         """Write lines for these records, and sync them; all, or, raising, none of them.
 
         `take_token` is called before they count. It may raise `OSError`: then they don't.
         """
-        ...
 
     def check_name(self) -> None:
         """Raise `StoreMoved` if the name leads to something else by now, for a writer."""
-        ...
 
     def sync(self) -> None:
         """Return when everything is on the device."""
-        ...
 
     def sync_in_background(self) -> None:
         """Sync what was not yet, from a thread of its own, while others use the journal."""
-        ...
 
     def files(self, *, newest: bool) -> Iterator[JournalFile]:
         """Yield the files, the oldest first, or the newest."""
-        ...
 
     @property
     def segments(self) -> int | None:
         """The number of segments; `None` for a journal that has none."""
-        ...
 
     def is_damaged(self) -> bool:
         """Return whether damage has been seen by now."""
-        ...
 
     def size(self) -> int:
         """Return the bytes that a scan reads."""
-        ...
 
     def scan(self, advance: Advance | None = None) -> ScanResult:
         """Check every line; change nothing."""
-        ...
 
     def recover(self, config: PersistenceRecoveryConfig) -> RepairResult:
         """Keep what can be read; see `PersistenceRecoveryConfig`."""
-        ...
 
     def drop_hidden(self, hidden: Mapping[Kind, Hidden]) -> int:
         """Free what is hidden; return how many records are hidden, and kept for histories.
 
         Raises `StoreError` if there is damage.
         """
-        ...
 
     def trim(self, bases: Bases) -> None:
         """Have histories begin with bases. Raises `StoreError` if there is damage.
 
         A base is on the device before anything is freed that it stands for.
         """
-        ...
 
 
 class AcknowledgedSeq:
