@@ -68,11 +68,6 @@ class Totals:
         """The number of records."""
         return sum(self.counts[kind] for kind in KINDS)
 
-    @property
-    def record_bytes(self) -> int:
-        """The bytes of all encoded records."""
-        return sum(self.sizes[kind] for kind in KINDS)
-
 
 class SparseIndex(Totals):
     """The blocks of one file: their positions, their times, and how much of each kind.

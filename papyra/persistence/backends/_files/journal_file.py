@@ -277,20 +277,8 @@ class JournalFile:
 
     # Appending
 
-    def write(
-        self,
-        first_seq: int,
-        records: Sequence[Record],
-        encoded: Sequence[bytes],
-        *,
-        acknowledged: int | None = None,
-        sync: bool,
-    ) -> None:
-        """Write the lines of these records, which count from the next `commit` on."""
-        self.appender.write(first_seq, records, encoded, acknowledged=acknowledged, sync=sync)
-
     def commit(self) -> None:
-        """Acknowledge what was written last. It does not fail: somebody is told of it now."""
+        """Acknowledge what the appender wrote last. It does not fail: somebody is told of it."""
         run = self.appender.commit()
         if run is None:
             return

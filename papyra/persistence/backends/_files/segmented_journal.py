@@ -141,7 +141,7 @@ class SegmentedJournal:
             if share.begins:
                 segment = self._begin_segment(segment, batch, start, begun)
                 in_last = 0
-            segment.write(
+            segment.appender.write(
                 batch.first_seq + start,
                 batch.records[start:stop],
                 batch.encoded[start:stop],

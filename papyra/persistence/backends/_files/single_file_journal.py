@@ -105,7 +105,7 @@ class SingleFileJournal:
         """Write lines with one write, and sync them with one sync."""
         file = self._file
         acknowledged = self._acknowledged.before(batch, file.last_seq)
-        file.write(
+        file.appender.write(
             batch.first_seq, batch.records, batch.encoded, acknowledged=acknowledged, sync=sync
         )
         try:

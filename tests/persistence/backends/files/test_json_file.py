@@ -112,13 +112,13 @@ def test_the_index_of_a_json_file_counts_the_bytes_of_records_not_of_lines(path:
 
     def append(numbers: range) -> None:
         records = [event(number) for number in numbers]
-        journal.write(numbers[0], records, codec.encode(records), sync=False)
+        journal.appender.write(numbers[0], records, codec.encode(records), sync=False)
         journal.commit()
 
     # Behind a line that is damaged, one says that it follows the one before that.
     append(range(1, 12))
     sound = [event(number) for number in range(1, 12)]
-    assert journal.index.record_bytes == sum(map(len, codec.encode(sound)))
+    assert journal.index.sizes["event"] == sum(map(len, codec.encode(sound)))
     lines = path.read_bytes().splitlines(keepends=True)
     path.write_bytes(b"".join(lines[:-1]) + lines[-1].replace(b"shop", b"chop"))
     journal.close()
@@ -128,7 +128,7 @@ def test_the_index_of_a_json_file_counts_the_bytes_of_records_not_of_lines(path:
     append(range(12, 200))
     assert b'"seq":12,"after":10,' in path.read_bytes()
     sound = [event(number) for number in (*range(1, 11), *range(12, 200))]
-    assert journal.index.record_bytes == sum(map(len, codec.encode(sound)))
+    assert journal.index.sizes["event"] == sum(map(len, codec.encode(sound)))
     journal.close()
 
 
@@ -156,7 +156,7 @@ async def test_a_json_file_cut_at_any_byte_loses_only_what_was_cut(path: Path) -
 def test_a_flipped_bit_in_a_json_file_is_noticed_and_costs_one_record(path: Path) -> None:
     records = [event(number) for number in range(1, 5)]
     journal = JournalFile(path, Disk())
-    journal.write(1, records, codec.encode(records), sync=False)
+    journal.appender.write(1, records, codec.encode(records), sync=False)
     journal.commit()
     journal.close()
     data = bytearray(path.read_bytes())
