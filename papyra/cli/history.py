@@ -7,7 +7,7 @@ import importlib
 import inspect
 import os
 import sys
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import anyio
@@ -31,8 +31,8 @@ from papyra.cli._store_argument import StoreName, reading
 from papyra.cli._units import format_time
 from papyra.persistence.backends.base import PersistenceBackend
 from papyra.persistence.bases import BASE_TYPE
-from papyra.persistence.decisions import Decision, decisions_after
-from papyra.persistence.messages import Read, ReadHistory
+from papyra.persistence.decisions import Decision, decisions_after, events_after
+from papyra.persistence.messages import Read
 from papyra.persistence.records import PersistedEvent
 
 if TYPE_CHECKING:
@@ -89,22 +89,11 @@ async def _history(
         chosen = None if app is None else await _chosen(backend, actor, app, classes)
         decisions = await decisions_after(backend.execute, actor, 0)
         view = _View(actor, chosen, decisions, as_json=as_json)
-        async for record in _records(backend, actor):
+        async for record in events_after(backend.execute, actor, 0):
             view.show(record)
         if not view.revision:
             raise CommandFailed(await _no_history(backend, actor))
     return view.conclude()
-
-
-async def _records(backend: PersistenceBackend, actor: str) -> AsyncIterator[PersistedEvent]:
-    """Yield the events of a history, page by page."""
-    request, more = ReadHistory(actor), True
-    while more:
-        page = await backend.execute(request)
-        for record in page.events:
-            yield record
-        request = msgspec.structs.replace(request, after_revision=page.next_after)
-        more = page.more
 
 
 async def _no_history(backend: PersistenceBackend, actor: str) -> str:

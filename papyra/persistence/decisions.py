@@ -24,6 +24,7 @@ __all__ = (
     "Examined",
     "decision_in",
     "decisions_after",
+    "events_after",
     "examine",
     "is_outdated",
     "mark_passed_over",
@@ -35,7 +36,7 @@ EVENT_SKIPPED = f"{RESERVED}event_skipped"
 #: The payload of an event while it is passed over: one that nobody can store.
 PASSED_OVER = object()
 
-#: Events that are read at a time, while decisions are looked for.
+#: Events that are read at a time.
 _PAGE = 1_000
 
 #: Reads a page of a history.
@@ -61,6 +62,16 @@ class Examined(msgspec.Struct, frozen=True):
     decided: EventSkipped | None
 
 
+async def events_after(read: ReadPage, actor: str, revision: int) -> AsyncIterator[PersistedEvent]:
+    """Yield the events of a history behind a revision, which are read page by page."""
+    more = True
+    while more:
+        page = await read(ReadHistory(actor, revision, _PAGE))
+        for record in page.events:
+            yield record
+        revision, more = page.next_after, page.more
+
+
 def decision_in(record: PersistedEvent) -> Decision | None:
     """Return the decision that an event is; `None` if it is none that could be followed."""
     if record.event_type != EVENT_SKIPPED or record.revision is None:
@@ -75,7 +86,7 @@ def decision_in(record: PersistedEvent) -> Decision | None:
 async def decisions_after(read: ReadPage, actor: str, revision: int) -> dict[int, Decision]:
     """Return the decisions behind a revision, by their own revisions. Reads page by page."""
     found: dict[int, Decision] = {}
-    async for record in _events(read, actor, revision):
+    async for record in events_after(read, actor, revision):
         decision = decision_in(record)
         if decision is not None and record.revision is not None:
             found[record.revision] = decision
@@ -109,7 +120,7 @@ async def examine(request: SkipEvent, read: ReadPage) -> Examined:
     """Look at an event that is to be passed over. Raises `InvalidRequest` if that can't be."""
     first = last = None
     decided: EventSkipped | None = None
-    async for record in _events(read, request.actor, request.revision - 1):
+    async for record in events_after(read, request.actor, request.revision - 1):
         first, last = first or record, record
         decision = decision_in(record)
         if decided is None and decision is not None and decision.revision == request.revision:
@@ -150,15 +161,6 @@ def _check(request: SkipEvent, event: PersistedEvent) -> None:
             f"revision {request.revision} of {shown(request.actor)} is not in the store any more: "
             f"its history begins with revision {event.revision}"
         )
-
-
-async def _events(read: ReadPage, actor: str, after_revision: int) -> AsyncIterator[PersistedEvent]:
-    more = True
-    while more:
-        page = await read(ReadHistory(actor, after_revision, _PAGE))
-        for record in page.events:
-            yield record
-        after_revision, more = page.next_after, page.more
 
 
 def _marked(record: PersistedEvent, revision: int) -> PersistedEvent:

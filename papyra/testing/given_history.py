@@ -7,8 +7,6 @@ import dataclasses
 from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Any, Generic, TypeVar
 
-import msgspec
-
 from papyra._safe_repr import text_of
 from papyra.actor import Failure
 from papyra.address import ActorAddress, escaped
@@ -18,7 +16,7 @@ from papyra.eventsourcing.schema import Schema
 from papyra.eventsourcing.stored import base_state, schema_of
 from papyra.persistence.backends.base import PersistenceBackend
 from papyra.persistence.bases import BASE_TYPE
-from papyra.persistence.messages import ReadHistory
+from papyra.persistence.decisions import events_after
 from papyra.persistence.records import PersistedEvent
 from papyra.testing._lone_actor import LoneActor, RecordList
 from papyra.testing._snapshot_check import (
@@ -211,7 +209,8 @@ class GivenHistory(Generic[StateT]):
         self, handed: Sequence[PersistedEvent], events: Sequence[object], state: StateT
     ) -> None:
         """Raise `ReplayMismatch` if the store, or a snapshot, gives something else back."""
-        records = await self._history()
+        read, actor_address = self._backend.execute, str(self._address)
+        records = [each async for each in events_after(read, actor_address, 0)]
         new = {each.revision for each in handed}
         stored = self._decoded([each for each in records if each.revision in new])
         for event, again in zip(events, stored, strict=True):
@@ -241,16 +240,6 @@ class GivenHistory(Generic[StateT]):
         version = 1 if self._class.snapshots is None else self._class.snapshots.version
         stored = await stored_snapshots(self._backend, str(self._address), version, state_codec)
         return SnapshotCheck(actor, state_codec, stored)
-
-    async def _history(self) -> list[PersistedEvent]:
-        records: list[PersistedEvent] = []
-        request, more = ReadHistory(str(self._address)), True
-        while more:
-            page = await self._backend.execute(request)
-            records += page.events
-            request = msgspec.structs.replace(request, after_revision=page.next_after)
-            more = page.more
-        return records
 
 
 def _check_same(what: str, before: object, after: object) -> None:
