@@ -243,12 +243,11 @@ class _Gate(OutputGate):
         await super().drained()
 
 
-class _OwnRef(ActorRef):
-    """The actor's own ref: what it tells itself is kept."""
+class _LoneRef(ActorRef):
+    """A ref of an actor that always lives, and has no mailbox."""
 
     def __init__(self, address: ActorAddress) -> None:
         self._address = address
-        self.told: list[object] = []
 
     @property
     def address(self) -> ActorAddress:
@@ -259,7 +258,15 @@ class _OwnRef(ActorRef):
         return True
 
     async def tell(self, message: object) -> None:
-        self.told.append(message)
+        self.tell_nowait(message)
+
+
+class _OwnRef(_LoneRef):
+    """The actor's own ref: what it tells itself is kept."""
+
+    def __init__(self, address: ActorAddress) -> None:
+        super().__init__(address)
+        self.told: list[object] = []
 
     def tell_nowait(self, message: object) -> None:
         self.told.append(message)
@@ -272,31 +279,20 @@ class _OwnRef(ActorRef):
         _refuse("an actor alone is stopped with context.stop()")
 
 
-class _StoreRef(ActorRef):
+class _StoreRef(_LoneRef):
     """The persistence actor's ref: requests are carried out in the order in which they come."""
 
     def __init__(self, address: ActorAddress, backend: PersistenceVerbs) -> None:
-        self._address = ActorAddress(address.system_id, "$persistence")
+        super().__init__(ActorAddress(address.system_id, "$persistence"))
         self._backend = backend
         self._requests: deque[tuple[Any, Answered]] = deque()
         #: every event that was stored, as it was handed over
         self.stored: list[PersistedEvent] = []
 
-    @property
-    def address(self) -> ActorAddress:
-        return self._address
-
-    @property
-    def is_alive(self) -> bool:
-        return True
-
     async def ask(self, message: Any, timeout: float | None = None) -> Any:
         del timeout
         await self.answer()
         return await self._execute(message)
-
-    async def tell(self, message: object) -> None:
-        self.request(message, _ignore)
 
     def tell_nowait(self, message: object) -> None:
         self.request(message, _ignore)
