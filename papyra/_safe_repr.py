@@ -59,6 +59,11 @@ def text_of(error: BaseException) -> str:
         return f"(its text can't be had: __str__ raised {type_name(another)})"
 
 
+def type_and_text(error: BaseException) -> str:
+    """Return the name of an error's type, and its text, as the last line of a traceback has it."""
+    return f"{type_name(error)}: {text_of(error)}"
+
+
 def has_short_traceback(error: BaseException) -> bool:
     """Return whether an error, with those that it came from and holds, can be shown in no time.
 

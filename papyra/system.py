@@ -31,7 +31,7 @@ from papyra._runtime.failures import Outcome
 from papyra._runtime.props import Props
 from papyra._runtime.recorder import LoggingRecorder, SystemRecorder
 from papyra._runtime.shutdown import Shutdown, descendants
-from papyra._safe_repr import shown, text_of, type_name
+from papyra._safe_repr import shown, type_and_text
 from papyra._trio import running_trio
 from papyra.actor import Actor, Entities
 from papyra.address import ActorAddress, check_name
@@ -490,7 +490,7 @@ class ActorSystem:
         if self._failure is not None:
             raise EscalatedFailure(
                 f"a failure was escalated past the top-level actors of {self._system_id!r}: "
-                f"{type_name(self._failure)}: {text_of(self._failure)}"
+                f"{type_and_text(self._failure)}"
             ) from self._failure
 
     def _begin_shutdown(self, cause: BaseException | None) -> None:

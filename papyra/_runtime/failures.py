@@ -9,7 +9,7 @@ from typing import Literal, Protocol
 from papyra._runtime.lifecycle import Lifecycle
 from papyra._runtime.recorder import Recorder
 from papyra._runtime.restart_backoff import RestartBackoff
-from papyra._safe_repr import MEANT, has_short_traceback, text_of, type_name
+from papyra._safe_repr import MEANT, has_short_traceback, text_of, type_and_text, type_name
 from papyra.address import ActorAddress
 from papyra.clock import Clock
 from papyra.events import ActorCrashed
@@ -141,7 +141,7 @@ def _log(error: Exception, what: str) -> None:
         if has_short_traceback(error):
             logger.error("%s", what, exc_info=error)
             return
-        what += f": {type_name(error)}: {text_of(error)}, of more errors than can be shown"
+        what += f": {type_and_text(error)}, of more errors than can be shown"
         logger.error("%s", what)
     except MEANT:
         raise

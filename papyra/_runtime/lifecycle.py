@@ -7,7 +7,7 @@ from typing import Final, Literal, TypeAlias
 
 import anyio
 
-from papyra._safe_repr import text_of, type_name
+from papyra._safe_repr import type_and_text
 from papyra.address import ActorAddress
 from papyra.exceptions import ActorStopped
 from papyra.mailbox import Mailbox
@@ -142,7 +142,7 @@ class Lifecycle:
 
     def stopped_error(self, what: str, handled: Literal["never", "maybe"]) -> ActorStopped:
         """Return the error for who asked this actor, which stops or has stopped."""
-        why = "" if self.cause is None else f": {type_name(self.cause)}: {text_of(self.cause)}"
+        why = "" if self.cause is None else f": {type_and_text(self.cause)}"
         error = ActorStopped(f"{self._address} {what}{why}", handled=handled)
         error.__cause__ = self.cause
         return error

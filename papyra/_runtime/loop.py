@@ -28,7 +28,7 @@ from papyra._runtime.failures import Failures, Supervisor
 from papyra._runtime.lifecycle import Lifecycle
 from papyra._runtime.props import Props
 from papyra._runtime.recorder import Recorder
-from papyra._safe_repr import MEANT, text_of, type_name
+from papyra._safe_repr import MEANT, type_and_text, type_name
 from papyra.actor import Actor, ActorContext, Failure
 from papyra.address import ActorAddress
 from papyra.clock import Clock
@@ -159,7 +159,7 @@ class ActorLoop:
             raise  # it says what is wrong already
         except Exception as error:
             raise ActorInitializationError(
-                f"{props.actor_class.__name__}.__init__ raised {type_name(error)}: {text_of(error)}"
+                f"{props.actor_class.__name__}.__init__ raised {type_and_text(error)}"
             ) from error
 
     def takes_in_batches(self, message: object) -> bool:

@@ -14,7 +14,7 @@ import anyio
 import msgspec
 from cyclopts import Parameter
 
-from papyra._safe_repr import text_of, type_name
+from papyra._safe_repr import type_and_text
 from papyra.cli._exit_codes import ANOMALIES_FOUND, SUCCEEDED, CommandFailed, WrongUse
 from papyra.cli._no_matches import explain_no_matches
 from papyra.cli._output import (
@@ -282,7 +282,7 @@ def _imported(name: str) -> Any:
     try:
         return importlib.import_module(name)
     except (Exception, SystemExit) as error:  # noqa: BLE001 - it is whatever somebody has written
-        why = f"{type_name(error)}: {text_of(error)}"
+        why = type_and_text(error)
         raise WrongUse(f"--app {name} can't be imported: {why}") from None
 
 

@@ -6,7 +6,7 @@ from typing import Any, Generic, TypeVar
 
 import msgspec
 
-from papyra._safe_repr import text_of, type_name
+from papyra._safe_repr import text_of, type_and_text
 from papyra.eventsourcing.snapshots import SnapshotPolicy, StateCodec, state_type_of
 from papyra.exceptions import InvalidEvent, InvalidSchema
 from papyra.persistence import codec
@@ -66,7 +66,7 @@ class BaseReader(Generic[StateT]):
             state = policy.upcast(msgspec.json.decode(base.state), base.version)
             return codec_of_state.decode(msgspec.Raw(codec.encode_payload(state)))
         except Exception as error:
-            why = f"upcast from it failed: {type_name(error)}: {text_of(error)}"
+            why = f"upcast from it failed: {type_and_text(error)}"
             raise self._refusal(base, why) from error
 
     def _refusal(self, base: Base, why: str) -> InvalidEvent:

@@ -11,7 +11,7 @@ import msgspec
 from msgspec import structs
 
 from papyra._error_copy import copy_of
-from papyra._safe_repr import shown, text_of, type_name
+from papyra._safe_repr import shown, text_of, type_and_text, type_name
 from papyra.actor import ActorContext
 from papyra.eventsourcing.bases import BaseReader
 from papyra.eventsourcing.schema import Schema
@@ -173,7 +173,7 @@ class History(Generic[StateT]):
         """Note that only the store knows the state now, because of `error`."""
         self.failure = RecoveryFailed(
             f"the state of {self._address} is not known before it is read again: something was "
-            f"not persisted: {type_name(error)}: {text_of(error)}",
+            f"not persisted: {type_and_text(error)}",
             actor=self._address,
             revision=self.revision,
         )
@@ -379,7 +379,7 @@ class History(Generic[StateT]):
 def _why(error: Exception) -> str:
     if isinstance(error, msgspec.ValidationError):
         return f"it is no such event: {text_of(error)}"
-    return f"{type_name(error)}: {text_of(error)}"
+    return type_and_text(error)
 
 
 def _no_state(event_type: str) -> InvalidEvent:

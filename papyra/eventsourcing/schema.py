@@ -12,7 +12,7 @@ from typing import Any, TypeAlias, TypeVar, cast
 import msgspec
 from msgspec import structs
 
-from papyra._safe_repr import shown, text_of, type_name
+from papyra._safe_repr import shown, text_of, type_and_text, type_name
 from papyra.eventsourcing.steps import Step, StepDecoder
 from papyra.exceptions import InvalidEvent, InvalidSchema
 from papyra.persistence.decisions import PASSED_OVER
@@ -203,7 +203,7 @@ class Schema:
         except InvalidEvent:
             raise
         except Exception as error:
-            raise InvalidEvent(f"{step} raised {type_name(error)}: {text_of(error)}") from error
+            raise InvalidEvent(f"{step} raised {type_and_text(error)}") from error
         for each in steps:
             yield from self._upcast(each)
 

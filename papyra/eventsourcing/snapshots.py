@@ -9,7 +9,7 @@ from typing import Any, Generic, TypeVar, get_args, get_origin, get_type_hints
 
 import msgspec
 
-from papyra._safe_repr import shown, text_of, type_name
+from papyra._safe_repr import shown, type_and_text
 from papyra.actor import ActorContext
 from papyra.eventsourcing.schema import fault_in
 from papyra.exceptions import (
@@ -123,7 +123,7 @@ class Snapshots(Generic[StateT]):
             except Exception as error:  # noqa: BLE001 - whatever users' classes raise
                 logger.warning(
                     "passed over snapshot %d of %s: %s",
-                    *(snapshot.revision, self._address, _why(error)),
+                    *(snapshot.revision, self._address, type_and_text(error)),
                 )
                 before = snapshot.revision
                 continue
@@ -184,7 +184,9 @@ class Snapshots(Generic[StateT]):
             answered(None, error)
 
     def _note(self, revision: int, error: Exception) -> None:
-        logger.warning("no snapshot %d of %s was saved: %s", revision, self._address, _why(error))
+        logger.warning(
+            "no snapshot %d of %s was saved: %s", revision, self._address, type_and_text(error)
+        )
 
 
 def state_type_of(actor_class: type) -> object:
@@ -213,7 +215,3 @@ def _shape_of(state_type: Any) -> str:
     except Exception:  # noqa: BLE001 - of dicts with odd keys, say, it makes none
         return ""
     return checksum(msgspec.json.encode(schema, order="sorted"))
-
-
-def _why(error: Exception) -> str:
-    return f"{type_name(error)}: {text_of(error)}"

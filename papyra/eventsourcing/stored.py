@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from papyra._safe_repr import text_of, type_name
+from papyra._safe_repr import text_of, type_and_text
 from papyra.eventsourcing.actor import EventSourced
 from papyra.eventsourcing.bases import BaseReader
 from papyra.eventsourcing.schema import Schema
@@ -50,4 +50,4 @@ def fault_text(error: Exception) -> str:
     """Return what an error of a decoding says; with its type, unless it is Papyra's own."""
     if isinstance(error, InvalidEvent):
         return text_of(error)
-    return f"{type_name(error)}: {text_of(error)}"
+    return type_and_text(error)

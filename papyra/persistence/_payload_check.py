@@ -250,10 +250,10 @@ def _look_closely(value: Any, depth: int) -> tuple[str, str, list[Any]]:
     except (RecordTooLarge, RecursionError, *MEANT):
         raise  # a RecursionError is the stack's, most likely
     except BaseException as error:  # noqa: BLE001 - whatever a user's object raises
-        wrong = f"{_said(value)}, which JSON has no form for ({text_of(error)})"
+        wrong = f"{said(value)}, which JSON has no form for ({text_of(error)})"
         return f"is {wrong}", "", []
     if form is None:
-        return f"is {_said(value)}, whose class makes up what it holds", "", []
+        return f"is {said(value)}, whose class makes up what it holds", "", []
     return "", "", []
 
 
@@ -280,5 +280,6 @@ def _are_fine(values: list[Any], depth: int) -> bool:
     return True
 
 
-def _said(value: object) -> str:
+def said(value: object) -> str:
+    """Return the type of a value, and the value, for an error that names it."""
     return f"{type_name(value)} {shown(value)}"

@@ -26,7 +26,7 @@ from papyra.persistence._bounded_json import (
     too_large,
 )
 from papyra.persistence._json_forms import MAX_DIGITS, depth_of, may_hold_long_integer, room_left
-from papyra.persistence._payload_check import MAX_DEPTH, Room, come_back, fault_in, to_json
+from papyra.persistence._payload_check import MAX_DEPTH, Room, come_back, fault_in, said, to_json
 from papyra.persistence.records import (
     MAX_VERSION,
     PersistedAudit,
@@ -521,7 +521,7 @@ def _encode_closely(record: Record, limits: _Limits) -> bytes:
             to_json(getattr(record, name))
         except UnicodeEncodeError as error:
             raise InvalidRecord(
-                f"{name} is {_said(getattr(record, name))}, which JSON has no form for ({error})"
+                f"{name} is {said(getattr(record, name))}, which JSON has no form for ({error})"
             ) from error
     try:
         return json_within(record, limits.size)
@@ -529,7 +529,7 @@ def _encode_closely(record: Record, limits: _Limits) -> bytes:
         raise
     except BaseException as error:
         raise UnencodablePayload(
-            f"payload is {_said(record.payload)}, which JSON has no form for ({text_of(error)})",
+            f"payload is {said(record.payload)}, which JSON has no form for ({text_of(error)})",
             path="payload",
         ) from error
 
@@ -540,20 +540,20 @@ def _checked(record: Record) -> Record:
     if fields is None:
         raise InvalidRecord(
             "a record is a PersistedEvent, a PersistedAudit or a PersistedDeadLetter, "
-            f"not {_said(record)}"
+            f"not {said(record)}"
         )
     for name, wanted in fields:
         value = getattr(record, name)
         if type(value) is not wanted:
             raise InvalidRecord(
-                f"{type_name(record)}.{name} is a {wanted.__name__}, not {_said(value)}"
+                f"{type_name(record)}.{name} is a {wanted.__name__}, not {said(value)}"
             )
     if type(record) is PersistedEvent and not _is_versioned(record):
         _refuse_versions(record)
     timestamp = record.timestamp
     if not _is_time(timestamp):
         raise InvalidRecord(
-            f"{type_name(record)}.timestamp is Unix time in seconds, not {_said(timestamp)}"
+            f"{type_name(record)}.timestamp is Unix time in seconds, not {said(timestamp)}"
         )
     if record.seq is None and type(timestamp) is float:
         return record
@@ -587,11 +587,11 @@ def _refuse_versions(event: PersistedEvent) -> None:
         ):
             raise InvalidRecord(
                 f"PersistedEvent.{name} is a whole number from 1 to {MAX_VERSION}, "
-                f"not {_said(value)}"
+                f"not {said(value)}"
             )
     raise InvalidRecord(
         f"PersistedEvent.metadata is a dict of up to {_MAX_METADATA} strings by their names, of "
-        f"{_MAX_METADATA_CHARACTERS} characters in all, not {_said(event.metadata)}"
+        f"{_MAX_METADATA_CHARACTERS} characters in all, not {said(event.metadata)}"
     )
 
 
@@ -622,7 +622,3 @@ def _refuse_overflow(data: Iterable[bytes | memoryview]) -> None:
     for each in data:
         if len(each) > 2 * _SAFE_RECURSION and depth_of(bytes(each)) > _SAFE_RECURSION:
             raise _TooDeep("it is nested too deeply")
-
-
-def _said(value: object) -> str:
-    return f"{type_name(value)} {shown(value)}"

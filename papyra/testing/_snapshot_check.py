@@ -7,7 +7,7 @@ from typing import Any, Generic, TypeVar
 
 import msgspec
 
-from papyra._safe_repr import shown, text_of, type_name
+from papyra._safe_repr import shown, type_and_text
 from papyra.eventsourcing.actor import EventSourced
 from papyra.eventsourcing.schema import fault_in
 from papyra.eventsourcing.snapshots import StateCodec, state_type_of
@@ -53,13 +53,13 @@ class SnapshotCheck(Generic[StateT]):
                 for event in events:
                     reached = self._actor.apply(reached, event)
             except Exception as error:  # noqa: BLE001 - whatever users' classes raise
-                return f"apply refuses the state of a snapshot: {_why(error)}"
+                return f"apply refuses the state of a snapshot: {type_and_text(error)}"
             if why := difference(state, reached, "comes to be"):
                 return f"from a snapshot of the revision before, the state {why}"
         try:
             self._restored = self._codec.decode(msgspec.Raw(codec.encode_payload(reached)))
         except Exception as error:  # noqa: BLE001 - whatever users' classes raise
-            return f"no snapshot could be taken of the state {shown(state)}: {_why(error)}"
+            return f"no snapshot could be taken of the state {shown(state)}: {type_and_text(error)}"
         if why := difference(state, self._restored):
             return f"with a snapshot, the state {why}"
         if revision in self._stored and (why := difference(state, self._stored[revision], "is")):
@@ -129,7 +129,3 @@ def _parts(before: Any, after: Any) -> Iterator[tuple[str, object, object]]:
             names = names or getattr(before, "__dataclass_fields__", ())
             for name in names:
                 yield f".{name}", getattr(before, name, None), getattr(after, name, None)
-
-
-def _why(error: Exception) -> str:
-    return f"{type_name(error)}: {text_of(error)}"

@@ -6,7 +6,7 @@ import logging
 from collections.abc import AsyncGenerator
 from typing import Protocol, cast
 
-from papyra._safe_repr import shown, text_of, type_name
+from papyra._safe_repr import shown, text_of, type_and_text
 from papyra.exceptions import InvalidRequest, SnapshotsUnsupported
 from papyra.persistence.backends.store import (
     MAX_SEQ,
@@ -200,4 +200,4 @@ def why_not(error: Exception) -> str:
     """Return why a snapshot is not to be believed, by what reading or checking it raised."""
     if isinstance(error, InvalidSnapshot):
         return text_of(error)
-    return f"it can't be read: {type_name(error)}: {text_of(error)}"
+    return f"it can't be read: {type_and_text(error)}"
