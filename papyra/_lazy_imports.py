@@ -19,8 +19,8 @@ def finder(package: str, names: Sequence[str], modules: Sequence[str]) -> Callab
         if name in names:
             for module in modules:
                 found = importlib.import_module(f"{package}.{module}")
-                if name in found.__all__:
-                    value = getattr(found, name)
+                if hasattr(found, name):
+                    value: object = getattr(found, name)
                     setattr(sys.modules[package], name, value)  # found without this from now on
                     return value
         elif name.isidentifier() and not name.startswith("_"):

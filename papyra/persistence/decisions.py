@@ -17,20 +17,6 @@ from papyra.exceptions import InvalidRequest
 from papyra.persistence.messages import EventSkipped, HistoryPage, ReadHistory, SkipEvent
 from papyra.persistence.records import RESERVED, PersistedEvent
 
-__all__ = (
-    "EVENT_SKIPPED",
-    "PASSED_OVER",
-    "Decision",
-    "Examined",
-    "decision_in",
-    "decisions_after",
-    "events_after",
-    "examine",
-    "is_outdated",
-    "mark_passed_over",
-    "record_of",
-)
-
 #: The type of the event that is a decision.
 EVENT_SKIPPED = f"{RESERVED}event_skipped"
 #: The payload of an event while it is passed over: one that nobody can store.

@@ -14,19 +14,6 @@ import msgspec
 from papyra.exceptions import InvalidRequest
 from papyra.persistence.messages import EventSkipped, SkipEvent
 
-__all__ = (
-    "MAX_POSTED_BYTES",
-    "Answer",
-    "Inbox",
-    "OperatorRequest",
-    "PostedRequest",
-    "Refused",
-    "decode_answer",
-    "decode_posted",
-    "encode_answer",
-    "encode_posted",
-)
-
 #: Bytes of a request, at most; an answer has no more.
 MAX_POSTED_BYTES = 64 * 1024
 

@@ -35,47 +35,6 @@ from papyra.persistence.reports import (
 from papyra.persistence.retention import RetentionPolicy
 from papyra.persistence.snapshots import Snapshot
 
-__all__ = (
-    "AllPage",
-    "Anchor",
-    "AnyRequest",
-    "Append",
-    "AppendMany",
-    "Appended",
-    "Attend",
-    "Attended",
-    "Compact",
-    "EncodedHistory",
-    "EncodedRun",
-    "EventSkipped",
-    "Flush",
-    "Flushed",
-    "GetMetrics",
-    "HistoryPage",
-    "Identify",
-    "Identity",
-    "LoadSnapshot",
-    "LoadedSnapshot",
-    "Migrate",
-    "OutboxTaken",
-    "Page",
-    "Read",
-    "ReadAll",
-    "ReadEncodedHistory",
-    "ReadHistory",
-    "Recover",
-    "Request",
-    "ResetMetrics",
-    "Restore",
-    "SaveSnapshot",
-    "Scan",
-    "SkipEvent",
-    "SnapshotSaved",
-    "Summarize",
-    "TakeOutbox",
-)
-
-
 #: Bytes of the state in a snapshot, at most: those of a record.
 MAX_STATE_BYTES = 64 * 1024 * 1024
 #: Characters of a reason, at most.

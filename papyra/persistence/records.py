@@ -11,19 +11,6 @@ import msgspec
 from papyra._safe_repr import shown, type_name
 from papyra.exceptions import InvalidRecord
 
-__all__ = (
-    "KINDS",
-    "MAX_VERSION",
-    "RESERVED",
-    "Kind",
-    "PersistedAudit",
-    "PersistedDeadLetter",
-    "PersistedEvent",
-    "Record",
-    "event_record",
-    "kind_of",
-)
-
 Kind: TypeAlias = Literal["event", "audit", "dead_letter"]
 
 KINDS: tuple[Kind, ...] = get_args(Kind)

@@ -9,22 +9,6 @@ import msgspec
 
 from papyra.persistence.records import Kind
 
-__all__ = (
-    "BESIDE",
-    "AnomalyKind",
-    "CompactedKind",
-    "CompactionReport",
-    "HistoriesReport",
-    "MigrationReport",
-    "PersistenceAnomaly",
-    "PersistenceRecoveryConfig",
-    "PersistenceRecoveryReport",
-    "PersistenceScanReport",
-    "ReportProgress",
-    "ScanProgress",
-    "StoreSummary",
-)
-
 AnomalyKind: TypeAlias = Literal[
     "torn",
     "corrupt",

@@ -17,16 +17,6 @@ from typing import Protocol, runtime_checkable
 
 import msgspec
 
-__all__ = (
-    "InvalidSnapshot",
-    "Snapshot",
-    "Snapshots",
-    "StoredSnapshot",
-    "checksum",
-    "decode_snapshot",
-    "encode_snapshot",
-)
-
 #: Characters of a checksum.
 _CHECKSUM = 32
 

@@ -7,15 +7,6 @@ from collections.abc import Iterable
 from papyra.persistence.messages import HistoryPage, Page, Read, ReadHistory
 from papyra.persistence.records import PersistedEvent, Record
 
-__all__ = (
-    "MAX_PAGE_BYTES",
-    "MAX_PAGE_RECORDS",
-    "MAX_RUN_RECORDS",
-    "collect_history",
-    "collect_page",
-    "records_wanted",
-)
-
 #: A page examines at most this many records.
 MAX_PAGE_RECORDS = 5_000
 #: A page ends with the record that takes it to this many bytes.

@@ -32,15 +32,6 @@ from papyra.persistence.snapshots import (
     encode_snapshot,
 )
 
-__all__ = (
-    "SnapshotKeeper",
-    "SnapshotStore",
-    "all_snapshots",
-    "keeps_snapshots",
-    "snapshots_of",
-    "why_not",
-)
-
 logger = logging.getLogger("papyra")
 
 #: How many snapshots are listed together.
