@@ -76,7 +76,7 @@ class DatabaseFile:
         """
         with contextlib.suppress(FileNotFoundError):
             if identity(self.place.path.stat()) == self._identity and (
-                self._log_identity in (None, identity(self.log.stat()))
+                self._log_identity is None or self._log_identity == identity(self.log.stat())
             ):
                 return
         raise StoreMoved(
