@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 import functools
 from collections.abc import Callable, Coroutine, Iterable, Sequence
 from contextvars import ContextVar
@@ -506,30 +507,30 @@ class ActorSystem:
             self._recorder.audit(self.audit())
 
     async def _audit_every(self, interval: float) -> None:
-        self._audits, begun = True, self._shutdown.begun
+        self._audits = True
         with contextlib.suppress(anyio.get_cancelled_exc_class()):
-            while not begun.is_set():
-                with self.clock.move_on_after(interval):
-                    await begun.wait()
-                if self._recorder is not None and not begun.is_set():
+            while await self._goes_on_after(interval):
+                if self._recorder is not None:
                     self._recorder.audit(self.audit())
 
     async def _attend(self) -> None:
         """Have what other processes leave for the writer of the store seen to, now and then."""
-        self._attends, begun = True, self._shutdown.begun
+        self._attends = True
         usual = OUTBOX_INTERVAL if self.backend.has_outbox else LOOK_INTERVAL
         interval = usual
         with contextlib.suppress(anyio.get_cancelled_exc_class()):
-            while not begun.is_set():
-                with self.clock.move_on_after(interval):
-                    await begun.wait()
-                if begun.is_set():
-                    break
+            while await self._goes_on_after(interval):
                 try:
                     seen = await self.persistence.ask(Attend())
                 except Exception:  # noqa: BLE001 - its persistence actor has logged it, or stopped
                     seen = Attended(None)
                 interval = _next_look(seen, interval, usual)
+
+    async def _goes_on_after(self, interval: float) -> bool:
+        """Wait so many seconds, or until the shutdown begins; return whether it has not."""
+        with self.clock.move_on_after(interval):
+            await self._shutdown.begun.wait()
+        return not self._shutdown.begun.is_set()
 
     def _fail(self, error: Exception) -> None:
         """End the system, as nobody is left to deal with `error`."""
@@ -568,26 +569,18 @@ def _next_look(seen: Attended, interval: float, usual: float) -> float:
     return 0.0 if seen.taken else usual
 
 
+@dataclasses.dataclass(eq=False)
 class _Runtime:
     """The system, as its cells use it."""
 
-    def __init__(
-        self,
-        system: ActorSystem,
-        clock: Clock,
-        dispatcher: Dispatcher | None,
-        mailbox_capacity: int,
-        propagate: tuple[ContextVar[Any], ...],
-        interrupt: Callable[[BaseException], None],
-    ) -> None:
-        self.system = system
-        self.clock = clock
-        self.dispatcher = dispatcher
-        self.mailbox_capacity = mailbox_capacity
-        self.propagate = propagate
-        self.interrupt = interrupt
-        #: tasks that have nothing to do any more, and yet must not end before their actors' groups
-        self.parked = 0
+    system: ActorSystem
+    clock: Clock
+    dispatcher: Dispatcher | None
+    mailbox_capacity: int
+    propagate: tuple[ContextVar[Any], ...]
+    interrupt: Callable[[BaseException], None]
+    #: tasks that have nothing to do any more, and yet must not end before their actors' groups
+    parked: int = 0
 
     @functools.cached_property
     def task_group(self) -> TaskGroup:
