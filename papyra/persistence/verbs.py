@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import abc
 from collections.abc import AsyncIterator, Callable
-from typing import Literal, TypeVar, cast, overload
+from typing import Literal, TypedDict, TypeVar, Unpack, cast, overload
 
 import msgspec
 
@@ -52,6 +52,16 @@ from papyra.persistence.retention import RetentionPolicy
 __all__ = ("PersistenceVerbs",)
 
 ReplyT = TypeVar("ReplyT")
+
+
+class Filters(TypedDict, total=False):
+    """What selects the records of a stream; the arguments are those of `Read`."""
+
+    after: int
+    since: float | None
+    until: float | None
+    event_type: str | None
+    actor: str | None
 
 
 class PersistenceVerbs(abc.ABC):
@@ -148,48 +158,18 @@ class PersistenceVerbs(abc.ABC):
 
     @overload
     def stream(
-        self,
-        kind: Literal["event"],
-        *,
-        after: int = ...,
-        since: float | None = ...,
-        until: float | None = ...,
-        event_type: str | None = ...,
-        actor: str | None = ...,
+        self, kind: Literal["event"], **filters: Unpack[Filters]
     ) -> AsyncIterator[PersistedEvent]: ...
     @overload
     def stream(
-        self,
-        kind: Literal["audit"],
-        *,
-        after: int = ...,
-        since: float | None = ...,
-        until: float | None = ...,
-        event_type: str | None = ...,
-        actor: str | None = ...,
+        self, kind: Literal["audit"], **filters: Unpack[Filters]
     ) -> AsyncIterator[PersistedAudit]: ...
     @overload
     def stream(
-        self,
-        kind: Literal["dead_letter"],
-        *,
-        after: int = ...,
-        since: float | None = ...,
-        until: float | None = ...,
-        event_type: str | None = ...,
-        actor: str | None = ...,
+        self, kind: Literal["dead_letter"], **filters: Unpack[Filters]
     ) -> AsyncIterator[PersistedDeadLetter]: ...
     @overload
-    def stream(
-        self,
-        kind: Kind,
-        *,
-        after: int = ...,
-        since: float | None = ...,
-        until: float | None = ...,
-        event_type: str | None = ...,
-        actor: str | None = ...,
-    ) -> AsyncIterator[Record]: ...
+    def stream(self, kind: Kind, **filters: Unpack[Filters]) -> AsyncIterator[Record]: ...
     async def stream(
         self,
         kind: Kind,
