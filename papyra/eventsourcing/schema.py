@@ -13,7 +13,7 @@ import msgspec
 from msgspec import structs
 
 from papyra._safe_repr import shown, text_of, type_and_text, type_name
-from papyra.eventsourcing.steps import Step, StepDecoder
+from papyra.eventsourcing.steps import Step, StepDecoder, parts_of
 from papyra.exceptions import InvalidEvent, InvalidSchema
 from papyra.persistence.decisions import PASSED_OVER
 from papyra.persistence.records import MAX_VERSION, RESERVED
@@ -325,21 +325,9 @@ def fault_in(kind_of_value: Any) -> str | None:
         msgspec.json.Decoder(kind_of_value)
     except Exception as error:  # noqa: BLE001 - names in annotations that are not there, for one
         return text_of(error)
-    seen: set[int] = set()
-    ahead: list[object] = [kind]
-    while ahead:
-        each = ahead.pop()
-        if id(each) in seen:
-            continue
-        seen.add(id(each))
+    for each in parts_of(kind):
         if isinstance(each, msgspec.inspect.CustomType):
             return f"JSON has no form for {each.cls.__qualname__}"
-        if isinstance(each, (tuple, list)):
-            ahead += each
-        elif isinstance(each, msgspec.inspect.Field):
-            ahead.append(each.type)
-        elif isinstance(each, msgspec.Struct) and type(each).__module__ == "msgspec.inspect":
-            ahead += [getattr(each, name) for name in each.__struct_fields__ if name != "cls"]
     return None
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import functools
 import operator
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any, ClassVar, Literal, Protocol, TypeVar, cast
 
 import msgspec
@@ -18,7 +18,7 @@ from msgspec import inspect
 from papyra.persistence import codec
 from papyra.persistence.messages import EncodedRun
 
-__all__ = ("Step", "StepDecoder", "decodes_alike")
+__all__ = ("Step", "StepDecoder", "decodes_alike", "parts_of")
 
 #: What both ways make the same value of, whatever JSON it is.
 _ALIKE = (
@@ -156,7 +156,17 @@ def _defined(
 
 def decodes_alike(event_class: type) -> bool:
     """Return whether JSON that is decoded right into a class is what plain data converts to."""
-    kind = inspect.type_info(event_class)
+    for each in parts_of(inspect.type_info(event_class)):
+        if isinstance(each, inspect.DictType):
+            if not isinstance(each.key_type, (inspect.StrType, inspect.AnyType)):
+                return False
+        elif isinstance(each, inspect.Type) and not isinstance(each, (*_ALIKE, *_MADE_OF_OTHERS)):
+            return False
+    return True
+
+
+def parts_of(kind: inspect.Type) -> Iterator[object]:
+    """Yield a type, and all that it is made of, each once; among it lists of such types."""
     seen: set[int] = set()
     ahead: list[object] = [kind]
     while ahead:
@@ -164,16 +174,10 @@ def decodes_alike(event_class: type) -> bool:
         if id(each) in seen:
             continue
         seen.add(id(each))
+        yield each
         if isinstance(each, (tuple, list)):
             ahead += each
         elif isinstance(each, inspect.Field):
             ahead.append(each.type)
-        elif isinstance(each, inspect.DictType):
-            if not isinstance(each.key_type, (inspect.StrType, inspect.AnyType)):
-                return False
-            ahead.append(each.value_type)
-        elif isinstance(each, _MADE_OF_OTHERS):
+        elif isinstance(each, msgspec.Struct) and type(each).__module__ == "msgspec.inspect":
             ahead += [getattr(each, name) for name in each.__struct_fields__ if name != "cls"]
-        elif isinstance(each, inspect.Type) and not isinstance(each, _ALIKE):
-            return False
-    return True
