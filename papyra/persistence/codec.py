@@ -45,7 +45,6 @@ __all__ = (
     "decode_many",
     "decode_numbered",
     "decode_run",
-    "encodable",
     "encode",
     "encode_payload",
     "may_be_a_record",
@@ -267,11 +266,6 @@ def plain(payload: object, room: Room | None = None) -> Any:
         except BaseException as error:  # whatever a user's object raises
             raise UnencodablePayload(f"JSON has no form for this: {text_of(error)}") from error
     raise UnencodablePayload("this would not come back as it is")
-
-
-def encodable(value: object) -> bool:
-    """Return whether `value` could be a payload."""
-    return fault_in(value) is None
 
 
 def stored_size(record: Record) -> int:

@@ -22,12 +22,12 @@ from hypothesis import strategies as st
 
 from papyra.exceptions import InvalidRecord, StoreError, UnencodablePayload
 from papyra.persistence import PersistedAudit, PersistedDeadLetter
+from papyra.persistence._payload_check import fault_in
 from papyra.persistence.codec import (
     _COUNTS_C_APART,
     MAX_DEPTH,
     decode,
     decode_numbered,
-    encodable,
     encode,
     may_be_a_record,
     plain,
@@ -138,7 +138,7 @@ def test_a_payload_that_json_can_not_hold_is_refused_with_the_path_to_it(
         encode(records)
     assert caught.value.path == path
     assert str(caught.value).startswith(path)
-    assert not encodable(payload)
+    assert fault_in(payload)
 
 
 def test_a_payload_nested_too_deeply_is_refused() -> None:
@@ -265,7 +265,7 @@ def test_a_value_that_would_not_come_back_is_refused_with_its_path(
     with pytest.raises(UnencodablePayload, match=wrong) as caught:
         encode(records)
     assert caught.value.path == f"payload['here']{path}"
-    assert not encodable(value)
+    assert fault_in(value)
 
 
 def test_a_payload_that_is_unset_is_refused() -> None:

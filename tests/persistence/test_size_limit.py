@@ -16,12 +16,12 @@ import pytest
 from papyra._runtime.recorder import storable
 from papyra.exceptions import InvalidRecord, RecordTooLarge, UnencodablePayload
 from papyra.persistence import PersistedAudit, PersistedDeadLetter
+from papyra.persistence._payload_check import fault_in
 from papyra.persistence.codec import (
     MAX_RECORD_BYTES,
     MAX_REQUEST_BYTES,
     Room,
     decode,
-    encodable,
     encode,
     plain,
 )
@@ -133,7 +133,7 @@ def test_what_is_too_large_is_no_payload(make: Callable[[], Any]) -> None:
     payload = make()
     with pytest.raises(UnencodablePayload):
         plain(payload, Room(MIB))
-    assert not encodable(payload)
+    assert fault_in(payload)
 
 
 @pytest.mark.usefixtures("little_memory")
