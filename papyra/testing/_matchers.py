@@ -73,14 +73,10 @@ class RecordPattern(Pattern):
         cls, expected: object, part: Mapping[str, Any] | None = None, actor: str | None = None
     ) -> RecordPattern:
         """Expect an event, given in any of the ways that tests may give one."""
-        if expected is None:
-            return cls(part=part, actor=actor)
         if isinstance(expected, str):
             return cls(of_type=expected, part=part, actor=actor)
-        if isinstance(expected, type):
-            return cls(of_type=expected.__name__, part=part, actor=actor)
-        if _is_predicate(expected):
-            return cls(predicate=expected, part=part, actor=actor)
+        if expected is None or isinstance(expected, type) or _is_predicate(expected):
+            return cls.of_message(expected, part, actor)
         record = event_record("", "", expected, 0.0)
         return cls(of_type=record.event_type, whole=record.payload, part=part, actor=actor)
 

@@ -20,9 +20,7 @@ from papyra.exceptions import (
 from papyra.persistence.backends.paging import MAX_PAGE_RECORDS
 from papyra.persistence.codec import MAX_DEPTH
 from papyra.persistence.messages import Append, AppendMany, Restore
-from papyra.persistence.records import (
-    PersistedAudit,
-)
+from papyra.persistence.records import PersistedAudit
 from papyra.testing._list_model import ListModel
 from papyra.testing.conformance._fixtures import (
     MakeBackend,

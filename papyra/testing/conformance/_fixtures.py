@@ -13,9 +13,7 @@ import msgspec
 import pytest
 
 from papyra.persistence.actor import PersistenceActor
-from papyra.persistence.backends.base import (
-    PersistenceBackend,
-)
+from papyra.persistence.backends.base import PersistenceBackend
 from papyra.persistence.backends.retention import RetentionPolicy
 from papyra.persistence.backends.store import Store
 from papyra.persistence.messages import Read

@@ -9,9 +9,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from papyra.exceptions import (
-    InvalidRequest,
-)
+from papyra.exceptions import InvalidRequest
 from papyra.persistence.backends.paging import MAX_PAGE_BYTES, MAX_PAGE_RECORDS
 from papyra.persistence.messages import Append, Read
 from papyra.persistence.records import (

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import tempfile
 
-from papyra.persistence.backends.base import (
-    PersistenceBackend,
-)
+from papyra.persistence.backends.base import PersistenceBackend
 from papyra.persistence.backends.store import Batch
 from papyra.persistence.records import KINDS
 from papyra.persistence.reports import PersistenceRecoveryConfig

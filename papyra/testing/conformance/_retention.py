@@ -8,9 +8,7 @@ import msgspec
 
 from papyra.persistence.backends.retention import Limits, RetentionPolicy
 from papyra.persistence.messages import Read
-from papyra.persistence.records import (
-    KINDS,
-)
+from papyra.persistence.records import KINDS
 from papyra.testing._list_model import read_to_the_end
 from papyra.testing.clock import ManualClock
 from papyra.testing.conformance._fixtures import (
