@@ -27,8 +27,6 @@ from papyra.persistence.verbs import PersistenceVerbs
 from papyra.ref import ActorRef
 from papyra.supervision import Decision, OneForOne, SupervisionPolicy
 
-__all__ = ("Actor", "ActorContext", "ContextOwner", "Entities", "Failure", "System")
-
 
 class Entities(AwakeEntities, Protocol):
     """The entities of a system: who is awake, and how each type of them is made."""

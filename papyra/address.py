@@ -9,8 +9,6 @@ import msgspec
 
 from papyra.exceptions import InvalidActorName
 
-__all__ = ("ActorAddress", "check_name", "escaped", "unescaped", "users_name")
-
 
 class ActorAddress(msgspec.Struct, frozen=True, order=True):
     """The place of an actor in its system: ``str(address)`` is ``"shop/cart/line-1"``.

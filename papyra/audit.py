@@ -6,8 +6,6 @@ import msgspec
 
 from papyra.persistence.metrics import MetricsSnapshot
 
-__all__ = ("AuditReport",)
-
 
 class AuditReport(msgspec.Struct, frozen=True):
     """The health of a system. The runtime records one as the payload of a `PersistedAudit`."""

@@ -13,8 +13,6 @@ from papyra._durations import is_seconds, seconds
 from papyra._safe_repr import shown
 from papyra.exceptions import InvalidPolicy
 
-__all__ = ("Clock", "SystemClock", "span")
-
 
 class Clock(Protocol):
     """The time that a system reads and waits by. Tests give their own."""

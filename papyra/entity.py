@@ -8,8 +8,6 @@ from typing import Any, NamedTuple, Protocol, Self
 from papyra.mailbox import Mailbox
 from papyra.ref import ActorRef, Recipient
 
-__all__ = ("AwakeEntities", "AwakeEntity", "EntityRef")
-
 
 class Sleeper(Recipient, Protocol):
     """The entity behind a ref, while no actor is."""

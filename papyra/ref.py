@@ -19,8 +19,6 @@ from papyra.mailbox import Mailbox
 from papyra.message import Message, ReplyT
 from papyra.output_gate import OutputGate, current_gate
 
-__all__ = ("ActorRef", "Answered", "Ask", "Recipient", "Terminated", "Told", "Values", "Wait")
-
 #: Context variables with the values that they had at a message's sender; without those unset there.
 Values: TypeAlias = Sequence[tuple[ContextVar[Any], Any]]
 

@@ -12,8 +12,6 @@ from papyra._durations import LONGEST, is_seconds, seconds
 from papyra._safe_repr import shown
 from papyra.exceptions import InvalidPolicy
 
-__all__ = ("Decision", "OneForAll", "OneForOne", "SupervisionPolicy")
-
 
 class Decision(enum.Enum):
     """A directive for an actor that failed."""

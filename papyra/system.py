@@ -63,8 +63,6 @@ from papyra.persistence.subscription import Subscription
 from papyra.ref import ActorRef
 from papyra.supervision import Decision, OneForOne, SupervisionPolicy
 
-__all__ = ("PERSISTENCE_NAME", "ActorSystem")
-
 #: The name of a system's own persistence actor.
 PERSISTENCE_NAME = "$persistence"
 

@@ -31,8 +31,6 @@ from papyra.cli._exit_codes import (
 )
 from papyra.exceptions import MissingExtra, PapyraError, SettingsError
 
-__all__ = ("COMMANDS", "make_app", "run")
-
 HELP = """Look at a store of Papyra's, check it, mend it, move it.
 
 STORE is a file, a directory or a URL. Left out, it is what PAPYRA_PERSISTENCE, or the module that \

@@ -27,8 +27,6 @@ from papyra.exceptions import (
 )
 from papyra.persistence.messages import Append
 
-__all__ = ("EventSourced",)
-
 StateT = TypeVar("StateT")
 
 logger = logging.getLogger("papyra")

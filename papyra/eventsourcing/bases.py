@@ -13,8 +13,6 @@ from papyra.persistence import codec
 from papyra.persistence.bases import Base, InvalidBase, read_base
 from papyra.persistence.records import PersistedEvent
 
-__all__ = ("BaseReader",)
-
 StateT = TypeVar("StateT")
 
 

@@ -42,8 +42,6 @@ from papyra.persistence.messages import (
 from papyra.persistence.records import PersistedEvent
 from papyra.ref import Answered
 
-__all__ = ("History",)
-
 StateT = TypeVar("StateT")
 
 logger = logging.getLogger("papyra")

@@ -18,8 +18,6 @@ from papyra.exceptions import InvalidEvent, InvalidSchema
 from papyra.persistence.decisions import PASSED_OVER
 from papyra.persistence.records import MAX_VERSION, RESERVED
 
-__all__ = ("EventType", "Schema", "Upcaster", "event", "fault_in", "upcaster", "upcasters_of")
-
 ClassT = TypeVar("ClassT", bound=type)
 FunctionT = TypeVar("FunctionT", bound=Callable[..., Any])
 

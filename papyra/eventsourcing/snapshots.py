@@ -24,8 +24,6 @@ from papyra.persistence.messages import LoadSnapshot, SaveSnapshot
 from papyra.persistence.records import MAX_VERSION
 from papyra.persistence.snapshots import Snapshot, checksum
 
-__all__ = ("SnapshotPolicy", "Snapshots", "StateCodec", "state_type_of")
-
 StateT = TypeVar("StateT")
 
 logger = logging.getLogger("papyra")

@@ -18,8 +18,6 @@ from msgspec import inspect
 from papyra.persistence import codec
 from papyra.persistence.messages import EncodedRun
 
-__all__ = ("Step", "StepDecoder", "decodes_alike", "parts_of")
-
 #: What both ways make the same value of, whatever JSON it is.
 _ALIKE = (
     *(inspect.AnyType, inspect.NoneType, inspect.BoolType, inspect.IntType, inspect.FloatType),

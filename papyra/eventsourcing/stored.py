@@ -11,8 +11,6 @@ from papyra.eventsourcing.schema import Schema
 from papyra.exceptions import InvalidActor, InvalidEvent
 from papyra.persistence.records import PersistedEvent
 
-__all__ = ("base_fault", "base_state", "decoding_fault", "fault_text", "schema_of")
-
 
 def schema_of(actor_class: type[EventSourced[Any]]) -> Schema:
     """Return the events that a class of actors knows, and the ways to them from older ones."""

@@ -19,8 +19,6 @@ from papyra.persistence.backends.base import PersistenceBackend
 from papyra.persistence.breaker import CircuitBreaker, CircuitBreakerPolicy
 from papyra.persistence.messages import Append, AppendMany, Request
 
-__all__ = ("PersistenceActor",)
-
 ReplyT = TypeVar("ReplyT")
 
 logger = logging.getLogger("papyra")

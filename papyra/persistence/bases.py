@@ -12,8 +12,6 @@ from papyra.persistence import codec
 from papyra.persistence.records import RESERVED, PersistedEvent
 from papyra.persistence.snapshots import Snapshot, checksum
 
-__all__ = ("BASE_TYPE", "Base", "InvalidBase", "base_of", "event_checksum", "read_base")
-
 #: The type of the event that is a base.
 BASE_TYPE = RESERVED + "base"
 

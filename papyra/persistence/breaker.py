@@ -8,8 +8,6 @@ from papyra._durations import is_seconds
 from papyra._safe_repr import shown
 from papyra.exceptions import InvalidPolicy
 
-__all__ = ("CircuitBreaker", "CircuitBreakerPolicy")
-
 
 class CircuitBreakerPolicy(msgspec.Struct, frozen=True, kw_only=True):
     """The limits of a circuit breaker: when it opens, and when it tries the store again.

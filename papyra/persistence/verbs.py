@@ -49,8 +49,6 @@ from papyra.persistence.reports import (
 )
 from papyra.persistence.retention import RetentionPolicy
 
-__all__ = ("PersistenceVerbs",)
-
 ReplyT = TypeVar("ReplyT")
 
 

@@ -31,8 +31,6 @@ from papyra.persistence.records import PersistedEvent
 from papyra.testing._lone_actor import LoneActor, RecordList
 from papyra.testing._snapshot_check import SnapshotCheck, state_codec_of, stored_snapshots
 
-__all__ = ("CheckedHistories", "HistoryCheckFailed", "HistoryProblem", "check_history")
-
 StateT = TypeVar("StateT")
 
 #: Problems that are shown; all of them are in `HistoryCheckFailed.problems`.

@@ -8,8 +8,6 @@ from typing import Any, Literal, TypeAlias, get_args
 from papyra.exceptions import InvalidPolicy
 from papyra.system import ActorSystem
 
-__all__ = ("CheckedSystem", "Leftover")
-
 #: What a test may leave behind, if it says so.
 Leftover: TypeAlias = Literal["leaked_actors", "unclaimed_replies", "write_errors"]
 _LEFTOVERS: tuple[Leftover, ...] = get_args(Leftover)

@@ -16,8 +16,6 @@ from papyra.clock import span
 from papyra.exceptions import InvalidPolicy
 from papyra.testing.wait_idle import wait_until_idle
 
-__all__ = ("ManualClock",)
-
 #: Seconds. Three times 0.1 is more than 0.3.
 _ROUNDING = 1e-9
 

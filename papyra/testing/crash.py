@@ -25,8 +25,6 @@ from papyra.testing.clock import ManualClock
 from papyra.testing.fault_rules import InjectedFault
 from papyra.testing.faulty_persistence import FaultInjector, FaultyPersistence, FaultyStore
 
-__all__ = ("CrashPoint", "CrashPointFailed", "CrashRun", "Crashed", "Crashes", "crash_everywhere")
-
 logger = logging.getLogger("papyra")
 
 ReplyT = TypeVar("ReplyT")

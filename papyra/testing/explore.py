@@ -11,8 +11,6 @@ from papyra.system import ActorSystem
 from papyra.testing._schedule import ScheduledSystem, SeededDispatcher, run_scheduled
 from papyra.testing.clock import ManualClock
 
-__all__ = ("Exploration", "ScheduleFailed", "explore")
-
 #: A report shows at most this many turns.
 _SHOWN = 40
 

@@ -12,20 +12,6 @@ from papyra.exceptions import InvalidPolicy, PersistenceError, StoreError
 from papyra.persistence.messages import Request
 from papyra.persistence.records import KINDS, Kind, Record, kind_of
 
-__all__ = (
-    "Delay",
-    "Fail",
-    "Fault",
-    "FaultPolicy",
-    "Hang",
-    "InjectedFault",
-    "Injection",
-    "Operation",
-    "OperationName",
-    "Reject",
-    "Rule",
-)
-
 OperationName: TypeAlias = Literal[
     "append",
     "read",

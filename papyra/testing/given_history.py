@@ -26,8 +26,6 @@ from papyra.testing._snapshot_check import (
     stored_snapshots,
 )
 
-__all__ = ("GivenHistory", "Outcome", "ReplayMismatch", "given_history")
-
 StateT = TypeVar("StateT")
 
 

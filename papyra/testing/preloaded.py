@@ -18,8 +18,6 @@ from papyra.persistence.records import (
 )
 from papyra.system import ActorSystem
 
-__all__ = ("Given", "given")
-
 
 def given(
     facts: Iterable[object],

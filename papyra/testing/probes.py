@@ -19,8 +19,6 @@ from papyra.system import ActorSystem
 from papyra.testing._inbox import Inbox, checked_seconds
 from papyra.testing._matchers import MessagePattern, RecordPattern, actor_of, type_of
 
-__all__ = ("PersistenceProbe", "TestProbe")
-
 #: Seconds that an expectation waits, as in Akka's test kit.
 TIMEOUT = 3.0
 

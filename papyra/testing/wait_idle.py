@@ -7,8 +7,6 @@ from weakref import WeakKeyDictionary
 
 from papyra._trio import running_trio
 
-__all__ = ("wait_until_idle",)
-
 #: How often all tasks of asyncio must be seen to wait, one turn of the loop after the other:
 #: what a callback sets off that is no task shows up in the next turn.
 _TURNS = 3

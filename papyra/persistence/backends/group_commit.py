@@ -19,8 +19,6 @@ from papyra.persistence.messages import Append, Appended, AppendMany
 from papyra.persistence.metrics import PersistenceMetrics
 from papyra.persistence.records import Record
 
-__all__ = ("MAX_COMMIT_BYTES", "MAX_COMMIT_RECORDS", "Committed", "Write", "commit")
-
 #: A commit ends with the request that takes it to this many records.
 MAX_COMMIT_RECORDS = 10_000
 #: A commit ends with the request that takes it to this many encoded bytes.

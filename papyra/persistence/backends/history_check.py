@@ -7,8 +7,6 @@ from papyra.persistence.bases import BASE_TYPE
 from papyra.persistence.records import PersistedEvent, Record
 from papyra.persistence.reports import PersistenceAnomaly
 
-__all__ = ("HistoryCheck",)
-
 
 class HistoryCheck:
     """Follows the revisions of every actor through a store. It holds about 150 bytes an actor.

@@ -18,8 +18,6 @@ from papyra.persistence.inbox import (
 )
 from papyra.persistence.messages import EventSkipped
 
-__all__ = ("InboxKeeper",)
-
 logger = logging.getLogger("papyra")
 
 #: Requests that are carried out at one look; others of the writer's users wait meanwhile.

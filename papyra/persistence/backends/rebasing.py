@@ -29,8 +29,6 @@ from papyra.persistence.reports import CompactionReport, HistoriesReport
 from papyra.persistence.retention import RetentionPolicy
 from papyra.persistence.snapshots import Snapshot
 
-__all__ = ("compact_and_trim",)
-
 logger = logging.getLogger("papyra")
 
 #: Good snapshots of one version that an actor must have: should the newest turn out to be of no

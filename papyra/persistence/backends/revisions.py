@@ -9,8 +9,6 @@ from papyra.exceptions import HistoriesUnsupported, RevisionConflict
 from papyra.persistence.backends.store import Histories, Store
 from papyra.persistence.records import PersistedEvent, Record
 
-__all__ = ("Revisions", "histories_of", "part_of_histories")
-
 #: How many actors' last revisions are known at a time, some 150 bytes each.
 MAX_ACTORS = 10_000
 

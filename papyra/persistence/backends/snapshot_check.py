@@ -25,8 +25,6 @@ from papyra.persistence.reports import (
 )
 from papyra.persistence.snapshots import InvalidSnapshot
 
-__all__ = ("UNREADABLE", "counting_snapshots", "with_snapshots", "without_bad_snapshots")
-
 logger = logging.getLogger("papyra")
 
 #: What is raised by one that can't be read, or by none of them being readable. Whatever else is

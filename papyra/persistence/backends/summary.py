@@ -13,8 +13,6 @@ from papyra.persistence.records import KINDS, Kind
 from papyra.persistence.reports import StoreSummary
 from papyra.persistence.retention import RetentionPolicy
 
-__all__ = ("summarize",)
-
 _EVERYTHING = RetentionPolicy()
 
 
