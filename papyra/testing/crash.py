@@ -15,7 +15,7 @@ from papyra.persistence import codec
 from papyra.persistence.backends.base import PersistenceBackend
 from papyra.persistence.backends.memory import InMemoryPersistence
 from papyra.persistence.backends.store import Batch
-from papyra.persistence.messages import HistoryPage, ReadHistory
+from papyra.persistence.messages import EncodedHistory, HistoryPage, ReadHistory
 from papyra.persistence.records import KINDS, PersistedEvent, Record
 from papyra.ref import ActorRef
 from papyra.system import PERSISTENCE_NAME, ActorSystem
@@ -270,6 +270,10 @@ class _Store(FaultyStore):
     async def read_history(self, request: ReadHistory) -> HistoryPage:
         await self._recover(f"the read of the history of {request.actor}")
         return await super().read_history(request)
+
+    async def read_encoded_history(self, request: ReadHistory) -> EncodedHistory | HistoryPage:
+        await self._recover(f"the read of the history of {request.actor}")
+        return await super().read_encoded_history(request)
 
     async def load_snapshot(self, actor: str, revision: int) -> bytes | None:
         await self._recover(f"the load of snapshot {revision} of {actor}")

@@ -23,6 +23,10 @@ OperationName: TypeAlias = Literal[
     "close",
     "save_snapshot",
     "load_snapshot",
+    # each of what is done to the inbox of a store: a writer looks there once a second
+    "inbox",
+    # each look into the outbox, and what it sets aside; what it takes over is an ``append``
+    "outbox",
 ]
 FaultT = TypeVar("FaultT")
 

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
-from typing import Any, TypeVar, assert_never
+from typing import Any, Self, TypeVar, assert_never, cast
 
 import anyio
-import msgspec
 
 from papyra.clock import Clock, SystemClock
 from papyra.exceptions import InvalidRecord, InvalidSetting, PersistenceError
@@ -16,17 +15,23 @@ from papyra.persistence.backends.group_commit import Committed
 from papyra.persistence.backends.revisions import histories_of
 from papyra.persistence.backends.snapshots import snapshots_of
 from papyra.persistence.backends.store import (
+    OPTIONAL_PARTS,
     Batch,
+    EncodedHistories,
     HistoryScanning,
+    Inbox,
+    Migrating,
     NewBase,
+    Outbox,
     Rebasing,
     StoredSnapshot,
+    Summarizing,
 )
-from papyra.persistence.backends.summary import summarize
 from papyra.persistence.messages import (
     Append,
     AppendMany,
     Compact,
+    EncodedHistory,
     HistoryPage,
     Page,
     Read,
@@ -36,10 +41,11 @@ from papyra.persistence.messages import (
     Scan,
     Summarize,
 )
+from papyra.persistence.outbox import HandedOver, RefusedEvent
 from papyra.persistence.records import Kind, Record
 from papyra.persistence.reports import (
     CompactionReport,
-    HistoriesReport,
+    MigrationReport,
     PersistenceAnomaly,
     PersistenceRecoveryConfig,
     PersistenceRecoveryReport,
@@ -69,8 +75,9 @@ ReplyT = TypeVar("ReplyT")
 class FaultyPersistence(PersistenceBackend):
     """Wraps any backend, and injects faults into what its store is asked to do.
 
-    Use it in place of the backend. Its own metrics count what callers saw. While this one is open,
-    the other's verbs go through it, and who watches its commits sees what is stored.
+    Use it in place of the backend: it can do whatever that one can, and nothing else. Its own
+    metrics count what callers saw. While this one is open, the other's verbs go through it, and
+    who watches its commits sees what is stored.
 
     Without an `error` of the test's own, what is raised is an `InjectedFault`, which is a
     `StoreError`. Rules are tried in the order they were made: delays add up, and the first failure
@@ -306,7 +313,18 @@ class FaultInjector:
 
 
 class FaultyStore:
-    """Stands before the store of a backend that a `FaultyPersistence` wraps, and hosts it."""
+    """Stands before the store of a backend that a `FaultyPersistence` wraps, and hosts it.
+
+    It has the optional parts which that one has.
+    """
+
+    def __new__(cls, host: FaultyPersistence, *_: object) -> Self:
+        """Make one that has no other parts."""
+        store = host.wrapped.store
+        missing = [part for part in OPTIONAL_PARTS if not isinstance(store, part)]
+        names = [name for part in missing for name in vars(part) if not name.startswith("_")]
+        # A method that is `None` is none to a protocol.
+        return super().__new__(type(cls.__name__, (cls,), dict.fromkeys(names)))
 
     def __init__(self, host: FaultyPersistence, faults: FaultInjector) -> None:
         self._host = host
@@ -341,8 +359,11 @@ class FaultyStore:
 
     async def append(self, batch: Batch) -> None:
         """Store a batch; it may be stored though this raises: an answer that got lost."""
+        await self._append(batch, lambda: self.store(batch))
+
+    async def _append(self, batch: Batch, store: Callable[[], Awaitable[None]]) -> None:
         try:
-            await self._faults.attempt("append", lambda: self.store(batch), records=batch.records)
+            await self._faults.attempt("append", store, records=batch.records)
         except BaseException:
             if self._stored is batch:
                 # Whoever asked does not know it, and that is the point.
@@ -371,6 +392,13 @@ class FaultyStore:
         histories = histories_of(self._store)
         return await self._faults.attempt(
             "read", lambda: histories.read_history(request), request=request
+        )
+
+    async def read_encoded_history(self, request: ReadHistory) -> EncodedHistory | HistoryPage:
+        """Read a page of a history as it is stored, which is a read, too."""
+        histories = cast("EncodedHistories", self._store)
+        return await self._faults.attempt(
+            "read", lambda: histories.read_encoded_history(request), request=request
         )
 
     async def last_revisions(self, actors: Collection[str]) -> Mapping[str, int]:
@@ -427,10 +455,9 @@ class FaultyStore:
         return await snapshots_of(self._store).quarantine_listed(stored, directory)
 
     async def summarize(self) -> StoreSummary:
-        """Sum up the wrapped store; for faults, that is one read."""
-        return await self._faults.attempt(
-            "read", lambda: summarize(self._store), request=Summarize()
-        )
+        """Sum up the store; for faults, that is one read."""
+        store = cast("Summarizing", self._store)
+        return await self._faults.attempt("read", store.summarize, request=Summarize())
 
     async def scan(self, report_progress: ReportProgress) -> PersistenceScanReport:
         """Scan the store."""
@@ -439,9 +466,8 @@ class FaultyStore:
         )
 
     async def scan_histories(self) -> Sequence[PersistenceAnomaly]:
-        """Check histories, if the wrapped store does that apart; no fault is injected."""
-        store = self._store
-        return await store.scan_histories() if isinstance(store, HistoryScanning) else ()
+        """Ask the wrapped store; no fault is injected."""
+        return await cast("HistoryScanning", self._store).scan_histories()
 
     async def recover(self, config: PersistenceRecoveryConfig) -> PersistenceRecoveryReport:
         """Recover the store."""
@@ -462,16 +488,73 @@ class FaultyStore:
     async def compact_histories(
         self, bases: Sequence[NewBase], policy: RetentionPolicy, now: float, *, dry_run: bool
     ) -> CompactionReport:
-        """Compact the wrapped store, which may keep its histories whole."""
-        store = self._store
-        if not isinstance(store, Rebasing):
-            report = await self.compact(policy, now, dry_run=dry_run)
-            return msgspec.structs.replace(report, histories=HistoriesReport(False))
+        """Compact the store, and trim its histories."""
+        store = cast("Rebasing", self._store)
         return await self._faults.attempt(
             "compact",
             lambda: store.compact_histories(bases, policy, now, dry_run=dry_run),
             request=Compact(policy, dry_run),
         )
+
+    async def post(self, request_id: str, data: bytes) -> None:
+        """Leave a request for the writer."""
+        await self._at_inbox(lambda inbox: inbox.post(request_id, data))
+
+    async def posted(self) -> list[str]:
+        """Return the ids of requests that wait."""
+        return await self._at_inbox(lambda inbox: inbox.posted())
+
+    async def take(self, request_id: str) -> bytes | None:
+        """Take a request."""
+        return await self._at_inbox(lambda inbox: inbox.take(request_id))
+
+    async def answer(self, request_id: str, data: bytes) -> None:
+        """Leave an answer."""
+        await self._at_inbox(lambda inbox: inbox.answer(request_id, data))
+
+    async def answered(self, request_id: str) -> bytes | None:
+        """Return an answer."""
+        return await self._at_inbox(lambda inbox: inbox.answered(request_id))
+
+    async def withdraw(self, request_id: str) -> bool:
+        """Take a request back."""
+        return await self._at_inbox(lambda inbox: inbox.withdraw(request_id))
+
+    async def handed_over(self, after: int | None, size: int) -> Sequence[HandedOver]:
+        """Look into the outbox."""
+        return await self._at_outbox(lambda outbox: outbox.handed_over(after, size))
+
+    async def take_over(self, handed: Sequence[HandedOver], batch: Batch) -> None:
+        """Store a batch that was handed over; for faults, as `append`."""
+
+        async def store() -> None:
+            await cast("Outbox", self._store).take_over(handed, batch)
+            self._stored = batch
+
+        await self._append(batch, store)
+
+    async def set_aside(self, refused: Sequence[tuple[HandedOver, str]], now: float) -> None:
+        """Set aside what can't be taken over."""
+        await self._at_outbox(lambda outbox: outbox.set_aside(refused, now))
+
+    async def refused(self, after: int | None) -> Sequence[RefusedEvent]:
+        """Return what was set aside."""
+        return await self._at_outbox(lambda outbox: outbox.refused(after))
+
+    async def _at_outbox(self, action: Callable[[Outbox], Awaitable[ReplyT]]) -> ReplyT:
+        return await self._faults.attempt("outbox", lambda: action(cast("Outbox", self._store)))
+
+    async def migrate(self, *, dry_run: bool) -> MigrationReport:
+        """Ask the wrapped store; no fault is injected."""
+        return await cast("Migrating", self._store).migrate(dry_run=dry_run)
+
+    async def is_attended(self) -> bool:
+        """Ask the wrapped store; no fault is injected."""
+        return await cast("Inbox", self._store).is_attended()
+
+    async def _at_inbox(self, action: Callable[[Inbox], Awaitable[ReplyT]]) -> ReplyT:
+        inbox = cast("Inbox", self._store)
+        return await self._faults.attempt("inbox", lambda: action(inbox))
 
     async def _open(self) -> None:
         if self._is_open:

@@ -2,29 +2,46 @@
 
 from __future__ import annotations
 
-from typing import Any
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Protocol
 
 import anyio
+import msgspec
 import pytest
 
 from papyra import ActorSystem
 from papyra.exceptions import (
     BackendBusy,
     BackendInUse,
+    HistoriesUnsupported,
     InvalidPolicy,
     InvalidRecord,
     InvalidSetting,
+    SnapshotsUnsupported,
     StoreError,
 )
 from papyra.persistence import (
     Append,
     AppendMany,
+    Attend,
+    EventSkipped,
     PersistedAudit,
     PersistenceActor,
     PersistenceRecoveryConfig,
+    SkipEvent,
 )
+from papyra.persistence.backends import store as store_module
+from papyra.persistence.backends.base import PersistenceBackend
+from papyra.persistence.backends.json import JsonFilePersistence
 from papyra.persistence.backends.memory import InMemoryPersistence
+from papyra.persistence.backends.redis import RedisStreamsConfig, RedisStreamsPersistence
 from papyra.persistence.backends.retention import RetentionPolicy
+from papyra.persistence.backends.sqlite import SQLitePersistence
+from papyra.persistence.backends.store import OPTIONAL_PARTS, Store
+from papyra.persistence.inbox import PostedRequest, decode_answer, encode_posted
+from papyra.persistence.messages import ReadEncodedHistory
 from papyra.testing import (
     Delay,
     Fail,
@@ -37,7 +54,15 @@ from papyra.testing import (
     PersistenceProbe,
     wait_until_idle,
 )
+from papyra.testing.faulty_persistence import FaultyStore
 from tests.actors import event
+from tests.persistence.backends.trimmed_accounts import (
+    ACCOUNTS,
+    TRIM,
+    fill,
+    history,
+    replayed,
+)
 
 AUDIT = PersistedAudit("shop", {}, 1.0)
 
@@ -369,3 +394,110 @@ def test_faulty_persistence_refuses_invalid_rules(faulty: FaultyPersistence) -> 
     for wrong in (-1, float("nan"), "1"):
         with pytest.raises(InvalidPolicy, match="seconds"):
             faulty.delay(wrong)
+
+
+# Optional parts
+
+
+class Bare:
+    """A store that leaves out every optional part: one in memory, of which no more is seen."""
+
+    def __init__(self) -> None:
+        store = InMemoryPersistence().store
+        for name in vars(Store):
+            if not name.startswith("_"):
+                setattr(self, name, getattr(store, name))
+
+
+def bare() -> PersistenceBackend:
+    store: Any = Bare()
+    return PersistenceBackend(store)
+
+
+MAKERS: dict[str, Callable[[Path], PersistenceBackend]] = {
+    "bare": lambda _: bare(),
+    "memory": lambda _: InMemoryPersistence(),
+    "json": lambda path: JsonFilePersistence(path / "events.ndjson"),
+    "sqlite": lambda path: SQLitePersistence(path / "events.sqlite"),
+    "redis": lambda _: RedisStreamsPersistence(RedisStreamsConfig()),
+}
+
+
+def parts_of(backend: PersistenceBackend) -> list[str]:
+    return [part.__name__ for part in OPTIONAL_PARTS if isinstance(backend.store, part)]
+
+
+@pytest.mark.parametrize("name", MAKERS)
+def test_a_faulty_store_has_the_optional_parts_of_the_one_below_and_no_others(
+    name: str, tmp_path: Path
+) -> None:
+    backend = MAKERS[name](tmp_path)
+    expected = parts_of(backend)
+    assert bool(expected) == (name != "bare")
+    faulty = FaultyPersistence(backend)
+    assert parts_of(faulty) == expected
+    assert parts_of(FaultyPersistence(faulty)) == expected
+    assert faulty.has_inbox == backend.has_inbox
+
+
+def test_every_optional_part_of_a_store_may_be_passed_on() -> None:
+    known = {each for each in vars(store_module).values() if getattr(each, "_is_protocol", False)}
+    assert known - {Store, Protocol} == set(OPTIONAL_PARTS)
+    for part in OPTIONAL_PARTS:
+        assert issubclass(FaultyStore, part)
+
+
+async def test_a_store_without_optional_parts_stays_one_that_has_none() -> None:
+    faulty = FaultyPersistence(bare())
+    with pytest.raises(HistoriesUnsupported):
+        await faulty.read_history("shop/a")
+    with pytest.raises(SnapshotsUnsupported):
+        await faulty.load_snapshot("shop/a")
+    assert await faulty.store_id() is None
+
+
+async def test_histories_are_trimmed_through_faulty_persistence_unless_a_compaction_fails(
+    tmp_path: Path,
+) -> None:
+    store = JsonFilePersistence(tmp_path / "bank.ndjson", fsync="no")
+    faulty = FaultyPersistence(store)
+    await fill(faulty)
+    async with faulty:
+        faulty.fail_next("compact")
+        with pytest.raises(InjectedFault):
+            await faulty.compact(TRIM)
+        assert len(await history(faulty, "ann")) == 11
+        report = await faulty.compact(TRIM)
+        assert report.histories is not None
+        assert report.histories.trimmed == 2
+    assert await replayed(store) == ACCOUNTS
+
+
+async def test_a_recovery_reads_through_faulty_persistence_what_is_stored_encoded(
+    tmp_path: Path,
+) -> None:
+    faulty = FaultyPersistence(JsonFilePersistence(tmp_path / "bank.ndjson", fsync="no"))
+    await fill(faulty)
+    reads = list[Operation]()
+    faulty.fail_when(
+        lambda operation: reads.append(operation) if operation.name == "read" else None
+    )
+    assert await replayed(faulty) == ACCOUNTS
+    assert {type(each.request) for each in reads} == {ReadEncodedHistory}
+
+
+async def test_requests_for_the_writer_meet_faults_of_the_inbox(tmp_path: Path) -> None:
+    path = tmp_path / "shop.ndjson"
+    faulty = FaultyPersistence(JsonFilePersistence(path, fsync="no"))
+    async with faulty:
+        await faulty.append(msgspec.structs.replace(event(1), actor_address="s/a", revision=1))
+        async with JsonFilePersistence(path, read_only=True) as beside:
+            request = PostedRequest(SkipEvent("s/a", 1, "why"), time.time() + 600)
+            await beside.store.post("0" * 32, encode_posted(request))
+            faulty.fail_next("inbox")
+            assert (await faulty.execute(Attend())).count is None
+            assert (await faulty.execute(Attend())).count == 1
+            assert decode_answer(await beside.store.answered("0" * 32) or b"") == EventSkipped(
+                2, "why", is_new=True
+            )
+    assert [each.operation.name for each in faulty.injected] == ["inbox"]

@@ -60,6 +60,7 @@ from papyra.persistence.snapshots import Snapshots, StoredSnapshot
 
 __all__ = (
     "MAX_SEQ",
+    "OPTIONAL_PARTS",
     "Batch",
     "Capabilities",
     "EncodedHistories",
@@ -399,3 +400,10 @@ class Summarizing(Protocol):
 
     async def summarize(self) -> StoreSummary:
         """Return what the store holds, what retention hides included."""
+
+
+#: Every optional part of a `Store`. What wraps a store has those that this one has.
+OPTIONAL_PARTS = (
+    *(Histories, EncodedHistories, HistoryScanning, Identified, Snapshots, Rebasing, Inbox),
+    *(Outbox, Migrating, Summarizing),
+)
