@@ -1,19 +1,26 @@
 """How much is run: enough in a few minutes, or, with ``PAPYRA_CI=1``, all of it.
 
-Without that variable, tests run on fewer event loops, commands are forks of the tests, and what is
-tried at random or step by step is tried less often. The variables of single files, which their
-docstrings name, count before it. With ``PAPYRA_FORKS=1`` commands are forks in any case.
+Without that variable, tests run on fewer event loops, commands are carried out by the tests or by
+forks of them, and what is tried at random or step by step is tried less often. The variables of
+single files, which their docstrings name, count before it. With ``PAPYRA_FORKS=1`` commands are
+forks in any case.
 """
 
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
+from typing import TypeVar
 
-__all__ = ("CI", "FORKS", "STEP", "count")
+__all__ = ("CALLS", "CI", "FORKS", "STEP", "count", "some")
+
+T = TypeVar("T")
 
 CI = bool(os.environ.get("PAPYRA_CI"))
 #: Whether commands are forks of the tests, which start no Python.
 FORKS = not CI or bool(os.environ.get("PAPYRA_FORKS"))
+#: Whether the process of the tests carries out those commands that need no process of their own.
+CALLS = not CI and not os.environ.get("PAPYRA_FORKS")
 #: Every how many-th step is tried where in CI each is.
 STEP = 1 if CI else 8
 
@@ -21,3 +28,8 @@ STEP = 1 if CI else 8
 def count(variable: str, few: int, many: int) -> int:
     """Return how many of something are tried: what `variable` says, or few, or in CI many."""
     return int(os.environ.get(variable, many if CI else few))
+
+
+def some(items: Iterable[T], *, every: int) -> list[T]:
+    """Return every how many-th of the items, from the first on; in CI all of them."""
+    return list(items)[:: 1 if CI else every]

@@ -28,7 +28,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 import papyra.cli
 import papyra.persistence
 
-__all__ = ("becoming", "forking", "import_everything")
+__all__ = ("becoming", "forking", "import_everything", "installed", "warn_as_python_does")
 
 #: What commands import when they need it.
 _LATER = (
@@ -40,12 +40,12 @@ _LATER = (
 _QUIET = (DeprecationWarning, PendingDeprecationWarning, ImportWarning, ResourceWarning)
 
 #: Returns what packages register. That is in dozens of files, which are read once for all forks.
-_installed = functools.cache(importlib.metadata.entry_points)
+installed = functools.cache(importlib.metadata.entry_points)
 
 
 def import_everything() -> None:
     """Import what commands need, for all forks at once."""
-    _installed()
+    installed()
     for package in (papyra.cli, papyra.persistence):
         for module in pkgutil.walk_packages(package.__path__, f"{package.__name__}."):
             if not module.name.endswith("__main__"):
@@ -108,17 +108,22 @@ def _forget_the_tests() -> None:
     signal.signal(signal.SIGALRM, signal.SIG_DFL)
     sys.excepthook, sys.unraisablehook = sys.__excepthook__, sys.__unraisablehook__
     threading.excepthook = threading.__excepthook__
-    importlib.metadata.entry_points = _installed().select
+    importlib.metadata.entry_points = installed().select
     logging.getLogger().handlers.clear()
     logging.getLogger().setLevel(logging.WARNING)
-    warnings.resetwarnings()
-    warnings.showwarning = _show_warning
-    for category in _QUIET:
-        warnings.simplefilter("ignore", category)
+    warn_as_python_does()
     for number, name in enumerate(("stdin", "stdout", "stderr")):
         stream = _open(number)
         setattr(sys, name, stream)
         setattr(sys, f"__{name}__", stream)
+
+
+def warn_as_python_does() -> None:
+    """Have warnings go to standard error, and those be ignored that nobody has asked for."""
+    warnings.resetwarnings()
+    warnings.showwarning = _show_warning
+    for category in _QUIET:
+        warnings.simplefilter("ignore", category)
 
 
 def _show_warning(

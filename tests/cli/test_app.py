@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import importlib
 import inspect
+import itertools
 import os
 import re
 import socket
@@ -28,6 +29,7 @@ from tests.cli.conftest import (
     life,
     new_store,
 )
+from tests.extent import some
 from tests.redis_server import RedisServer, free_port
 
 SECRET = "hunter2secret"
@@ -584,21 +586,23 @@ def test_papyra_with_closed_standard_streams_prints_no_traceback(papyra: Command
     path = papyra.home / "shop.ndjson"
     filled(Store("json", str(path), path))
     program = " ".join(papyra.program)
-    for redirection in (">&-", "2>&-", ">&- 2>&-", "<&-"):
-        for arguments in ("events shop.ndjson", "inspect shop.ndjson", "events nowhere.ndjson"):
-            done = subprocess.run(
-                ["bash", "-c", f"{program} {arguments} {redirection}"],
-                check=False,
-                capture_output=True,
-                text=True,
-                env=papyra.environment({}),
-                cwd=papyra.home,
-                timeout=PATIENCE,
-            )
-            assert "Traceback" not in done.stderr, (arguments, redirection)
-            assert done.returncode in (0, 1)
-            if "nowhere" in arguments:
-                assert done.returncode == 1
+    redirections = (">&-", "2>&-", ">&- 2>&-", "<&-")
+    commands = ("events shop.ndjson", "inspect shop.ndjson", "events nowhere.ndjson")
+    # Every fifth is one of each redirection but one, and of each command.
+    for redirection, arguments in some(itertools.product(redirections, commands), every=5):
+        done = subprocess.run(
+            ["bash", "-c", f"{program} {arguments} {redirection}"],
+            check=False,
+            capture_output=True,
+            text=True,
+            env=papyra.environment({}),
+            cwd=papyra.home,
+            timeout=PATIENCE,
+        )
+        assert "Traceback" not in done.stderr, (arguments, redirection)
+        assert done.returncode in (0, 1)
+        if "nowhere" in arguments:
+            assert done.returncode == 1
 
 
 @pytest.mark.parametrize(

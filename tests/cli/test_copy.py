@@ -151,6 +151,7 @@ def wait_for(store: Store, least: int, is_running: Callable[[], bool]) -> None:
     while progress_of(store) < least:
         assert is_running(), "it has ended"
         assert time.monotonic() < give_up_at
+        time.sleep(0.001)  # so as not to take the processor from the copy
 
 
 def name_of(store: Store) -> str:
@@ -276,7 +277,7 @@ def test_papyra_copy_that_is_killed_again_and_again_comes_to_its_end(
     assert papyra("copy", long_source.name, name_of(whole)).code == 0
     wanted, end = written(whole), progress_of(whole)
     reached = []
-    for part in (0.02, 0.4, 0.8) if CI else (0.02, 0.8):
+    for part in (0.02, 0.4, 0.8) if CI else (0.02, 0.5):
         with papyra.start("copy", long_source.name, name_of(target)) as process:
             wait_for(target, int(end * part), lambda: process.poll() is None)
             process.kill()
