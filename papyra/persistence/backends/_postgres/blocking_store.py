@@ -13,11 +13,16 @@ from papyra.exceptions import PersistenceError, StoreFenced, StoreNotAcknowledge
 from papyra.persistence.backends._io.commit_token import CommitToken
 from papyra.persistence.backends._postgres import compaction, repair, schema, snapshots
 from papyra.persistence.backends._postgres.blocks import totals
-from papyra.persistence.backends._postgres.connection import snapshot, transaction
+from papyra.persistence.backends._postgres.connection import (
+    application_name,
+    snapshot,
+    transaction,
+)
 from papyra.persistence.backends._postgres.errors import is_answer
 from papyra.persistence.backends._postgres.histories import last_revisions
 from papyra.persistence.backends._postgres.insertion import EncodedBatch
 from papyra.persistence.backends._postgres.reading import history_rows, visible_rows
+from papyra.persistence.backends._postgres.requests import RequestTable
 from papyra.persistence.backends._postgres.scan import ScanResult, scan, scan_histories
 from papyra.persistence.backends._postgres.session import Patience, Session
 from papyra.persistence.backends._postgres.settings import Settings
@@ -25,8 +30,8 @@ from papyra.persistence.backends._postgres.system import System
 from papyra.persistence.backends._postgres.text import column_text
 from papyra.persistence.backends._postgres.writer_row import WriterRow
 from papyra.persistence.backends._sql.decoding import decoded
+from papyra.persistence.backends._sql.encoded import encoded_history
 from papyra.persistence.backends._sql.tables import TABLES
-from papyra.persistence.backends.paging import records_wanted
 from papyra.persistence.backends.store import (
     Batch,
     NewBase,
@@ -34,7 +39,7 @@ from papyra.persistence.backends.store import (
     collect_history,
     collect_page,
 )
-from papyra.persistence.messages import HistoryPage, Page, Read, ReadHistory
+from papyra.persistence.messages import EncodedHistory, HistoryPage, Page, Read, ReadHistory
 from papyra.persistence.reports import (
     CompactionReport,
     PersistenceAnomaly,
@@ -66,6 +71,8 @@ class BlockingStore:
         self._settings = settings
         self._session = Session(settings)
         self._row = WriterRow()
+        #: requests for the writer, which others have left
+        self.requests = RequestTable(self._session, self._row)
         #: whether a record was seen that can't be read
         self.is_damaged = False
 
@@ -74,6 +81,7 @@ class BlockingStore:
     def open(self) -> None:
         """Connect, and make the tables and the row of the system if there are none."""
         self._row.forget()
+        self._session.writer = self._row.writer
         try:
             self._session.call(self._look if self._settings.read_only else self._prepare)
         except BaseException:
@@ -227,13 +235,17 @@ class BlockingStore:
 
     def read_history(self, request: ReadHistory) -> HistoryPage:
         """Return a page of one actor's history."""
-        wanted = records_wanted(request)
 
         def look(system: System) -> HistoryPage:
-            rows = history_rows(system, request.actor, request.after_revision, wanted)
+            rows = history_rows(system, request)
             return collect_history(request, decoded(rows, self._found_damage))
 
         return self._look_at(look)
+
+    def read_encoded_history(self, request: ReadHistory) -> EncodedHistory | HistoryPage:
+        """Return a page of one actor's history, as it is stored."""
+        page = self._look_at(lambda system: encoded_history(request, history_rows(system, request)))
+        return self.read_history(request) if page is None else page
 
     def last_revisions(self, actors: Collection[str]) -> Mapping[str, int]:
         """Return the last revision of each of `actors` that has a history."""
@@ -241,6 +253,21 @@ class BlockingStore:
 
     def _look_at(self, look: Callable[[System], ResultT]) -> ResultT:
         self._take_back_doubt()
+        return self._session.call(look)
+
+    def holder(self) -> str | None:
+        """Return who writes, if that one is connected still, as far as the server tells."""
+
+        def look(system: System) -> str | None:
+            (writer,) = system.row(
+                "SELECT writer FROM {schema}.systems WHERE system_id = %(system)s"
+            )
+            found = system.rows(
+                "SELECT 1 FROM pg_stat_activity WHERE application_name = %(name)s",
+                name=application_name(writer),
+            )
+            return str(writer) if found else None
+
         return self._session.call(look)
 
     def _found_damage(self) -> None:

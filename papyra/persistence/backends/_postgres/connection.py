@@ -20,7 +20,7 @@ from papyra.exceptions import (
 from papyra.persistence.backends._postgres.arrays import register
 from papyra.persistence.backends._postgres.settings import Settings
 
-__all__ = ("Connection", "Row", "connect", "snapshot", "transaction")
+__all__ = ("Connection", "Row", "application_name", "connect", "snapshot", "transaction")
 
 ResultT = TypeVar("ResultT")
 Row = tuple[Any, ...]
@@ -81,10 +81,18 @@ class Connection(psycopg.Connection[Row]):
         return self.rows(query, params)[0]
 
 
-def connect(settings: Settings) -> Connection:
+def application_name(writer: str) -> str:
+    """Return what connections of a writer are called, unless its user says otherwise."""
+    return f"papyra {writer}"
+
+
+def connect(settings: Settings, writer: str) -> Connection:
     """Return a connection on which what `settings` ask for holds."""
     connection = Connection.connect(
-        settings.conninfo, autocommit=True, prepare_threshold=_PREPARED_FROM
+        settings.conninfo,
+        autocommit=True,
+        prepare_threshold=_PREPARED_FROM,
+        fallback_application_name=application_name(writer),
     )
     try:
         _prepare(connection, settings)

@@ -11,9 +11,9 @@ from papyra.persistence.backends._postgres.system import System
 from papyra.persistence.backends._postgres.text import column_text
 from papyra.persistence.backends._sql.decoding import StoredRow
 from papyra.persistence.backends._sql.tables import TABLES
-from papyra.persistence.backends.paging import MAX_PAGE_BYTES
+from papyra.persistence.backends.paging import MAX_PAGE_BYTES, records_wanted
 from papyra.persistence.backends.store import MAX_SEQ
-from papyra.persistence.messages import Read
+from papyra.persistence.messages import Read, ReadHistory
 from papyra.persistence.records import Kind
 from papyra.persistence.retention import Limits
 
@@ -129,13 +129,15 @@ class _Select:
             fetched = min(4 * fetched, _MOST_FETCHED)
 
 
-def history_rows(system: System, actor: str, after: int, wanted: int) -> Iterator[StoredRow]:
-    """Yield the rows of an actor's events after a revision, of which `wanted` are a page."""
-    after_seq, fetched = MAX_SEQ, min(wanted + 1, _FETCHED)
+def history_rows(system: System, request: ReadHistory) -> Iterator[StoredRow]:
+    """Yield the rows of an actor's events after a revision."""
+    after, after_seq = request.after_revision, MAX_SEQ
+    # One more than the page has says whether there are more.
+    fetched = min(records_wanted(request) + 1, _FETCHED)
     while True:
         found = system.rows(
             _HISTORY,
-            actor=column_text(actor),
+            actor=column_text(request.actor),
             after=after,
             after_seq=after_seq,
             fetched=fetched,

@@ -75,6 +75,16 @@ CREATE TABLE {schema}.snapshots (
 )
 """,
     """
+CREATE TABLE {schema}.requests (
+    system_id text COLLATE "C" NOT NULL,
+    id text COLLATE "C" NOT NULL,
+    state text NOT NULL,
+    posted timestamptz NOT NULL DEFAULT now(),
+    data bytea NOT NULL,
+    PRIMARY KEY (system_id, id)
+)
+""",
+    """
 CREATE TABLE {schema}.quarantine (
     system_id text COLLATE "C" NOT NULL,
     moved timestamptz NOT NULL DEFAULT now(),
@@ -86,7 +96,7 @@ CREATE TABLE {schema}.quarantine (
 #: The tables that are ours.
 NAMES = frozenset(
     {
-        *("papyra_schema", "systems", "blocks", "snapshots", "quarantine"),
+        *("papyra_schema", "systems", "blocks", "snapshots", "quarantine", "requests"),
         *(table.name for table in TABLES.values()),
     }
 )

@@ -66,6 +66,8 @@ class Session:
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self._connection: Connection | None = None
+        #: who is connected, for others
+        self.writer = ""
 
     def call(self, operation: Callable[[System], ResultT]) -> ResultT:
         """Return what `operation` returns, trying again while the trouble may pass.
@@ -84,7 +86,7 @@ class Session:
         """Return what `operation` returns, trying it once."""
         try:
             if self._connection is None:
-                self._connection = connect(self._settings)
+                self._connection = connect(self._settings, self.writer)
             return operation(System(self._connection, self._settings))
         except psycopg.Error as error:
             self._drop_if_lost(error)

@@ -81,7 +81,6 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, dict=True):
             given.setdefault("target_session_attrs", "read-write")
         given.setdefault("connect_timeout", max(2, round(self.connect_timeout)))
         given.setdefault("tcp_user_timeout", round(1000 * self.statement_timeout))
-        given.setdefault("fallback_application_name", f"papyra {self.system_id}")
         return {**given, "client_encoding": "utf8"}
 
     @cached_property

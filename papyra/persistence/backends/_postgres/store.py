@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import psycopg
 
-from papyra.persistence.backends._io.threaded_parts import ThreadedRebasing
+from papyra.persistence.backends._io.threaded_parts import (
+    ThreadedEncodedHistories,
+    ThreadedInbox,
+    ThreadedRebasing,
+)
 from papyra.persistence.backends._postgres.blocking_store import NAME, BlockingStore
 from papyra.persistence.backends._postgres.settings import Settings
 from papyra.persistence.backends._postgres.text import column_text
@@ -13,7 +17,7 @@ from papyra.persistence.backends.store import StoredSnapshot
 __all__ = ("PostgresStore",)
 
 
-class PostgresStore(ThreadedRebasing):
+class PostgresStore(ThreadedEncodedHistories, ThreadedRebasing, ThreadedInbox):
     """A `Store` in a PostgreSQL database."""
 
     name = NAME

@@ -61,7 +61,7 @@ class WriterRow:
 
     def forget(self) -> None:
         """Be another writer: have the next `claim` take over from whoever writes by then."""
-        host, random = re.sub("[^!-~]", "?", socket.gethostname()), uuid.uuid4().hex
+        host, random = re.sub("[^!-~]", "?", socket.gethostname())[:20], uuid.uuid4().hex[:20]
         self.writer, self.epoch = f"{host}:{os.getpid()}:{random}", 0
         self.is_claimed, self.in_doubt = False, None
 
