@@ -26,6 +26,7 @@ from tests.benchmarks.command import COMMAND_ROWS
 from tests.benchmarks.entities import ENTITY_ROWS
 from tests.benchmarks.files import FILE_ROWS
 from tests.benchmarks.histories import HISTORY_ROWS
+from tests.benchmarks.postgres import POSTGRES_ROWS
 from tests.benchmarks.redis import REDIS_ROWS
 from tests.benchmarks.sqlite import SQLITE_ROWS
 from tests.benchmarks.table import Loop, Options, Result, Row, compare
@@ -357,6 +358,7 @@ ROWS = [
     *FILE_ROWS,
     *REDIS_ROWS,
     *SQLITE_ROWS,
+    *POSTGRES_ROWS,
     *COMMAND_ROWS,
     Row("a typical test, in CPU time", "the same with pykka", 0.5, False, typical_test),
     Row(
