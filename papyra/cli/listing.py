@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import sys
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -19,13 +20,12 @@ from papyra.cli._output import AsJson, console, is_terminal, tell, write
 from papyra.cli._records import json_lines, styled, tabbed_lines
 from papyra.cli._store_argument import StoreName, check_output, reading
 from papyra.cli._units import Count, Moment
-from papyra.exceptions import StoreNotReady, StoreUnreachable
 from papyra.persistence.backends.base import PersistenceBackend
 from papyra.persistence.messages import Read
 from papyra.persistence.records import PersistedDeadLetter, Record
 
-#: Seconds between two looks at what is new.
-_INTERVAL = 0.2
+#: How many new records are printed together, at most.
+_AT_ONCE = 1_000
 #: What fits on a terminal, where nobody says how many.
 _ON_TERMINAL = 50
 #: What comes before the new, as `tail` has it.
@@ -173,7 +173,7 @@ async def _list(
                 tell(await explain_no_matches(backend, request, wanted_type), "dim")
             if selection.follow:
                 follow = msgspec.structs.replace(request, after=last_seq)
-                async for records in _new_pages(backend, follow):
+                async for records in _new_records(backend, follow):
                     show(_chosen(records, message_type))
 
 
@@ -234,26 +234,19 @@ def _chosen(records: Sequence[Record], message_type: str | None) -> list[Record]
     ]
 
 
-async def _new_pages(
-    backend: PersistenceBackend, request: Read
-) -> AsyncIterator[tuple[Record, ...]]:
+async def _new_records(backend: PersistenceBackend, request: Read) -> AsyncIterator[list[Record]]:
     """Yield new records as they come, and wait for a server that is away."""
-    is_away = False
-    while True:
-        try:
-            page = await backend.execute(request)
-        except (StoreUnreachable, StoreNotReady) as error:
-            if not is_away:
-                tell(f"waiting: {error}", "yellow")
-            is_away = True
-            await anyio.sleep(_INTERVAL)
-            continue
-        is_away = False
-        if page.records:
-            yield page.records
-        request = msgspec.structs.replace(request, after=max(request.after, page.next_after))
-        if not page.more:
-            await anyio.sleep(_INTERVAL)
+    async with backend.subscribe(
+        after=request.after,
+        kinds=(request.kind,),
+        types=None if request.event_type is None else [request.event_type],
+        actor=request.actor,
+        waiting=lambda error: tell(f"waiting: {error}", "yellow"),
+    ) as items:
+        while True:
+            batch = await items.batch(_AT_ONCE)
+            since = -math.inf if request.since is None else request.since
+            yield [item for item in batch if isinstance(item, Record) and item.timestamp >= since]
 
 
 @contextmanager

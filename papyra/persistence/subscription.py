@@ -78,6 +78,10 @@ _FINAL = (
 _ENDED = (ActorStopped, BackendClosed, MailboxClosed, SystemNotRunning)
 
 
+def _log_waiting(error: StoreError) -> None:
+    logger.warning("what is followed can't be read, and is tried again: %s", error)
+
+
 class CaughtUp(NamedTuple):
     """Everything up to position `head` was given out; what follows is new."""
 
@@ -193,8 +197,16 @@ class Subscription:
     soon as it is in the store: in a file that is before it is synced.
     """
 
-    def __init__(self, followed: Followed, selection: Selection, after: int = 0) -> None:
+    def __init__(
+        self,
+        followed: Followed,
+        selection: Selection,
+        after: int = 0,
+        *,
+        waiting: Callable[[StoreError], None] | None = None,
+    ) -> None:
         selection.request(after, None)  # which checks the position
+        self._waiting = waiting or _log_waiting
         self._followed = followed
         self._selection = selection
         self._decode = selection.decode
@@ -204,6 +216,8 @@ class Subscription:
         self._has_caught_up = False
         self._recent: RecentCommits | None = None
         self._delay = 0.0
+        #: what the next call is to raise
+        self._error: Exception | None = None
 
     @property
     def position(self) -> int:
@@ -231,7 +245,27 @@ class Subscription:
     def __aiter__(self) -> Self:
         return self
 
+    async def batch(self, limit: int) -> list[Item]:
+        """Wait for an item, and return it with those behind it that are at hand: `limit` at most.
+
+        Raises `StopAsyncIteration` at the end. An event that can't be decoded is raised by the next
+        call, if others are before it.
+        """
+        found: list[Item] = []
+        while not found or (self._items and len(found) < limit):
+            try:
+                found.append(await anext(self))
+            except Exception as error:
+                if not found:
+                    raise
+                self._error = error
+                break
+        return found
+
     async def __anext__(self) -> Item:
+        if self._error is not None:
+            error, self._error = self._error, None
+            raise error
         while True:
             while not self._items:
                 await self._fetch()
@@ -295,7 +329,7 @@ class Subscription:
             if recent.has_ended:
                 raise StopAsyncIteration from None
             if not self._delay:
-                logger.warning("what is followed can't be read, and is tried again: %s", error)
+                self._waiting(error)
             self._delay = min(2 * self._delay or RETRY_INTERVAL, LONGEST_RETRY_INTERVAL)
             await anyio.sleep(self._delay)
             return None

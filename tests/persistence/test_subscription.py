@@ -351,6 +351,27 @@ async def test_events_come_decoded_and_one_that_cannot_be_is_raised_once(make: M
             ]
 
 
+async def test_what_is_at_hand_comes_in_batches_and_an_error_behind_it(make: MakeStore) -> None:
+    def decode(stored: PersistedEvent) -> list[int]:
+        if stored.payload["number"] == 3:
+            raise ValueError("no such number")
+        return [stored.payload["number"]]
+
+    async with ActorSystem("s", persistence=make(), audit_interval=None) as system:
+        await system.backend.append(*map(event, range(1, 6)))
+        async with system.backend.subscribe(decode=decode) as items:
+
+            async def events(limit: int) -> list[Any]:
+                batch = await items.batch(limit)
+                return [item.event if isinstance(item, Received) else item for item in batch]
+
+            assert await events(1) == [1]
+            assert await events(10) == [2]
+            with pytest.raises(ValueError, match="no such number"):
+                await items.batch(10)
+            assert await events(10) == [4, 5, CaughtUp(5)]
+
+
 async def test_it_ends_when_the_system_stops_with_all_that_was_stored(make: MakeStore) -> None:
     found: list[Item] = []
 

@@ -21,6 +21,7 @@ from papyra.exceptions import (
     InvalidRequest,
     InvalidSetting,
     RevisionConflict,
+    StoreError,
 )
 from papyra.persistence.backends._bounds import bounded_history, bounded_policy, bounded_read
 from papyra.persistence.backends._session import StoreSession
@@ -278,16 +279,19 @@ class PersistenceBackend(PersistenceVerbs, PersistenceMetricsMixin):
         actor: str | None = None,
         entity: str | None = None,
         decode: Decode | None = None,
+        waiting: Callable[[StoreError], None] | None = None,
     ) -> Subscription:
         """Return the records after a position, and those to come, in the order of their positions.
 
         It is entered with ``async with``, and iterated over by one task. Of events, `types` selects
         those of these types, `actor` those of an address, `entity` those of all entities of a type;
-        `decode` makes one or more of each stored event, or none, which come as `Received`. See
+        `decode` makes one or more of each stored event, or none, which come as `Received`.
+        `waiting` is called when the store fails, and is tried again; without it that is logged. See
         `Subscription`. Raises `InvalidRequest`.
         """
         names = None if types is None else frozenset(types)
-        return Subscription(self, Selection(tuple(kinds), names, actor, entity, decode), after)
+        selection = Selection(tuple(kinds), names, actor, entity, decode)
+        return Subscription(self, selection, after, waiting=waiting)
 
     def publish(self, batch: Batch) -> None:
         """Tell who watches commits of a batch that was stored. For what stores it in its place."""
