@@ -8,10 +8,8 @@ from collections.abc import Set as AbstractSet
 from itertools import islice, takewhile
 from typing import Any, Generic, NamedTuple, TypeVar
 
-import anyio
-
 from papyra._safe_repr import MEANT, shown
-from papyra._signal import NewSignal, Signal
+from papyra._signal import NewSignal, Signal, new_signal
 from papyra.exceptions import InvalidPolicy, MailboxClosed, MailboxFull
 
 __all__ = ("Mailbox", "MailboxStatistics")
@@ -53,7 +51,7 @@ class Mailbox(Generic[T]):
         "_wakeup",
     )
 
-    def __init__(self, capacity: int, new_signal: NewSignal = anyio.Event) -> None:
+    def __init__(self, capacity: int, new_signal: NewSignal = new_signal) -> None:
         if type(capacity) is not int or capacity < 1:
             raise InvalidPolicy(
                 f"a mailbox's capacity is a whole number greater than 0, not {shown(capacity)}"
@@ -125,7 +123,7 @@ class Mailbox(Generic[T]):
         self._senders[admitted] = item
         self._limit = 0
         try:
-            await admitted.wait()
+            await admitted
         except BaseException:
             # Cancelled. If the item was let in at the same moment, it stays where it is.
             self._senders.pop(admitted, None)
@@ -214,18 +212,19 @@ class Mailbox(Generic[T]):
         """Return when there may be something to do: a message, `close()` or `wake()`."""
         wakeup = self.wakeup()
         if wakeup is not None:
-            await wakeup.wait()
+            await wakeup
 
     async def wait_closed(self) -> None:
         """Return when it has been closed."""
         while not self._closed:
             self._wakeup = self._new_signal()
-            await self._wakeup.wait()
+            await self._wakeup
 
     def wake(self) -> None:
         """Make `wait` return."""
         if self._wakeup is not None:
-            self._wakeup.set()
+            if not self._wakeup.done():
+                self._wakeup.set_result(None)
             self._wakeup = None  # once is enough, however many messages follow
             if self._items is _NO_ITEMS:
                 self._items = []
@@ -246,7 +245,8 @@ class Mailbox(Generic[T]):
         while self._senders and (everybody or len(self._items) < self._capacity):
             admitted, item = self._senders.popitem(last=False)
             self._items.append(item)
-            admitted.set()
+            if not admitted.done():
+                admitted.set_result(None)
         self._set_limit()
 
     def _set_limit(self) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Protocol, TypeAlias
 
 from papyra._home_loop import HomeLoop
@@ -37,9 +37,9 @@ class Waiter(Protocol):
         """The actor that has its mailbox now: itself, or another life of the same entity."""
 
 
-#: A wait in an actor's own task, so that it handles nothing meanwhile: for whom, until when, and
-#: whether that one must have stopped, not only come to its next message.
-_Wait: TypeAlias = tuple[Waiter, Signal | Latch, bool]
+#: A wait in an actor's own task, so that it handles nothing meanwhile: for whom, what tells whether
+#: it is over, and whether that one must have stopped, not only come to its next message.
+_Wait: TypeAlias = tuple[Waiter, Callable[[], bool], bool]
 
 #: An actor on a chain of waits, and whether it must have stopped, not only come to a message.
 _Step: TypeAlias = tuple[Waiter, bool]
@@ -80,7 +80,7 @@ class Waits:
             chain = on.waits.chain_to(cell)
             if chain and not any(link.loop.has_deadline(link.lifecycle.task) for link in chain):
                 raise WouldDeadlock(_sentence(cell, chain))
-        self._own = (on, until, False)
+        self._own = (on, until.done, False)
         return True
 
     def end(self) -> None:
@@ -89,13 +89,13 @@ class Waits:
 
     def begin_after(self, predecessor: Waiter) -> None:
         """Note that this actor begins when `predecessor` has stopped."""
-        self._own = (predecessor, predecessor.stopped, True)
+        self._own = (predecessor, predecessor.stopped.is_set, True)
 
     async def for_end_of(self, other: Waiter) -> None:
         """Wait until `other` has stopped, unless it can't stop before this actor goes on."""
         if other.waits.chain_to(self._cell, to_stop=True):
             return
-        wait = (other, other.stopped, True)
+        wait = (other, other.stopped.is_set, True)
         self._stops += (other,)
         if _runs_here(self._cell) and not self._cell.loop.has_deadline(self._cell.lifecycle.task):
             self._own = wait
@@ -127,8 +127,8 @@ class Waits:
 
     def _next(self, cell: Waiter, to_stop: bool, *, stops: bool) -> Iterator[_Step]:
         if self._own is not None:
-            on, until, must_stop = self._own
-            if not until.is_set():
+            on, is_over, must_stop = self._own
+            if not is_over():
                 yield on.heir, must_stop
         if to_stop or not cell.lifecycle.can_have_children:
             # It stops them now, or before it stops itself.

@@ -176,7 +176,7 @@ class ActorLoop:
             if ask is not None and ask.message is message and ask.error is None:
                 self._dead_letters.postpone(message, asked=True)
                 ask.error = error
-                self._give(ask, ask.done.set)
+                self._give(ask, functools.partial(ask.fail, error))
                 return True
         return False
 
@@ -258,7 +258,7 @@ class ActorLoop:
                     if self._dead_letters.postponed:
                         await self._dead_letters.add_postponed()
                     if (wakeup := self._mailbox.wakeup()) is not None:
-                        await wakeup.wait()
+                        await wakeup
                     handled = 0
             except anyio.get_cancelled_exc_class():
                 if not self._outlives_cancellation():

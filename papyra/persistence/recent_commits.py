@@ -88,20 +88,22 @@ class RecentCommits:
         """Return what is set once, with the next commit or at the end. One task may wait for it."""
         signal = new_signal()
         if self.has_ended:
-            signal.set()
+            signal.set_result(None)
         else:
             self._waiting.append(signal)
         return signal
 
     def forget(self, signal: Signal) -> None:
         """Let go of a signal for which nobody waits any more."""
-        if not signal.is_set() and signal in self._waiting:
+        if signal in self._waiting:
             self._waiting.remove(signal)
 
     def _wake(self) -> None:
         waiting, self._waiting = self._waiting, []
         for signal in waiting:
-            signal.set()
+            # It may have been cancelled with the task that waits.
+            if not signal.done():
+                signal.set_result(None)
 
 
 class CommitFeed:

@@ -346,7 +346,7 @@ class Subscription:
         interval = OWN_POLL_INTERVAL if self._followed.is_writer else POLL_INTERVAL
         try:
             with anyio.move_on_after(interval) as scope:
-                await signal.wait()
+                await signal
         finally:
             recent.forget(signal)
         if scope.cancelled_caught and recent.after(self._position) == ():

@@ -14,7 +14,7 @@ from typing import Any, Generic, TypeVar, cast
 import anyio
 import anyio.lowlevel
 
-from papyra._signal import Signal, signals_of_this_loop
+from papyra._signal import Signal, new_signal
 from papyra._trio import running_trio
 from papyra.exceptions import StoreForked
 from papyra.persistence.backends._io.commit_token import CommitToken
@@ -28,7 +28,7 @@ class _Call(Generic[ResultT]):
     def __init__(self, function: Callable[[], ResultT]) -> None:
         self.function = function
         self.enter_loop = _portal_to_this_loop()
-        self.done: Signal = signals_of_this_loop()()
+        self.done: Signal = new_signal()
         self.finished = False
         self.result: ResultT
         self.error: BaseException | None = None
@@ -45,7 +45,8 @@ class _Call(Generic[ResultT]):
 
     def wake(self) -> None:
         """Wake the task that waits; in the event loop."""
-        self.done.set()
+        if not self.done.done():
+            self.done.set_result(None)
 
     async def wait(self, timeout: float) -> None:
         """Wait until it is finished, or for so many seconds, whatever is cancelled meanwhile."""
@@ -53,9 +54,9 @@ class _Call(Generic[ResultT]):
         with anyio.CancelScope(shield=True, deadline=anyio.current_time() + timeout) as scope:
             while not self.finished:
                 try:
-                    await self.done.wait()
+                    await self.done
                 except asyncio.CancelledError:
-                    self.done = signals_of_this_loop()()
+                    self.done = new_signal()
                     if scope.cancel_called:
                         raise
                     # By asyncio itself, which knows no shields.
