@@ -17,6 +17,8 @@ from papyra._signal import NewSignal, signals_of_this_loop
 from papyra._trio import running_trio
 from papyra.exceptions import WrongLoop
 
+_running_loop, _modules = asyncio._get_running_loop, sys.modules
+
 
 class HomeLoop:
     """The event loop that a system was started on, which alone may run its actors.
@@ -28,7 +30,7 @@ class HomeLoop:
     def __init__(self, system_id: str) -> None:
         """Take the loop that is running."""
         self._system_id = system_id
-        self._asyncio: Any = asyncio._get_running_loop()
+        self._asyncio: Any = _running_loop()
         self._trio = _trio_run()
         self._trio_run = _trio_run if self._trio is None else _run_of(sys.modules["trio"].lowlevel)
         #: the thread it runs in
@@ -76,7 +78,10 @@ class HomeLoop:
 
     def check(self) -> None:
         """Raise `WrongLoop` unless this code runs on it."""
-        if asyncio._get_running_loop() is not self._asyncio or self._trio_run() is not self._trio:
+        if _running_loop() is not self._asyncio or (
+            # Who has not imported trio is not in it.
+            "trio" in _modules and self._trio_run() is not self._trio
+        ):
             self.refuse()
 
     def refuse(self) -> None:

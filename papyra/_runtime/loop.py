@@ -240,7 +240,7 @@ class ActorLoop:
             await self._next_turn()
         if not await self._begin():
             return self._lifecycle.will_restart
-        handle = self._handle_with_values if self._cell.propagate else self._handle
+        handle = self._handler()
         handled = 0
         # In one function, as an idle actor keeps all coroutines in memory down to where it waits.
         while self._lifecycle.directive is None:
@@ -281,16 +281,26 @@ class ActorLoop:
         await self._next_turn()
         return self._lifecycle.directive is None
 
-    async def _handle_with_values(self, item: object) -> int:
+    def _handler(self) -> Callable[[object], Coroutine[Any, Any, int]]:
+        """Return what handles a message, or the run that it starts; it returns how many it were."""
+        if self._cell.propagate:
+            return self._handle_with_values
+        return self._handle_or_run if self._batch_types else self._handle
+
+    def _handle_with_values(self, item: object) -> Coroutine[Any, Any, int]:
         self._values = item.values if isinstance(item, (Ask, Told)) else ()
-        return await self._handle(item.message if isinstance(item, Told) else item)
+        return self._handle_or_run(item.message if isinstance(item, Told) else item)
+
+    def _handle_or_run(self, item: object) -> Coroutine[Any, Any, int]:
+        message = item.message if type(item) is Ask else item
+        if self._batch_types and self._is_batched(message):
+            return self._handle_run(item, message)
+        return self._handle(item)
 
     async def _handle(self, item: object) -> int:
-        """Handle one message, or the run of them that it starts; return how many there were."""
+        """Handle one message."""
         ask = item if type(item) is Ask else None
         message = item if ask is None else ask.message
-        if self._batch_types and self._is_batched(message):
-            return await self._handle_run(item, message)
         if self._lifecycle.settlement is not None and not await self._settle(item, message):
             return 1
         self._at_hand = item
@@ -341,7 +351,7 @@ class ActorLoop:
         """Handle the run of adjacent messages of batch types that starts with `first`."""
         run, messages = [first], [message]
         try:
-            if len(self._mailbox):
+            if self._mailbox.holds_any():
                 length, has_asks = self._run_length()
                 run += self._mailbox.pop_run(length)
                 messages = run
@@ -356,11 +366,16 @@ class ActorLoop:
                 raise TypeError(
                     f"receive_batch returned {len(replies)} replies to {len(messages)} messages"
                 )
-            answers = [
-                (item, replies[position])
-                for position, item in enumerate(run if messages is not run else ())
-                if type(item) is Ask
-            ]
+            answers: Sequence[tuple[Ask, object]] = ()
+            if len(run) == 1:
+                if type(first) is Ask:
+                    answers = ((first, replies[0]),)
+            elif messages is not run:
+                answers = [
+                    (item, replies[position])
+                    for position, item in enumerate(run)
+                    if type(item) is Ask
+                ]
         except BaseException as caught:  # noqa: BLE001 - raised again unless supervision takes it
             await self._handle_failure(caught, "receive_batch", message, run)
         else:
@@ -370,10 +385,13 @@ class ActorLoop:
         return len(run)
 
     def _answer(self, ask: Ask, reply: object) -> None:
-        if self._lifecycle.gate is None or not self._lifecycle.gate.is_shut:
+        gate = self._lifecycle.gate
+        if gate is not None and gate.is_shut:
+            self._give(ask, functools.partial(self._answer_now, ask, reply))
+        elif ask.given_up or type(reply) is Failure:
             self._answer_now(ask, reply)
         else:
-            self._give(ask, functools.partial(self._answer_now, ask, reply))
+            ask.resolve(reply)
 
     def _give(self, ask: Ask, release: Callable[[], None]) -> None:
         """Call `release`, which wakes who asked, when nothing stands at the gate any more."""
