@@ -131,7 +131,7 @@ class StoresWhatIsGoodOfABatch(Shelf):
         for request in requests:
             for record in getattr(request, "records", ()):
                 with contextlib.suppress(PersistenceError):
-                    await self._write([record], codec.encode([record]), 0)
+                    await self._session.write([record], codec.encode([record]), 0)
         return await super().commit(requests)
 
 
@@ -202,7 +202,7 @@ class TakesTheEncoderAtItsWord(Shelf):
             return await super().append(*records)
         except UnencodablePayload:
             lines = [msgspec.json.encode(record) for record in records]
-            return await self._write(records, lines, sum(map(len, lines)))
+            return await self._session.write(records, lines, sum(map(len, lines)))
 
 
 @breaks("test_what_is_nested_as_deeply_as_may_be_is_read_again")

@@ -3,8 +3,16 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Awaitable, Callable, Collection, Iterator, Mapping, Sequence
-from typing import Literal, ParamSpec, TypeVar, cast
+from collections.abc import (
+    Awaitable,
+    Callable,
+    Collection,
+    Coroutine,
+    Iterator,
+    Mapping,
+    Sequence,
+)
+from typing import Any, Literal, ParamSpec, TypeVar, cast
 
 import anyio
 
@@ -61,7 +69,7 @@ class StoreSession:
         #: the last revisions of actors; nothing is known of them while the store is not claimed
         self.revisions = Revisions(self._last_revisions)
         self._store = store
-        self._metrics = metrics
+        self.metrics = metrics
         self._stored = stored
         #: what errors call it
         self._backend = backend
@@ -125,7 +133,7 @@ class StoreSession:
                 return await method(*args, **kwargs)
         except PersistenceError:
             counter = f"{operation}_errors"
-            setattr(self._metrics, counter, getattr(self._metrics, counter) + 1)
+            setattr(self.metrics, counter, getattr(self.metrics, counter) + 1)
             raise
 
     async def attempt_closed(
@@ -139,35 +147,48 @@ class StoreSession:
         with _store_errors(operation):
             return await method(*args, **kwargs)
 
-    async def write(
+    def write(
         self,
         records: Sequence[Record],
         encoded: Sequence[bytes],
         size: int,
         append: Callable[[Batch], Awaitable[None]] | None = None,
-    ) -> int:
+    ) -> Coroutine[Any, Any, int]:
         """Store records of so many encoded bytes, and return the position of the first.
 
         `append` is a method of the store that does as its `append` does, and more.
         """
+        last_seq = self.last_seq + len(records)
+        if self._is_claimed and last_seq <= MAX_SEQ and records:
+            # So it is open, too.
+            return self._append(Batch(self.last_seq + 1, records, encoded), size, append)
+        return self._write_first(records, encoded, size, append)
+
+    async def _write_first(
+        self,
+        records: Sequence[Record],
+        encoded: Sequence[bytes],
+        size: int,
+        append: Callable[[Batch], Awaitable[None]] | None,
+    ) -> int:
+        """Store records as `write` does, where there is something to be done before, or to say."""
         if self.state != "open":
             await self.make_ready("write")
-        if not self._is_claimed and records:
+        if not records:
+            return self.last_seq + 1
+        if not self._is_claimed:
             await self._claim()
-        first_seq = self.last_seq + 1
-        if records:
-            if self.last_seq + len(records) > MAX_SEQ:
-                self.revisions.forget()  # they were to be the last ones
-                raise self._exhausted(len(records))
-            await self._append(Batch(first_seq, records, encoded), size, append)
-        return first_seq
+        if self.last_seq + len(records) > MAX_SEQ:
+            self.revisions.forget()  # they were to be the last ones
+            raise self._exhausted(len(records))
+        return await self._append(Batch(self.last_seq + 1, records, encoded), size, append)
 
     async def restore(self, records: Sequence[Record]) -> Appended:
         """Store records at their own positions, run by run of those without a gap."""
         try:
             return await self._write_runs(records)
         except PersistenceError:
-            self._metrics.write_errors += 1
+            self.metrics.write_errors += 1
             raise
 
     async def flush(self) -> int:
@@ -224,7 +245,8 @@ class StoreSession:
         batch: Batch,
         size: int,
         append: Callable[[Batch], Awaitable[None]] | None = None,
-    ) -> None:
+    ) -> int:
+        """Have the store append, and return the position of the first."""
         count = len(batch.records)
         # Whatever raises, or is cancelled: what became of the batch, the store knows.
         self._is_claimed = False
@@ -240,11 +262,12 @@ class StoreSession:
             if not self._is_claimed:
                 self.unclaim()
         self.last_seq = batch.first_seq + count - 1
-        metrics = self._metrics
+        metrics = self.metrics
         metrics.commits += 1
         metrics.records_written += count
         metrics.bytes_written += size
         self._stored(batch)
+        return batch.first_seq
 
     async def _write_runs(self, records: Sequence[Record]) -> Appended:
         if type(records) not in _RECORDS:

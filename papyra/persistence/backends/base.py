@@ -169,7 +169,6 @@ class PersistenceBackend(PersistenceVerbs, PersistenceMetricsMixin):
         self._snapshots = SnapshotKeeper(store)
         self._inbox = InboxKeeper(store, self._session, self._skip_event, clock)
         self._outbox = OutboxKeeper(store, self._session, self.metrics, clock)
-        self._write = self._session.write
 
     @property
     def retention(self) -> RetentionPolicy:
@@ -255,7 +254,7 @@ class PersistenceBackend(PersistenceVerbs, PersistenceMetricsMixin):
 
         Adjacent requests share a write. For the host; everybody else calls `append`.
         """
-        return commit(requests, self._write, self._session.revisions, self.metrics)
+        return commit(requests, self._session)
 
     def watch_commits(self, watcher: Callable[[Batch], None]) -> Callable[[], None]:
         """Call `watcher` with each batch that was stored, and return what ends that.

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Sequence
-from typing import TypeAlias, cast, overload
+from collections.abc import Awaitable, Sequence
+from typing import Protocol, TypeAlias, cast, overload
 
 from papyra._error_copy import copy_of
 from papyra._safe_repr import MEANT, shown, text_of
@@ -24,8 +24,26 @@ MAX_COMMIT_RECORDS = 10_000
 #: A commit ends with the request that takes it to this many encoded bytes.
 MAX_COMMIT_BYTES = 8 * 1024 * 1024
 
-#: Stores encoded records, of so many bytes in all; all or none. Returns the first one's seq.
-Write: TypeAlias = Callable[[Sequence[Record], Sequence[bytes], int], Awaitable[int]]
+
+class Writer(Protocol):
+    """The store that is written to, in between its opening and its closing."""
+
+    @property
+    def revisions(self) -> Revisions:
+        """The last revisions of actors."""
+        ...
+
+    @property
+    def metrics(self) -> PersistenceMetrics:
+        """The counters."""
+        ...
+
+    def write(
+        self, records: Sequence[Record], encoded: Sequence[bytes], size: int
+    ) -> Awaitable[int]:
+        """Store encoded records, of so many bytes in all; all or none. Returns the first's seq."""
+        ...
+
 
 _APPENDS = {Append}
 
@@ -35,12 +53,7 @@ _APPENDS = {Append}
 Committed: TypeAlias = tuple[Sequence[Appended | PersistenceError], Sequence[PersistenceError]]
 
 
-async def commit(
-    requests: Sequence[Append | AppendMany],
-    write: Write,
-    revisions: Revisions,
-    metrics: PersistenceMetrics,
-) -> Committed:
+async def commit(requests: Sequence[Append | AppendMany], writer: Writer) -> Committed:
     """Write the records of `requests` in order, and count the requests that fail.
 
     A request is stored whole or not at all. A bad record, or a revision that does not follow, fails
@@ -50,33 +63,29 @@ async def commit(
         records, ends = _flatten(requests)
         encoded = codec.encode(records)
     except InvalidRecord:
-        return await _commit_one_by_one(requests, write, revisions, metrics)
-    size = sum(map(len, encoded))
+        return await _commit_one_by_one(requests, writer)
+    size = len(encoded[0]) if len(encoded) == 1 else sum(map(len, encoded))
     if len(records) > MAX_COMMIT_RECORDS or size > MAX_COMMIT_BYTES:
-        return await _commit_one_by_one(requests, write, revisions, metrics)
+        return await _commit_one_by_one(requests, writer)
     try:
         if events := part_of_histories(records):
+            revisions = writer.revisions
             if not revisions.knows(events):
                 await revisions.learn(events)
             revisions.advance(events)
-        first_seq = await write(records, encoded, size)
+        first_seq = await writer.write(records, encoded, size)
     except (RevisionConflict, HistoriesUnsupported):
-        return await _commit_one_by_one(requests, write, revisions, metrics)
+        return await _commit_one_by_one(requests, writer)
     except PersistenceError as error:
         errors = [copy_of(error) for _ in requests]
-        metrics.write_errors += len(errors)
+        writer.metrics.write_errors += len(errors)
         return errors, errors
     if len(requests) == 1:
         return (Appended(first_seq, first_seq + len(records) - 1),), ()
     return _Replies(first_seq, ends), ()
 
 
-async def _commit_one_by_one(
-    requests: Sequence[Append | AppendMany],
-    write: Write,
-    revisions: Revisions,
-    metrics: PersistenceMetrics,
-) -> Committed:
+async def _commit_one_by_one(requests: Sequence[Append | AppendMany], writer: Writer) -> Committed:
     """Commit with each request checked by itself, in as many writes as the limits ask for."""
     replies: dict[int, Appended | PersistenceError] = {}
     part = _Part()
@@ -85,18 +94,18 @@ async def _commit_one_by_one(
             records, _ = _flatten([request])
             encoded = codec.encode(records)
             if events := part_of_histories(records):
-                await revisions.learn(events)
-                revisions.advance(events)
+                await writer.revisions.learn(events)
+                writer.revisions.advance(events)
             part.add(position, records, encoded)
         except PersistenceError as error:
             replies[position] = error
         if len(part.records) >= MAX_COMMIT_RECORDS or part.size >= MAX_COMMIT_BYTES:
-            replies |= await part.write(write)
+            replies |= await part.write(writer)
             part = _Part()
-    replies |= await part.write(write)
+    replies |= await part.write(writer)
     in_order = [replies[position] for position in range(len(requests))]
     errors = [reply for reply in in_order if isinstance(reply, PersistenceError)]
-    metrics.write_errors += len(errors)
+    writer.metrics.write_errors += len(errors)
     return in_order, errors
 
 
@@ -115,12 +124,12 @@ class _Part:
         self._encoded += encoded
         self.size += sum(map(len, encoded))
 
-    async def write(self, write: Write) -> dict[int, Appended | PersistenceError]:
+    async def write(self, writer: Writer) -> dict[int, Appended | PersistenceError]:
         """Write it, and return the replies by the requests' positions."""
         if not self._counts:
             return {}
         try:
-            seq = await write(self.records, self._encoded, self.size)
+            seq = await writer.write(self.records, self._encoded, self.size)
         except PersistenceError as error:
             return {position: copy_of(error) for position in self._counts}
         replies: dict[int, Appended | PersistenceError] = {}

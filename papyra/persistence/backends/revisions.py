@@ -24,6 +24,8 @@ def histories_of(store: Store) -> Histories:
 
 def part_of_histories(records: Sequence[Record]) -> list[PersistedEvent]:
     """Return those of `records` that have a revision."""
+    if len(records) == 1 and records[0].revision is None:
+        return []  # as of most that are alone, in half the time
     return [record for record in records if record.revision is not None]
 
 
