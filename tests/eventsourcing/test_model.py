@@ -47,7 +47,7 @@ from tests.extent import count
 
 pytestmark = pytest.mark.anyio
 
-anyio_backend = event_loops("asyncio", "trio")
+anyio_backend = event_loops("asyncio")
 
 SEEDS = count("PAPYRA_BANK_SEEDS", 4, 10)
 NAMES = ("ann", "bob", "cid")

@@ -29,8 +29,11 @@ from papyra.persistence.backends.sqlite import SQLitePersistence
 from papyra.persistence.codec import encode
 from papyra.persistence.messages import EncodedRun
 from papyra.testing import FaultyPersistence
+from tests.conftest import event_loops
 
 pytestmark = pytest.mark.anyio
+
+anyio_backend = event_loops("asyncio")
 
 # Values
 

@@ -16,6 +16,7 @@ from papyra.persistence.backends.memory import InMemoryPersistence
 from papyra.persistence.backends.rotating import RotatingFilePersistence
 from papyra.testing import FaultyPersistence
 from papyra.testing.conformance import MakeBackend, PersistenceConformance
+from tests.conftest import on_event_loops
 from tests.testing.shelf import Disk, Shelf, ruin
 
 
@@ -25,6 +26,7 @@ class TestInMemoryPersistence(PersistenceConformance):
         return InMemoryPersistence
 
 
+@on_event_loops("asyncio")
 class TestShelf(PersistenceConformance):
     @pytest.fixture
     def make_backend(self) -> MakeBackend:
@@ -56,6 +58,7 @@ LARGE = {
 }
 
 
+@on_event_loops("asyncio")
 class TestRotatingFilePersistence(PersistenceConformance):
     @pytest.fixture
     def make_backend(self, request: pytest.FixtureRequest, tmp_path: Path) -> MakeBackend:
@@ -77,6 +80,7 @@ class TestRotatingFilePersistence(PersistenceConformance):
         path.write_bytes(data[:start] + b'"m":' + data[start + 4 :])
 
 
+@on_event_loops("asyncio")
 class TestFaultyPersistence(PersistenceConformance):
     """Without any faults, it is what it wraps."""
 

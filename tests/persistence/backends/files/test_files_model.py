@@ -31,7 +31,7 @@ from papyra.persistence.records import KINDS
 from papyra.testing._list_model import ListModel, read_to_the_end
 from tests.actors import event
 from tests.conftest import event_loops
-from tests.extent import count
+from tests.extent import count, some
 from tests.persistence.backends.files.file_persistence import FilePersistence
 from tests.persistence.backends.test_memory_model import NOW, policies, reads, records
 
@@ -253,7 +253,7 @@ class RotatingStore(FileStore):
         return max(self.path.glob("*.ndjson"))
 
 
-@pytest.mark.parametrize("loop", ["asyncio", "trio"])
+@pytest.mark.parametrize("loop", some(["asyncio", "trio"], every=2))
 @pytest.mark.parametrize("machine", [OneFileStore, RotatingStore])
 def test_a_file_store_holds_what_a_list_would_hold(machine: type[FileStore], loop: str) -> None:
     machine.loop = loop

@@ -34,6 +34,7 @@ from papyra.persistence.backends._redis.config import Target
 from papyra.persistence.backends.redis import RedisStreamsConfig, RedisStreamsPersistence
 from papyra.testing._stores import forget, new_store
 from papyra.testing.conformance._fixtures import a_record, an_event, everything
+from tests.conftest import on_event_loops
 from tests.extent import CI
 from tests.persistence.backends.redis.conftest import MakeStore
 from tests.persistence.backends.redis.proxy import Proxy
@@ -314,6 +315,7 @@ class TestConnections:
         if CI
         else ["redis", "rediss+sentinel", "rediss+cluster"],
     )
+    @on_event_loops("asyncio")
     async def test_options_of_a_redis_url_are_taken_by_the_client_of_every_topology(
         self, scheme: str, tmp_path: Path
     ) -> None:

@@ -27,7 +27,7 @@ from papyra.persistence.backends.retention import RetentionPolicy
 from papyra.persistence.records import KINDS, kind_of
 from papyra.testing._list_model import read_to_the_end
 from tests.conftest import event_loops
-from tests.extent import count
+from tests.extent import count, some
 from tests.persistence.backends.files.test_files_model import CompactedList
 from tests.persistence.backends.test_memory_model import NOW, policies, reads, records
 from tests.redis_server import RedisServer
@@ -207,7 +207,7 @@ class Store(RuleBasedStateMachine):
 
 
 @pytest.mark.timeout(60 + 10 * EXAMPLES)
-@pytest.mark.parametrize("loop", ["asyncio", "trio"])
+@pytest.mark.parametrize("loop", some(["asyncio", "trio"], every=2))
 def test_a_redis_store_holds_what_a_list_would_hold(server: RedisServer, loop: str) -> None:
     Store.loop, Store.server = loop, server
     test_case = Store.TestCase

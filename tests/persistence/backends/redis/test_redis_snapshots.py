@@ -24,11 +24,14 @@ from papyra.persistence.backends.base import PersistenceBackend
 from papyra.persistence.backends.redis import RedisStreamsConfig, RedisStreamsPersistence
 from papyra.persistence.backends.snapshots import all_snapshots, snapshots_of
 from papyra.persistence.backends.store import StoredSnapshot
+from tests.conftest import event_loops
 from tests.persistence.backends.redis.conftest import MakeStore
 from tests.persistence.backends.redis.test_replicas import is_in_step, replica
 from tests.redis_server import RedisServer
 
 __all__ = ("replica",)
+
+anyio_backend = event_loops("asyncio")
 
 A = "s/a"
 KEPT = b"kept"
