@@ -18,7 +18,7 @@ import pytest
 from papyra import ActorSystem
 from tests.conftest import event_loops
 from tests.eventsourcing.killed import ENTITIES, Keeper, store
-from tests.extent import count
+from tests.extent import count, some
 from tests.redis_server import RedisServer, any_binary
 
 pytestmark = pytest.mark.anyio
@@ -43,7 +43,7 @@ def killed_after(replies: int, kind: str, place: str, first: int) -> list[tuple[
     return [(int(entity), int(number)) for entity, number in whole]
 
 
-@pytest.fixture(params=["json", "rotating", "sqlite", "redis"])
+@pytest.fixture(params=some(["redis", "json", "sqlite", "rotating"], every=2))
 def kind(request: pytest.FixtureRequest) -> Any:
     return request.param
 

@@ -24,7 +24,7 @@ from papyra.persistence.backends.json import JsonFilePersistence
 from papyra.persistence.backends.memory import InMemoryPersistence
 from tests.extent import count
 
-EXAMPLES = count("PAPYRA_SKIP_EXAMPLES", 40, 400)
+EXAMPLES = count("PAPYRA_SKIP_EXAMPLES", 20, 400)
 
 ANN = "s/ann"
 

@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import copy
-import os
 import shutil
 import sqlite3
 import tempfile
@@ -36,8 +35,9 @@ from papyra.persistence.backends.snapshots import snapshots_of
 from papyra.persistence.backends.sqlite import SQLitePersistence
 from papyra.testing import FaultyPersistence
 from papyra.testing._redis_server import shared_server
+from tests.extent import count
 
-EXAMPLES = int(os.environ.get("PAPYRA_SNAPSHOT_EXAMPLES", "25"))
+EXAMPLES = count("PAPYRA_SNAPSHOT_EXAMPLES", 12, 25)
 
 NAMES = ("ann", "bob")
 

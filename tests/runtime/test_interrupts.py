@@ -6,7 +6,6 @@ More of them: ``PAPYRA_INTERRUPTS=100 python -m pytest tests/runtime/test_interr
 from __future__ import annotations
 
 import asyncio
-import os
 import random
 import signal
 import subprocess
@@ -18,10 +17,10 @@ import pytest
 
 from papyra.persistence.backends.json import JsonFilePersistence
 from tests.conftest import LOOPS
-from tests.extent import CI
+from tests.extent import CI, count
 
 CHOSEN = list(LOOPS) if CI else ["asyncio", "trio"]
-RUNS = int(os.environ.get("PAPYRA_INTERRUPTS", "2"))
+RUNS = count("PAPYRA_INTERRUPTS", 1, 2)
 #: Seconds after which a process has hung.
 PATIENCE = 30
 

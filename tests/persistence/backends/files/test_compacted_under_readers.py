@@ -30,7 +30,7 @@ COUNT, KEPT = 23, 7
 #: Whether all of the calls are interrupted, and not only some of the later ones.
 EVERY_CALL = "PAPYRA_INTERLEAVINGS" in os.environ
 #: How many are interrupted one by one, and every how many-th of the later ones: more in CI.
-FIRST, LATER = (25, 3) if CI else (10, STEP)
+FIRST, LATER = (25, 3) if CI else (6, STEP)
 
 
 @pytest.fixture
