@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import logging
 import sqlite3
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -37,6 +36,7 @@ from papyra.persistence.backends._sqlite.connection import (
 )
 from papyra.persistence.backends._sqlite.database_file import DatabaseFile
 from papyra.persistence.backends._sqlite.errors import is_damage, suppressed_damage
+from papyra.persistence.backends._sqlite.hazards import warn_of_network, warn_of_other_writers
 from papyra.persistence.backends._sqlite.histories import history_rows, last_revisions
 from papyra.persistence.backends._sqlite.insertion import insert
 from papyra.persistence.backends._sqlite.reading import visible_rows
@@ -72,13 +72,9 @@ from papyra.persistence.retention import RetentionPolicy
 
 __all__ = ("DEFAULT_SYSTEM", "NAME", "BlockingStore")
 
-logger = logging.getLogger("papyra")
-
 NAME = "sqlite"
 #: Characters of an address in the name of a file.
 _OWNER = 100
-#: From this version on, several connections that write can't damage the log.
-_SOUND_LOG = (3, 51, 3)
 
 
 class BlockingStore:
@@ -111,6 +107,7 @@ class BlockingStore:
     def open(self) -> None:
         """Open the database, making it if there is none, and keep other writers out."""
         self._file.check(must_exist=self._read_only)
+        warn_of_network(self._file.path.parent, self._file.place.name)
         self._lock = self._new_lock()
         if self._read_only:
             self._open_to_read()
@@ -148,24 +145,12 @@ class BlockingStore:
             with transaction(connection):
                 self._row.ensure(connection, self._file.inode)
             self._row.forget()
-            self._warn_of_neighbours(connection)
+            warn_of_other_writers(connection, self._file.place.name)
             self._file.opened()
         except BaseException:
             connection.close()
             raise
         self._connection = connection
-
-    def _warn_of_neighbours(self, connection: sqlite3.Connection) -> None:
-        (systems,) = connection.execute("SELECT count(*) FROM systems").fetchone()
-        if systems > 1 and sqlite3.sqlite_version_info < _SOUND_LOG:
-            logger.warning(
-                "%s holds %d systems: where several programs write it at once, SQLite %s may "
-                "damage it on rare occasions, which 3.51.3 mends. Let one write at a time, or "
-                "give each a database of its own",
-                self._file.place.name,
-                systems,
-                sqlite3.sqlite_version,
-            )
 
     def migrate(self, *, dry_run: bool) -> MigrationReport:
         """Bring the tables to the newest version; not while it is open, but on a dry run."""

@@ -91,14 +91,11 @@ def rebuild(connection: sqlite3.Connection, beside: Path) -> None:
 
 
 def _refuse_others(connection: sqlite3.Connection) -> None:
-    rows = connection.execute(
-        "SELECT name FROM sqlite_master WHERE type = 'table' AND name NOT LIKE 'sqlite%'"
-    )
-    others = {name.decode() for (name,) in rows} - schema.NAMES
+    others = schema.other_tables(connection)
     if others:
         raise StoreDamaged(
             "pages of the database are damaged, and other programs have tables in it "
-            f"({', '.join(sorted(others))}): mend it with '.recover' of the sqlite3 program"
+            f"({', '.join(others)}): mend it with '.recover' of the sqlite3 program"
         )
 
 

@@ -24,6 +24,7 @@ __all__ = (
     "has_outbox",
     "is_there",
     "migrate",
+    "other_tables",
     "require_readable",
     "require_sqlite",
     "version_of",
@@ -75,6 +76,15 @@ def is_there(connection: sqlite3.Connection) -> bool:
     """Return whether a database has our tables."""
     found = connection.execute("SELECT 1 FROM sqlite_master WHERE name = 'papyra_schema'")
     return found.fetchone() is not None
+
+
+def other_tables(connection: sqlite3.Connection) -> list[str]:
+    """Return the names of the tables in a database that other programs have made, in order."""
+    rows = connection.execute(
+        "SELECT name FROM sqlite_master WHERE type = 'table' "
+        r"AND name NOT LIKE 'sqlite\_%' ESCAPE '\'"
+    )
+    return sorted({name.decode(errors="replace") for (name,) in rows} - NAMES)
 
 
 def version_of(connection: sqlite3.Connection) -> object:
