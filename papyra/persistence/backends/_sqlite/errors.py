@@ -1,8 +1,9 @@
-"""What SQLite says, by the names that it has here."""
+"""What SQLite and the system say, by the names that it has here."""
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import sqlite3
 from collections.abc import Iterator, Mapping
 
@@ -19,7 +20,7 @@ from papyra.exceptions import (
     StoreWrongType,
 )
 
-__all__ = ("is_damage", "store_error", "suppressed_damage")
+__all__ = ("is_damage", "store_error", "suppressed_damage", "system_error")
 
 _NAMED: Mapping[int, tuple[type[PersistenceError], str]] = {
     sqlite3.SQLITE_BUSY: (StoreNotReady, "another program has it locked for too long"),
@@ -37,6 +38,14 @@ _NAMED: Mapping[int, tuple[type[PersistenceError], str]] = {
         "a page of it is damaged: a scan says where, and a recovery keeps what can be read",
     ),
 }
+#: For what is written beside a database: its lock, what is put aside of it.
+_OF_SYSTEM: Mapping[int, type[PersistenceError]] = {
+    errno.EACCES: StoreAccessDenied,
+    errno.EPERM: StoreAccessDenied,
+    errno.EROFS: StoreNotWritable,
+    errno.ENOSPC: StoreFull,
+    errno.EDQUOT: StoreFull,
+}
 
 
 def store_error(error: sqlite3.Error, place: str) -> PersistenceError:
@@ -47,6 +56,12 @@ def store_error(error: sqlite3.Error, place: str) -> PersistenceError:
         return StoreMoved(f"{place} was renamed or removed while it was open")
     meant, why = _NAMED.get((code or 0) & 0xFF, (StoreError, "SQLite failed"))
     return meant(f"{place}: {why} ({name}: {error})")
+
+
+def system_error(error: OSError) -> Exception:
+    """Return the error that says what one of the system means; that itself if it is no other."""
+    meant = _OF_SYSTEM.get(error.errno or 0)
+    return error if meant is None else meant(str(error))
 
 
 def is_damage(error: sqlite3.Error) -> bool:

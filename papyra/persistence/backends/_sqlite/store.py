@@ -27,7 +27,7 @@ from papyra.persistence.backends._io.worker_thread import WorkerThread
 from papyra.persistence.backends._sqlite.blocking_store import DEFAULT_SYSTEM, NAME, BlockingStore
 from papyra.persistence.backends._sqlite.connection import Synchronous
 from papyra.persistence.backends._sqlite.database_file import DatabaseFile
-from papyra.persistence.backends._sqlite.errors import store_error
+from papyra.persistence.backends._sqlite.errors import store_error, system_error
 from papyra.persistence.backends._sqlite.schema import require_sqlite
 from papyra.persistence.backends.store import Batch
 from papyra.persistence.outbox import HandedOver, RefusedEvent
@@ -122,8 +122,8 @@ class SQLiteStore(ThreadedEncodedHistories, ThreadedRebasing):
         meant = error
         if isinstance(error, sqlite3.Error):
             meant = store_error(error, path)
-        elif isinstance(error, PermissionError):
-            meant = StoreAccessDenied(f"{error!r}")
+        elif isinstance(error, OSError):
+            meant = system_error(error)
         if isinstance(meant, (StoreAccessDenied, StoreNotWritable)):
             return type(meant)(f"{meant}: {whose(path)}")
         return meant
