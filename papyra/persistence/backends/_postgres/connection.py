@@ -30,6 +30,15 @@ _OLDEST = 140_000
 _GRACE = 2.0
 #: Executions of a statement until it is prepared.
 _PREPARED_FROM = 2
+#: Statements follow the indexes that are made for them, also where the server knows little yet of
+#: what is in its tables: of a new system it thinks that there are no rows, which any way leads to.
+#: So their plans are the same for all values, and are made once.
+_PLANS = {
+    "enable_seqscan": "off",
+    "enable_bitmapscan": "off",
+    "enable_sort": "off",
+    "plan_cache_mode": "force_generic_plan",
+}
 #: Where the server says that a commit is on its own disk alone; its words depend on its language.
 _LOCAL_COMMIT = "SyncRepWaitForLSN"
 
@@ -126,16 +135,21 @@ def _prepare(connection: Connection, settings: Settings) -> None:
                 "server has none in synchronous_standby_names"
             )
     if not connection.is_pooled:
-        connection.execute(
-            "SELECT set_config('statement_timeout', %s, false),"
-            " set_config('lock_timeout', %s, false),"
-            " set_config('synchronous_commit', %s, false)",
-            (
-                f"{1000 * settings.statement_timeout:.0f}ms",
-                f"{1000 * settings.lock_timeout:.0f}ms",
-                settings.acknowledge,
-            ),
-        )
+        _set(connection, settings)
+
+
+def _set(connection: Connection, settings: Settings) -> None:
+    """Set what holds for a session."""
+    values = {
+        "statement_timeout": f"{1000 * settings.statement_timeout:.0f}ms",
+        "lock_timeout": f"{1000 * settings.lock_timeout:.0f}ms",
+        "synchronous_commit": settings.acknowledge,
+        **_PLANS,
+    }
+    calls = ", ".join("set_config(%s, %s, false)" for _ in values)
+    connection.execute(
+        f"SELECT {calls}".encode(), [each for pair in values.items() for each in pair]
+    )
 
 
 def _check_server(connection: Connection, location: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
@@ -11,7 +12,11 @@ from papyra.persistence.backends._postgres.system import System
 from papyra.persistence.backends._postgres.text import column_text
 from papyra.persistence.backends._sql.decoding import StoredRow
 from papyra.persistence.backends._sql.tables import TABLES
-from papyra.persistence.backends.paging import MAX_PAGE_BYTES, records_wanted
+from papyra.persistence.backends.paging import (
+    MAX_PAGE_BYTES,
+    MAX_PAGE_RECORDS,
+    records_wanted,
+)
 from papyra.persistence.backends.store import MAX_SEQ
 from papyra.persistence.messages import Read, ReadHistory
 from papyra.persistence.records import Kind
@@ -20,8 +25,9 @@ from papyra.persistence.retention import Limits
 __all__ = ("Hidden", "hidden_by", "history_rows", "visible_rows")
 
 _FOREVER = float("inf")
-#: Rows that are fetched together, if nobody says how many are wanted, and at most.
-_FETCHED, _MOST_FETCHED = 512, 5_001
+#: How many rows may be fetched together: few numbers, so that few statements are prepared, which
+#: have them in their text. A plan for any number would sort everything first.
+_FETCHES = (16, 128, 512, 2_048, MAX_PAGE_RECORDS + 1)
 
 
 class Hidden(NamedTuple):
@@ -94,8 +100,7 @@ class _Select:
     def __init__(self, request: Read, since: float, until: float) -> None:
         table = TABLES[request.kind]
         self._newest = request.newest
-        # One more than the page has says whether there are more.
-        self._fetched = min(_FETCHED, request.limit + 1) if request.limit else _FETCHED
+        self._wanted = MAX_PAGE_RECORDS if request.limit is None else request.limit
         self._values: dict[str, Any] = {}
         conditions = "system_id = %(system)s"
         if request.actor is not None:
@@ -108,17 +113,13 @@ class _Select:
             conditions += " AND timestamp <= %(until)s"
             self._values["until"] = until
         order = "DESC" if request.newest else "ASC"
-        self._sql = _bounded(
-            f"{table.name} WHERE {conditions} AND seq > %(after)s AND seq < %(before)s",
-            f"seq {order}",
-        )
+        self._source = f"{table.name} WHERE {conditions} AND seq > %(after)s AND seq < %(before)s"
+        self._order = f"seq {order}"
 
     def rows(self, system: System, after: int, before: int) -> Iterator[StoredRow]:
-        fetched = self._fetched
-        while True:
-            found = system.rows(
-                self._sql, **self._values, after=after, before=before, fetched=fetched
-            )
+        for fetched in _fetches(self._wanted):
+            statement = _bounded(self._source, self._order, fetched)
+            found = system.rows(statement, **self._values, after=after, before=before)
             yield from found
             if _were_last(found, fetched):
                 return
@@ -126,28 +127,31 @@ class _Select:
                 before = found[-1][0]
             else:
                 after = found[-1][0]
-            fetched = min(4 * fetched, _MOST_FETCHED)
 
 
 def history_rows(system: System, request: ReadHistory) -> Iterator[StoredRow]:
     """Yield the rows of an actor's events after a revision."""
     after, after_seq = request.after_revision, MAX_SEQ
-    # One more than the page has says whether there are more.
-    fetched = min(records_wanted(request) + 1, _FETCHED)
-    while True:
+    for fetched in _fetches(records_wanted(request)):
         found = system.rows(
-            _HISTORY,
+            _bounded(_HISTORY, "revision, seq", fetched, ", revision"),
             actor=column_text(request.actor),
             after=after,
             after_seq=after_seq,
-            fetched=fetched,
         )
         for seq, crc, record, _ in found:
             yield seq, crc, record
         if _were_last(found, fetched):
             return
         after, after_seq = found[-1][3], found[-1][0]
-        fetched = min(4 * fetched, _MOST_FETCHED)
+
+
+def _fetches(wanted: int) -> Iterator[int]:
+    """Yield how many rows to fetch: more than are wanted, which says whether there are more."""
+    place = next((n for n, rows in enumerate(_FETCHES) if rows > wanted), len(_FETCHES) - 1)
+    yield from _FETCHES[place:]
+    while True:
+        yield _FETCHES[-1]
 
 
 def _were_last(found: list[Row], fetched: int) -> bool:
@@ -155,7 +159,8 @@ def _were_last(found: list[Row], fetched: int) -> bool:
     return len(found) < fetched and sum(len(row[2]) for row in found) < MAX_PAGE_BYTES
 
 
-def _bounded(source: str, order: str, more: str = "") -> str:
+@functools.lru_cache(256)
+def _bounded(source: str, order: str, fetched: int, more: str = "") -> str:
     """Return a statement for so many rows, but for those that make it more than a page of bytes."""
     return f"""
 SELECT seq, crc, record{more} FROM (
@@ -163,15 +168,13 @@ SELECT seq, crc, record{more} FROM (
         sum(bytes) OVER (ORDER BY {order} ROWS UNBOUNDED PRECEDING) AS total
     FROM (
         SELECT seq, crc, record{more}, bytes FROM {{schema}}.{source}
-        ORDER BY {order} LIMIT %(fetched)s
+        ORDER BY {order} LIMIT {fetched}
     ) AS fetched
 ) AS counted
 WHERE total - bytes < {MAX_PAGE_BYTES} ORDER BY {order}"""  # noqa: S608 - constants
 
 
-_HISTORY = _bounded(
+_HISTORY = (
     "events WHERE system_id = %(system)s AND actor = %(actor)s AND revision IS NOT NULL"
-    " AND (revision, seq) > (%(after)s, %(after_seq)s)",
-    "revision, seq",
-    ", revision",
+    " AND (revision, seq) > (%(after)s, %(after_seq)s)"
 )

@@ -21,7 +21,7 @@ CREATE TABLE {{schema}}.{name} (
     seq bigint NOT NULL,
     {own}
     timestamp double precision NOT NULL,
-    bytes bigint NOT NULL,
+    bytes integer NOT NULL,
     crc bigint NOT NULL,
     batch text,
     record json NOT NULL,
