@@ -167,7 +167,8 @@ def test_a_registered_third_party_backend_is_listed_behind_papyras_own(
 ) -> None:
     assert "commits" not in registry.names()
     monkeypatch.syspath_prepend(installed)
-    assert registry.names() == ["memory", "sqlite", "rotating", "json", "redis", "commits"]
+    own = ["memory", "sqlite", "rotating", "json", "redis", "postgres"]
+    assert registry.names() == [*own, "commits"]
     assert registry.is_known("commits")
     backend = backend_from_url("commits:somewhere")
     assert backend.location == "somewhere"

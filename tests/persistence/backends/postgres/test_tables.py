@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import functools
 import re
+import subprocess
+import sys
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -565,3 +567,27 @@ def test_settings_that_make_no_sense_are_refused(
 ) -> None:
     with pytest.raises(error, match=next(iter(wrong))):
         PostgresPersistence("dbname=x", **wrong)
+
+
+def test_without_psycopg_an_error_names_the_extra_postgres() -> None:
+    code = """
+import os, sys
+import papyra.persistence
+assert "psycopg" not in sys.modules
+sys.modules["psycopg"] = None
+try:
+    import papyra.persistence.backends.postgres
+except ImportError as error:
+    print(type(error).__name__, error)
+from papyra.conf import settings
+os.environ["PAPYRA_PERSISTENCE"] = "postgresql://h/d"
+try:
+    settings.resolve_persistence()
+except Exception as error:
+    print(type(error).__name__, error)
+"""
+    said = subprocess.run(
+        [sys.executable, "-c", code], check=True, capture_output=True, text=True
+    ).stdout.splitlines()
+    assert [line.split()[0] for line in said] == ["MissingExtra", "InvalidEnvironment"]
+    assert all("extra 'postgres'" in line and "pip install '.[postgres]'" in line for line in said)
