@@ -20,6 +20,8 @@ PLACES: tuple[Place, ...] = ("before", "in", "after", "late")
 _SSL, _GSS = bytes.fromhex("04d2162f"), bytes.fromhex("04d21630")
 #: After which the server says that it is ready: a query, and a synchronization.
 _UNTIL_READY = (">Q", ">S")
+#: After which it says that for the first time. Without a password, there is nothing to wait for.
+_PASSWORD = ">p"
 
 
 class Cut(NamedTuple):
@@ -123,7 +125,7 @@ class _Connection:
         self.client = client
         self.server = server
         #: how often the server is to say yet that it is ready
-        self.awaited = 1
+        self.awaited = 0
         self.is_late = False
         #: what the server says to nobody; nothing at its end
         self.late_replies: queue.SimpleQueue[str] = queue.SimpleQueue()
@@ -144,7 +146,8 @@ class _Connection:
     def count_requests(self, data: bytes) -> None:
         """Count how often the server is to say that it is ready, once it has this."""
         while size := self._next_request(data[:8]):
-            self._count(f">{chr(data[0])}")
+            said = f">{chr(data[0])}"
+            self._passed(said, data)
             data = data[size:]
 
     def _end(self) -> None:
@@ -152,8 +155,21 @@ class _Connection:
         if not self.is_late:
             hang_up(self.server)
 
-    def _count(self, said: str) -> None:
-        self.awaited += (said in _UNTIL_READY) - (said == "<Z")
+    def _passed(self, said: str, message: bytes) -> None:
+        """Note what a message that is passed on changes."""
+        if not self._is_started and said[0] == ">":
+            if message[4:8] in (_SSL, _GSS):
+                self._asks_in_clear += 1
+            else:
+                self._is_started = True
+        elif self._asks_in_clear and said[0] == "<":
+            self._asks_in_clear -= 1
+        elif said == _PASSWORD:
+            self.awaited = 1
+        elif said in _UNTIL_READY:
+            self.awaited += 1
+        elif said == "<Z":
+            self.awaited = max(0, self.awaited - 1)
 
     def _pass(
         self,
@@ -183,7 +199,7 @@ class _Connection:
                     part = {"in": size // 2, "after": size}.get(place, 0)
                     target.sendall(data[: passed + part])
                     return
-                self._count(said)
+                self._passed(said, data[passed : passed + 8])
                 if self.is_late:
                     self.late_replies.put(said[1:])
                 passed += size
@@ -196,20 +212,12 @@ class _Connection:
 
     def _next_request(self, head: bytes) -> int:
         """Return the size of a client's next message, or 0 if that is not known yet."""
-        if len(head) < 8 and not (self._is_started and len(head) >= 5):
-            return 0
         if self._is_started:
-            return 1 + int.from_bytes(head[1:5])
-        code = head[4:8]
-        if code in (_SSL, _GSS):
-            self._asks_in_clear += 1
-        else:
-            self._is_started = True
-        return int.from_bytes(head[:4])
+            return 1 + int.from_bytes(head[1:5]) if len(head) >= 5 else 0
+        return int.from_bytes(head[:4]) if len(head) == 8 else 0
 
     def _next_reply(self, head: bytes) -> int:
         """Return the size of a server's next message, or 0 if that is not known yet."""
         if self._asks_in_clear and head:
-            self._asks_in_clear -= 1
             return 1
         return 1 + int.from_bytes(head[1:5]) if len(head) >= 5 else 0
