@@ -127,9 +127,11 @@ async def test_a_postgres_batch_is_stored_once_at_whichever_message_its_connecti
 
 
 @pytest.mark.timeout(600)
-@pytest.mark.parametrize("place", PLACES)
+@pytest.mark.parametrize(
+    ("place", "arrives_at_once"), [*((place, False) for place in PLACES), ("late", True)]
+)
 async def test_a_postgres_append_that_raised_at_a_cut_connection_is_not_stored(
-    proxy: Proxy, database: str, through: Make, make: Make, place: Place
+    proxy: Proxy, database: str, through: Make, make: Make, place: Place, arrives_at_once: bool
 ) -> None:
     raised = 0
     for message in itertools.count(step=STEP):
@@ -152,6 +154,9 @@ async def test_a_postgres_append_that_raised_at_a_cut_connection_is_not_stored(
             with Guard(proxy, database):
                 # Neither shown, nor there, once the store has been written again, ...
                 assert await holds(store, 0, *batch), (message, proxy.seen)
+                if proxy.is_late and arrives_at_once:
+                    proxy.release()
+                    assert await holds(store, 0, *batch), (message, proxy.seen)
                 await store.append(a_record(100))
             if proxy.is_late:  # ... nor when it arrives after all.
                 proxy.release()
