@@ -23,8 +23,9 @@ from papyra.testing import CheckedSystem
 from tests.guides import BLOCKS, GUIDES, README, ROOT, Block, blocks, files, name, prose
 from tests.redis_server import RedisServer, any_binary
 
-#: What a block may be, and who runs it: this module, `.ci/run`, and `tests/cli/test_sessions.py`.
-LANGUAGES = {"python", "text", "sh", "console"}
+#: What a block may be, and who runs it: this module, `.ci/run`, `tests/cli/test_sessions.py`, and
+#: `tests/persistence/backends/sqlite/test_outbox.py`.
+LANGUAGES = {"python", "text", "sh", "console", "sql"}
 #: Followed by what they print, these run by themselves, too; all of a guide runs in one module.
 PROGRAMS = [block for block in BLOCKS if block.language == "python" and block.printed is not None]
 #: What a program starts with.

@@ -10,6 +10,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from papyra.persistence import outbox
 from tests.cli.conftest import Command, Store, audit, dead_letter, event
 from tests.cli.test_snapshots import TRIM, fill
 
@@ -103,3 +104,21 @@ def test_a_history_in_a_database_is_trimmed_as_its_dry_run_says(
     shown = papyra("history", "shop/a", copy)
     assert "papyra.base" in shown.out
     assert shown.out == papyra("history", "shop/a", store.name).out
+
+
+def test_inspect_says_how_many_events_wait_and_scan_what_is_wrong_with_them(
+    papyra: Command, store: Store
+) -> None:
+    assert store.path is not None
+    assert "outbox" not in papyra("inspect", store.name).facts
+    with contextlib.closing(sqlite3.connect(store.path)) as database, database:
+        database.execute("PRAGMA wal_autocheckpoint = 0")
+        outbox.add(database, event(50), event(51))
+        database.execute("INSERT INTO papyra_outbox (system_id, record) VALUES ('papyra', '{')")
+    assert papyra("inspect", store.name).facts["outbox"] == "3 wait, 0 were set aside"
+    assert '"outbox_waiting":3' in papyra("inspect", store.name, "--json").out
+    done = papyra("scan", store.name)
+    assert (done.code, done.rows[-1][0]) == (3, "outbox")
+    # It keeps no system from starting, and a recovery leaves it to whoever has put it there.
+    assert papyra("doctor", store.name).code == 0
+    assert "papyra_outbox_refused" in papyra("recover", store.name, "--dry-run").out

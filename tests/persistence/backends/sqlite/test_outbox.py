@@ -32,6 +32,7 @@ from papyra.persistence.backends.store import Batch, Outbox
 from papyra.system import ActorSystem
 from tests.actors import event
 from tests.conftest import event_loops
+from tests.guides import BLOCKS
 from tests.persistence.backends.sqlite.version_1 import make_version_1
 
 anyio_backend = event_loops("asyncio", "uvloop", "trio")
@@ -328,7 +329,18 @@ async def test_what_was_set_aside_can_be_put_right_and_handed_over_again(path: P
         assert (await store.scan()).is_clean
 
 
-async def test_sql_alone_hands_an_event_over(path: Path) -> None:
+async def test_the_sql_of_the_guide_hands_an_event_over(path: Path) -> None:
+    statements = [block.code for block in BLOCKS if block.language == "sql"]
+    async with open_store(path) as store:
+        with application(path) as connection, connection:
+            for statement in statements:
+                connection.execute(statement)
+        assert await store.take_outbox() == len(statements) == 1
+        (found,) = await store.list_events()
+        assert (found.event_type, found.payload) == ("Ordered", {"number": 7})
+
+
+async def test_a_trigger_hands_an_event_over(path: Path) -> None:
     async with open_store(path) as store:
         with application(path) as connection, connection:
             connection.execute("""
