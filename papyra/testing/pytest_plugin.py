@@ -30,6 +30,7 @@ import anyio
 import pytest
 from anyio.abc import TaskStatus
 
+from papyra._trio import running_trio
 from papyra.exceptions import BackendBusy, BackendInUse, SystemNotRunning
 from papyra.persistence.backends.base import PersistenceBackend
 from papyra.ref import ActorRef
@@ -244,12 +245,8 @@ async def _check(
 
 def _running_loop() -> object:
     """Return what there is one of for each run of an event loop."""
-    try:
-        return asyncio.get_running_loop()
-    except RuntimeError:
-        import trio  # noqa: PLC0415 - it is running
-
-        return trio.lowlevel.current_trio_token()
+    trio = running_trio()
+    return asyncio.get_running_loop() if trio is None else trio.lowlevel.current_trio_token()
 
 
 def _clock(request: pytest.FixtureRequest) -> ManualClock | None:
