@@ -37,9 +37,9 @@ from papyra.persistence.records import RESERVED, PersistedEvent
 
 __all__ = ("HandedOver", "RefusedEvent", "add", "event_of")
 
-#: SQLite repaired its write-ahead log in these versions, and in all later ones of their lines.
-_REPAIRED = ((3, 44, 6), (3, 50, 7))
-_REPAIRED_FROM = (3, 51, 3)
+#: The first versions of SQLite, from the newest on, in which several connections that write at once
+#: can't damage the log: the last one, and what was mended of older ones.
+_SOUND = ((3, 51, 3), (3, 50, 7), (3, 44, 6))
 
 _INSERT = (
     "INSERT INTO main.papyra_outbox (system_id, record) "
@@ -84,6 +84,14 @@ def add(connection: Any, *events: PersistedEvent, system_id: str = "papyra") -> 
     _require_sound_log(cursor)
     for data in encoded:
         _insert(cursor, data, system_id)
+
+
+def is_log_sound(version: tuple[int, ...]) -> bool:
+    """Return whether several connections may write a log at once with this version of SQLite."""
+    newest, *older = _SOUND
+    return version >= newest or any(
+        version[:2] == mended[:2] and version >= mended for mended in older
+    )
 
 
 def event_of(data: bytes) -> tuple[PersistedEvent, bytes]:
@@ -157,10 +165,7 @@ def _require_sound_log(cursor: Any) -> None:
     (text,) = cursor.execute("SELECT sqlite_version()").fetchone()
     # Of bytes, if the connection gives these for text.
     number = text.decode() if isinstance(text, bytes) else str(text)
-    version = tuple(map(int, number.split(".")))
-    if version >= _REPAIRED_FROM or any(
-        version[:2] == each[:2] and version >= each for each in _REPAIRED
-    ):
+    if is_log_sound(tuple(map(int, number.split(".")))):
         return
     if cursor.execute("PRAGMA wal_autocheckpoint").fetchone()[0] > 0:
         raise UnsupportedPlatform(

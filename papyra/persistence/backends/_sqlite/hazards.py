@@ -8,22 +8,11 @@ from pathlib import Path
 
 from papyra.persistence.backends._files.network import network_file_system
 from papyra.persistence.backends._sqlite import schema
+from papyra.persistence.outbox import is_log_sound
 
-__all__ = ("is_log_sound", "warn_of_network", "warn_of_other_writers")
+__all__ = ("warn_of_network", "warn_of_other_writers")
 
 logger = logging.getLogger("papyra")
-
-#: The first versions, from the newest on, in which several connections that write at once can't
-#: damage the log: the last one, and what was mended of older ones.
-_SOUND = ((3, 51, 3), (3, 50, 7), (3, 44, 6))
-
-
-def is_log_sound(version: tuple[int, int, int]) -> bool:
-    """Return whether several connections may write a log at once with this version of SQLite."""
-    newest, *older = _SOUND
-    return version >= newest or any(
-        version[:2] == mended[:2] and version >= mended for mended in older
-    )
 
 
 def warn_of_other_writers(connection: sqlite3.Connection, place: Path) -> None:

@@ -20,8 +20,8 @@ from papyra.persistence.backends._files.network import (
     network_mount,
     network_type,
 )
-from papyra.persistence.backends._sqlite.hazards import is_log_sound
 from papyra.persistence.backends.sqlite import SQLitePersistence
+from papyra.persistence.outbox import is_log_sound
 from tests.actors import event
 from tests.conftest import event_loops
 
