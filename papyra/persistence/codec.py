@@ -287,7 +287,15 @@ def _encode_small(record: Record) -> bytes | None:
             or type(timestamp := record.timestamp) is not float
             or not math.isfinite(timestamp)
             or record.seq is not None
-            or not _is_versioned(record)
+            or not (
+                (
+                    record.revision is None
+                    and record.event_version is _FIRST_VERSION
+                    and type(metadata := record.metadata) is dict
+                    and not metadata
+                )
+                or _is_versioned(record)
+            )
         ):
             return None
         if room_left(record.payload, _SMALL) < 0:
@@ -352,6 +360,15 @@ def _encode_crowd(records: Sequence[Record], room: Room) -> list[bytes] | None:
             and len(event_type) <= _SHORT
             and type(record.timestamp) is float
             and record.seq is None
+            and (
+                (
+                    record.revision is None
+                    and record.event_version is _FIRST_VERSION
+                    and type(metadata := record.metadata) is dict
+                    and not metadata
+                )
+                or _is_versioned(record)
+            )
         ]
         if (
             len(payloads) < len(records)
@@ -399,7 +416,8 @@ def _encode_run(records: Sequence[Record], room: Room) -> list[bytes] | None:
                 (
                     record.revision is None
                     and record.event_version is _FIRST_VERSION
-                    and not record.metadata
+                    and type(metadata := record.metadata) is dict
+                    and not metadata
                 )
                 or _is_versioned(record)
             )

@@ -496,7 +496,7 @@ audit = PersistedAudit("shop", {}, 1.0)
 letter = PersistedDeadLetter("shop", "shop/a", "str", "x", True, 1.0)
 
 
-@pytest.mark.parametrize("crowd", [1, 20], ids=["alone", "in a run"])
+@pytest.mark.parametrize("crowd", [1, 20, 100], ids=["alone", "in a run", "in a crowd"])
 @pytest.mark.parametrize(
     ("record", "complaint"),
     [
@@ -511,6 +511,13 @@ letter = PersistedDeadLetter("shop", "shop/a", "str", "x", True, 1.0)
         (event(timestamp=-(10**400)), "PersistedEvent.timestamp is Unix time"),
         (event(timestamp=decimal.Decimal(1)), "PersistedEvent.timestamp is Unix time"),
         (event(actor_address=payloads.Text("a/b")), "actor_address is a str, not Text"),
+        (event(revision=0), "revision is a whole number from 1"),
+        (event(revision="1"), "revision is a whole number from 1"),
+        (event(event_version=0), "event_version is a whole number from 1"),
+        (event(event_version=True), "event_version is a whole number from 1"),
+        (event(metadata=[]), "metadata is a dict of up to 64 strings"),
+        (event(metadata=None), "metadata is a dict of up to 64 strings"),
+        (event(metadata={"id": 1}), "metadata is a dict of up to 64 strings"),
         (event(event_type="\ud800"), "event_type is str"),
         (without(event(), "payload"), "can't be encoded: .*payload"),
         (without(event(), "system_id"), "can't be encoded: .*system_id"),
