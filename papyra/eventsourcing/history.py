@@ -123,7 +123,7 @@ class History(Generic[StateT]):
         """
         before = self.state
         state, records = self._next(before, events)
-        request = Append(*records) if len(records) == 1 else AppendMany(tuple(records))
+        request = Append(records[0]) if len(records) == 1 else AppendMany(tuple(records))
         try:
             appended: Appended = await self._context.persistence.ask(request)
         except RevisionConflict as conflict:
@@ -140,7 +140,8 @@ class History(Generic[StateT]):
             raise
         self._state = state
         self.revision += len(records)
-        self._take_snapshot(appended.last_seq)
+        if self._snapshots is not None:
+            self._take_snapshot(appended.last_seq)
 
     def append_nowait(self, events: Sequence[object], answered: Answered) -> None:
         """Have `events` stored, move on to the state that they lead to, and do not wait.

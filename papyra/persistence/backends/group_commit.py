@@ -70,9 +70,9 @@ async def commit(requests: Sequence[Append | AppendMany], writer: Writer) -> Com
     try:
         if events := part_of_histories(records):
             revisions = writer.revisions
-            if not revisions.knows(events):
+            if not revisions.advance_alone(events):
                 await revisions.learn(events)
-            revisions.advance(events)
+                revisions.advance(events)
         first_seq = await writer.write(records, encoded, size)
     except (RevisionConflict, HistoriesUnsupported):
         return await _commit_one_by_one(requests, writer)

@@ -160,8 +160,11 @@ class MemoryStore:
         """Store a batch, all or none."""
         first_seq, records, encoded = batch.first_seq, batch.records, batch.encoded
         try:
+            if len(records) == 1:
+                (record,) = records
+                self._collection_of[type(record)].add(first_seq, record.timestamp, encoded[0])
             # Most runs are events all through.
-            if len(records) > 8 and set(map(type, records)) == {PersistedEvent}:
+            elif len(records) > 8 and set(map(type, records)) == {PersistedEvent}:
                 self._collections["event"].extend(first_seq, records, encoded)
             else:
                 for position, record in enumerate(records):
