@@ -18,8 +18,8 @@ import msgspec
 from papyra import ActorSystem
 from papyra.persistence import Append, Flush, PersistenceActor
 from papyra.persistence.backends.sqlite import SQLitePersistence
-from tests.benchmarks.histories import Account, Balance, Deposited, fill, waking
-from tests.benchmarks.table import Loop, Options, Result, Row, compare
+from tests.benchmarks.histories import Account, Balance, Deposited, fill, wake
+from tests.benchmarks.table import Loop, Options, Result, Row, compare, times_as_long
 from tests.benchmarks.workload import ask_from_tasks, build
 
 __all__ = ("SQLITE_ROWS",)
@@ -188,8 +188,23 @@ def replaying(loop: Loop, options: Options) -> Result:
     return compare(options, events, lambda: bare_replay(events), lambda: loop.run(replay, events))
 
 
-def _store(path: Path) -> SQLitePersistence:
-    return SQLitePersistence(path / "bank.sqlite", synchronous="off")
+@functools.cache
+def filled_bank(records: int) -> Path:
+    path = new_path()
+    anyio.run(fill, SQLitePersistence(path, synchronous="off"), records, max(1, records // 20), 20)
+    return path
+
+
+def waking(loop: Loop, options: Options) -> Result:
+    """Wake one actor of 20 events, in a large database and in a small one, both long written."""
+
+    async def wake_among(path: Path) -> float:
+        return await wake(SQLitePersistence(path, synchronous="off"), 50)
+
+    small, large = map(filled_bank, (options.count(10_000), options.count(1_000_000)))
+    return times_as_long(
+        options, 50, lambda: loop.run(wake_among, small), lambda: loop.run(wake_among, large)
+    )
 
 
 SQLITE_ROWS = [
@@ -197,6 +212,6 @@ SQLITE_ROWS = [
     Row("SQLite, ask, one task, full", "insert and commit", 0.4, False, asking),
     Row("SQLite, ask, 256 tasks, full", "ask, one task", 15, False, asking_from_many),
     Row("SQLite, newest 10 of 1,000,000", "the same at 1,000", 1.5, True, reading),
-    Row("wake one actor at 1,000,000, SQLite", "at 10,000", 2, True, waking(_store)),
+    Row("wake one actor at 1,000,000, SQLite", "at 10,000", 2, True, waking),
     Row("replay 100,000 events, SQLite", "select, decode, apply", 0.3, False, replaying),
 ]
