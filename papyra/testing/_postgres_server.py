@@ -278,14 +278,9 @@ def forget(store: PersistenceBackend) -> None:
     """Remove a store of `new_store` from a server that goes on."""
     settings = getattr(store.store, "settings", None)
     if os.environ.get(URL_VARIABLE) and settings is not None and settings.schema == TEST_SCHEMA:
-        import psycopg  # noqa: PLC0415
+        from papyra.persistence.backends._postgres.schema import forget_system  # noqa: PLC0415
 
-        with psycopg.connect(settings.conninfo, autocommit=True) as connection:
-            for table in ("events", "audits", "dead_letters", "snapshots", "blocks", "systems"):
-                connection.execute(
-                    f"DELETE FROM {TEST_SCHEMA}.{table} WHERE system_id = %s".encode(),  # noqa: S608
-                    (settings.system_id,),
-                )
+        forget_system(settings)
 
 
 @functools.cache

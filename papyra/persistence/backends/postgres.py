@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
-from collections.abc import Callable
+import uuid
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any, cast
 from urllib.parse import parse_qsl, quote
 
+import anyio
 import msgspec
 
 from papyra.exceptions import InvalidStoreURL
+from papyra.persistence.backends._postgres.schema import forget_system
 from papyra.persistence.backends._postgres.settings import (
     DEFAULT_SCHEMA,
     DEFAULT_SYSTEM,
@@ -115,6 +119,21 @@ _OPTIONS: dict[str, Callable[[str], object]] = {
     "lock_timeout": float,
     "retry_for": float,
 }
+
+
+@contextlib.asynccontextmanager
+async def beside(backend: PersistenceBackend) -> AsyncIterator[PostgresPersistence]:
+    """Make a system of its own in the same schema, and remove it afterwards."""
+    assert isinstance(backend, PostgresPersistence)
+    settings = msgspec.structs.replace(
+        backend.store.settings, system_id=f"bench-{uuid.uuid4().hex}", read_only=False
+    )
+    store = from_settings(settings)
+    try:
+        yield store
+    finally:
+        with anyio.CancelScope(shield=True):
+            await anyio.to_thread.run_sync(forget_system, settings)
 
 
 def from_url(url: str, *, read_only: bool) -> PostgresPersistence:

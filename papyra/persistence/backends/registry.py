@@ -97,6 +97,7 @@ _POSTGRES = Registration(
     from_url=lazily(f"{_BACKENDS}.postgres:from_url"),
     for_test=lazily("papyra.testing._postgres_server:new_store"),
     forget=lazily("papyra.testing._postgres_server:forget"),
+    beside=lazily(f"{_BACKENDS}.postgres:beside"),
     is_on_server=True,
     when_watched={"retry_for": "1"},
 )

@@ -65,21 +65,21 @@ class Connection(psycopg.Connection[Row]):
 
     def _limited(self, gen: PQGen[ResultT], seconds: float) -> Generator[Any, Any, ResultT]:
         give_up_at, was_cancelled = time.monotonic() + seconds, False
-        wanted = next(gen)
-        while True:
-            ready = yield wanted
-            if not ready and time.monotonic() > give_up_at:
-                if was_cancelled:
-                    raise psycopg.OperationalError(f"no answer in {seconds:g} seconds")
-                was_cancelled = True
-                with contextlib.suppress(psycopg.Error):
-                    self.cancel_safe(timeout=_GRACE)
-                give_up_at = time.monotonic() + _GRACE
-            try:
+        try:
+            wanted = next(gen)
+            while True:
+                ready = yield wanted
+                if not ready and time.monotonic() > give_up_at:
+                    if was_cancelled:
+                        raise psycopg.OperationalError(f"no answer in {seconds:g} seconds")
+                    was_cancelled = True
+                    with contextlib.suppress(psycopg.Error):
+                        self.cancel_safe(timeout=_GRACE)
+                    give_up_at = time.monotonic() + _GRACE
                 wanted = gen.send(ready)
-            except StopIteration as stop:
-                result: ResultT = stop.value
-                return result
+        except StopIteration as stop:
+            result: ResultT = stop.value
+            return result
 
     def rows(self, query: QueryNoTemplate, params: Params | None = None) -> list[Row]:
         """Return all rows that a statement returns; JSON as bytes."""

@@ -7,11 +7,12 @@ the totals of the records in each run of 1024 positions, once all of these were 
 from __future__ import annotations
 
 from papyra.exceptions import StoreError, StoreMissing, StoreWrongType
-from papyra.persistence.backends._postgres.connection import transaction
+from papyra.persistence.backends._postgres.connection import connect, transaction
+from papyra.persistence.backends._postgres.settings import Settings
 from papyra.persistence.backends._postgres.system import System
 from papyra.persistence.backends._sql.tables import TABLES
 
-__all__ = ("NAMES", "VERSION", "create", "require")
+__all__ = ("NAMES", "VERSION", "create", "forget_system", "require")
 
 VERSION = 1
 
@@ -119,6 +120,14 @@ def create(system: System) -> None:
         _refuse_others(system)
         for statement in _STATEMENTS:
             system.run(statement)
+
+
+def forget_system(settings: Settings) -> None:
+    """Remove all that there is of a system, over a connection of its own."""
+    with connect(settings, "") as connection:
+        system = System(connection, settings)
+        for name in sorted(NAMES - {"papyra_schema"}):
+            system.run(f"DELETE FROM {{schema}}.{name} WHERE system_id = %(system)s")  # noqa: S608
 
 
 def require(system: System) -> None:

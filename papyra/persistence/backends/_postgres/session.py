@@ -39,9 +39,9 @@ class Patience:
     """
 
     def __init__(self, settings: Settings) -> None:
+        self._settings = settings
         self._give_up_at = time.monotonic() + settings.retry_for
         self._failures = 0
-        self._has_several_hosts = settings.has_several_hosts
 
     def wait(self, error: PersistenceError, *, unless_acknowledged: bool = False) -> None:
         """Wait for the next try, or raise `error` if there is none.
@@ -51,13 +51,22 @@ class Patience:
         delay = random.uniform(0, min(_LONGEST_BACKOFF, _BACKOFF * 2**self._failures))  # noqa: S311
         self._failures += 1
         # Of several, another one is promoted.
-        is_failover = isinstance(error, StoreNotWritable) and self._has_several_hosts
+        is_failover = isinstance(error, StoreNotWritable) and self._settings.has_several_hosts
         is_unconfirmed = unless_acknowledged and isinstance(error, StoreNotAcknowledged)
         if not (isinstance(error, _PASSING) or is_failover or is_unconfirmed):
             raise error
-        if time.monotonic() + delay > self._give_up_at:
+        if self._is_over(delay):
             raise error
         time.sleep(delay)
+
+    def _is_over(self, delay: float) -> bool:
+        """Return whether there is no time for another try.
+
+        Unless there is to be none at all, there is a second one: the first may have taken all of it
+        to find out that an old connection is no more.
+        """
+        is_first = self._failures == 1 and self._settings.retry_for > 0
+        return not is_first and time.monotonic() + delay > self._give_up_at
 
 
 class Session:

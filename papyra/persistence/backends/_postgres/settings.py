@@ -26,6 +26,8 @@ DEFAULT_SCHEMA = "papyra"
 #: Characters of the id of a system; bytes of a name in PostgreSQL.
 _LONGEST, _LONGEST_NAME = 50, 63
 _PORT = re.compile(r"\d{1,5}")
+#: Seconds, and how often, to find out that an idle connection leads nowhere any more.
+_KEEPALIVES = {"keepalives_idle": 60, "keepalives_interval": 10, "keepalives_count": 3}
 _TIMES = ("connect_timeout", "statement_timeout", "lock_timeout")
 
 
@@ -80,6 +82,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, dict=True):
         if self.has_several_hosts and not self.read_only:
             given.setdefault("target_session_attrs", "read-write")
         given.setdefault("connect_timeout", max(2, round(self.connect_timeout)))
+        for name, value in _KEEPALIVES.items():
+            given.setdefault(name, value)
         given.setdefault("tcp_user_timeout", round(1000 * self.statement_timeout))
         return {**given, "client_encoding": "utf8"}
 

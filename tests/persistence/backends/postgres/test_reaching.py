@@ -1,0 +1,132 @@
+"""How a server is reached: TLS, password files, services, several hosts."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import pytest
+import trustme
+from psycopg.conninfo import conninfo_to_dict, make_conninfo
+
+from papyra.exceptions import StoreError, StoreMissing
+from papyra.persistence.backends.postgres import PostgresPersistence, beside
+from papyra.persistence.records import PersistedEvent
+from papyra.testing._postgres_server import _give
+from tests.postgres_server import PostgresServer, query
+
+EVENT = PersistedEvent("shop", "shop/ann", "opened", 1, 1.5)
+
+
+def without_password(url: str) -> dict[str, Any]:
+    return {name: value for name, value in conninfo_to_dict(url).items() if name != "password"}
+
+
+@pytest.fixture
+def password_file(database: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "passwords"
+    path.write_text(f"*:*:*:*:{urlsplit(database).password}\n")
+    path.chmod(0o600)
+    monkeypatch.setenv("PGPASSFILE", str(path))
+
+
+@pytest.mark.usefixtures("password_file")
+async def test_a_password_may_be_in_a_password_file(database: str, schema: str) -> None:
+    dsn = make_conninfo(**without_password(database))
+    async with PostgresPersistence(dsn, schema=schema) as store:
+        await store.append(EVENT)
+
+
+@pytest.mark.usefixtures("password_file")
+async def test_a_server_may_be_named_by_a_service(
+    database: str, schema: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lines = [f"{name}={value}" for name, value in without_password(database).items()]
+    (tmp_path / "services").write_text("\n".join(["[papyra]", *lines, ""]))
+    monkeypatch.setenv("PGSERVICEFILE", str(tmp_path / "services"))
+    async with PostgresPersistence("service=papyra", schema=schema) as store:
+        await store.append(EVENT)
+        assert "service=papyra" in store.location
+
+
+async def test_of_several_hosts_one_that_takes_writes_is_used(
+    own_server: PostgresServer, database: str
+) -> None:
+    own_server.query("ALTER SYSTEM SET default_transaction_read_only = on")
+    own_server.query("SELECT pg_reload_conf()")
+    with PostgresServer(own_server.installation) as writable:
+        dsn = make_conninfo(
+            dbname="postgres",
+            user="postgres",
+            password=own_server.password,
+            host="127.0.0.1,127.0.0.1,127.0.0.1",
+            port=f"1,{own_server.port},{writable.port}",
+        )
+        async with PostgresPersistence(dsn) as store:
+            await store.append(EVENT)
+            assert f"127.0.0.1:{own_server.port}," in store.location
+        assert writable.query("SELECT count(*) FROM papyra.events") == [(1,)]
+        with pytest.raises(StoreMissing):  # a reader takes the first one that answers
+            async with PostgresPersistence(dsn).reader():
+                pass
+
+
+@pytest.fixture
+def tls_server(own_server: PostgresServer, tmp_path: Path) -> PostgresServer:
+    """Return a server whose certificate is at ``certificate`` in the test's directory."""
+    authority = trustme.CA()
+    certificate = authority.issue_cert("127.0.0.1")
+    authority.cert_pem.write_to_path(tmp_path / "authority")
+    for name, part in (
+        ("server.crt", certificate.cert_chain_pems[0]),
+        ("server.key", certificate.private_key_pem),
+    ):
+        part.write_to_path(own_server.data / name)
+        _give(own_server.data / name)
+        os.chmod(own_server.data / name, 0o600)
+    own_server.query("ALTER SYSTEM SET ssl = on")
+    own_server.query("SELECT pg_reload_conf()")
+    return own_server
+
+
+async def test_a_server_may_be_reached_by_tls(tls_server: PostgresServer, tmp_path: Path) -> None:
+    dsn = make_conninfo(
+        tls_server.url, sslmode="verify-full", sslrootcert=str(tmp_path / "authority")
+    )
+    async with PostgresPersistence(dsn) as store:
+        await store.append(EVENT)
+        assert query(
+            dsn,
+            "SELECT bool_and(ssl) FROM pg_stat_ssl JOIN pg_stat_activity USING (pid)"
+            " WHERE application_name LIKE 'papyra %'",
+        ) == [(True,)]
+
+
+async def test_a_server_with_another_certificate_is_refused(
+    tls_server: PostgresServer, tmp_path: Path
+) -> None:
+    trustme.CA().cert_pem.write_to_path(tmp_path / "another")
+    dsn = make_conninfo(
+        tls_server.url, sslmode="verify-full", sslrootcert=str(tmp_path / "another")
+    )
+    with pytest.raises(StoreError, match="certificate verify failed"):
+        async with PostgresPersistence(dsn, retry_for=0):
+            pass
+
+
+async def test_a_store_beside_another_leaves_nothing_behind(database: str, schema: str) -> None:
+    async with PostgresPersistence(database, schema=schema) as store:
+        await store.append(EVENT)
+        async with beside(store) as other, other:
+            await other.append(EVENT)
+    async with PostgresPersistence(database, schema=schema) as store:
+        session = store.store.blocking._session
+        assert session._connection is not None
+        tables = ("events", "systems")
+        found = [
+            session._connection.rows(f'SELECT system_id FROM "{schema}".{table}'.encode())
+            for table in tables
+        ]
+    assert found == [[("papyra",)], [("papyra",)]]
