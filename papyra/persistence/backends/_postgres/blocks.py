@@ -34,7 +34,7 @@ class Totals(NamedTuple):
     newest: float
 
 
-_SUMS = f"seq / {BLOCK}, count(*), sum(bytes)::bigint, min(timestamp), max(timestamp)"
+_SUMS = "seq / %(block)s, count(*), sum(bytes)::bigint, min(timestamp), max(timestamp)"
 
 
 def _seal(kind: Kind) -> str:
@@ -42,7 +42,7 @@ def _seal(kind: Kind) -> str:
     return (
         f"SELECT w.system_id, '{kind}', {_SUMS} FROM writer AS w"  # noqa: S608 - constants
         f" JOIN {{schema}}.{table} AS r ON r.system_id = w.system_id"
-        f" AND r.seq >= %(sealed)s * {BLOCK} AND r.seq < %(seal)s * {BLOCK} GROUP BY 1, 3"
+        " AND r.seq >= %(sealed)s * %(block)s AND r.seq < %(seal)s * %(block)s GROUP BY 1, 3"
     )
 
 
@@ -65,7 +65,8 @@ def rebuild(system: System, kind: Kind) -> None:
     system.run(
         f"INSERT INTO {{schema}}.blocks SELECT %(system)s, '{kind}', {_SUMS}"  # noqa: S608
         f" FROM {{schema}}.{TABLES[kind].name} WHERE system_id = %(system)s"
-        f" AND seq < %(stop)s GROUP BY seq / {BLOCK}",
+        " AND seq < %(stop)s GROUP BY 3",
+        block=BLOCK,
         stop=_sealed(system) * BLOCK,
     )
 
@@ -140,6 +141,7 @@ def _count(system: System, kind: Kind, first: int, *, newest: bool) -> Iterator[
         f"SELECT {_SUMS} FROM {{schema}}.{TABLES[kind].name}"  # noqa: S608 - constants
         " WHERE system_id = %(system)s AND seq >= %(first)s"
         f" GROUP BY 1 ORDER BY 1 {'DESC' if newest else 'ASC'}",
+        block=BLOCK,
         first=first * BLOCK,
     )
     yield from map(Totals._make, rows)

@@ -58,7 +58,7 @@ class EncodedBatch:
         }
         is_sealing = sealed > row.sealed
         if is_sealing:
-            values |= {"sealed": row.sealed, "seal": sealed}
+            values |= {"sealed": row.sealed, "seal": sealed, "block": BLOCK}
         pooled = system.connection.is_pooled
         if pooled:
             values["acknowledge"] = system.settings.acknowledge
