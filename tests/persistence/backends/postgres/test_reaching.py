@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import os
+import subprocess
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+import psycopg
 import pytest
 import trustme
+from psycopg import sql
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
-from papyra.exceptions import StoreError, StoreMissing
+from papyra.exceptions import StoreError, StoreFull, StoreMissing
 from papyra.persistence.backends.postgres import PostgresPersistence, beside
 from papyra.persistence.records import PersistedEvent
 from papyra.testing._postgres_server import _give
@@ -130,3 +133,38 @@ async def test_a_store_beside_another_leaves_nothing_behind(database: str, schem
             for table in tables
         ]
     assert found == [[("papyra",)], [("papyra",)]]
+
+
+async def test_a_server_whose_disk_is_full_takes_nothing_and_goes_on_once_there_is_room(
+    own_server: PostgresServer,
+) -> None:
+    disk = own_server.directory / "disk"
+    disk.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=1m,mode=777", "tmpfs", str(disk)]
+    if subprocess.run(mount, check=False).returncode:
+        pytest.skip("only root may make a small disk")
+    try:
+        ballast = disk / "ballast"
+        ballast.write_bytes(b"x" * 300_000)
+        (disk / "tables").mkdir()
+        _give(disk / "tables")
+        create = sql.SQL("CREATE TABLESPACE small LOCATION {}").format(str(disk / "tables"))
+        with psycopg.connect(own_server.url, autocommit=True) as connection:
+            connection.execute(create)
+        own_server.query("ALTER ROLE postgres SET default_tablespace = small")
+        async with PostgresPersistence(own_server.url) as store:
+            stored = refused = 0
+            while refused < 3:
+                try:
+                    await store.append(*[EVENT] * 100)
+                    stored += 100
+                except StoreFull:
+                    refused += 1
+                    assert len((await store.read("event")).records) == stored
+            ballast.unlink()
+            await store.append(EVENT)
+            assert (await store.summarize()).records["event"] == stored + 1
+            assert stored
+        own_server.stop()
+    finally:
+        subprocess.run(["umount", str(disk)], check=True)

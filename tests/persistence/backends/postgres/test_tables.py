@@ -591,3 +591,40 @@ except Exception as error:
     ).stdout.splitlines()
     assert [line.split()[0] for line in said] == ["MissingExtra", "InvalidEnvironment"]
     assert all("extra 'postgres'" in line and "pip install '.[postgres]'" in line for line in said)
+
+
+# Reading costs what is read
+
+
+async def test_no_statement_that_reads_a_page_looks_at_all_rows_or_sorts_them(
+    make: Make, schema: str
+) -> None:
+    async with make() as store:
+        await store.append(*(event(f"shop/{n}", revision=1) for n in range(50)), LETTER)
+        for _ in range(3):  # from then on, each is prepared
+            for newest in (False, True):
+                await store.read("event", newest=newest, limit=1)
+                await store.read("event", newest=newest, since=1.0, until=2.0)
+                await store.read("event", actor="shop/7", newest=newest)
+                await store.read("dead_letter", actor="shop/bob", newest=newest)
+            await store.read_history("shop/7")
+            await store.read_history("shop/7", limit=5)
+            await store.store.last_revisions(["shop/7"])
+            await store.store.last_seq()
+        session = store.store.blocking._session._connection
+        assert session is not None
+        prepared = session.rows(
+            "SELECT name, statement, cardinality(parameter_types) FROM pg_prepared_statements"
+        )
+        plans = {}
+        for name, statement, count in prepared:
+            if ".events" in statement or ".dead_letters" in statement:
+                if statement.startswith("WITH") or "count(*)" in statement:
+                    continue  # an insertion, and what counts the last block
+                values = f"({', '.join(['NULL'] * count)})"
+                explained = session.rows(f'EXPLAIN EXECUTE "{name}"{values}'.encode())
+                plans[statement] = "\n".join(line for (line,) in explained)
+    assert len(plans) >= 9
+    for statement, plan in plans.items():
+        assert "Index" in plan, statement
+        assert not re.search("Sort|Seq Scan on (events|dead_letters|audits)|Bitmap", plan), plan
