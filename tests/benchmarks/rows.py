@@ -29,6 +29,7 @@ from tests.benchmarks.histories import HISTORY_ROWS
 from tests.benchmarks.postgres import POSTGRES_ROWS
 from tests.benchmarks.redis import REDIS_ROWS
 from tests.benchmarks.sqlite import SQLITE_ROWS
+from tests.benchmarks.subscriptions import SUBSCRIPTION_ROWS
 from tests.benchmarks.table import Loop, Options, Result, Row, compare
 from tests.benchmarks.workload import (
     START,
@@ -359,6 +360,7 @@ ROWS = [
     *REDIS_ROWS,
     *SQLITE_ROWS,
     *POSTGRES_ROWS,
+    *SUBSCRIPTION_ROWS,
     *COMMAND_ROWS,
     Row("a typical test, in CPU time", "the same with pykka", 0.5, False, typical_test),
     Row(
