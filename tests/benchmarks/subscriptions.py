@@ -113,16 +113,16 @@ async def append_one_by_one(appends: int) -> float:
 
 async def receive_one_by_one(appends: int) -> float:
     """Append, and wait for the item."""
-    async with ActorSystem(
-        "shop", persistence=InMemoryPersistence(), audit_interval=None
-    ) as system:
-        async with system.subscribe() as items:
-            assert await anext(items) == CaughtUp(0)
-            started = time.perf_counter()
-            for number in range(appends):
-                await system.backend.append(event(number))
-                await anext(items)
-            return time.perf_counter() - started
+    async with (
+        ActorSystem("shop", persistence=InMemoryPersistence(), audit_interval=None) as system,
+        system.subscribe() as items,
+    ):
+        assert await anext(items) == CaughtUp(0)
+        started = time.perf_counter()
+        for number in range(appends):
+            await system.backend.append(event(number))
+            await anext(items)
+        return time.perf_counter() - started
 
 
 def receiving(loop: Loop, options: Options) -> Result:

@@ -55,8 +55,8 @@ class PersistenceConformance(
     """The rules for every store. Subclass it, with a fixture ``make_store``: a `MakeStore`.
 
     A backend with a class of its own overrides ``make_backend`` instead. What is optional is
-    decided by the store's own `Capabilities`, and by the protocols that it has: the tests of what
-    it leaves out are skipped. Where it says ``recovery``, override ``damage(backend, seq)``, which
+    decided by the store's own `Capabilities`, and by the protocols that it has: a test of what
+    it leaves out does nothing. Where it says ``recovery``, override ``damage(backend, seq)``, which
     makes the stored bytes of one record unreadable while the backend is closed, and leaves its
     position and its neighbours alone. The tests are marked for anyio's plugin, so they run on the
     event loops that the fixture ``anyio_backend`` names.

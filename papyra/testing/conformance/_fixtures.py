@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import random
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeAlias
 
 import msgspec
-import pytest
 
 from papyra.persistence.actor import PersistenceActor
 from papyra.persistence.backends.base import PersistenceBackend
@@ -28,6 +28,9 @@ from papyra.persistence.records import (
 from papyra.ref import ActorRef
 from papyra.system import ActorSystem
 from papyra.testing._list_model import ListModel, read_to_the_end
+
+#: A test of the suite: its object, and the fixture ``make_backend``.
+Test: TypeAlias = Callable[..., Awaitable[None]]
 
 #: Unix time of the first records.
 T0 = 1_700_000_000.0
@@ -58,16 +61,18 @@ class MakeBackend(Protocol):
         """
 
 
-@asynccontextmanager
-async def supporting(
-    what: Callable[[PersistenceBackend], bool], make_backend: MakeBackend, **options: Any
-) -> AsyncIterator[PersistenceBackend]:
-    """Open a backend for a test of what it may leave out; skip the test if it does."""
-    backend = make_backend(**options)
-    if not what(backend):
-        pytest.skip(f"a store of kind {backend.store.name} leaves this out")
-    async with backend:
-        yield backend
+def needs(what: Callable[[PersistenceBackend], bool]) -> Callable[[Test], Test]:
+    """Have a test done with stores alone that have what it is about; others may leave it out."""
+
+    def mark(test: Test) -> Test:
+        @functools.wraps(test)
+        async def checked(self: object, make_backend: MakeBackend) -> None:
+            if what(make_backend()):
+                await test(self, make_backend)
+
+        return checked
+
+    return mark
 
 
 def again(

@@ -24,7 +24,7 @@ from papyra.testing.conformance._fixtures import (
     an_event,
     everything,
     hosted,
-    supporting,
+    needs,
     without_seq,
 )
 
@@ -60,6 +60,10 @@ def keeps_histories(backend: PersistenceBackend) -> bool:
     return isinstance(backend.store, Histories)
 
 
+def finds_gaps(backend: PersistenceBackend) -> bool:
+    return keeps_histories(backend) and backend.capabilities.recovery
+
+
 def mixed(actors: str, revisions: Iterable[int]) -> list[Record]:
     """Return steps of several actors' histories by turns, and records that are part of none."""
     return [
@@ -85,10 +89,11 @@ class OneActor:
                 await backend.read_history("s/a")
             assert (await backend.append(an_event(1))).first_seq == 1
 
+    @needs(keeps_histories)
     async def test_a_history_holds_the_events_of_one_actor_by_their_revisions(
         self, make_backend: MakeBackend
     ) -> None:
-        async with supporting(keeps_histories, make_backend) as backend:
+        async with make_backend() as backend:
             assert await history(backend, "a") == []
             records = mixed("abc", range(1, 8))
             await backend.append(*records)
@@ -102,10 +107,11 @@ class OneActor:
             seqs = [event.seq or 0 for event in await events_of(backend, "a")]
             assert seqs == sorted(set(seqs))
 
+    @needs(keeps_histories)
     async def test_a_history_is_read_page_by_page_from_any_revision(
         self, make_backend: MakeBackend
     ) -> None:
-        async with supporting(keeps_histories, make_backend) as backend:
+        async with make_backend() as backend:
             await backend.append(*mixed("ab", range(1, 21)))
             for after in (0, 1, 7, 19, 20, 21, 10**9):
                 for limit in (None, 1, 3, 20):
@@ -116,10 +122,11 @@ class OneActor:
             page = await backend.read_history("s/a", after_revision=18, limit=2)
             assert (page.next_after, page.more) == (20, False)
 
+    @needs(keeps_histories)
     async def test_a_revision_that_does_not_follow_is_refused(
         self, make_backend: MakeBackend
     ) -> None:
-        async with supporting(keeps_histories, make_backend) as backend:
+        async with make_backend() as backend:
             await backend.append(a_step("a", 1), a_step("b", 1), a_step("a", 2))
             for refused in (
                 [a_step("a", 2)],
@@ -209,17 +216,19 @@ class OneActor:
             await backend.append(*events)
             assert [without_seq(event) for event in await backend.list_events()] == events
 
+    @needs(keeps_histories)
     async def test_retention_hides_nothing_of_a_history(self, make_backend: MakeBackend) -> None:
         policy = RetentionPolicy(max_records=3)
-        async with supporting(keeps_histories, make_backend, retention_policy=policy) as backend:
+        async with make_backend(retention_policy=policy) as backend:
             await backend.append(*(a_step("a", revision) for revision in range(1, 11)))
             await backend.append(*map(an_event, range(3)))
             assert [event.revision for event in await backend.list_events()] == [None] * 3
             assert await history(backend, "a") == list(range(1, 11))
             await backend.append(a_step("a", 11))
 
+    @needs(keeps_histories)
     async def test_compaction_keeps_histories_whole(self, make_backend: MakeBackend) -> None:
-        async with supporting(keeps_histories, make_backend) as backend:
+        async with make_backend() as backend:
             await backend.append(*mixed("ab", range(1, 31)))
             await backend.append(*(an_event(number) for number in range(40)))
             policy = RetentionPolicy(max_records=2)
@@ -242,11 +251,12 @@ class OneActor:
                 left = [record for record in await everything(backend) if record.revision is None]
                 assert len(left) == 6
 
+    @needs(keeps_histories)
     async def test_a_compaction_says_how_many_events_it_keeps_for_histories(
         self, make_backend: MakeBackend
     ) -> None:
         now = T0 + 40
-        async with supporting(keeps_histories, make_backend, clock=lambda: now) as backend:
+        async with make_backend(clock=lambda: now) as backend:
             await backend.append(*mixed("ab", range(1, 13)), *map(an_event, range(20, 29)))
             await backend.restore(
                 *(a_step("c", revision, seq=90 + revision) for revision in range(30, 33))
@@ -267,8 +277,9 @@ class OneActor:
                 kept = hidden if backend.capabilities.compaction else 0
                 assert told.kept_for_histories == kept, policy
 
+    @needs(keeps_histories)
     async def test_restored_events_bring_their_revisions(self, make_backend: MakeBackend) -> None:
-        async with supporting(keeps_histories, make_backend) as backend:
+        async with make_backend() as backend:
             steps = [a_step("a", 4), a_step("b", 1), a_step("a", 5), a_step("a", 7)]
             await backend.restore(
                 *(msgspec.structs.replace(step, seq=3 * n) for n, step in enumerate(steps, 1))
@@ -281,10 +292,11 @@ class OneActor:
             assert await history(backend, "a", after=5) == [7, 8]
             assert await history(backend, "b") == [1, 2]
 
+    @needs(finds_gaps)
     async def test_a_scan_finds_what_is_missing_or_doubled_in_a_history(
         self, make_backend: MakeBackend
     ) -> None:
-        async with supporting(_finds_gaps, make_backend) as backend:
+        async with make_backend() as backend:
             steps = [a_step(actor, revision) for revision in range(1, 4) for actor in "ab"]
             steps += [
                 a_step("a", 5),
@@ -332,10 +344,6 @@ class OneActor:
                 assert [record.seq for record in page.records] == [21]
             page = await backend.read("dead_letter", actor="s/rare")
             assert page.records == ()
-
-
-def _finds_gaps(backend: PersistenceBackend) -> bool:
-    return keeps_histories(backend) and backend.capabilities.recovery
 
 
 def _count_steps(records: Iterable[Record]) -> int:

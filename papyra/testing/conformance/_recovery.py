@@ -14,8 +14,12 @@ from papyra.testing.conformance._fixtures import (
     an_event,
     everything,
     files_outside,
-    supporting,
+    needs,
 )
+
+
+def recovers(backend: PersistenceBackend) -> bool:
+    return backend.capabilities.recovery
 
 
 class Recovery:
@@ -58,6 +62,7 @@ class Recovery:
                 assert (report.records_kept, report.records_removed) == (20, 0)
             assert await everything(backend) == before
 
+    @needs(recovers)
     async def test_a_scan_finds_damage_and_changes_nothing(self, make_backend: MakeBackend) -> None:
         async with await self._damaged(make_backend) as backend:
             reports = [await backend.scan() for _ in range(2)]
@@ -66,6 +71,7 @@ class Recovery:
                 assert report.anomalies
                 assert not report.is_clean
 
+    @needs(recovers)
     async def test_what_can_not_be_read_is_passed_over(self, make_backend: MakeBackend) -> None:
         async with await self._damaged(make_backend) as backend:
             left = [1, 2, 3, 5, 6, 7, 8, 9, 10]
@@ -75,6 +81,7 @@ class Recovery:
                 assert pages[0].records == pages[1].records
             assert backend.last_seq == 10
 
+    @needs(recovers)
     async def test_recovery_keeps_every_record_that_can_be_read(
         self, make_backend: MakeBackend
     ) -> None:
@@ -87,11 +94,12 @@ class Recovery:
             assert (await backend.scan()).is_clean
             assert (await backend.append(an_event(11))).first_seq == 11
 
+    @needs(recovers)
     async def test_recovery_keeps_what_a_newer_version_has_written(
         self, make_backend: MakeBackend
     ) -> None:
         newer = b'{"kind":"from_the_future","system_id":"s","payload":{},"timestamp":1.0}'
-        async with supporting(lambda each: each.capabilities.recovery, make_backend) as backend:
+        async with make_backend() as backend:
             await backend.append(an_event(1), an_event(2))
             await backend.store.claim()
             await backend.store.append(Batch(3, [an_event(3)], [newer]))
@@ -103,6 +111,7 @@ class Recovery:
             assert [record.seq for record in await everything(backend)] == [1, 2]
             assert (await backend.append(an_event(4))).first_seq == 4
 
+    @needs(recovers)
     async def test_a_quarantine_says_where_the_originals_are(
         self, make_backend: MakeBackend
     ) -> None:
@@ -126,11 +135,8 @@ class Recovery:
             assert set(names) == {backend.store.name}
 
     async def _damaged(self, make_backend: MakeBackend) -> PersistenceBackend:
-        """Return a closed backend with ten records, of which number 4 is damaged.
-
-        What can't be damaged is not tested.
-        """
-        async with supporting(lambda each: each.capabilities.recovery, make_backend) as backend:
+        """Return a closed backend with ten records, of which number 4 is damaged."""
+        async with make_backend() as backend:
             await backend.append(*map(a_record, range(1, 11)))
         await self.damage(backend, 4)
         return make_backend()

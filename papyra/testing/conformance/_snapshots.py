@@ -24,7 +24,7 @@ from papyra.testing.conformance._fixtures import (
     again,
     an_event,
     files_outside,
-    supporting,
+    needs,
 )
 from papyra.testing.conformance._histories import mixed
 
@@ -144,8 +144,9 @@ class Beside:
             with pytest.raises(SnapshotsUnsupported):
                 await backend.execute(SaveSnapshot("s/a", 1, 1, msgspec.Raw(b"1"), T0))
 
+    @needs(keeps_snapshots)
     async def test_snapshots_come_back_newest_first(self, make_backend: MakeBackend) -> None:
-        async with supporting(keeps_snapshots, make_backend) as backend:
+        async with make_backend() as backend:
             await a_history(backend)
             for revision in (2, 5, 9):
                 await save(backend, revision, keep=3, shape="o", timestamp=T0 + revision)
@@ -156,10 +157,11 @@ class Beside:
             assert (snapshot.shape, snapshot.timestamp) == ("o", T0 + 5)
             assert snapshot.store_id == await backend.store_id()
 
+    @needs(keeps_snapshots)
     async def test_snapshots_stay_when_the_store_is_closed_recovered_or_compacted(
         self, make_backend: MakeBackend
     ) -> None:
-        async with supporting(keeps_snapshots, make_backend) as backend:
+        async with make_backend() as backend:
             await a_history(backend)
             await save(backend, 4)
             await save(backend, 9)
@@ -176,8 +178,9 @@ class Beside:
                     with pytest.raises(StoreReadOnly):
                         await save(reader, 9)
 
+    @needs(keeps_snapshots)
     async def test_the_newest_snapshots_are_kept(self, make_backend: MakeBackend) -> None:
-        async with supporting(keeps_snapshots, make_backend) as backend:
+        async with make_backend() as backend:
             store = await a_history(backend)
             for revision in range(1, 10):
                 await save(backend, revision, keep=3)
@@ -187,25 +190,28 @@ class Beside:
             await save(backend, 9, keep=1)
             assert await loaded(backend) == ([9], 0)
 
+    @needs(keeps_snapshots)
     async def test_what_another_past_has_left_is_removed(self, make_backend: MakeBackend) -> None:
-        async with supporting(keeps_snapshots, make_backend) as backend:
+        async with make_backend() as backend:
             store = await a_history(backend)
             await save(backend, 9)
             await store.save_snapshot("s/a", 12, await store.load_snapshot("s/a", 9) or b"")
             await save(backend, 5)  # the one of 9 is right, so it stays
             assert sorted(await store.snapshot_revisions("s/a")) == [5, 9]
 
+    @needs(keeps_snapshots)
     async def test_a_snapshot_takes_the_place_of_one_of_the_same_revision(
         self, make_backend: MakeBackend
     ) -> None:
-        async with supporting(keeps_snapshots, make_backend) as backend:
+        async with make_backend() as backend:
             await a_history(backend)
             await save(backend, 5, version=1, state=msgspec.Raw(b'"' + b"long" * 5000 + b'"'))
             await save(backend, 5, version=2)
             assert await loaded(backend, version=2) == ([5], 0)
 
+    @needs(keeps_snapshots)
     async def test_every_actor_has_its_own_snapshots(self, make_backend: MakeBackend) -> None:
-        async with supporting(keeps_snapshots, make_backend) as backend:
+        async with make_backend() as backend:
             for number, actor in enumerate(ADDRESSES, 1):
                 for revision in range(1, number + 1):
                     await backend.append(an_event(number, actor_address=actor, revision=revision))
@@ -214,8 +220,9 @@ class Beside:
                 assert await loaded(backend, actor) == ([number], 0)
             assert (await backend.scan()).is_clean
 
+    @needs(keeps_snapshots)
     async def test_all_snapshots_are_listed_page_by_page(self, make_backend: MakeBackend) -> None:
-        async with supporting(keeps_snapshots, make_backend) as backend:
+        async with make_backend() as backend:
             store = snapshots_of(backend.store)
             assert [stored async for stored in all_snapshots(store)] == []
             contents = {
@@ -243,10 +250,11 @@ class Beside:
                 assert list(await store.list_snapshots(stored, 99)) == expected[number:]
                 assert await pages(store, 2) == expected[number:]
 
+    @needs(keeps_snapshots)
     async def test_a_snapshot_of_what_is_not_stored_is_refused(
         self, make_backend: MakeBackend
     ) -> None:
-        async with supporting(keeps_snapshots, make_backend) as backend:
+        async with make_backend() as backend:
             store = await a_history(backend)
             changes: dict[str, Any]
             for changes in ({"seq": 1}, {"revision": 8}, {"revision": 99}, {"actor": "s/b"}):
@@ -271,10 +279,11 @@ class Beside:
             summary = await backend.summarize()
             assert (summary.snapshots, summary.snapshot_bytes) == (10, sum(sizes))
 
+    @needs(keeps_snapshots)
     async def test_a_scan_finds_every_snapshot_that_is_not_right(
         self, make_backend: MakeBackend
     ) -> None:
-        async with supporting(keeps_snapshots, make_backend) as backend:
+        async with make_backend() as backend:
             store = await bad_snapshots(backend)
             before = [stored async for stored in all_snapshots(store)]
             for _ in range(2):
@@ -285,10 +294,11 @@ class Beside:
             assert [stored async for stored in all_snapshots(store)] == before
             assert (await backend.execute(Scan(records_only=True))).is_clean
 
+    @needs(keeps_snapshots)
     async def test_a_recovery_removes_every_snapshot_that_is_not_right(
         self, make_backend: MakeBackend
     ) -> None:
-        async with supporting(keeps_snapshots, make_backend) as backend:
+        async with make_backend() as backend:
             store = await bad_snapshots(backend)
             records = (await backend.read_history("s/a")).events
             await backend.execute(Recover(records_only=True))
@@ -303,10 +313,11 @@ class Beside:
             assert await loaded(backend) == ([3], 0)
             assert (await backend.read_history("s/a")).events == records
 
+    @needs(keeps_snapshots)
     async def test_a_quarantine_keeps_every_snapshot_that_is_not_right(
         self, make_backend: MakeBackend
     ) -> None:
-        async with supporting(keeps_snapshots, make_backend) as backend:
+        async with make_backend() as backend:
             if not backend.capabilities.recovery:
                 return
             await bad_snapshots(backend)
@@ -318,10 +329,11 @@ class Beside:
             assert (await backend.scan()).is_clean
             assert await loaded(backend) == ([3], 0)
 
+    @needs(keeps_snapshots)
     async def test_a_snapshot_that_is_not_right_is_passed_over(
         self, make_backend: MakeBackend
     ) -> None:
-        async with supporting(keeps_snapshots, make_backend) as backend:
+        async with make_backend() as backend:
             store = await a_history(backend)
             await save(backend, 3)
             other = await backend.read_history("s/a", after_revision=7, limit=1)
@@ -342,8 +354,9 @@ class Beside:
             assert await loaded(backend) == ([9, 3], 0)
             assert sorted(await store.snapshot_revisions("s/a")) == [3, 9]
 
+    @needs(keeps_snapshots)
     async def test_a_damaged_snapshot_is_passed_over(self, make_backend: MakeBackend) -> None:
-        async with supporting(keeps_snapshots, make_backend) as backend:
+        async with make_backend() as backend:
             store = await a_history(backend)
             await save(backend, 3)
             await save(backend, 9)

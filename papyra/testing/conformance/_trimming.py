@@ -19,7 +19,7 @@ from papyra.testing.conformance._fixtures import (
     again,
     an_event,
     everything,
-    supporting,
+    needs,
 )
 from papyra.testing.conformance._histories import a_step, events_of, history
 from papyra.testing.conformance._snapshots import a_history, keeps_snapshots, loaded, rewrite, save
@@ -68,10 +68,11 @@ class Trimming:
             report = await backend.compact(TRIM)
             assert report.histories == HistoriesReport(trims(backend))
 
+    @needs(trims)
     async def test_histories_are_kept_whole_unless_trimming_is_opted_in(
         self, make_backend: MakeBackend
     ) -> None:
-        async with supporting(trims, make_backend) as backend:
+        async with make_backend() as backend:
             await a_history(backend)
             await save(backend, 5)
             await save(backend, 8)
@@ -79,8 +80,9 @@ class Trimming:
             assert report.histories is None
             assert await history(backend, "a") == list(range(1, 10))
 
+    @needs(trims)
     async def test_a_trimmed_history_begins_with_its_base(self, make_backend: MakeBackend) -> None:
-        async with supporting(trims, make_backend) as backend:
+        async with make_backend() as backend:
             await a_history(backend)
             await save(backend, 5, version=3, shape="o", timestamp=T0 + 99)
             await save(backend, 8, version=3)
@@ -107,8 +109,9 @@ class Trimming:
             assert await history(backend, "a", limit=2) == [5, 6, 7, 8, 9]
             assert (await trim(backend)).trimmed == 0, "once is enough"
 
+    @needs(trims)
     async def test_a_trimmed_history_goes_on(self, make_backend: MakeBackend) -> None:
-        async with supporting(trims, make_backend) as backend:
+        async with make_backend() as backend:
             await a_history(backend)
             for revision in (8, 9):
                 await save(backend, revision)
@@ -123,10 +126,11 @@ class Trimming:
             await backend.append(a_step("a", 11))
             assert (await backend.scan()).is_clean
 
+    @needs(trims)
     async def test_a_history_with_one_good_snapshot_is_kept_whole(
         self, make_backend: MakeBackend
     ) -> None:
-        async with supporting(trims, make_backend) as backend:
+        async with make_backend() as backend:
             store = await a_history(backend)
             assert await trim(backend) == HistoriesReport(True, without_snapshots=2)
             await save(backend, 8)
@@ -149,10 +153,11 @@ class Trimming:
                 assert await trim(backend) == HistoriesReport(True, without_snapshots=2), data
             assert await history(backend, "a") == list(range(1, 10))
 
+    @needs(trims)
     async def test_the_newest_version_of_snapshots_decides_on_the_base(
         self, make_backend: MakeBackend
     ) -> None:
-        async with supporting(trims, make_backend) as backend:
+        async with make_backend() as backend:
             await a_history(backend)
             for revision, version in ((2, 1), (4, 1), (6, 2), (8, 2)):
                 await save(backend, revision, version=version, keep=9)
@@ -160,10 +165,11 @@ class Trimming:
             (found,) = await bases_of(backend, "a")
             assert (found[0], found[1]["version"]) == (6, 2)
 
+    @needs(trims)
     async def test_no_snapshot_is_left_of_what_a_base_stands_for(
         self, make_backend: MakeBackend
     ) -> None:
-        async with supporting(trims, make_backend) as backend:
+        async with make_backend() as backend:
             await a_history(backend)
             for revision in (2, 4, 6, 8):
                 await save(backend, revision, version=1 + revision // 6, keep=9)
@@ -171,10 +177,11 @@ class Trimming:
             assert (await backend.scan()).is_clean
             assert await loaded(backend, version=2) == ([8, 6], 0)
 
+    @needs(trims)
     async def test_what_retention_shows_of_a_history_is_not_summed_up(
         self, make_backend: MakeBackend
     ) -> None:
-        async with supporting(trims, make_backend, clock=lambda: T0 + 20) as backend:
+        async with make_backend(clock=lambda: T0 + 20) as backend:
             await a_history(backend)
             for actor, first in (("s/a", 3), ("s/b", 6)):
                 await save(backend, first, actor)
@@ -185,10 +192,11 @@ class Trimming:
             assert await history(backend, "a") == list(range(3, 10))
             assert await history(backend, "b") == list(range(1, 10))
 
+    @needs(trims)
     async def test_a_newer_base_takes_the_place_of_an_older_one(
         self, make_backend: MakeBackend
     ) -> None:
-        async with supporting(trims, make_backend) as backend:
+        async with make_backend() as backend:
             await a_history(backend)
             for revision in (3, 5, 7, 9):
                 await save(backend, revision)
@@ -197,8 +205,9 @@ class Trimming:
             (found,) = await bases_of(backend, "a")
             assert (found[0], found[1]["state"]) == (7, 7)
 
+    @needs(trims)
     async def test_snapshots_from_the_base_on_stay_good(self, make_backend: MakeBackend) -> None:
-        async with supporting(trims, make_backend) as backend:
+        async with make_backend() as backend:
             await a_history(backend)
             for revision in (5, 7, 9):
                 await save(backend, revision, keep=3)
@@ -207,10 +216,11 @@ class Trimming:
             await save(backend, 5, keep=3)
             assert await loaded(backend) == ([9, 7, 5], 0)
 
+    @needs(trims)
     async def test_what_was_left_before_a_base_goes_with_the_next_trimming(
         self, make_backend: MakeBackend
     ) -> None:
-        async with supporting(trims, make_backend) as backend:
+        async with make_backend() as backend:
             await a_history(backend)
             await save(backend, 5)
             await save(backend, 8)
@@ -227,8 +237,9 @@ class Trimming:
             assert (await trim(backend)).events_removed == 3
             assert await history(backend, "c") == [5, 6, 7, 8, 9]
 
+    @needs(trims)
     async def test_a_restored_base_is_part_of_its_history(self, make_backend: MakeBackend) -> None:
-        async with supporting(trims, make_backend) as backend:
+        async with make_backend() as backend:
             await a_history(backend)
             await save(backend, 5)
             await save(backend, 8)
