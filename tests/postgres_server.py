@@ -61,6 +61,25 @@ class PostgresServer(_postgres_server.PostgresServer):
         """Return the process ids of the postmaster and of its children, it first."""
         return [self.pid, *_children(self.pid)]
 
+    def new_standby(self, *settings: str) -> PostgresServer:
+        """Return a standby of it, which is not started yet, and has what it has by now."""
+        standby = PostgresServer(self.installation, *settings)
+        where = ("-h", str(self.directory), "-p", str(self.port), "-U", "postgres")
+        self.run("pg_basebackup", *where, "-D", str(standby.data), "-R", "-c", "fast")
+        return standby
+
+    def promote(self) -> None:
+        """Make a standby the primary, and wait until it takes writes."""
+        assert self.query("SELECT pg_promote(true, 20)") == [(True,)]
+
+    def backends(self) -> list[int]:
+        """Return the process ids of those that serve clients, but for this question's own."""
+        rows = self.query(
+            "SELECT pid FROM pg_stat_activity"
+            " WHERE backend_type = 'client backend' AND pid <> pg_backend_pid()"
+        )
+        return [pid for (pid,) in rows]
+
     def kill(self) -> None:
         """Kill all of it at once, as a machine that stops."""
         if self._process is not None:
@@ -76,6 +95,18 @@ class PostgresServer(_postgres_server.PostgresServer):
         _send(self.pid, signal.SIGKILL)
         self._ended()
         while any(map(_is_running, children)):
+            pass
+
+    def kill_backend(self, pid: int) -> None:
+        """Kill one process that serves a client: the postmaster ends all others, and starts anew.
+
+        Wait until it has, and takes clients.
+        """
+        before = set(_children(self.pid)) - {pid}
+        _send(pid, signal.SIGKILL)
+        while before & set(_children(self.pid)):
+            pass
+        while not self._takes_clients():
             pass
 
     def stop(self, how: signal.Signals = signal.SIGINT) -> None:
@@ -95,6 +126,12 @@ class PostgresServer(_postgres_server.PostgresServer):
         """Let it run again."""
         for pid in reversed(self.processes()):
             _send(pid, signal.SIGCONT)
+
+    def _takes_clients(self) -> bool:
+        try:
+            return self.query("SELECT 1") == [(1,)]
+        except psycopg.OperationalError:
+            return False
 
     def _ended(self) -> None:
         process, self._process = self._process, None

@@ -223,7 +223,7 @@ class PostgresServer:
             said = (self.data / "postmaster.pid").read_text().splitlines()
             # A server that was killed has left its own.
             is_mine = self._process is not None and said[0] == str(self._process.pid)
-            return is_mine and said[7].strip() in ("ready", "standby")
+            return is_mine and said[7].strip() == "ready"
         return False
 
 
