@@ -1,0 +1,116 @@
+"""A server whose disk is full, and has room again."""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from papyra.exceptions import StoreFull, StoreNotReady, StoreUnreachable
+from papyra.persistence.backends.postgres import PostgresPersistence
+from papyra.testing.conformance._fixtures import an_event
+from tests.postgres_server import NO_SYNC, PostgresServer
+
+#: What can't be compressed, and takes its place: 60 KB.
+NOISE = "".join(map(chr, range(0x4E00, 0x4E00 + 20_000)))
+
+
+@pytest.fixture
+def anyio_backend() -> str:
+    return "asyncio"
+
+
+@contextlib.contextmanager
+def small_disk(path: Path) -> Iterator[Callable[[], None]]:
+    """Make a disk of 12 MB, of which a third is taken; give what frees that. Needs root."""
+    path.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=12m,mode=777", "tmpfs", str(path)]
+    if not shutil.which("mount") or subprocess.run(mount, check=False).returncode:
+        pytest.skip("only root may mount a small disk")
+    ballast = path / "ballast"
+    ballast.write_bytes(b"x" * 4_000_000)
+    try:
+        yield ballast.unlink
+    finally:
+        subprocess.run(["umount", "-l", str(path)], check=True)
+
+
+async def test_a_full_disk_of_a_postgres_server_refuses_appends_until_there_is_room(
+    installation: Path,
+) -> None:
+    with PostgresServer(installation, *NO_SYNC) as server:
+        disk = server.directory / "disk"
+        with small_disk(disk) as free:
+            tables = disk / "tables"
+            server.run("mkdir", str(tables))
+            server.query(f"CREATE TABLESPACE small LOCATION '{tables}'")
+            server.query("CREATE SCHEMA papyra")
+            server.query("ALTER ROLE postgres SET default_tablespace = small")
+            stored: list[int] = []
+            refused: list[str] = []
+            async with PostgresPersistence(server.url, retry_for=0.1) as store:
+                number = 0
+                while len(refused) < 3:
+                    number += 1
+                    try:
+                        await store.append(an_event(number, payload={"n": number, "noise": NOISE}))
+                    except StoreFull as error:
+                        refused.append(str(error))
+                    else:
+                        stored.append(number)
+                assert len(stored) > 3
+                assert all("disk is full" in said and NOISE[:9] not in said for said in refused)
+                found = [event.payload["n"] async for event in store.stream("event")]
+                assert found == stored
+                free()
+                number += 1
+                await store.append(an_event(number))
+                stored.append(number)
+            async with PostgresPersistence(server.url) as store:
+                found = [event.payload["n"] async for event in store.stream("event")]
+                assert found == stored
+                assert (await store.scan()).is_clean
+            server.stop()
+
+
+async def test_a_postgres_server_that_has_no_room_for_its_log_keeps_what_was_acknowledged(
+    installation: Path,
+) -> None:
+    """It may end, and start by itself, or can't be started before there is room."""
+    with contextlib.closing(
+        PostgresServer(installation, "max_wal_size=2MB", "min_wal_size=2MB")
+    ) as server:
+        server.make_data()
+        disk = server.directory / "disk"
+        with small_disk(disk) as free:
+            server.run("cp", "-R", str(server.data / "pg_wal"), str(disk / "log"))
+            server.run("rm", "-r", str(server.data / "pg_wal"))
+            server.run("ln", "-s", str(disk / "log"), str(server.data / "pg_wal"))
+            server.start()
+            # Whoever replicates has not got it yet: so no log is removed.
+            server.query("SELECT pg_create_physical_replication_slot('slow', true)")
+            stored: list[int] = []
+            is_raised = False
+            store = PostgresPersistence(server.url, retry_for=0.1)
+            async with store:
+                while not is_raised:
+                    number = len(stored) + 1
+                    try:
+                        await store.append(an_event(number, payload={"n": number, "noise": NOISE}))
+                    except (StoreFull, StoreUnreachable, StoreNotReady):
+                        is_raised = True
+                    else:
+                        stored.append(number)
+                assert len(stored) > 3
+                free()
+                server.kill()
+                server.start()
+                found = [event.payload["n"] async for event in store.stream("event")]
+                assert found == stored
+                await store.append(an_event(len(stored) + 1))
+                assert (await store.scan()).is_clean
+            server.stop()
