@@ -5,7 +5,8 @@ An application that keeps its own tables in the database of a store adds events 
 store takes them over: each is removed from the outbox and appended in one transaction, so it is
 there exactly once, and never if the application's transaction was rolled back.
 
-`add` is all that an application needs. It takes a plain connection, and no actor system::
+`add` is all that an application needs. It takes a plain connection, of sqlite3 or psycopg, and no
+actor system::
 
     with connection:
         connection.execute("INSERT INTO orders VALUES (?, ?)", (7, "tea"))
@@ -20,6 +21,7 @@ JSON, as the table ``events`` has it. What is there that is no such event is mov
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from typing import Any
 
 import msgspec
@@ -47,6 +49,12 @@ _INSERT = (
 )
 
 
+_INSERT_IN_POSTGRES = (
+    "INSERT INTO {outbox} (system_id, record) "
+    "SELECT system_id, %s::json FROM {systems} WHERE system_id = %s"
+)
+
+
 class HandedOver(msgspec.Struct, frozen=True):
     """What waits in an outbox, be it an event or not."""
 
@@ -61,13 +69,16 @@ class RefusedEvent(msgspec.Struct, frozen=True):
     reason: str
 
 
-def add(connection: Any, *events: PersistedEvent, system_id: str = "papyra") -> None:
-    """Hand over `events` in the transaction of `connection`, an `sqlite3.Connection`.
+def add(
+    connection: Any, *events: PersistedEvent, system_id: str = "papyra", schema: str = "papyra"
+) -> None:
+    """Hand over `events` in the transaction of `connection`, of sqlite3 or (not async) psycopg.
 
     Whoever commits that transaction has handed them over, in this order, and they are as durable as
     the rest of it; if it is rolled back, they were never there. The system appends them when it
     next looks, each at a position of its own; their `seq` counts for nothing, and they have no
-    revision. `system_id` is that of `SQLitePersistence`.
+    revision. `system_id` is that of `SQLitePersistence` or `PostgresPersistence`, and so is the
+    `schema`, which PostgreSQL has.
 
     Raises `InvalidRecord` or `UnencodablePayload` for an event that could not be appended;
     `InvalidRequest` for a connection that commits each statement by itself; `StoreError` where the
@@ -77,13 +88,15 @@ def add(connection: Any, *events: PersistedEvent, system_id: str = "papyra") -> 
     ``PRAGMA wal_autocheckpoint = 0``. Nothing is added then. Otherwise as ``execute`` does.
     """
     encoded = [_encoded(event) for event in events]
-    _require_sqlite(connection)
-    cursor = connection.cursor()
-    cursor.row_factory = None
-    _require_transaction(connection)
-    _require_sound_log(cursor)
-    for data in encoded:
-        _insert(cursor, data, system_id)
+    if _is_of("sqlite3", connection):
+        _add_to_sqlite(connection, encoded, system_id)
+    elif _is_of("psycopg", connection):
+        _add_to_postgres(connection, encoded, system_id, schema)
+    else:
+        raise InvalidRequest(
+            f"an outbox takes a connection of sqlite3 or psycopg, not {shown(connection)}: that of "
+            "the application's own transaction"
+        )
 
 
 def is_log_sound(version: tuple[int, ...]) -> bool:
@@ -110,12 +123,9 @@ def event_of(data: bytes) -> tuple[PersistedEvent, bytes]:
     return event, encoded
 
 
-def _encoded(event: object) -> str | bytes:
+def _encoded(event: object) -> str:
     (encoded,) = codec.encode([_checked(event)])
-    try:
-        return encoded.decode()
-    except UnicodeDecodeError:
-        return encoded
+    return encoded.decode()
 
 
 def _checked(event: object) -> PersistedEvent:
@@ -133,24 +143,60 @@ def _checked(event: object) -> PersistedEvent:
     return event
 
 
-def _require_sqlite(connection: Any) -> None:
+def _is_of(module: str, connection: Any) -> bool:
     # Whoever has a connection has imported it; and there are Pythons without it.
-    sqlite3 = sys.modules.get("sqlite3")
-    if sqlite3 is None or not isinstance(connection, sqlite3.Connection):
-        raise InvalidRequest(
-            f"an outbox takes a connection of sqlite3, not {shown(connection)}: that of the "
-            "application's own transaction"
-        )
+    driver = sys.modules.get(module)
+    return driver is not None and isinstance(connection, driver.Connection)
 
 
-def _require_transaction(connection: Any) -> None:
-    """Raise `InvalidRequest` where the event would be committed, whatever the rest becomes."""
-    if connection.in_transaction:
-        return
-    if connection.isolation_level is None or getattr(connection, "autocommit", False) is True:
-        raise InvalidRequest(
-            "this connection is in no transaction, and commits each statement by itself: begin "
-            "one, and hand over the event in it with what else it is about"
+def _add_to_sqlite(connection: Any, encoded: Sequence[str], system_id: str) -> None:
+    cursor = connection.cursor()
+    cursor.row_factory = None
+    commits_by_itself = (
+        connection.isolation_level is None or getattr(connection, "autocommit", False) is True
+    )
+    if commits_by_itself and not connection.in_transaction:
+        raise _no_transaction()
+    _require_sound_log(cursor)
+    for data in encoded:
+        _insert(cursor, data, system_id)
+
+
+def _add_to_postgres(connection: Any, encoded: Sequence[str], system_id: str, schema: str) -> None:
+    psycopg = sys.modules["psycopg"]
+    idle = psycopg.pq.TransactionStatus.IDLE
+    if connection.autocommit and connection.info.transaction_status == idle:
+        raise _no_transaction()
+    tables = {
+        "outbox": psycopg.sql.Identifier(schema, "papyra_outbox"),
+        "systems": psycopg.sql.Identifier(schema, "systems"),
+    }
+    statement = psycopg.sql.SQL(_INSERT_IN_POSTGRES).format(**tables)
+    cursor = connection.cursor()
+    for data in encoded:
+        try:
+            cursor.execute(statement, (data, system_id))
+        except psycopg.errors.UndefinedTable as error:
+            raise StoreError(
+                f"there is no outbox in the schema {schema!r} of this database: make it with "
+                "papyra migrate, or open it once as a PostgresPersistence"
+            ) from error
+        _require_added(cursor, system_id)
+
+
+def _no_transaction() -> InvalidRequest:
+    """Return the error for what would be committed, whatever becomes of the rest."""
+    return InvalidRequest(
+        "this connection is in no transaction, and commits each statement by itself: begin one, "
+        "and hand over the event in it with what else it is about"
+    )
+
+
+def _require_added(cursor: Any, system_id: str) -> None:
+    if cursor.rowcount != 1:
+        raise StoreError(
+            f"there is no system {system_id!r} in this database: open its store once, or make it "
+            "with papyra migrate"
         )
 
 
@@ -176,7 +222,7 @@ def _require_sound_log(cursor: Any) -> None:
         )
 
 
-def _insert(cursor: Any, data: str | bytes, system_id: str) -> None:
+def _insert(cursor: Any, data: str, system_id: str) -> None:
     sqlite3 = sys.modules["sqlite3"]
     try:
         cursor.execute(_INSERT, (data, system_id))
@@ -184,11 +230,7 @@ def _insert(cursor: Any, data: str | bytes, system_id: str) -> None:
         if "no such table" not in str(error):
             raise
         raise _missing(cursor) from error
-    if cursor.rowcount != 1:
-        raise StoreError(
-            f"there is no system {system_id!r} in this database: open it once as "
-            f"SQLitePersistence(path, system_id={system_id!r}), or with papyra migrate"
-        )
+    _require_added(cursor, system_id)
 
 
 def _missing(cursor: Any) -> StoreError:

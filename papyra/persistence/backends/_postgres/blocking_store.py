@@ -9,9 +9,9 @@ from typing import TypeVar
 
 import psycopg
 
-from papyra.exceptions import PersistenceError, StoreFenced, StoreNotAcknowledged
+from papyra.exceptions import BackendInUse, PersistenceError, StoreFenced, StoreNotAcknowledged
 from papyra.persistence.backends._io.commit_token import CommitToken
-from papyra.persistence.backends._postgres import compaction, repair, schema, snapshots
+from papyra.persistence.backends._postgres import compaction, outbox, repair, schema, snapshots
 from papyra.persistence.backends._postgres.blocks import totals
 from papyra.persistence.backends._postgres.connection import (
     application_name,
@@ -31,6 +31,7 @@ from papyra.persistence.backends._postgres.text import column_text
 from papyra.persistence.backends._postgres.writer_row import WriterRow
 from papyra.persistence.backends._sql.decoding import decoded
 from papyra.persistence.backends._sql.encoded import encoded_history
+from papyra.persistence.backends._sql.migrations import pending
 from papyra.persistence.backends._sql.tables import TABLES
 from papyra.persistence.backends.store import (
     Batch,
@@ -40,8 +41,10 @@ from papyra.persistence.backends.store import (
     collect_page,
 )
 from papyra.persistence.messages import EncodedHistory, HistoryPage, Page, Read, ReadHistory
+from papyra.persistence.outbox import HandedOver, RefusedEvent
 from papyra.persistence.reports import (
     CompactionReport,
+    MigrationReport,
     PersistenceAnomaly,
     PersistenceRecoveryConfig,
     PersistenceRecoveryReport,
@@ -107,6 +110,35 @@ class BlockingStore:
         finally:
             self._session.close()
 
+    def migrate(self, *, dry_run: bool) -> MigrationReport:
+        """Bring the tables to the newest version, by a connection for that alone.
+
+        Raises `BackendInUse` while a writer is connected, as far as the server tells.
+        """
+        session = Session(self._settings)
+
+        def bring(system: System) -> MigrationReport:
+            found = schema.version_of(system)
+            steps = tuple(each.what for each in pending(schema.MIGRATIONS, found))
+            if not dry_run:
+                if steps and found:
+                    _refuse_writers(system)
+                schema.migrate(system)
+                with transaction(system.connection):
+                    self._row.ensure(system)
+            return MigrationReport(
+                NAME,
+                supported=True,
+                version_before=found,
+                version_after=schema.VERSION,
+                steps=steps,
+            )
+
+        try:
+            return session.attempt(bring)
+        finally:
+            session.close()
+
     # Writing
 
     def last_seq(self) -> int:
@@ -129,8 +161,10 @@ class BlockingStore:
         self._row.is_claimed, self._row.in_doubt = True, None
         return last_seq
 
-    def append(self, batch: Batch, token: CommitToken) -> None:
+    def append(self, batch: Batch, token: CommitToken, handed: Sequence[HandedOver] = ()) -> None:
         """Store a batch in one statement; take the token before that.
+
+        What it was made of is removed from the outbox in the same transaction.
 
         Where the connection is lost, or the commit not confirmed as it should be, what became of
         the batch is found out before anything else is done.
@@ -139,7 +173,7 @@ class BlockingStore:
             raise StoreFenced(
                 f"{self._settings.location}: position {batch.first_seq} was given already"
             )
-        encoded = EncodedBatch(batch)
+        encoded = EncodedBatch(batch, handed)
         token.take_or_raise()
         patience = Patience(self._settings)
         while not self._try_to_append(encoded, patience):
@@ -162,13 +196,17 @@ class BlockingStore:
     def _insert(self, system: System, encoded: EncodedBatch) -> None:
         system.connection.is_local_only = False
         try:
-            is_mine = encoded.insert(system, self._row)
+            with transaction(system.connection) if encoded.handed else contextlib.nullcontext():
+                outbox.remove(system, encoded.handed)
+                if not encoded.insert(system, self._row):
+                    raise self._row.fenced(system, "another one has taken over")
         except psycopg.Error as error:
             if not is_answer(error):
                 self._row.in_doubt = encoded.in_doubt
             raise
-        if not is_mine:
-            raise self._row.fenced(system, "another one has taken over")
+        except StoreNotAcknowledged:
+            self._row.in_doubt = encoded.in_doubt
+            raise
         if system.connection.is_local_only:
             self._row.in_doubt = encoded.in_doubt
             raise StoreNotAcknowledged(
@@ -281,6 +319,7 @@ class BlockingStore:
         with snapshot(system.connection):
             found = {kind: totals(system, kind) for kind in TABLES}
             last_seq = self._row.greatest_seq(system)
+            waiting, refused = outbox.count(system)
             (size,) = system.row(
                 "SELECT sum(pg_total_relation_size(oid))::bigint FROM pg_class"
                 " WHERE relkind = 'r' AND relnamespace ="
@@ -302,6 +341,8 @@ class BlockingStore:
             newest=max((each.newest for each in held), default=None),
             writer=writer or None,
             damaged=self.is_damaged,
+            outbox_waiting=waiting,
+            outbox_refused=refused,
         )
 
     # Beside the records
@@ -356,6 +397,23 @@ class BlockingStore:
                 change(system)
 
         self._session.call(make)
+
+    def handed_over(self, after: int | None, size: int) -> Sequence[HandedOver]:
+        """Return the first of what waits in the outbox, of so many bytes."""
+        return self._look_at(lambda system: outbox.handed_over(system, after, size))
+
+    def set_aside(self, refused: Sequence[tuple[HandedOver, str]], now: float) -> None:
+        """Move what can't be taken over out of the outbox, each with the reason."""
+
+        def move(system: System) -> None:
+            for each, reason in refused:
+                outbox.set_aside(system, each, reason, now)
+
+        self._change(move)
+
+    def refused(self, after: int | None) -> Sequence[RefusedEvent]:
+        """Return some of what was set aside."""
+        return self._session.call(lambda system: outbox.refused(system, after))
 
     # Scan, recovery, compaction
 
@@ -441,3 +499,17 @@ def _report(found: ScanResult) -> PersistenceScanReport:
 
 def _tell_nobody(progress: ScanProgress) -> None:
     del progress
+
+
+def _refuse_writers(system: System) -> None:
+    """Raise `BackendInUse` if the writer of any system in these tables is connected."""
+    for name, writer in system.rows(
+        "SELECT system_id, writer FROM {schema}.systems WHERE writer <> ''"
+    ):
+        if system.rows(
+            "SELECT 1 FROM pg_stat_activity WHERE application_name = %(name)s",
+            name=application_name(writer),
+        ):
+            raise BackendInUse(
+                f"{system.settings.location}: {writer} writes {name!r}: stop it first", owner=writer
+            )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import uuid
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from zlib import crc32
 
 from papyra.persistence.backends._postgres.arrays import (
@@ -19,6 +19,7 @@ from papyra.persistence.backends._postgres.text import column_text
 from papyra.persistence.backends._postgres.writer_row import InDoubt, WriterRow
 from papyra.persistence.backends._sql.tables import TABLES, RecordTable
 from papyra.persistence.backends.store import Batch
+from papyra.persistence.outbox import HandedOver
 from papyra.persistence.records import Kind, Record
 
 __all__ = ("EncodedBatch",)
@@ -31,7 +32,8 @@ _TABLE_OF: Mapping[type[Record], RecordTable] = {
 class EncodedBatch:
     """A batch as the values of its statement."""
 
-    def __init__(self, batch: Batch) -> None:
+    def __init__(self, batch: Batch, handed: Sequence[HandedOver] = ()) -> None:
+        self.handed = handed
         self.first_seq = batch.first_seq
         self.last_seq = batch.first_seq + len(batch.records) - 1
         self.in_doubt = InDoubt(
@@ -40,6 +42,7 @@ class EncodedBatch:
             self.last_seq,
             _TABLE_OF[type(batch.records[0])].kind,
             batch.restored,
+            tuple(handed),
         )
         self._values: dict[str, object] = {}
         for kind, part in _by_kind(batch).items():

@@ -7,6 +7,8 @@ import psycopg
 from papyra.persistence.backends._io.threaded_parts import (
     ThreadedEncodedHistories,
     ThreadedInbox,
+    ThreadedMigrating,
+    ThreadedOutbox,
     ThreadedRebasing,
 )
 from papyra.persistence.backends._postgres.blocking_store import NAME, BlockingStore
@@ -17,7 +19,9 @@ from papyra.persistence.backends.store import StoredSnapshot
 __all__ = ("PostgresStore",)
 
 
-class PostgresStore(ThreadedEncodedHistories, ThreadedRebasing, ThreadedInbox):
+class PostgresStore(
+    ThreadedEncodedHistories, ThreadedRebasing, ThreadedInbox, ThreadedMigrating, ThreadedOutbox
+):
     """A `Store` in a PostgreSQL database."""
 
     name = NAME

@@ -17,8 +17,10 @@ import uuid
 import msgspec
 
 from papyra.exceptions import StoreError, StoreFenced
+from papyra.persistence.backends._postgres.outbox import put_back
 from papyra.persistence.backends._postgres.system import System
 from papyra.persistence.backends._sql.tables import TABLES
+from papyra.persistence.outbox import HandedOver
 from papyra.persistence.records import Kind
 
 __all__ = ("InDoubt", "WriterRow")
@@ -43,6 +45,8 @@ class InDoubt(msgspec.Struct, frozen=True):
     kind: Kind
     #: whether its positions may be given again
     restored: bool
+    #: what it was made of, which is put back into the outbox if the batch is taken back
+    handed: tuple[HandedOver, ...] = ()
 
 
 class WriterRow:
@@ -148,6 +152,7 @@ class WriterRow:
                 first=in_doubt.first_seq,
                 last=in_doubt.last_seq,
             )
+        put_back(system, in_doubt.handed)
         if not in_doubt.restored:
             self.note_last(system, in_doubt.last_seq)
         logger.warning(

@@ -404,7 +404,7 @@ def test_a_connection_that_commits_each_statement_by_itself_is_refused(
 
 def test_what_is_no_connection_of_sqlite3_is_refused(connection: sqlite3.Connection) -> None:
     for wrong in (None, "shop.sqlite", connection.cursor()):
-        with pytest.raises(InvalidRequest, match="connection of sqlite3"):
+        with pytest.raises(InvalidRequest, match="connection of sqlite3 or psycopg"):
             outbox.add(wrong, event(1))
 
 
