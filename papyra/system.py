@@ -70,7 +70,7 @@ PERSISTENCE_NAME = "$persistence"
 #: looks that have failed, at most.
 LOOK_INTERVAL, LONGEST_LOOK_INTERVAL = 1.0, 60.0
 #: The same where applications may hand over events at any time, which somebody waits for.
-OUTBOX_INTERVAL = 0.1
+OUTBOX_INTERVAL = 0.25
 
 #: How many actors read their histories at the same time.
 MAX_RECOVERIES = 50

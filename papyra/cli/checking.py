@@ -319,6 +319,7 @@ async def _examine(
     backend: PersistenceBackend, config: PersistenceStartupConfig
 ) -> PersistenceScanReport | None:
     """Scan as a start does, without its lock; `None` in mode ``ignore``, which does not look."""
+    await _refuse_outdated(backend)
     async with backend.reader() as reader:
         writer, place = (await reader.summarize()).writer, place_of(backend)
         # A note of another host's may be of a container that is no more: that does not tell.
@@ -332,6 +333,16 @@ async def _examine(
             return None
         with progress("scanning", in_bytes=place_of(backend) is not None) as advance:
             return await reader.scan(advance)
+
+
+async def _refuse_outdated(backend: PersistenceBackend) -> None:
+    """Raise `CommandFailed` for tables that a reader can look at, and a system does not take."""
+    plan = await backend.migrate(dry_run=True)
+    if plan.version_before and plan.steps:
+        raise CommandFailed(
+            f"a system would not start: the tables of {name_of(backend)} are of version "
+            f"{plan.version_before}: see papyra migrate --dry-run"
+        )
 
 
 _NEW = "there is no store yet: a system starts with a new one"

@@ -102,6 +102,15 @@ def test_commands_that_look_need_no_migration_and_those_that_write_name_it(
     assert "papyra migrate" in done.err
 
 
+def test_doctor_says_that_a_system_would_not_start(papyra: Command, old: Path) -> None:
+    done = papyra("doctor", old)
+    assert done.code == 1
+    assert "would not start: the tables" in done.err
+    assert "papyra migrate" in done.err
+    assert papyra("migrate", old, "--yes").code == 0
+    assert papyra("doctor", old).code == 0
+
+
 def test_a_database_of_others_gets_the_tables_and_a_new_one_is_not_made(
     papyra: Command, tmp_path: Path, old: Path
 ) -> None:

@@ -12,6 +12,8 @@ from papyra.persistence import (
     Append,
     Appended,
     AppendMany,
+    Attend,
+    Attended,
     Compact,
     CompactedKind,
     CompactionReport,
@@ -24,6 +26,9 @@ from papyra.persistence import (
     LoadedSnapshot,
     LoadSnapshot,
     MetricsSnapshot,
+    Migrate,
+    MigrationReport,
+    OutboxTaken,
     Page,
     PersistenceAnomaly,
     PersistenceRecoveryConfig,
@@ -37,6 +42,7 @@ from papyra.persistence import (
     SkipEvent,
     Snapshot,
     SnapshotSaved,
+    TakeOutbox,
 )
 from papyra.persistence.messages import AnyRequest
 from tests.actors import event
@@ -53,6 +59,9 @@ AnyReply = (
     | LoadedSnapshot
     | SnapshotSaved
     | EventSkipped
+    | MigrationReport
+    | OutboxTaken
+    | Attended
 )
 
 scan = PersistenceScanReport("memory", 1, 2, (PersistenceAnomaly("torn", "half a line", line=3),))
@@ -75,6 +84,9 @@ scan = PersistenceScanReport("memory", 1, 2, (PersistenceAnomaly("torn", "half a
         LoadSnapshot("shop/a", 2, 7),
         SkipEvent("shop/a", 7, "paid twice"),
         Identify(),
+        Migrate(dry_run=True),
+        TakeOutbox(),
+        Attend(),
     ],
 )
 def test_requests_to_the_persistence_actor_can_be_encoded_and_decoded(message: Any) -> None:
@@ -96,6 +108,9 @@ def test_requests_to_the_persistence_actor_can_be_encoded_and_decoded(message: A
         LoadedSnapshot(Snapshot("a", 1, 2, "id", 3, "c", msgspec.Raw(b"1"), 2.0), ("one",)),
         SnapshotSaved(7, 100),
         EventSkipped(8, "paid twice", is_new=True),
+        MigrationReport("sqlite", True, 1, 2, ("add a table",)),
+        OutboxTaken(3, more=True),
+        Attended(1, 2),
     ],
 )
 def test_replies_of_the_persistence_actor_can_be_encoded_and_decoded(reply: Any) -> None:

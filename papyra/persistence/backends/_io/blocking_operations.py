@@ -8,8 +8,10 @@ from typing import Protocol
 from papyra.persistence.backends._io.commit_token import CommitToken
 from papyra.persistence.backends.store import Batch, NewBase, StoredSnapshot
 from papyra.persistence.messages import EncodedHistory, HistoryPage, Page, Read, ReadHistory
+from papyra.persistence.outbox import HandedOver, RefusedEvent
 from papyra.persistence.reports import (
     CompactionReport,
+    MigrationReport,
     PersistenceAnomaly,
     PersistenceRecoveryConfig,
     PersistenceRecoveryReport,
@@ -22,7 +24,9 @@ from papyra.persistence.retention import RetentionPolicy
 __all__ = (
     "BlockingEncodedHistories",
     "BlockingInbox",
+    "BlockingMigrating",
     "BlockingOperations",
+    "BlockingOutbox",
     "BlockingRebasing",
     "BlockingRequests",
 )
@@ -77,6 +81,23 @@ class BlockingRebasing(BlockingOperations, Protocol):
     def count_hidden(
         self, policy: RetentionPolicy, now: float, bases: Sequence[NewBase] = ()
     ) -> CompactionReport: ...
+
+
+class BlockingMigrating(BlockingOperations, Protocol):
+    """The operation of `Migrating`."""
+
+    def migrate(self, *, dry_run: bool) -> MigrationReport: ...
+
+
+class BlockingOutbox(BlockingOperations, Protocol):
+    """The operations of `Outbox`; an append removes what the batch was made of, too."""
+
+    def append(
+        self, batch: Batch, token: CommitToken, handed: Sequence[HandedOver] = ()
+    ) -> None: ...
+    def handed_over(self, after: int | None, size: int) -> Sequence[HandedOver]: ...
+    def set_aside(self, refused: Sequence[tuple[HandedOver, str]], now: float) -> None: ...
+    def refused(self, after: int | None) -> Sequence[RefusedEvent]: ...
 
 
 class BlockingRequests(Protocol):

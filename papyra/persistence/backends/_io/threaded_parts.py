@@ -2,20 +2,32 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 
 from papyra.persistence.backends._io.blocking_operations import (
     BlockingEncodedHistories,
     BlockingInbox,
+    BlockingMigrating,
+    BlockingOutbox,
     BlockingRebasing,
 )
+from papyra.persistence.backends._io.commit_token import CommitToken
 from papyra.persistence.backends._io.threaded_store import ThreadedStore
-from papyra.persistence.backends.store import NewBase
+from papyra.persistence.backends._io.worker_thread import WorkerThread
+from papyra.persistence.backends.store import Batch, NewBase
 from papyra.persistence.messages import EncodedHistory, HistoryPage, ReadHistory
-from papyra.persistence.reports import CompactionReport
+from papyra.persistence.outbox import HandedOver, RefusedEvent
+from papyra.persistence.reports import CompactionReport, MigrationReport
 from papyra.persistence.retention import RetentionPolicy
 
-__all__ = ("ThreadedEncodedHistories", "ThreadedInbox", "ThreadedRebasing")
+__all__ = (
+    "ThreadedEncodedHistories",
+    "ThreadedInbox",
+    "ThreadedMigrating",
+    "ThreadedOutbox",
+    "ThreadedRebasing",
+)
 
 
 class ThreadedEncodedHistories(ThreadedStore):
@@ -82,3 +94,46 @@ class ThreadedInbox(ThreadedStore):
     async def is_attended(self) -> bool:
         """Return whether there seems to be a writer, as far as that can be told."""
         return await self._run(self.blocking.holder, timeout=self.call_timeout) is not None
+
+
+class ThreadedMigrating(ThreadedStore):
+    """One with `Migrating`."""
+
+    blocking: BlockingMigrating
+
+    async def migrate(self, *, dry_run: bool) -> MigrationReport:
+        """Bring the tables to the newest version, in a thread for that alone."""
+        if not dry_run:
+            self._require_writable()
+        thread = WorkerThread(self._thread_name)
+        try:
+            return await thread.run(functools.partial(self.blocking.migrate, dry_run=dry_run))
+        except self._driver_errors as error:
+            raise self._named(error) from error
+        finally:
+            thread.stop()
+
+
+class ThreadedOutbox(ThreadedStore):
+    """One with an `Outbox`."""
+
+    blocking: BlockingOutbox
+
+    async def handed_over(self, after: int | None, size: int) -> Sequence[HandedOver]:
+        """Return the first of what waits in the outbox, of so many bytes."""
+        timeout = self.call_timeout
+        return await self._run(self.blocking.handed_over, after, size, timeout=timeout)
+
+    async def take_over(self, handed: Sequence[HandedOver], batch: Batch) -> None:
+        """Store a batch, and remove from the outbox what it was made of, in one transaction."""
+        token, timeout = CommitToken(), self.call_timeout
+        await self._run(self.blocking.append, batch, token, handed, timeout=timeout, token=token)
+
+    async def set_aside(self, refused: Sequence[tuple[HandedOver, str]], now: float) -> None:
+        """Move what can't be taken over to the table of what was refused, in one transaction."""
+        self._require_writable()
+        await self._run(self.blocking.set_aside, refused, now, timeout=self.call_timeout)
+
+    async def refused(self, after: int | None) -> Sequence[RefusedEvent]:
+        """Return some of what was set aside."""
+        return await self._run(self.blocking.refused, after, timeout=self.call_timeout)

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import functools
 import sqlite3
-from collections.abc import Sequence
 from typing import get_args
 
 from papyra._durations import is_seconds
@@ -18,20 +16,17 @@ from papyra.exceptions import (
 )
 from papyra.persistence.backends._files.disk import whose
 from papyra.persistence.backends._files.location import Place, printable
-from papyra.persistence.backends._io.commit_token import CommitToken
 from papyra.persistence.backends._io.threaded_parts import (
     ThreadedEncodedHistories,
+    ThreadedMigrating,
+    ThreadedOutbox,
     ThreadedRebasing,
 )
-from papyra.persistence.backends._io.worker_thread import WorkerThread
 from papyra.persistence.backends._sqlite.blocking_store import DEFAULT_SYSTEM, NAME, BlockingStore
 from papyra.persistence.backends._sqlite.connection import Synchronous
 from papyra.persistence.backends._sqlite.database_file import DatabaseFile
 from papyra.persistence.backends._sqlite.errors import store_error, system_error
 from papyra.persistence.backends._sqlite.schema import require_sqlite
-from papyra.persistence.backends.store import Batch
-from papyra.persistence.outbox import HandedOver, RefusedEvent
-from papyra.persistence.reports import MigrationReport
 
 __all__ = ("DEFAULT_SYSTEM", "SQLiteStore")
 
@@ -39,7 +34,7 @@ __all__ = ("DEFAULT_SYSTEM", "SQLiteStore")
 _LONGEST = 50
 
 
-class SQLiteStore(ThreadedEncodedHistories, ThreadedRebasing):
+class SQLiteStore(ThreadedEncodedHistories, ThreadedRebasing, ThreadedMigrating, ThreadedOutbox):
     """A `Store` in an SQLite database."""
 
     name = NAME
@@ -81,37 +76,6 @@ class SQLiteStore(ThreadedEncodedHistories, ThreadedRebasing):
     def location(self) -> str:
         """The path of the database."""
         return printable(self.place.name)
-
-    async def migrate(self, *, dry_run: bool) -> MigrationReport:
-        """Bring the tables to the newest version, in a thread for that alone."""
-        if not dry_run:
-            self._require_writable()
-        thread = WorkerThread(self._thread_name)
-        try:
-            return await thread.run(functools.partial(self.blocking.migrate, dry_run=dry_run))
-        except self._driver_errors as error:
-            raise self._named(error) from error
-        finally:
-            thread.stop()
-
-    async def handed_over(self, after: int | None, size: int) -> Sequence[HandedOver]:
-        """Return the first of what waits in the outbox, of so many bytes."""
-        timeout = self.call_timeout
-        return await self._run(self.blocking.handed_over, after, size, timeout=timeout)
-
-    async def take_over(self, handed: Sequence[HandedOver], batch: Batch) -> None:
-        """Store a batch, and remove from the outbox what it was made of, in one transaction."""
-        token, timeout = CommitToken(), self.call_timeout
-        await self._run(self.blocking.append, batch, token, handed, timeout=timeout, token=token)
-
-    async def set_aside(self, refused: Sequence[tuple[HandedOver, str]], now: float) -> None:
-        """Move what can't be taken over to the table of what was refused, in one transaction."""
-        self._require_writable()
-        await self._run(self.blocking.set_aside, refused, now, timeout=self.call_timeout)
-
-    async def refused(self, after: int | None) -> Sequence[RefusedEvent]:
-        """Return some of what was set aside."""
-        return await self._run(self.blocking.refused, after, timeout=self.call_timeout)
 
     def _named(self, error: Exception, operation: str = "") -> Exception:
         """Return what an error means for this database."""

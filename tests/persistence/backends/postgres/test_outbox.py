@@ -120,7 +120,7 @@ async def test_a_system_takes_events_over_by_itself(
             arrived.set()
 
     async with ActorSystem("shop", persistence=make()) as system:
-        system.backend.subscribe(look)
+        system.backend.watch_commits(look)
         with psycopg.connect(database) as connection:
             add(connection, event(9))
         with anyio.fail_after(30):
@@ -302,6 +302,28 @@ async def test_applications_that_contend_and_roll_back_have_delivered_what_they_
     places = {name: place for place, name in enumerate(delivered)}
     for names in committed:
         assert names == sorted(names, key=places.__getitem__)
+
+
+async def test_a_program_needs_no_more_rights_than_the_guide_says(
+    make: Make, add: Callable[..., None], database: str, schema: str
+) -> None:
+    async with make() as store:
+        role = schema.replace("test", "program")
+        names = {"role": sql.Identifier(role), "schema": sql.Identifier(schema)}
+        with psycopg.connect(database, autocommit=True) as owner:
+            for statement in (
+                "CREATE ROLE {role}",
+                "GRANT USAGE ON SCHEMA {schema} TO {role}",
+                "GRANT INSERT ON {schema}.papyra_outbox TO {role}",
+                "GRANT SELECT (system_id) ON {schema}.systems TO {role}",
+            ):
+                owner.execute(sql.SQL(statement).format(**names))
+            with psycopg.connect(database) as connection:
+                connection.execute(sql.SQL("SET ROLE {role}").format(**names))
+                add(connection, event(1))
+            assert await store.take_outbox() == 1
+            owner.execute(sql.SQL("DROP OWNED BY {role}").format(**names))
+            owner.execute(sql.SQL("DROP ROLE {role}").format(**names))
 
 
 # Versions
