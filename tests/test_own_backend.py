@@ -121,6 +121,20 @@ async def test_papyra_commands_work_on_a_registered_third_party_backend(tmp_path
     assert json.loads(papyra("scan", f"commits:{tmp_path}/b", "--json"))["records_scanned"] == 5
 
 
+@pytest.mark.usefixtures("installed")
+async def test_papyra_compact_says_that_a_backend_can_not_trim_histories(tmp_path: Path) -> None:
+    async with PersistenceBackend(CommitFiles(tmp_path / "store")) as backend:
+        await backend.append(*map(event, range(5)))
+    options = ("--max-records", "1", "--trim-histories", "--dry-run")
+    done = subprocess.run(
+        [sys.executable, "-m", "papyra.cli", "compact", f"commits:{tmp_path}/store", *options],
+        check=True,
+        capture_output=True,
+        text=True,
+    )
+    assert "this store keeps every history whole" in done.stderr
+
+
 MEASURED = """
 import dataclasses
 import sys

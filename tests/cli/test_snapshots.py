@@ -10,7 +10,6 @@ import msgspec
 from papyra.persistence import SaveSnapshot
 from papyra.persistence.backends.snapshots import snapshots_of
 from tests.cli.conftest import T0, Command, Store, event, new_store
-from tests.cli.test_checking import append
 from tests.redis_server import RedisServer
 
 #: Revisions of the snapshots.
@@ -192,17 +191,31 @@ def test_papyra_compact_says_why_a_history_is_not_trimmed(
     assert "trimmed" not in again.out
 
 
-def test_papyra_compact_says_that_a_store_can_not_trim_histories(
+def test_papyra_compact_trims_a_history_beside_the_writer_of_a_store_in_redis(
     papyra: Command, redis_server: RedisServer
 ) -> None:
     store = new_store("redis", papyra.home, redis_server)
-    append(
-        store, *(event(number, actor_address="shop/a", revision=number) for number in range(1, 4))
-    )
-    done = papyra("compact", store.name, *TRIM, "--dry-run")
-    assert done.code == 0
-    assert "this store keeps every history whole" in done.out + done.err
-    assert "none of them to remove" in done.out + done.err
+    fill(store)
+
+    def trim() -> None:
+        plan = json.loads(papyra("compact", store.name, *TRIM, "--dry-run", "--json").out)
+        done = json.loads(papyra("compact", store.name, *TRIM, "--yes", "--json").out)
+        assert done == plan | {"done": True}
+        assert (done["histories"]["trimmed"], done["histories"]["events_removed"]) == (1, 2)
+
+    async def write_on() -> None:
+        async with store.backend() as backend:
+            await backend.append(event(7, actor_address="shop/a", revision=7))
+            await anyio.to_thread.run_sync(trim)
+            await backend.append(event(8, actor_address="shop/a", revision=8))
+
+    anyio.run(write_on)
+    shown = papyra("history", "shop/a", store.name)
+    assert shown.code == 0, "it is whole"
+    assert shown.out.startswith("3\t")
+    assert "papyra.base" in shown.out
+    assert shown.out.count("\n") == 6
+    assert papyra("scan", store.name).code == 0
 
 
 def test_papyra_copy_takes_a_base_along(papyra: Command, file_store: Store) -> None:

@@ -23,9 +23,9 @@ from papyra.exceptions import (
     StoreReadOnly,
 )
 from papyra.persistence.backends._io.asyncio_bridge import AsyncioBridge
-from papyra.persistence.backends._redis import scripts
 from papyra.persistence.backends._redis.actor_index import ActorIndex
 from papyra.persistence.backends._redis.client import RedisClient
+from papyra.persistence.backends._redis.compaction import Compaction
 from papyra.persistence.backends._redis.config import RedisStreamsConfig
 from papyra.persistence.backends._redis.consumer_groups import (
     Consumer,
@@ -34,7 +34,6 @@ from papyra.persistence.backends._redis.consumer_groups import (
     Pending,
     deliveries_of,
 )
-from papyra.persistence.backends._redis.entry_format import following
 from papyra.persistence.backends._redis.fenced_writer import Writer
 from papyra.persistence.backends._redis.following import Follower
 from papyra.persistence.backends._redis.histories import HistoryReader
@@ -45,21 +44,18 @@ from papyra.persistence.backends._redis.scan import StoreScan
 from papyra.persistence.backends._redis.snapshots import RedisSnapshots, owner_of
 from papyra.persistence.backends._redis.store_state import (
     FORMAT,
-    StoreState,
-    StreamState,
     read_state,
 )
 from papyra.persistence.backends._redis.stream_iterator import Session
 from papyra.persistence.backends._redis.stream_scan import Findings
 from papyra.persistence.backends._redis.summary import summarize
-from papyra.persistence.backends._redis.thinning import Thinning, is_thinned
 from papyra.persistence.backends.base import PersistenceBackend
-from papyra.persistence.backends.store import Batch, Capabilities, StoredSnapshot
+from papyra.persistence.backends.store import Batch, Capabilities, NewBase, StoredSnapshot
 from papyra.persistence.messages import HistoryPage, Page, Read, ReadHistory
 from papyra.persistence.records import KINDS, Kind, Record
 from papyra.persistence.reports import (
-    CompactedKind,
     CompactionReport,
+    PersistenceAnomaly,
     PersistenceRecoveryConfig,
     PersistenceRecoveryReport,
     PersistenceScanReport,
@@ -67,7 +63,7 @@ from papyra.persistence.reports import (
     ScanProgress,
     StoreSummary,
 )
-from papyra.persistence.retention import Limits, RetentionPolicy
+from papyra.persistence.retention import RetentionPolicy
 
 __all__ = ("Delivery", "Pending", "RedisStreamsConfig", "RedisStreamsPersistence")
 
@@ -103,11 +99,11 @@ class RedisStreamsPersistence(PersistenceBackend):
     `StoreWrongType`, `StoreNotAcknowledged`.
 
     What concerns one actor is found by an index, the sorted set ``{...}:actors``, which a writer
-    keeps up to date. `compact` keeps every event with a revision. `recover` removes what is
-    damaged, and counts anew what others have given other numbers; in mode ``quarantine`` it copies
-    what it removes to ``{...}:quarantine:<kind>``. What the index costs and takes, and what a
-    server that is killed may do to a store, the guide in ``papyra/persistence/backends/README.md``
-    says.
+    keeps up to date. `compact` keeps every event with a revision, unless histories may be trimmed:
+    then their bases are in the hash ``{...}:bases``. `recover` removes what is damaged, and counts
+    anew what others have given other numbers; in mode ``quarantine`` it copies what it removes to
+    ``{...}:quarantine:<kind>``. What the index costs and takes, and what a server that is killed
+    may do to a store, the guide in ``papyra/persistence/backends/README.md`` says.
     """
 
     store: RedisStore
@@ -253,7 +249,7 @@ class RedisStore:
         self._index = ActorIndex(self.client)
         self._reader = Reader(self.client, self._index)
         self._histories = HistoryReader(self.client, self._index)
-        self._thinning = Thinning(self.client)
+        self._compaction = Compaction(self.client, self.writer, self._reader, self._index)
         self._snapshots = RedisSnapshots(self.client, self.writer)
         self._requests = RequestKeys(self.client)
         #: whether an append may follow without a `claim` of the writer
@@ -362,8 +358,13 @@ class RedisStore:
         return await self.asyncio.run(self._snapshots.load, owner_of(actor), revision)
 
     async def remove_snapshot(self, actor: str, revision: int) -> None:
-        """Remove a snapshot, if it is there, as the writer."""
-        await self.claim()
+        """Remove a snapshot, if it is there.
+
+        Whoever has never written may do so beside the writer, as it may compact the store.
+        """
+        self._must_write()
+        if self.writer.is_claimed:
+            await self.claim()
         await self.asyncio.run(self._snapshots.remove, owner_of(actor), revision)
 
     def snapshot_owner(self, actor: str) -> str:
@@ -434,6 +435,11 @@ class RedisStore:
 
         return _report(await self.asyncio.run(self._scanner.scan, advance))
 
+    async def scan_histories(self) -> Sequence[PersistenceAnomaly]:
+        """Check the revisions of every actor."""
+        await self._settle_in_doubt()
+        return await self.asyncio.run(self._scanner.scan_histories)
+
     async def recover(self, config: PersistenceRecoveryConfig) -> PersistenceRecoveryReport:
         """Remove what is damaged, and count anew what has other numbers."""
         self._must_write()
@@ -444,10 +450,21 @@ class RedisStore:
         self, policy: RetentionPolicy, now: float, *, dry_run: bool
     ) -> CompactionReport:
         """Trim the streams up to the first record that `policy` shows at Unix time `now`."""
+        return await self.compact_histories((), policy, now, dry_run=dry_run)
+
+    async def compact_histories(
+        self, bases: Sequence[NewBase], policy: RetentionPolicy, now: float, *, dry_run: bool
+    ) -> CompactionReport:
+        """Trim the streams, then write bases and remove what they stand for.
+
+        Bases are confirmed as appends are before an event goes. Raises `StoreFenced` where another
+        writer has taken over.
+        """
         if not dry_run:
             self._must_write()
         await self._settle_in_doubt()
-        return await self.asyncio.run(self._trim, policy, now, dry_run=dry_run)
+        compact = self._compaction.foresee if dry_run else self._compaction.compact
+        return await self.asyncio.run(compact, NAME, policy, now, bases)
 
     @property
     def _in_doubt(self) -> range:
@@ -498,6 +515,8 @@ class RedisStore:
                 await renumber(self.client, found, self.writer.epoch)
                 self.writer.release()
                 await self.writer.claim(anew=True)
+            if found.stray_base:
+                await self._compaction.thinning.pass_over(found.stray_base)
             await self._index_anew(found)
         found = await self._scanner.scan()
         return PersistenceRecoveryReport(
@@ -515,59 +534,6 @@ class RedisStore:
         if found.index_is_wrong or index.size or index.noted:
             await self._index.forget()
             await self._index.catch_up("event", "indexed")
-
-    async def _trim(
-        self, policy: RetentionPolicy, now: float, *, dry_run: bool
-    ) -> CompactionReport:
-        before = after = await read_state(self.client)
-        kept_for_histories = 0
-        if before.wrong or not all(stream.agrees for stream in before.streams.values()):
-            raise StoreError(f"{self.location} is damaged: recover it before compacting it")
-        operator = "=" if self.config.trim == "exact" else "~"
-        for number, kind in enumerate(KINDS, start=1):
-            limits = policy.of(kind)
-            if limits == Limits() or not before.streams[kind].length:
-                continue
-            first = await self._reader.first_visible(kind, limits, now)
-            if first == "-":
-                continue
-            if is_thinned(kind, before):
-                if dry_run:
-                    after = after.with_stream(
-                        kind, await self._thinning.foresee(kind, before, first)
-                    )
-                else:
-                    await self._thinning.thin(kind, before, first)
-                if kind == "event":
-                    now_kept = after if dry_run else await read_state(self.client)
-                    kept_for_histories = await self._thinning.count_kept(
-                        now_kept.streams[kind].kept, first
-                    )
-            elif dry_run:
-                after = after.with_stream(kind, await self._trimmed(kind, after, first))
-            else:
-                keys = self.client.keys.all
-                # Where nothing is shown any more, what came since it was looked for is.
-                start = first or following(before.streams[kind].last_id)
-                await self.client.run(scripts.TRIM, keys, number, start, operator)
-        if not dry_run:
-            after = await read_state(self.client)
-        kinds = {
-            kind: _compacted(stream, after.streams[kind]) for kind, stream in before.streams.items()
-        }
-        return CompactionReport.of_kinds(NAME, kinds, kept_for_histories)
-
-    async def _trimmed(self, kind: Kind, state: StoreState, first: str | None) -> StreamState:
-        """Return what a stream would be that begins with the entry `first`, or is empty."""
-        stream = state.streams[kind]
-        entry = None if first is None else await self._reader.read_at(kind, first)
-        if entry is None:
-            return stream.trimmed_to(stream.n, stream.total)
-        return stream.trimmed_to(entry.n - 1, entry.total_before)
-
-
-def _compacted(before: StreamState, after: StreamState) -> CompactedKind:
-    return CompactedKind(before.length, after.length, before.held_bytes, after.held_bytes)
 
 
 def _report(found: Findings) -> PersistenceScanReport:

@@ -25,7 +25,13 @@ from papyra.exceptions import (
 from papyra.persistence import codec
 from papyra.persistence.backends._redis import scripts
 from papyra.persistence.backends._redis.client import RedisClient
-from papyra.persistence.backends._redis.entry_format import Entry, RawEntry, id_of, read
+from papyra.persistence.backends._redis.entry_format import (
+    Entry,
+    RawEntry,
+    id_of,
+    raw_entries,
+    read,
+)
 from papyra.persistence.backends._redis.store_state import StoreState, read_state
 from papyra.persistence.backends._redis.stream_scan import PAGE_BYTES, PAGE_ENTRIES
 from papyra.persistence.backends.paging import MAX_PAGE_RECORDS
@@ -194,9 +200,8 @@ class ActorIndex:
         )
         if not reply:
             return None
-        is_end, seq, raws = reply
-        entries = [(raw[0], dict(zip(raw[1][::2], raw[1][1::2], strict=True))) for raw in raws]
-        return Found(entries, bool(is_end), seq)
+        is_end, seq, entries, bases = reply
+        return Found(raw_entries(entries, bases), bool(is_end), seq)
 
     async def listed(self, kind: Kind) -> tuple[int, bool]:
         """Return up to which seq all records of a kind are in the index, and if these are all.

@@ -28,8 +28,9 @@ from papyra.exceptions import (
     StoreNotWritable,
     StoreUnreachable,
 )
+from papyra.persistence.backends._redis import scripts
 from papyra.persistence.backends._redis.config import RedisStreamsConfig, Target
-from papyra.persistence.backends._redis.entry_format import RawEntry
+from papyra.persistence.backends._redis.entry_format import RawEntry, id_of, raw_entries
 from papyra.persistence.backends._redis.errors import store_error
 from papyra.persistence.backends._redis.options import check_tls
 from papyra.persistence.backends._redis.scripts import Script
@@ -208,17 +209,58 @@ class RedisClient:
     async def entries(
         self, key: str, first: str, last: str, count: int, *, newest: bool = False
     ) -> Sequence[RawEntry]:
-        """Return up to `count` entries between two ids: the oldest, or the `newest` first."""
+        """Return up to `count` entries between two ids: the oldest, or the `newest` first.
 
-        async def fetch(client: AnyClient) -> Sequence[RawEntry]:
-            entries: Sequence[RawEntry]
-            if newest:
-                entries = await client.xrevrange(key, last, first, count)
-            else:
-                entries = await client.xrange(key, first, last, count)
-            return entries
+        Of events, bases are read in place of some.
+        """
+        bounds = ("XREVRANGE", last, first) if newest else ("XRANGE", first, last)
+        command, *ends = bounds
+        look = (command, key, *ends, "COUNT", count)
 
-        return await self.call(fetch)
+        async def fetch(client: AnyClient) -> tuple[Sequence[RawEntry], bool]:
+            if key != self.keys.streams["event"]:
+                [entries] = await self._replies(client, look)
+                return _parsed(entries), False
+            # There were bases before it, or there are some since: they are asked for.
+            ask = ("HLEN", self.keys.bases)
+            before, entries, after, noted = await self._replies(
+                client, ask, look, ask, self._note_of_kept
+            )
+            raws = _parsed(entries)
+            return raws, bool(before or after) and bool(_among_kept(raws, noted))
+
+        raws, has_bases = await self.call(fetch)
+        if not has_bases:
+            return raws
+        return raw_entries(*await self.run(scripts.PAGE, self.keys.all, *bounds, count))
+
+    async def with_bases(self, key: str, raws: Sequence[RawEntry]) -> Sequence[RawEntry]:
+        """Return entries of a stream as they are now: with bases, and those gone without fields."""
+        if not raws or key != self.keys.streams["event"]:
+            return raws
+
+        async def look(client: AnyClient) -> list[Any]:
+            return await self._replies(client, ("HLEN", self.keys.bases), self._note_of_kept)
+
+        count, noted = await self.call(look)
+        ids = _among_kept(raws, noted) if count else ()
+        if not ids:
+            return raws
+        found = raw_entries(*await self.run(scripts.PAGE, self.keys.all, "ids", *ids))
+        now = {each: dict[bytes, bytes]() for each in ids} | dict(found)
+        return [(each, now.get(each, fields)) for each, fields in raws]
+
+    @property
+    def _note_of_kept(self) -> tuple[str, ...]:
+        return ("HGET", self.keys.meta, "event:kept")
+
+    async def _replies(self, client: AnyClient, *commands: tuple[Any, ...]) -> list[Any]:
+        """Return the replies to commands; raise the first that is an error."""
+        replies = await self.exchange(client, *commands)
+        for reply in replies:
+            if isinstance(reply, Exception):
+                raise reply
+        return replies
 
     async def info(self) -> ServerInfo:
         """Return what the server said when it was connected."""
@@ -333,6 +375,24 @@ class RedisClient:
         )
         self._sentinels = list(sentinel.sentinels)
         return sentinel.master_for(target.service)
+
+
+def _parsed(entries: Sequence[Any]) -> Sequence[RawEntry]:
+    """Return entries as the server replied, or as redis-py has parsed them, as for a cluster."""
+    is_parsed = bool(entries) and isinstance(entries[0][1], dict)
+    return entries if is_parsed else raw_entries(entries)
+
+
+def _among_kept(raws: Sequence[RawEntry], noted: bytes | None) -> list[bytes]:
+    """Return the ids up to which compactions have looked: where bases are.
+
+    All of them, where what is noted of that can't be read.
+    """
+    _, _, upto = (noted or b"").rpartition(b" ")
+    if not re.fullmatch(rb"[0-9]{1,14}-[0-9]{1,14}", upto):
+        return [identifier for identifier, _ in raws]
+    limit = id_of(upto)
+    return [identifier for identifier, fields in raws if fields and id_of(identifier) <= limit]
 
 
 async def _run_once(

@@ -211,7 +211,8 @@ class Keys:
         self._unmistakable = f"{self._plain}/{len(prefix)}"
         #: whether another prefix and system id look the same
         self.is_ambiguous = self._plain.count(":") > 1
-        self.tag = self.meta = self.index = self.snapshots = self.snapshot_names = ""
+        self.tag = self.meta = self.index = self.bases = ""
+        self.snapshots = self.snapshot_names = ""
         self.streams: dict[Kind, str] = {}
         #: what scripts about records are given
         self.all: list[str] = []
@@ -230,7 +231,9 @@ class Keys:
         self.streams |= {kind: f"{self.tag}:{_STREAMS[kind]}" for kind in KINDS}
         #: a sorted set: where the records of each actor are
         self.index = f"{self.tag}:actors"
-        self.all[:] = [self.meta, *self.streams.values(), self.index]
+        #: a hash: the bases of histories, by the ids of the entries that they are read in place of
+        self.bases = f"{self.tag}:bases"
+        self.all[:] = [self.meta, *self.streams.values(), self.index, self.bases]
         #: a hash: the snapshots, by their names; and a sorted set: these names
         self.snapshots = f"{self.tag}:snapshots"
         self.snapshot_names = f"{self.tag}:snapshot_names"

@@ -115,7 +115,8 @@ class ConsumerGroup:
 
             cursor, entries, *_ = await self._client.call(claim)
             # What was deleted is none, or is not there, depending on the server's version.
-            claimed += [entry for entry in entries if entry[0] is not None]
+            there = [entry for entry in entries if entry[0] is not None]
+            claimed += await self._client.with_bases(self._key, there)
             if cursor == b"0-0":
                 break
         return claimed

@@ -13,6 +13,10 @@ back. Its fields are
     trimmed: so how many records, or bytes of them, lie between two entries is known from the two
 ``crc``
     CRC-32 of ``record``, started with ``seq`` (modulo 2**32); 8 hex digits
+
+Nothing can be written in the place of an entry, so the base of a history is kept beside its stream,
+in a hash, by the id of the entry in place of which it is read: as its checksum, like ``crc``, a
+space, and its record.
 """
 
 from __future__ import annotations
@@ -22,14 +26,15 @@ import sys
 from array import array
 from collections.abc import Mapping, Sequence
 from itertools import accumulate
-from typing import TypeAlias
+from typing import Any, TypeAlias
 from zlib import crc32
 
 import msgspec
 
 from papyra.exceptions import StoreError
 from papyra.persistence import codec
-from papyra.persistence.records import Kind, Record, kind_of
+from papyra.persistence.bases import BASE_TYPE
+from papyra.persistence.records import Kind, PersistedEvent, Record, kind_of
 from papyra.persistence.reports import AnomalyKind
 
 __all__ = (
@@ -37,13 +42,16 @@ __all__ = (
     "MOST_BYTES",
     "Entry",
     "RawEntry",
+    "Rebased",
     "Wrong",
+    "base_as_kept",
     "check",
     "checksums",
     "following",
     "id_of",
     "millisecond",
     "milliseconds",
+    "raw_entries",
     "read",
     "record_of",
     "whole",
@@ -74,12 +82,50 @@ class Entry(msgspec.Struct, frozen=True, gc=False):
     #: 0, and `total`, too, where the numbers can't be right: n is at most seq
     n: int
     total: int
+    #: the base that is read in place of it, if there is one
     record: bytes
+    crc: bytes
+    #: bytes of the record in the stream
+    size: int
+    is_rebased: bool
 
     @property
     def total_before(self) -> int:
         """Bytes in the stream up to and without this one."""
-        return self.total - len(self.record)
+        return self.total - self.size
+
+
+class Rebased(dict[bytes, bytes]):
+    """The fields of an entry in place of which a base is read."""
+
+    def __init__(self, fields: Mapping[bytes, bytes], base: bytes) -> None:
+        super().__init__(fields)
+        #: as the hash has it
+        self.base = base
+
+    @property
+    def record(self) -> bytes:
+        """The base, encoded."""
+        return self.base[9:]
+
+
+def base_as_kept(seq: int, encoded: bytes) -> bytes:
+    """Return a base as the hash has it."""
+    return b"%b %b" % (checksums((encoded,), seq).encode(), encoded)
+
+
+def raw_entries(entries: Sequence[Any], bases: Sequence[bytes | None] = ()) -> list[RawEntry]:
+    """Return entries as a script returns them, with the bases in their places, if there are any."""
+    raws: list[RawEntry] = [
+        (identifier, dict(zip(fields[::2], fields[1::2], strict=True)))
+        for identifier, fields in entries
+    ]
+    if not bases:
+        return raws
+    return [
+        (identifier, fields if base is None else Rebased(fields, base))
+        for (identifier, fields), base in zip(raws, bases, strict=True)
+    ]
 
 
 def id_of(identifier: bytes) -> tuple[int, int]:
@@ -143,22 +189,27 @@ def whole(text: bytes) -> int | None:
 def read(raw: RawEntry) -> tuple[Entry | None, Wrong | None]:
     """Return what an entry says, or why it is none of ours."""
     identifier, fields = raw
-    if fields.keys() != _FIELDS:
+    base = fields if type(fields) is Rebased else None
+    if fields.keys() != _FIELDS and base is None:
         names = ", ".join(sorted(field.decode(errors="replace") for field in fields))
         return None, ("wrong_fields", f"the fields are {names[:200]}")
     ms, seq = id_of(identifier)
     if ms > LATEST_MS or not 0 < seq <= LATEST_MS:
         return None, ("wrong_fields", "the id is none that Papyra gives")
-    n, total, record = whole(fields[b"n"]), whole(fields[b"total"]), fields[b"record"]
-    if n is None or total is None or not 0 < n <= seq or not len(record) <= total <= n * MOST_BYTES:
+    n, total = whole(fields.get(b"n", b"")), whole(fields.get(b"total", b""))
+    record, crc = fields.get(b"record", b""), fields.get(b"crc", b"")
+    size = len(record)
+    if n is None or total is None or not 0 < n <= seq or not size <= total <= n * MOST_BYTES:
         n = total = 0
-    return Entry(identifier, seq, n, total, record), None
+    if base is not None:
+        record, crc = base.record, base.base[:8]
+    return Entry(identifier, seq, n, total, record, crc, size, base is not None), None
 
 
-def check(entry: Entry, crc: bytes, kind: Kind) -> tuple[Record | None, Wrong | None]:
+def check(entry: Entry, kind: Kind) -> tuple[Record | None, Wrong | None]:
     """Return an entry's record, or what is wrong with it."""
     seq = entry.seq
-    if b"%08x" % crc32(entry.record, seq & _MASK) != crc:
+    if b"%08x" % crc32(entry.record, seq & _MASK) != entry.crc:
         return None, ("checksum", f"the checksum of record {seq} is another one")
     try:
         record = codec.decode(entry.record, seq)
@@ -167,7 +218,14 @@ def check(entry: Entry, crc: bytes, kind: Kind) -> tuple[Record | None, Wrong | 
         return None, ("unknown_kind" if is_kept else "corrupt", str(error))
     if kind_of(record) != kind:
         return None, ("corrupt", f"record {seq} is of the kind {kind_of(record)}, not {kind}")
+    if entry.is_rebased and not is_base(record):
+        return None, ("corrupt", f"what is kept as a base in place of record {seq} is none")
     return record, None
+
+
+def is_base(record: Record) -> bool:
+    """Return whether a record is the base of a history."""
+    return isinstance(record, PersistedEvent) and record.event_type == BASE_TYPE
 
 
 def record_of(raw: RawEntry, kind: Kind) -> tuple[Record | None, int, Wrong | None]:
@@ -175,5 +233,5 @@ def record_of(raw: RawEntry, kind: Kind) -> tuple[Record | None, int, Wrong | No
     entry, wrong = read(raw)
     if entry is None:
         return None, 0, wrong
-    record, wrong = check(entry, raw[1][b"crc"], kind)
+    record, wrong = check(entry, kind)
     return record, len(entry.record), wrong

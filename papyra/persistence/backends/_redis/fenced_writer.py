@@ -192,7 +192,7 @@ class Writer:
         if status == b"fenced" and self.in_doubt is not None:
             await self._settle(self.in_doubt, keep=False)
         if status != b"ok":
-            raise self._refusal(status, reply)
+            raise self.refusal(status, reply)
         self._epoch, self.last_seq, self._ms, self._late, taken_back, *counts = map(int, reply)
         self._counts, self._totals = counts[: len(KINDS)], counts[len(KINDS) :]
         if self.in_doubt is not None:
@@ -277,7 +277,7 @@ class Writer:
         ):
             status, reply = b"ok", [self._ms, self._late]
         if status != b"ok":
-            raise self._refusal(status, reply)
+            raise self.refusal(status, reply)
         self._ms, self._late = map(int, reply)
         self.last_seq = batch.first_seq + len(batch.records) - 1
         self._count(batch, _digits(batch.records))
@@ -322,18 +322,34 @@ class Writer:
             scripts.IDENTIFY, (store_id, self._keys.mark), keys=[self._keys.meta]
         )
         if status != b"ok":
-            raise self._refusal(status, reply)
+            raise self.refusal(status, reply)
         identity: bytes = reply[0]
         return identity.decode()
+
+    async def epoch_beside(self) -> int:
+        """Return the epoch in which to write beside the records.
+
+        That is its own for the writer, and for one that is fenced and does not know it. Whoever has
+        never written goes by that of the writer, as whoever compacts a store does.
+        """
+        return self._epoch if self.is_claimed else (await read_state(self._client)).epoch
+
+    async def run_confirmed(self, script: scripts.Script, args: tuple[Any, ...]) -> list[Any]:
+        """Return what a script about records returns, confirmed as an append is."""
+        await self._check_acknowledge()
+        reply = await self._call_confirmed(script, args)
+        self.is_dirty = True
+        return reply
 
     async def write_beside(self, script: scripts.Script, keys: Sequence[str], *args: Any) -> None:
         """Have a script write beside the records, confirmed as they are.
 
-        It gets the epoch first, and refuses what comes from another than the writer.
+        It gets the epoch first, and refuses what comes from a writer that is fenced.
         """
-        status, *reply = await self._call_confirmed(script, (self._epoch, *args), keys=keys)
+        epoch = await self.epoch_beside()
+        status, *reply = await self._call_confirmed(script, (epoch, *args), keys=keys)
         if status != b"ok":
-            raise self._refusal(status, reply)
+            raise self.refusal(status, reply)
         self.is_dirty = True
 
     async def _send(self, batch: Batch) -> list[Any]:
@@ -476,7 +492,8 @@ class Writer:
             self._counts[digit - _FIRST_DIGIT] += 1
             self._totals[digit - _FIRST_DIGIT] += len(encoded)
 
-    def _refusal(self, status: bytes, reply: list[Any]) -> StoreError:
+    def refusal(self, status: bytes, reply: list[Any]) -> StoreError:
+        """Return the error that a script's reply means."""
         location, tag = self._client.location, self._keys.tag
         words = [
             part.decode(errors="replace") if isinstance(part, bytes) else part for part in reply
@@ -503,6 +520,8 @@ class Writer:
                 f"{location}: what is known about the streams of {tag} is missing or wrong "
                 f"({words[0]}): recover it"
             )
+        if status == b"missing":
+            return StoreError(f"{location}: record {words[0]}, or its base, is not in {tag}")
         if status == b"format":
             return StoreError(f"{location}: {tag} was written by a newer version of Papyra")
         return StoreError(f"{location}: {tag} can't be written: {status!r} {words}")

@@ -11,7 +11,7 @@ from papyra.exceptions import StoreAccessDenied
 from papyra.persistence.backends._redis import scripts
 from papyra.persistence.backends._redis.actor_index import member
 from papyra.persistence.backends._redis.client import AnyClient, RedisClient
-from papyra.persistence.backends._redis.entry_format import RawEntry, read
+from papyra.persistence.backends._redis.entry_format import RawEntry, raw_entries, read
 from papyra.persistence.backends._redis.store_state import StoreState
 from papyra.persistence.backends._redis.stream_scan import PAGE_ENTRIES, Findings
 from papyra.persistence.records import KINDS, Kind
@@ -121,8 +121,8 @@ class IndexScan:
         """Return whether an entry has a member, or can't be read, which is said elsewhere."""
         identifier, fields = answer
         assert isinstance(identifier, bytes)
-        names, values = fields[::2], fields[1::2]
-        entry, _ = read((identifier, dict(zip(names, values, strict=True))))  # type: ignore[arg-type]
+        [raw] = raw_entries([(identifier, fields)])
+        entry, _ = read(raw)
         expected = None if entry is None else member(entry, kind)
         return expected is None or expected.encode() == each
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from papyra.persistence.backends._redis.client import RedisClient
-from papyra.persistence.backends._redis.entry_format import id_of
+from papyra.persistence.backends._redis.entry_format import Rebased, id_of
 from papyra.persistence.backends._redis.stream_scan import PAGE_ENTRIES
 
 __all__ = ("KeptEvents",)
@@ -41,7 +43,7 @@ class KeptEvents:
             self._keys.streams["event"], "-", stop, min(count, PAGE_ENTRIES), newest=True
         ):
             for identifier, fields in page:
-                count, room = count - 1, room - len(fields.get(b"record", b""))
+                count, room = count - 1, room - _size_of(fields)
                 if room < 0 or (first != "-" and id_of(identifier) < id_of(first.encode())):
                     return start
                 start = identifier.decode()
@@ -49,3 +51,8 @@ class KeptEvents:
                     return start
             stop = f"({start}"
         return start
+
+
+def _size_of(fields: Mapping[bytes, bytes]) -> int:
+    """Return the bytes of the record that is read at an entry."""
+    return len(fields.record if isinstance(fields, Rebased) else fields.get(b"record", b""))

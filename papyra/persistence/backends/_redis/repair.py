@@ -31,12 +31,14 @@ async def repair(
         note = found.mark, noted, found.kept[1]
         if await client.run(scripts.RECOUNT, client.keys.all, *note) < 0:
             return None
-    removed, copies = 0, []
+    removed, copies = await _remove_bases(client, found, quarantine=quarantine)
+    if removed < 0:
+        return None
     for number, kind in enumerate(KINDS, start=1):
         keys, bad = client.keys.all, found.bad[kind]
         if quarantine and bad:
             keys = [*keys, client.keys.quarantine(kind)]
-            copies.append(keys[-1])
+            copies += [keys[-1]] if keys[-1] not in copies else []
         for start in range(0, len(bad), REMOVED_AT_ONCE):
             ids = bad[start : start + REMOVED_AT_ONCE]
             if await client.run(scripts.REMOVE, keys, number, found.mark, *ids) < 0:
@@ -46,6 +48,21 @@ async def repair(
             args = number, found.mark, json.dumps(found.gone[kind])
             if await client.run(scripts.FORGET, client.keys.all, *args) < 0:
                 return None
+    return removed, copies
+
+
+async def _remove_bases(
+    client: RedisClient, found: Findings, *, quarantine: bool
+) -> tuple[int, list[str]]:
+    """Remove the bases that can't be believed, as `repair`; -1 if they are to be scanned again."""
+    removed, bad = 0, found.bad_bases
+    copies = [client.keys.quarantine("event")] if quarantine and bad else []
+    for start in range(0, len(bad), REMOVED_AT_ONCE):
+        ids = bad[start : start + REMOVED_AT_ONCE]
+        keys = [*client.keys.all, *copies]
+        if await client.run(scripts.DROP_BASES, keys, found.mark, *ids) < 0:
+            return -1, copies
+        removed += len(ids)
     return removed, copies
 
 

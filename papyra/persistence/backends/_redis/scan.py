@@ -6,13 +6,15 @@ from collections.abc import AsyncIterator, Callable, Sequence
 
 from papyra.exceptions import StoreError
 from papyra.persistence.backends._redis import scripts
+from papyra.persistence.backends._redis.base_scan import BaseScan
 from papyra.persistence.backends._redis.client import RedisClient
-from papyra.persistence.backends._redis.entry_format import RawEntry, id_of
+from papyra.persistence.backends._redis.entry_format import RawEntry, Rebased, id_of, record_of
 from papyra.persistence.backends._redis.index_scan import IndexScan
 from papyra.persistence.backends._redis.kept_scan import KeptScan
 from papyra.persistence.backends._redis.store_state import StoreState, StreamState, read_state
 from papyra.persistence.backends._redis.stream_scan import Findings, Seen, StreamScan
-from papyra.persistence.records import KINDS, Kind
+from papyra.persistence.backends.history_check import HistoryCheck
+from papyra.persistence.records import KINDS, Kind, Record
 from papyra.persistence.reports import PersistenceAnomaly
 
 __all__ = ("StoreScan",)
@@ -38,7 +40,30 @@ class StoreScan:
             found = await self._scan(advance)
             if found.mark == (await read_state(self._client)).mark:
                 return found
-        raise StoreError(
+        raise self._disturbed()
+
+    async def scan_histories(self) -> list[PersistenceAnomaly]:
+        """Check the revisions of every actor; begin anew as `scan` does."""
+        for _ in range(SCANS):
+            mark = (await read_state(self._client)).mark
+            anomalies = [each async for each in self._history_anomalies()]
+            if mark == (await read_state(self._client)).mark:
+                return anomalies
+        raise self._disturbed()
+
+    async def _history_anomalies(self) -> AsyncIterator[PersistenceAnomaly]:
+        key, history = self._keys.streams["event"], HistoryCheck()
+        state = await read_state(self._client)
+        scanned = StreamScan("event", key, state, Findings())
+        async for page in self._pages(scanned, state.streams["event"]):
+            for raw in page:
+                if (record := _step_of(raw)) is not None:
+                    anomaly = history.take(record, key, raw[0].decode())
+                    if anomaly is not None:
+                        yield anomaly
+
+    def _disturbed(self) -> StoreError:
+        return StoreError(
             f"{self._client.location}: writers have taken over {self._keys.tag} from each other "
             f"{SCANS} times while it was scanned: stop them first"
         )
@@ -48,11 +73,14 @@ class StoreScan:
         found = Findings(mark=state.mark, wrong=dict(state.wrong))
         self._note_wrong(found, state)
         index = IndexScan(self._client, state, found)
-        kept = KeptScan(self._keys.streams["event"], state, found)
+        kept, bases = (
+            KeptScan(self._keys.streams["event"], state, found),
+            BaseScan(self._client, found),
+        )
         stream_scans = [StreamScan(kind, self._keys.streams[kind], state, found) for kind in KINDS]
         for stream_scan in stream_scans:
             async for page in self._pages(stream_scan, state.streams[stream_scan.kind]):
-                await self._visit(stream_scan, kept, page)
+                await self._visit(stream_scan, kept, bases, page)
                 if stream_scan.suspects:
                     await self._settle(stream_scan)
                 await index.check(stream_scan.kind, page)
@@ -71,19 +99,21 @@ class StoreScan:
                 if stream_scan.is_beyond:
                     detail = f"there are more {stream_scan.kind} records than counted"
                     self._note_wrong_counters(found, detail)
+        await bases.finish()
         await index.finish()
         if advance is not None:
             advance(done, done)
         return found
 
     async def _visit(
-        self, stream_scan: StreamScan, kept: KeptScan, page: Sequence[RawEntry]
+        self, stream_scan: StreamScan, kept: KeptScan, bases: BaseScan, page: Sequence[RawEntry]
     ) -> None:
         """Check the entries of a page."""
         for raw in page:
-            if stream_scan.kind == "event" and kept.takes(raw):
+            believed = bases.checked(raw)
+            if stream_scan.kind == "event" and kept.takes(believed):
                 continue
-            unclear = stream_scan.visit(raw)
+            unclear = stream_scan.visit(bases.note_stray(believed))
             if unclear is not None:
                 await self._decide(stream_scan, unclear)
 
@@ -184,3 +214,10 @@ class StoreScan:
     def _note_wrong_counters(self, found: Findings, detail: str, key: str = "") -> None:
         found.wrong_counters = True
         found.anomalies.append(PersistenceAnomaly("corrupt", detail, key or self._keys.meta))
+
+
+def _step_of(raw: RawEntry) -> Record | None:
+    """Return the record of an entry, if that can be read and may be part of a history."""
+    if isinstance(raw[1], Rebased) or b'"revision":' in raw[1].get(b"record", b""):
+        return record_of(raw, "event")[0]
+    return None

@@ -1,7 +1,7 @@
 """The Lua scripts: each runs inside the server, is atomic, and costs one round trip.
 
 Those about records get the store's keys in the same order: the hash ``meta``, a stream for each
-kind, then the index by actor.
+kind, then the index by actor, and the hash of bases.
 They are deterministic, as Redis before version 7 wants scripts that write. Each file in ``lua/``
 begins with its arguments and its reply; those without are shared parts.
 """
@@ -18,6 +18,7 @@ __all__ = (
     "BEGIN",
     "CLAIM",
     "DROP",
+    "DROP_BASES",
     "FIND",
     "FORGET",
     "IDENTIFY",
@@ -26,12 +27,15 @@ __all__ = (
     "LISTED",
     "MISSING",
     "OWN",
+    "PAGE",
     "PLACED",
+    "REBASE",
     "RECOUNT",
     "REMOVE",
     "RENUMBER",
     "SEEK",
     "SETTLE",
+    "SHORTEN",
     "SNAPSHOT",
     "SNAPSHOTS",
     "STATE",
@@ -70,17 +74,22 @@ TRIM = Script(*_COMMON, "permissions", "trim")
 REMOVE = Script("replicate_commands", *_COMMON, "permissions", "remove")
 FORGET = Script(*_COMMON, "forget")
 DROP = Script(*_COMMON, "drop")
-RENUMBER = Script(*_COMMON, "permissions", "floor", "kept", "renumber")
-THIN = Script(*_COMMON, "permissions", "members", "sound", "kept", "thin")
+RENUMBER = Script(*_COMMON, "permissions", "floor", "kept", "bases", "renumber")
+THIN = Script(*_COMMON, "permissions", "members", "sound", "kept", "bases", "thin")
 RECOUNT = Script(*_COMMON, "recount")
 SEEK = Script(*_COMMON, "search", "seek")
 INDEX = Script(*_COMMON, "permissions", "members", "index")
 UNINDEX = Script(*_COMMON, "permissions", "members", "unindex")
 LISTED = Script(*_COMMON, "search", "members", "sound", "listed")
-OWN = Script(*_COMMON, "members", "sound", "own")
+OWN = Script(*_COMMON, "members", "sound", "bases", "own")
 LAST = Script(*_COMMON, "members", "sound", "last")
 PLACED = Script(*_COMMON, "members", "placed")
 MISSING = Script(*_COMMON, "members", "missing")
 IDENTIFY = Script("identify")
-SNAPSHOT = Script("whole_numbers", "snapshot")
+SNAPSHOT = Script("whole_numbers", "written_by", "snapshot")
 SNAPSHOTS = Script("snapshots")
+PAGE = Script("bases", "page")
+_HISTORIES = ("permissions", "members", "sound", "kept", "bases", "written_by", "history_places")
+REBASE = Script(*_COMMON, *_HISTORIES, "rebase")
+SHORTEN = Script(*_COMMON, *_HISTORIES, "shorten")
+DROP_BASES = Script("replicate_commands", *_COMMON, "bases", "drop_bases")

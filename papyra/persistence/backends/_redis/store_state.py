@@ -16,8 +16,8 @@ from papyra.persistence.records import KINDS, Kind
 __all__ = ("FORMAT", "IndexState", "Kept", "Range", "StoreState", "StreamState", "read_state")
 
 #: The version of what is kept; a greater one is not touched. A store is of the first one until a
-#: compaction has kept events of histories.
-FORMAT = 2
+#: compaction has kept events of histories, and of the second one until histories begin with bases.
+FORMAT = 3
 
 #: Records that are no more: the first n, the last, and the totals before and after.
 Range: TypeAlias = tuple[int, int, int, int]
@@ -312,7 +312,7 @@ class _Fields:
 def _format(fields: _Fields) -> int:
     """Return the version: a greater number than any that is known says no more than that."""
     text = fields._meta.get("format", b"1")
-    if re.fullmatch(rb"[1-9][0-9]*", text) and text not in {b"1", b"2"}:
+    if re.fullmatch(rb"[1-9][0-9]*", text) and text not in {b"1", b"2", b"3"}:
         return FORMAT + 1
     return fields.number("format", FORMAT, FORMAT) if "format" in fields._meta else FORMAT
 

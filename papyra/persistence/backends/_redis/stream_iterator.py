@@ -102,5 +102,7 @@ async def read_once(
 ) -> Sequence[RawEntry]:
     """Return the entries of one stream that a call reads, which is not tried again."""
     reply = await client.call(call, retry=False)
-    entries: Sequence[RawEntry] = reply[0][1] if reply else ()
-    return entries
+    if not reply:
+        return ()
+    key, entries = reply[0]
+    return await client.with_bases(key.decode(), entries)

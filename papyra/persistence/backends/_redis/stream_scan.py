@@ -18,8 +18,7 @@ from papyra.persistence.backends._redis.entry_format import (
 )
 from papyra.persistence.backends._redis.store_state import Range, StoreState, StreamState
 from papyra.persistence.backends.group_commit import MAX_COMMIT_RECORDS
-from papyra.persistence.backends.history_check import HistoryCheck
-from papyra.persistence.records import KINDS, Kind, Record
+from papyra.persistence.records import KINDS, Kind
 from papyra.persistence.reports import PersistenceAnomaly
 
 __all__ = ("PAGE_BYTES", "PAGE_ENTRIES", "Findings", "Renumbering", "Seen", "StreamScan")
@@ -64,22 +63,17 @@ class Findings(msgspec.Struct):
     kept: tuple[bytes, bytes] | None = None
     #: whether the index by actor lacks something, or has too much
     index_is_wrong: bool = False
-    #: follows the histories, through what compactions have kept and what comes after that
-    histories: HistoryCheck = msgspec.field(default_factory=HistoryCheck)
-
-    def check_history(self, record: Record | None, key: str, identifier: bytes) -> None:
-        """Note what is wrong with the place of the next record in its history, if anything."""
-        if record is None:
-            return
-        anomaly = self.histories.take(record, key, identifier.decode())
-        if anomaly is not None:
-            self.anomalies.append(anomaly)
+    #: the ids of entries in place of which a recovery lets no base be read any more
+    bad_bases: list[bytes] = []
+    #: the id of the last entry with a base of those that compactions have not looked at, if any
+    stray_base: bytes = b""
 
     @property
     def needs_repair(self) -> bool:
         """Whether a recovery would change anything."""
         bad = any(self.bad.values()) or any(self.gone.values())
         bad = bad or self.kept is not None or self.index_is_wrong
+        bad = bad or bool(self.bad_bases or self.stray_base)
         return bad or self.wrong_counters or bool(self.renumberings)
 
 
@@ -94,9 +88,9 @@ class Seen(msgspec.Struct, frozen=True):
     crc: bytes
 
     @classmethod
-    def of(cls, entry: Entry, crc: bytes) -> Seen:
+    def of(cls, entry: Entry) -> Seen:
         """Return it for an entry that is good."""
-        return cls(entry.id, entry.seq, entry.n, entry.total, len(entry.record), crc)
+        return cls(entry.id, entry.seq, entry.n, entry.total, entry.size, entry.crc)
 
     @classmethod
     def read(cls, raw: RawEntry, kind: Kind) -> Seen | None:
@@ -104,10 +98,9 @@ class Seen(msgspec.Struct, frozen=True):
         entry, _ = read(raw)
         if entry is None or not entry.n:
             return None
-        crc = raw[1][b"crc"]
-        record, wrong = check(entry, crc, kind)
+        record, wrong = check(entry, kind)
         is_good = record is not None or (wrong is not None and wrong[0] == "unknown_kind")
-        return cls.of(entry, crc) if is_good else None
+        return cls.of(entry) if is_good else None
 
     def is_like(self, other: Seen) -> bool:
         """Return whether both hold the same record at the same position."""
@@ -162,9 +155,8 @@ class StreamScan:
             return None
         found.records += 1
         found.bytes_read += len(entry.record)
-        seen = Seen.of(entry, raw[1][b"crc"])
-        record, wrong = check(entry, seen.crc, self.kind)
-        found.check_history(record, self._key, entry.id)
+        seen = Seen.of(entry)
+        record, wrong = check(entry, self.kind)
         follows = entry.n == self.n + 1 and entry.total_before == self._total
         if record is None and (wrong is None or wrong[0] != "unknown_kind"):
             assert wrong is not None

@@ -13,7 +13,7 @@ from papyra.persistence import codec
 from papyra.persistence.backends._redis import scripts
 from papyra.persistence.backends._redis.actor_index import member
 from papyra.persistence.backends._redis.client import RedisClient
-from papyra.persistence.backends._redis.entry_format import Entry, id_of, read
+from papyra.persistence.backends._redis.entry_format import Entry, following, id_of, read
 from papyra.persistence.backends._redis.store_state import (
     Kept,
     StoreState,
@@ -44,11 +44,11 @@ class _Page(msgspec.Struct):
     kept_bytes: int = 0
     last: Entry | None = None
 
-    def add(self, entry: Entry, kind: Kind) -> None:
+    def add(self, entry: Entry, kind: Kind, *, is_kept: bool) -> None:
         self.last = entry
         actor, revision = codec.concerned(entry.record)
         # What can't be read may have one.
-        if kind == "event" and (actor is None or revision is not None):
+        if is_kept or (kind == "event" and (actor is None or revision is not None)):
             self.kept += 1
             self.kept_bytes += len(entry.record)
         else:
@@ -82,13 +82,22 @@ class Thinning:
             kept=msgspec.structs.replace(stream.kept, count=kept, size=size),
         )
 
-    async def thin(self, kind: Kind, state: StoreState, first: str | None) -> None:
+    async def pass_over(self, identifier: bytes) -> None:
+        """Count all events up to an entry among those that compactions have kept."""
+        state = await read_state(self._client)
+        await self.thin("event", state, following(identifier), keeps_all=True)
+
+    async def thin(
+        self, kind: Kind, state: StoreState, first: str | None, *, keeps_all: bool = False
+    ) -> None:
         """Thin a stream up to the entry `first`, or to its end as it was in `state`."""
         end, position = state, ""
         while True:
             n = state.streams[kind].trimmed_n
             position = position or await self._start(kind, n)
-            page = await self._page(kind, end, position, first) if position else None
+            page = None
+            if position:
+                page = await self._page(kind, end, position, first, keeps_all=keeps_all)
             if page is None:
                 return
             if await self._remove(kind, state, page):
@@ -136,7 +145,13 @@ class Thinning:
         return found[0].decode() if found else ""
 
     async def _page(
-        self, kind: Kind, state: StoreState, start: str, first: str | None
+        self,
+        kind: Kind,
+        state: StoreState,
+        start: str,
+        first: str | None,
+        *,
+        keeps_all: bool = False,
     ) -> _Page | None:
         """Return the next entries that are hidden; `None` if there are no more."""
         stream = state.streams[kind]
@@ -150,5 +165,5 @@ class Thinning:
                 raise StoreError(
                     f"{self._client.location} is damaged: recover it before compacting it"
                 )
-            page.add(entry, kind)
+            page.add(entry, kind, is_kept=keeps_all)
         return page if raws else None

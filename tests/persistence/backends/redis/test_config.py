@@ -229,11 +229,11 @@ class TestUrls:
 
     def test_every_key_of_a_redis_store_is_in_one_slot(self) -> None:
         keys = RedisStreamsConfig(prefix="p", system_id="s").keys
-        names = ("meta", "events", "audits", "dead_letters", "actors")
+        names = ("meta", "events", "audits", "dead_letters", "actors", "bases")
         assert keys.all == [f"{{p:s}}:{name}" for name in names]
         beside = ("snapshots", "snapshot_names")
         assert keys.beside == [keys.meta, *(f"{{p:s}}:{name}" for name in beside)]
-        assert len(keys.everything) == len(set(keys.everything)) == 11
+        assert len(keys.everything) == len(set(keys.everything)) == 12
         assert {key[:5] for key in keys.everything} == {"{p:s}"}
         assert keys.quarantine("dead_letter") == "{p:s}:quarantine:dead_letter"
 

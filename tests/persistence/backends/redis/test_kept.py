@@ -343,8 +343,8 @@ async def test_what_was_taken_back_meanwhile_is_looked_for_once_more(
         page: Any = thinning.Thinning._page
         done: list[bool] = []
 
-        async def page_and_then(self: Any, *args: Any) -> Any:
-            found = await page(self, *args)
+        async def page_and_then(self: Any, *args: Any, **options: Any) -> Any:
+            found = await page(self, *args, **options)
             if found and not done and found.last.id.decode() == ids[-1]:
                 done.append(True)
                 older_program.take_back(client, config, ids)

@@ -79,7 +79,7 @@ class TestFormat:
     ) -> None:
         async with make() as store:
             await store.append(an_event(1))
-            server.cli("HSET", config.keys.meta, "format", "3")
+            server.cli("HSET", config.keys.meta, "format", "4")
             with pytest.raises(StoreError, match="newer version"):
                 await make().append(an_event(2))
         with pytest.raises(StoreError, match="newer version"):

@@ -71,7 +71,7 @@ end
 
 local names = {'epoch', 'last', 'ms', 'late', 'format'}
 local state, writer = call('HMGET', meta, unpack(names)), call('HGET', meta, 'writer')
-if state[5] and string.find(state[5], '^%d+$') and tonumber(state[5]) > 2 then
+if state[5] and string.find(state[5], '^%d+$') and tonumber(state[5]) > 3 then
   return {'format', state[5]}
 end
 local anew, prefix = unpack(ARGV, 5 + 2 * #kinds)
@@ -165,8 +165,9 @@ end
 if in_doubt and not given_again then
   last = math.max(last, first + #times - 1)
 end
--- Versions before the second one do not know of what compactions have kept.
-local format = call('HGET', meta, 'event:kept') and 2 or 1
+-- Versions before the second one do not know of what compactions have kept, nor those before the
+-- third one of bases.
+local format = call('HLEN', KEYS[6]) > 0 and 3 or call('HGET', meta, 'event:kept') and 2 or 1
 call('HSET', meta, 'format', format, 'epoch', epoch, 'writer', ARGV[1], 'last', last, 'ms', ms,
   'late', late)
 if prefix ~= '' then

@@ -4,8 +4,8 @@
 -- looked for; a seq, after which to begin; another one, before which to end, or nothing; 1 to begin
 -- with the newest; how many entries, and bytes of records, there may be; and, instead of the first
 -- seq, a revision after which to begin, or nothing.
--- Returns 1 if there are no more, the seq to go on with, and the entries; for a revision, nothing
--- if the index can't be relied upon.
+-- Returns 1 if there are no more, the seq to go on with, the entries, and bases as with ``PAGE``; for
+-- a revision, nothing if the index can't be relied upon.
 
 local key, actor, letters = KEYS[1 + tonumber(ARGV[1])], ARGV[2], ARGV[3]
 local after, before = tonumber(ARGV[4]), tonumber(ARGV[5])
@@ -65,7 +65,7 @@ local function some_of(letter, count)
   return found
 end
 
-local entries, looked, size = {}, 0, 0
+local entries, looked, size, has_bases = {}, 0, 0, call('HLEN', bases) > 0
 while true do
   local count = math.min(wanted - #entries, 1000)
   local places = {}
@@ -87,7 +87,7 @@ while true do
     local entry = call('XRANGE', key, id, id)[1]
     if entry then
       entries[#entries + 1] = entry
-      size = size + #(entry[2][2] or '')
+      size = size + (has_bases and size_at(entry) or #(entry[2][2] or ''))
     end
     if size >= room then
       break
@@ -101,6 +101,7 @@ while true do
   end
   local is_end = #places < count
   if is_end and size < room or #entries >= wanted or size >= room or looked >= 5000 then
-    return {is_end and size < room and 1 or 0, is_reverse and before or after, entries}
+    return {is_end and size < room and 1 or 0, is_reverse and before or after, entries,
+      bases_at(entries)}
   end
 end

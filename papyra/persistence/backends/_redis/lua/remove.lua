@@ -1,4 +1,4 @@
--- Remove entries, and keep copies of them if a sixth key says where.
+-- Remove entries, and keep copies of them if a seventh key says where.
 --
 -- ARGV: the kind's number, the mark that they were found with, then ids. Returns how many there
 -- were; -1, and removes nothing, if the mark is another: then they have to be looked for once more.
@@ -14,11 +14,11 @@ end
 for i = 3, #ARGV do
   local entry = call('XRANGE', key, ARGV[i], ARGV[i])[1]
   if entry then
-    if KEYS[6] then
+    if KEYS[7] then
       local fields = entry[2]
       -- More of them can't be passed on one by one.
       fields = #fields > 7000 and {'packed', cmsgpack.pack(fields)} or fields
-      call('XADD', KEYS[6], '*', 'id', entry[1], unpack(fields))
+      call('XADD', KEYS[7], '*', 'id', entry[1], unpack(fields))
     end
     removed = removed + call('XDEL', key, ARGV[i])
   end

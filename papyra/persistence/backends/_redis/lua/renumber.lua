@@ -4,7 +4,8 @@
 -- which on, or ``+`` for none; n and total before that; and 1 to let go of ids that are later than
 -- those of the entries. Returns how many entries were counted, -1 for another epoch.
 
-local key, kind = KEYS[1 + tonumber(ARGV[1])], kinds[tonumber(ARGV[1])]
+local i = tonumber(ARGV[1])
+local key, kind = KEYS[1 + i], kinds[i]
 if call('HGET', meta, 'epoch') ~= ARGV[2] then
   return -1
 elseif call('EXISTS', key) == 0 then
@@ -61,6 +62,12 @@ end
 local n, total = tonumber(ARGV[4]), tonumber(ARGV[5])
 for _, entry in ipairs(entries) do
   local fields = entry[2]
+  local base = i == 1 and call('HGET', bases, entry[1])
+  if base then
+    -- Now that the entry is written again, the base is written in it.
+    fields = {'record', string.sub(base, 10), 'n', '', 'total', '', 'crc', string.sub(base, 1, 8)}
+    call('HDEL', bases, entry[1])
+  end
   if #fields == 8 and fields[1] == 'record' and fields[3] == 'n' then
     n, total = n + 1, total + #fields[2]
     fields[4], fields[6] = string.format('%.0f', n), string.format('%.0f', total)

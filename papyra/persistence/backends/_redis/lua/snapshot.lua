@@ -5,13 +5,9 @@
 -- to save there, nothing to remove it. Returns ``ok``; or ``fenced`` and the writer, if it is
 -- another; or ``behind``, for a server that has lost what it had.
 
-local epoch = whole(redis.call('HGET', KEYS[1], 'epoch') or '0')
-if not epoch then
-  return {'damaged', 'epoch'}
-elseif epoch > tonumber(ARGV[1]) then
-  return {'fenced', redis.call('HGET', KEYS[1], 'writer') or ''}
-elseif epoch < tonumber(ARGV[1]) then
-  return {'behind', epoch}
+local unable = not_the_writer(ARGV[1])
+if unable then
+  return unable
 end
 local place, data = ARGV[2], ARGV[3]
 -- What is of another type is known to be so before anything is written.

@@ -27,7 +27,7 @@ kept, size = kept + tonumber(ARGV[7]), size + tonumber(ARGV[8])
 call('HSET', meta, kind .. ':trimmed_n', ARGV[4], kind .. ':trimmed_total', ARGV[5])
 if kept > 0 then
   -- Older programs would take what is kept for duplicates.
-  call('HSET', meta, 'format', 2, kind .. ':kept',
+  call('HSET', meta, 'format', call('HLEN', bases) > 0 and 3 or 2, kind .. ':kept',
     string.format('%.0f %.0f %s', kept, size, ARGV[6]))
 end
 return 1
