@@ -13,6 +13,7 @@ import anyio
 import msgspec
 from eventsourcing.application import Application
 from eventsourcing.domain import Aggregate, event
+from redis.asyncio import Redis
 
 from papyra import ActorSystem
 from papyra.eventsourcing import EventSourced
@@ -37,6 +38,10 @@ SYNCED: MakeStore = lambda path: JsonFilePersistence(path / "store")  # noqa: E7
 
 class Deposited(msgspec.Struct, frozen=True):
     amount: int
+
+
+class StoredDeposit(msgspec.Struct):
+    payload: Deposited
 
 
 class Balance(msgspec.Struct, frozen=True):
@@ -222,6 +227,43 @@ def replaying(make: MakeStore, *, with_library: bool = False) -> Callable[[Loop,
     return measure
 
 
+async def replay_on_redis(config: RedisStreamsConfig, events: int) -> float:
+    store = RedisStreamsPersistence(config)
+    async with ActorSystem("bank", persistence=store, audit_interval=None) as system:
+        await store.read_history("bank/a0", limit=1)
+        started = time.perf_counter()
+        assert await system.spawn(Account, name="a0").ask("look") == events
+        return time.perf_counter() - started
+
+
+async def fetch_and_apply(config: RedisStreamsConfig, events: int) -> float:
+    """Fetch the events of an actor with redis-py, a page at a time, decode and apply them."""
+    decode, apply = msgspec.json.Decoder(StoredDeposit).decode, Account.apply
+    actor, state = object.__new__(Account), Balance()
+    async with Redis.from_url(config.url) as client:
+        key, start, done = config.keys.streams["event"], "-", 0
+        started = time.perf_counter()
+        while done < events:
+            page: list[Any] = await client.xrange(key, start, "+", 1_000) or []
+            for _, fields in page:
+                state = apply(actor, state, decode(fields[b"record"]).payload)
+            start, done = f"({page[-1][0].decode()}", done + len(page)
+        seconds = time.perf_counter() - started
+    assert state.amount == events
+    return seconds
+
+
+def replaying_on_redis(loop: Loop, options: Options) -> Result:
+    events, config = options.count(100_000), redis.new_config()
+    anyio.run(fill, RedisStreamsPersistence(config), events, 1)
+    return compare(
+        options,
+        events,
+        lambda: redis.bare(fetch_and_apply, config, events),
+        lambda: loop.run(replay_on_redis, config, events),
+    )
+
+
 class LibraryAccount(Aggregate):
     """The same with the library `eventsourcing`."""
 
@@ -322,6 +364,7 @@ HISTORY_ROWS = [
     Row("wake 1,000 actors of 10, rotating", "one pass over them", 25, True, waking_many),
     Row("replay 100,000 events, memory", "decode and apply", 0.3, False, replaying(MEMORY)),
     Row("replay 100,000 events, JSON file", "decode and apply", 0.2, False, replaying(JSON)),
+    Row("replay 100,000 events, Redis", "fetch, decode, apply", 0.3, False, replaying_on_redis),
     Row(
         "replay 100,000 events, in memory",
         "eventsourcing, memory",

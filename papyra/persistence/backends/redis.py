@@ -51,7 +51,7 @@ from papyra.persistence.backends._redis.stream_scan import Findings
 from papyra.persistence.backends._redis.summary import summarize
 from papyra.persistence.backends.base import PersistenceBackend
 from papyra.persistence.backends.store import Batch, Capabilities, NewBase, StoredSnapshot
-from papyra.persistence.messages import HistoryPage, Page, Read, ReadHistory
+from papyra.persistence.messages import EncodedHistory, HistoryPage, Page, Read, ReadHistory
 from papyra.persistence.records import KINDS, Kind, Record
 from papyra.persistence.reports import (
     CompactionReport,
@@ -333,6 +333,10 @@ class RedisStore:
     async def read_history(self, request: ReadHistory) -> HistoryPage:
         """Return a page of one actor's history, without what is in doubt."""
         return await self.asyncio.run(self._histories.page, request, self._in_doubt)
+
+    async def read_encoded_history(self, request: ReadHistory) -> EncodedHistory | HistoryPage:
+        """Return a page of one actor's history as it is stored, without what is in doubt."""
+        return await self.asyncio.run(self._histories.encoded_page, request, self._in_doubt)
 
     async def last_revisions(self, actors: Collection[str]) -> Mapping[str, int]:
         """Return the greatest revision of each of `actors`."""

@@ -159,6 +159,29 @@ class ActorIndex:
                 return None
         return None
 
+    async def places(
+        self, actor: str, revision: int, after: int, count: int
+    ) -> tuple[list[tuple[int, bytes]], bool] | None:
+        """Return the seqs and ids of up to `count` events of a history, and whether these are all.
+
+        They have a revision above one, and come after a seq. `None` says that the index is not up
+        to date, or that a base is among them.
+        """
+        reply = await self._client.run(
+            scripts.STEPS, self._keys.all, actor_key(actor), revision, after, count
+        )
+        if not reply or reply[1]:
+            return None
+        start = len(actor_key(actor).encode()) + 2
+        try:
+            places = [
+                (int(each[start : start + 14]), _id_in(each[start : start + 28]))
+                for each in reply[2]
+            ]
+        except ValueError:
+            return None  # somebody has put others there
+        return places, bool(reply[0])
+
     async def own(
         self,
         kind: Kind,
@@ -335,3 +358,8 @@ class ActorIndex:
 
 def _has_revision(found: str) -> bool:
     return found[found.index(" ") + 1] == "h"
+
+
+def _id_in(place: bytes) -> bytes:
+    """Return the id of an entry of which a member has this seq and these milliseconds."""
+    return b"%d-%d" % (int(place[14:]), int(place[:14]))

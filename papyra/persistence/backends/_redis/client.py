@@ -254,6 +254,18 @@ class RedisClient:
     def _note_of_kept(self) -> tuple[str, ...]:
         return ("HGET", self.keys.meta, "event:kept")
 
+    async def replies(self, *commands: tuple[Any, ...]) -> list[Any]:
+        """Send commands that change nothing in one piece, and return their replies as they come.
+
+        Entries are lists of their id and a list of fields and values.
+        """
+
+        async def fetch(client: AnyClient) -> list[Any]:
+            replies = await self._replies(client, *commands)
+            return list(map(_unparsed, replies)) if isinstance(client, RedisCluster) else replies
+
+        return await self.call(fetch)
+
     async def _replies(self, client: AnyClient, *commands: tuple[Any, ...]) -> list[Any]:
         """Return the replies to commands; raise the first that is an error."""
         replies = await self.exchange(client, *commands)
@@ -381,6 +393,14 @@ def _parsed(entries: Sequence[Any]) -> Sequence[RawEntry]:
     """Return entries as the server replied, or as redis-py has parsed them, as for a cluster."""
     is_parsed = bool(entries) and isinstance(entries[0][1], dict)
     return entries if is_parsed else raw_entries(entries)
+
+
+def _unparsed(entries: Sequence[RawEntry]) -> list[Any]:
+    """Return entries that redis-py has parsed as the server replied."""
+    return [
+        [identifier, [word for field in fields.items() for word in field]]
+        for identifier, fields in entries
+    ]
 
 
 def _among_kept(raws: Sequence[RawEntry], noted: bytes | None) -> list[bytes]:

@@ -38,6 +38,7 @@ from papyra.persistence.records import Kind, PersistedEvent, Record, kind_of
 from papyra.persistence.reports import AnomalyKind
 
 __all__ = (
+    "FIELDS",
     "LATEST_MS",
     "MOST_BYTES",
     "Entry",
@@ -47,6 +48,7 @@ __all__ = (
     "base_as_kept",
     "check",
     "checksums",
+    "checksums_at",
     "following",
     "id_of",
     "millisecond",
@@ -69,7 +71,9 @@ LATEST_MS = 99_999_999_999_999
 #: The most that a record can have: a server takes no longer strings.
 MOST_BYTES = 2**29
 
-_FIELDS = frozenset({b"record", b"n", b"total", b"crc"})
+#: of an entry, in their order
+FIELDS = (b"record", b"n", b"total", b"crc")
+_FIELDS = frozenset(FIELDS)
 _MASK = 0xFFFFFFFF
 _WHOLE = re.compile(rb"0|[1-9][0-9]{0,13}")
 
@@ -142,11 +146,15 @@ def following(identifier: bytes) -> str:
 
 def checksums(encoded: Sequence[bytes], first_seq: int) -> str:
     """Return the checksums of records numbered from `first_seq`, one after the other."""
-    last = first_seq + len(encoded)
-    if last <= _MASK:
-        sums = array("I", map(crc32, encoded, range(first_seq, last)))
+    return checksums_at(encoded, range(first_seq, first_seq + len(encoded)))
+
+
+def checksums_at(encoded: Sequence[bytes], seqs: Sequence[int]) -> str:
+    """Return the checksums of records at rising positions, one after the other."""
+    if seqs[-1] <= _MASK:
+        sums = array("I", map(crc32, encoded, seqs))
     else:
-        sums = array("I", [crc32(e, (first_seq + i) & _MASK) for i, e in enumerate(encoded)])
+        sums = array("I", [crc32(e, seq & _MASK) for e, seq in zip(encoded, seqs, strict=True)])
     if sys.byteorder == "little":
         sums.byteswap()
     return sums.tobytes().hex()

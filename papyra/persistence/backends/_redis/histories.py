@@ -4,24 +4,42 @@ from __future__ import annotations
 
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from typing import TypeAlias
+from typing import TypeAlias, cast
 
 from papyra._safe_repr import shown
 from papyra.persistence import codec
 from papyra.persistence.backends._redis import scripts
 from papyra.persistence.backends._redis.actor_index import ActorIndex
 from papyra.persistence.backends._redis.client import RedisClient
-from papyra.persistence.backends._redis.entry_format import RawEntry, id_of, read, record_of
+from papyra.persistence.backends._redis.entry_format import (
+    FIELDS,
+    RawEntry,
+    checksums_at,
+    id_of,
+    read,
+    record_of,
+)
 from papyra.persistence.backends._redis.store_state import read_state
 from papyra.persistence.backends._redis.stream_scan import PAGE_BYTES, PAGE_ENTRIES
-from papyra.persistence.backends.paging import MAX_PAGE_BYTES, MAX_PAGE_RECORDS, collect_history
+from papyra.persistence.backends.paging import (
+    MAX_PAGE_BYTES,
+    MAX_PAGE_RECORDS,
+    MAX_RUN_RECORDS,
+    collect_history,
+    records_wanted,
+)
 from papyra.persistence.backends.store import MAX_SEQ
-from papyra.persistence.messages import HistoryPage, Read, ReadHistory
+from papyra.persistence.messages import EncodedHistory, EncodedRun, HistoryPage, Read, ReadHistory
 from papyra.persistence.records import KINDS, Kind, Record
 
 __all__ = ("HistoryReader", "OwnEntries")
 
 logger = logging.getLogger("papyra")
+
+#: Events that are fetched first where a history is given out as it is stored, and then at once.
+FIRST_RUN, LONGEST_RUNS = 256, 2048
+#: Fewer entries than so many for each of a history are fetched with those that are between them.
+DENSE = 1.5
 
 #: Returns up to so many entries of a read's kind between two ids, in its direction.
 Fetch: TypeAlias = Callable[[Read, str, str, int], Awaitable[Sequence[RawEntry]]]
@@ -55,6 +73,63 @@ class HistoryReader:
         if page.events:
             self._bookmark = (request.actor, page.next_after, page.events[-1].seq or 0)
         return page
+
+    async def encoded_page(
+        self, request: ReadHistory, in_doubt: range
+    ) -> EncodedHistory | HistoryPage:
+        """Return a page of a history as it is stored, if it can be given out so."""
+        wanted, size, seq, is_end = records_wanted(request), 0, 0, False
+        runs: list[EncodedRun] = []
+        while wanted > 0 and size < MAX_PAGE_BYTES and not is_end:
+            # Of records that are large there are few in a page.
+            count = sum(run.count for run in runs)
+            most = FIRST_RUN if not count else max(1, (MAX_PAGE_BYTES - size) * count // size)
+            found = await self._runs(request, seq, min(wanted, most, LONGEST_RUNS))
+            if found is None or (found[1] and in_doubt and found[1] >= in_doubt.start):
+                return await self.page(request, in_doubt)
+            more, seq, is_end = found
+            runs += more
+            wanted -= sum(run.count for run in more)
+            size += sum(len(run.data) for run in more)
+        return EncodedHistory(tuple(runs), False, seq, not is_end)
+
+    async def _runs(
+        self, request: ReadHistory, after: int, count: int
+    ) -> tuple[list[EncodedRun], int, bool] | None:
+        """Return up to `count` events of a history, the seq of the last, and whether it is the end.
+
+        `None` says that they have to be looked at one by one.
+        """
+        found = await self._index.places(request.actor, request.after_revision, after, count)
+        if found is None:
+            return None
+        places, is_end = found
+        if not places:
+            return [], after, is_end
+        entries = await self._entries_at(places)
+        runs: list[EncodedRun] = []
+        for start in range(0, len(places), MAX_RUN_RECORDS):
+            seqs = [seq for seq, _ in places[start : start + MAX_RUN_RECORDS]]
+            run = _run(entries[start : start + MAX_RUN_RECORDS], seqs)
+            if run is None:
+                return None
+            runs.append(run)
+        return runs, places[-1][0], is_end
+
+    async def _entries_at(
+        self, places: Sequence[tuple[int, bytes]]
+    ) -> list[Sequence[bytes] | None]:
+        """Return the fields and values of the entries at some places; `None` for what is gone."""
+        key = self._keys.streams["event"]
+        first, last = places[0], places[-1]
+        if last[0] - first[0] < DENSE * len(places):
+            # Few others are between them.
+            commands = [("XRANGE", key, first[1], last[1])]
+        else:
+            commands = [("XRANGE", key, identifier, identifier) for _, identifier in places]
+        replies = await self._client.replies(*commands)
+        found = {each[0]: each[1] for reply in replies for each in reply}
+        return [found.get(identifier) for _, identifier in places]
 
     async def _entries(self, request: ReadHistory, count: int) -> AsyncIterator[Sequence[RawEntry]]:
         """Yield entries of the history, some at a time; from where the last page has ended."""
@@ -175,6 +250,18 @@ async def first_after(client: RedisClient, kind: Kind, seq: int) -> str:
     number = KINDS.index(kind) + 1
     found: bytes = await client.run(scripts.FIND, client.keys.all, number, seq or "", "", "")
     return found.decode() if found != b"-" else "0-1"
+
+
+def _run(entries: Sequence[Sequence[bytes] | None], seqs: Sequence[int]) -> EncodedRun | None:
+    """Return a run of records whose checksums are right; `None` if it is anything else."""
+    if any(fields is None or tuple(fields[::2]) != FIELDS for fields in entries):
+        return None
+    whole = cast("Sequence[Sequence[bytes]]", entries)
+    records = [fields[1] for fields in whole]
+    sums = b"".join([fields[7] for fields in whole])
+    if checksums_at(records, seqs).encode() != sums:
+        return None
+    return EncodedRun(b"\n".join(records), len(records))
 
 
 def _is_step_of(actor: str, raw: RawEntry) -> bool:

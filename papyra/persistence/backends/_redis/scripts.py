@@ -39,6 +39,7 @@ __all__ = (
     "SNAPSHOT",
     "SNAPSHOTS",
     "STATE",
+    "STEPS",
     "THIN",
     "TRIM",
     "UNINDEX",
@@ -81,15 +82,19 @@ SEEK = Script(*_COMMON, "search", "seek")
 INDEX = Script(*_COMMON, "permissions", "members", "index")
 UNINDEX = Script(*_COMMON, "permissions", "members", "unindex")
 LISTED = Script(*_COMMON, "search", "members", "sound", "listed")
-OWN = Script(*_COMMON, "members", "sound", "bases", "own")
-LAST = Script(*_COMMON, "members", "sound", "last")
+OWN = Script(*_COMMON, "members", "sound", "last_through", "bases", "own")
+STEPS = Script(*_COMMON, "members", "sound", "last_through", "bases", "steps")
+LAST = Script(*_COMMON, "members", "sound", "last_through", "last")
 PLACED = Script(*_COMMON, "members", "placed")
 MISSING = Script(*_COMMON, "members", "missing")
 IDENTIFY = Script("identify")
 SNAPSHOT = Script("whole_numbers", "written_by", "snapshot")
 SNAPSHOTS = Script("snapshots")
 PAGE = Script("bases", "page")
-_HISTORIES = ("permissions", "members", "sound", "kept", "bases", "written_by", "history_places")
+_HISTORIES = (
+    *("permissions", "members", "sound", "last_through", "kept", "bases"),
+    *("written_by", "history_places"),
+)
 REBASE = Script(*_COMMON, *_HISTORIES, "rebase")
 SHORTEN = Script(*_COMMON, *_HISTORIES, "shorten")
 DROP_BASES = Script("replicate_commands", *_COMMON, "bases", "drop_bases")

@@ -3,9 +3,7 @@
 -- ARGV: the actors' keys. Returns a revision each, 0 for none; or nothing, if the index can't be
 -- relied upon.
 
-local n = whole(call('HGET', meta, 'event:n') or '0')
-local indexed = whole(call('HGET', meta, 'event:indexed') or '0')
-if not (n and indexed) or indexed < n or not is_sound() then
+if not is_indexed() then
   return {}
 end
 -- Whether the entry is there does not matter: a revision that was given is not given again.

@@ -12,32 +12,12 @@ local after, before = tonumber(ARGV[4]), tonumber(ARGV[5])
 local is_reverse, wanted, room = ARGV[6] == '1', tonumber(ARGV[7]), tonumber(ARGV[8])
 local revision = tonumber(ARGV[9])
 
--- The seq of the last member whose revision is not above a limit: revisions grow with seqs.
-local function last_through(limit)
-  local beginning = actor .. ' h'
-  local low = call('ZLEXCOUNT', index, '-', '(' .. beginning)
-  local high = low + call('ZLEXCOUNT', index, '[' .. beginning, '(' .. beginning .. ':')
-  local seq, at = 0, #beginning
-  while low < high do
-    local middle = math.floor((low + high) / 2)
-    local member = call('ZRANGE', index, middle, middle)[1]
-    if (tonumber(string.sub(member, at + 29)) or 0) <= limit then
-      seq, low = tonumber(string.sub(member, at + 1, at + 14)) or seq, middle + 1
-    else
-      high = middle
-    end
-  end
-  return seq
-end
-
 if revision then
-  local n = whole(call('HGET', meta, 'event:n') or '0')
-  local indexed = whole(call('HGET', meta, 'event:indexed') or '0')
-  if not (n and indexed) or indexed < n or not is_sound() then
+  if not is_indexed() then
     return {}
   end
   if revision > 0 then
-    after = math.max(after, last_through(revision))
+    after = math.max(after, last_through(actor, revision))
   end
 end
 

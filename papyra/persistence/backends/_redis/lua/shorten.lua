@@ -58,8 +58,9 @@ while position <= #ARGV and room > 0 do
   local high = '(' .. beginning .. (cursor == '' and ':' or cursor)
   local found = call('ZREVRANGEBYLEX', index, high, '[' .. beginning, 'LIMIT', 0, room)
   for _, member in ipairs(found) do
-    local revision, each = place_of(beginning, member)
-    if revision and revision < limit and each then
+    local revision, id = place_of(#beginning, member)
+    local each = revision and revision < limit and call('XRANGE', KEYS[2], id, id)[1]
+    if each then
       take(each, member)
     end
   end
