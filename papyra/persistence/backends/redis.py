@@ -216,8 +216,11 @@ class RedisStreamsPersistence(PersistenceBackend):
 
     async def aclose(self) -> None:
         """Flush and close, the connections of iterators too. Closing twice is allowed."""
-        await super().aclose()
-        await self.store.disconnect()
+        try:
+            await super().aclose()
+        finally:
+            if self.is_closed:
+                await self.store.disconnect()
 
     def _group(self, kind: Kind, group: str) -> ConsumerGroup:
         return ConsumerGroup(self.store.client, _check_kind(kind), group)
@@ -264,6 +267,7 @@ class RedisStore:
         """Look at what is there, and warn of what threatens it."""
         self._is_settled = False
         self.writer.release()
+        self.client.reopen()
         try:
             await self.asyncio.run(self._look, opening=True)
         except BaseException:
@@ -291,8 +295,10 @@ class RedisStore:
 
     async def disconnect(self) -> None:
         """Close all connections, those of iterators too."""
-        await self.asyncio.run(self.client.close)
-        self.asyncio.stop()
+        try:
+            await self.asyncio.run(self.client.close)
+        finally:
+            self.asyncio.stop()
 
     def _log_in_doubt(self, error: StoreError) -> None:
         in_doubt = self.writer.in_doubt

@@ -22,6 +22,7 @@ from redis.asyncio.sentinel import Sentinel
 from redis.backoff import ExponentialWithJitterBackoff, NoBackoff
 
 from papyra.exceptions import (
+    BackendClosed,
     InvalidPolicy,
     StoreError,
     StoreNotReady,
@@ -29,6 +30,7 @@ from papyra.exceptions import (
     StoreUnreachable,
 )
 from papyra.persistence.backends._redis import scripts
+from papyra.persistence.backends._redis.closing import close_all, transport_of
 from papyra.persistence.backends._redis.config import RedisStreamsConfig, Target
 from papyra.persistence.backends._redis.entry_format import RawEntry, id_of, raw_entries
 from papyra.persistence.backends._redis.errors import store_error
@@ -98,6 +100,8 @@ class RedisClient:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._info: ServerInfo | None = None
         self._connecting: asyncio.Lock
+        #: whether somebody has closed it: nobody connects it again who is late
+        self._is_closed = False
         #: the connection that `exchange` keeps, while nobody uses it
         self._connection: AnyClient = None
 
@@ -167,8 +171,11 @@ class RedisClient:
             self._connecting = asyncio.Lock()
         if self._client is None:
             async with self._connecting:
-                if self._client is None:
+                if self._client is None and not self._is_closed:
                     self._client = await self._connect()
+        if self._is_closed:
+            await self.close()  # it was connected meanwhile
+            raise BackendClosed(f"{self.location} is closed")
         return self._client
 
     async def _connect(self) -> AnyClient:
@@ -191,8 +198,7 @@ class RedisClient:
             if self.keys.is_ambiguous:
                 await self._find_names(client)
         except BaseException:
-            with anyio.CancelScope(shield=True):
-                await client.aclose()
+            await close_all([client], self.config.connect_timeout)
             raise
         return client
 
@@ -313,11 +319,14 @@ class RedisClient:
         connection, self._connection = self._connection, None
         if connection is None:
             connection = await client.connection_pool.get_connection()
+        transport = transport_of(connection)
         try:
             await connection.send_packed_command(_pack(connection, commands))
             replies = [await _reply(connection) for _ in commands]
         except BaseException:
             self._connection = connection
+            if transport is not None:
+                transport.abort()  # which would wait until what was written is sent
             with anyio.CancelScope(shield=True):
                 await self._release_connection(client)
             raise
@@ -334,13 +343,16 @@ class RedisClient:
             await client.connection_pool.release(connection)
 
     async def close(self) -> None:
-        """Close every connection."""
+        """Close every connection, in bounded time, and make no more until `reopen`."""
+        self._is_closed = True
         client, self._client, self._connection = self._client, None, None
         sentinels, self._sentinels = self._sentinels, []
         if self._loop is asyncio.get_running_loop():
-            for each in (client, *sentinels):
-                if each is not None:
-                    await each.aclose()
+            await close_all((client, *sentinels), self.config.connect_timeout)
+
+    def reopen(self) -> None:
+        """Allow connections again."""
+        self._is_closed = False
 
     def _new_client(self, topology: str) -> AnyClient:
         config, target = self.config, self.target
@@ -395,8 +407,10 @@ def _parsed(entries: Sequence[Any]) -> Sequence[RawEntry]:
     return entries if is_parsed else raw_entries(entries)
 
 
-def _unparsed(entries: Sequence[RawEntry]) -> list[Any]:
+def _unparsed(entries: Any) -> Any:
     """Return entries that redis-py has parsed as the server replied."""
+    if not isinstance(entries, list):
+        return entries
     return [
         [identifier, [word for field in fields.items() for word in field]]
         for identifier, fields in entries
