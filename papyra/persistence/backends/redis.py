@@ -389,7 +389,7 @@ class RedisStore:
 
     async def load_listed(self, stored: StoredSnapshot) -> bytes | None:
         """Return a snapshot, or `None`."""
-        return await self.asyncio.run(self._snapshots.load, stored.owner, stored.revision)
+        return await self.asyncio.run(self._snapshots.load_listed, stored)
 
     async def remove_listed(self, stored: StoredSnapshot) -> None:
         """Remove a snapshot, if it is there, as the writer."""

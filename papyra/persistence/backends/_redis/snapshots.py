@@ -2,7 +2,8 @@
 
 A hash has the snapshots, and a sorted set their names, in the order of which they are listed: a
 hash of the actor's address, as that may be of any length, a colon, and the revision with 14 digits.
-What is in a snapshot says whose it is. The writer changes both with one script.
+What is in a snapshot says whose it is. The writer changes both with one script; where others have
+removed one of the two, a snapshot is half gone, which a scan reports.
 """
 
 from __future__ import annotations
@@ -11,11 +12,12 @@ import hashlib
 import re
 import uuid
 from collections.abc import Sequence
+from typing import cast
 
 from papyra.persistence.backends._redis import scripts
 from papyra.persistence.backends._redis.client import AnyClient, RedisClient
 from papyra.persistence.backends._redis.fenced_writer import Writer
-from papyra.persistence.snapshots import StoredSnapshot
+from papyra.persistence.snapshots import InvalidSnapshot, StoredSnapshot
 
 __all__ = ("RedisSnapshots", "owner_of")
 
@@ -33,6 +35,9 @@ class RedisSnapshots:
         self._client = client
         self._keys = client.keys
         self._writer = writer
+        #: how many that are there were listed last, and the names of those that had none then
+        self._listed = 0
+        self._nameless: set[str] = set()
 
     async def find_id(self) -> str:
         """Return the id of the store, or the empty string if there is none."""
@@ -71,9 +76,55 @@ class RedisSnapshots:
         return [stored.revision for stored in found]
 
     async def page(self, after: StoredSnapshot | None, limit: int) -> list[StoredSnapshot]:
-        """Return up to `limit` snapshots, by owner and revision."""
+        """Return up to `limit` snapshots, by owner and revision.
+
+        Last, and all at once, come those whose names are gone; of one whose data is gone there are
+        no bytes.
+        """
+        if after is None:
+            self._listed, self._nameless = 0, set()
+        elif _name_of(after.owner, after.revision) in self._nameless:
+            return []
         start = "-" if after is None else f"({_name_of(after.owner, after.revision)}"
-        return await self._list(start, "+", limit)
+        found = await self._list(start, "+", limit)
+        self._listed += sum(stored.size > 0 for stored in found)
+        if len(found) < limit:
+            found += await self._without_names()
+        return found
+
+    async def _without_names(self) -> list[StoredSnapshot]:
+        """Return the snapshots that are in the hash alone, if there are more than were listed."""
+
+        async def fetch(client: AnyClient) -> tuple[list[bytes], list[float | None]]:
+            if await client.hlen(self._keys.snapshots) <= self._listed:
+                return [], []
+            names = sorted(filter(_NAME.fullmatch, await client.hkeys(self._keys.snapshots)))
+            scores: list[float | None] = []
+            for start in range(0, len(names), LISTED_AT_ONCE):
+                part = names[start : start + LISTED_AT_ONCE]
+                scores += await client.zmscore(self._keys.snapshot_names, part)
+            return names, scores
+
+        names, scores = await self._client.call(fetch)
+        nameless = [name for name, score in zip(names, scores, strict=True) if score is None]
+        self._nameless = {name.decode() for name in nameless}
+        return _stored([word for name in nameless for word in (name, 0)])
+
+    async def load_listed(self, stored: StoredSnapshot) -> bytes | None:
+        """Return a snapshot, `None` if it is gone. Raises `InvalidSnapshot` if half of it is."""
+        name = _name_of(stored.owner, stored.revision)
+        look = (
+            ("ZSCORE", self._keys.snapshot_names, name),
+            ("HGET", self._keys.snapshots, name),
+        )
+        score, data = await self._client.replies(*look)
+        if (score is None) != (data is None):
+            # It may have been saved, or removed, between the two.
+            score, data = await self._client.replies(*look)
+        if (score is None) == (data is None):
+            return cast("bytes | None", data)
+        half = "name" if score is None else "data"
+        raise InvalidSnapshot(f"its {half} is gone from {self._keys.tag}")
 
     async def _list(self, start: str, stop: str, limit: int | None) -> list[StoredSnapshot]:
         found: list[StoredSnapshot] = []
@@ -110,6 +161,6 @@ def _stored(reply: Sequence[bytes | int]) -> list[StoredSnapshot]:
     found: list[StoredSnapshot] = []
     for name, size in zip(reply[::2], reply[1::2], strict=True):
         match = _NAME.fullmatch(name) if isinstance(name, bytes) else None
-        if match is not None and isinstance(size, int) and size >= 0:
-            found.append(StoredSnapshot(match[1].decode(), int(match[2]), size))
+        if match is not None and isinstance(size, int):
+            found.append(StoredSnapshot(match[1].decode(), int(match[2]), max(size, 0)))
     return found

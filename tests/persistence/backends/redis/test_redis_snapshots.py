@@ -18,7 +18,7 @@ from papyra.exceptions import (
     StoreUnreachable,
     StoreWrongType,
 )
-from papyra.persistence import PersistedEvent, PersistenceRecoveryConfig, SaveSnapshot
+from papyra.persistence import PersistedEvent, PersistenceRecoveryConfig, SaveSnapshot, Scan
 from papyra.persistence.backends._redis.snapshots import owner_of
 from papyra.persistence.backends.base import PersistenceBackend
 from papyra.persistence.backends.redis import RedisStreamsConfig, RedisStreamsPersistence
@@ -290,9 +290,9 @@ async def test_what_others_put_among_snapshots_is_not_listed_or_loaded(
     async with make() as store:
         await fill(store, 5, 9)
         before, owner, keys = await listed(store), owner_of(A), store.config.keys
-        odd = ["", "x", f"{owner}:5", f"{owner}:{0:014}", f"{owner}:{7:014}", f"{owner};"]
+        odd = ["", "x", f"{owner}:5", f"{owner}:{0:014}", f"{owner};"]
         admin.zadd(keys.snapshot_names, dict.fromkeys(odd, 0))
-        for name in (*odd[:-2], "unlisted"):
+        for name in (*odd[:-1], "unlisted"):
             admin.hset(keys.snapshots, name, "x")
         assert await listed(store) == before
         kept = snapshots_of(store.store)
@@ -335,6 +335,43 @@ async def test_a_key_of_another_type_in_the_place_of_snapshots_is_an_anomaly_and
             admin.rename(f"{key}:away", key)
         assert (await store.scan()).is_clean
         assert await newest(store) == (5, 0)
+
+
+@pytest.mark.parametrize("half", ["name", "data"])
+async def test_a_snapshot_of_which_half_is_gone_is_reported_and_removed_or_quarantined(
+    make: MakeStore, admin: redis.Redis, half: str
+) -> None:
+    for mode in ("repair", "quarantine"):
+        async with make() as store:
+            await fill(store, 3, 5, 7, actor=f"s/{mode}")
+            keys, name = store.config.keys, f"{owner_of(f's/{mode}')}:{5:014}"
+            data = admin.hget(keys.snapshots, name)
+            if half == "name":
+                admin.zrem(keys.snapshot_names, name)
+            else:
+                admin.hdel(keys.snapshots, name)
+            before = await listed(store)
+            assert len(before) == len(set(before))
+            assert [each.revision for each in before if name.startswith(each.owner)].count(5) == 1
+            # Whatever the page.
+            kept, after, found = snapshots_of(store.store), None, list[StoredSnapshot]()
+            while page := await kept.list_snapshots(after, 1):
+                found += page
+                after = page[-1]
+            assert found == before
+            [anomaly] = (await store.scan()).anomalies
+            assert anomaly.kind == "snapshot"
+            assert f"snapshot 5: its {half} is gone" in anomaly.detail
+            assert (await store.execute(Scan(records_only=True))).is_clean
+            report = await store.recover(PersistenceRecoveryConfig(mode=mode))
+            assert report.scan.is_clean
+            assert (await store.scan()).is_clean
+            assert not admin.hexists(keys.snapshots, name)
+            assert admin.zscore(keys.snapshot_names, name) is None
+            is_kept = mode == "quarantine" and half == "name"
+            quarantined = admin.hget(keys.snapshot_quarantine, name)
+            assert quarantined == (data if is_kept else None)
+            assert await newest(store, f"s/{mode}") == (7, 0)
 
 
 async def test_a_bad_snapshot_in_redis_goes_to_a_quarantine(
