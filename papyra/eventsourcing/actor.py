@@ -124,7 +124,7 @@ class EventSourced(Actor, Generic[StateT]):
         Raises `RecoveryFailed` where it is not known: before the recovery, and after an append of
         which only the store knows what has become.
         """
-        return self._own_history().state
+        return (self._history or self._own_history()).state
 
     @property
     def revision(self) -> int:
@@ -258,7 +258,7 @@ class EventSourced(Actor, Generic[StateT]):
             logger.warning("not recorded, as the store has no room for it: %s", fact)
 
     def _check_task(self) -> History[StateT]:
-        history = self._own_history()
+        history = self._history or self._own_history()
         if not self.context.is_own_task:
             raise WrongTask(
                 f"{type(self).__name__} persists while it handles a message, in its own task: "

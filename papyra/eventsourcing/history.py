@@ -77,6 +77,7 @@ class History(Generic[StateT]):
         self._address = str(context.self_ref.address)
         self._system_id = context.system.system_id
         self._clock = context.clock
+        self._persistence = context.persistence
         self._initial_state = initial_state
         self._apply = apply
         self._snapshots = snapshots
@@ -121,11 +122,13 @@ class History(Generic[StateT]):
 
         Raises what `apply` raises, and what the append raises; then the state is what it was.
         """
-        before = self.state
+        if self.failure is not None:
+            raise copy_of(self.failure)
+        before = self._state
         state, records = self._next(before, events)
         request = Append(records[0]) if len(records) == 1 else AppendMany(tuple(records))
         try:
-            appended: Appended = await self._context.persistence.ask(request)
+            appended: Appended = await self._persistence.ask(request)
         except RevisionConflict as conflict:
             self.lose(conflict)
             raise
@@ -160,7 +163,7 @@ class History(Generic[StateT]):
 
         request = AppendMany(tuple(records))
         try:
-            self._context.persistence.request(request, answered if save is None else stored)
+            self._persistence.request(request, answered if save is None else stored)
         except BaseException as error:
             if not _is_immutable(before):
                 self.lose(error)
@@ -180,12 +183,17 @@ class History(Generic[StateT]):
 
     def _next(self, state: StateT, events: Sequence[object]) -> tuple[StateT, list[PersistedEvent]]:
         """Return the state after `events`, and the records of them."""
-        revision = self.revision
-        records = [self._record(event, revision := revision + 1) for event in events]
-        before = state
+        revision = self.revision + 1
+        if len(events) == 1:
+            records = [self._record(events[0], revision)]
+        else:
+            records = [self._record(event, next_) for next_, event in enumerate(events, revision)]
+        before, apply = state, self._apply
         try:
             for event in events:
-                state = self._applied(state, event)
+                state = apply(state, event)
+                if state is None and not self._allows_none:
+                    raise _no_state(type_name(event))
         except BaseException as error:
             if not _is_immutable(before):
                 self.lose(error)
@@ -193,12 +201,12 @@ class History(Generic[StateT]):
         return state, records
 
     def _record(self, event: object, revision: int) -> PersistedEvent:
-        event_type = self._schema.encode(event)
+        event_type, payload = self._schema.encode(event)
         return PersistedEvent(
             self._system_id,
             self._address,
             event_type.name,
-            self._schema.payload(event),
+            payload,
             self._clock.time(),
             None,
             revision,

@@ -7,7 +7,7 @@ import dataclasses
 import functools
 import inspect
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any, TypeAlias, TypeVar, cast
+from typing import Any, NamedTuple, TypeAlias, TypeVar
 
 import msgspec
 from msgspec import structs
@@ -24,6 +24,8 @@ FunctionT = TypeVar("FunctionT", bound=Callable[..., Any])
 #: A payload on its way to today's form: the event's name, its version, and plain data.
 Stored: TypeAlias = tuple[str, int, Any]
 
+_fields: Callable[[Any], dict[str, Any]] = structs.asdict
+
 #: Where a class, or a function, keeps what its decorator said.
 _EVENT, _UPCASTER = "__papyra_event__", "__papyra_upcaster__"
 
@@ -34,6 +36,15 @@ class EventType:
 
     name: str
     version: int
+
+
+class _Form(NamedTuple):
+    """How events of one class are stored."""
+
+    event_type: EventType
+    decode: Callable[[bytes], object]
+    #: whether by their fields: the codec is faster with flat dicts
+    is_plain: bool
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -117,11 +128,8 @@ class Schema:
     def __init__(self, owner: str, events: Sequence[type], upcasters: Sequence[Upcaster]) -> None:
         """Check both. Raises `InvalidSchema` for what could not be read back."""
         self._owner = owner
-        self._types: dict[type, EventType] = {}
         self._encode = msgspec.json.Encoder().encode
-        self._decoders: dict[type, msgspec.json.Decoder[object]] = {}
-        #: classes whose events are encoded by their fields: the codec is faster with flat dicts
-        self._plain: set[type] = set()
+        self._forms: dict[type, _Form] = {}
         self._classes: dict[str, tuple[type, int]] = {}
         #: the classes by their names and newest versions
         self.newest: dict[tuple[str, int], type] = {}
@@ -134,38 +142,32 @@ class Schema:
             self._check_way(each)
         self._check_versions()
 
-    def encode(self, event: object) -> EventType:
-        """Return an event's name and version. Raises `InvalidEvent` for one of another type."""
-        found = self._types.get(type(event))
-        if found is None:
-            known = ", ".join(sorted(each.__name__ for each in self._types)) or "none"
+    def encode(self, event: object) -> tuple[EventType, object]:
+        """Return the name and version of an event, and the payload that is stored of it.
+
+        Raises `InvalidEvent` for one of another type, and for one that could not be read back:
+        neither classes of msgspec nor dataclasses look at what they are made of, and a history that
+        holds it once is lost.
+        """
+        form = self._forms.get(type(event))
+        if form is None:
+            known = ", ".join(sorted(each.__name__ for each in self._forms)) or "none"
             raise InvalidEvent(
                 f"{type_name(event)} is no event of {self._owner}: its events are {known}"
             )
-        return found
-
-    def payload(self, event: object) -> object:
-        """Return what is stored of an event that `encode` knows.
-
-        Raises `InvalidEvent` for one that could not be read back: neither classes of msgspec nor
-        dataclasses look at what they are made of, and a history that holds it once is lost.
-        """
-        self._check_values(event)
-        return (
-            structs.asdict(cast("msgspec.Struct", event)) if type(event) in self._plain else event
-        )
-
-    def _check_values(self, event: object) -> None:
+        event_type, decode, is_plain = form
         try:
             encoded = self._encode(event)
         except Exception:  # noqa: BLE001 - the codec says what JSON has no form for
-            return
-        try:
-            self._decoders[type(event)].decode(encoded)
-        except Exception as error:  # users' classes may raise anything when they are made
-            raise InvalidEvent(
-                f"{type_name(event)} could not be read back: {text_of(error)}"
-            ) from error
+            encoded = b""
+        if encoded:
+            try:
+                decode(encoded)
+            except Exception as error:  # users' classes may raise anything when they are made
+                raise InvalidEvent(
+                    f"{type_name(event)} could not be read back: {text_of(error)}"
+                ) from error
+        return event_type, _fields(event) if is_plain else event
 
     @functools.cached_property
     def steps(self) -> StepDecoder | None:
@@ -238,10 +240,9 @@ class Schema:
             )
         if (fault := fault_in(event_class)) is not None:
             raise InvalidSchema(f"{event_class.__qualname__} could not be read back: {fault}")
-        self._types[event_class] = event_type
-        self._decoders[event_class] = msgspec.json.Decoder(event_class)
-        if _is_plain(event_class):
-            self._plain.add(event_class)
+        self._forms[event_class] = _Form(
+            event_type, msgspec.json.Decoder(event_class).decode, _is_plain(event_class)
+        )
         self._classes[event_type.name] = event_class, event_type.version
         self.newest[event_type.name, event_type.version] = event_class
 

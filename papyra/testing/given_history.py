@@ -182,10 +182,10 @@ class GivenHistory(Generic[StateT]):
                 yield
 
     def _record(self, event: object, revision: int) -> PersistedEvent:
-        event_type = self._schema.encode(event)
+        event_type, payload = self._schema.encode(event)
         return PersistedEvent(
             *(self._address.system_id, str(self._address), event_type.name),
-            self._schema.payload(event),
+            payload,
             self._clock.time(),
             None,
             revision,
