@@ -5,10 +5,10 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Generator, Iterator
-from typing import Any, TypeVar
+from typing import Any, LiteralString, TypeVar
 
 import psycopg
-from psycopg.abc import Params, PQGen, QueryNoTemplate
+from psycopg.abc import Params, PQGen
 from psycopg.types.string import ByteaBinaryLoader
 
 from papyra.exceptions import (
@@ -81,11 +81,11 @@ class Connection(psycopg.Connection[Row]):
             result: ResultT = stop.value
             return result
 
-    def rows(self, query: QueryNoTemplate, params: Params | None = None) -> list[Row]:
+    def rows(self, query: LiteralString | bytes, params: Params | None = None) -> list[Row]:
         """Return all rows that a statement returns; JSON as bytes."""
         return self.execute(query, params, binary=True).fetchall()
 
-    def row(self, query: QueryNoTemplate, params: Params | None = None) -> Row:
+    def row(self, query: LiteralString | bytes, params: Params | None = None) -> Row:
         """Return the one row that a statement always returns."""
         return self.rows(query, params)[0]
 
