@@ -14,6 +14,7 @@ from papyra import ActorSystem, OneForOne, SystemClock
 from papyra.exceptions import InvalidPolicy, InvalidRequest
 from papyra.persistence.backends.json import JsonFilePersistence
 from papyra.persistence.backends.memory import InMemoryPersistence
+from papyra.persistence.backends.postgres import PostgresPersistence
 from papyra.persistence.backends.redis import RedisStreamsConfig, RedisStreamsPersistence
 from papyra.persistence.backends.retention import RetentionPolicy
 from papyra.persistence.breaker import CircuitBreakerPolicy
@@ -51,6 +52,7 @@ TAKES_FINITE: dict[str, Callable[[Any], object]] = {
     "max_age_seconds": lambda s: RetentionPolicy(max_age_seconds=s).oldest_time(1e9),
     "call_timeout": lambda s: JsonFilePersistence("never-opened.ndjson", call_timeout=s),
 }
+POSTGRES = ("connect_timeout", "statement_timeout", "lock_timeout", "retry_for")
 REDIS = ("acknowledge_timeout", "connect_timeout", "timeout", "retry_for")
 
 
@@ -82,6 +84,15 @@ def test_an_option_in_seconds_that_must_be_finite_refuses_infinity(make: Any, va
 def test_a_redis_config_refuses_seconds_that_the_server_cannot_count(name: str, value: Any) -> None:
     with pytest.raises(InvalidPolicy, match=f"{name} is seconds"):
         RedisStreamsConfig(system_id="shop", **{name: value})
+
+
+@pytest.mark.parametrize("value", [*SENSELESS, *ENDLESS], ids=name_of)
+@pytest.mark.parametrize("name", POSTGRES)
+def test_a_postgres_store_refuses_seconds_that_the_server_cannot_count(
+    name: str, value: Any
+) -> None:
+    with pytest.raises(InvalidPolicy, match=f"{name} is seconds"):
+        PostgresPersistence("dbname=shop", **{name: value})
 
 
 @pytest.mark.parametrize("value", [*SENSELESS, *ENDLESS], ids=name_of)

@@ -25,6 +25,8 @@ DEFAULT_SYSTEM = "papyra"
 DEFAULT_SCHEMA = "papyra"
 #: Characters of the id of a system; bytes of a name in PostgreSQL.
 _LONGEST, _LONGEST_NAME = 50, 63
+#: Seconds: the server counts milliseconds in 31 bits.
+_LONGEST_TIME = 2_000_000
 _PORT = re.compile(r"\d{1,5}")
 #: Seconds, and how often, to find out that an idle connection leads nowhere any more.
 _KEEPALIVES = {"keepalives_idle": 60, "keepalives_interval": 10, "keepalives_count": 3}
@@ -51,7 +53,6 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, dict=True):
         if type(self.dsn) is not str:
             raise InvalidSetting(f"dsn is a URL or a libpq string, not a {type(self.dsn).__name__}")
         _check_url(self.dsn)
-        self.parameters()
         _check_name("system_id", self.system_id, _LONGEST)
         _check_name("schema", self.schema, _LONGEST_NAME)
         if len(self.schema.encode()) > _LONGEST_NAME or self.schema.startswith("pg_"):
@@ -62,11 +63,17 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, dict=True):
             known = ", ".join(get_args(Acknowledge))
             raise InvalidPolicy(f"acknowledge is one of {known}, not {shown(self.acknowledge)}")
         for name in _TIMES:
-            if not is_seconds(getattr(self, name), above=True, finite=True):
-                seconds = shown(getattr(self, name))
-                raise InvalidPolicy(f"{name} is seconds, more than 0, not {seconds}")
-        if not is_seconds(self.retry_for, finite=True):
-            raise InvalidPolicy(f"retry_for is seconds, from 0 on, not {shown(self.retry_for)}")
+            self._check_seconds(name, above=True)
+        self._check_seconds("retry_for", above=False)
+        self.parameters()
+
+    def _check_seconds(self, name: str, *, above: bool) -> None:
+        seconds = getattr(self, name)
+        if not is_seconds(seconds, above=above, finite=True) or seconds > _LONGEST_TIME:
+            least = "more than 0" if above else "from 0 on"
+            raise InvalidPolicy(
+                f"{name} is seconds, {least}, up to {_LONGEST_TIME:,}, not {shown(seconds)}"
+            )
 
     def parameters(self) -> dict[str, Any]:
         """Return what libpq is told. Raises `InvalidStoreURL`, which repeats no secret."""
