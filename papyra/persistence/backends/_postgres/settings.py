@@ -77,15 +77,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, dict=True):
 
     def parameters(self) -> dict[str, Any]:
         """Return what libpq is told. Raises `InvalidStoreURL`, which repeats no secret."""
-        try:
-            given = conninfo_to_dict(self.dsn)
-        except psycopg.Error:
-            # Its message has parts of the string in it.
-            raise InvalidStoreURL(
-                "this is no URL, and no string of parameters, that libpq can read: it is "
-                "postgresql://user:password@host:port/database?parameter=value, where what is "
-                "special in a user or password is written with %, as %40 for @"
-            ) from None
+        given = _parsed(self.dsn)
         if self.has_several_hosts and not self.read_only:
             given.setdefault("target_session_attrs", "read-write")
         given.setdefault("connect_timeout", max(2, round(self.connect_timeout)))
@@ -133,6 +125,24 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, dict=True):
 
     def __repr__(self) -> str:
         return f"Settings({self.location!r})"
+
+
+def _parsed(dsn: str) -> dict[str, Any]:
+    """Return what libpq reads in a string. Raises `InvalidStoreURL`, which repeats none of it."""
+    try:
+        given: dict[str, Any] = conninfo_to_dict(dsn)
+        # A whole string of parameters may be put there, passwords included.
+        database = str(given.get("dbname", ""))
+        is_readable = "://" not in database and "=" not in database and "\0" not in dsn
+    except (psycopg.Error, ValueError):
+        is_readable = False
+    if not is_readable:
+        raise InvalidStoreURL(
+            "this is no URL, and no string of parameters, that libpq can read: it is "
+            "postgresql://user:password@host:port/database?parameter=value, where what is "
+            "special in a user or password is written with %, as %40 for @"
+        )
+    return given
 
 
 def _check_url(dsn: str) -> None:

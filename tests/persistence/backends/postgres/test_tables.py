@@ -522,6 +522,10 @@ async def test_no_secret_is_in_an_error_a_repr_or_a_log(
         "postgresql://u:geheim@host/db?schema=a&schema=geheim",
         "postgresql://u:geheim@host/db?retry_for=geheim",
         "host=x password='geheim",
+        "host=x password=geheim\0",
+        "host=x password=geheim\ud800",
+        "dbname=postgresql://u:geheim@host/db",
+        "dbname='host=x password=geheim'",
     ],
 )
 def test_a_url_that_can_not_be_read_is_not_repeated(url: str) -> None:
