@@ -1,4 +1,4 @@
-"""A server whose disk is full, and has room again."""
+"""A server that has no room for its log, and then has."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import pytest
 from papyra.exceptions import StoreFull, StoreNotReady, StoreUnreachable
 from papyra.persistence.backends.postgres import PostgresPersistence
 from papyra.testing.conformance._fixtures import an_event
-from tests.postgres_server import NO_SYNC, PostgresServer
+from tests.postgres_server import PostgresServer
 
 #: What can't be compressed, and takes its place: 60 KB.
 NOISE = "".join(map(chr, range(0x4E00, 0x4E00 + 20_000)))
@@ -37,44 +37,6 @@ def small_disk(path: Path) -> Iterator[Callable[[], None]]:
         yield ballast.unlink
     finally:
         subprocess.run(["umount", "-l", str(path)], check=True)
-
-
-async def test_a_full_disk_of_a_postgres_server_refuses_appends_until_there_is_room(
-    installation: Path,
-) -> None:
-    with PostgresServer(installation, *NO_SYNC) as server:
-        disk = server.directory / "disk"
-        with small_disk(disk) as free:
-            tables = disk / "tables"
-            server.run("mkdir", str(tables))
-            server.query(f"CREATE TABLESPACE small LOCATION '{tables}'")
-            server.query("CREATE SCHEMA papyra")
-            server.query("ALTER ROLE postgres SET default_tablespace = small")
-            stored: list[int] = []
-            refused: list[str] = []
-            async with PostgresPersistence(server.url, retry_for=0.1) as store:
-                number = 0
-                while len(refused) < 3:
-                    number += 1
-                    try:
-                        await store.append(an_event(number, payload={"n": number, "noise": NOISE}))
-                    except StoreFull as error:
-                        refused.append(str(error))
-                    else:
-                        stored.append(number)
-                assert len(stored) > 3
-                assert all("disk is full" in said and NOISE[:9] not in said for said in refused)
-                found = [event.payload["n"] async for event in store.stream("event")]
-                assert found == stored
-                free()
-                number += 1
-                await store.append(an_event(number))
-                stored.append(number)
-            async with PostgresPersistence(server.url) as store:
-                found = [event.payload["n"] async for event in store.stream("event")]
-                assert found == stored
-                assert (await store.scan()).is_clean
-            server.stop()
 
 
 async def test_a_postgres_server_that_has_no_room_for_its_log_keeps_what_was_acknowledged(

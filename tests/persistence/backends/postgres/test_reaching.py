@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import os
+import ssl
 import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -18,7 +19,8 @@ from papyra.exceptions import StoreError, StoreFull, StoreMissing
 from papyra.persistence.backends.postgres import PostgresPersistence, beside
 from papyra.persistence.records import PersistedEvent
 from papyra.testing._postgres_server import _give
-from tests.postgres_server import PostgresServer, query
+from tests.persistence.backends.postgres.proxy import Proxy
+from tests.postgres_server import PostgresServer
 
 EVENT = PersistedEvent("shop", "shop/ann", "opened", 1, 1.5)
 
@@ -77,44 +79,41 @@ async def test_of_several_hosts_one_that_takes_writes_is_used(
 
 
 @pytest.fixture
-def tls_server(own_server: PostgresServer, tmp_path: Path) -> PostgresServer:
-    """Return a server whose certificate is at ``certificate`` in the test's directory."""
+def behind_tls(database: str, tmp_path: Path) -> Iterator[str]:
+    """Return the URL of a database behind a proxy that ends TLS, as not every server knows it.
+
+    Who has signed its certificate is in ``authority`` in the test's directory.
+    """
     authority = trustme.CA()
-    certificate = authority.issue_cert("127.0.0.1")
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    authority.issue_cert("127.0.0.1").configure_cert(context)
     authority.cert_pem.write_to_path(tmp_path / "authority")
-    for name, part in (
-        ("server.crt", certificate.cert_chain_pems[0]),
-        ("server.key", certificate.private_key_pem),
-    ):
-        part.write_to_path(own_server.data / name)
-        _give(own_server.data / name)
-        os.chmod(own_server.data / name, 0o600)
-    own_server.query("ALTER SYSTEM SET ssl = on")
-    own_server.query("SELECT pg_reload_conf()")
-    return own_server
+    with Proxy(urlsplit(database).port or 5432, tls=context) as proxy:
+        yield proxy.url(database)
 
 
-async def test_a_server_may_be_reached_by_tls(tls_server: PostgresServer, tmp_path: Path) -> None:
-    dsn = make_conninfo(
-        tls_server.url, sslmode="verify-full", sslrootcert=str(tmp_path / "authority")
-    )
-    async with PostgresPersistence(dsn) as store:
+async def test_a_server_may_be_reached_by_tls(behind_tls: str, schema: str, tmp_path: Path) -> None:
+    dsn = make_conninfo(behind_tls, sslmode="verify-full", sslrootcert=str(tmp_path / "authority"))
+    async with PostgresPersistence(dsn, schema=schema) as store:
         await store.append(EVENT)
-        assert query(
-            dsn,
-            "SELECT bool_and(ssl) FROM pg_stat_ssl JOIN pg_stat_activity USING (pid)"
-            " WHERE application_name LIKE 'papyra %'",
-        ) == [(True,)]
+        assert len((await store.read("event")).records) == 1
 
 
 async def test_a_server_with_another_certificate_is_refused(
-    tls_server: PostgresServer, tmp_path: Path
+    behind_tls: str, tmp_path: Path
 ) -> None:
     trustme.CA().cert_pem.write_to_path(tmp_path / "another")
-    dsn = make_conninfo(
-        tls_server.url, sslmode="verify-full", sslrootcert=str(tmp_path / "another")
-    )
+    dsn = make_conninfo(behind_tls, sslmode="verify-full", sslrootcert=str(tmp_path / "another"))
     with pytest.raises(StoreError, match="certificate verify failed"):
+        async with PostgresPersistence(dsn, retry_for=0):
+            pass
+
+
+async def test_a_server_without_tls_is_refused_where_that_is_asked_for(
+    own_server: PostgresServer,
+) -> None:
+    dsn = make_conninfo(own_server.url, sslmode="require")
+    with pytest.raises(StoreError, match="does not support SSL"):
         async with PostgresPersistence(dsn, retry_for=0):
             pass
 
