@@ -48,7 +48,7 @@ async def main() -> None:
     snapshot = await measure(backend)
     print("\nMetrics:")
     for name, value in snapshot.items():
-        print(f"  {name:20} {value:6}")
+        print(f"  {name:22} {value:6}")
 
 
 async def measure(backend: InMemoryPersistence) -> dict[str, int]:
