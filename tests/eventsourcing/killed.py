@@ -15,6 +15,7 @@ import msgspec
 
 from papyra import ActorRef, ActorSystem
 from papyra.eventsourcing import EventSourced, SnapshotPolicy
+from papyra.persistence.backends import postgres
 from papyra.persistence.backends.base import PersistenceBackend
 from papyra.persistence.backends.json import JsonFilePersistence
 from papyra.persistence.backends.redis import RedisStreamsConfig, RedisStreamsPersistence
@@ -65,6 +66,8 @@ def store(kind: str, place: str) -> PersistenceBackend:
             return RotatingFilePersistence(f"{place}/events", max_segment_records=500, fsync="no")
         case "sqlite":
             return SQLitePersistence(f"{place}/events.db", synchronous="normal")
+        case "postgres":
+            return postgres.from_url(place, read_only=False)
         case _:
             return RedisStreamsPersistence(RedisStreamsConfig(url=place, system_id="bank"))
 

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import random
+import secrets
 import subprocess
 import sys
 from collections import Counter, defaultdict
@@ -16,6 +17,7 @@ from typing import Any
 import pytest
 
 from papyra import ActorSystem
+from papyra.testing._postgres_server import own_database, shared_server
 from tests.conftest import event_loops
 from tests.eventsourcing.killed import ENTITIES, Keeper, store
 from tests.extent import count, some
@@ -43,7 +45,7 @@ def killed_after(replies: int, kind: str, place: str, first: int) -> list[tuple[
     return [(int(entity), int(number)) for entity, number in whole]
 
 
-@pytest.fixture(params=some(["redis", "json", "sqlite", "rotating"], every=2))
+@pytest.fixture(params=some(["redis", "json", "postgres", "sqlite", "rotating"], every=2))
 def kind(request: pytest.FixtureRequest) -> Any:
     return request.param
 
@@ -51,7 +53,9 @@ def kind(request: pytest.FixtureRequest) -> Any:
 @pytest.fixture
 def place(kind: str, tmp_path: Path) -> Iterator[str]:
     """Return where the store is: in files, or on a server that goes on when its writer does not."""
-    if kind != "redis":
+    if kind == "postgres":
+        yield f"{own_database(shared_server())}?schema=bank_{secrets.token_hex(8)}"
+    elif kind != "redis":
         yield str(tmp_path)
     else:
         with RedisServer(any_binary()) as server:
