@@ -299,6 +299,9 @@ def new_store(kind: str, directory: Path, server: RedisServer) -> Store:
         case "rotating":
             path = directory / name
             return Store(kind, f"{path}/", path)
+        case "sqlite":
+            path = directory / f"{name}.db"
+            return Store(kind, str(path), path)
         case _:
             url = f"redis://127.0.0.1:{server.port}/0?prefix=test&system_id={name}"
             return Store(kind, url, server=server, tag=f"{{test:{name}}}")

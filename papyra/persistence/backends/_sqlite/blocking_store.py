@@ -46,7 +46,11 @@ from papyra.persistence.backends._sqlite.scan import (
     scan,
     scan_histories,
 )
-from papyra.persistence.backends._sqlite.system_lock import DEFAULT_SYSTEM, system_lock
+from papyra.persistence.backends._sqlite.system_lock import (
+    DEFAULT_SYSTEM,
+    system_inbox,
+    system_lock,
+)
 from papyra.persistence.backends._sqlite.writer_row import WriterRow
 from papyra.persistence.backends.store import (
     Batch,
@@ -109,6 +113,10 @@ class BlockingStore:
         self._file.check(must_exist=self._read_only)
         warn_of_network(self._file.path.parent, self._file.place.name)
         self._lock = self._new_lock()
+        #: requests for the writer, which others have left
+        self.requests = system_inbox(
+            self._file.path, self._system_id, syncs=self._synchronous != "off"
+        )
         if self._read_only:
             self._open_to_read()
             return
@@ -119,6 +127,10 @@ class BlockingStore:
         except BaseException:
             self._lock.release()
             raise
+
+    def holder(self) -> str | None:
+        """Return who seems to have the lock; `None` for nobody."""
+        return self._lock.holder()
 
     def _new_lock(self) -> FileLock:
         """Return the lock that whoever writes this system has, wherever links lead to by now."""

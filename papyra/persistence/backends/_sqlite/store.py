@@ -18,6 +18,7 @@ from papyra.persistence.backends._files.disk import whose
 from papyra.persistence.backends._files.location import Place, printable
 from papyra.persistence.backends._io.threaded_parts import (
     ThreadedEncodedHistories,
+    ThreadedInbox,
     ThreadedMigrating,
     ThreadedOutbox,
     ThreadedRebasing,
@@ -34,7 +35,9 @@ __all__ = ("DEFAULT_SYSTEM", "SQLiteStore")
 _LONGEST = 50
 
 
-class SQLiteStore(ThreadedEncodedHistories, ThreadedRebasing, ThreadedMigrating, ThreadedOutbox):
+class SQLiteStore(
+    ThreadedEncodedHistories, ThreadedRebasing, ThreadedInbox, ThreadedMigrating, ThreadedOutbox
+):
     """A `Store` in an SQLite database."""
 
     name = NAME
