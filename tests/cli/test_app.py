@@ -212,8 +212,12 @@ def test_an_error_of_papyra_holds_no_control_sequences_of_a_terminal(papyra: Com
 @pytest.mark.parametrize(
     "url",
     [
-        f"postgres://user:{SECRET}@host/db",
+        f"mysql://user:{SECRET}@host/db",
         f"ftp://user:{SECRET}@host",
+        f"postgres://user:{SECRET}@127.0.0.1:port/db",
+        f"postgresql://user:{SECRET}@127.0.0.1:1/db?retry_for=soon",
+        f"postgresql://user:{SECRET}@127.0.0.1:1/db?no_such_option=1",
+        f"postgresql://user:{SECRET}/x@127.0.0.1:1/db",
         f"redis://user:{SECRET}@127.0.0.1:port/0",
         f"redis://user:{SECRET}@127.0.0.1:1/nothing",
         f"redis://user:{SECRET}@127.0.0.1:1/0?retry_for=soon",

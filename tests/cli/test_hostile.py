@@ -132,7 +132,18 @@ TYPOS = [
     *(f" redis://user:{SECRET}@host/0", f"REDIS://user:{SECRET}@host", f"redis:user:{SECRET}@h"),
     *(f"redis://user:a {SECRET}@host", f"redis://user:a@{SECRET}@h", f"redis://:{SECRET}@h/x/y"),
     *(f"redis://h/0?password={SECRET}", f"json:x.ndjson?password={SECRET}", f"redis://u:{SECRET}"),
-    f"postgresql://user:{SECRET}@host/db",
+    *(f"postgresql://user:{SECRET}@host/db", f"postgresql//user:{SECRET}@host/db"),
+    *(
+        f"postgresql:/user:{SECRET}@host/db",
+        f"postgres:user:{SECRET}@host",
+        f"postgres://u:{SECRET}",
+    ),
+    *(
+        f"POSTGRESQL://u:{SECRET}@h/d",
+        f"postgresql://u:a@{SECRET}@h/d",
+        f"postgres://u:{SECRET}/@h",
+    ),
+    *(f"postgresql://h/d?password={SECRET}", f"postgresql://h/dbname={SECRET}"),
 ]
 
 
