@@ -89,9 +89,13 @@ class Entry(msgspec.Struct, frozen=True, gc=False):
     #: the base that is read in place of it, if there is one
     record: bytes
     crc: bytes
-    #: bytes of the record in the stream
-    size: int
-    is_rebased: bool
+    #: bytes of what it is read in place of, if it is a base that is kept beside the stream; else -1
+    replaced: int = -1
+
+    @property
+    def size(self) -> int:
+        """Bytes of the record in the stream."""
+        return len(self.record) if self.replaced < 0 else self.replaced
 
     @property
     def total_before(self) -> int:
@@ -120,10 +124,10 @@ def base_as_kept(seq: int, encoded: bytes) -> bytes:
 
 def raw_entries(entries: Sequence[Any], bases: Sequence[bytes | None] = ()) -> list[RawEntry]:
     """Return entries as a script returns them, with the bases in their places, if there are any."""
-    raws: list[RawEntry] = [
-        (identifier, dict(zip(fields[::2], fields[1::2], strict=True)))
-        for identifier, fields in entries
-    ]
+    raws: list[RawEntry] = []
+    for identifier, fields in entries:
+        words = iter(fields)
+        raws.append((identifier, dict(zip(words, words, strict=True))))
     if not bases:
         return raws
     return [
@@ -197,21 +201,32 @@ def whole(text: bytes) -> int | None:
 def read(raw: RawEntry) -> tuple[Entry | None, Wrong | None]:
     """Return what an entry says, or why it is none of ours."""
     identifier, fields = raw
-    base = fields if type(fields) is Rebased else None
-    if fields.keys() != _FIELDS and base is None:
+    if type(fields) is Rebased:
+        return _read_rebased(identifier, fields)
+    if fields.keys() != _FIELDS:
         names = ", ".join(sorted(field.decode(errors="replace") for field in fields))
         return None, ("wrong_fields", f"the fields are {names[:200]}")
     ms, seq = id_of(identifier)
     if ms > LATEST_MS or not 0 < seq <= LATEST_MS:
         return None, ("wrong_fields", "the id is none that Papyra gives")
-    n, total = whole(fields.get(b"n", b"")), whole(fields.get(b"total", b""))
-    record, crc = fields.get(b"record", b""), fields.get(b"crc", b"")
-    size = len(record)
-    if n is None or total is None or not 0 < n <= seq or not size <= total <= n * MOST_BYTES:
+    n, total, record = whole(fields[b"n"]), whole(fields[b"total"]), fields[b"record"]
+    if n is None or total is None or not 0 < n <= seq or not len(record) <= total <= n * MOST_BYTES:
         n = total = 0
-    if base is not None:
-        record, crc = base.record, base.base[:8]
-    return Entry(identifier, seq, n, total, record, crc, size, base is not None), None
+    return Entry(identifier, seq, n, total, record, fields[b"crc"]), None
+
+
+def _read_rebased(identifier: bytes, fields: Rebased) -> tuple[Entry | None, Wrong | None]:
+    """Return what `read` does of an entry in place of which a base is read.
+
+    Nobody needs what the entry says itself, but for its numbers.
+    """
+    own = {name: fields.get(name, b"") for name in FIELDS}
+    entry, wrong = read((identifier, own))
+    if entry is None:
+        return None, wrong
+    return msgspec.structs.replace(
+        entry, record=fields.record, crc=fields.base[:8], replaced=len(own[b"record"])
+    ), None
 
 
 def check(entry: Entry, kind: Kind) -> tuple[Record | None, Wrong | None]:
@@ -226,7 +241,7 @@ def check(entry: Entry, kind: Kind) -> tuple[Record | None, Wrong | None]:
         return None, ("unknown_kind" if is_kept else "corrupt", str(error))
     if kind_of(record) != kind:
         return None, ("corrupt", f"record {seq} is of the kind {kind_of(record)}, not {kind}")
-    if entry.is_rebased and not is_base(record):
+    if entry.replaced >= 0 and not is_base(record):
         return None, ("corrupt", f"what is kept as a base in place of record {seq} is none")
     return record, None
 

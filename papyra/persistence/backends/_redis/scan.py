@@ -54,6 +54,8 @@ class StoreScan:
     async def _history_anomalies(self) -> AsyncIterator[PersistenceAnomaly]:
         key, history = self._keys.streams["event"], HistoryCheck()
         state = await read_state(self._client)
+        if state.has_no_histories:
+            return  # if the index says so and is wrong, the scan of the records tells
         scanned = StreamScan("event", key, state, Findings())
         async for page in self._pages(scanned, state.streams["event"]):
             for raw in page:
@@ -110,10 +112,11 @@ class StoreScan:
     ) -> None:
         """Check the entries of a page."""
         for raw in page:
-            believed = bases.checked(raw)
+            believed = bases.checked(raw) if type(raw[1]) is Rebased else raw
             if stream_scan.kind == "event" and kept.takes(believed):
                 continue
-            unclear = stream_scan.visit(bases.note_stray(believed))
+            is_stray = type(believed[1]) is Rebased
+            unclear = stream_scan.visit(bases.note_stray(believed) if is_stray else believed)
             if unclear is not None:
                 await self._decide(stream_scan, unclear)
 

@@ -232,6 +232,12 @@ class StoreState(msgspec.Struct):
             )
         return found
 
+    @property
+    def has_no_histories(self) -> bool:
+        """Whether no event has a revision, by the index."""
+        index = self.index
+        return not index.size and not index.noted and index.indexed >= self.streams["event"].n
+
     def with_stream(self, kind: Kind, stream: StreamState) -> StoreState:
         """Return this with another stream of a kind."""
         return msgspec.structs.replace(self, streams={**self.streams, kind: stream})
