@@ -97,9 +97,7 @@ async def test_a_record_nested_deeper_than_an_append_allows_is_read_and_restored
 def test_a_redis_entry_nested_too_deeply_is_of_unknown_kind(depth: int) -> None:
     record = deep_record(depth)
     checksum = b"%08x" % crc32(record, 7)
-    found, wrong = check(
-        Entry(b"1-7", 7, 1, len(record), record, checksum, len(record), is_rebased=False), "event"
-    )
+    found, wrong = check(Entry(b"1-7", 7, 1, len(record), record, checksum), "event")
     assert found is None
     assert wrong is not None
     assert wrong[0] == "unknown_kind"
