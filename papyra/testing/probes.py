@@ -127,7 +127,7 @@ class PersistenceProbe:
         among = _events([pattern])
         await self._catch_up(TIMEOUT)
         await self._inbox.take_none(pattern, within, among)
-        if within is not None and self._backend.is_open:
+        if self._backend.is_open:
             # What came at the last moment may wait behind other work of the store's.
             with contextlib.suppress(PersistenceError):
                 await self._backend.flush()
