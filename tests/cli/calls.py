@@ -55,11 +55,18 @@ def _written(stream: io.TextIOWrapper) -> str:
     return stream.read()
 
 
+def _levels() -> dict[str | None, int]:
+    """Return which log messages each logger lets through, that of the root under no name."""
+    loggers = logging.getLogger().manager.loggerDict
+    names = [name for name, each in loggers.items() if isinstance(each, logging.Logger)]
+    return {name: logging.getLogger(name).level for name in (None, "papyra", *names)}
+
+
 @contextlib.contextmanager
 def _lent(streams: Sequence[io.TextIOWrapper]) -> Iterator[None]:
     """Set for a while what Python sets when it starts, and what the command sets for itself."""
     root = logging.getLogger()
-    handlers, level = root.handlers[:], root.level
+    handlers, levels = root.handlers[:], _levels()
     names = {number: logging.getLevelName(number) for number in (logging.WARNING, logging.ERROR)}
     root.handlers.clear()
     root.setLevel(logging.WARNING)
@@ -77,6 +84,7 @@ def _lent(streams: Sequence[io.TextIOWrapper]) -> Iterator[None]:
         finally:
             _output.console.cache_clear()  # it has looked at the environment
             root.handlers[:] = handlers
-            root.setLevel(level)
+            for logger, level in levels.items():
+                logging.getLogger(logger).setLevel(level)
             for number, text in names.items():
                 logging.addLevelName(number, text)
