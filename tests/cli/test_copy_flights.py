@@ -84,10 +84,11 @@ def test_papyra_copy_of_flights_through_every_database_and_back_is_the_same_byte
     chain = [first, sqlite, postgres, redis, last]
     rates = []
     for origin, destination in itertools.pairwise(chain):
-        done = papyra("copy", origin.name, destination.name, "--json")
-        assert (done.code, done.err) == (0, "")
-        assert jq(".verified", done.out) == lines
-        rates.append(f"to {destination.kind} {jq('.seconds', done.out):.1f} s")
+        with papyra.start("copy", origin.name, destination.name, "--json") as process:
+            out, err = process.communicate()
+        assert (process.returncode, err) == (0, "")
+        assert jq(".verified", out) == lines
+        rates.append(f"to {destination.kind} {jq('.seconds', out):.1f} s")
     assert written(first) == written(last)
     in_sqlite, in_postgres = rows_of_sqlite(sqlite_path), rows_of_postgres(database)
     assert sorted(in_postgres) == list(range(1, lines + 1))

@@ -1,6 +1,7 @@
 """Servers to test with: one of each major version that can be started here, or the first of them.
 
-In CI, tests run on each. ``POSTGRES_URL`` names one that is there already.
+In CI, tests run on each, and on every event loop; elsewhere on asyncio, without those that start
+servers of their own to lose them. ``POSTGRES_URL`` names one that is there already.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import pytest
 from psycopg import sql
 
 from papyra.testing._postgres_server import URL_VARIABLE
+from tests.conftest import event_loops
 from tests.extent import CI
 from tests.postgres_server import (
     PostgresServer,
@@ -22,6 +24,13 @@ from tests.postgres_server import (
     installations,
     own_database,
     shared_server,
+)
+
+anyio_backend = event_loops("asyncio")
+
+#: What takes longer than a newcomer likes to wait. It runs if it is named, too.
+collect_ignore = (
+    [] if CI else ["test_failover.py", "test_full_disk.py", "test_proxy.py", "test_server.py"]
 )
 
 #: Where stores are that need no server of their own, if it is set.
@@ -58,8 +67,20 @@ def schema(database: str) -> Iterator[str]:
     """Return the name of a schema of this test's in `database`, which is not made yet."""
     name = f"papyra_test_{uuid.uuid4().hex}"
     yield name
+    _drop(database, name)
+
+
+@pytest.fixture(scope="session")
+def shared_schema(database: str) -> Iterator[str]:
+    """Return the name of a schema for tests that have a system each: making tables takes longer."""
+    name = f"papyra_test_{uuid.uuid4().hex}"
+    yield name
+    _drop(database, name)
+
+
+def _drop(database: str, schema: str) -> None:
     with psycopg.connect(database, autocommit=True) as connection:
-        drop = sql.SQL("DROP SCHEMA IF EXISTS {} CASCADE").format(sql.Identifier(name))
+        drop = sql.SQL("DROP SCHEMA IF EXISTS {} CASCADE").format(sql.Identifier(schema))
         connection.execute(drop)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import uuid
 
 import psycopg
 import pytest
@@ -16,11 +17,13 @@ anyio_backend = event_loops("asyncio")
 
 
 class TestPostgresPersistence(PersistenceConformance):
-    """The contract, in a schema of its own."""
+    """The contract, on a system of its own."""
 
     @pytest.fixture
-    def make_backend(self, database: str, schema: str) -> MakeBackend:
-        return functools.partial(PostgresPersistence, database, schema=schema)
+    def make_backend(self, database: str, shared_schema: str) -> MakeBackend:
+        return functools.partial(
+            PostgresPersistence, database, schema=shared_schema, system_id=uuid.uuid4().hex
+        )
 
     async def damage(self, backend: PersistenceBackend, seq: int) -> None:
         assert isinstance(backend, PostgresPersistence)
@@ -28,4 +31,5 @@ class TestPostgresPersistence(PersistenceConformance):
         with psycopg.connect(settings.dsn) as connection:
             for table in ("events", "audits", "dead_letters"):
                 statement = f'UPDATE "{settings.schema}".{table} SET record = \'{{"a": 1}}\''
-                connection.execute(f"{statement} WHERE seq = %s".encode(), (seq,))
+                here = "WHERE seq = %s AND system_id = %s"
+                connection.execute(f"{statement} {here}".encode(), (seq, settings.system_id))

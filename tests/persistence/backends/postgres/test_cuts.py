@@ -18,9 +18,12 @@ import pytest
 from papyra.exceptions import StoreFenced, StoreUnreachable
 from papyra.persistence.backends.postgres import PostgresPersistence
 from papyra.testing.conformance._fixtures import a_record, everything, without_seq
-from tests.extent import STEP
-from tests.persistence.backends.postgres.proxy import PLACES, Cut, Place, Proxy
+from tests.extent import CI, STEP
+from tests.persistence.backends.postgres import proxy as proxies
+from tests.persistence.backends.postgres.proxy import Cut, Place, Proxy
 from tests.postgres_server import query
+
+PLACES: tuple[Place, ...] = proxies.PLACES if CI else ("after", "late")
 
 
 @pytest.fixture
