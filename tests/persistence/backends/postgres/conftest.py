@@ -29,9 +29,8 @@ from tests.postgres_server import (
 anyio_backend = event_loops("asyncio")
 
 #: What takes longer than a newcomer likes to wait. It runs if it is named, too.
-collect_ignore = (
-    [] if CI else ["test_failover.py", "test_full_disk.py", "test_proxy.py", "test_server.py"]
-)
+_LONG = ("failover", "full_disk", "kill", "pgbouncer", "proxy", "server")
+collect_ignore = [] if CI else [f"test_{name}.py" for name in _LONG]
 
 #: Where stores are that need no server of their own, if it is set.
 URL = os.environ.get(URL_VARIABLE)
