@@ -32,7 +32,7 @@ def test_quickstart() -> None:
     output = run(EXAMPLES / "quickstart.py")
     assert "order 3 is event 6" in output
     assert "OrderPlaced   {'order_id': 1, 'item': 'tea'}" in output
-    assert "records_written           9" in output
+    assert "records_written             9" in output
 
 
 @pytest.mark.parametrize("store", ["memory:", "json:bank.ndjson", "rotating:bank", "redis"])

@@ -21,6 +21,7 @@ from papyra._safe_repr import shown
 from papyra._signal import signals_of_this_loop
 from papyra.exceptions import (
     ActorStopped,
+    BackendBusy,
     BackendClosed,
     InvalidRequest,
     MailboxClosed,
@@ -65,6 +66,9 @@ POLL_INTERVAL = 0.05
 OWN_POLL_INTERVAL = 5.0
 #: Seconds between two tries to read a store that fails, at first and at most.
 RETRY_INTERVAL, LONGEST_RETRY_INTERVAL = 0.05, 1.0
+
+#: Seconds to the next try where another task uses the backend.
+_BUSY_INTERVAL = 0.001
 
 #: The names in the address of an entity: the system, the type, the id.
 _ENTITY_NAMES = 3
@@ -323,6 +327,10 @@ class Subscription:
             )
         except _ENDED:
             raise StopAsyncIteration from None
+        except BackendBusy:
+            # Nobody hosts the backend, and another task uses it right now.
+            await anyio.sleep(_BUSY_INTERVAL)
+            return None
         except _FINAL:
             raise
         except StoreError as error:

@@ -331,6 +331,8 @@ def _once(path: Path, make: Callable[[Path], object]) -> Path:
         fcntl.lockf(file, fcntl.LOCK_EX)
         if not path.exists():
             unfinished = path.with_name(f"{path.name}.new")
+            if unfinished.is_dir():  # making it has failed before
+                shutil.rmtree(unfinished)
             make(unfinished)
             unfinished.rename(path)
     return path
@@ -385,13 +387,24 @@ def _for_user(installation: Path, session: Path) -> Path:
     """Return where the programs are for the user of the servers, who may not see root's folders."""
     if _user() is None or _is_open_to_all(installation / "postgres"):
         return installation
-    everything = installation.parent
+    top, *_ = folders = programs_of(installation)
     copied = session / f"programs-{_major(installation)}"
-    return _once(copied, functools.partial(_copy_for_all, everything)) / installation.name
+    copied = _once(copied, functools.partial(_copy_for_all, folders))
+    return copied / installation.relative_to(top.parent)
 
 
-def _copy_for_all(everything: Path, copied: Path) -> None:
-    shutil.copytree(everything, copied, symlinks=True)
+def programs_of(installation: Path) -> list[Path]:
+    """Return the folder that holds an installation, and that of a wheel's libraries beside it."""
+    inside = Path(_INSIDE).parts
+    depth = len(inside) if installation.parts[-len(inside) :] == inside else 1
+    top = installation.parents[depth - 1]
+    return [each for each in (top, top.with_name(f"{top.name}.libs")) if each.exists()]
+
+
+def _copy_for_all(folders: Sequence[Path], copied: Path) -> None:
+    copied.mkdir()
+    for folder in folders:
+        shutil.copytree(folder, copied / folder.name, symlinks=True)
     for path in (copied, *copied.rglob("*")):
         if not path.is_symlink():
             path.chmod(path.stat().st_mode | 0o555)

@@ -308,6 +308,25 @@ async def test_a_store_that_fails_is_read_again(make: MakeStore) -> None:
                 assert seqs(await until_caught_up(items)) == [1, 2, 3]
 
 
+async def test_any_number_of_tasks_follow_one_reader(make_durable: MakeStore) -> None:
+    writer, found = make_durable(), []
+
+    async def follow(reader: PersistenceBackend) -> None:
+        async with reader.subscribe() as items:
+            found.append(seqs(await follow_until(items, 30)))
+
+    async with ActorSystem("s", persistence=writer, audit_interval=None):
+        await writer.append(event(1))
+        async with make_durable().reader() as reader:
+            with anyio.fail_after(30):
+                async with anyio.create_task_group() as tasks:
+                    for _ in range(5):
+                        tasks.start_soon(follow, reader)
+                    for number in range(2, 31):
+                        await writer.append(event(number))
+    assert found == [list(range(1, 31))] * 5
+
+
 async def test_a_reader_goes_on_across_compactions_and_recoveries(make_durable: MakeStore) -> None:
     writer = make_durable()
     async with ActorSystem("s", persistence=writer, audit_interval=None):

@@ -12,6 +12,7 @@ from pathlib import Path
 import psycopg
 import pytest
 
+from papyra.testing._postgres_server import programs_of
 from tests.extent import CI
 from tests.persistence.backends.postgres.conftest import URL
 from tests.postgres_server import PostgresServer, query
@@ -113,9 +114,11 @@ def test_root_starts_a_postgres_server_whose_programs_are_in_a_folder_of_roots(
 ) -> None:
     """As those of a virtual environment in a folder that nobody else may enter."""
     hidden = tmp_path / "hidden"
-    subprocess.run(["cp", "-RL", str(installation.parent), str(hidden)], check=True)
+    hidden.mkdir()
+    top, *_ = folders = programs_of(installation)
+    subprocess.run(["cp", "-RL", *map(str, folders), str(hidden)], check=True)
     tmp_path.chmod(0o700)
-    with PostgresServer(hidden / "bin") as server:
+    with PostgresServer(hidden / installation.relative_to(top.parent)) as server:
         assert server.query("SELECT 1") == [(1,)]
         assert hidden not in server.installation.parents
 
