@@ -182,7 +182,7 @@ async def test_a_postgres_batch_is_stored_once_if_its_backend_is_terminated_at_a
             database,
             "SELECT pg_terminate_backend(pid, 20000) FROM pg_stat_activity"
             " WHERE datname = %s AND pid <> pg_backend_pid()"
-            " AND backend_type = 'client backend'",
+            " AND application_name LIKE 'papyra %%' AND backend_type = 'client backend'",
             name_of(database),
         )
 
