@@ -35,7 +35,7 @@ from papyra.persistence.backends.store import Batch
 from papyra.system import ActorSystem
 from tests.actors import event
 from tests.conftest import event_loops
-from tests.extent import STEP
+from tests.extent import STEP, some
 from tests.persistence.backends.postgres.proxy import PLACES, Cut, Place, Proxy
 
 anyio_backend = event_loops("asyncio", "uvloop", "trio")
@@ -233,7 +233,7 @@ async def test_a_commit_that_no_standby_confirms_leaves_the_outbox_as_it_was(
         assert await numbers(store) == [1, 2, 3]
 
 
-@pytest.mark.parametrize("place", PLACES)
+@pytest.mark.parametrize("place", some(PLACES, every=2))
 @pytest.mark.parametrize("anyio_backend", ["asyncio"])
 async def test_events_are_there_once_wherever_the_connection_is_cut(
     make: Make, add: Callable[..., None], database: str, schema: str, place: Place

@@ -24,7 +24,7 @@ from tests.actors import event
 from tests.conftest import LOOPS, event_loops
 from tests.extent import count
 
-anyio_backend = event_loops("asyncio", "trio")
+anyio_backend = event_loops("asyncio")
 
 ROOT = Path(__file__).parents[4]
 KILLS = count("PAPYRA_KILLS", 6, 60)
