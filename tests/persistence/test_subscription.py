@@ -17,15 +17,20 @@ from redis import Redis
 
 from papyra import ActorSystem
 from papyra.exceptions import InvalidRequest, StoreError, StoreMoved, StoreReplaced
-from papyra.persistence import PersistedAudit, PersistedDeadLetter, PersistedEvent
+from papyra.persistence import (
+    PersistedAudit,
+    PersistedDeadLetter,
+    PersistedEvent,
+    recent_commits,
+)
 from papyra.persistence.backends.base import PersistenceBackend
 from papyra.persistence.backends.json import JsonFilePersistence
 from papyra.persistence.backends.memory import InMemoryPersistence
+from papyra.persistence.backends.paging import MAX_PAGE_RECORDS
 from papyra.persistence.backends.postgres import PostgresPersistence, from_settings
 from papyra.persistence.backends.redis import RedisStreamsPersistence
 from papyra.persistence.backends.rotating import RotatingFilePersistence
 from papyra.persistence.backends.sqlite import SQLitePersistence
-from papyra.persistence.recent_commits import MAX_RECENT_RECORDS
 from papyra.persistence.records import KINDS, Record
 from papyra.persistence.retention import RetentionPolicy
 from papyra.persistence.subscription import CaughtUp, FellBehind, Item, Received
@@ -268,12 +273,15 @@ async def test_a_reader_follows_what_another_writes(make_durable: MakeStore) -> 
             assert found == (await all_of(writer))[1:]
 
 
-async def test_a_slow_reader_reads_pages_again_and_is_told_so(make: MakeStore) -> None:
+async def test_a_slow_reader_reads_pages_again_and_is_told_so(
+    make: MakeStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(recent_commits, "MAX_RECENT_RECORDS", 100)
     async with ActorSystem("s", persistence=make(), audit_interval=None) as system:
         backend = system.backend
         async with backend.subscribe() as items:
             assert await anext(items) == CaughtUp(0)
-            count = MAX_RECENT_RECORDS + 1_000
+            count = MAX_PAGE_RECORDS + 500
             for start in range(0, count, 500):
                 await backend.append(*map(event, range(start + 1, start + 501)))
             assert await anext(items) == FellBehind(0)
