@@ -62,10 +62,11 @@ logger = logging.getLogger("papyra")
 
 #: Seconds between two looks at a store that others may write.
 POLL_INTERVAL = 0.05
-#: The same where this process is the writer, which is told of each commit.
-OWN_POLL_INTERVAL = 5.0
 #: Seconds between two tries to read a store that fails, at first and at most.
 RETRY_INTERVAL, LONGEST_RETRY_INTERVAL = 0.05, 1.0
+
+#: How many commits are taken, at most, before others have their turn.
+_CHECKPOINT_EVERY = 16
 
 #: Seconds to the next try where another task uses the backend.
 _BUSY_INTERVAL = 0.001
@@ -220,6 +221,7 @@ class Subscription:
         self._has_caught_up = False
         self._recent: RecentCommits | None = None
         self._delay = 0.0
+        self._fetched = 0
         #: what the next call is to raise
         self._error: Exception | None = None
 
@@ -287,7 +289,9 @@ class Subscription:
         recent = self._recent
         if recent is None:
             raise RuntimeError("a subscription is used inside 'async with'")
-        await anyio.lowlevel.checkpoint()
+        self._fetched += 1
+        if self._fetched % _CHECKPOINT_EVERY == 0:  # what is at hand comes without waiting
+            await anyio.lowlevel.checkpoint()
         records = recent.after(self._position)
         if records is None:
             is_end = await self._read_page(recent)
@@ -351,14 +355,14 @@ class Subscription:
         if recent.has_ended:
             raise StopAsyncIteration
         signal = recent.next_commit(signals_of_this_loop())
-        interval = OWN_POLL_INTERVAL if self._followed.is_writer else POLL_INTERVAL
         try:
-            with anyio.move_on_after(interval) as scope:
+            if self._followed.is_writer:  # so all that comes is committed here
                 await signal
+            else:
+                with anyio.move_on_after(POLL_INTERVAL):
+                    await signal
         finally:
             recent.forget(signal)
-        if scope.cancelled_caught and recent.after(self._position) == ():
-            await self._read_page(recent)
 
     def _queue(self, records: Iterable[Record]) -> None:
         self._items += self._selection.select(records)
