@@ -23,7 +23,7 @@ from papyra.persistence.backends._postgres.histories import last_revisions
 from papyra.persistence.backends._postgres.insertion import EncodedBatch
 from papyra.persistence.backends._postgres.reading import history_rows, visible_rows
 from papyra.persistence.backends._postgres.requests import RequestTable
-from papyra.persistence.backends._postgres.scan import ScanResult, scan, scan_histories
+from papyra.persistence.backends._postgres.scan import scan, scan_histories
 from papyra.persistence.backends._postgres.session import Patience, Session
 from papyra.persistence.backends._postgres.settings import Settings
 from papyra.persistence.backends._postgres.system import System
@@ -32,6 +32,7 @@ from papyra.persistence.backends._postgres.writer_row import WriterRow
 from papyra.persistence.backends._sql.decoding import decoded
 from papyra.persistence.backends._sql.encoded import encoded_history
 from papyra.persistence.backends._sql.migrations import pending
+from papyra.persistence.backends._sql.scan_result import ScanResult
 from papyra.persistence.backends._sql.tables import TABLES
 from papyra.persistence.backends.store import (
     Batch,

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from papyra.persistence.backends._postgres.blocks import rebuild
-from papyra.persistence.backends._postgres.scan import CheckedRow, checked_rows, column_values
+from papyra.persistence.backends._postgres.scan import checked_rows, column_values
 from papyra.persistence.backends._postgres.system import System
+from papyra.persistence.backends._sql.scan_result import CheckedRow
 from papyra.persistence.backends._sql.tables import TABLES, RecordTable
 
 __all__ = ("mend_rows", "wrong_rows")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import NamedTuple
 
 import psycopg
 
@@ -14,35 +13,17 @@ from papyra.persistence.backends._postgres.connection import snapshot
 from papyra.persistence.backends._postgres.errors import is_damage, message_of
 from papyra.persistence.backends._postgres.system import System
 from papyra.persistence.backends._postgres.text import column_text
+from papyra.persistence.backends._sql.scan_result import CheckedRow, ScanResult
 from papyra.persistence.backends._sql.tables import TABLES, RecordTable, Row, checksum
 from papyra.persistence.backends.history_check import HistoryCheck
 from papyra.persistence.backends.store import MAX_SEQ
 from papyra.persistence.records import Record
 from papyra.persistence.reports import AnomalyKind, PersistenceAnomaly, ReportProgress, ScanProgress
 
-__all__ = ("CheckedRow", "ScanResult", "checked_rows", "column_values", "scan", "scan_histories")
+__all__ = ("checked_rows", "column_values", "scan", "scan_histories")
 
 #: Rows that are fetched together, until some can't be read: they may be large.
 _FETCHED = 500
-
-
-class CheckedRow(NamedTuple):
-    """A row, and what is wrong with it, if anything is."""
-
-    seq: int
-    data: bytes
-    #: `None` if it can't be decoded
-    record: Record | None
-    anomaly: PersistenceAnomaly | None = None
-
-
-class ScanResult:
-    """What a scan has found by now."""
-
-    def __init__(self) -> None:
-        self.records = 0
-        self.bytes = 0
-        self.anomalies: list[PersistenceAnomaly] = []
 
 
 def scan(system: System, total: int, report_progress: ReportProgress) -> ScanResult:

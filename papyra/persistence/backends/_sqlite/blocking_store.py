@@ -15,6 +15,7 @@ from papyra.persistence.backends._files.quarantine import quarantine_directory, 
 from papyra.persistence.backends._io.commit_token import CommitToken
 from papyra.persistence.backends._sql.decoding import decoded
 from papyra.persistence.backends._sql.encoded import encoded_history
+from papyra.persistence.backends._sql.scan_result import ScanResult
 from papyra.persistence.backends._sql.tables import TABLES, values_by_kind
 from papyra.persistence.backends._sqlite import (
     compaction,
@@ -41,7 +42,6 @@ from papyra.persistence.backends._sqlite.histories import history_rows, last_rev
 from papyra.persistence.backends._sqlite.insertion import insert
 from papyra.persistence.backends._sqlite.reading import visible_rows
 from papyra.persistence.backends._sqlite.scan import (
-    ScanResult,
     damaged_pages,
     scan,
     scan_histories,

@@ -8,12 +8,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from papyra.exceptions import StoreDamaged
+from papyra.persistence.backends._sql.scan_result import CheckedRow
 from papyra.persistence.backends._sql.tables import TABLES, RecordTable, Row, checksum
 from papyra.persistence.backends._sqlite import schema
 from papyra.persistence.backends._sqlite.blocks import rebuild as count_blocks
 from papyra.persistence.backends._sqlite.connection import transaction
 from papyra.persistence.backends._sqlite.salvage import salvaged
-from papyra.persistence.backends._sqlite.scan import CheckedRow, checked_rows
+from papyra.persistence.backends._sqlite.scan import checked_rows
 
 __all__ = ("copy_to", "mend_rows", "rebuild")
 

@@ -4,45 +4,23 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Iterator
-from typing import NamedTuple
 
 from papyra.exceptions import StoreError
 from papyra.persistence import codec
+from papyra.persistence.backends._sql.scan_result import CheckedRow, ScanResult
 from papyra.persistence.backends._sql.tables import TABLES, RecordTable, Row, checksum
 from papyra.persistence.backends._sqlite.blocks import wrong_blocks
 from papyra.persistence.backends._sqlite.errors import is_damage, suppressed_damage
 from papyra.persistence.backends._sqlite.salvage import Lost, salvaged
 from papyra.persistence.backends.history_check import HistoryCheck
-from papyra.persistence.records import Record
 from papyra.persistence.reports import AnomalyKind, PersistenceAnomaly, ReportProgress, ScanProgress
 
-__all__ = ("CheckedRow", "ScanResult", "checked_rows", "damaged_pages", "scan", "scan_histories")
+__all__ = ("checked_rows", "damaged_pages", "scan", "scan_histories")
 
 #: Lines of SQLite's own check, at most.
 _LINES = 100
 #: Records from one report of the progress to the next.
 _STEP = 1_000
-
-
-class CheckedRow(NamedTuple):
-    """A row, and what is wrong with it, if anything is."""
-
-    seq: int
-    data: bytes
-    #: `None` if it can't be decoded
-    record: Record | None
-    anomaly: PersistenceAnomaly | None = None
-
-
-class ScanResult:
-    """What a scan has found by now."""
-
-    def __init__(self) -> None:
-        self.records = 0
-        self.bytes = 0
-        #: positions at which there may have been records, on pages that can't be read
-        self.lost = 0
-        self.anomalies: list[PersistenceAnomaly] = []
 
 
 def scan(
