@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import shutil
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -13,6 +12,7 @@ import pytest
 from papyra.exceptions import StoreFull, StoreNotReady, StoreUnreachable
 from papyra.persistence.backends.postgres import PostgresPersistence
 from papyra.testing.conformance._fixtures import an_event
+from tests.mounting import mount_small_disk
 from tests.postgres_server import PostgresServer
 
 #: What can't be compressed, and takes its place: 60 KB.
@@ -28,9 +28,7 @@ def anyio_backend() -> str:
 def small_disk(path: Path) -> Iterator[Callable[[], None]]:
     """Make a disk of 12 MB, of which a third is taken; give what frees that. Needs root."""
     path.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=12m,mode=777", "tmpfs", str(path)]
-    if not shutil.which("mount") or subprocess.run(mount, check=False).returncode:
-        pytest.skip("only root may mount a small disk")
+    mount_small_disk(path, "12m")
     ballast = path / "ballast"
     ballast.write_bytes(b"x" * 4_000_000)
     try:
