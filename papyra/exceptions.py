@@ -204,6 +204,10 @@ class SnapshotsUnsupported(PersistenceError):
     """The store keeps no snapshots. Actors are recovered by their whole histories, then."""
 
 
+class PositionsUnsupported(PersistenceError):
+    """The store keeps no positions for those who follow it, who need another place for theirs."""
+
+
 class InvalidEvent(PersistenceError, TypeError):
     """An event that is none of those that its actor declares, or a state that is none.
 

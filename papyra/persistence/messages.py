@@ -15,6 +15,7 @@ from papyra._safe_repr import shown
 from papyra.exceptions import InvalidRequest
 from papyra.message import Message, ReplyT
 from papyra.persistence.metrics import MetricsSnapshot
+from papyra.persistence.positions import check_position_data, check_position_name
 from papyra.persistence.records import (
     KINDS,
     MAX_VERSION,
@@ -150,6 +151,36 @@ class LoadedSnapshot(msgspec.Struct, frozen=True, tag=True):
     snapshot: Snapshot | None
     #: in words, each newer one that was passed over, and why
     passed_over: tuple[str, ...] = ()
+
+
+class LoadedPosition(msgspec.Struct, frozen=True, tag=True):
+    """The position that a name has."""
+
+    #: `None` if there is nothing
+    data: bytes | None
+
+
+class PositionSaved(msgspec.Struct, frozen=True, tag=True):
+    """A position was set, if it was as expected."""
+
+    #: whether it is set, and as durable as the records; else nothing was changed
+    is_saved: bool
+
+
+class PositionRemoved(msgspec.Struct, frozen=True, tag=True):
+    """A position was removed, if it was as expected."""
+
+    #: whether it is removed; else nothing was changed
+    is_removed: bool
+
+
+class PositionNames(msgspec.Struct, frozen=True, tag=True):
+    """Names that have a position, in an order of the store's own."""
+
+    #: give the last one as `after` to read on
+    names: tuple[str, ...]
+    #: whether there may be more
+    more: bool
 
 
 class EventSkipped(msgspec.Struct, frozen=True, tag=True):
@@ -392,6 +423,74 @@ class LoadSnapshot(Request[LoadedSnapshot], frozen=True):
                 raise InvalidRequest(f"{name} is a whole number from 1 on, not {shown(value)}")
 
 
+class LoadPosition(Request[LoadedPosition], frozen=True):
+    """Load the position that a name has; see `papyra.persistence.positions`.
+
+    Raises `PositionsUnsupported`, `StoreDamaged`, and `InvalidRequest` when an argument is of the
+    wrong type or range.
+    """
+
+    #: up to 250 characters
+    name: str
+
+    def __post_init__(self) -> None:
+        check_position_name(self.name)
+
+
+class SavePosition(Request[PositionSaved], frozen=True):
+    """Set the position that a name has, if it is as expected, and make it as durable as a record.
+
+    Only the writer of a store does that, and becomes it if need be: raises `StoreFenced` where
+    another one has taken over, `PositionsUnsupported`, and `InvalidRequest` when an argument is of
+    the wrong type or range. Whatever raises has set it or not, and nothing in between: load it.
+    """
+
+    #: up to 250 characters
+    name: str
+    #: up to 64 KiB
+    data: bytes
+    #: what is there, as it was loaded or saved; `None` for nothing
+    expected: bytes | None
+
+    def __post_init__(self) -> None:
+        check_position_name(self.name)
+        check_position_data("data", self.data)
+        if self.expected is not None:
+            check_position_data("expected", self.expected)
+
+
+class RemovePosition(Request[PositionRemoved], frozen=True):
+    """Remove the position that a name has, if it is as expected; raises as a `SavePosition`."""
+
+    #: up to 250 characters
+    name: str
+    #: what is there, as it was loaded or saved
+    expected: bytes
+
+    def __post_init__(self) -> None:
+        check_position_name(self.name)
+        check_position_data("expected", self.expected)
+
+
+class ListPositions(Request[PositionNames], frozen=True):
+    """List the names that have a position, page by page.
+
+    Raises `PositionsUnsupported`, and `InvalidRequest` when an argument is of the wrong type or
+    range.
+    """
+
+    #: only names behind this one, which was the last of a page; `None` for the first page
+    after: str | None = None
+    #: at most this many; pages are bounded, so there may be more of them all the same
+    limit: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.after is not None:
+            check_position_name(self.after)
+        if self.limit is not None and (type(self.limit) is not int or self.limit < 1):
+            raise InvalidRequest(f"limit is a whole number from 1 on, not {shown(self.limit)}")
+
+
 class SkipEvent(Request[EventSkipped], frozen=True):
     """Record an operator's decision that recoveries pass over one event of an actor.
 
@@ -541,6 +640,10 @@ AnyRequest: TypeAlias = (
     | ReadEncodedHistory
     | SaveSnapshot
     | LoadSnapshot
+    | LoadPosition
+    | SavePosition
+    | RemovePosition
+    | ListPositions
     | SkipEvent
     | Attend
     | TakeOutbox

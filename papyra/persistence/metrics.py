@@ -24,7 +24,8 @@ class _Counters(msgspec.Struct):
     compactions: int = 0
     #: records that were not offered to the store, as the circuit breaker was open
     records_dropped: int = 0
-    #: append requests that failed, those refused for a bad record included; flushes that failed
+    #: append requests that failed, those refused for a bad record included; flushes that failed,
+    #: and changes of positions
     write_errors: int = 0
     read_errors: int = 0
     scan_errors: int = 0

@@ -18,15 +18,19 @@ from papyra.persistence.messages import (
     Flushed,
     HistoryPage,
     Identify,
+    ListPositions,
     LoadedSnapshot,
+    LoadPosition,
     LoadSnapshot,
     Migrate,
     Page,
     Read,
     ReadHistory,
     Recover,
+    RemovePosition,
     Request,
     Restore,
+    SavePosition,
     Scan,
     Summarize,
     TakeOutbox,
@@ -127,6 +131,32 @@ class PersistenceVerbs(abc.ABC):
     ) -> LoadedSnapshot:
         """Return an actor's newest snapshot to be believed; the arguments are of `LoadSnapshot`."""
         return await self.execute(LoadSnapshot(actor, version, before_revision))
+
+    async def load_position(self, name: str) -> bytes | None:
+        """Return the position that a name has, or `None`; see `LoadPosition`."""
+        return (await self.execute(LoadPosition(name))).data
+
+    async def save_position(self, name: str, data: bytes, expected: bytes | None) -> bool:
+        """Set the position that a name has if it is `expected`, which may be `None` for nothing.
+
+        Return whether it was set; if so it is as durable as a record. Raises `StoreFenced` where
+        another writer has taken over; see `SavePosition`.
+        """
+        return (await self.execute(SavePosition(name, data, expected))).is_saved
+
+    async def remove_position(self, name: str, expected: bytes) -> bool:
+        """Remove the position that a name has if it is `expected`; return whether it was."""
+        return (await self.execute(RemovePosition(name, expected))).is_removed
+
+    async def list_positions(self) -> list[str]:
+        """Return the names that have a position, in an order of the store's own."""
+        names: list[str] = []
+        more = True
+        while more:
+            page = await self.execute(ListPositions(names[-1] if names else None))
+            names += page.names
+            more = page.more
+        return names
 
     async def store_id(self) -> str | None:
         """Return the id of the store, which it keeps as long as it lives; see `Identify`."""

@@ -23,6 +23,9 @@ OperationName: TypeAlias = Literal[
     "close",
     "save_snapshot",
     "load_snapshot",
+    # a removal is a save
+    "save_position",
+    "load_position",
     # each of what is done to the inbox of a store: a writer looks there once a second
     "inbox",
     # each look into the outbox, and what it sets aside; what it takes over is an ``append``

@@ -23,6 +23,7 @@ from papyra.persistence.backends.store import (
     Migrating,
     NewBase,
     Outbox,
+    Positions,
     Rebasing,
     StoredSnapshot,
     Summarizing,
@@ -453,6 +454,31 @@ class FaultyStore:
     async def quarantine_listed(self, stored: StoredSnapshot, directory: str | None) -> str | None:
         """Ask the wrapped store; no fault is injected."""
         return await snapshots_of(self._store).quarantine_listed(stored, directory)
+
+    async def load_position(self, name: str) -> bytes | None:
+        """Load a position."""
+        return await self._at_positions("load_position", lambda store: store.load_position(name))
+
+    async def save_position(self, name: str, data: bytes, expected: bytes | None) -> bool:
+        """Set a position; it may be set though this raises: an answer that got lost."""
+        return await self._at_positions(
+            "save_position", lambda store: store.save_position(name, data, expected)
+        )
+
+    async def remove_position(self, name: str, expected: bytes) -> bool:
+        """Remove a position; for faults, as `save_position`."""
+        return await self._at_positions(
+            "save_position", lambda store: store.remove_position(name, expected)
+        )
+
+    async def list_positions(self, after: str | None, limit: int) -> Sequence[str]:
+        """Ask the wrapped store; no fault is injected."""
+        return await cast("Positions", self._store).list_positions(after, limit)
+
+    async def _at_positions(
+        self, name: OperationName, action: Callable[[Positions], Awaitable[ReplyT]]
+    ) -> ReplyT:
+        return await self._faults.attempt(name, lambda: action(cast("Positions", self._store)))
 
     async def summarize(self) -> StoreSummary:
         """Sum up the store; for faults, that is one read."""

@@ -23,7 +23,10 @@ from papyra.persistence import (
     GetMetrics,
     Identify,
     Identity,
+    ListPositions,
+    LoadedPosition,
     LoadedSnapshot,
+    LoadPosition,
     LoadSnapshot,
     MetricsSnapshot,
     Migrate,
@@ -34,9 +37,14 @@ from papyra.persistence import (
     PersistenceRecoveryConfig,
     PersistenceRecoveryReport,
     PersistenceScanReport,
+    PositionNames,
+    PositionRemoved,
+    PositionSaved,
     Read,
     Recover,
+    RemovePosition,
     ResetMetrics,
+    SavePosition,
     SaveSnapshot,
     Scan,
     SkipEvent,
@@ -58,6 +66,10 @@ AnyReply = (
     | Identity
     | LoadedSnapshot
     | SnapshotSaved
+    | LoadedPosition
+    | PositionSaved
+    | PositionRemoved
+    | PositionNames
     | EventSkipped
     | MigrationReport
     | OutboxTaken
@@ -82,6 +94,11 @@ scan = PersistenceScanReport("memory", 1, 2, (PersistenceAnomaly("torn", "half a
         Flush(),
         SaveSnapshot("shop/a", 7, 9, msgspec.Raw(b'{"n":1}'), 1.5, 2, 3, "x"),
         LoadSnapshot("shop/a", 2, 7),
+        LoadPosition("balances"),
+        SavePosition("balances", b"\xff", None),
+        SavePosition("balances", b"", b"\0"),
+        RemovePosition("balances", b"1"),
+        ListPositions("balances", 7),
         SkipEvent("shop/a", 7, "paid twice"),
         Identify(),
         Migrate(dry_run=True),
@@ -107,6 +124,11 @@ def test_requests_to_the_persistence_actor_can_be_encoded_and_decoded(message: A
         Identity("id"),
         LoadedSnapshot(Snapshot("a", 1, 2, "id", 3, "c", msgspec.Raw(b"1"), 2.0), ("one",)),
         SnapshotSaved(7, 100),
+        LoadedPosition(b"\xff"),
+        LoadedPosition(None),
+        PositionSaved(is_saved=True),
+        PositionRemoved(is_removed=False),
+        PositionNames(("a", "\0"), more=True),
         EventSkipped(8, "paid twice", is_new=True),
         MigrationReport("sqlite", True, 1, 2, ("add a table",)),
         OutboxTaken(3, more=True),

@@ -57,6 +57,9 @@ class Disk:
     aside: list[tuple[int, bytes]] = dataclasses.field(default_factory=list)
     store_id: str = dataclasses.field(default_factory=lambda: uuid.uuid4().hex)
     snapshots: dict[tuple[str, int], bytes] = dataclasses.field(default_factory=dict)
+    positions: dict[str, bytes] = dataclasses.field(default_factory=dict)
+    #: the store that has claimed it last
+    writer: object = None
     #: requests for the writer, and its answers
     requests: dict[str, bytes] = dataclasses.field(default_factory=dict)
     answers: dict[str, bytes] = dataclasses.field(default_factory=dict)
@@ -73,14 +76,19 @@ class ShelfStore:
 
     def __init__(self, disk: Disk) -> None:
         self.disk = disk
+        self._is_claimed = False
 
     async def open(self) -> None:
+        self._is_claimed = False
         await checkpoint()
 
     async def last_seq(self) -> int:
         return self.disk.last_seq
 
     async def claim(self) -> int:
+        if self._is_claimed and self.disk.writer is not self:
+            raise StoreFenced("somebody else has taken over")
+        self._is_claimed, self.disk.writer = True, self
         return await self.last_seq()
 
     async def close(self) -> None:
@@ -157,6 +165,34 @@ class ShelfStore:
 
     async def remove_listed(self, stored: StoredSnapshot) -> None:
         await self.remove_snapshot(stored.owner, stored.revision)
+
+    async def load_position(self, name: str) -> bytes | None:
+        await checkpoint()
+        return self.disk.positions.get(name)
+
+    async def save_position(self, name: str, data: bytes, expected: bytes | None) -> bool:
+        await checkpoint()
+        if not self._may_change(name, expected):
+            return False
+        self.disk.positions[name] = data
+        return True
+
+    async def remove_position(self, name: str, expected: bytes) -> bool:
+        await checkpoint()
+        if not self._may_change(name, expected):
+            return False
+        del self.disk.positions[name]
+        return True
+
+    def _may_change(self, name: str, expected: bytes | None) -> bool:
+        if self.disk.writer is not self:
+            raise StoreFenced("somebody else has taken over")
+        return self.disk.positions.get(name) == expected
+
+    async def list_positions(self, after: str | None, limit: int) -> Sequence[str]:
+        await checkpoint()
+        names = sorted(self.disk.positions)
+        return [name for name in names if after is None or name > after][:limit]
 
     async def post(self, request_id: str, data: bytes) -> None:
         await checkpoint()

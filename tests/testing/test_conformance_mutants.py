@@ -55,6 +55,7 @@ from papyra.persistence.backends.store import MAX_SEQ, Batch, NewBase, StoredSna
 from papyra.persistence.backends.summary import summarize
 from papyra.persistence.inbox import MAX_POSTED_BYTES
 from papyra.persistence.messages import Appended
+from papyra.persistence.positions import MAX_POSITION_BYTES
 from papyra.persistence.records import KINDS, Kind, PersistedEvent, kind_of
 from papyra.persistence.reports import AnomalyKind, ReportProgress
 from papyra.persistence.retention import Limits, RetentionPolicy
@@ -1511,6 +1512,164 @@ class KeepsNothingInAQuarantine(ShelfStore):
 class CopiesForAQuarantineAndLeavesIt(ShelfStore):
     async def quarantine_listed(self, stored: StoredSnapshot, directory: str | None) -> str | None:
         return "aside"
+
+
+# Positions
+
+
+@breaks("test_a_store_without_positions_says_so")
+class HasPositionsThatNobodySaved(ShelfStore):
+    async def load_position(self, name: str) -> bytes | None:
+        return await super().load_position(name) or b""
+
+
+@breaks("test_a_position_is_what_was_saved_last")
+class TakesNothingForAnEmptyPosition(ShelfStore):
+    async def load_position(self, name: str) -> bytes | None:
+        return await super().load_position(name) or None
+
+
+@breaks("test_a_position_is_what_was_saved_last")
+class KeepsPositionsAsLines(ShelfStore):
+    async def load_position(self, name: str) -> bytes | None:
+        data = await super().load_position(name)
+        return data and data.rstrip(b"\n")
+
+
+@breaks("test_a_position_is_what_was_saved_last")
+class ForgetsPositionsWhenItIsClosed(ShelfStore):
+    async def close(self) -> None:
+        await super().close()
+        self.disk.positions.clear()
+
+
+@breaks("test_a_position_is_set_if_it_is_as_expected_and_else_not_changed")
+class SetsWhateverIsThere(ShelfStore):
+    def _may_change(self, name: str, expected: bytes | None) -> bool:
+        return True
+
+
+@breaks("test_a_position_is_set_if_it_is_as_expected_and_else_not_changed")
+class SetsWhatIsSetAlready(ShelfStore):
+    async def save_position(self, name: str, data: bytes, expected: bytes | None) -> bool:
+        if self.disk.positions.get(name) == data:
+            return True
+        return await super().save_position(name, data, expected)
+
+
+@breaks("test_a_position_is_set_if_it_is_as_expected_and_else_not_changed")
+class ExpectsAnythingForNothing(ShelfStore):
+    def _may_change(self, name: str, expected: bytes | None) -> bool:
+        return expected is None or super()._may_change(name, expected)
+
+
+@breaks("test_a_position_is_removed_if_it_is_as_expected")
+class RemovesWhateverIsThere(ShelfStore):
+    async def remove_position(self, name: str, expected: bytes) -> bool:
+        return self.disk.positions.pop(name, None) is not None
+
+
+@breaks("test_a_position_is_removed_if_it_is_as_expected")
+class KeepsNothingOfWhatIsRemoved(ShelfStore):
+    async def remove_position(self, name: str, expected: bytes) -> bool:
+        return self._may_change(name, expected) and await self.save_position(name, b"", expected)
+
+
+@breaks("test_every_name_has_a_position_of_its_own")
+class FoldsTheCaseOfNames(ShelfStore):
+    async def load_position(self, name: str) -> bytes | None:
+        return await super().load_position(name.lower())
+
+    async def save_position(self, name: str, data: bytes, expected: bytes | None) -> bool:
+        return await super().save_position(name.lower(), data, expected)
+
+
+@breaks("test_every_name_has_a_position_of_its_own")
+class EndsNamesAtTheFirstNul(ShelfStore):
+    async def save_position(self, name: str, data: bytes, expected: bytes | None) -> bool:
+        return await super().save_position(name.partition("\0")[0], data, expected)
+
+
+@breaks("test_names_of_positions_are_listed_page_by_page")
+class ListsTheFirstNamesOnly(ShelfStore):
+    async def list_positions(self, after: str | None, limit: int) -> Sequence[str]:
+        return () if after is not None else await super().list_positions(None, limit)
+
+
+@breaks("test_names_of_positions_are_listed_page_by_page")
+class LooksForTheLastOfAPage(ShelfStore):
+    async def list_positions(self, after: str | None, limit: int) -> Sequence[str]:
+        names = sorted(self.disk.positions)
+        start = names.index(after) + 1 if after in names else 0
+        return names[start : start + limit]
+
+
+@breaks("test_positions_are_no_records_and_nothing_takes_them_away")
+class GivesAPositionToPositions(ShelfStore):
+    async def save_position(self, name: str, data: bytes, expected: bytes | None) -> bool:
+        if name == "a" and expected is None:
+            line = codec.encode([PersistedEvent("s", "s/a", "position", {}, 0.0)])[0]
+            self.disk.lines.append((self.disk.last_seq + 1, line))
+        return await super().save_position(name, data, expected)
+
+
+@breaks("test_positions_are_no_records_and_nothing_takes_them_away")
+class CompactsPositions(ShelfStore):
+    async def compact_histories(self, *args: Any, **options: Any) -> CompactionReport:
+        self.disk.positions.clear()
+        return await super().compact_histories(*args, **options)
+
+
+@breaks("test_positions_are_no_records_and_nothing_takes_them_away")
+class RecoversWithoutPositions(ShelfStore):
+    async def recover(self, config: PersistenceRecoveryConfig) -> PersistenceRecoveryReport:
+        self.disk.positions.clear()
+        return await super().recover(config)
+
+
+@breaks("test_a_position_that_can_not_be_kept_is_refused")
+class CutsLargePositions(Shelf):
+    async def save_position(self, name: str, data: Any, expected: Any) -> bool:
+        return await super().save_position(name, data[:MAX_POSITION_BYTES], expected)
+
+
+@breaks("test_a_reader_sees_positions_and_changes_none")
+class HasAReaderOfOldPositions(Shelf):
+    class store_type(ShelfStore):
+        old: dict[str, bytes] | None = None
+
+        async def load_position(self, name: str) -> bytes | None:
+            if self.old is not None:
+                return self.old.get(name)
+            return await super().load_position(name)
+
+    def reader(self, **_: Any) -> Shelf:
+        reader = type(self)(self.store.disk)
+        reader.store.old = dict(self.store.disk.positions)  # type: ignore[attr-defined]
+        return reader
+
+
+@breaks("test_a_reader_sees_positions_and_changes_none")
+class HasAReaderThatSetsPositions(Shelf):
+    def reader(self, **_: Any) -> Shelf:
+        return type(self)(self.store.disk)
+
+
+@breaks("test_a_writer_that_another_has_taken_over_from_changes_no_position")
+class SetsPositionsWhenItIsFenced(ShelfStore):
+    def _may_change(self, name: str, expected: bytes | None) -> bool:
+        return self.disk.positions.get(name) == expected
+
+
+@breaks("test_a_writer_that_another_has_taken_over_from_changes_no_position")
+class TakesOverAgain(ShelfStore):
+    async def claim(self) -> int:
+        self._is_claimed = False
+        return await super().claim()
+
+    def _may_change(self, name: str, expected: bytes | None) -> bool:
+        self.disk.writer = self
+        return super()._may_change(name, expected)
 
 
 RULES = sorted(name for name in dir(PersistenceConformance) if name.startswith("test_"))

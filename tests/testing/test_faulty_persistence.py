@@ -501,3 +501,23 @@ async def test_requests_for_the_writer_meet_faults_of_the_inbox(tmp_path: Path) 
                 2, "why", is_new=True
             )
     assert [each.operation.name for each in faulty.injected] == ["inbox"]
+
+
+async def test_faults_are_injected_into_positions_and_one_may_be_set_though_it_fails() -> None:
+    faulty = FaultyPersistence(InMemoryPersistence())
+    faulty.fail_next("save_position")
+    with pytest.raises(InjectedFault):
+        await faulty.save_position("balances", b"1", None)
+    assert await faulty.load_position("balances") is None
+    faulty.fail_next("save_position", after=True)
+    with pytest.raises(InjectedFault):
+        await faulty.save_position("balances", b"1", None)
+    faulty.fail_next("load_position")
+    with pytest.raises(InjectedFault):
+        await faulty.load_position("balances")
+    assert await faulty.load_position("balances") == b"1"
+    faulty.fail_next("save_position")
+    with pytest.raises(InjectedFault):
+        await faulty.remove_position("balances", b"1")
+    assert await faulty.list_positions() == ["balances"]
+    assert await faulty.remove_position("balances", b"1")

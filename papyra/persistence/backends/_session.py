@@ -136,6 +136,32 @@ class StoreSession:
             setattr(self.metrics, counter, getattr(self.metrics, counter) + 1)
             raise
 
+    async def attempt_as_writer(
+        self,
+        method: Callable[Parameters, Awaitable[ResultT]],
+        *args: Parameters.args,
+        **kwargs: Parameters.kwargs,
+    ) -> ResultT:
+        """Return what a method of the store returns that only the writer calls.
+
+        Whatever it raises, the store is claimed again before it is written next.
+        """
+        is_done = False
+        try:
+            await self.make_ready("write")
+            if not self._is_claimed:
+                await self._claim()
+            with _store_errors("write"):
+                result = await method(*args, **kwargs)
+            is_done = True
+        except PersistenceError:
+            self.metrics.write_errors += 1
+            raise
+        finally:
+            if not is_done:
+                self.unclaim()
+        return result
+
     async def attempt_closed(
         self,
         operation: str,

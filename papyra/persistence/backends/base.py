@@ -29,6 +29,7 @@ from papyra.persistence.backends.all_kinds import read_all
 from papyra.persistence.backends.group_commit import Committed, commit
 from papyra.persistence.backends.inbox import InboxKeeper
 from papyra.persistence.backends.outbox import OutboxKeeper, with_outbox
+from papyra.persistence.backends.positions import PositionKeeper
 from papyra.persistence.backends.rebasing import compact_and_trim
 from papyra.persistence.backends.snapshot_check import (
     counting_snapshots,
@@ -66,7 +67,9 @@ from papyra.persistence.messages import (
     HistoryPage,
     Identify,
     Identity,
+    ListPositions,
     LoadedSnapshot,
+    LoadPosition,
     LoadSnapshot,
     Migrate,
     Page,
@@ -74,9 +77,11 @@ from papyra.persistence.messages import (
     ReadAll,
     ReadHistory,
     Recover,
+    RemovePosition,
     Request,
     ResetMetrics,
     Restore,
+    SavePosition,
     SaveSnapshot,
     Scan,
     SkipEvent,
@@ -167,6 +172,7 @@ class PersistenceBackend(PersistenceVerbs, PersistenceMetricsMixin):
         self.commits = CommitFeed(self.watch_commits)
         self._session = StoreSession(store, self.metrics, self.publish, backend=type(self).__name__)
         self._snapshots = SnapshotKeeper(store)
+        self._positions = PositionKeeper(store, self._session)
         self._inbox = InboxKeeper(store, self._session, self._skip_event, clock)
         self._outbox = OutboxKeeper(store, self._session, self.metrics, clock)
 
@@ -393,6 +399,8 @@ class PersistenceBackend(PersistenceVerbs, PersistenceMetricsMixin):
                 return await self._save_snapshot(request)
             case LoadSnapshot():
                 return await self._load_snapshot(request)
+            case LoadPosition() | SavePosition() | RemovePosition() | ListPositions():
+                return await self._positions.handle(request)
             case SkipEvent():
                 return await self._skip_event(request)
             case Attend():

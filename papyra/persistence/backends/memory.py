@@ -108,7 +108,7 @@ class InMemoryPersistence(PersistenceBackend):
         return cast("Sequence[PersistedDeadLetter]", self.store.all("dead_letter"))
 
     def clear(self) -> None:
-        """Forget every record and snapshot, and free the memory. Positions go on counting."""
+        """Forget all that is kept, and free the memory. Positions of records go on counting."""
         self.store.clear()
 
 
@@ -132,8 +132,10 @@ class MemoryStore:
         self.clear()
 
     def clear(self) -> None:
-        """Forget every record and snapshot, but not which positions were given."""
+        """Forget all that is kept, but not which positions were given to records."""
         self._snapshots: dict[str, dict[int, bytes]] = {}
+        #: of those who follow the store
+        self._positions: dict[str, bytes] = {}
         self._collections: dict[Kind, _Collection] = {kind: _Collection() for kind in KINDS}
         self._collection_of = {
             PersistedEvent: self._collections["event"],
@@ -273,6 +275,29 @@ class MemoryStore:
         del directory
         await self.remove_listed(stored)
         return None
+
+    async def load_position(self, name: str) -> bytes | None:
+        """Return what was saved last, or `None`."""
+        return self._positions.get(name)
+
+    async def save_position(self, name: str, data: bytes, expected: bytes | None) -> bool:
+        """Keep a position, if what is there is as expected."""
+        if self._positions.get(name) != expected:
+            return False
+        self._positions[name] = data
+        return True
+
+    async def remove_position(self, name: str, expected: bytes) -> bool:
+        """Forget a position, if it is as expected."""
+        if self._positions.get(name) != expected:
+            return False
+        del self._positions[name]
+        return True
+
+    async def list_positions(self, after: str | None, limit: int) -> Sequence[str]:
+        """List names in the order of their characters."""
+        behind = (name for name in self._positions if after is None or name > after)
+        return heapq.nsmallest(limit, behind)
 
     async def summarize(self) -> StoreSummary:
         """Return what is held."""

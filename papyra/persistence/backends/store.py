@@ -26,10 +26,9 @@ Around a store there are
 What a store may leave out has a small protocol of its own: `Histories`, without which there are no
 event-sourced actors, and `HistoryScanning`, which checks them; `EncodedHistories`, `Identified` and
 `Snapshots`, which save those actors time; `Rebasing`, which lets a compaction remove what these
-have made superfluous; `Inbox`, where a command reaches the system that writes; `Outbox`, where an
-application leaves events; `Migrating`, for tables that change from version to version; and
-`Summarizing`.
-Positions that are compared and set are to join them here in the same way: none of them changes
+have made superfluous; `Positions`, for those who follow the store and keep theirs in it; `Inbox`,
+where a command reaches the system that writes; `Outbox`, where an application leaves events;
+`Migrating`, for tables that change from version to version; and `Summarizing`. None of them changes
 `Store`.
 """
 
@@ -44,6 +43,7 @@ from papyra.persistence.backends.paging import collect_history, collect_page
 from papyra.persistence.inbox import Inbox
 from papyra.persistence.messages import EncodedHistory, HistoryPage, Page, Read, ReadHistory
 from papyra.persistence.outbox import HandedOver, RefusedEvent
+from papyra.persistence.positions import Positions
 from papyra.persistence.records import Record
 from papyra.persistence.reports import (
     CompactionReport,
@@ -71,6 +71,7 @@ __all__ = (
     "Migrating",
     "NewBase",
     "Outbox",
+    "Positions",
     "Rebasing",
     "Snapshots",
     "Store",
@@ -404,6 +405,6 @@ class Summarizing(Protocol):
 
 #: Every optional part of a `Store`. What wraps a store has those that this one has.
 OPTIONAL_PARTS = (
-    *(Histories, EncodedHistories, HistoryScanning, Identified, Snapshots, Rebasing, Inbox),
-    *(Outbox, Migrating, Summarizing),
+    *(Histories, EncodedHistories, HistoryScanning, Identified, Snapshots, Rebasing, Positions),
+    *(Inbox, Outbox, Migrating, Summarizing),
 )

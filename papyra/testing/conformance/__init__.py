@@ -40,6 +40,7 @@ from papyra.testing.conformance._fixtures import MakeBackend, MakeStore
 from papyra.testing.conformance._histories import OneActor
 from papyra.testing.conformance._hosting import Sharing
 from papyra.testing.conformance._inbox import Asking
+from papyra.testing.conformance._positions import Noting
 from papyra.testing.conformance._reading import Reading
 from papyra.testing.conformance._recovery import Recovery
 from papyra.testing.conformance._retention import Retention
@@ -50,7 +51,17 @@ __all__ = ("MakeBackend", "MakeStore", "PersistenceConformance")
 
 
 class PersistenceConformance(
-    Appending, Reading, OneActor, Beside, Asking, Retention, Trimming, Recovery, Moving, Sharing
+    Appending,
+    Reading,
+    OneActor,
+    Beside,
+    Noting,
+    Asking,
+    Retention,
+    Trimming,
+    Recovery,
+    Moving,
+    Sharing,
 ):
     """The rules for every store. Subclass it, with a fixture ``make_store``: a `MakeStore`.
 
