@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from papyra.exceptions import PapyraError
     from papyra.message import Message
     from papyra.ref import ActorRef, Terminated
+    from papyra.retry import Retry
     from papyra.supervision import Decision, OneForAll, OneForOne, SupervisionPolicy
     from papyra.system import ActorSystem
 
@@ -34,6 +35,7 @@ __all__ = (
     "OneForAll",
     "OneForOne",
     "PapyraError",
+    "Retry",
     "SupervisionPolicy",
     "SystemClock",
     "Terminated",
@@ -45,6 +47,7 @@ _MODULES = (
     "address",
     "clock",
     "audit",
+    "retry",
     "supervision",
     "message",
     "ref",

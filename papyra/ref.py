@@ -16,10 +16,20 @@ from papyra._safe_repr import shown, type_name
 from papyra._signal import Latch, Signal
 from papyra.address import ActorAddress
 from papyra.clock import Clock
-from papyra.exceptions import ActorStopped, AskTimeout, InvalidPolicy, MailboxClosed, MailboxFull
+from papyra.exceptions import (
+    ActorStopped,
+    AskTimeout,
+    InvalidPolicy,
+    MailboxClosed,
+    MailboxFull,
+    UnhandledMessage,
+    WouldDeadlock,
+    WrongLoop,
+)
 from papyra.mailbox import Mailbox
 from papyra.message import Message, ReplyT
 from papyra.output_gate import OutputGate, current_gate
+from papyra.retry import Retry
 
 #: Context variables with the values that they had at a message's sender; without those unset there.
 Values: TypeAlias = Sequence[tuple[ContextVar[Any], Any]]
@@ -29,6 +39,9 @@ Answered: TypeAlias = Callable[[object, Exception | None], None]
 
 #: In place of a reply that has not come; `None` is one like any other.
 _NO_REPLY: Final = object()
+
+#: The errors of an ask that would be as wrong the next time.
+_SENSELESS: Final = (InvalidPolicy, UnhandledMessage, WouldDeadlock, WrongLoop)
 
 
 class Wait(Protocol):
@@ -223,12 +236,22 @@ class ActorRef:
             ) from None
 
     @overload
-    async def ask(self, message: Message[ReplyT], timeout: float | None = None) -> ReplyT: ...
+    async def ask(
+        self,
+        message: Message[ReplyT],
+        timeout: float | None = None,
+        *,
+        retry: Retry | None = None,
+    ) -> ReplyT: ...
 
     @overload
-    async def ask(self, message: object, timeout: float | None = None) -> Any: ...
+    async def ask(
+        self, message: object, timeout: float | None = None, *, retry: Retry | None = None
+    ) -> Any: ...
 
-    async def ask(self, message: object, timeout: float | None = None) -> Any:
+    async def ask(
+        self, message: object, timeout: float | None = None, *, retry: Retry | None = None
+    ) -> Any:
         """Send `message`, wait, and return what the actor's ``receive`` returned for it.
 
         What ``receive`` raised is raised here too. Other errors: `ActorStopped` if the actor has
@@ -237,7 +260,14 @@ class ActorRef:
         timeout that makes no sense; `WouldDeadlock` in the actor itself, and in one that it waits
         for, if neither has a time limit. A sender that gives up while the message is in the
         mailbox does not take it back.
+
+        With `retry` it is sent again after errors that this covers, each time with the same
+        `timeout`; the last error is raised. What the actor did before it failed to reply is not
+        undone: it may handle the message more than once. The errors of an ask that makes no sense
+        (`UnhandledMessage`, `WouldDeadlock`, `InvalidPolicy`, `WrongLoop`) are raised at once.
         """
+        if retry is not None:
+            return await self._ask_again(message, timeout, retry)
         self._cell.loop.check()
         if timeout is not None and not is_seconds(timeout):
             raise InvalidPolicy(f"timeout is seconds, 0 or more, not {shown(timeout)}")
@@ -272,6 +302,23 @@ class ActorRef:
         waits for in turn) it returns at once, and the actor stops when it can.
         """
         await self._cell.stop()
+
+    async def _ask_again(self, message: object, timeout: float | None, retry: Retry) -> Any:
+        """Ask until there is a reply, or `retry` gives up."""
+        if not isinstance(retry, Retry):
+            raise InvalidPolicy(f"retry is a Retry, not {shown(retry)}")
+        attempts = 0
+        while True:
+            attempts += 1
+            try:
+                return await self.ask(message, timeout)
+            except _SENSELESS:
+                raise
+            except Exception as error:
+                delay = retry.delay_after(attempts, error)
+                if delay is None:
+                    raise
+            await self._cell.clock.sleep(delay)
 
     async def _send_within(self, ask: Ask, timeout: float) -> None:
         """Send `ask` as `_send` does; raise `AskTimeout` if it takes longer than `timeout`."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+import math
 from collections.abc import Mapping
 
 import msgspec
@@ -11,6 +12,7 @@ from msgspec.structs import force_setattr
 from papyra._durations import LONGEST, is_seconds, seconds
 from papyra._safe_repr import shown
 from papyra.exceptions import InvalidPolicy
+from papyra.retry import Retry
 
 
 class Decision(enum.Enum):
@@ -44,6 +46,10 @@ class SupervisionPolicy(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     backoff: float = 0.0
     #: ... but no longer than this
     max_backoff: float = 30.0
+    #: in place of `max_restarts`, `backoff` and `max_backoff`: the life that fails first is the
+    #: first attempt, each restart `within` a further one. An error that `retry.on` does not name is
+    #: no reason to restart, unless `on` says so: the child is stopped
+    retry: Retry | None = None
 
     def __post_init__(self) -> None:
         if not isinstance(self.default, Decision):
@@ -63,6 +69,7 @@ class SupervisionPolicy(msgspec.Struct, frozen=True, kw_only=True, tag=True):
             value = getattr(self, name)
             if not is_seconds(value, finite=True):
                 raise InvalidPolicy(f"{name} is seconds, 0 or more, not {shown(value)}")
+        self._check_retry()
         for name in ("within", "backoff", "max_backoff"):
             value = getattr(self, name)
             force_setattr(self, name, seconds(value) if name == "within" else min(value, LONGEST))
@@ -72,12 +79,34 @@ class SupervisionPolicy(msgspec.Struct, frozen=True, kw_only=True, tag=True):
         for error_type in type(error).__mro__:
             if error_type in self.on:
                 return self.on[error_type]
+        if self.default is Decision.RESTART and self.retry and not self.retry.covers(error):
+            return Decision.STOP
         return self.default
+
+    @property
+    def most_restarts(self) -> float:
+        """How often one child may restart within `within` seconds; infinity for no limit."""
+        if self.retry is None:
+            return self.max_restarts
+        attempts = self.retry.max_attempts
+        return math.inf if attempts is None else attempts - 1
 
     def delay(self, restarts: int) -> float:
         """Return the seconds to wait before a restart, the `restarts`-th within `within`."""
+        if self.retry is not None:
+            return self.retry.delay(restarts)
         # 2.0 ** 1024 would be too large, and any delay has met its limit by then.
         return min(self.backoff * 2.0 ** min(restarts - 1, 1000), self.max_backoff)
+
+    def _check_retry(self) -> None:
+        if self.retry is None:
+            return
+        if not isinstance(self.retry, Retry):
+            raise InvalidPolicy(f"retry is a Retry, not {shown(self.retry)}")
+        if (self.max_restarts, self.backoff, self.max_backoff) != (10, 0.0, 30.0):
+            raise InvalidPolicy(
+                "retry stands for max_restarts, backoff and max_backoff: give it, or these"
+            )
 
 
 class OneForOne(SupervisionPolicy, frozen=True, kw_only=True):

@@ -10,7 +10,7 @@ from typing import Any
 import anyio
 import pytest
 
-from papyra import ActorSystem, OneForOne, SystemClock
+from papyra import ActorSystem, OneForOne, Retry, SystemClock
 from papyra.exceptions import InvalidPolicy, InvalidRequest
 from papyra.persistence.backends.json import JsonFilePersistence
 from papyra.persistence.backends.memory import InMemoryPersistence
@@ -48,6 +48,8 @@ TAKES_ANY: dict[str, Callable[[Any], object]] = {
 TAKES_FINITE: dict[str, Callable[[Any], object]] = {
     "backoff": lambda s: OneForOne(backoff=s).delay(2_000),
     "max_backoff": lambda s: OneForOne(backoff=1.0, max_backoff=s).delay(2_000),
+    "retry.backoff": lambda s: Retry(2, backoff=s).delay(2_000),
+    "retry.max_backoff": lambda s: Retry(2, 1.0, max_backoff=s).delay(2_000),
     "reset_timeout": lambda s: CircuitBreakerPolicy(reset_timeout=s),
     "max_age_seconds": lambda s: RetentionPolicy(max_age_seconds=s).oldest_time(1e9),
     "call_timeout": lambda s: JsonFilePersistence("never-opened.ndjson", call_timeout=s),

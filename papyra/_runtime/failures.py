@@ -128,7 +128,7 @@ class Failures:
             logger.error(
                 "%s would restart more than %d times in %g seconds, so it is stopped",
                 self._cell.address,
-                policy.max_restarts,
+                policy.most_restarts,
                 policy.within,
             )
             return False

@@ -22,7 +22,7 @@ class RestartBackoff:
         """
         while self._restarted_at and now - self._restarted_at[0] > policy.within:
             self._restarted_at.popleft()
-        if len(self._restarted_at) >= policy.max_restarts:
+        if len(self._restarted_at) >= policy.most_restarts:
             return None
         self._restarted_at.append(now)
         return policy.delay(len(self._restarted_at))

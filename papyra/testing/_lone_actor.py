@@ -35,6 +35,7 @@ from papyra.persistence.records import PersistedEvent, Record
 from papyra.persistence.reports import ReportProgress
 from papyra.persistence.verbs import PersistenceVerbs
 from papyra.ref import ActorRef, Answered
+from papyra.retry import Retry
 
 StateT = TypeVar("StateT")
 ReplyT = TypeVar("ReplyT")
@@ -271,8 +272,10 @@ class _OwnRef(_LoneRef):
     def tell_nowait(self, message: object) -> None:
         self.told.append(message)
 
-    async def ask(self, message: object, timeout: float | None = None) -> Any:
-        del message, timeout
+    async def ask(
+        self, message: object, timeout: float | None = None, *, retry: Retry | None = None
+    ) -> Any:
+        del message, timeout, retry
         raise WouldDeadlock(f"{self._address} was about to wait for itself")
 
     async def stop(self) -> None:
@@ -289,8 +292,10 @@ class _StoreRef(_LoneRef):
         #: every event that was stored, as it was handed over
         self.stored: list[PersistedEvent] = []
 
-    async def ask(self, message: Any, timeout: float | None = None) -> Any:
-        del timeout
+    async def ask(
+        self, message: Any, timeout: float | None = None, *, retry: Retry | None = None
+    ) -> Any:
+        del timeout, retry
         await self.answer()
         return await self._execute(message)
 
