@@ -212,6 +212,7 @@ async def _copy_snapshot(snapshot: Snapshot, destination: PersistenceBackend) ->
             snapshot.version,
             MAX_VERSION,  # all of them are kept
             snapshot.shape,
+            snapshot.bookkeeping,
         )
     )
 

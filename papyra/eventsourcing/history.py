@@ -14,6 +14,7 @@ from papyra._error_copy import copy_of
 from papyra._safe_repr import shown, text_of, type_and_text, type_name
 from papyra.actor import ActorContext
 from papyra.eventsourcing.bases import BaseReader
+from papyra.eventsourcing.bookkeeping import Books, Note
 from papyra.eventsourcing.schema import Schema
 from papyra.eventsourcing.snapshots import Snapshots
 from papyra.eventsourcing.steps import Step
@@ -39,7 +40,7 @@ from papyra.persistence.messages import (
     ReadEncodedHistory,
     ReadHistory,
 )
-from papyra.persistence.records import PersistedEvent
+from papyra.persistence.records import RESERVED, PersistedEvent
 from papyra.ref import Answered
 
 StateT = TypeVar("StateT")
@@ -51,6 +52,8 @@ PAGE = 1_000
 #: As many take no longer where nothing has to be decoded for it.
 ENCODED_PAGE = 4 * PAGE
 
+#: What encoded events hold if they are notes, or have metadata of Papyra's own.
+_MARK = b'"' + RESERVED.encode()
 #: What can't be changed in place, whatever `apply` does.
 _SCALARS = frozenset({int, float, str, bytes, bool, complex, range, type(None)})
 #: Errors after which it is certain that an append has stored nothing.
@@ -84,6 +87,8 @@ class History(Generic[StateT]):
         self._bases = bases
         self._allows_none = False
         self._state: StateT
+        #: what else the events add up to
+        self.books = Books()
         #: position in the history that `state` is the sum up to
         self.revision = 0
         #: of the events that the last recovery has passed over, as operators have decided
@@ -117,15 +122,21 @@ class History(Generic[StateT]):
             raise
         self.failure, self.is_in_doubt = None, False
 
-    async def append(self, events: Sequence[object]) -> None:
+    async def append(
+        self,
+        events: Sequence[object],
+        metadata: Mapping[str, str] | None = None,
+        notes: Sequence[Note] = (),
+    ) -> None:
         """Store `events` next to each other, and move on to the state that they lead to.
 
-        Raises what `apply` raises, and what the append raises; then the state is what it was.
+        Each has that metadata, and the notes follow. Raises what `apply` raises, and what the
+        append raises; then the state is what it was.
         """
         if self.failure is not None:
             raise copy_of(self.failure)
         before = self._state
-        state, records = self._next(before, events)
+        state, records = self._next(before, events, metadata, notes)
         request = Append(records[0]) if len(records) == 1 else AppendMany(tuple(records))
         try:
             appended: Appended = await self._persistence.ask(request)
@@ -143,18 +154,30 @@ class History(Generic[StateT]):
             raise
         self._state = state
         self.revision += len(records)
+        if metadata or notes:
+            self._take_in(records)
         if self._snapshots is not None:
             self._take_snapshot(appended.last_seq)
 
-    def append_nowait(self, events: Sequence[object], answered: Answered) -> None:
+    def append_nowait(
+        self,
+        events: Sequence[object],
+        answered: Answered,
+        metadata: Mapping[str, str] | None = None,
+        notes: Sequence[Note] = (),
+    ) -> None:
         """Have `events` stored, move on to the state that they lead to, and do not wait.
 
-        `answered` is called with the outcome. Should that be an error, `lose` the state.
+        As `append`, but `answered` is called with the outcome. Should that be an error, `lose` the
+        state.
         """
         before = self.state
-        state, records = self._next(before, events)
-        revision = self.revision + len(records)
-        save = None if self._snapshots is None else self._snapshots.take(state, revision)
+        state, records = self._next(before, events, metadata, notes)
+        revision, save = self.revision + len(records), None
+        if metadata or notes:
+            self._take_in(records)
+        if self._snapshots is not None:
+            save = self._snapshots.take(state, revision, self.books.kept)
 
         def stored(reply: Any, error: Exception | None) -> None:
             answered(reply, error)
@@ -165,7 +188,7 @@ class History(Generic[StateT]):
         try:
             self._persistence.request(request, answered if save is None else stored)
         except BaseException as error:
-            if not _is_immutable(before):
+            if metadata or notes or not _is_immutable(before):
                 self.lose(error)
             raise
         self._state = state
@@ -181,13 +204,24 @@ class History(Generic[StateT]):
         )
         self.failure.__cause__ = error
 
-    def _next(self, state: StateT, events: Sequence[object]) -> tuple[StateT, list[PersistedEvent]]:
-        """Return the state after `events`, and the records of them."""
+    def _next(
+        self,
+        state: StateT,
+        events: Sequence[object],
+        metadata: Mapping[str, str] | None,
+        notes: Sequence[Note],
+    ) -> tuple[StateT, list[PersistedEvent]]:
+        """Return the state after `events`, and the records of them, and of the notes."""
         revision = self.revision + 1
         if len(events) == 1:
             records = [self._record(events[0], revision)]
         else:
             records = [self._record(event, next_) for next_, event in enumerate(events, revision)]
+        if metadata:
+            records = [structs.replace(each, metadata={**metadata}) for each in records]
+        if notes:
+            first = revision + len(records)
+            records += [self._note_record(note, next_) for next_, note in enumerate(notes, first)]
         before, apply = state, self._apply
         try:
             for event in events:
@@ -213,6 +247,17 @@ class History(Generic[StateT]):
             event_type.version,
         )
 
+    def _note_record(self, note: Note, revision: int) -> PersistedEvent:
+        return PersistedEvent(
+            *(self._system_id, self._address, note.event_type, note.payload, self._clock.time()),
+            revision=revision,
+        )
+
+    def _take_in(self, records: Sequence[Step]) -> None:
+        take_in = self.books.take_in
+        for record in records:
+            take_in(record)
+
     def _applied(self, state: StateT, event: object) -> StateT:
         following = self._apply(state, event)
         if following is None and not self._allows_none:
@@ -223,7 +268,7 @@ class History(Generic[StateT]):
         """Have a snapshot saved if one is due, now that the last event is stored."""
         if self._snapshots is None:
             return
-        save = self._snapshots.take(self._state, self.revision)
+        save = self._snapshots.take(self._state, self.revision, self.books.kept)
         if save is not None:
             save(last_seq)
 
@@ -262,11 +307,12 @@ class History(Generic[StateT]):
         if from_beginning:
             state, self.revision = self._initial_state(), 0
             self._allows_none = state is None
+            self.books.clear()
             if self._snapshots is not None:
                 # What is passed over may be part of a newer one.
                 before = min((each.revision for each in decisions.values()), default=None)
                 if (found := await self._snapshots.load(before)) is not None:
-                    state, self.revision = found
+                    state, self.revision, self.books.kept = found
         else:
             state = self._state
         last_seq, more, is_usual = 0, True, not decisions and self._schema.steps is not None
@@ -278,6 +324,7 @@ class History(Generic[StateT]):
                 if decisions:
                     events = tuple(mark_passed_over(events, self.revision, decisions))
                 state = self._sum_up(state, events)
+                self._keep_books([each for each in events if _concerns_books(each)])
                 if page.events:
                     last_seq = page.events[-1].seq or 0
                 continue
@@ -312,6 +359,8 @@ class History(Generic[StateT]):
                 return state, False
             are_events = decoder.holding_events.issuperset(map(type, steps))
             state = (self._add_up if are_events else self._sum_up)(state, steps)
+            if _MARK in run.data:
+                self._keep_books(steps)
         return state, True
 
     def _add_up(self, state: StateT, steps: Sequence[Step]) -> StateT:
@@ -353,6 +402,14 @@ class History(Generic[StateT]):
             self.revision += 1
         return state
 
+    def _keep_books(self, records: Sequence[Step]) -> None:
+        """Add stored events to the books. Raises `RecoveryFailed`."""
+        for record in records:
+            try:
+                self.books.take_in(record)
+            except Exception as error:
+                raise self._failed(_why(error), record) from error
+
     def _state_after(self, state: StateT, record: Step) -> StateT:
         """Return the state after a base, or after an event that has to be upcast."""
         if record.event_type == BASE_TYPE:
@@ -381,6 +438,10 @@ class History(Generic[StateT]):
             revision=self.revision + 1,
             event_type=record.event_type,
         )
+
+
+def _concerns_books(record: Step) -> bool:
+    return bool(record.metadata) or record.event_type.startswith(RESERVED)
 
 
 def _why(error: Exception) -> str:

@@ -13,6 +13,7 @@ import msgspec
 from msgspec import structs
 
 from papyra._safe_repr import shown, text_of, type_and_text, type_name
+from papyra.eventsourcing.bookkeeping import NOTES
 from papyra.eventsourcing.steps import Step, StepDecoder, parts_of
 from papyra.exceptions import InvalidEvent, InvalidSchema
 from papyra.persistence.decisions import PASSED_OVER
@@ -176,16 +177,16 @@ class Schema:
         if not upcast | self._classes.keys():
             return None
         with contextlib.suppress(UnicodeEncodeError):  # a name that JSON has no form for
-            return StepDecoder(self._classes, upcast)
+            return StepDecoder(self._classes, upcast, NOTES)
         return None
 
     def decode(self, record: Step) -> list[object]:
         """Return the events that a stored one stands for today: mostly one.
 
-        It is none if it is marked as passed over. Raises `InvalidEvent` for what can't be decoded
-        into the classes that there are.
+        It is none if it is marked as passed over, and for a note of Papyra's own. Raises
+        `InvalidEvent` for what can't be decoded into the classes that there are.
         """
-        if record.payload is PASSED_OVER:
+        if record.payload is PASSED_OVER or record.event_type in NOTES:
             return []
         return list(self._upcast((record.event_type, record.event_version, record.payload)))
 

@@ -11,6 +11,7 @@ import msgspec
 
 from papyra._safe_repr import shown, type_and_text
 from papyra.actor import ActorContext
+from papyra.eventsourcing.bookkeeping import Bookkeeping, decode_books, encode_books
 from papyra.eventsourcing.schema import fault_in
 from papyra.exceptions import (
     InvalidPolicy,
@@ -107,8 +108,8 @@ class Snapshots(Generic[StateT]):
         #: whether one is on its way
         self._is_saving = False
 
-    async def load(self, before: int | None = None) -> tuple[StateT, int] | None:
-        """Return the state of the newest snapshot that can be used, and its revision.
+    async def load(self, before: int | None = None) -> tuple[StateT, int, Bookkeeping] | None:
+        """Return the state of the newest snapshot that can be used, its revision, and the books.
 
         Only of those of a revision `before` this one, if it is given.
         """
@@ -118,6 +119,7 @@ class Snapshots(Generic[StateT]):
                 if snapshot.shape != self._codec.shape:
                     raise ValueError("the fields of the state have changed since")
                 state = self._codec.decode(snapshot.state)
+                books = decode_books(snapshot.bookkeeping)
             except Exception as error:  # noqa: BLE001 - whatever users' classes raise
                 logger.warning(
                     "passed over snapshot %d of %s: %s",
@@ -126,7 +128,7 @@ class Snapshots(Generic[StateT]):
                 before = snapshot.revision
                 continue
             self._due = snapshot.revision + self._policy.every
-            return state, snapshot.revision
+            return state, snapshot.revision, books
         return None
 
     async def _next(self, before: int | None) -> Snapshot | None:
@@ -140,7 +142,9 @@ class Snapshots(Generic[StateT]):
             logger.warning("no snapshot of %s could be loaded: %s", self._address, error)
         return None
 
-    def take(self, state: StateT, revision: int) -> Callable[[int], None] | None:
+    def take(
+        self, state: StateT, revision: int, books: Bookkeeping
+    ) -> Callable[[int], None] | None:
         """Take a snapshot if one is due: encode the state now, as `apply` may change it later.
 
         Returns what has it saved once it is known at which position the last of its events is.
@@ -150,7 +154,7 @@ class Snapshots(Generic[StateT]):
         # However this one ends, the next is tried that many events later.
         self._due = revision + self._policy.every
         try:
-            encoded = self._codec.encode(state)
+            encoded, encoded_books = self._codec.encode(state), encode_books(books)
         except Exception as error:  # noqa: BLE001 - whatever users' classes raise
             self._note(revision, error)
             return None
@@ -160,7 +164,8 @@ class Snapshots(Generic[StateT]):
         def save(seq: int) -> None:
             self._save(
                 SaveSnapshot(
-                    address, revision, seq, encoded, now, policy.version, policy.keep, shape
+                    *(address, revision, seq, encoded, now, policy.version, policy.keep, shape),
+                    encoded_books,
                 )
             )
 

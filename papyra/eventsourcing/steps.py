@@ -51,9 +51,16 @@ class Step(Protocol):
     def payload(self) -> Any:
         """The event itself, or plain data."""
 
+    @property
+    def metadata(self) -> Mapping[str, str] | None:
+        """What is said about it beside that, if anything is."""
+
 
 class _Step(msgspec.Struct, gc=False):
-    """What is decoded of a record; a subclass for each type of event says what the payload is."""
+    """What is decoded of a record.
+
+    A subclass for each type of event says what the payload is, and that there may be metadata.
+    """
 
     kind: Literal["event"]
     revision: int
@@ -75,10 +82,16 @@ _StepT = TypeVar("_StepT", bound=_Step)
 class StepDecoder:
     """Decodes runs of one actor's records."""
 
-    def __init__(self, classes: Mapping[str, tuple[type, int]], upcast: Collection[str]) -> None:
-        """Take the classes of events and their versions by name, and the names of upcasters."""
+    def __init__(
+        self,
+        classes: Mapping[str, tuple[type, int]],
+        upcast: Collection[str],
+        notes: Collection[str] = (),
+    ) -> None:
+        """Take the classes of events and versions by name, and the names of upcasters and notes."""
         self._classes = classes
         self._upcast = upcast
+        self._notes = notes
         #: the types of steps whose payload is the event already
         self.holding_events: frozenset[type] = frozenset()
 
@@ -119,7 +132,8 @@ class StepDecoder:
             else _plain_kind_of(base, name)
             for name, (event_class, version) in self._classes.items()
         ]
-        kinds += [_plain_kind_of(base, name) for name in {*self._upcast} - self._classes.keys()]
+        others = {*self._upcast, *self._notes} - self._classes.keys()
+        kinds += [_plain_kind_of(base, name) for name in sorted(others)]
         self.holding_events |= {kind for kind in kinds if kind.is_event}
         return msgspec.json.Decoder(functools.reduce(operator.or_, kinds)).decode_lines
 
@@ -142,7 +156,7 @@ def _defined(
     namespace = {"is_event": is_event, "event_type": name}
     defined = msgspec.defstruct(
         "Step",
-        fields,
+        [*fields, ("metadata", dict[str, str] | None, None)],
         bases=(base,),
         namespace=namespace,
         tag_field="event_type",

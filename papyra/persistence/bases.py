@@ -29,6 +29,8 @@ class Base(msgspec.Struct, frozen=True):
     timestamp: float
     #: of the event that it stands in for: snapshots that name it stay good
     checksum: str
+    #: what else the events add up to, as in `Snapshot`
+    bookkeeping: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
 
 
 class InvalidBase(ValueError):
@@ -39,7 +41,7 @@ def base_of(event: PersistedEvent, snapshot: Snapshot) -> PersistedEvent:
     """Return the base that takes the place of `event`, which `snapshot` was taken after."""
     payload = Base(
         *(snapshot.state, snapshot.version, snapshot.shape, snapshot.timestamp),
-        event_checksum(event),
+        *(event_checksum(event), snapshot.bookkeeping),
     )
     return PersistedEvent(
         *(event.system_id, event.actor_address, BASE_TYPE, payload, event.timestamp),

@@ -384,6 +384,8 @@ class SaveSnapshot(Request[SnapshotSaved], frozen=True):
     keep: int = 2
     #: of the state's type: see `Snapshot`
     shape: str = ""
+    #: what else the events add up to, as JSON: see `Snapshot`
+    bookkeeping: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
 
     def __post_init__(self) -> None:
         _check_text("actor", self.actor)
@@ -392,10 +394,13 @@ class SaveSnapshot(Request[SnapshotSaved], frozen=True):
             value = getattr(self, name)
             if type(value) is not int or not 0 < value <= MAX_VERSION:
                 raise InvalidRequest(f"{name} is a whole number from 1 on, not {shown(value)}")
-        if not isinstance(self.state, msgspec.Raw) or len(self.state) > MAX_STATE_BYTES:
-            raise InvalidRequest(
-                f"state is JSON in a msgspec.Raw, of at most {MAX_STATE_BYTES // 1024**2} MiB"
-            )
+        for name, value in (("state", self.state), ("bookkeeping", self.bookkeeping)):
+            if value is msgspec.UNSET and name != "state":
+                continue
+            if not isinstance(value, msgspec.Raw) or len(value) > MAX_STATE_BYTES:
+                raise InvalidRequest(
+                    f"{name} is JSON in a msgspec.Raw, of at most {MAX_STATE_BYTES // 1024**2} MiB"
+                )
         if not _is_moment(self.timestamp) or math.isinf(self.timestamp):
             raise InvalidRequest(f"timestamp is Unix time in seconds, not {shown(self.timestamp)}")
 

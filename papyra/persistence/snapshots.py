@@ -42,6 +42,8 @@ class Snapshot(msgspec.Struct, frozen=True, tag=True):
     timestamp: float
     #: of the state's type, so that a field more or less is noticed
     shape: str = ""
+    #: as JSON, what else the events add up to, beside the state that users see
+    bookkeeping: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
 
 
 class StoredSnapshot(msgspec.Struct, frozen=True):

@@ -161,6 +161,8 @@ class _Trimming:
             again = read_base(cast("PersistedEvent", codec.decode(encoded, seq)))
             if again is None or bytes(again.state) != bytes(snapshot.state):
                 raise InvalidBase("its state does not come back as it was")
+            if again.bookkeeping != snapshot.bookkeeping:
+                raise InvalidBase("what goes along with its state does not come back as it was")
         except (PersistenceError, InvalidBase) as error:
             logger.warning(
                 "the history of %s is not trimmed to revision %d: %s",

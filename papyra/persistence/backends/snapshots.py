@@ -90,6 +90,7 @@ class SnapshotKeeper:
             request.state,
             request.timestamp,
             request.shape,
+            request.bookkeeping,
         )
         data = encode_snapshot(snapshot)
         await store.save_snapshot(request.actor, request.revision, data)
