@@ -7,7 +7,7 @@ import dataclasses
 import inspect
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from types import FunctionType
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, Protocol, runtime_checkable
 
 import anyio
 
@@ -155,6 +155,14 @@ class ContextOwner(Protocol):
 
     def runs_here(self) -> bool:
         """Return whether this code runs in the actor's own task."""
+
+
+@runtime_checkable
+class HandlesOnce(Protocol):
+    """An actor that knows by an idempotency key that it has handled a message before."""
+
+    async def receive_once(self, message: Any, idempotency_key: str) -> Any:
+        """Handle one message, as ``receive``, or reply as the first time if that was before."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

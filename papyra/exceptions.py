@@ -60,6 +60,14 @@ class InvalidActorName(PapyraError, ValueError):
     """
 
 
+class IdempotencyKeysUnsupported(PapyraError, TypeError):
+    """The actor that was asked keeps no idempotency keys: only event-sourced ones do."""
+
+
+class InvalidIdempotencyKey(PapyraError, ValueError):
+    """An idempotency key is a string of 1 to 1,024 characters, and is used for one command."""
+
+
 class InvalidEntityId(PapyraError, ValueError):
     """The id of an entity must be a string, and not an empty one."""
 
@@ -78,6 +86,23 @@ class NoChildrenNow(PapyraError):
 
 class NotAnEntity(PapyraError, RuntimeError):
     """An actor that was spawned has no entity's id, and can't be passivated."""
+
+
+class RepeatedFailure(PapyraError):
+    """What a repeated command raises if a `Failure` was its reply the first time."""
+
+    # With a default, as exceptions are copied and pickled by their message alone.
+    def __init__(self, message: str, *, error_type: str = "") -> None:
+        super().__init__(message)
+        #: the name of the type of the first error
+        self.error_type = error_type
+
+
+class ReplyNotKept(PapyraError):
+    """A command with this idempotency key was handled before, and its reply is not known.
+
+    What it has stored is there, and nothing more was done.
+    """
 
 
 class SystemAlreadyStarted(PapyraError):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from collections.abc import Callable, Sequence
 from contextvars import ContextVar, copy_context
@@ -19,9 +20,13 @@ from papyra.clock import Clock
 from papyra.exceptions import (
     ActorStopped,
     AskTimeout,
+    IdempotencyKeysUnsupported,
+    InvalidIdempotencyKey,
     InvalidPolicy,
     MailboxClosed,
     MailboxFull,
+    RepeatedFailure,
+    ReplyNotKept,
     UnhandledMessage,
     WouldDeadlock,
     WrongLoop,
@@ -41,7 +46,12 @@ Answered: TypeAlias = Callable[[object, Exception | None], None]
 _NO_REPLY: Final = object()
 
 #: The errors of an ask that would be as wrong the next time.
-_SENSELESS: Final = (InvalidPolicy, UnhandledMessage, WouldDeadlock, WrongLoop)
+_SENSELESS: Final = (
+    *(InvalidPolicy, UnhandledMessage, WouldDeadlock, WrongLoop),
+    *(InvalidIdempotencyKey, IdempotencyKeysUnsupported, ReplyNotKept, RepeatedFailure),
+)
+#: Characters of an idempotency key.
+MAX_KEY: Final = 1_024
 
 
 class Wait(Protocol):
@@ -63,6 +73,10 @@ class Recipient(Protocol):
     @property
     def put_nowait(self) -> Callable[[object], None]:
         """What puts a message into the mailbox, as `Mailbox.put_nowait` does."""
+
+    @property
+    def keeps_keys(self) -> bool:
+        """Whether it knows by an idempotency key that it has handled a message before."""
 
     async def queue_up(self, item: object) -> None:
         """Put `item` into the mailbox when there is room."""
@@ -105,6 +119,8 @@ class Ask(msgspec.Struct, eq=False):
     values: Values = ()
     #: whether the sender has stopped waiting for the reply
     given_up: bool = False
+    #: by which a repeated message is recognized
+    idempotency_key: str | None = None
 
     def resolve(self, reply: object) -> None:
         """Give the sender its reply."""
@@ -242,15 +258,26 @@ class ActorRef:
         timeout: float | None = None,
         *,
         retry: Retry | None = None,
+        idempotency_key: str | None = None,
     ) -> ReplyT: ...
 
     @overload
     async def ask(
-        self, message: object, timeout: float | None = None, *, retry: Retry | None = None
+        self,
+        message: object,
+        timeout: float | None = None,
+        *,
+        retry: Retry | None = None,
+        idempotency_key: str | None = None,
     ) -> Any: ...
 
     async def ask(
-        self, message: object, timeout: float | None = None, *, retry: Retry | None = None
+        self,
+        message: object,
+        timeout: float | None = None,
+        *,
+        retry: Retry | None = None,
+        idempotency_key: str | None = None,
     ) -> Any:
         """Send `message`, wait, and return what the actor's ``receive`` returned for it.
 
@@ -265,13 +292,21 @@ class ActorRef:
         `timeout`; the last error is raised. What the actor did before it failed to reply is not
         undone: it may handle the message more than once. The errors of an ask that makes no sense
         (`UnhandledMessage`, `WouldDeadlock`, `InvalidPolicy`, `WrongLoop`) are raised at once.
+
+        With an `idempotency_key`, an event-sourced actor that has stored events for a message with
+        that key stores nothing, and replies what it replied then, as long as it is among the newest
+        keys that it keeps: see `EventSourced.idempotency_window`. Raises `RepeatedFailure` if that
+        was a `Failure`, `ReplyNotKept` if the reply is not known, `InvalidIdempotencyKey`, and
+        `IdempotencyKeysUnsupported` for an actor of another class.
         """
         if retry is not None:
-            return await self._ask_again(message, timeout, retry)
+            return await self._ask_again(message, timeout, retry, idempotency_key)
         self._cell.loop.check()
         if timeout is not None and not is_seconds(timeout):
             raise InvalidPolicy(f"timeout is seconds, 0 or more, not {shown(timeout)}")
         ask = Ask(message, self._cell.loop.new_signal())
+        if idempotency_key is not None:
+            ask.idempotency_key = self._checked(idempotency_key)
         wait = self._cell.begin_wait(ask.done, limited=timeout is not None)
         try:
             if timeout is not None:
@@ -303,7 +338,9 @@ class ActorRef:
         """
         await self._cell.stop()
 
-    async def _ask_again(self, message: object, timeout: float | None, retry: Retry) -> Any:
+    async def _ask_again(
+        self, message: object, timeout: float | None, retry: Retry, idempotency_key: str | None
+    ) -> Any:
         """Ask until there is a reply, or `retry` gives up."""
         if not isinstance(retry, Retry):
             raise InvalidPolicy(f"retry is a Retry, not {shown(retry)}")
@@ -311,7 +348,7 @@ class ActorRef:
         while True:
             attempts += 1
             try:
-                return await self.ask(message, timeout)
+                return await self.ask(message, timeout, idempotency_key=idempotency_key)
             except _SENSELESS:
                 raise
             except Exception as error:
@@ -319,6 +356,21 @@ class ActorRef:
                 if delay is None:
                     raise
             await self._cell.clock.sleep(delay)
+
+    def _checked(self, idempotency_key: object) -> str:
+        """Return a key with which this actor can be asked. Raises as `ask` does."""
+        if not self._cell.keeps_keys:
+            raise IdempotencyKeysUnsupported(
+                f"{self.address} keeps no idempotency keys: only event-sourced actors do"
+            )
+        if type(idempotency_key) is str and 0 < len(idempotency_key) <= MAX_KEY:
+            with contextlib.suppress(UnicodeEncodeError):
+                idempotency_key.encode()
+                return idempotency_key
+        raise InvalidIdempotencyKey(
+            f"an idempotency key is a string of 1 to {MAX_KEY:,} characters, "
+            f"not {shown(idempotency_key)}"
+        )
 
     async def _send_within(self, ask: Ask, timeout: float) -> None:
         """Send `ask` as `_send` does; raise `AskTimeout` if it takes longer than `timeout`."""

@@ -232,6 +232,10 @@ class Cell:
         return self.entity is not None
 
     @property
+    def keeps_keys(self) -> bool:
+        return self._actor_loop.keeps_keys
+
+    @property
     def heir(self) -> Cell:
         """The cell that has its mailbox now: itself, or another life of the same entity."""
         if self.entity is not None and self.stopped.is_set():

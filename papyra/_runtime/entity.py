@@ -13,6 +13,7 @@ from papyra._runtime.idle_timeouts import EntityMailbox, IdleTimeouts
 from papyra._runtime.props import Props
 from papyra._runtime.recorder import Recorder
 from papyra._signal import Latch, Signal
+from papyra.actor import HandlesOnce
 from papyra.address import ActorAddress
 from papyra.entity import EntityRef
 from papyra.exceptions import ActorStopped, MailboxClosed
@@ -116,6 +117,11 @@ class Entity:
         found = self._ref()
         assert found is not None
         return found
+
+    @property
+    def keeps_keys(self) -> bool:
+        """Whether it knows by an idempotency key that it has handled a message before."""
+        return issubclass(self.type.props.actor_class, HandlesOnce)
 
     @property
     def is_open(self) -> bool:

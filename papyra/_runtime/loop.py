@@ -29,7 +29,7 @@ from papyra._runtime.lifecycle import Lifecycle
 from papyra._runtime.props import Props
 from papyra._runtime.recorder import Recorder
 from papyra._safe_repr import MEANT, type_and_text, type_name
-from papyra.actor import Actor, ActorContext, Failure
+from papyra.actor import Actor, ActorContext, Failure, HandlesOnce
 from papyra.address import ActorAddress
 from papyra.clock import Clock
 from papyra.dispatcher import Dispatcher
@@ -161,6 +161,11 @@ class ActorLoop:
             raise ActorInitializationError(
                 f"{props.actor_class.__name__}.__init__ raised {type_and_text(error)}"
             ) from error
+
+    @property
+    def keeps_keys(self) -> bool:
+        """Whether a message may have an idempotency key."""
+        return issubclass(self._props.actor_class, HandlesOnce)
 
     def takes_in_batches(self, message: object) -> bool:
         """Return whether `message` is one for ``receive_batch``."""
@@ -305,7 +310,10 @@ class ActorLoop:
             return 1
         self._at_hand = item
         try:
-            handling = self.actor.receive(message)
+            if ask is None or ask.idempotency_key is None:
+                handling = self.actor.receive(message)
+            else:
+                handling = self._receive_once(message, ask.idempotency_key)
             if self._is_surrounded:
                 handling = self._surround(message, handling)
             reply = await handling
@@ -315,6 +323,10 @@ class ActorLoop:
             if ask is not None:
                 self._answer(ask, reply)
         return 1
+
+    def _receive_once(self, message: object, idempotency_key: str) -> Coroutine[Any, Any, Any]:
+        assert isinstance(self.actor, HandlesOnce)  # who asks has been refused otherwise
+        return self.actor.receive_once(message, idempotency_key)
 
     async def _settle(self, item: object, message: object) -> bool:
         """Settle what the messages before have left; return whether `message` can be handled."""

@@ -6,26 +6,32 @@ import abc
 import contextlib
 import inspect
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, ClassVar, Generic, TypeVar
 
 from papyra._error_copy import copy_of
-from papyra._safe_repr import shown, text_of
-from papyra.actor import Actor
+from papyra._safe_repr import printable, shown, text_of, type_name
+from papyra.actor import Actor, Failure
 from papyra.events import ActorRecoveredWithout, ActorRecoveryFailed
 from papyra.eventsourcing.bases import BaseReader
+from papyra.eventsourcing.bookkeeping import COMMAND, KEY, REPLIED, KeyedCommand, Note, Replied
 from papyra.eventsourcing.history import History
+from papyra.eventsourcing.keyed_replies import keep_reply, reply_again
 from papyra.eventsourcing.schema import Schema, upcasters_of
 from papyra.eventsourcing.snapshots import SnapshotPolicy, Snapshots, StateCodec, state_type_of
 from papyra.exceptions import (
     InvalidActor,
+    InvalidIdempotencyKey,
     InvalidPolicy,
+    InvalidRecord,
     InvalidSchema,
     MailboxFull,
     RecoveryFailed,
+    ReplyNotKept,
     WrongTask,
 )
 from papyra.persistence.messages import Append
+from papyra.persistence.records import RESERVED
 
 StateT = TypeVar("StateT")
 
@@ -34,6 +40,10 @@ logger = logging.getLogger("papyra")
 #: Seconds after a failed recovery before the next, at first and at most.
 FIRST_PAUSE, LONGEST_PAUSE = 0.2, 30.0
 
+#: Characters that are kept of the name of a command's type.
+MAX_TYPE = 200
+#: Idempotency keys that one actor may keep: they are part of each snapshot.
+MAX_WINDOW = 100_000
 #: Appends that one actor may wait for; then it handles no message until they are answered.
 MAX_OUTSTANDING = 1_000
 
@@ -68,6 +78,10 @@ class EventSourced(Actor, Generic[StateT]):
     #: when its state is saved beside its events, for quicker recoveries; `None` for never
     snapshots: ClassVar[SnapshotPolicy | None] = None
 
+    #: how many idempotency keys are kept, the newest ones: a command that is repeated later than so
+    #: many others with keys is taken for a new one
+    idempotency_window: ClassVar[int] = 1_000
+
     _schema: ClassVar[Schema | None] = None
     _state_codec: ClassVar[StateCodec[Any] | None] = None
     _history: History[StateT] | None = None
@@ -77,6 +91,8 @@ class EventSourced(Actor, Generic[StateT]):
     _is_prepared = False
     _pause = 0.0
     _retry_at = 0.0
+    #: of the command at hand, if it has a key: what its events say about it
+    _key_metadata: Mapping[str, str] | None = None
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -91,6 +107,12 @@ class EventSourced(Actor, Generic[StateT]):
             raise InvalidActor(f"{cls.__name__} handles its messages one by one: no batch_types")
         if not isinstance(cls.events, (tuple, list)):
             raise InvalidSchema(f"{cls.__name__}.events is a tuple of classes")
+        window = cls.idempotency_window
+        if type(window) is not int or not 0 < window <= MAX_WINDOW:
+            raise InvalidPolicy(
+                f"{cls.__name__}.idempotency_window is a whole number from 1 to {MAX_WINDOW:,}, "
+                f"not {shown(window)}"
+            )
         members = {
             name: member for each in reversed(cls.__mro__) for name, member in vars(each).items()
         }
@@ -131,7 +153,7 @@ class EventSourced(Actor, Generic[StateT]):
         """How many events there are in the history of this actor."""
         return self._own_history().revision
 
-    async def persist(self, *events: object) -> None:
+    async def persist(self, *events: object, metadata: Mapping[str, str] | None = None) -> None:
         """Store `events` next to each other, all or none, and take on the state they lead to.
 
         They are applied first: what `apply` raises is raised here, and nothing is stored. On return
@@ -139,9 +161,11 @@ class EventSourced(Actor, Generic[StateT]):
         Whether they are stored all the same, as an answer can get lost, is settled before the next
         message; also if it is cancelled.
 
-        Raises `InvalidEvent` for one of another type than `events` names, `WrongTask` outside of
-        the actor's own task, and what `append` raises; `RevisionConflict` if somebody else has
-        written this history.
+        `metadata` goes with each of them, as in `PersistedEvent`: correlation ids, say.
+
+        Raises `InvalidEvent` for one of another type than `events` names, `InvalidRecord` for
+        metadata that is none, `WrongTask` outside of the actor's own task, and what `append`
+        raises; `RevisionConflict` if somebody else has written this history.
         """
         history = self._check_task()
         if history.failure is not None:
@@ -151,13 +175,13 @@ class EventSourced(Actor, Generic[StateT]):
         if not events:
             return
         try:
-            await history.append(events)
+            await history.append(events, self._metadata(metadata))
         except BaseException:
             if history.failure is not None or history.is_in_doubt:
                 self.context.settle_first(self._settle)
             raise
 
-    def persist_nowait(self, *events: object) -> None:
+    def persist_nowait(self, *events: object, metadata: Mapping[str, str] | None = None) -> None:
         """Have `events` stored, take on the state that they lead to at once, and go on.
 
         So the store can write many at a time, and the next message does not wait. What this actor
@@ -169,8 +193,68 @@ class EventSourced(Actor, Generic[StateT]):
         Raises what `apply` raises, and as `persist` does for events and tasks that it refuses.
         """
         history = self._check_task()
-        if not events:
-            return
+        if events:
+            self._append_nowait(history, events, self._metadata(metadata))
+
+    async def receive_once(self, message: Any, idempotency_key: str) -> Any:
+        """Handle one message that was asked with an idempotency key. The runtime calls it.
+
+        `receive` is called unless events of this key are stored already.
+        """
+        history, command_type = self._own_history(), printable(type_name(message))
+        handled = history.books.kept.commands.get(idempotency_key)
+        if handled is not None:
+            return self._reply_again(handled, message, idempotency_key)
+        self._key_metadata = {KEY: idempotency_key, COMMAND: command_type[:MAX_TYPE]}
+        try:
+            reply = await self.receive(message)
+        finally:
+            self._key_metadata = None
+        if history.failure is None and idempotency_key in history.books.kept.commands:
+            replied = Replied(idempotency_key, keep_reply(message, reply))
+            self._append_nowait(history, (), notes=[Note(REPLIED, replied)])
+        return reply
+
+    def _reply_again(self, handled: KeyedCommand, message: Any, idempotency_key: str) -> Any:
+        if handled.type != printable(type_name(message))[:MAX_TYPE]:
+            return Failure(
+                InvalidIdempotencyKey(
+                    f"the idempotency key {shown(idempotency_key)} is that of another command, a "
+                    f"{handled.type}"
+                )
+            )
+        if handled.reply is None:
+            return Failure(
+                ReplyNotKept(
+                    f"this command was begun before, at revision {handled.revision}, and was "
+                    "interrupted before its reply was stored"
+                )
+            )
+        try:
+            return reply_again(handled.reply, message)
+        except ReplyNotKept as error:
+            return Failure(error)
+
+    def _metadata(self, metadata: Mapping[str, str] | None) -> Mapping[str, str] | None:
+        """Return what is stored with events: what the user says, and what the command does."""
+        if metadata is None:
+            return self._key_metadata
+        if not isinstance(metadata, Mapping) or any(
+            not isinstance(name, str) or name.startswith(RESERVED) for name in metadata
+        ):
+            raise InvalidRecord(
+                f"metadata is strings by their names, which do not begin with {RESERVED!r}, "
+                f"not {shown(metadata)}"
+            )
+        return {**metadata, **(self._key_metadata or {})}
+
+    def _append_nowait(
+        self,
+        history: History[StateT],
+        events: Sequence[object],
+        metadata: Mapping[str, str] | None = None,
+        notes: Sequence[Note] = (),
+    ) -> None:
         gate = self.context.output_gate()
 
         def answered(reply: object, error: Exception | None) -> None:
@@ -181,7 +265,7 @@ class EventSourced(Actor, Generic[StateT]):
             gate.answer(error)
 
         try:
-            history.append_nowait(events, answered)
+            history.append_nowait(events, answered, metadata, notes)
         finally:
             if history.failure is not None:
                 self.context.settle_first(self._settle)
@@ -199,7 +283,9 @@ class EventSourced(Actor, Generic[StateT]):
             snapshots = Snapshots(policy, state_codec, self.context)
         bases: BaseReader[StateT] = BaseReader(type(self), policy)
         self._history = History(
-            schema, self.context, self.initial_state, self.apply, snapshots, bases=bases
+            *(schema, self.context, self.initial_state, self.apply, snapshots),
+            bases=bases,
+            window=self.idempotency_window,
         )
         # From now on, so that tasks that are started before the first event pass it, too.
         self.context.output_gate()
@@ -239,12 +325,16 @@ class EventSourced(Actor, Generic[StateT]):
 
     async def _prepare(self) -> None:
         self._is_prepared = True  # before it has, as it may persist, and settle what comes of that
+        # What it persists is no part of the command at hand, in which a recovery may be necessary.
+        of_command, self._key_metadata = self._key_metadata, None
         try:
             await self.on_recovered()
         except BaseException:
             self._is_prepared = False
             self.context.settle_first(self._settle)
             raise
+        finally:
+            self._key_metadata = of_command
 
     def _record_failure(self, failure: RecoveryFailed) -> None:
         logger.error("%s", failure)

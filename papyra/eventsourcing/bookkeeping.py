@@ -6,15 +6,23 @@ change no state. A snapshot holds it, and so does the base of a history whose be
 
 from __future__ import annotations
 
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple, cast
 
 import msgspec
+from msgspec import structs
 
 from papyra.eventsourcing.steps import Step
+from papyra.persistence import codec
 from papyra.persistence.bases import BASE_TYPE, read_base
+from papyra.persistence.records import RESERVED, PersistedEvent
 
+#: The type of the note with the reply to a command that had an idempotency key.
+REPLIED: Final = RESERVED + "replied"
 #: The types of events that are notes.
-NOTES: Final[frozenset[str]] = frozenset()
+NOTES: Final[frozenset[str]] = frozenset({REPLIED})
+
+#: The names in the metadata of an event by which its command had an idempotency key.
+KEY, COMMAND = RESERVED + "idempotency_key", RESERVED + "command"
 
 
 class Note(NamedTuple):
@@ -24,17 +32,57 @@ class Note(NamedTuple):
     payload: Any
 
 
+class KeptFailure(msgspec.Struct, frozen=True):
+    """What is kept of the error in a `Failure`."""
+
+    #: the name of its type
+    type: str
+    text: str
+
+
+class KeptReply(msgspec.Struct, frozen=True, omit_defaults=True):
+    """A reply, as it is kept: one of these is set."""
+
+    value: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
+    failure: KeptFailure | None = None
+    #: why it is neither
+    not_kept: str | None = None
+
+
+class Replied(msgspec.Struct, frozen=True):
+    """The payload of a note of that type."""
+
+    idempotency_key: str
+    reply: KeptReply
+
+
+class KeyedCommand(msgspec.Struct, frozen=True, omit_defaults=True):
+    """A command that had an idempotency key, and has stored something."""
+
+    #: the name of the message's type
+    type: str
+    #: of its first event
+    revision: int
+    #: `None` if it has not replied, that is known of
+    reply: KeptReply | None = None
+
+
 class Bookkeeping(msgspec.Struct, omit_defaults=True):
     """What a snapshot holds beside the state. Each field is left out while there is nothing in it.
 
     A field that is added has a default: what was stored without it stays readable.
     """
 
+    #: by their idempotency keys, the oldest first
+    commands: dict[str, KeyedCommand] = {}
+
 
 class Books:
     """The bookkeeping of one actor, up to the revision of its state."""
 
-    def __init__(self) -> None:
+    def __init__(self, window: int) -> None:
+        #: how many keys are kept, the newest ones
+        self._window = window
         self.kept = Bookkeeping()
 
     def clear(self) -> None:
@@ -43,8 +91,20 @@ class Books:
 
     def take_in(self, record: Step) -> None:
         """Add one event of the history, the next one. Raises for a note that can't be read."""
-        if record.event_type == BASE_TYPE:
-            self.kept = decode_books(_base_books(record))
+        commands, metadata = self.kept.commands, record.metadata
+        if metadata and (key := metadata.get(KEY)) is not None and key not in commands:
+            commands[key] = KeyedCommand(metadata.get(COMMAND, ""), record.revision or 0)
+            while len(commands) > self._window:
+                del commands[next(iter(commands))]
+        if record.event_type == REPLIED:
+            replied = _read(record.payload, Replied)
+            if (command := commands.get(replied.idempotency_key)) is not None:
+                replaced = structs.replace(command, reply=replied.reply)
+                commands[replied.idempotency_key] = replaced
+        elif record.event_type == BASE_TYPE:
+            base = read_base(cast("PersistedEvent", record))
+            assert base is not None
+            self.kept = decode_books(base.bookkeeping)
 
 
 def encode_books(kept: Bookkeeping) -> msgspec.Raw | msgspec.UnsetType:
@@ -61,6 +121,8 @@ def decode_books(encoded: msgspec.Raw | msgspec.UnsetType) -> Bookkeeping:
     return msgspec.json.decode(encoded, type=Bookkeeping)
 
 
-def _base_books(record: Any) -> msgspec.Raw | msgspec.UnsetType:
-    base = read_base(record)
-    return msgspec.UNSET if base is None else base.bookkeeping
+def _read(payload: Any, payload_type: Any) -> Any:
+    """Return the payload of a note, which may be plain data, or as it was handed over."""
+    if type(payload) is payload_type:
+        return payload
+    return msgspec.json.decode(codec.encode_payload(payload), type=payload_type)

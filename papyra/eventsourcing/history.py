@@ -74,6 +74,7 @@ class History(Generic[StateT]):
         snapshots: Snapshots[StateT] | None = None,
         *,
         bases: BaseReader[StateT],
+        window: int,
     ) -> None:
         self._schema = schema
         self._context = context
@@ -88,7 +89,7 @@ class History(Generic[StateT]):
         self._allows_none = False
         self._state: StateT
         #: what else the events add up to
-        self.books = Books()
+        self.books = Books(window)
         #: position in the history that `state` is the sum up to
         self.revision = 0
         #: of the events that the last recovery has passed over, as operators have decided

@@ -273,9 +273,14 @@ class _OwnRef(_LoneRef):
         self.told.append(message)
 
     async def ask(
-        self, message: object, timeout: float | None = None, *, retry: Retry | None = None
+        self,
+        message: object,
+        timeout: float | None = None,
+        *,
+        retry: Retry | None = None,
+        idempotency_key: str | None = None,
     ) -> Any:
-        del message, timeout, retry
+        del message, timeout, retry, idempotency_key
         raise WouldDeadlock(f"{self._address} was about to wait for itself")
 
     async def stop(self) -> None:
@@ -293,9 +298,14 @@ class _StoreRef(_LoneRef):
         self.stored: list[PersistedEvent] = []
 
     async def ask(
-        self, message: Any, timeout: float | None = None, *, retry: Retry | None = None
+        self,
+        message: Any,
+        timeout: float | None = None,
+        *,
+        retry: Retry | None = None,
+        idempotency_key: str | None = None,
     ) -> Any:
-        del timeout, retry
+        del timeout, retry, idempotency_key
         await self.answer()
         return await self._execute(message)
 
