@@ -17,6 +17,7 @@ from papyra.eventsourcing.bases import BaseReader
 from papyra.eventsourcing.bookkeeping import COMMAND, KEY, REPLIED, KeyedCommand, Note, Replied
 from papyra.eventsourcing.history import History
 from papyra.eventsourcing.keyed_replies import keep_reply, reply_again
+from papyra.eventsourcing.resumption import Resumption
 from papyra.eventsourcing.schema import Schema, upcasters_of
 from papyra.eventsourcing.snapshots import SnapshotPolicy, Snapshots, StateCodec, state_type_of
 from papyra.exceptions import (
@@ -172,7 +173,7 @@ class EventSourced(Actor, Generic[StateT]):
             # The message at hand has seen the state. If that was not kept, it must not go on.
             await self.context.output_gate().opened()
             await self._settle()
-        if not events:
+        if not events or (history.resumption is not None and history.meet(events)):
             return
         try:
             await history.append(events, self._metadata(metadata))
@@ -193,47 +194,57 @@ class EventSourced(Actor, Generic[StateT]):
         Raises what `apply` raises, and as `persist` does for events and tasks that it refuses.
         """
         history = self._check_task()
-        if events:
-            self._append_nowait(history, events, self._metadata(metadata))
+        if not events or (history.resumption is not None and history.meet(events)):
+            return
+        self._append_nowait(history, events, self._metadata(metadata))
 
     async def receive_once(self, message: Any, idempotency_key: str) -> Any:
         """Handle one message that was asked with an idempotency key. The runtime calls it.
 
-        `receive` is called unless events of this key are stored already.
+        Unless there is a reply with this key already, `receive` is called; once more, where a
+        command with this key was cut short.
         """
-        history, command_type = self._own_history(), printable(type_name(message))
+        history, command_type = self._own_history(), printable(type_name(message))[:MAX_TYPE]
         handled = history.books.kept.commands.get(idempotency_key)
-        if handled is not None:
-            return self._reply_again(handled, message, idempotency_key)
-        self._key_metadata = {KEY: idempotency_key, COMMAND: command_type[:MAX_TYPE]}
         try:
-            reply = await self.receive(message)
+            if handled is not None:
+                _check_same(handled, command_type, idempotency_key)
+                if handled.reply is not None:
+                    return reply_again(handled.reply, message)
+                await history.resume(idempotency_key, handled.revision)
+        except (InvalidIdempotencyKey, ReplyNotKept) as error:
+            return Failure(error)
+        self._key_metadata, resumption = (
+            {KEY: idempotency_key, COMMAND: command_type},
+            history.resumption,
+        )
+        try:
+            reply = (
+                await self._receive_resumed(resumption, message)
+                if resumption
+                else await self.receive(message)
+            )
         finally:
             self._key_metadata = None
+            history.return_to_present()
+        if resumption is not None and resumption.divergence is not None:
+            return Failure(resumption.divergence)
         if history.failure is None and idempotency_key in history.books.kept.commands:
             replied = Replied(idempotency_key, keep_reply(message, reply))
             self._append_nowait(history, (), notes=[Note(REPLIED, replied)])
         return reply
 
-    def _reply_again(self, handled: KeyedCommand, message: Any, idempotency_key: str) -> Any:
-        if handled.type != printable(type_name(message))[:MAX_TYPE]:
-            return Failure(
-                InvalidIdempotencyKey(
-                    f"the idempotency key {shown(idempotency_key)} is that of another command, a "
-                    f"{handled.type}"
-                )
-            )
-        if handled.reply is None:
-            return Failure(
-                ReplyNotKept(
-                    f"this command was begun before, at revision {handled.revision}, and was "
-                    "interrupted before its reply was stored"
-                )
-            )
+    async def _receive_resumed(self, resumption: Resumption[StateT], message: Any) -> Any:
+        """Return what `receive` does, and note if that is something else than the first time."""
         try:
-            return reply_again(handled.reply, message)
+            reply = await self.receive(message)
         except ReplyNotKept as error:
-            return Failure(error)
+            if error is resumption.divergence:
+                return None
+            raise
+        if not resumption.is_through:
+            resumption.diverge()
+        return reply
 
     def _metadata(self, metadata: Mapping[str, str] | None) -> Mapping[str, str] | None:
         """Return what is stored with events: what the user says, and what the command does."""
@@ -360,6 +371,14 @@ class EventSourced(Actor, Generic[StateT]):
         if self._history is None:
             raise RecoveryFailed(f"{type(self).__name__} has not been started: it has no state yet")
         return self._history
+
+
+def _check_same(handled: KeyedCommand, command_type: str, idempotency_key: str) -> None:
+    if handled.type != command_type:
+        raise InvalidIdempotencyKey(
+            f"the idempotency key {shown(idempotency_key)} is that of another command, a "
+            f"{handled.type}"
+        )
 
 
 def _state_codec_of(actor_class: type[EventSourced[Any]]) -> StateCodec[Any] | None:

@@ -15,6 +15,7 @@ from papyra._safe_repr import shown, text_of, type_and_text, type_name
 from papyra.actor import ActorContext
 from papyra.eventsourcing.bases import BaseReader
 from papyra.eventsourcing.bookkeeping import Books, Note
+from papyra.eventsourcing.resumption import Past, Resumption
 from papyra.eventsourcing.schema import Schema
 from papyra.eventsourcing.snapshots import Snapshots
 from papyra.eventsourcing.steps import Step
@@ -25,11 +26,17 @@ from papyra.exceptions import (
     PersistenceError,
     PositionsExhausted,
     RecoveryFailed,
+    ReplyNotKept,
     RevisionConflict,
     StoreUnavailable,
 )
 from papyra.persistence.bases import BASE_TYPE
-from papyra.persistence.decisions import Decision, decisions_after, mark_passed_over
+from papyra.persistence.decisions import (
+    Decision,
+    decisions_after,
+    events_after,
+    mark_passed_over,
+)
 from papyra.persistence.messages import (
     MAX_REASON,
     Append,
@@ -92,6 +99,11 @@ class History(Generic[StateT]):
         self.books = Books(window)
         #: position in the history that `state` is the sum up to
         self.revision = 0
+        #: where a recovery ends; `None` for the newest event
+        self._until: int | None = None
+        #: the command that is handled once more, while what it persists is stored already
+        self.resumption: Resumption[StateT] | None = None
+        self._present: Past[StateT] | None = None
         #: of the events that the last recovery has passed over, as operators have decided
         self.passed_over: tuple[int, ...] = ()
         #: whether the store may hold more: an append has failed, or its answer was lost
@@ -194,6 +206,68 @@ class History(Generic[StateT]):
             raise
         self._state = state
         self.revision = revision
+
+    async def resume(self, idempotency_key: str, first_revision: int) -> None:
+        """Go back before the first event of a command that is to be handled once more.
+
+        `state` and `revision` are those of then, until `meet` has brought back all of its events,
+        or `return_to_present` is called. Raises `ReplyNotKept` if what was before is not known.
+        """
+        try:
+            before = await self._past(first_revision - 1)
+            resumption = Resumption(idempotency_key, before, self._schema)
+            read = self._context.system.backend.execute
+            async for record in events_after(read, self._address, before.revision):
+                resumption.add(record)
+            if resumption.first_revision != first_revision:
+                raise self._failed(f"revision {first_revision} is not in the store any more")
+        except (RecoveryFailed, PersistenceError) as error:
+            raise ReplyNotKept(
+                f"this command was begun before, at revision {first_revision}, and cut short. It "
+                f"can't be handled once more: {text_of(error)}"
+            ) from error
+        self.resumption, self._present = resumption, Past(self._state, self.revision)
+        self._state, self.revision = before
+
+    def meet(self, events: Sequence[object]) -> bool:
+        """Move on past `events`, if the command that is handled once more has stored them.
+
+        Returns whether it has; if not, all that it has stored is met, and this is the present.
+        Raises `ReplyNotKept` for other events than it has stored.
+        """
+        assert self.resumption is not None
+        if self.resumption.divergence is not None:
+            raise self.resumption.divergence
+        if self.resumption.is_through:
+            self.return_to_present()
+            return False
+        decoded, revision = self.resumption.meet(events)
+        for event in decoded:
+            self._state = self._applied(self._state, event)
+        self.revision = revision
+        return True
+
+    def return_to_present(self) -> None:
+        """Have the state of now again, if it is another one."""
+        if self._present is not None:
+            self._state, self.revision = self._present
+        self.resumption = self._present = None
+
+    async def _past(self, revision: int) -> Past[StateT]:
+        """Return the state at a revision. Raises `RecoveryFailed`."""
+        then: History[StateT] = History(
+            *(self._schema, self._context, self._initial_state, self._apply),
+            bases=self._bases,
+            window=1,
+        )
+        then._until = revision
+        if self._snapshots is not None and (found := await self._snapshots.find(revision + 1)):
+            then._state, then.revision, _ = found
+            then._allows_none, then.failure = self._allows_none, None
+        await then.recover(from_beginning=False)
+        if then.revision != revision:
+            raise self._failed(f"revision {revision} is not in the store any more")
+        return Past(then._state, revision)
 
     def lose(self, error: BaseException) -> None:
         """Note that only the store knows the state now, because of `error`."""
@@ -317,7 +391,7 @@ class History(Generic[StateT]):
         else:
             state = self._state
         last_seq, more, is_usual = 0, True, not decisions and self._schema.steps is not None
-        while more:
+        while more and (self._until is None or self.revision < self._until):
             page = await self._page(is_encoded=is_usual)
             more = page.more
             if isinstance(page, HistoryPage):
@@ -341,12 +415,15 @@ class History(Generic[StateT]):
 
     async def _page(self, *, is_encoded: bool) -> HistoryPage | EncodedHistory:
         """Return a page of the history, encoded where the store can give it so."""
-        request = ReadHistory(self._address, self.revision, PAGE)
+        request, rest = ReadHistory, PAGE
         if is_encoded:
-            request = ReadEncodedHistory(self._address, self.revision, ENCODED_PAGE)
+            request, rest = ReadEncodedHistory, ENCODED_PAGE
+        if self._until is not None:
+            rest = max(min(rest, self._until - self.revision), 1)
         backend = self._context.system.backend
         try:
-            return cast("HistoryPage | EncodedHistory", await backend.execute(request))
+            page = await backend.execute(request(self._address, self.revision, rest))
+            return cast("HistoryPage | EncodedHistory", page)
         except PersistenceError as error:
             raise self._failed(f"its history can't be read: {text_of(error)}") from error
 

@@ -107,13 +107,21 @@ class Snapshots(Generic[StateT]):
         self._due = policy.every
         #: whether one is on its way
         self._is_saving = False
+        #: whether the store keeps none
+        self._is_unsupported = False
 
     async def load(self, before: int | None = None) -> tuple[StateT, int, Bookkeeping] | None:
+        """Find a snapshot, as `find` does, and count from that one to the next."""
+        found = await self.find(before)
+        if not self._is_unsupported:
+            self._due = (0 if found is None else found[1]) + self._policy.every
+        return found
+
+    async def find(self, before: int | None = None) -> tuple[StateT, int, Bookkeeping] | None:
         """Return the state of the newest snapshot that can be used, its revision, and the books.
 
         Only of those of a revision `before` this one, if it is given.
         """
-        self._due = self._policy.every
         while (snapshot := await self._next(before)) is not None:
             try:
                 if snapshot.shape != self._codec.shape:
@@ -127,7 +135,6 @@ class Snapshots(Generic[StateT]):
                 )
                 before = snapshot.revision
                 continue
-            self._due = snapshot.revision + self._policy.every
             return state, snapshot.revision, books
         return None
 
@@ -136,7 +143,7 @@ class Snapshots(Generic[StateT]):
         try:
             return (await self._context.system.backend.execute(request)).snapshot
         except SnapshotsUnsupported as error:
-            self._due = MAX_VERSION + 1
+            self._due, self._is_unsupported = MAX_VERSION + 1, True
             logger.warning("%s has no snapshots: %s", self._address, error)
         except PersistenceError as error:
             logger.warning("no snapshot of %s could be loaded: %s", self._address, error)
