@@ -19,6 +19,7 @@ from papyra.persistence.backends._files.histories import (
 from papyra.persistence.backends._files.history_scan import scan_histories
 from papyra.persistence.backends._files.journal import Journal
 from papyra.persistence.backends._files.location import printable
+from papyra.persistence.backends._files.position_directory import PositionDirectory
 from papyra.persistence.backends._files.quarantine import quarantine_directory, quarantine_name
 from papyra.persistence.backends._files.read_retention import (
     count_stored,
@@ -108,6 +109,9 @@ class BlockingStore:
         self._id = StoreId(self._journal.disk, self._journal.beside(".id"))
         self._snapshots = SnapshotDirectory(
             self._journal.disk, self._journal.beside(".snapshots"), syncs=self._fsync.syncs_at_all
+        )
+        self._positions = PositionDirectory(
+            self._journal.disk, self._journal.beside(".positions"), syncs=self._fsync.syncs_at_all
         )
         #: requests for the writer, which others have left
         self.requests = RequestDirectory(
@@ -237,6 +241,24 @@ class BlockingStore:
         target = quarantine_name(Path(name), quarantine_directory(config, place.parent))
         self._snapshots.move(stored.owner, stored.revision, target)
         return str(target)
+
+    def load_position(self, name: str) -> bytes | None:
+        """Return a position, or `None`."""
+        return self._positions.load(name)
+
+    def save_position(self, name: str, data: bytes, expected: bytes | None) -> bool:
+        """Set a position beside the records, if it is as expected."""
+        self._journal.check_name()
+        return self._positions.save(name, data, expected, self._like())
+
+    def remove_position(self, name: str, expected: bytes) -> bool:
+        """Remove a position, if it is as expected."""
+        self._journal.check_name()
+        return self._positions.remove(name, expected)
+
+    def list_positions(self, after: str | None, limit: int) -> list[str]:
+        """Return a page of the names of positions."""
+        return self._positions.page(after, limit)
 
     def _like(self) -> os.stat_result:
         """Return the status of the newest file, whose owner and mode others beside it get."""

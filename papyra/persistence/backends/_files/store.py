@@ -22,6 +22,7 @@ from papyra.persistence.backends._files.snapshot_directory import owner_of
 from papyra.persistence.backends._io.threaded_parts import (
     ThreadedEncodedHistories,
     ThreadedInbox,
+    ThreadedPositions,
     ThreadedRebasing,
 )
 from papyra.persistence.backends.store import StoredSnapshot
@@ -30,7 +31,7 @@ from papyra.persistence.reports import ReportProgress
 __all__ = ("FileStore",)
 
 
-class FileStore(ThreadedEncodedHistories, ThreadedRebasing, ThreadedInbox):
+class FileStore(ThreadedEncodedHistories, ThreadedRebasing, ThreadedPositions, ThreadedInbox):
     """A `Store` on a journal."""
 
     blocking: BlockingStore

@@ -27,6 +27,7 @@ __all__ = (
     "BlockingMigrating",
     "BlockingOperations",
     "BlockingOutbox",
+    "BlockingPositions",
     "BlockingRebasing",
     "BlockingRequests",
 )
@@ -81,6 +82,15 @@ class BlockingRebasing(BlockingOperations, Protocol):
     def count_hidden(
         self, policy: RetentionPolicy, now: float, bases: Sequence[NewBase] = ()
     ) -> CompactionReport: ...
+
+
+class BlockingPositions(BlockingOperations, Protocol):
+    """The operations of `Positions`."""
+
+    def load_position(self, name: str) -> bytes | None: ...
+    def save_position(self, name: str, data: bytes, expected: bytes | None) -> bool: ...
+    def remove_position(self, name: str, expected: bytes) -> bool: ...
+    def list_positions(self, after: str | None, limit: int) -> Sequence[str]: ...
 
 
 class BlockingMigrating(BlockingOperations, Protocol):

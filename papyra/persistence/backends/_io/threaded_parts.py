@@ -10,6 +10,7 @@ from papyra.persistence.backends._io.blocking_operations import (
     BlockingInbox,
     BlockingMigrating,
     BlockingOutbox,
+    BlockingPositions,
     BlockingRebasing,
 )
 from papyra.persistence.backends._io.commit_token import CommitToken
@@ -26,6 +27,7 @@ __all__ = (
     "ThreadedInbox",
     "ThreadedMigrating",
     "ThreadedOutbox",
+    "ThreadedPositions",
     "ThreadedRebasing",
 )
 
@@ -54,6 +56,33 @@ class ThreadedRebasing(ThreadedStore):
             return await self._run(self.blocking.count_hidden, policy, now, bases)
         self._require_writable()
         return await self._run(self.blocking.drop_hidden, policy, now, bases)
+
+
+class ThreadedPositions(ThreadedStore):
+    """One with `Positions`."""
+
+    blocking: BlockingPositions
+
+    async def load_position(self, name: str) -> bytes | None:
+        """Return a position, or `None`."""
+        return await self._run(self.blocking.load_position, name, timeout=self.call_timeout)
+
+    async def save_position(self, name: str, data: bytes, expected: bytes | None) -> bool:
+        """Set a position in one step, if it is as expected."""
+        self._require_writable()
+        timeout = self.call_timeout
+        return await self._run(self.blocking.save_position, name, data, expected, timeout=timeout)
+
+    async def remove_position(self, name: str, expected: bytes) -> bool:
+        """Remove a position, if it is as expected."""
+        self._require_writable()
+        timeout = self.call_timeout
+        return await self._run(self.blocking.remove_position, name, expected, timeout=timeout)
+
+    async def list_positions(self, after: str | None, limit: int) -> Sequence[str]:
+        """Return a page of the names of positions."""
+        timeout = self.call_timeout
+        return await self._run(self.blocking.list_positions, after, limit, timeout=timeout)
 
 
 class ThreadedInbox(ThreadedStore):
