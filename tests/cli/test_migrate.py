@@ -12,14 +12,14 @@ from pathlib import Path
 import pytest
 
 from tests.cli.conftest import Command
+from tests.persistence.backends.sqlite.older_versions import make_version, schema_of
 from tests.persistence.backends.sqlite.test_migrations import OLDER_WRITER, ROOT
-from tests.persistence.backends.sqlite.version_1 import make_version_1, schema_of
 
 
 @pytest.fixture
 def old(tmp_path: Path) -> Path:
     path = tmp_path / "bank.sqlite"
-    make_version_1(path)
+    make_version(1, path)
     return path
 
 
@@ -32,18 +32,19 @@ def version_of(path: Path) -> int:
 def test_papyra_migrate_shows_the_steps_and_takes_them(papyra: Command, old: Path) -> None:
     before = old.read_bytes()
     planned = papyra("migrate", old, "--dry-run")
-    assert (planned.code, planned.rows[-1]) == (
-        0,
+    assert planned.code == 0
+    assert planned.rows[-2:] == [
         ["2", "add the tables of the outbox, which are empty"],
-    )
+        ["3", "add the table of positions, which is empty"],
+    ]
     assert "the tables are of version 1" in planned.err
     assert old.read_bytes() == before
 
     done = papyra("migrate", old, "--yes", "--json")
     assert (done.code, done.err) == (0, "")
     said = json.loads(done.out)
-    assert (said["done"], said["version_before"], said["version_after"]) == (True, 1, 2)
-    assert version_of(old) == 2
+    assert (said["done"], said["version_before"], said["version_after"]) == (True, 1, 3)
+    assert version_of(old) == 3
     assert papyra("scan", old).code == 0
     assert len(papyra("events", old).rows) == 4
 
@@ -55,8 +56,8 @@ def test_papyra_migrate_asks_and_a_no_changes_nothing(papyra: Command, old: Path
     assert version_of(old) == 1
     agreed = papyra.on_terminal("migrate", old, answers=["y"])
     assert agreed.code == 0
-    assert "migrated from version 1 to version 2" in agreed.text
-    assert version_of(old) == 2
+    assert "migrated from version 1 to version 3" in agreed.text
+    assert version_of(old) == 3
 
 
 def test_papyra_migrate_without_anybody_to_ask_changes_nothing(papyra: Command, old: Path) -> None:
@@ -70,7 +71,7 @@ def test_what_needs_no_migration_has_succeeded(papyra: Command, old: Path, tmp_p
     assert papyra("migrate", old, "--yes").code == 0
     again = papyra("migrate", old, "--yes")
     assert (again.code, again.out) == (0, "")
-    assert "of version 2: nothing to do" in again.err
+    assert "of version 3: nothing to do" in again.err
     assert papyra("copy", old, tmp_path / "copy.ndjson").code == 0
     of_a_file = papyra("migrate", tmp_path / "copy.ndjson", "--json")
     assert (of_a_file.code, json.loads(of_a_file.out)["supported"]) == (0, False)
@@ -127,7 +128,7 @@ def test_a_database_of_others_gets_the_tables_and_a_new_one_is_not_made(
 
 def test_a_newer_version_is_refused(papyra: Command, old: Path) -> None:
     with closing(sqlite3.connect(old)) as database, database:
-        database.execute("UPDATE papyra_schema SET version = 3")
+        database.execute("UPDATE papyra_schema SET version = 4")
     done = papyra("migrate", old, "--yes")
     assert done.code == 1
-    assert "of version 3" in done.err
+    assert "of version 4" in done.err

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import sqlite3
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from urllib.parse import quote
 
@@ -21,6 +21,7 @@ from papyra.persistence.backends._sqlite import (
     compaction,
     migrating,
     outbox,
+    positions,
     repair,
     schema,
     snapshots,
@@ -101,8 +102,8 @@ class BlockingStore:
         self._read_only = read_only
         self._row = WriterRow(system_id, str(file.place.name))
         self._connection: sqlite3.Connection
-        #: whether the tables have one: a reader may look at those of an older version
-        self._has_outbox = True
+        #: whether the tables have them: a reader may look at those of an older version
+        self._has_outbox = self._has_positions = True
         #: whether a record was seen that can't be read
         self.is_damaged = False
 
@@ -143,6 +144,7 @@ class BlockingStore:
                 raise StoreError(f"{self._file.place.name} holds no tables of Papyra's")
             schema.require_readable(connection)
             self._has_outbox = schema.has_outbox(connection)
+            self._has_positions = schema.has_positions(connection)
             self._row.last_seq(connection)
             self._file.opened()
         except BaseException:
@@ -348,6 +350,37 @@ class BlockingStore:
             disk.close(fd)
         self.remove_snapshot(stored.owner, stored.revision)
         return str(target)
+
+    def load_position(self, name: str) -> bytes | None:
+        """Return a position, or `None`."""
+        if not self._has_positions:
+            return None
+        return positions.load(self._connection, self._system_id, name)
+
+    def save_position(self, name: str, data: bytes, expected: bytes | None) -> bool:
+        """Set a position, if it is as expected."""
+        where = self._connection, self._system_id
+        return self._set_position(name, expected, lambda: positions.save(*where, name, data))
+
+    def remove_position(self, name: str, expected: bytes) -> bool:
+        """Remove a position, if it is as expected."""
+        where = self._connection, self._system_id
+        return self._set_position(name, expected, lambda: positions.remove(*where, name))
+
+    def _set_position(self, name: str, expected: bytes | None, change: Callable[[], None]) -> bool:
+        with transaction(self._connection):
+            self._row.check(self._connection)
+            if self.load_position(name) != expected:
+                return False
+            change()
+            self._file.check_name()
+        return True
+
+    def list_positions(self, after: str | None, limit: int) -> Sequence[str]:
+        """Return up to `limit` names of positions, in their order."""
+        if not self._has_positions:
+            return ()
+        return positions.list_positions(self._connection, self._system_id, after, limit)
 
     def handed_over(self, after: int | None, size: int) -> Sequence[HandedOver]:
         """Return the first of what waits in the outbox, of so many bytes."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 from papyra.persistence.backends._sql.migrations import Migration, newest
 from papyra.persistence.backends._sql.tables import TABLES
 
-__all__ = ("MIGRATIONS", "OLDEST_READABLE", "OUTBOX_SINCE", "VERSION")
+__all__ = ("MIGRATIONS", "OLDEST_READABLE", "OUTBOX_SINCE", "POSITIONS_SINCE", "VERSION")
 
 _RECORDS = """
 CREATE TABLE {name} (
@@ -83,6 +83,16 @@ CREATE TABLE papyra_outbox_refused (
 )
 """,
 )
+_POSITIONS = (
+    """
+CREATE TABLE papyra_positions (
+    system_id TEXT NOT NULL,
+    name TEXT NOT NULL,
+    data BLOB NOT NULL,
+    UNIQUE (system_id, name)
+)
+""",
+)
 
 #: Every version that there was, in order.
 MIGRATIONS = (
@@ -99,9 +109,17 @@ MIGRATIONS = (
         frozenset({"papyra_outbox", "papyra_outbox_refused"}),
         _OUTBOX,
     ),
+    Migration(
+        3,
+        "add the table of positions, which is empty",
+        frozenset({"papyra_positions"}),
+        _POSITIONS,
+    ),
 )
 #: The first version with an outbox.
 OUTBOX_SINCE = 2
+#: And the first with positions.
+POSITIONS_SINCE = 3
 #: The version that this program writes.
 VERSION = newest(MIGRATIONS)
 #: The oldest version that readers can do with: a store that nobody has migrated yet can be looked

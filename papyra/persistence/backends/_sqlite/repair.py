@@ -23,6 +23,7 @@ _FIRST, _LAST = -(2**63), 2**63 - 1
 #: The tables that are beside the records, whose rows have numbers, and their columns.
 _BESIDE = {
     "snapshots": ("system_id", "actor", "revision", "data"),
+    "papyra_positions": ("system_id", "name", "data"),
     "papyra_outbox": ("id", "system_id", "record"),
     "papyra_outbox_refused": ("id", "system_id", "record", "reason", "refused_at"),
 }

@@ -15,6 +15,7 @@ from papyra.persistence.backends._sqlite.migrations import (
     MIGRATIONS,
     OLDEST_READABLE,
     OUTBOX_SINCE,
+    POSITIONS_SINCE,
     VERSION,
 )
 
@@ -22,6 +23,7 @@ __all__ = (
     "NAMES",
     "create",
     "has_outbox",
+    "has_positions",
     "is_there",
     "migrate",
     "other_tables",
@@ -102,8 +104,17 @@ def require_readable(connection: sqlite3.Connection) -> None:
 
 def has_outbox(connection: sqlite3.Connection) -> bool:
     """Return whether the tables are of a version that has an outbox."""
+    return _is_since(OUTBOX_SINCE, connection)
+
+
+def has_positions(connection: sqlite3.Connection) -> bool:
+    """Return whether the tables are of a version that has positions."""
+    return _is_since(POSITIONS_SINCE, connection)
+
+
+def _is_since(version: int, connection: sqlite3.Connection) -> bool:
     found = version_of(connection)
-    return isinstance(found, int) and found >= OUTBOX_SINCE
+    return isinstance(found, int) and found >= version
 
 
 def _refuse_others(connection: sqlite3.Connection, migration: Migration) -> None:

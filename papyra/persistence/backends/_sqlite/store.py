@@ -21,6 +21,7 @@ from papyra.persistence.backends._io.threaded_parts import (
     ThreadedInbox,
     ThreadedMigrating,
     ThreadedOutbox,
+    ThreadedPositions,
     ThreadedRebasing,
 )
 from papyra.persistence.backends._sqlite.blocking_store import DEFAULT_SYSTEM, NAME, BlockingStore
@@ -36,7 +37,12 @@ _LONGEST = 50
 
 
 class SQLiteStore(
-    ThreadedEncodedHistories, ThreadedRebasing, ThreadedInbox, ThreadedMigrating, ThreadedOutbox
+    ThreadedEncodedHistories,
+    ThreadedRebasing,
+    ThreadedPositions,
+    ThreadedInbox,
+    ThreadedMigrating,
+    ThreadedOutbox,
 ):
     """A `Store` in an SQLite database."""
 

@@ -85,6 +85,11 @@ class WriterRow:
         if done.rowcount != 1:
             raise self._fenced(f"position {first_seq} is another one's to give")
 
+    def check(self, connection: sqlite3.Connection) -> None:
+        """Raise `StoreFenced` for a writer that another one has taken over from."""
+        if self._read(connection, "epoch") != self._epoch:
+            raise self._fenced("another one has taken over")
+
     def touch(self, connection: sqlite3.Connection) -> None:
         """Write the row as it is, so that the log is written to."""
         # There and back: a page that stays as it is throughout is not written at all.

@@ -203,11 +203,12 @@ async def test_a_read_that_comes_to_a_damaged_page_says_so(path: Path) -> None:
             await stored(store)
 
 
-async def test_recovery_keeps_other_systems_and_snapshots(path: Path) -> None:
+async def test_recovery_keeps_other_systems_snapshots_and_positions(path: Path) -> None:
     async with open_store(path, system_id="other") as other:
         await other.append(*map(event, range(1, 2 * BLOCK)))
         await other.store.save_snapshot("shop/a", 3, b"whatever \xff")
         identity = await other.store_id()
+        assert await other.save_position("balances", b"7 \xff", None)
     data = await fill(path)
     wipe(path, data, pages_of(path, "histories")[-1])
     async with open_store(path) as store:
@@ -218,6 +219,7 @@ async def test_recovery_keeps_other_systems_and_snapshots(path: Path) -> None:
         assert await kinds(other) == []
         assert await other.store_id() == identity
         assert await other.store.load_snapshot("shop/a", 3) == b"whatever \xff"
+        assert await other.load_position("balances") == b"7 \xff"
         assert (await other.summarize()).records["event"] == 2 * BLOCK - 1
         assert await stored(other) == [(seq, seq) for seq in range(1, 2 * BLOCK)]
 

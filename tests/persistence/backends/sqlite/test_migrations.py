@@ -28,7 +28,7 @@ from papyra.system import ActorSystem
 from tests.actors import event
 from tests.conftest import event_loops
 from tests.extent import STEP
-from tests.persistence.backends.sqlite.version_1 import make_version_1, schema_of
+from tests.persistence.backends.sqlite.older_versions import make_version, schema_of
 
 anyio_backend = event_loops("asyncio", "uvloop", "trio")
 
@@ -44,7 +44,7 @@ def path(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def old(path: Path) -> Path:
-    make_version_1(path)
+    make_version(1, path)
     return path
 
 
@@ -62,23 +62,49 @@ async def contents(store: PersistenceBackend) -> list[Any]:
     return [records, history, snapshot, await store.store_id(), store.last_seq]
 
 
-async def test_a_store_of_version_1_is_migrated_and_keeps_everything(old: Path) -> None:
-    async with open_store(old, read_only=True) as store:
+STEPS = (
+    "make the tables of records, snapshots and systems",
+    "add the tables of the outbox, which are empty",
+    "add the table of positions, which is empty",
+)
+
+
+@pytest.mark.parametrize("version", [1, 2])
+async def test_a_store_of_an_older_version_is_migrated_and_keeps_everything(
+    path: Path, version: int
+) -> None:
+    make_version(version, path)
+    async with open_store(path, read_only=True) as store:
         before = await contents(store)
     assert before[2].snapshot.revision == 3
-    report = await open_store(old).migrate()
-    steps = ("add the tables of the outbox, which are empty",)
-    assert report == MigrationReport("sqlite", True, 1, 2, steps)
-    async with open_store(old) as store, open_store(old, system_id="shop") as shop:
+    report = await open_store(path).migrate()
+    assert report == MigrationReport("sqlite", True, version, 3, STEPS[version:])
+    async with open_store(path) as store, open_store(path, system_id="shop") as shop:
         assert await contents(store) == before
+        assert await store.save_position("balances", b"7", None)
         assert [record.seq for record in before[0]] == POSITIONS
         assert (await store.scan()).is_clean
         assert (await store.append(event(1))).first_seq == 7
+        assert await shop.list_positions() == []
         assert [each.payload for each in await shop.list_events()] == [[2**70]]
 
 
-async def test_a_migrated_database_has_the_tables_of_a_new_one(old: Path, tmp_path: Path) -> None:
-    new = tmp_path / "new.sqlite"
+async def test_what_waits_in_an_outbox_outlives_a_migration(path: Path) -> None:
+    make_version(2, path)
+    await open_store(path).migrate()
+    async with open_store(path) as store:
+        assert (await store.summarize()).outbox_waiting == 1
+        assert await store.take_outbox() == 1
+        (*_, last) = await store.list_events()
+        assert (last.actor_address, last.payload) == ("bank/zoe", {"amount": 5})
+
+
+@pytest.mark.parametrize("version", [1, 2])
+async def test_a_migrated_database_has_the_tables_of_a_new_one(
+    tmp_path: Path, version: int
+) -> None:
+    old, new = tmp_path / "old.sqlite", tmp_path / "new.sqlite"
+    make_version(version, old)
     async with open_store(new):
         pass
     assert schema_of(old) != schema_of(new)
@@ -89,7 +115,7 @@ async def test_a_migrated_database_has_the_tables_of_a_new_one(old: Path, tmp_pa
 async def test_a_writer_refuses_an_older_version_and_names_the_command(old: Path) -> None:
     before = old.read_bytes()
     with pytest.raises(
-        StoreOutdated, match=r"version 1, .*needs version 2: 'papyra migrate STORE'"
+        StoreOutdated, match=r"version 1, .*needs version 3: 'papyra migrate STORE'"
     ):
         await open_store(old).append(event(1))
     with pytest.raises(StoreOutdated, match="papyra migrate"):
@@ -97,7 +123,7 @@ async def test_a_writer_refuses_an_older_version_and_names_the_command(old: Path
             raise AssertionError("it has started")
     assert old.read_bytes() == before
     # Nothing is left open, and nobody is kept out.
-    assert (await open_store(old).migrate()).version_after == 2
+    assert (await open_store(old).migrate()).version_after == VERSION
 
 
 async def test_a_reader_looks_at_an_older_version_as_its_records_are_where_they_are_today(
@@ -107,13 +133,15 @@ async def test_a_reader_looks_at_an_older_version_as_its_records_are_where_they_
         assert (await store.summarize()).total_records == len(POSITIONS)
         assert (await store.scan()).is_clean
         assert len(await store.list_events()) == 4
+        assert await store.load_position("balances") is None
+        assert await store.list_positions() == []
 
 
 async def test_a_dry_run_says_what_is_to_do_and_does_nothing(old: Path) -> None:
     async with open_store(old, read_only=True):
         before = old.read_bytes()
         report = await open_store(old, read_only=True).migrate(dry_run=True)
-        assert (report.version_before, report.version_after, len(report.steps)) == (1, 2, 1)
+        assert (report.version_before, report.version_after, len(report.steps)) == (1, VERSION, 2)
         assert old.read_bytes() == before
     with pytest.raises(StoreReadOnly):
         await open_store(old, read_only=True).migrate()
@@ -149,7 +177,7 @@ async def test_a_migration_makes_tables_where_there_are_none_and_the_row_of_its_
 async def test_a_newer_version_is_refused(old: Path, verb: str) -> None:
     with contextlib.closing(sqlite3.connect(old)) as database, database:
         database.execute("UPDATE papyra_schema SET version = 9")
-    with pytest.raises(StoreTooNew, match="of version 9, and this Papyra knows version 2"):
+    with pytest.raises(StoreTooNew, match="of version 9, and this Papyra knows version 3"):
         if verb == "migrate":
             await open_store(old).migrate()
         elif verb == "append":
@@ -221,7 +249,7 @@ anyio.run(SQLitePersistence(path).migrate)
 """
 
 
-@pytest.mark.parametrize("from_version", [0, 1])
+@pytest.mark.parametrize("from_version", [0, 1, 2])
 @pytest.mark.parametrize("anyio_backend", ["asyncio"])
 async def test_a_migration_that_is_killed_leaves_the_old_version_or_the_new(
     tmp_path: Path, from_version: int
@@ -233,7 +261,7 @@ async def test_a_migration_that_is_killed_leaves_the_old_version_or_the_new(
     for killed_at in itertools.count(1, STEP):
         path = tmp_path / f"{killed_at}.sqlite"
         if from_version:
-            make_version_1(path)
+            make_version(from_version, path)
         else:
             with contextlib.closing(sqlite3.connect(path)) as database:
                 database.execute("PRAGMA journal_mode = WAL")

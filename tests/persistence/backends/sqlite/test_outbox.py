@@ -33,7 +33,7 @@ from papyra.system import ActorSystem
 from tests.actors import event
 from tests.conftest import event_loops
 from tests.guides import BLOCKS
-from tests.persistence.backends.sqlite.version_1 import make_version_1
+from tests.persistence.backends.sqlite.older_versions import make_version
 
 anyio_backend = event_loops("asyncio", "uvloop", "trio")
 
@@ -446,7 +446,7 @@ def test_a_system_that_is_not_there_is_named(connection: sqlite3.Connection) -> 
 
 
 def test_a_database_without_an_outbox_is_named(tmp_path: Path) -> None:
-    make_version_1(tmp_path / "old.sqlite")
+    make_version(1, tmp_path / "old.sqlite")
     for name, error in (("old.sqlite", StoreOutdated), ("none.sqlite", StoreError)):
         with application(tmp_path / name) as connection:
             with pytest.raises(error, match="papyra migrate"):

@@ -411,7 +411,7 @@ async def test_a_newer_schema_is_refused_by_its_version(path: Path, read_only: b
         await store.append(event(1))
     with a_stranger(path) as database:
         database.execute("UPDATE papyra_schema SET version = 7")
-    with pytest.raises(StoreError, match="of version 7, and this Papyra knows version 2"):
+    with pytest.raises(StoreError, match="of version 7, and this Papyra knows version 3"):
         await open_store(path, read_only=read_only).read("event")
 
 

@@ -1,4 +1,4 @@
-"""A store of version 1, made of the text that a dump of one is."""
+"""Stores of older versions, made of the text that a dump of one is."""
 
 from __future__ import annotations
 
@@ -6,15 +6,14 @@ import contextlib
 import sqlite3
 from pathlib import Path
 
-__all__ = ("make_version_1", "schema_of")
-
-TEXT = Path(__file__).with_suffix(".sql")
+__all__ = ("make_version", "schema_of")
 
 
-def make_version_1(path: Path) -> None:
+def make_version(version: int, path: Path) -> None:
     """Make the database of two systems, ``papyra`` and ``shop``, that an older program left."""
+    text = Path(__file__).with_name(f"version_{version}.sql").read_text(encoding="utf-8")
     with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as database:
-        database.executescript(TEXT.read_text(encoding="utf-8"))
+        database.executescript(text)
         # By the number of its file a store tells whether it is a copy.
         database.execute("UPDATE systems SET inode = ?", (path.stat().st_ino,))
 
