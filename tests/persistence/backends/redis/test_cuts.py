@@ -121,8 +121,8 @@ async def test_followers_and_consumers_do_not_see_records_of_a_failed_redis_appe
 
         async def consume() -> None:
             async for delivery in other.consume("group", "one"):
-                consumed.append(delivery.record.payload["n"])
                 await other.ack("group", delivery)
+                consumed.append(delivery.record.payload["n"])
 
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(follow)
