@@ -405,8 +405,8 @@ class ActorSystem:
                 functools.partial(self._audit_every, self._audit_interval),
                 lambda: self._audits,
             )
-        is_left_something = self._backend.has_inbox or self._backend.has_outbox
-        if is_left_something and self._looks_into_inbox:
+        # Others may leave something there, or take over from this.
+        if self._backend.capabilities.durable and self._looks_into_inbox:
             start_surely(self._runtime.task_group.start_soon, self._attend, lambda: self._attends)
 
     async def stop(self) -> None:

@@ -311,6 +311,8 @@ class ReadAll(Request[AllPage], frozen=True):
     actor: str | None = None
     #: what was read last, if it may have been replaced
     anchor: Anchor | None = None
+    #: whether even the writer asks the store where it ends: another one may have taken over
+    afresh: bool = False
 
     def __post_init__(self) -> None:
         if type(self.kinds) is not tuple or not self.kinds:
@@ -530,9 +532,10 @@ class SkipEvent(Request[EventSkipped], frozen=True):
 class Attend(Request[Attended], frozen=True):
     """Carry out, and answer, what other processes have posted for the writer of the store.
 
-    A system asks for it once a second, if the store has an inbox; if it has an outbox, more often,
-    and some of that is taken over, too. Raises nothing for what is posted or handed over, be it
-    what it may: that is answered with the reason why not, or set aside.
+    A system asks for it once a second, if its store is durable; if that has an outbox, more often,
+    and some of that is taken over, too. For those who follow, it is found out whether another one
+    has taken over the store. Raises nothing for what is posted or handed over, be it what it may:
+    that is answered with the reason why not, or set aside.
     """
 
 

@@ -63,6 +63,12 @@ class RecentCommits:
             self._bytes -= oldest.size
         self._wake()
 
+    def forget_commits(self) -> None:
+        """Keep no commit, and wake everybody who waits: there is more in the store than these."""
+        self._commits.clear()
+        self._records = self._bytes = 0
+        self._wake()
+
     def end(self) -> None:
         """Wake everybody who waits: nothing more will come."""
         self.has_ended = True
@@ -129,6 +135,16 @@ class CommitFeed:
             self._followers -= 1
             if not self._followers:
                 self._stop()
+
+    @property
+    def is_followed(self) -> bool:
+        """Whether somebody follows."""
+        return self._recent is not None
+
+    def overtaken(self) -> None:
+        """Have everybody who follows look at the store: not all of it was committed here."""
+        if self._recent is not None:
+            self._recent.forget_commits()
 
     def end(self) -> None:
         """Tell everybody who follows that nothing more will come."""

@@ -62,6 +62,8 @@ logger = logging.getLogger("papyra")
 
 #: Seconds between two looks at a store that others may write.
 POLL_INTERVAL = 0.05
+#: The same for the one that writes it, as far as it knows.
+WRITER_POLL_INTERVAL = 1.0
 #: Seconds between two tries to read a store that fails, at first and at most.
 RETRY_INTERVAL, LONGEST_RETRY_INTERVAL = 0.05, 1.0
 
@@ -126,8 +128,8 @@ class Followed(Protocol):
         ...
 
     @property
-    def is_writer(self) -> bool:
-        """Whether nobody but this process writes the store."""
+    def poll_interval(self) -> float | None:
+        """Seconds to the next look at the store; `None` to wait for a commit."""
         ...
 
 
@@ -153,10 +155,10 @@ class Selection(msgspec.Struct, frozen=True):
         if (self.actor, self.entity) != (None, None) and "audit" in self.kinds:
             raise InvalidRequest("an audit is of a system: leave out actor and entity, or audits")
 
-    def request(self, after: int, anchor: Anchor | None) -> ReadAll:
+    def request(self, after: int, anchor: Anchor | None, *, afresh: bool) -> ReadAll:
         """Return a request for those after a position. What it can't say, `selects` does."""
         (only,) = self.types if self.types is not None and len(self.types) == 1 else (None,)
-        return ReadAll(after, self.kinds, only, self.actor, anchor)
+        return ReadAll(after, self.kinds, only, self.actor, anchor, afresh)
 
     def selects(self, record: Record) -> bool:
         """Return whether a record is to be given out."""
@@ -210,13 +212,18 @@ class Subscription:
         *,
         waiting: Callable[[StoreError], None] | None = None,
     ) -> None:
-        selection.request(after, None)  # which checks the position
+        selection.request(after, None, afresh=False)  # which checks the position
         self._waiting = waiting or _log_waiting
         self._followed = followed
         self._selection = selection
         self._decode = selection.decode
         self._position = after
+        #: what was read last: its place, or the record itself, and the id of the store, if known
         self._anchor: Anchor | None = None
+        self._last: Record | None = None
+        self._store_id: str | None = None
+        #: whether a page is to be read, whatever was committed here
+        self._is_due = False
         self._items: deque[Item] = deque()
         self._has_caught_up = False
         self._recent: RecentCommits | None = None
@@ -292,11 +299,12 @@ class Subscription:
         self._fetched += 1
         if self._fetched % _CHECKPOINT_EVERY == 0:  # what is at hand comes without waiting
             await anyio.lowlevel.checkpoint()
-        records = recent.after(self._position)
+        records = None if self._is_due else recent.after(self._position)
         if records is None:
             is_end = await self._read_page(recent)
         elif records:
-            self._position = records[-1].seq or 0
+            self._last = records[-1]
+            self._position = self._last.seq or 0
             self._queue(records)
             is_end = False
         else:
@@ -318,8 +326,9 @@ class Subscription:
             self._has_caught_up = False
             self._items.append(FellBehind(self._position))
         self._position = page.next_after
+        self._is_due = False
         if page.records:
-            self._anchor = anchor_of(page.records[-1], page.store_id)
+            self._last, self._store_id = page.records[-1], page.store_id
             self._queue(page.records)
         return page.next_after == page.head
 
@@ -327,7 +336,7 @@ class Subscription:
         """Return a page; or `None`, after a pause, if the store fails."""
         try:
             page = await self._followed.execute(
-                self._selection.request(self._position, self._anchor)
+                self._selection.request(self._position, self._held(), afresh=self._is_due)
             )
         except _ENDED:
             raise StopAsyncIteration from None
@@ -350,17 +359,25 @@ class Subscription:
             logger.info("what is followed can be read again, after position %d", self._position)
         return page
 
+    def _held(self) -> Anchor | None:
+        """Return what holds on to the last record that was read."""
+        if self._last is not None:
+            self._anchor, self._last = anchor_of(self._last, self._store_id), None
+        return self._anchor
+
     async def _wait(self, recent: RecentCommits) -> None:
         """Wait for a commit, or until it is time to look."""
         if recent.has_ended:
             raise StopAsyncIteration
         signal = recent.next_commit(signals_of_this_loop())
+        interval = self._followed.poll_interval
         try:
-            if self._followed.is_writer:  # so all that comes is committed here
+            if interval is None:
                 await signal
             else:
-                with anyio.move_on_after(POLL_INTERVAL):
+                with anyio.move_on_after(interval) as scope:
                     await signal
+                self._is_due = scope.cancelled_caught
         finally:
             recent.forget(signal)
 

@@ -23,6 +23,7 @@ from papyra.persistence import (
     PersistedEvent,
     recent_commits,
 )
+from papyra.persistence.backends import base
 from papyra.persistence.backends.base import PersistenceBackend
 from papyra.persistence.backends.json import JsonFilePersistence
 from papyra.persistence.backends.memory import InMemoryPersistence
@@ -333,6 +334,26 @@ async def test_any_number_of_tasks_follow_one_reader(make_durable: MakeStore) ->
                     for number in range(2, 31):
                         await writer.append(event(number))
     assert found == [list(range(1, 31))] * 5
+
+
+async def test_who_writes_without_a_host_is_not_kept_off_by_who_follows(
+    make: MakeStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(base, "POLL_INTERVAL", 0)
+    monkeypatch.setattr(base, "WRITER_POLL_INTERVAL", 0)
+    found: list[Item] = []
+
+    async def follow(items: AsyncIterator[Item]) -> None:
+        found.extend(await follow_until(items, 30))
+
+    async with make() as backend, backend.subscribe() as items:
+        with anyio.fail_after(30):
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(follow, items)
+                for number in range(1, 31):
+                    await backend.append(event(number))
+                    await checkpoint()
+    assert seqs(found) == list(range(1, 31))
 
 
 async def test_a_reader_goes_on_across_compactions_and_recoveries(make_durable: MakeStore) -> None:

@@ -19,11 +19,15 @@ import anyio
 from papyra._safe_repr import shown
 from papyra.exceptions import (
     BackendClosed,
+    BackendInUse,
     InvalidRecord,
     InvalidRequest,
     PersistenceError,
     PositionsExhausted,
+    StoreChanged,
     StoreError,
+    StoreFenced,
+    StoreMoved,
 )
 from papyra.persistence import codec
 from papyra.persistence.backends.revisions import Revisions, histories_of, part_of_histories
@@ -42,6 +46,8 @@ Operation = Literal["write", "read", "scan", "recovery", "compaction", "snapshot
 
 _RECORDS = (tuple, list)
 _WRITES = ("write", "snapshot")
+#: Says that others write the store, or that it is not the one any more that was opened.
+_LOST = (StoreFenced, BackendInUse, StoreMoved, StoreChanged)
 #: Characters of what a store raises that are passed on.
 _ERROR_LENGTH = 4000
 
@@ -52,7 +58,8 @@ Parameters = ParamSpec("Parameters")
 class StoreSession:
     """Opens a store when it is needed, gives positions, counts, and names what it raises.
 
-    For one task at a time. `stored` is called with each batch before whoever appended it knows.
+    For one task at a time. `stored` is called with each batch before whoever appended it knows, and
+    `overtaken` when there is more in the store than those batches.
     """
 
     def __init__(
@@ -60,6 +67,7 @@ class StoreSession:
         store: Store,
         metrics: PersistenceMetrics,
         stored: Callable[[Batch], None],
+        overtaken: Callable[[], None],
         *,
         backend: str,
     ) -> None:
@@ -71,11 +79,12 @@ class StoreSession:
         self._store = store
         self.metrics = metrics
         self._stored = stored
+        self._overtaken = overtaken
         #: what errors call it
         self._backend = backend
         #: whether an append may follow without a `claim`
         self._is_claimed = False
-        #: whether one was claimed since the opening: this is its writer
+        #: whether one was claimed since the opening, and nobody is known to have taken over
         self.is_writer = False
 
     def reopen(self) -> None:
@@ -131,7 +140,8 @@ class StoreSession:
             await self.make_ready(operation)
             with _store_errors(operation):
                 return await method(*args, **kwargs)
-        except PersistenceError:
+        except PersistenceError as error:
+            self._judge(error)
             counter = f"{operation}_errors"
             setattr(self.metrics, counter, getattr(self.metrics, counter) + 1)
             raise
@@ -239,9 +249,24 @@ class StoreSession:
         For a writer that is the last that it knows to be given. What is in doubt is behind it, and
         will be before it, or nowhere, once the store is claimed again.
         """
-        if not self.is_writer:
-            self.last_seq = await self.attempt("read", self._store.last_seq)
-        return self.last_seq
+        if self.is_writer:
+            return self.last_seq
+        last_seq = await self.attempt("read", self._store.last_seq)
+        if not self._is_claimed:  # else the next append is to fail, as it comes late
+            self.last_seq = last_seq
+        return last_seq
+
+    async def look_for_successor(self) -> None:
+        """Find out whether another one has taken over, where the store lets it, and has written.
+
+        What is in doubt is settled by that: whether it is there, or another one's is.
+        """
+        if not self.is_writer or not self._store.capabilities.durable:
+            return
+        if not self._is_claimed:
+            await self.attempt("read", self._claim)
+        elif await self.attempt("read", self._store.last_seq) > self.last_seq:
+            self._lose()
 
     def unclaim(self) -> None:
         """Have the store claimed again before the next append."""
@@ -262,9 +287,26 @@ class StoreSession:
             return await histories.last_revisions(actors)
 
     async def _claim(self) -> None:
-        with _store_errors("write"):
-            self.last_seq = await self._store.claim()
+        try:
+            with _store_errors("write"):
+                last_seq = await self._store.claim()
+        except PersistenceError as error:
+            self._judge(error)
+            raise
+        if last_seq != self.last_seq:
+            self.last_seq = last_seq
+            self._overtaken()
         self._is_claimed = self.is_writer = True
+
+    def _judge(self, error: PersistenceError) -> None:
+        if isinstance(error, _LOST):
+            self._lose()
+
+    def _lose(self) -> None:
+        """Be no writer any more: what others write is seen by looking."""
+        if self.is_writer:
+            self.is_writer = False
+            self._overtaken()
 
     async def _append(
         self,
@@ -278,7 +320,8 @@ class StoreSession:
         self._is_claimed = False
         try:
             await (append or self._store.append)(batch)
-        except PersistenceError:
+        except PersistenceError as error:
+            self._judge(error)
             raise
         except Exception as error:
             raise _store_error("write", error) from error

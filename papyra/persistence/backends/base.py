@@ -102,7 +102,13 @@ from papyra.persistence.reports import (
     ScanProgress,
 )
 from papyra.persistence.retention import RetentionPolicy
-from papyra.persistence.subscription import Decode, Selection, Subscription
+from papyra.persistence.subscription import (
+    POLL_INTERVAL,
+    WRITER_POLL_INTERVAL,
+    Decode,
+    Selection,
+    Subscription,
+)
 from papyra.persistence.verbs import PersistenceVerbs
 
 __all__ = (
@@ -141,8 +147,8 @@ class PersistenceBackend(PersistenceVerbs, PersistenceMetricsMixin):
 
     The verbs (`append`, `read`, `scan`, ...) work the same whether a persistence actor hosts the
     backend or not. Hosted, they go through that actor's mailbox. On its own, the backend carries
-    them out on the spot, for one task at a time: it raises `BackendBusy` when two tasks meet. It
-    opens itself on first use.
+    them out on the spot, for one task at a time: it raises `BackendBusy` when two tasks meet, but
+    for those that follow, which are waited for. It opens itself on first use.
 
     Where the records are is up to its `Store`. What that raises that is no `PersistenceError`
     reaches the caller as the cause of a `StoreError`.
@@ -168,9 +174,19 @@ class PersistenceBackend(PersistenceVerbs, PersistenceMetricsMixin):
         self._commit_watchers: tuple[Callable[[Batch], None], ...] = ()
         self._scan_watchers: tuple[ReportProgress, ...] = ()
         self._guard = anyio.ResourceGuard("using")
+        #: set when the look at the store is over of somebody who follows, while there is one
+        self._looking: anyio.Event | None = None
         #: what tells those who follow of the commits of this process
         self.commits = CommitFeed(self.watch_commits)
-        self._session = StoreSession(store, self.metrics, self.publish, backend=type(self).__name__)
+        self._session = StoreSession(
+            store,
+            self.metrics,
+            self.publish,
+            self.commits.overtaken,
+            backend=type(self).__name__,
+        )
+        #: seconds to the next look of those who follow, while this writes the store
+        self._writer_interval = self._longest_writer_interval()
         self._snapshots = SnapshotKeeper(store)
         self._positions = PositionKeeper(store, self._session)
         self._inbox = InboxKeeper(store, self._session, self._skip_event, clock)
@@ -206,8 +222,20 @@ class PersistenceBackend(PersistenceVerbs, PersistenceMetricsMixin):
 
     @property
     def is_writer(self) -> bool:
-        """Whether this is the one that writes the store, since its first append."""
+        """Whether this is the one that writes the store, since its first append.
+
+        Where another one can take over, that is known once a write was refused, or at a look.
+        """
         return self._session.is_writer
+
+    @property
+    def poll_interval(self) -> float | None:
+        """Seconds to the next look at the store for who follows it; `None` to wait for a commit."""
+        return self._writer_interval if self._session.is_writer else POLL_INTERVAL
+
+    def _longest_writer_interval(self) -> float | None:
+        # Without a system nobody else finds out that another one has taken over.
+        return WRITER_POLL_INTERVAL if self.capabilities.durable else None
 
     @property
     def has_inbox(self) -> bool:
@@ -245,8 +273,16 @@ class PersistenceBackend(PersistenceVerbs, PersistenceMetricsMixin):
         """Execute `request`, through the host's mailbox if there is one, and return the reply."""
         if self._host is not None:
             return await self._host.ask(request)
+        await self._look_is_over()
         with self._alone():
-            return await self.handle(request)
+            if not isinstance(request, ReadAll):
+                return await self.handle(request)
+            self._looking = anyio.Event()
+            try:
+                return cast("ReplyT", await self.handle(request))
+            finally:
+                self._looking.set()
+                self._looking = None
 
     async def handle(self, request: Request[ReplyT]) -> ReplyT:
         """Handle `request` on the spot. For the host; everybody else calls `execute`."""
@@ -340,7 +376,7 @@ class PersistenceBackend(PersistenceVerbs, PersistenceMetricsMixin):
         try:
             await self._session.shut()
         finally:
-            self._host = None
+            self._host, self._writer_interval = None, self._longest_writer_interval()
             self.commits.end()
 
     async def aclose(self) -> None:
@@ -354,6 +390,7 @@ class PersistenceBackend(PersistenceVerbs, PersistenceMetricsMixin):
                 "which closes it when it stops",
                 owner=self._host.owner,
             )
+        await self._look_is_over()
         with self._alone():
             try:
                 await self._session.shut()
@@ -367,6 +404,11 @@ class PersistenceBackend(PersistenceVerbs, PersistenceMetricsMixin):
 
     async def __aexit__(self, *exc_info: object) -> None:
         await self.aclose()
+
+    async def _look_is_over(self) -> None:
+        """Wait for who follows, who looks by itself: no other task knows when."""
+        while self._looking is not None:
+            await self._looking.wait()
 
     @contextlib.contextmanager
     def _alone(self) -> Iterator[None]:
@@ -404,7 +446,7 @@ class PersistenceBackend(PersistenceVerbs, PersistenceMetricsMixin):
             case SkipEvent():
                 return await self._skip_event(request)
             case Attend():
-                return Attended(await self._inbox.attend(), await self._outbox.look())
+                return await self._attend()
             case TakeOutbox():
                 return await self._outbox.take()
             case Identify():
@@ -445,12 +487,23 @@ class PersistenceBackend(PersistenceVerbs, PersistenceMetricsMixin):
 
     async def _read_all(self, request: ReadAll) -> AllPage:
         session = self._session
+        if request.afresh:
+            await session.look_for_successor()
         head = await session.head()
         page = await session.attempt(
             "read", read_all, self.store, request, head, is_writer=session.is_writer
         )
         self.metrics.reads += 1
         return page
+
+    async def _attend(self) -> Attended:
+        if self._host is not None:
+            self._writer_interval = None  # it goes on with that
+        if self.commits.is_followed:
+            # Who follows gets to know of a store that fails when it has become another one's.
+            with contextlib.suppress(StoreError):
+                await self._session.look_for_successor()
+        return Attended(await self._inbox.attend(), await self._outbox.look())
 
     async def _save_snapshot(self, request: SaveSnapshot) -> SnapshotSaved:
         saved = await self._session.attempt("snapshot", self._snapshots.save, request)

@@ -277,8 +277,6 @@ class RedisStore:
 
     async def last_seq(self) -> int:
         """Return the greatest position that is known to be given, by whichever writer."""
-        if self.writer.is_claimed:
-            return self.writer.last_seq
         return await self.asyncio.run(self._look)
 
     async def close(self) -> None:

@@ -157,7 +157,7 @@ class Store(Protocol):
         """
 
     async def last_seq(self) -> int:
-        """Return the greatest position that was ever given, or 0.
+        """Return the greatest position that was ever given, by whichever writer, or 0.
 
         No recovery, no compaction and no crash makes it less than that of an acknowledged record.
         """

@@ -166,7 +166,8 @@ class BlockingStore:
         return _retry_while_rewritten(look_afresh)
 
     def last_seq(self) -> int:
-        """Return the greatest position that was given."""
+        """Return the greatest position that was given. Raises `StoreMoved` for a writer."""
+        self._journal.check_name()
         return self._look(lambda: self._journal.last_seq)
 
     def claim(self) -> int:

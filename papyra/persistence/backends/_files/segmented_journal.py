@@ -216,7 +216,8 @@ class SegmentedJournal:
         """Raise `StoreMoved` if name of directory or last segment lead elsewhere by now."""
         if not self.read_only:
             self._segments.directory.check_name()
-            self._segments.last.handle.check_name()
+            if self._segments:
+                self._segments.last.handle.check_name()
 
     # Scanning and repair
 

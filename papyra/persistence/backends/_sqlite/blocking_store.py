@@ -184,8 +184,7 @@ class BlockingStore:
 
     def last_seq(self) -> int:
         """Return the last position given."""
-        if self._read_only:
-            self._file.check_name()
+        self._file.check_name()
         return self._row.last_seq(self._connection)
 
     def claim(self) -> int:
