@@ -10,8 +10,8 @@ import shutil
 import sqlite3
 import tempfile
 import uuid
-from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, closing, contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -31,10 +31,11 @@ from papyra.persistence.backends.memory import InMemoryPersistence
 from papyra.persistence.backends.redis import RedisStreamsConfig, RedisStreamsPersistence
 from papyra.persistence.backends.retention import RetentionPolicy
 from papyra.persistence.backends.rotating import RotatingFilePersistence
-from papyra.persistence.backends.snapshots import snapshots_of
+from papyra.persistence.backends.snapshots import SnapshotStore, snapshots_of
 from papyra.persistence.backends.sqlite import SQLitePersistence
-from papyra.testing import FaultyPersistence
+from papyra.testing import Delay, FaultyPersistence, Operation
 from papyra.testing._redis_server import shared_server
+from papyra.testing.fault_rules import Rule
 from tests.extent import count
 
 EXAMPLES = count("PAPYRA_SNAPSHOT_EXAMPLES", 12, 25)
@@ -260,12 +261,11 @@ class Program:
             case ("compact",):
                 await store.compact(RetentionPolicy(max_records=1))
             case (_, name, *_):
-                await self._spoil(step, store, name)
+                async with alone_with(store):
+                    await self._spoil(step, snapshots_of(store.wrapped.store), name)
 
-    async def _spoil(self, step: tuple[Any, ...], store: FaultyPersistence, name: str) -> None:
+    async def _spoil(self, step: tuple[Any, ...], snapshots: SnapshotStore, name: str) -> None:
         """Do something to the newest snapshot of an actor."""
-        snapshots = snapshots_of(store.wrapped.store)
-        await store.flush()
         revisions = sorted(await snapshots.snapshot_revisions(f"s/{name}"))
         if not revisions:
             return
@@ -302,6 +302,25 @@ class Program:
         for number in numbers:
             state = advance(state, Added(number))
         return state, len(numbers)
+
+
+@asynccontextmanager
+async def alone_with(store: FaultyPersistence) -> AsyncIterator[None]:
+    """Have the store be used by nobody else meanwhile: it is never called concurrently."""
+    is_held = anyio.Event()
+
+    def note(operation: Operation) -> None:
+        is_held.set()
+
+    store.use(Rule(Delay(0), "flush", predicate=note))
+    store.hang("flush")
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(store.flush)
+        await is_held.wait()
+        try:
+            yield
+        finally:
+            store.release()
 
 
 def place_of(kind: str, directory: Path) -> Place:
