@@ -1,6 +1,6 @@
 """What was acknowledged is recovered, exactly once, whenever the process is killed.
 
-``PAPYRA_KILLS`` says how often it is, for each store.
+``PAPYRA_KILLS`` says how often it is, for each store. What was acknowledged is counted (``-s``).
 """
 
 from __future__ import annotations
@@ -78,3 +78,5 @@ async def test_what_was_acknowledged_before_a_kill_is_recovered_once(kind: str, 
                 # Of each life, at most the number that was on its way when it ended.
                 assert len(set(kept) - acknowledged[entity]) <= kill + 1
             assert (await system.backend.scan()).anomalies == ()
+    told = sum(map(len, acknowledged.values()))
+    print(f"\n{kind}: {KILLS} kills, {told:,} commands acknowledged; none lost, none twice")
