@@ -49,6 +49,9 @@ AnyClient: TypeAlias = Any
 
 ResultT = TypeVar("ResultT")
 
+#: Bytes a second of the slowest way to a server that much is carried on.
+SLOWEST = 1024 * 1024
+
 #: Options whose one value that can work is redis-py's own; some it would take the words of for yes.
 _AS_IT_IS = ("decode_responses", "encoding", "encoding_errors")
 
@@ -113,18 +116,20 @@ class RedisClient:
         tries: int = 1,
         shield: bool = False,
         timeout: float | None = None,
+        size: int = 0,
     ) -> ResultT:
         """Return what `operation` does with the client, trying again while the trouble may pass.
 
         There are as many `tries` at least, however short the time is. Each has `timeout` seconds,
-        by default the configured ones. With `shield` it is waited for even if the caller is
-        cancelled meanwhile; the time between two tries is not.
+        by default the configured ones, and those that it takes to carry `size` bytes. With `shield`
+        it is waited for even if the caller is cancelled meanwhile; the time between two tries is
+        not.
 
         Between two tries it waits with exponential backoff and full jitter, as in "Exponential
         Backoff And Jitter" of the AWS Architecture Blog. Raises a `StoreError`, with redis-py's
         own as its cause.
         """
-        seconds = timeout or self.config.timeout
+        seconds = (timeout or self.config.timeout) + size / SLOWEST
         now = asyncio.get_running_loop().time
         started, failures = now(), 0
         while True:
@@ -260,17 +265,18 @@ class RedisClient:
     def _note_of_kept(self) -> tuple[str, ...]:
         return ("HGET", self.keys.meta, "event:kept")
 
-    async def replies(self, *commands: tuple[Any, ...]) -> list[Any]:
+    async def replies(self, *commands: tuple[Any, ...], size: int = 0) -> list[Any]:
         """Send commands that change nothing in one piece, and return their replies as they come.
 
-        Entries are lists of their id and a list of fields and values.
+        Entries are lists of their id and a list of fields and values. Of replies that may be large,
+        `size` says how many bytes they have.
         """
 
         async def fetch(client: AnyClient) -> list[Any]:
             replies = await self._replies(client, *commands)
             return list(map(_unparsed, replies)) if isinstance(client, RedisCluster) else replies
 
-        return await self.call(fetch)
+        return await self.call(fetch, size=size)
 
     async def _replies(self, client: AnyClient, *commands: tuple[Any, ...]) -> list[Any]:
         """Return the replies to commands; raise the first that is an error."""

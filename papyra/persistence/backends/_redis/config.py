@@ -69,7 +69,8 @@ class RedisStreamsConfig(msgspec.Struct, frozen=True, kw_only=True):
     acknowledge_timeout: float = 5.0
     #: seconds to wait for a connection
     connect_timeout: float = 5.0
-    #: seconds to wait for the answer to one call
+    #: seconds to wait for the answer to one call; one more for each MiB of records, or of a
+    #: snapshot, that it carries
     timeout: float = 5.0
     #: seconds for which a call is tried again while the server can't be reached, or is not ready
     retry_for: float = 10.0

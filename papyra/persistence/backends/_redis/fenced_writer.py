@@ -385,7 +385,9 @@ class Writer:
             return reply
 
         # What is on its way is waited for: whoever is cancelled would not know what became of it.
-        reply = await self._client.call(attempt, shield=True, timeout=self._timeout)
+        reply = await self._client.call(
+            attempt, shield=True, timeout=self._timeout, size=len(args[0])
+        )
         if reply[0] != b"fenced":
             self.in_doubt = None  # else the first of several tries may have been in time
         return reply
@@ -400,7 +402,8 @@ class Writer:
         async def attempt(client: AnyClient) -> list[Any]:
             return await self._run_confirmed(client, script, args, keys)
 
-        return await self._client.call(attempt, timeout=self._timeout, tries=tries)
+        size = sum(len(arg) for arg in args if isinstance(arg, bytes))
+        return await self._client.call(attempt, timeout=self._timeout, tries=tries, size=size)
 
     async def _run_confirmed(
         self,

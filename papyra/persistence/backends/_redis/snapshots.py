@@ -68,7 +68,10 @@ class RedisSnapshots:
 
     async def load(self, owner: str, revision: int) -> bytes | None:
         """Return a snapshot, or `None`."""
-        return await self._field(self._keys.snapshots, _name_of(owner, revision))
+        place = self._keys.snapshots, _name_of(owner, revision)
+        [size] = await self._client.replies(("HSTRLEN", *place))
+        [data] = await self._client.replies(("HGET", *place), size=size)
+        return cast("bytes | None", data)
 
     async def revisions(self, owner: str) -> list[int]:
         """Return the revisions of an owner's snapshots."""
@@ -117,10 +120,10 @@ class RedisSnapshots:
             ("ZSCORE", self._keys.snapshot_names, name),
             ("HGET", self._keys.snapshots, name),
         )
-        score, data = await self._client.replies(*look)
+        score, data = await self._client.replies(*look, size=stored.size)
         if (score is None) != (data is None):
             # It may have been saved, or removed, between the two.
-            score, data = await self._client.replies(*look)
+            score, data = await self._client.replies(*look, size=stored.size)
         if (score is None) == (data is None):
             return cast("bytes | None", data)
         half = "name" if score is None else "data"

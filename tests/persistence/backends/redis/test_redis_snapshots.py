@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+import anyio
 import msgspec
 import pytest
 import redis
@@ -196,6 +197,30 @@ async def test_a_reader_of_a_redis_store_sees_snapshots_and_changes_none(make: M
             with pytest.raises(StoreReadOnly):
                 await attempt
         assert await listed(reader) == await listed(store) == found
+
+
+async def test_what_is_large_has_more_time_on_its_way_to_redis_and_back(
+    make: MakeStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given: list[float] = []
+
+    async def exchange(client: Any, *commands: Any) -> list[Any]:
+        given.append(anyio.current_effective_deadline() - anyio.current_time())
+        return await store.store.client.__class__.exchange(store.store.client, client, *commands)
+
+    large = "x" * (3 * 1024 * 1024)
+    async with make() as store:
+        await fill(store)
+        kept = snapshots_of(store.store)
+        monkeypatch.setattr(store.store.client, "exchange", exchange)
+        await kept.save_snapshot(A, 9, large.encode())
+        assert await kept.load_snapshot(A, 9) == large.encode()
+        [stored] = await listed(store)
+        assert await kept.load_listed(stored) == large.encode()
+        await store.append(PersistedEvent("s", A, "Stepped", large, 1.0, revision=10))
+        timeout = store.config.timeout
+    assert sum(each > timeout + 2.9 for each in given) == 4
+    assert min(given) <= timeout
 
 
 async def test_a_snapshot_of_64_mib_comes_back_from_redis(make: MakeStore) -> None:
