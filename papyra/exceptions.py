@@ -379,3 +379,54 @@ class RecordTooLarge(UnencodablePayload):
     That is 64 MiB of JSON for a record, and 256 MiB for the records of one request. Nothing of
     its request was stored.
     """
+
+
+# Projections
+
+
+class ProjectionError(PapyraError):
+    """The root of what projections raise."""
+
+
+class InvalidProjection(ProjectionError, TypeError):
+    """A projection that can't be run as it is declared, or that can't do what is asked of it."""
+
+
+class DuplicateProjection(ProjectionError):
+    """A system runs one projection of a name at a time."""
+
+
+class ProjectionOutdated(ProjectionError):
+    """The view is of a greater version than the class that is to write it."""
+
+
+class ProjectionBehind(ProjectionError, TimeoutError):
+    """The projection has not come as far as was waited for, in time."""
+
+
+class ProjectionStopped(ProjectionError):
+    """The projection is paused, stands by or has stopped, so what was asked for can't be done."""
+
+
+class SetupFailed(ProjectionError):
+    """The tables of a projection could not be made. `__cause__` is the error."""
+
+
+class HandlerCommitted(ProjectionError):
+    """A handler has ended the view's transaction, or has tried to, which is not its own to end."""
+
+
+class HandlerTimedOut(ProjectionError, TimeoutError):
+    """A handler has not returned in time. Nothing of its batch is committed."""
+
+
+class TooManyParked(ProjectionError):
+    """So many events are parked or held back that there is no room for another one."""
+
+
+class EventsCompacted(ProjectionError):
+    """Events that a projection has not handled were removed from the store by a compaction."""
+
+
+class ViewUnavailable(ProjectionError):
+    """The database of a view can't be reached or used now."""

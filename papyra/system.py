@@ -60,6 +60,8 @@ from papyra.persistence.metrics import MetricsSnapshot
 from papyra.persistence.records import Kind
 from papyra.persistence.startup import PersistenceStartupConfig, check_store
 from papyra.persistence.subscription import Subscription
+from papyra.projections.projection import Projection
+from papyra.projections.runner import ProjectionRunner, Projections
 from papyra.ref import ActorRef
 from papyra.supervision import Decision, OneForOne, SupervisionPolicy
 
@@ -158,6 +160,7 @@ class ActorSystem:
         self._shutdown = Shutdown(
             seconds(shutdown_timeout), self._guardian.children, self._own.children
         )
+        self._projections = Projections()
         self._persistence: ActorRef | None = None
         self._recorder: SystemRecorder | None = None
         self._host_task: int | None = None
@@ -322,6 +325,29 @@ class ActorSystem:
             entity=None if entity is None else entity.entity_name or entity.__name__,
             decode=decode,
         )
+
+    def project(self, projection: Projection) -> ProjectionRunner:
+        """Run a projection until the system stops, and return its runner.
+
+        It goes on where the one of this name has stopped, also in another process; without one, at
+        the first event of the store. Raises `InvalidProjection` for what can't be run, also for
+        what it selects, `DuplicateProjection` for a name that runs already, `InvalidSchema`,
+        `InvalidPolicy`, `SystemNotRunning` and `WrongLoop`. What fails later is in its status.
+        """
+        self._check_loop()
+        if not self.is_running:
+            raise SystemNotRunning(
+                f"the system {self._system_id!r} is not running: "
+                "project inside 'async with ActorSystem(...) as system:'"
+            )
+        runner = self._projections.add(self, projection)
+        self._runtime.start_task(f"projection {runner.name}", runner.run, lambda: runner.has_begun)
+        return runner
+
+    @property
+    def projections(self) -> Projections:
+        """The runners of the system's projections, by name."""
+        return self._projections
 
     def find(self, address: ActorAddress | str) -> ActorRef | None:
         """Return the living actor at `address`, given whole (``"shop/cart/line-1"``), or `None`.
@@ -499,6 +525,7 @@ class ActorSystem:
     def _before_store(self) -> None:
         """Close the portal and record the last audit, after the last actor."""
         self._entities.close()
+        self._projections.stop()
         if self._portal is not None:
             self._portal.close()
         if self._recorder is not None:

@@ -108,6 +108,16 @@ class Received(NamedTuple):
     #: as it is stored
     record: PersistedEvent
 
+    @property
+    def seq(self) -> int:
+        """The position of the record."""
+        return self.record.seq or 0
+
+    @property
+    def actor(self) -> str:
+        """The address of the actor that it has happened to."""
+        return self.record.actor_address
+
 
 Item: TypeAlias = Record | Received | CaughtUp | FellBehind
 

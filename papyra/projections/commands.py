@@ -1,0 +1,57 @@
+"""Commands: what operators want of the runner of a projection."""
+
+from __future__ import annotations
+
+import enum
+from typing import Self
+
+import anyio
+
+__all__ = ("Command", "Verb")
+
+
+class Verb(enum.Enum):
+    """What is to be done."""
+
+    PAUSE = "pause"
+    RESUME = "resume"
+    RETRY = "retry"
+    SKIP = "skip"
+    REBUILD = "rebuild"
+    DROP_OLD = "drop_old"
+
+
+class Command:
+    """Something that somebody wants, and waits for."""
+
+    def __init__(self, verb: Verb, *, seq: int | None = None, reason: str = "") -> None:
+        self.verb = verb
+        #: of the parked event that it is about; `None` if it is about none
+        self.seq = seq
+        self.reason = reason
+        self._done = anyio.Event()
+        self._error: BaseException | None = None
+
+    @classmethod
+    def parsed(cls, request: str) -> Self | None:
+        """Return what a request in a view asks for; `None` if it is no such thing."""
+        name, _, seq = request.strip().partition(" ")
+        try:
+            return cls(Verb(name), seq=int(seq) if seq else None)
+        except ValueError:
+            return None
+
+    def finish(self) -> None:
+        """Let go whoever waits."""
+        self._done.set()
+
+    def fail(self, error: BaseException) -> None:
+        """Let whoever waits raise `error`."""
+        self._error = error
+        self._done.set()
+
+    async def wait(self) -> None:
+        """Wait until it is done. Raises what it has failed with."""
+        await self._done.wait()
+        if self._error is not None:
+            raise self._error

@@ -1,0 +1,232 @@
+"""The keeper of a projection without a view: its position is in Papyra's own store."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import anyio
+import msgspec
+from msgspec import structs
+
+from papyra.exceptions import (
+    HandlerTimedOut,
+    InvalidProjection,
+    ProjectionOutdated,
+    TooManyParked,
+)
+from papyra.persistence.anchors import anchor_of
+from papyra.persistence.backends.base import PersistenceBackend
+from papyra.persistence.messages import Anchor, LoadPosition, SavePosition
+from papyra.persistence.positions import MAX_POSITION_BYTES
+from papyra.persistence.records import Record
+from papyra.projections.builds import Build, Parked
+from papyra.projections.facts import actor_of
+from papyra.projections.keeper import HandlerFailed, Taken, TakenOver
+from papyra.projections.projection import Projection
+
+__all__ = ("StoreKeeper",)
+
+#: Characters of a reason, at most.
+_REASON = 500
+
+Decoder = Callable[[Record], Sequence[Any]]
+
+
+class _Kept(msgspec.Struct, frozen=True):
+    """What is kept under the name of a projection."""
+
+    build: Build
+    parked: tuple[Parked, ...] = ()
+
+
+class StoreKeeper:
+    """Keeps the position in the store of the events, by compare-and-set; at least once.
+
+    One process writes a store, so there is no lease: who was fenced there can't save anything.
+    """
+
+    has_begun_build = False
+    lease = math.inf
+
+    def __init__(
+        self,
+        projection: Projection,
+        backend: PersistenceBackend,
+        decode: Decoder,
+        store_id: str | None,
+    ) -> None:
+        self._projection = projection
+        self._backend = backend
+        self._decode = decode
+        self._store_id = store_id
+        self._kept: bytes | None = None
+        self._parked: tuple[Parked, ...] = ()
+        self._build: Build | None = None
+
+    @property
+    def _name(self) -> str:
+        return f"projections/{self._projection.name}"
+
+    async def open(self) -> None:
+        """Nothing is to be opened: the store is."""
+
+    async def close(self, build: Build | None) -> None:
+        """Nothing is to be closed."""
+
+    async def claim(self) -> Build:
+        """Return where the projection is; at the beginning, if its version is a greater one."""
+        name, version = self._projection.name, self._projection.version
+        self._kept = (await self._backend.execute(LoadPosition(self._name))).data
+        if self._kept is not None:
+            kept = msgspec.json.decode(self._kept, type=_Kept)
+            self._build, self._parked = kept.build, kept.parked
+            if self._build.version > version:
+                raise ProjectionOutdated(
+                    f"{name}: it was of version {self._build.version}, and this is version "
+                    f"{version}: deploy the newer class, or give this one a greater version"
+                )
+            if self._build.version == version:
+                return self._build
+        number = 1 if self._build is None else self._build.build + 1
+        return await self._save(_first_build(name, number, version), ())
+
+    async def parked(self, build: Build) -> Sequence[Parked]:
+        """Return the parked events."""
+        del build
+        return self._parked
+
+    async def handle(self, build: Build, records: Sequence[Record]) -> Taken:
+        """Handle some of these records, one after the other, and save the position behind them."""
+        actors = {each.actor for each in self._parked if each.actor}
+        held: list[Parked] = []
+        end = time.monotonic() + self._projection.batch_seconds
+        count, failure = 0, None
+        for record in records:
+            if actors and actor_of(record) in actors:
+                held.append(_held(record))
+            else:
+                try:
+                    await self._call(record)
+                except Exception as error:  # noqa: BLE001 - users' code
+                    failure = error
+                    break
+            count += 1
+            if time.monotonic() > end:
+                break
+        if failure is not None and count == 0:
+            if isinstance(failure, HandlerTimedOut):
+                raise failure
+            raise HandlerFailed(0, failure) from failure
+        last = records[count - 1]
+        build = self._moved(build, last.seq or 0, anchor_of(last, self._store_id))
+        build = await self._save(build, (*self._parked, *held))
+        return Taken(build, count, tuple(each.seq for each in held))
+
+    async def move(self, build: Build, position: int, live_position: int) -> Build:
+        """Move positions on, if they are others."""
+        if (position, live_position) == (build.position, build.live_position):
+            return build
+        moved = structs.replace(build, position=position, live_position=live_position)
+        return await self._save(moved, self._parked)
+
+    async def handle_parked(self, build: Build, record: Record) -> None:
+        """Handle a parked event."""
+        try:
+            await self._call(record)
+        except Exception as error:
+            raise HandlerFailed(0, error) from error
+        await self.unpark(build, record.seq or 0)
+
+    async def park(self, build: Build, record: Record, reason: str) -> Build:
+        """Park an event, and move the position behind it."""
+        seq = record.seq or 0
+        parked = Parked(seq, actor_of(record), reason[:_REASON], is_held=False)
+        return await self._save(self._moved(build, seq, build.anchor), (*self._parked, parked))
+
+    async def unpark(self, build: Build, seq: int) -> None:
+        """Park an event no more."""
+        await self._save(build, tuple(each for each in self._parked if each.seq != seq))
+
+    async def pause(self, build: Build, reason: str, seq: int | None) -> Build:
+        """Note that it is paused, and why."""
+        paused = structs.replace(build, is_paused=True, error=reason[:_REASON], error_seq=seq)
+        return await self._save(paused, self._parked)
+
+    async def resume(self, build: Build) -> Build:
+        """Note that it goes on."""
+        resumed = structs.replace(build, is_paused=False, error="", error_seq=None)
+        return await self._save(resumed, self._parked)
+
+    async def catch_up(self, build: Build) -> Build:
+        """Note that the end was reached."""
+        return await self._save(structs.replace(build, state="running"), self._parked)
+
+    async def answer(self, build: Build) -> Build:
+        """Nothing can be asked for there."""
+        return build
+
+    async def add_build(self) -> int:
+        """Nothing is built beside anything."""
+        raise InvalidProjection(f"{self._projection.name}: it has no view that could be rebuilt")
+
+    async def drop_old(self) -> int:
+        """Nothing is left by anything."""
+        return 0
+
+    async def _call(self, record: Record) -> None:
+        with anyio.move_on_after(self._projection.handle_timeout) as scope:
+            for received in self._decode(record):
+                await self._projection.handle(received)
+            return
+        if scope.cancelled_caught:
+            raise HandlerTimedOut(
+                f"{self._projection.name}: event {record.seq} has not been handled in "
+                f"{self._projection.handle_timeout:g} seconds"
+            )
+
+    def _moved(self, build: Build, position: int, anchor: Anchor | None) -> Build:
+        is_new = build.state != "building" and self._projection.has_live
+        live = build.live_position if is_new else position
+        return structs.replace(build, position=position, live_position=live, anchor=anchor)
+
+    async def _save(self, build: Build, parked: tuple[Parked, ...]) -> Build:
+        """Save a build if it is as it was. Raises `TakenOver`."""
+        data = msgspec.json.encode(_Kept(build, parked))
+        if len(data) > MAX_POSITION_BYTES:
+            raise TooManyParked(
+                f"{build.name}: {len(parked)} events are parked or held back, and no more can be"
+            )
+        saved = await self._backend.execute(SavePosition(self._name, data, self._kept))
+        if not saved.is_saved:
+            raise TakenOver
+        self._kept, self._build, self._parked = data, build, parked
+        return build
+
+
+def _first_build(name: str, number: int, version: int) -> Build:
+    return Build(
+        name,
+        number,
+        version,
+        state="building",
+        is_live=True,
+        is_paused=False,
+        position=0,
+        anchor=None,
+        live_position=0,
+        error="",
+        error_seq=None,
+        owner=None,
+        lease_until=0.0,
+        request="",
+        updated_at=0.0,
+    )
+
+
+def _held(record: Record) -> Parked:
+    return Parked(
+        record.seq or 0, actor_of(record), "held back behind a parked event", is_held=True
+    )
