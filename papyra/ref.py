@@ -363,14 +363,7 @@ class ActorRef:
             raise IdempotencyKeysUnsupported(
                 f"{self.address} keeps no idempotency keys: only event-sourced actors do"
             )
-        if type(idempotency_key) is str and 0 < len(idempotency_key) <= MAX_KEY:
-            with contextlib.suppress(UnicodeEncodeError):
-                idempotency_key.encode()
-                return idempotency_key
-        raise InvalidIdempotencyKey(
-            f"an idempotency key is a string of 1 to {MAX_KEY:,} characters, "
-            f"not {shown(idempotency_key)}"
-        )
+        return checked_key(idempotency_key)
 
     async def _send_within(self, ask: Ask, timeout: float) -> None:
         """Send `ask` as `_send` does; raise `AskTimeout` if it takes longer than `timeout`."""
@@ -401,6 +394,18 @@ class ActorRef:
 
     def __repr__(self) -> str:
         return f"<ActorRef {self.address}>"
+
+
+def checked_key(idempotency_key: object) -> str:
+    """Return an idempotency key that is one. Raises `InvalidIdempotencyKey`."""
+    if type(idempotency_key) is str and 0 < len(idempotency_key) <= MAX_KEY:
+        with contextlib.suppress(UnicodeEncodeError):
+            idempotency_key.encode()
+            return idempotency_key
+    raise InvalidIdempotencyKey(
+        f"an idempotency key is a string of 1 to {MAX_KEY:,} characters, "
+        f"not {shown(idempotency_key)}"
+    )
 
 
 class _Call:

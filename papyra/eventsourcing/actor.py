@@ -27,6 +27,7 @@ from papyra.exceptions import (
     InvalidRecord,
     InvalidSchema,
     MailboxFull,
+    PersistenceError,
     RecoveryFailed,
     ReplyNotKept,
     WrongTask,
@@ -212,7 +213,7 @@ class EventSourced(Actor, Generic[StateT]):
                 if handled.reply is not None:
                     return reply_again(handled.reply, message)
                 await history.resume(idempotency_key, handled.revision)
-        except (InvalidIdempotencyKey, ReplyNotKept) as error:
+        except (InvalidIdempotencyKey, ReplyNotKept, RecoveryFailed, PersistenceError) as error:
             return Failure(error)
         self._key_metadata, resumption = (
             {KEY: idempotency_key, COMMAND: command_type},

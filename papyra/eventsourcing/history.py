@@ -211,21 +211,19 @@ class History(Generic[StateT]):
         """Go back before the first event of a command that is to be handled once more.
 
         `state` and `revision` are those of then, until `meet` has brought back all of its events,
-        or `return_to_present` is called. Raises `ReplyNotKept` if what was before is not known.
+        or `return_to_present` is called. Raises `ReplyNotKept` if these, or what was before, are
+        not in the store any more; `RecoveryFailed`, and what reading raises.
         """
-        try:
-            before = await self._past(first_revision - 1)
-            resumption = Resumption(idempotency_key, before, self._schema)
-            read = self._context.system.backend.execute
-            async for record in events_after(read, self._address, before.revision):
-                resumption.add(record)
-            if resumption.first_revision != first_revision:
-                raise self._failed(f"revision {first_revision} is not in the store any more")
-        except (RecoveryFailed, PersistenceError) as error:
+        before = await self._past(first_revision - 1)
+        resumption = Resumption(idempotency_key, before, self._schema)
+        read = self._context.system.backend.execute
+        async for record in events_after(read, self._address, before.revision):
+            resumption.add(record)
+        if before.revision != first_revision - 1 or resumption.first_revision != first_revision:
             raise ReplyNotKept(
-                f"this command was begun before, at revision {first_revision}, and cut short. It "
-                f"can't be handled once more: {text_of(error)}"
-            ) from error
+                f"this command was begun before, and cut short. It can't be handled once more, as "
+                f"revision {first_revision} is not in the store any more"
+            )
         self.resumption, self._present = resumption, Past(self._state, self.revision)
         self._state, self.revision = before
 
@@ -254,7 +252,7 @@ class History(Generic[StateT]):
         self.resumption = self._present = None
 
     async def _past(self, revision: int) -> Past[StateT]:
-        """Return the state at a revision. Raises `RecoveryFailed`."""
+        """Return the state at a revision, or a later one if that is the first that there is."""
         then: History[StateT] = History(
             *(self._schema, self._context, self._initial_state, self._apply),
             bases=self._bases,
@@ -265,9 +263,7 @@ class History(Generic[StateT]):
             then._state, then.revision, _ = found
             then._allows_none, then.failure = self._allows_none, None
         await then.recover(from_beginning=False)
-        if then.revision != revision:
-            raise self._failed(f"revision {revision} is not in the store any more")
-        return Past(then._state, revision)
+        return Past(then._state, then.revision)
 
     def lose(self, error: BaseException) -> None:
         """Note that only the store knows the state now, because of `error`."""

@@ -56,7 +56,7 @@ class RecordList(PersistenceVerbs):
                 reply = self._append((record,))
             case AppendMany(records):
                 reply = self._append(records)
-            case ReadHistory(actor, after_revision):
+            case ReadHistory(actor, after_revision, limit):
                 events = [
                     record
                     for record in self.records
@@ -64,7 +64,8 @@ class RecordList(PersistenceVerbs):
                     and (record.revision or 0) > after_revision
                     and record.actor_address == actor
                 ]
-                reply = HistoryPage(tuple(events), after_revision + len(events), False)
+                page = tuple(events[:limit])
+                reply = HistoryPage(page, after_revision + len(page), len(page) < len(events))
             case LoadSnapshot():
                 reply = LoadedSnapshot(None, ())
             case SaveSnapshot(revision=revision):
@@ -127,13 +128,15 @@ class LoneActor(Generic[StateT]):
         await self.actor.on_start()
         await self.settle()
 
-    async def receive(self, message: object) -> Any:
+    async def receive(self, message: object, idempotency_key: str | None = None) -> Any:
         """Have a message handled, and everything stored that it led to."""
         self._task = self.loop.current_task()
         self.refusal = None
         self.own_ref.told.clear()
         try:
-            return await self.actor.receive(message)
+            if idempotency_key is None:
+                return await self.actor.receive(message)
+            return await self.actor.receive_once(message, idempotency_key)
         finally:
             await self.persistence.answer()
 

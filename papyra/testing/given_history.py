@@ -18,6 +18,7 @@ from papyra.persistence.backends.base import PersistenceBackend
 from papyra.persistence.bases import BASE_TYPE
 from papyra.persistence.decisions import events_after
 from papyra.persistence.records import PersistedEvent
+from papyra.ref import checked_key
 from papyra.testing._lone_actor import LoneActor, RecordList
 from papyra.testing._snapshot_check import (
     SnapshotCheck,
@@ -115,28 +116,33 @@ class GivenHistory(Generic[StateT]):
         self._given = [self._record(event, n) for n, event in enumerate(events, 1)]
         self._alone: LoneActor[StateT] | None = None
 
-    async def when(self, command: object) -> Outcome[StateT]:
+    async def when(self, command: object, *, idempotency_key: str | None = None) -> Outcome[StateT]:
         """Have the actor handle `command`, after those before, and return what became of it.
 
-        The first one has it recover before. Raises `RecoveryFailed` if the events that it has
-        behind it can't be decoded or applied, and `ReplayMismatch` for events that it could not be
+        The first one has it recover before. With an `idempotency_key` it is handled as `ask` has it
+        with that. Raises `InvalidIdempotencyKey`; `RecoveryFailed` if the events that it has behind
+        it can't be decoded or applied, and `ReplayMismatch` for events that it could not be
         recovered from.
         """
+        if idempotency_key is not None:
+            checked_key(idempotency_key)
         async with self._open():
             alone = await self._awake()
             await alone.settle()
             first = len(alone.persistence.stored)
-            outcome = await self._handle(alone, command)
+            outcome = await self._handle(alone, command, idempotency_key)
             stored = [each for each in alone.persistence.stored[first:] if each.revision]
             events = self._decoded(stored)
             if self._store is not None:
                 await self._compare(stored, events, outcome.state)
             return dataclasses.replace(outcome, events=tuple(events))
 
-    async def _handle(self, alone: LoneActor[StateT], command: object) -> Outcome[StateT]:
+    async def _handle(
+        self, alone: LoneActor[StateT], command: object, idempotency_key: str | None
+    ) -> Outcome[StateT]:
         reply, error, has_crashed = None, None, False
         try:
-            reply = await alone.receive(command)
+            reply = await alone.receive(command, idempotency_key)
         except Exception as crash:  # noqa: BLE001 - as its supervisor would take it
             error, has_crashed = crash, True
         error = alone.append_error() or error or alone.refusal

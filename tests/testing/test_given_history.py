@@ -15,6 +15,7 @@ from papyra import ActorRef, Failure
 from papyra.eventsourcing import EventSourced, SnapshotPolicy, event, upcaster
 from papyra.exceptions import (
     InvalidEvent,
+    InvalidIdempotencyKey,
     NotAnEntity,
     RecoveryFailed,
     StoreError,
@@ -563,3 +564,40 @@ async def test_a_history_that_begins_with_a_base_is_given_by_its_store() -> None
     outcome = await given_history(Account, store=store).when(Deposit(5))
     assert (outcome.reply, outcome.revision) == (75, 10)
     assert outcome.state == Balance(75, 1)
+
+
+@pytest.mark.parametrize("account_class", [Account, PipelinedAccount])
+async def test_a_command_that_is_repeated_with_its_key_has_no_events(
+    account_class: type[Account], store: PersistenceBackend | None
+) -> None:
+    account = given_history(account_class, Deposited(10), store=store)
+    first = await account.when(Withdraw(3), idempotency_key="a")
+    assert (first.events, first.reply, first.state.amount) == ((Withdrawn(3),), 7, 7)
+    assert (await account.when(Deposit(1))).reply == 8
+    again = await account.when(Withdraw(3), idempotency_key="a")
+    assert (again.events, again.reply, again.state.amount) == ((), 7, 8)
+    assert (await account.when(Withdraw(3), idempotency_key="b")).reply == 5
+    with pytest.raises(InvalidIdempotencyKey):
+        await account.when(Withdraw(3), idempotency_key="")
+
+
+class CrashesOnce(Account):
+    crashes = 1
+
+    async def receive(self, message: Any) -> Any:
+        reply = await super().receive(message)
+        if type(self).crashes:
+            type(self).crashes -= 1
+            raise RuntimeError("at the end")
+        return reply
+
+
+async def test_a_command_that_crashed_is_finished_when_it_is_repeated_with_its_key(
+    store: PersistenceBackend | None,
+) -> None:
+    CrashesOnce.crashes = 1
+    account = given_history(CrashesOnce, Deposited(10), store=store)
+    crashed = await account.when(Withdraw(3), idempotency_key="a")
+    assert (crashed.has_crashed, crashed.events, crashed.state.amount) == (True, (Withdrawn(3),), 7)
+    again = await account.when(Withdraw(3), idempotency_key="a")
+    assert (again.events, again.reply, again.state.amount) == ((), 7, 7)
