@@ -35,6 +35,7 @@ from papyra.persistence.messages import Append
 from papyra.persistence.records import PersistedEvent, Record
 from papyra.persistence.subscription import CaughtUp, FellBehind, Item, Received, Subscription
 from papyra.projections.builds import Build
+from papyra.projections.cause import caused_by
 from papyra.projections.commands import Command, Verb
 from papyra.projections.counters import Counters
 from papyra.projections.facts import (
@@ -422,9 +423,10 @@ class Follower:
         attempts = 0
         while True:
             try:
-                result = self._projection.live(received)
-                if inspect.isawaitable(result):
-                    await result
+                with caused_by(f"{self._projection.name}/live", record.seq):
+                    result = self._projection.live(received)
+                    if inspect.isawaitable(result):
+                        await result
             except Exception as error:  # noqa: BLE001 - users' code
                 attempts += 1
                 delay = self._policy.retry.delay_after(attempts, error)

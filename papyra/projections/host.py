@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import Protocol
 
+from papyra.actor import Actor
 from papyra.clock import Clock
+from papyra.entity import EntityRef
 from papyra.persistence.backends.base import PersistenceBackend
 
 __all__ = ("Host",)
@@ -20,6 +22,13 @@ class Host(Protocol):
     @property
     def clock(self) -> Clock:
         """The clock that it waits by."""
+
+    @property
+    def is_running(self) -> bool:
+        """Whether actors can be spawned, and entities woken."""
+
+    def entity(self, actor_class: type[Actor], entity_id: str) -> EntityRef:
+        """Return the ref of an entity."""
 
     @property
     def backend(self) -> PersistenceBackend:

@@ -6,21 +6,26 @@ import copy
 import inspect
 import re
 from collections.abc import Callable, Sequence
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple, overload
+
+import anyio
 
 from papyra._durations import is_seconds
 from papyra._safe_repr import shown
 from papyra.actor import Actor
 from papyra.eventsourcing.decoding import wanted_events
-from papyra.exceptions import InvalidProjection
+from papyra.exceptions import ActorStopped, InvalidProjection, SystemNotRunning
+from papyra.message import Message, ReplyT
 from papyra.persistence.bases import BASE_TYPE
 from papyra.persistence.records import KINDS, Kind
 from papyra.persistence.subscription import Decode
+from papyra.projections.cause import Cause, current_cause
+from papyra.projections.host import Host
 from papyra.projections.on_error import OnError, Pause, policy_of
 from papyra.projections.view import View
 from papyra.retry import Retry
 
-__all__ = ("Projection", "Wanted", "bound", "checked")
+__all__ = ("Projection", "Wanted", "attach", "bound", "checked")
 
 #: The name of a projection, or of a table: what needs no quotes in a path, an address or in SQL.
 _NAME = re.compile(r"[A-Za-z][A-Za-z0-9_.-]{0,99}")
@@ -65,6 +70,8 @@ class Projection:
     #: of users: ``handle(self, received, tx)``, or ``async def handle(self, received)``
     handle: Callable[..., Any]
 
+    #: the system that runs it
+    _host: Host | None = None
     _build = 0
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
@@ -84,6 +91,77 @@ class Projection:
         It is called on the event loop, at least once for each event that is stored after the
         projection was first made; never for the others, and not in a rebuild.
         """
+
+    @property
+    def causation_id(self) -> str:
+        """The id of the event at hand, the same whenever this projection handles it.
+
+        ``"balances/17"`` is that of the event at position 17. It is an idempotency key for
+        whatever `handle`, a coroutine function, or `live` have others do.
+        """
+        return self._cause().id
+
+    @overload
+    async def command(
+        self,
+        actor_class: type[Actor],
+        entity_id: str,
+        message: Message[ReplyT],
+        timeout: float | None = None,
+        *,
+        retry: Retry | None = None,
+    ) -> ReplyT: ...
+
+    @overload
+    async def command(
+        self,
+        actor_class: type[Actor],
+        entity_id: str,
+        message: object,
+        timeout: float | None = None,
+        *,
+        retry: Retry | None = None,
+    ) -> Any: ...
+
+    async def command(
+        self,
+        actor_class: type[Actor],
+        entity_id: str,
+        message: object,
+        timeout: float | None = None,
+        *,
+        retry: Retry | None = None,
+    ) -> Any:
+        """Tell an event-sourced entity what to do because of the event at hand; return its reply.
+
+        For `handle`, a coroutine function, and `live`, which makes a process manager of it. They
+        are called at least once for each event, and the entity does it once: it is asked with an
+        idempotency key that is made of `causation_id`, and of the number of this command among
+        those to this entity for this event. So say these in the same order each time. Raises what
+        `ActorRef.ask` does, and `InvalidProjection` elsewhere. While the system stops, it waits to
+        be cancelled.
+        """
+        cause, host = self._cause(), self._host
+        if host is None:
+            raise InvalidProjection(f"{self.name}: no system runs it")
+        try:
+            entity = host.entity(actor_class, entity_id)
+            key = cause.next_key(str(entity.address))
+            return await entity.ask(message, timeout, retry=retry, idempotency_key=key)
+        except (ActorStopped, SystemNotRunning):
+            if not host.is_running:
+                # No failure of the event, which is handled when the system is there again.
+                await anyio.sleep_forever()
+            raise
+
+    def _cause(self) -> Cause:
+        cause = current_cause.get()
+        if cause is None:
+            raise InvalidProjection(
+                f"{self.name}: only in 'async def handle', or in 'live', is there an event at hand "
+                "that causes commands"
+            )
+        return cause
 
     def table(self, name: str) -> str:
         """Return what one of `tables` is called in the build that this is for."""
@@ -118,6 +196,11 @@ def checked(projection: object) -> Wanted:
     policy_of(kind.on_error)
     _check_handle(projection)
     return _wanted(kind)
+
+
+def attach(projection: Projection, host: Host) -> None:
+    """Note which system runs a projection."""
+    projection._host = host
 
 
 def bound(projection: Projection, build: int) -> Projection:

@@ -24,7 +24,7 @@ from papyra.projections.commands import Command, Verb
 from papyra.projections.follower import Follower, decoded
 from papyra.projections.host import Host
 from papyra.projections.keeper import Keeper
-from papyra.projections.projection import Projection, Wanted, checked
+from papyra.projections.projection import Projection, Wanted, attach, checked
 from papyra.projections.status import ProjectionStatus
 from papyra.projections.store_keeper import StoreKeeper
 from papyra.projections.view_keeper import ViewKeeper
@@ -46,6 +46,7 @@ class ProjectionRunner:
         self._wanted: Wanted = checked(projection)
         self._host = host
         self._projection = projection
+        attach(projection, host)
         self._main = self._new_follower(None)
         self._beside: Follower | None = None
         self._group: TaskGroup | None = None

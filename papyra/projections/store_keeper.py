@@ -23,6 +23,7 @@ from papyra.persistence.messages import Anchor, LoadPosition, SavePosition
 from papyra.persistence.positions import MAX_POSITION_BYTES
 from papyra.persistence.records import Record
 from papyra.projections.builds import Build, Parked
+from papyra.projections.cause import caused_by
 from papyra.projections.facts import actor_of
 from papyra.projections.keeper import HandlerFailed, Taken, TakenOver
 from papyra.projections.projection import Projection
@@ -177,7 +178,10 @@ class StoreKeeper:
         return 0
 
     async def _call(self, record: Record) -> None:
-        with anyio.move_on_after(self._projection.handle_timeout) as scope:
+        with (
+            anyio.move_on_after(self._projection.handle_timeout) as scope,
+            caused_by(self._projection.name, record.seq),
+        ):
             for received in self._decode(record):
                 await self._projection.handle(received)
             return

@@ -1,0 +1,235 @@
+"""A projection that tells entities what to do: at least once, and each command is done once."""
+
+from __future__ import annotations
+
+import ast
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import anyio
+import anyio.lowlevel
+import pytest
+
+from papyra import Actor, ActorSystem
+from papyra.exceptions import InvalidProjection
+from papyra.persistence.backends.memory import InMemoryPersistence
+from papyra.projections import Pause, Projection, Retry, SQLiteView
+from papyra.testing import FaultyPersistence
+from tests.projections.balances import in_state
+from tests.projections.conftest import NewSystem
+from tests.projections.shop import Customer, Order, Ordered, Pack, Packing, Parcel
+
+pytestmark = pytest.mark.anyio
+
+
+async def parcel(system: ActorSystem) -> list[str]:
+    found: list[str] = await system.entity(Parcel, "p").ask("look")
+    return found
+
+
+async def order(system: ActorSystem, *items: str) -> int:
+    for item in items:
+        await system.entity(Customer, "c").ask(Order(item))
+    return system.backend.last_seq
+
+
+async def test_what_happens_to_one_entity_is_told_to_another(new_system: NewSystem) -> None:
+    async with new_system() as system:
+        packing = system.project(Packing())
+        await packing.wait_for(await order(system, "tea", "milk"), timeout=5)
+        assert await parcel(system) == ["tea", "milk"]
+        ordered = await system.backend.read_history("bank/Customer/c")
+        packed = await system.backend.read_history("bank/Parcel/p")
+        causes = [each.metadata.get("papyra.idempotency_key") for each in packed.events]
+        assert causes[::2] == [f"packing/{each.seq}" for each in ordered.events]
+
+
+async def test_what_is_handled_again_is_done_once(new_system: NewSystem) -> None:
+    class Failing(Packing):
+        name = "packing"
+        failures = 2
+        replies: list[int] = []  # noqa: RUF012 - of this test alone
+
+        async def handle(self, received: Any) -> None:
+            reply = await self.command(Parcel, "p", Pack(received.event.item))
+            self.replies.append(reply)
+            if self.failures:
+                self.failures -= 1
+                raise OSError("no network")
+
+    async with new_system() as system:
+        packing = system.project(Failing())
+        await packing.wait_for(await order(system, "tea", "milk"), timeout=10)
+        assert await parcel(system) == ["tea", "milk"]
+        assert Failing.replies == [1, 1, 1, 2]
+
+
+async def test_several_commands_for_one_event_are_told_apart(new_system: NewSystem) -> None:
+    class Twice(Packing):
+        name = "packing"
+        failures = 1
+
+        async def handle(self, received: Any) -> None:
+            for each in ("one", "one", "two"):
+                await self.command(Parcel, "p", Pack(f"{each} {received.event.item}"))
+            await self.command(Parcel, "other", Pack("one"))
+            if self.failures:
+                self.failures -= 1
+                raise OSError("no network")
+
+    async with new_system() as system:
+        packing = system.project(Twice())
+        await packing.wait_for(await order(system, "tea"), timeout=10)
+        assert await parcel(system) == ["one tea", "one tea", "two tea"]
+        assert await system.entity(Parcel, "other").ask("look") == ["one"]
+
+
+@pytest.mark.parametrize("kind", ["json", "sqlite"])
+def test_it_is_killed_between_the_command_and_the_position(kind: str, tmp_path: Path) -> None:
+    def run(orders: int, dies_at: str = "-") -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", "tests.projections.shop", kind, str(tmp_path / "shop")]
+        return subprocess.run(
+            [*command, str(orders), dies_at], capture_output=True, text=True, check=False
+        )
+
+    killed = run(3, "0")
+    assert killed.returncode == -signal.SIGKILL
+    recovered = run(0)
+    assert recovered.returncode == 0, recovered.stderr
+    packed = ast.literal_eval(recovered.stdout)
+    assert packed == [f"{number}" for number in range(len(packed))]
+    assert packed
+
+
+async def test_a_new_version_begins_anew_and_repeats_no_command(new_system: NewSystem) -> None:
+    async with new_system() as system:
+        packing = system.project(Packing())
+        await packing.wait_for(await order(system, "tea", "milk"), timeout=5)
+
+    class Anew(Packing):
+        name, version = "packing", 2
+
+    async with new_system() as system:
+        packing = system.project(Anew())
+        await packing.wait_for(await order(system, "sugar"), timeout=5)
+        assert await parcel(system) == ["tea", "milk", "sugar"]
+
+
+async def test_a_system_that_stops_in_the_middle_goes_on_with_the_command(
+    new_system: NewSystem, store: InMemoryPersistence
+) -> None:
+    begun = anyio.Event()
+
+    class Patient(Packing):
+        name = "packing"
+
+        async def handle(self, received: Any) -> None:
+            begun.set()
+            while system.is_running:
+                await anyio.lowlevel.checkpoint()
+            await super().handle(received)
+
+    async with new_system() as system:
+        packing = system.project(Patient())
+        await order(system, "tea")
+        await begun.wait()
+    assert packing.status.state == "stopped"
+    async with new_system() as system:
+        packing = system.project(Packing())
+        await packing.wait_for(1, timeout=5)
+        assert await parcel(system) == ["tea"]
+
+
+async def test_side_effects_of_new_events_are_commands_too(
+    new_system: NewSystem, path: Path
+) -> None:
+    class Shown(Projection):
+        name = "shown"
+        events = (Ordered,)
+        on_error = Retry(3).then(Pause())
+        failures = 1
+
+        def setup(self, tx: Any) -> None:
+            tx.execute("CREATE TABLE shown (item TEXT)")
+
+        def handle(self, received: Any, tx: Any) -> None:
+            tx.execute("INSERT INTO shown VALUES (?)", (received.event.item,))
+
+        async def live(self, received: Any) -> None:
+            assert self.causation_id == f"shown/live/{received.seq}"
+            await self.command(Parcel, "p", Pack(received.event.item))
+            if self.failures:
+                self.failures -= 1
+                raise OSError("no network")
+
+    async with new_system() as system:
+        shown = system.project(Shown(SQLiteView(path)))
+        await in_state(shown, "running")
+        await shown.wait_for(await order(system, "tea", "milk"), timeout=10)
+        with anyio.fail_after(10):
+            while await parcel(system) != ["tea", "milk"]:  # noqa: ASYNC110 - nothing tells of it
+                await anyio.sleep(0.01)
+
+
+async def test_commands_belong_to_an_event(new_system: NewSystem, path: Path) -> None:
+    class Wrong(Projection):
+        name = "wrong"
+        events = (Ordered,)
+        on_error = Pause()
+
+        def handle(self, received: Any, tx: Any) -> None:
+            assert self.causation_id
+
+    async with new_system() as system:
+        wrong = system.project(Wrong(SQLiteView(path)))
+        with pytest.raises(InvalidProjection, match="at hand"):
+            await wrong.projection.command(Parcel, "p", Pack("tea"))
+        await order(system, "tea")
+        await in_state(wrong, "paused")
+        assert "InvalidProjection" in wrong.status.error
+
+
+class Plain(Actor):
+    async def receive(self, message: Any) -> Any:
+        return message
+
+
+async def test_who_keeps_no_keys_is_told_nothing(new_system: NewSystem) -> None:
+    class Wrong(Packing):
+        on_error = Pause()
+
+        async def handle(self, received: Any) -> None:
+            await self.command(Plain, "p", "pack")
+
+    async with new_system() as system:
+        wrong = system.project(Wrong())
+        await order(system, "tea")
+        await in_state(wrong, "paused")
+        assert "IdempotencyKeysUnsupported" in wrong.status.error
+
+
+async def test_an_answer_that_got_lost_is_no_failure_of_the_event() -> None:
+    store = FaultyPersistence(InMemoryPersistence())
+    async with ActorSystem("bank", persistence=store, audit_interval=None) as system:
+        packing = system.project(Packing())
+        last = await order(system, "tea")
+        await packing.wait_for(last, timeout=5)
+        assert await parcel(system) == ["tea"]
+        store.fail_when(_is_packing_of_milk_the_first_time())
+        await packing.wait_for(await order(system, "milk"), timeout=10)
+        assert await parcel(system) == ["tea", "milk"]
+
+
+def _is_packing_of_milk_the_first_time() -> Any:
+    seen: list[object] = []
+
+    def is_it(operation: Any) -> bool:
+        found = any(getattr(each, "event_type", "") == "Packed" for each in operation.records)
+        if found:
+            seen.append(operation)
+        return found and len(seen) == 1
+
+    return is_it
