@@ -199,7 +199,7 @@ class Plain(Actor):
 
 async def test_who_keeps_no_keys_is_told_nothing(new_system: NewSystem) -> None:
     class Wrong(Packing):
-        on_error = Pause()
+        on_error = Retry(1).then(Pause())
 
         async def handle(self, received: Any) -> None:
             await self.command(Plain, "p", "pack")

@@ -15,6 +15,7 @@ import pytest
 from papyra import Actor, ActorRef, ActorSystem, Failure
 from papyra._runtime.lifecycle import Lifecycle
 from papyra.eventsourcing import SnapshotPolicy
+from papyra.eventsourcing.bookkeeping import Bookkeeping
 from papyra.eventsourcing.history import History
 from papyra.exceptions import StoreError
 from papyra.output_gate import Output, OutputGate
@@ -141,8 +142,8 @@ def replies_ahead(monkeypatch: pytest.MonkeyPatch) -> None:
 def state_ahead(monkeypatch: pytest.MonkeyPatch) -> None:
     """Have `persist` take on the state first, and keep it when the append fails."""
 
-    async def append(history: History[Any], events: list[object]) -> None:
-        history._state, records = history._next(history.state, events)
+    async def append(history: History[Any], events: list[object], *rest: object) -> None:
+        history._state, records = history._next(history.state, events, None, ())
         history.revision += len(records)
         await history._context.persistence.ask(AppendMany(tuple(records)))
 
@@ -154,13 +155,15 @@ def snapshots_ahead(monkeypatch: pytest.MonkeyPatch) -> None:
     """Have a snapshot be of the state when its event is stored, and not when that was persisted."""
     append_nowait = History.append_nowait
 
-    def append(history: History[Any], events: list[object], answered: Answered) -> None:
+    def append(
+        history: History[Any], events: list[object], answered: Answered, *rest: object
+    ) -> None:
         revision = history.revision + len(events)
 
         def stored(reply: Any, error: Exception | None) -> None:
             answered(reply, error)
             if error is None and snapshots is not None:
-                save = snapshots.take(history._state, revision)
+                save = snapshots.take(history._state, revision, Bookkeeping())
                 if save is not None:
                     save(reply.last_seq)
 
