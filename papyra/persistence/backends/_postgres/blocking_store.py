@@ -11,7 +11,14 @@ import psycopg
 
 from papyra.exceptions import BackendInUse, PersistenceError, StoreFenced, StoreNotAcknowledged
 from papyra.persistence.backends._io.commit_token import CommitToken
-from papyra.persistence.backends._postgres import compaction, outbox, repair, schema, snapshots
+from papyra.persistence.backends._postgres import (
+    compaction,
+    outbox,
+    positions,
+    repair,
+    schema,
+    snapshots,
+)
 from papyra.persistence.backends._postgres.blocks import totals
 from papyra.persistence.backends._postgres.connection import (
     application_name,
@@ -77,6 +84,10 @@ class BlockingStore:
         self._row = WriterRow()
         #: requests for the writer, which others have left
         self.requests = RequestTable(self._session, self._row)
+        #: whether the tables have them: a reader may look at those of an older version
+        self._has_positions = True
+        #: whether the last change of one has raised, and may be committed yet
+        self._is_position_in_doubt = False
         #: whether a record was seen that can't be read
         self.is_damaged = False
 
@@ -94,6 +105,7 @@ class BlockingStore:
 
     def _look(self, system: System) -> None:
         schema.require(system)
+        self._has_positions = schema.version_of(system) >= schema.POSITIONS_SINCE
         self._row.greatest_seq(system)
 
     def _prepare(self, system: System) -> None:
@@ -398,6 +410,68 @@ class BlockingStore:
                 change(system)
 
         self._session.call(make)
+
+    def load_position(self, name: str) -> bytes | None:
+        """Return a position, or `None`."""
+        if not self._has_positions:
+            return None
+
+        def look(system: System) -> bytes | None:
+            if self._is_position_in_doubt:
+                with transaction(system.connection), contextlib.suppress(StoreFenced):
+                    self._row.lock(system)  # which waits for a commit that is under way
+                self._is_position_in_doubt = False
+            return positions.load(system, name)
+
+        return self._session.call(look)
+
+    def save_position(self, name: str, data: bytes, expected: bytes | None) -> bool:
+        """Set a position, if it is as expected."""
+        return self._set_position(
+            name, data, expected, lambda system: positions.save(system, name, data)
+        )
+
+    def remove_position(self, name: str, expected: bytes) -> bool:
+        """Remove a position, if it is as expected."""
+        return self._set_position(
+            name, None, expected, lambda system: positions.remove(system, name)
+        )
+
+    def _set_position(
+        self,
+        name: str,
+        wanted: bytes | None,
+        expected: bytes | None,
+        change: Callable[[System], None],
+    ) -> bool:
+        """Make a change of a position, if it is as expected.
+
+        Where the commit of an earlier try was not confirmed, and it was as expected then, what is
+        there now is this one's: nobody else can have set it, as long as this is the writer.
+        """
+        was_expected = False
+
+        def compare_and_set(system: System) -> bool:
+            nonlocal was_expected
+            with transaction(system.connection):
+                self._row.lock(system)
+                found = positions.load(system, name)
+                if found != expected:
+                    return was_expected and found == wanted
+                was_expected = True
+                change(system)
+            return True
+
+        self._is_position_in_doubt = True
+        is_set = self._session.call(compare_and_set)
+        self._is_position_in_doubt = False
+        return is_set
+
+    def list_positions(self, after: str | None, limit: int) -> Sequence[str]:
+        """Return up to `limit` names of positions."""
+        if not self._has_positions:
+            return ()
+        return self._session.call(lambda system: positions.list_positions(system, after, limit))
 
     def handed_over(self, after: int | None, size: int) -> Sequence[HandedOver]:
         """Return the first of what waits in the outbox, of so many bytes."""

@@ -24,6 +24,7 @@ from papyra.persistence.backends._sql.tables import TABLES
 __all__ = (
     "MIGRATIONS",
     "NAMES",
+    "POSITIONS_SINCE",
     "VERSION",
     "create",
     "forget_system",
@@ -127,18 +128,39 @@ CREATE TABLE {schema}.papyra_outbox_refused (
 )
 """,
 )
-#: The tables that are ours.
-NAMES = frozenset(
+_FIRST_NAMES = frozenset(
     {
         *("papyra_schema", "systems", "blocks", "snapshots", "quarantine", "requests"),
         *("papyra_outbox", "papyra_outbox_refused"),
         *(table.name for table in TABLES.values()),
     }
 )
+_POSITIONS = (
+    """
+CREATE TABLE {schema}.papyra_positions (
+    system_id text COLLATE "C" NOT NULL,
+    name text COLLATE "C" NOT NULL,
+    data bytea NOT NULL,
+    PRIMARY KEY (system_id, name)
+)
+""",
+)
 #: Every version that there was, in order.
-MIGRATIONS = (Migration(1, "make the tables of Papyra's", NAMES, _STATEMENTS),)
+MIGRATIONS = (
+    Migration(1, "make the tables of Papyra's", _FIRST_NAMES, _STATEMENTS),
+    Migration(
+        2,
+        "add the table of positions, which is empty",
+        frozenset({"papyra_positions"}),
+        _POSITIONS,
+    ),
+)
+#: The tables that are ours.
+NAMES = frozenset(name for migration in MIGRATIONS for name in migration.tables)
 #: The version that this program writes, and the oldest one that readers can do with.
 VERSION, OLDEST_READABLE = newest(MIGRATIONS), 1
+#: The first version with positions.
+POSITIONS_SINCE = 2
 #: One at a time makes tables: a number for whoever looks at locks, "papyra" in ASCII.
 _LOCK = 0x706170797261
 

@@ -9,6 +9,7 @@ from papyra.persistence.backends._io.threaded_parts import (
     ThreadedInbox,
     ThreadedMigrating,
     ThreadedOutbox,
+    ThreadedPositions,
     ThreadedRebasing,
 )
 from papyra.persistence.backends._postgres.blocking_store import NAME, BlockingStore
@@ -20,7 +21,12 @@ __all__ = ("PostgresStore",)
 
 
 class PostgresStore(
-    ThreadedEncodedHistories, ThreadedRebasing, ThreadedInbox, ThreadedMigrating, ThreadedOutbox
+    ThreadedEncodedHistories,
+    ThreadedRebasing,
+    ThreadedPositions,
+    ThreadedInbox,
+    ThreadedMigrating,
+    ThreadedOutbox,
 ):
     """A `Store` in a PostgreSQL database."""
 

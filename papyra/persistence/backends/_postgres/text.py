@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from hashlib import blake2b
 
-__all__ = ("column_text",)
+__all__ = ("column_text", "text_of_column")
 
 #: What stands for a NUL character, and introduces itself and what was shortened.
 _MARK = "\N{SYMBOL FOR NULL}"
@@ -28,6 +29,11 @@ def column_text(text: str) -> str:
     if len(encoded) > _LONGEST:
         return f"{_escaped(text[:_KEPT])}{_MARK}:{_hash(encoded)}"
     return _escaped(text)
+
+
+def text_of_column(column: str) -> str:
+    """Return the string of up to 1,000 bytes that a column has in the way of `column_text`."""
+    return re.sub(f"{_MARK}(.)", lambda match: "\0" if match[1] == "0" else match[1], column)
 
 
 def _escaped(text: str) -> str:

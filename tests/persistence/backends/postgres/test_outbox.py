@@ -362,9 +362,9 @@ async def test_tables_are_changed_by_one_call_and_not_while_a_system_writes_them
     async with make() as store:
         await store.append(event(1))
         # As if the next version were this program's.
-        newer = Migration(2, "change nothing", frozenset(), ("SELECT 1",))
+        newer = Migration(3, "change nothing", frozenset(), ("SELECT 1",))
         monkeypatch.setattr(postgres_schema, "MIGRATIONS", (*postgres_schema.MIGRATIONS, newer))
-        monkeypatch.setattr(postgres_schema, "VERSION", 2)
+        monkeypatch.setattr(postgres_schema, "VERSION", 3)
         with pytest.raises(BackendInUse, match="writes 'papyra'"):
             await make(system_id="other").migrate()
     with pytest.raises(StoreOutdated, match="papyra migrate"):
@@ -372,7 +372,7 @@ async def test_tables_are_changed_by_one_call_and_not_while_a_system_writes_them
     async with make(read_only=True) as reader:
         assert await numbers(reader) == [1]
     report = await make().migrate()
-    assert report == MigrationReport("postgres", True, 1, 2, ("change nothing",))
+    assert report == MigrationReport("postgres", True, 2, 3, ("change nothing",))
     async with make() as store:
         await store.append(event(2))
         assert await numbers(store) == [1, 2]
