@@ -37,6 +37,7 @@ from papyra.persistence.backends._redis.consumer_groups import (
 from papyra.persistence.backends._redis.fenced_writer import Writer
 from papyra.persistence.backends._redis.following import Follower
 from papyra.persistence.backends._redis.histories import HistoryReader
+from papyra.persistence.backends._redis.positions import RedisPositions
 from papyra.persistence.backends._redis.reader import Reader
 from papyra.persistence.backends._redis.repair import renumber, repair
 from papyra.persistence.backends._redis.request_keys import RequestKeys
@@ -254,9 +255,12 @@ class RedisStore:
         self._histories = HistoryReader(self.client, self._index)
         self._compaction = Compaction(self.client, self.writer, self._reader, self._index)
         self._snapshots = RedisSnapshots(self.client, self.writer)
+        self._positions = RedisPositions(self.client, self.writer)
         self._requests = RequestKeys(self.client)
         #: whether an append may follow without a `claim` of the writer
         self._is_settled = False
+        #: whether the last change of a position has raised, and may be made yet
+        self._is_position_in_doubt = False
 
     @property
     def location(self) -> str:
@@ -393,6 +397,40 @@ class RedisStore:
         """Remove a snapshot, if it is there, as the writer."""
         await self.claim()
         await self.asyncio.run(self._snapshots.remove, stored.owner, stored.revision)
+
+    async def load_position(self, name: str) -> bytes | None:
+        """Return a position, or `None`; no change that raised is made after that."""
+        if self._is_position_in_doubt:
+            with contextlib.suppress(StoreFenced):  # whose epoch is greater, too
+                await self._settle()
+            self._is_position_in_doubt = False
+        return await self.asyncio.run(self._positions.load, name)
+
+    async def save_position(self, name: str, data: bytes, expected: bytes | None) -> bool:
+        """Set a position beside the streams, if it is as expected, as durably as an append."""
+        return await self._change_position(name, data, expected)
+
+    async def remove_position(self, name: str, expected: bytes) -> bool:
+        """Remove a position, if it is as expected, as durably as an append."""
+        return await self._change_position(name, None, expected)
+
+    async def _change_position(
+        self, name: str, wanted: bytes | None, expected: bytes | None
+    ) -> bool:
+        self._must_write()
+        self._is_position_in_doubt = True
+        try:
+            is_done = await self.asyncio.run(self._positions.change, name, wanted, expected)
+        except BaseException:
+            # It may be on its way: once the epoch has grown, it comes too late.
+            self._is_settled = False
+            raise
+        self._is_position_in_doubt = False
+        return is_done
+
+    async def list_positions(self, after: str | None, limit: int) -> Sequence[str]:
+        """List the names of positions."""
+        return await self.asyncio.run(self._positions.page, after, limit)
 
     async def post(self, request_id: str, data: bytes) -> None:
         """Leave a request in the hash ``{...}:requests``, for an hour at most."""

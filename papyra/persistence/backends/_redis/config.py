@@ -213,7 +213,7 @@ class Keys:
         #: whether another prefix and system id look the same
         self.is_ambiguous = self._plain.count(":") > 1
         self.tag = self.meta = self.index = self.bases = ""
-        self.snapshots = self.snapshot_names = ""
+        self.snapshots = self.snapshot_names = self.positions = ""
         self.streams: dict[Kind, str] = {}
         #: what scripts about records are given
         self.all: list[str] = []
@@ -238,6 +238,8 @@ class Keys:
         #: a hash: the snapshots, by their names; and a sorted set: these names
         self.snapshots = f"{self.tag}:snapshots"
         self.snapshot_names = f"{self.tag}:snapshot_names"
+        #: a hash: the positions of those who follow the store, by their names
+        self.positions = f"{self.tag}:positions"
 
     @property
     def beside(self) -> list[str]:
@@ -248,7 +250,7 @@ class Keys:
     def everything(self) -> list[str]:
         """All that there may be of the store, to remove it."""
         quarantines = map(self.quarantine, KINDS)
-        beside = (self.snapshots, self.snapshot_names, self.snapshot_quarantine)
+        beside = (self.snapshots, self.snapshot_names, self.snapshot_quarantine, self.positions)
         return [*self.all, *beside, *quarantines]
 
     @property

@@ -346,11 +346,19 @@ class Writer:
 
         It gets the epoch first, and refuses what comes from a writer that is fenced.
         """
+        if not await self.change_beside(script, keys, *args):
+            raise self.refusal(b"differs", [])
+
+    async def change_beside(self, script: scripts.Script, keys: Sequence[str], *args: Any) -> bool:
+        """Do as `write_beside` does; return False where the script replies ``differs``."""
         epoch = await self.epoch_beside()
         status, *reply = await self._call_confirmed(script, (epoch, *args), keys=keys)
+        if status == b"differs":
+            return False
         if status != b"ok":
             raise self.refusal(status, reply)
         self.is_dirty = True
+        return True
 
     async def _send(self, batch: Batch) -> list[Any]:
         first, count = batch.first_seq, len(batch.records)

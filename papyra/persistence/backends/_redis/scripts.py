@@ -29,6 +29,7 @@ __all__ = (
     "OWN",
     "PAGE",
     "PLACED",
+    "POSITION",
     "REBASE",
     "RECOUNT",
     "REMOVE",
@@ -90,6 +91,7 @@ MISSING = Script(*_COMMON, "members", "missing")
 IDENTIFY = Script("identify")
 SNAPSHOT = Script("whole_numbers", "written_by", "snapshot")
 SNAPSHOTS = Script("snapshots")
+POSITION = Script("whole_numbers", "written_by", "position")
 PAGE = Script("bases", "page")
 _HISTORIES = (
     *("permissions", "members", "sound", "last_through", "kept", "bases"),
