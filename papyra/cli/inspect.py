@@ -142,6 +142,8 @@ def _fields(
     if summary.snapshots:
         size = format_bytes(summary.snapshot_bytes or 0)
         fields.append(("snapshots", f"{summary.snapshots:,}, {size}"))
+    if summary.positions:
+        fields.append(("positions", f"{summary.positions:,} of those who follow it"))
     if summary.outbox_waiting or summary.outbox_refused:
         fields.append(
             (

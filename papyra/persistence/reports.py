@@ -100,6 +100,8 @@ class StoreSummary(msgspec.Struct, frozen=True, tag=True):
     #: snapshots, and their bytes; `None` where there can be none, or where they can't be listed
     snapshots: int | None = None
     snapshot_bytes: int | None = None
+    #: names that have a position of those who follow the store; `None` as for snapshots
+    positions: int | None = None
     #: events of applications that wait in the outbox, and those that were set aside; `None` where
     #: there is no outbox
     outbox_waiting: int | None = None

@@ -29,7 +29,7 @@ from papyra.persistence.backends.all_kinds import read_all
 from papyra.persistence.backends.group_commit import Committed, commit
 from papyra.persistence.backends.inbox import InboxKeeper
 from papyra.persistence.backends.outbox import OutboxKeeper, with_outbox
-from papyra.persistence.backends.positions import PositionKeeper
+from papyra.persistence.backends.positions import PositionKeeper, counting_positions
 from papyra.persistence.backends.rebasing import compact_and_trim
 from papyra.persistence.backends.snapshot_check import (
     counting_snapshots,
@@ -432,7 +432,9 @@ class PersistenceBackend(PersistenceVerbs, PersistenceMetricsMixin):
                 return await self._session.restore(records)
             case Summarize():
                 summary = await self._session.attempt("read", summarize, self.store)
-                return await self._session.attempt("read", counting_snapshots, self.store, summary)
+                for counting in (counting_snapshots, counting_positions):
+                    summary = await self._session.attempt("read", counting, self.store, summary)
+                return summary
             case Read() | ReadHistory():
                 return await self._read(request)
             case ReadAll():

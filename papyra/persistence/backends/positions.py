@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from typing import TypeAlias, assert_never, cast
 
+import msgspec
+
 from papyra._safe_repr import shown
-from papyra.exceptions import PositionsUnsupported
+from papyra.exceptions import PositionsUnsupported, StoreAccessDenied, StoreWrongType
 from papyra.persistence.backends._session import StoreSession
 from papyra.persistence.backends.store import Positions, Store
 from papyra.persistence.messages import (
@@ -18,6 +20,7 @@ from papyra.persistence.messages import (
     RemovePosition,
     SavePosition,
 )
+from papyra.persistence.reports import StoreSummary
 
 #: Names of a page, at most.
 _PAGE = 1_000
@@ -66,6 +69,21 @@ class PositionKeeper:
         limit = _PAGE if request.limit is None else min(request.limit, _PAGE)
         page = tuple(await self._session.attempt("read", names, request.after, limit))
         return PositionNames(page, more=len(page) == limit)
+
+
+async def counting_positions(store: Store, summary: StoreSummary) -> StoreSummary:
+    """Return the summary with the number of positions, whose names are listed."""
+    if not isinstance(store, Positions):
+        return summary
+    count, last = 0, None
+    try:
+        while page := await store.list_positions(last, _PAGE):
+            count, last = count + len(page), page[-1]
+            if len(page) < _PAGE:
+                break
+    except (OSError, StoreAccessDenied, StoreWrongType):
+        return summary  # whoever needs one of them is told why
+    return msgspec.structs.replace(summary, positions=count)
 
 
 def positions_of(store: Store) -> Positions:

@@ -160,6 +160,7 @@ class Noting:
             assert await backend.save_position("a", b"1", None)
             assert await everything(backend) == before
             assert (await backend.scan()).is_clean
+            assert (await backend.summarize()).positions == 1
             await backend.compact(RetentionPolicy(max_records=1))
             await backend.recover()
             assert await backend.load_position("a") == b"1"
