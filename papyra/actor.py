@@ -5,7 +5,7 @@ from __future__ import annotations
 import abc
 import dataclasses
 import inspect
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from types import FunctionType
 from typing import Any, ClassVar, Protocol, runtime_checkable
 
@@ -22,7 +22,8 @@ from papyra.entity import AwakeEntities, EntityRef
 from papyra.exceptions import InvalidActor, InvalidActorName, UnhandledMessage
 from papyra.output_gate import OutputGate
 from papyra.persistence.messages import Append, Appended
-from papyra.persistence.records import PersistedEvent, event_record
+from papyra.persistence.records import Kind, PersistedEvent, event_record
+from papyra.persistence.subscription import Selection
 from papyra.persistence.verbs import PersistenceVerbs
 from papyra.ref import ActorRef
 from papyra.supervision import Decision, OneForOne, SupervisionPolicy
@@ -94,6 +95,16 @@ class System(Protocol):
 
     def find(self, address: ActorAddress | str) -> ActorRef | None:
         """Return the living actor at `address`."""
+
+    def selection(
+        self,
+        *,
+        kinds: Sequence[Kind],
+        types: Iterable[str | type] | None,
+        actor: ActorRef | ActorAddress | str | None,
+        entity: type[Actor] | None,
+    ) -> Selection:
+        """Return what a subscription gives out, and in which form."""
 
     def audit(self) -> AuditReport:
         """Return the health of the system now."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict, deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from collections.abc import Set as AbstractSet
 from itertools import islice, takewhile
 from typing import Any, Generic, NamedTuple, TypeVar
@@ -194,7 +194,18 @@ class Mailbox(Generic[T]):
 
     def discard(self, item_type: type) -> None:
         """Drop what it holds of exactly this type."""
-        kept = [item for item in self._items if type(item) is not item_type]
+        self.drop(lambda item: type(item) is item_type)
+
+    def drop(self, is_dropped: Callable[[T], bool]) -> None:
+        """Drop what it holds, and what waiting senders have, of which `is_dropped` says so.
+
+        Those senders must have been cancelled.
+        """
+        if self._senders:
+            for admitted in [key for key, item in self._senders.items() if is_dropped(item)]:
+                del self._senders[admitted]
+            self._set_limit()
+        kept = [item for item in self._items if not is_dropped(item)]
         if len(kept) < len(self._items):
             self._items = deque(kept)
             if len(kept) <= self._low_water:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import AbstractAsyncContextManager
 from contextvars import ContextVar, copy_context
 from threading import get_ident
 from typing import Any, Final, Literal, NoReturn, Protocol, TypeAlias, overload
@@ -42,6 +43,11 @@ Values: TypeAlias = Sequence[tuple[ContextVar[Any], Any]]
 #: Called with a reply, or an error, where an actor gives it.
 Answered: TypeAlias = Callable[[object, Exception | None], None]
 
+#: What an actor is fed from: entered, and iterated over, by a task of the runtime's.
+Source: TypeAlias = AbstractAsyncContextManager[AsyncIterator[object]]
+#: Returns the message that says that a source has ended, with the error that it has raised.
+LastMessage: TypeAlias = Callable[[Exception | None], object]
+
 #: In place of a reply that has not come; `None` is one like any other.
 _NO_REPLY: Final = object()
 
@@ -59,6 +65,13 @@ class Wait(Protocol):
 
     def end(self) -> None:
         """Note that the wait is over."""
+
+
+class Feed(Protocol):
+    """What an actor gets out of one source."""
+
+    def end(self) -> None:
+        """Put no more into the mailbox, and drop what waits there. Does nothing at its end."""
 
 
 class Recipient(Protocol):
@@ -98,6 +111,9 @@ class Recipient(Protocol):
 
     def refuse_anyway(self, message: object) -> None:
         """Make a dead letter of `message`, whether the store has room for it or not."""
+
+    def feed(self, source: Source, last: LastMessage, over: Callable[[Feed], None]) -> Feed:
+        """Feed the actor; raise `ActorStopped` if it has stopped, or is stopping, or asleep."""
 
     def stopped_error(self, what: str, handled: Literal["never", "maybe"]) -> ActorStopped:
         """Return the error for who asked an actor that has stopped, or is about to."""
@@ -229,6 +245,23 @@ class ActorRef:
             self._mailbox.push(call.ask)
         except MailboxClosed:
             raise self._cell.stopped_error("is stopping", "never") from None
+
+    def feed(
+        self,
+        source: Source,
+        last: LastMessage,
+        over: Callable[[Feed], None] = lambda _: None,
+    ) -> Feed:
+        """Have the actor handle what comes out of `source`, in order, as messages.
+
+        No more than 32 items wait in the mailbox, whatever its capacity; more are taken out of
+        `source` when these are handled, so when their replies would be given. It ends with this
+        life of the actor, restarts included: what waits is dropped then. Where `source` ends, or
+        raises, the message that `last` returns comes after the last item. `over` is called at the
+        end, whichever it is. Raises `ActorStopped` for an actor that is stopping, or asleep.
+        """
+        self._cell.loop.check()
+        return self._cell.feed(source, last, over)
 
     def _put(self, message: object) -> None:
         try:

@@ -46,6 +46,7 @@ from papyra.eventsourcing.decoding import wanted_events
 from papyra.exceptions import (
     EscalatedFailure,
     InvalidPolicy,
+    InvalidRequest,
     InvalidSetting,
     SystemAlreadyStarted,
     SystemNotRunning,
@@ -59,7 +60,7 @@ from papyra.persistence.messages import Attend, Attended, Flush
 from papyra.persistence.metrics import MetricsSnapshot
 from papyra.persistence.records import Kind
 from papyra.persistence.startup import PersistenceStartupConfig, check_store
-from papyra.persistence.subscription import Subscription
+from papyra.persistence.subscription import Selection, Subscription
 from papyra.projections.projection import Projection
 from papyra.projections.runner import ProjectionRunner, Projections
 from papyra.ref import ActorRef
@@ -315,15 +316,28 @@ class ActorSystem:
                 f"the system {self._system_id!r} is not running: "
                 "subscribe inside 'async with ActorSystem(...) as system:'"
             )
+        selection = self.selection(kinds=kinds, types=types, actor=actor, entity=entity)
+        return Subscription(self.backend, selection, after)
+
+    def selection(
+        self,
+        *,
+        kinds: Sequence[Kind] = ("event",),
+        types: Iterable[str | type] | None = None,
+        actor: ActorRef | ActorAddress | str | None = None,
+        entity: type[Actor] | None = None,
+    ) -> Selection:
+        """Return what `subscribe` gives out for these arguments. Raises as that does."""
+        if entity is not None and not (isinstance(entity, type) and issubclass(entity, Actor)):
+            raise InvalidRequest(f"entity is a class of actors, not {shown(entity)}")
         names, decode = wanted_events(types, entity)
         address = actor.address if isinstance(actor, ActorRef) else actor
-        return self.backend.subscribe(
-            after=after,
-            kinds=kinds,
-            types=names,
-            actor=str(address) if isinstance(address, ActorAddress) else address,
-            entity=None if entity is None else entity.entity_name or entity.__name__,
-            decode=decode,
+        return Selection(
+            tuple(kinds),
+            None if names is None else frozenset(names),
+            str(address) if isinstance(address, ActorAddress) else address,
+            None if entity is None else entity.entity_name or entity.__name__,
+            decode,
         )
 
     def project(self, projection: Projection) -> ProjectionRunner:

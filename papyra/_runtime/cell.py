@@ -14,6 +14,7 @@ from papyra._runtime.dead_letters import DeadLetters
 from papyra._runtime.deadlock_detection import Waits
 from papyra._runtime.death_watch import DeathWatch
 from papyra._runtime.failures import Failures, Outcome, Supervisor
+from papyra._runtime.feeds import Feed
 from papyra._runtime.lifecycle import Lifecycle
 from papyra._runtime.loop import ActorLoop
 from papyra._runtime.props import Props
@@ -32,11 +33,16 @@ from papyra.exceptions import (
 )
 from papyra.mailbox import Mailbox
 from papyra.output_gate import OutputGate, current_gate
-from papyra.ref import ActorRef, Ask, Terminated, Told
+from papyra.ref import ActorRef, Ask, LastMessage, Source, Terminated, Told
+from papyra.ref import Feed as AnyFeed
 from papyra.supervision import Decision, SupervisionPolicy
 
 #: The actor in whose task, or in a task made there, the code runs.
 current_cell: ContextVar[Cell | None] = ContextVar("papyra_current_cell", default=None)
+
+
+# Most actors have none, and a list takes 56 bytes, even if it is empty.
+_NO_FEEDS: Any = ()
 
 
 class Runtime(Protocol):
@@ -137,6 +143,7 @@ class Cell:
     __slots__ = (
         "_actor_loop",
         "_death_watch",
+        "_feeds",
         "_running",
         "_runtime",
         "_waits",
@@ -202,6 +209,7 @@ class Cell:
 
         # Made when they are needed: most actors neither watch, nor are watched, nor wait.
         self._death_watch: DeathWatch | None = None
+        self._feeds: list[AnyFeed] = _NO_FEEDS
         self._waits: Waits | None = None
         self._runtime = runtime
         self._running: Coroutine[Any, Any, None] | None = None
@@ -335,6 +343,25 @@ class Cell:
             return caller.waits
         return None
 
+    def feed(self, source: Source, last: LastMessage, over: Callable[[AnyFeed], None]) -> AnyFeed:
+        if self.mailbox.closed:
+            raise self.stopped_error("is stopping", "never")
+
+        def end(feed: AnyFeed) -> None:
+            self._feeds.remove(feed)
+            over(feed)
+
+        feed = Feed(self.mailbox, self.loop.new_signal, source, last, end)
+        self._feeds = [*self._feeds, feed]
+        name = f"{self.address} is fed"
+        self._runtime.start_task(name, shield_from_interrupts(feed.run), lambda: feed.has_begun)
+        return feed
+
+    def end_feeds(self) -> None:
+        """End what feeds this incarnation, and drop what of it is in the mailbox."""
+        for feed in tuple(self._feeds):
+            feed.end()
+
     def forget_watches(self) -> None:
         """Take back every `watch`, and the notices of deaths that are in the mailbox."""
         if self._death_watch is not None:
@@ -467,6 +494,7 @@ class Cell:
     def end(self) -> None:
         """Tell all who want to know that the actor has stopped."""
         self.parent.children.remove(self)
+        self.end_feeds()
         if self._death_watch is not None:
             self._death_watch.end()
         if self.entity is not None:

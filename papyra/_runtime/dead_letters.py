@@ -7,6 +7,7 @@ from typing import Any
 import anyio
 from anyio.lowlevel import checkpoint
 
+from papyra._runtime.feeds import is_fed
 from papyra._runtime.lifecycle import Lifecycle
 from papyra._runtime.recorder import Recorder
 from papyra.address import ActorAddress
@@ -100,14 +101,14 @@ class DeadLetters:
     def _add_oldest(self) -> bool:
         """Make a dead letter of the oldest message; return whether there was one."""
         item = self._mailbox.pop(_NOTHING)
-        if type(item) is Ask:
+        if type(item) is Ask and not is_fed(item):
             self.left += 1
             try:
                 self.add_anyway(item.message, asked=True)
             finally:
                 item.fail(self._lifecycle.stopped_error("stopped before it could reply", "never"))
-        # A `Terminated` is the runtime's own, and nobody misses it.
-        elif item is not _NOTHING and type(item) is not Terminated:
+        # A `Terminated` is the runtime's own, and nobody misses it, or what is fed.
+        elif item is not _NOTHING and type(item) not in (Terminated, Ask):
             self.left += 1
             self.add_anyway(item.message if type(item) is Told else item, asked=False)
         return item is not _NOTHING

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import weakref
+from collections.abc import Callable
 from typing import Literal, Protocol
 
 from papyra._durations import LONGEST
@@ -18,7 +19,7 @@ from papyra.address import ActorAddress
 from papyra.entity import EntityRef
 from papyra.exceptions import ActorStopped, MailboxClosed
 from papyra.mailbox import Mailbox
-from papyra.ref import Terminated
+from papyra.ref import Feed, LastMessage, Source, Terminated
 from papyra.supervision import Decision
 
 
@@ -155,6 +156,11 @@ class Entity:
     def refuse_anyway(self, message: object) -> None:
         """Make a dead letter of `message`, whether the store has room for it or not."""
         self._lives.recorder.dead_letter_left(self.address, message, False)
+
+    def feed(self, source: Source, last: LastMessage, over: Callable[[Feed], None]) -> Feed:
+        """Raise `ActorStopped`: while it sleeps, there is nobody with whose life that could end."""
+        del source, last, over
+        raise ActorStopped(f"{self.address} is asleep", handled="never")
 
     def stopped_error(self, what: str, handled: Literal["never", "maybe"]) -> ActorStopped:
         """Return the error for who asked when the system no longer wakes its entities."""

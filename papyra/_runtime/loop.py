@@ -25,6 +25,7 @@ from papyra._runtime.children import Children
 from papyra._runtime.context_variables import carrying
 from papyra._runtime.dead_letters import DeadLetters
 from papyra._runtime.failures import Failures, Supervisor
+from papyra._runtime.feeds import is_fed
 from papyra._runtime.lifecycle import Lifecycle
 from papyra._runtime.props import Props
 from papyra._runtime.recorder import Recorder
@@ -84,6 +85,9 @@ class LoopOwner(Protocol):
 
     def forget_watches(self) -> None:
         """Take back every watch."""
+
+    def end_feeds(self) -> None:
+        """End what feeds this incarnation."""
 
     def launch_again(self) -> None:
         """Run the next incarnation."""
@@ -179,7 +183,7 @@ class ActorLoop:
                 self._dead_letters.postpone(message, asked=False)
                 return True
             if ask is not None and ask.message is message and ask.error is None:
-                self._dead_letters.postpone(message, asked=True)
+                self._dead_letters.postpone(message, asked=not is_fed(ask))
                 ask.error = error
                 self._give(ask, functools.partial(ask.fail, error))
                 return True
@@ -340,7 +344,8 @@ class ActorLoop:
                 raise
             self._fail([item], error)
             if type(message) is not Terminated:
-                self._dead_letters.postpone(message, asked=type(item) is Ask)
+                asked = type(item) is Ask and not is_fed(item)
+                self._dead_letters.postpone(message, asked=asked)
             return False
         return True
 
@@ -513,6 +518,7 @@ class ActorLoop:
         Somebody who wants the actor to stop does not have to wait for that.
         """
         self._cell.forget_watches()
+        self._cell.end_feeds()
         if self._lifecycle.restart_delay:
             with self._cell.clock.move_on_after(self._lifecycle.restart_delay):
                 await self._mailbox.wait_closed()

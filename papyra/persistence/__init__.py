@@ -71,6 +71,12 @@ if TYPE_CHECKING:
     )
     from papyra.persistence.snapshots import Snapshot
     from papyra.persistence.startup import PersistenceStartupConfig
+    from papyra.persistence.subscribing import (
+        Subscribe,
+        Subscribed,
+        SubscriptionEnded,
+        Unsubscribe,
+    )
     from papyra.persistence.subscription import CaughtUp, FellBehind, Received, Subscription
 
 __all__ = (
@@ -135,15 +141,19 @@ __all__ = (
     "Snapshot",
     "SnapshotSaved",
     "StoreSummary",
+    "Subscribe",
+    "Subscribed",
     "Subscription",
+    "SubscriptionEnded",
     "Summarize",
     "TakeOutbox",
+    "Unsubscribe",
 )
 
 #: Where these names are, from the ground up.
 _MODULES = (
     *("records", "snapshots", "reports", "metrics", "breaker", "messages", "subscription"),
-    *("startup", "actor"),
+    *("subscribing", "startup", "actor"),
 )
 
 if not TYPE_CHECKING:

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import time
 from collections.abc import Awaitable, Sequence
 from typing import Any, ClassVar, TypeVar
 
+from papyra._safe_repr import shown, type_and_text
 from papyra.actor import Actor, Failure
 from papyra.exceptions import (
     InvalidActor,
     InvalidPolicy,
+    InvalidRequest,
+    PapyraError,
     PersistenceError,
     StoreError,
     StoreUnavailable,
@@ -18,6 +22,14 @@ from papyra.exceptions import (
 from papyra.persistence.backends.base import PersistenceBackend
 from papyra.persistence.breaker import CircuitBreaker, CircuitBreakerPolicy
 from papyra.persistence.messages import Append, AppendMany, Request
+from papyra.persistence.subscribing import (
+    Subscribe,
+    Subscribed,
+    SubscriptionEnded,
+    Unsubscribe,
+)
+from papyra.persistence.subscription import Subscription
+from papyra.ref import ActorRef, Feed
 
 ReplyT = TypeVar("ReplyT")
 
@@ -41,6 +53,8 @@ class PersistenceActor(Actor):
     raise `StoreUnavailable` at once, and their records are counted as dropped. `breaker` says when;
     without it, a durable store has the default limits, and any other one none.
 
+    It sends what is stored to actors that ask for it with `Subscribe`.
+
     When it stops it flushes and closes the backend, which may then be hosted again. Raises
     `BackendInUse` if another actor hosts the backend.
     """
@@ -62,6 +76,8 @@ class PersistenceActor(Actor):
         self._breaker = CircuitBreaker(breaker or default)
         self._unlogged = 0
         self._logged_at: float | None = None
+        self._numbers = itertools.count(1)
+        self._subscriptions: dict[int, Feed] = {}
         backend.attach(self)
 
     @property
@@ -76,6 +92,10 @@ class PersistenceActor(Actor):
     async def receive(self, message: Any) -> Any:
         """Carry out any request but the appends."""
         try:
+            if type(message) is Subscribe:
+                return self._subscribe(message)
+            if type(message) is Unsubscribe:
+                return self._unsubscribe(message)
             return await self._backend.handle(message)
         except PersistenceError as error:
             self._log(error)
@@ -96,6 +116,51 @@ class PersistenceActor(Actor):
     async def on_stop(self) -> None:
         """Flush and close the backend, and let go of it."""
         await self._backend.detach()
+
+    def _subscribe(self, request: Subscribe) -> Subscribed | Failure:
+        number, subscriber = next(self._numbers), request.subscriber
+        try:
+            if not isinstance(subscriber, ActorRef):
+                raise InvalidRequest(f"a subscriber is an ActorRef, not {shown(subscriber)}")
+            selection = self.context.system.selection(
+                kinds=request.kinds,
+                types=request.types,
+                actor=request.actor,
+                entity=request.entity,
+            )
+            self._subscriptions[number] = subscriber.feed(
+                Subscription(self._backend, selection, request.after),
+                lambda error: self._ended(number, subscriber, error),
+                lambda _: self._forget(number),
+            )
+        except PapyraError as error:
+            return self._refuse_subscription(error)
+        except Exception as error:  # noqa: BLE001 - a user's own iterable may raise anything
+            refused = InvalidRequest(f"this can't be subscribed to: {type_and_text(error)}")
+            refused.__cause__ = error
+            return self._refuse_subscription(refused)
+        return Subscribed(number)
+
+    def _refuse_subscription(self, error: PapyraError) -> Failure:
+        self._log(error)
+        return Failure(error)
+
+    def _unsubscribe(self, request: Unsubscribe) -> None:
+        feed = self._subscriptions.get(request.subscription)
+        if feed is not None:
+            feed.end()
+
+    def _forget(self, number: int) -> None:
+        self._subscriptions.pop(number, None)
+
+    def _ended(
+        self, number: int, subscriber: ActorRef, error: Exception | None
+    ) -> SubscriptionEnded:
+        if error is not None:
+            logger.error(
+                "the subscription of %s has ended: %s", subscriber.address, type_and_text(error)
+            )
+        return SubscriptionEnded(number, error)
 
     def _seconds_left(self) -> float:
         return self._breaker.seconds_left(self.context.clock.monotonic())
@@ -124,7 +189,7 @@ class PersistenceActor(Actor):
         elif len(errors) < len(replies):
             self._breaker.succeeded()
 
-    def _log(self, *errors: PersistenceError) -> None:
+    def _log(self, *errors: PapyraError) -> None:
         now = time.monotonic()
         self._unlogged += len(errors)
         if errors and (self._logged_at is None or now - self._logged_at >= LOG_INTERVAL):

@@ -33,6 +33,8 @@ from papyra.persistence.messages import (
 )
 from papyra.persistence.records import PersistedEvent, Record
 from papyra.persistence.reports import ReportProgress
+from papyra.persistence.subscribing import Subscribe, Subscribed, Unsubscribe
+from papyra.persistence.subscription import Selection
 from papyra.persistence.verbs import PersistenceVerbs
 from papyra.ref import ActorRef, Answered
 from papyra.retry import Retry
@@ -219,6 +221,11 @@ class LoneActor(Generic[StateT]):
         del address
         return None
 
+    def selection(self, **options: object) -> Selection:
+        """Refuse: nothing comes of it."""
+        del options
+        _refuse("there is nothing to subscribe to")
+
     def audit(self) -> AuditReport:
         """Refuse: there is nothing to look at."""
         _refuse("there is nothing to audit")
@@ -330,6 +337,8 @@ class _StoreRef(_LoneRef):
                 answered(reply, None)
 
     async def _execute(self, request: Any) -> object:
+        if isinstance(request, (Subscribe, Unsubscribe)):
+            return Subscribed(0)  # what the actor is to get, the test gives to it
         reply: object = await self._backend.execute(request)
         match request:
             case Append(PersistedEvent() as event):
