@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import abc
 import dataclasses
+import functools
 import inspect
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from types import FunctionType
-from typing import Any, ClassVar, Protocol, runtime_checkable
+from typing import Any, ClassVar, Protocol, TypeVar, overload, runtime_checkable
 
 import anyio
 
@@ -15,6 +16,7 @@ from papyra._durations import is_seconds
 from papyra._home_loop import HomeLoop
 from papyra._portal import Portal
 from papyra._safe_repr import shown
+from papyra._threads import run_in_thread
 from papyra.address import ActorAddress, users_name
 from papyra.audit import AuditReport
 from papyra.clock import Clock
@@ -27,6 +29,9 @@ from papyra.persistence.subscription import Selection
 from papyra.persistence.verbs import PersistenceVerbs
 from papyra.ref import ActorRef
 from papyra.supervision import Decision, OneForOne, SupervisionPolicy
+from papyra.timers import Timers
+
+ResultT = TypeVar("ResultT")
 
 
 class Entities(AwakeEntities, Protocol):
@@ -110,6 +115,13 @@ class System(Protocol):
         """Return the health of the system now."""
 
 
+class BackgroundTask(Protocol):
+    """A task that an actor has in the background."""
+
+    def cancel(self) -> None:
+        """Cancel it: nothing comes of it any more, and that is no failure. Does not wait."""
+
+
 class ContextOwner(Protocol):
     """The actor that a context is for."""
 
@@ -154,6 +166,20 @@ class ContextOwner(Protocol):
 
     def unhandled(self, message: object) -> UnhandledMessage:
         """Make a dead letter of `message`, and fail the ask that it came with, if any."""
+
+    def timers(self) -> Timers:
+        """Return the timers of the incarnation. Raises `ActorNotRunning`."""
+
+    def set_receive_timeout(self, length: float | None, message: object) -> None:
+        """Have `message` come whenever there was no other for `length` seconds."""
+
+    def run_in_background(
+        self,
+        function: Any,
+        args: tuple[Any, ...],
+        pipe_to_self: Callable[[Any], object] | None,
+    ) -> BackgroundTask:
+        """Await `function`, or what it returns for `args`, in a task of the actor's."""
 
     def settle_first(self, settlement: Callable[[], Awaitable[None]] | None) -> None:
         """Have `settlement` return before each message from now on; `None` takes it back."""
@@ -294,6 +320,78 @@ class ActorContext:
         self._owner.loop.check()
         return self._owner.unhandled(message)
 
+    @property
+    def timers(self) -> Timers:
+        """The volatile timers of this incarnation; as `Actor.timers`.
+
+        Raises `ActorNotRunning` in ``__init__``, and once the actor is stopping or restarting.
+        """
+        return self._owner.timers()
+
+    def receive_timeout(self, seconds: float | None, message: object = None) -> None:
+        """Send `message` to this actor whenever nobody has sent it any for so many seconds.
+
+        That begins now, and again with each message that it has handled; those of its own timers
+        do not count, nor does this one, so it comes again after the same time. `None` for `seconds`
+        ends it; another call replaces it. Like a timer it ends with the incarnation, and does not
+        keep an entity awake: one with a shorter `Actor.idle_timeout` sleeps before it comes.
+
+        Raises `InvalidPolicy` for a time that makes no sense, and as `Timers.start`.
+        """
+        self._owner.set_receive_timeout(seconds, message)
+
+    @overload
+    def run_in_background(
+        self,
+        function: Callable[..., Awaitable[ResultT]],
+        *args: Any,
+        pipe_to_self: Callable[[ResultT], object] | None = None,
+    ) -> BackgroundTask: ...
+
+    @overload
+    def run_in_background(
+        self,
+        function: Awaitable[ResultT],
+        *,
+        pipe_to_self: Callable[[ResultT], object] | None = None,
+    ) -> BackgroundTask: ...
+
+    def run_in_background(
+        self,
+        function: Any,
+        *args: Any,
+        pipe_to_self: Callable[[Any], object] | None = None,
+    ) -> BackgroundTask:
+        """Await ``function(*args)``, or a coroutine, in a task that belongs to this actor.
+
+        The actor goes on with its messages meanwhile. ``pipe_to_self(result)`` makes a message of
+        the result, which is sent to the actor when there is room in its mailbox. What the task
+        raises is the failure of the actor: its supervisor decides, as if `receive` had raised it.
+
+        When the actor stops or restarts, the task is cancelled, and waited for before ``on_stop``;
+        a result that was not handled by then becomes a dead letter. An entity is not idle while it
+        has such a task. To cancel the task of asyncio itself ends it without a result.
+
+        Raises `ActorNotRunning` in ``__init__``, and once the actor is stopping or restarting,
+        `WrongTask` where it is not the actor that calls, and `TypeError` for what can't be awaited:
+        a function that blocks is for `run_in_thread`.
+        """
+        return self._owner.run_in_background(function, args, pipe_to_self)
+
+    async def run_in_thread(self, function: Callable[..., ResultT], *args: Any) -> ResultT:
+        """Return what ``function(*args)`` returns in a thread, and raise what it raises.
+
+        For functions that block. Awaited in `receive`, it holds up the messages of this actor, and
+        nobody else's; ``run_in_background(self.context.run_in_thread, function)`` does not. As many
+        run at a time as anyio's default thread limiter lets (40).
+
+        Nothing ends a thread from outside. Whoever waits here and is cancelled, be it by a timeout
+        or as the actor or the system stops, goes on at once; the function runs on by itself to its
+        end, and what it returns or raises is dropped. It keeps neither the system nor the process.
+        """
+        self._owner.loop.check()
+        return await run_in_thread(self._owner.loop, function, args)
+
     def settle_first(self, settlement: Callable[[], Awaitable[None]] | None) -> None:
         """Call `settlement` before each message, until it is taken back with `None`.
 
@@ -369,6 +467,11 @@ class Actor(abc.ABC):
                 f"{cls.__name__}.supervision is OneForOne or OneForAll, not {cls.supervision!r}"
             )
         _check_entity(cls)
+
+    @functools.cached_property
+    def timers(self) -> Timers:
+        """The volatile timers of this actor, from ``on_start`` on."""
+        return self.context.timers
 
     async def on_start(self) -> None:
         """Prepare for the first message. If this raises, the actor has failed, not started."""

@@ -16,6 +16,10 @@ class ActorInitializationError(PapyraError):
     """An actor's ``__init__`` raised: the actor was never started. `__cause__` says why."""
 
 
+class ActorNotRunning(PapyraError):
+    """An actor has timers and background tasks from ``on_start`` on, and until it stops."""
+
+
 class ActorStopped(PapyraError):
     """The actor that was asked has stopped, or stopped before it could reply.
 

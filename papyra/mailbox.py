@@ -10,6 +10,7 @@ from typing import Any, Generic, NamedTuple, TypeVar
 
 from papyra._safe_repr import MEANT, shown
 from papyra._signal import NewSignal, Signal, new_signal
+from papyra.clock import Clock
 from papyra.exceptions import InvalidPolicy, MailboxClosed, MailboxFull
 
 __all__ = ("Mailbox", "MailboxStatistics")
@@ -192,24 +193,34 @@ class Mailbox(Generic[T]):
             self._admit()
         return run
 
-    def discard(self, item_type: type) -> None:
-        """Drop what it holds of exactly this type."""
-        self.drop(lambda item: type(item) is item_type)
-
-    def drop(self, is_dropped: Callable[[T], bool]) -> None:
-        """Drop what it holds, and what waiting senders have, of which `is_dropped` says so.
+    def drop(self, unwanted: Callable[[T], bool]) -> None:
+        """Drop what it holds, and what waiting senders have, of which `unwanted` says so.
 
         Those senders must have been cancelled.
         """
         if self._senders:
-            for admitted in [key for key, item in self._senders.items() if is_dropped(item)]:
+            for admitted in [key for key, item in self._senders.items() if unwanted(item)]:
                 del self._senders[admitted]
             self._set_limit()
-        kept = [item for item in self._items if not is_dropped(item)]
+        self.discard(unwanted)
+
+    def discard(self, unwanted: Callable[[T], bool]) -> None:
+        """Drop what it holds of which `unwanted` says so."""
+        kept = [item for item in self._items if not unwanted(item)]
         if len(kept) < len(self._items):
             self._items = deque(kept)
             if len(kept) <= self._low_water:
                 self._admit()
+
+    @property
+    def idle(self) -> IdleSince | None:
+        """Since when the consumer waits, where somebody wants to know."""
+        noting = getattr(self._new_signal, "__self__", None)
+        return noting if isinstance(noting, IdleSince) else None
+
+    def note_idleness(self, clock: Clock) -> IdleSince:
+        """Have it noted, from now on, since when the consumer waits."""
+        return self.idle or IdleSince(self, clock)
 
     def wakeup(self) -> Signal | None:
         """Return the signal for the consumer to wait for, or `None` if it need not wait."""
@@ -262,3 +273,33 @@ class Mailbox(Generic[T]):
 
     def _set_limit(self) -> None:
         self._limit = 0 if self.closed or self._senders else self._capacity
+
+
+class IdleSince:
+    """Since when the consumer of a mailbox waits for the messages of others.
+
+    The clock is read when the mailbox runs empty, and at no message.
+    """
+
+    __slots__ = ("_mailbox", "_monotonic", "_new_signal", "is_still", "since")
+
+    def __init__(self, mailbox: Mailbox[Any], clock: Clock) -> None:
+        self._mailbox = mailbox
+        self._monotonic = clock.monotonic
+        self._new_signal = mailbox._new_signal
+        # Senders wait by such signals, too, but not while the consumer does.
+        mailbox._new_signal = self._begin_wait
+        #: by the clock's `monotonic`
+        self.since = clock.monotonic()
+        #: whether the message at hand, or the last one, is no reason not to be idle
+        self.is_still = False
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether the consumer has nothing to do, or nothing that counts."""
+        return (self._mailbox.is_awaited or self.is_still) and not self._mailbox.holds_any()
+
+    def _begin_wait(self) -> Signal:
+        if not self.is_still:
+            self.since = self._monotonic()
+        return self._new_signal()

@@ -27,6 +27,7 @@ from papyra._runtime.cancellation import (
 )
 from papyra._runtime.cell import Cell, spawn
 from papyra._runtime.children import Children
+from papyra._runtime.deadlines import Deadlines
 from papyra._runtime.entities import EntityRegistry, TopLevel
 from papyra._runtime.failures import Outcome
 from papyra._runtime.props import Props
@@ -540,6 +541,7 @@ class ActorSystem:
         """Close the portal and record the last audit, after the last actor."""
         self._entities.close()
         self._projections.stop()
+        self._runtime.deadlines.close()
         if self._portal is not None:
             self._portal.close()
         if self._recorder is not None:
@@ -632,6 +634,11 @@ class _Runtime:
         return HomeLoop(self.system.system_id)
 
     @functools.cached_property
+    def deadlines(self) -> Deadlines:
+        """The deadlines of all actors."""
+        return Deadlines(self.clock, self.start_task)
+
+    @functools.cached_property
     def _call_soon(self) -> Callable[..., object] | None:
         return None if running_trio() else asyncio.get_running_loop().call_soon
 
@@ -666,6 +673,16 @@ class _Runtime:
             lambda begin: run(lambda: self.task_group.start_soon(begin, name=name)),
             function,
             has_begun,
+        )
+
+    def start_task_here(
+        self,
+        name: str,
+        function: Callable[[], Coroutine[Any, Any, None]],
+        has_begun: Callable[[], bool],
+    ) -> None:
+        start_surely(
+            lambda begin: self.task_group.start_soon(begin, name=name), function, has_begun
         )
 
     def end_left_open(self) -> None:

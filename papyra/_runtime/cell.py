@@ -7,10 +7,18 @@ from contextvars import Context, ContextVar
 from typing import Any, Literal, Protocol, cast
 
 from papyra._home_loop import HomeLoop
+from papyra._runtime.belongings import (
+    Belongings,
+    OwnTask,
+    checked_work,
+    discard_work,
+    not_running,
+)
 from papyra._runtime.cancellation import shield_from_interrupts
 from papyra._runtime.children import Children
 from papyra._runtime.context_variables import captured
 from papyra._runtime.dead_letters import DeadLetters
+from papyra._runtime.deadlines import Deadlines
 from papyra._runtime.deadlock_detection import Waits
 from papyra._runtime.death_watch import DeathWatch
 from papyra._runtime.failures import Failures, Outcome, Supervisor
@@ -30,12 +38,14 @@ from papyra.exceptions import (
     NoChildrenNow,
     NotAnEntity,
     UnhandledMessage,
+    WrongTask,
 )
 from papyra.mailbox import Mailbox
 from papyra.output_gate import OutputGate, current_gate
-from papyra.ref import ActorRef, Ask, LastMessage, Source, Terminated, Told
+from papyra.ref import ActorRef, Ask, LastMessage, Source, Told, Values
 from papyra.ref import Feed as AnyFeed
 from papyra.supervision import Decision, SupervisionPolicy
+from papyra.timers import Timers, is_of_one_life
 
 #: The actor in whose task, or in a task made there, the code runs.
 current_cell: ContextVar[Cell | None] = ContextVar("papyra_current_cell", default=None)
@@ -66,6 +76,10 @@ class Runtime(Protocol):
     @property
     def system(self) -> System: ...
 
+    @property
+    def deadlines(self) -> Deadlines:
+        """The deadlines of all its actors."""
+
     def launch(self, cell: Cell) -> None:
         """Run `cell` in a task of its own."""
 
@@ -76,6 +90,14 @@ class Runtime(Protocol):
         has_begun: Callable[[], bool],
     ) -> None:
         """Run `function`, which is no actor's, in a task of its own and without context."""
+
+    def start_task_here(
+        self,
+        name: str,
+        function: Callable[[], Coroutine[Any, Any, None]],
+        has_begun: Callable[[], bool],
+    ) -> None:
+        """Run `function` in a task of its own, in the context that there is."""
 
     def interrupt(self, error: BaseException) -> None:
         """End the system, as `error`, which is no `Exception`, demands; it comes out of it."""
@@ -366,7 +388,7 @@ class Cell:
         """Take back every `watch`, and the notices of deaths that are in the mailbox."""
         if self._death_watch is not None:
             self._death_watch.forget()
-        self.mailbox.discard(Terminated)
+        self.mailbox.discard(is_of_one_life)
 
     async def refuse(self, message: object, *, expects_reply: bool) -> None:
         await self.dead_letters.add(message, asked=expects_reply)
@@ -386,6 +408,65 @@ class Cell:
         if caller is None or caller.loop is self.loop or caller.loop.is_same(self.loop):
             return caller
         return None
+
+    def timers(self) -> Timers:
+        return self._belongings().timers
+
+    def set_receive_timeout(self, length: float | None, message: object) -> None:
+        self.loop.check()
+        self._belongings().set_receive_timeout(length, message)
+
+    def run_in_background(
+        self,
+        function: Any,
+        args: tuple[Any, ...],
+        pipe_to_self: Callable[[Any], object] | None,
+    ) -> OwnTask:
+        try:
+            self.loop.check()
+            if self.caller() is not self:
+                raise WrongTask(f"only {self.address} itself starts tasks that belong to it")
+            belongings = self._belongings()
+        except BaseException:
+            discard_work(function)
+            raise
+        return belongings.run(checked_work(function, args), pipe_to_self)
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether it has work in the background."""
+        belongings = self._actor_loop.belongings
+        return belongings is not None and bool(belongings.tasks)
+
+    @property
+    def deadlines(self) -> Deadlines:
+        return self._runtime.deadlines
+
+    def captured_values(self) -> Values:
+        return captured(self.propagate) if self.propagate else ()
+
+    def start_task(
+        self,
+        name: str,
+        function: Callable[[], Coroutine[Any, Any, None]],
+        has_begun: Callable[[], bool],
+    ) -> None:
+        self._runtime.start_task_here(name, function, has_begun)
+
+    async def fail_in_background(self, error: Exception) -> None:
+        outcome = await self.failures.decide(error, "a background task")
+        if outcome is not Decision.RESUME:
+            self.lifecycle.apply(outcome, error)
+
+    def _belongings(self) -> Belongings:
+        """Return what the incarnation has. Raises `ActorNotRunning`."""
+        if not self.lifecycle.can_have_children:
+            raise not_running(self.address)
+        belongings = self._actor_loop.belongings
+        if belongings is None or belongings.is_over:
+            belongings = Belongings(self)
+            self._actor_loop.take_over(belongings)
+        return belongings
 
     def unhandled(self, message: object) -> UnhandledMessage:
         """Make a dead letter of `message`, and fail the ask that it came with, if any."""

@@ -13,7 +13,8 @@ from papyra._runtime.recorder import Recorder
 from papyra.address import ActorAddress
 from papyra.exceptions import MailboxFull
 from papyra.mailbox import Mailbox
-from papyra.ref import Ask, Terminated, Told
+from papyra.ref import Ask, Told
+from papyra.timers import is_of_one_life
 
 #: Dead letters that are made before the event loop has its turn.
 _LETTERS_AT_ONCE = 16
@@ -107,8 +108,8 @@ class DeadLetters:
                 self.add_anyway(item.message, asked=True)
             finally:
                 item.fail(self._lifecycle.stopped_error("stopped before it could reply", "never"))
-        # A `Terminated` is the runtime's own, and nobody misses it, or what is fed.
-        elif item is not _NOTHING and type(item) not in (Terminated, Ask):
+        # What is of one life nobody misses, nor what is fed.
+        elif item is not _NOTHING and type(item) is not Ask and not is_of_one_life(item):
             self.left += 1
             self.add_anyway(item.message if type(item) is Told else item, asked=False)
         return item is not _NOTHING

@@ -9,7 +9,7 @@ from typing import Any
 from papyra._runtime.cell import Cell, Parent, Runtime
 from papyra._runtime.children import Children
 from papyra._runtime.entity import Entity, EntityType
-from papyra._runtime.idle_timeouts import EntityMailbox, IdleTimeouts
+from papyra._runtime.idle_timeouts import EntityMailbox
 from papyra._runtime.props import Props
 from papyra._runtime.recorder import Recorder
 from papyra._safe_repr import shown
@@ -37,7 +37,6 @@ class EntityRegistry:
     def __init__(self, system_id: str, runtime: Runtime) -> None:
         self._system_id = system_id
         self.runtime = runtime
-        self.idle_timeouts = IdleTimeouts(runtime.clock, runtime.start_task)
         self._types: dict[type[Actor], EntityType] = {}
         self._names: dict[str, EntityType] = {}
         #: by path, in the order in which they woke
@@ -102,7 +101,6 @@ class EntityRegistry:
         if not self.closed.is_set():
             self.cause = cause
             self.closed.set()
-            self.idle_timeouts.close()
 
     def close_mailboxes(self) -> None:
         """Wake nobody any more, and have those that are awake handle what they have."""

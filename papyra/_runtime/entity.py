@@ -10,7 +10,11 @@ from papyra._durations import LONGEST
 from papyra._runtime.cell import Cell, Parent, Runtime
 from papyra._runtime.deadlock_detection import Waits
 from papyra._runtime.death_watch import DeathWatch
-from papyra._runtime.idle_timeouts import EntityMailbox, IdleTimeouts
+from papyra._runtime.idle_timeouts import (
+    EntityMailbox,
+    begin_idle_timeout,
+    end_idle_timeout,
+)
 from papyra._runtime.props import Props
 from papyra._runtime.recorder import Recorder
 from papyra._signal import Latch, Signal
@@ -19,8 +23,9 @@ from papyra.address import ActorAddress
 from papyra.entity import EntityRef
 from papyra.exceptions import ActorStopped, MailboxClosed
 from papyra.mailbox import Mailbox
-from papyra.ref import Feed, LastMessage, Source, Terminated
+from papyra.ref import Feed, LastMessage, Source
 from papyra.supervision import Decision
+from papyra.timers import is_of_one_life
 
 
 class EntityType:
@@ -46,7 +51,6 @@ class Lives(Protocol):
     runtime: Runtime
     parent: Parent
     recorder: Recorder
-    idle_timeouts: IdleTimeouts
     #: what the refs of those that sleep lead to
     closed_mailbox: Mailbox[object]
     #: set when nobody is woken any more
@@ -181,6 +185,11 @@ class Entity:
             heir = self.cell
             life = heir if heir is not None and heir.mailbox is life.mailbox else None
 
+    @property
+    def is_busy(self) -> bool:
+        """Whether the life that runs has work in the background."""
+        return self.cell is not None and self.cell.is_busy
+
     def passivate(self) -> None:
         """Have the life that runs end after the message at hand."""
         if self.cell is not None:
@@ -208,7 +217,8 @@ class Entity:
         self.cell = None
         self._lives.ended(cell)
         mailbox = cell.mailbox
-        mailbox.discard(Terminated)  # whom one life watched is nothing to the next
+        # Whom one life watched, and what it sent to itself, is nothing to the next.
+        mailbox.discard(is_of_one_life)
         if cell.lifecycle.passivates and len(mailbox):
             heir = self._new_cell(mailbox)
             self._lives.begin(self, heir)
@@ -219,7 +229,7 @@ class Entity:
             return
         mailbox.close()
         cell.dead_letters.empty_mailbox_at_once()  # if it was stopped while it was passivated
-        self._lives.idle_timeouts.end(_own_mailbox(cell))
+        end_idle_timeout(_own_mailbox(cell), self._lives.runtime.deadlines)
         while self.following and self.cell is None:
             following, *rest = self.following
             self.following = tuple(rest)
@@ -252,7 +262,7 @@ class Entity:
     def _begin(self, cell: Cell) -> None:
         """Begin a life that takes over from no other."""
         self._lives.begin(self, cell)
-        self._lives.idle_timeouts.begin(_own_mailbox(cell))
+        begin_idle_timeout(_own_mailbox(cell), self._lives.runtime.deadlines, self.clock)
 
     def _new_cell(self, mailbox: Mailbox[object]) -> Cell:
         lives = self._lives

@@ -2,29 +2,20 @@
 
 from __future__ import annotations
 
-import contextlib
-import heapq
-import itertools
-from collections.abc import Callable, Coroutine
-from typing import Any, Protocol, TypeAlias
+from typing import Protocol
 
-import anyio
-
-from papyra._signal import NewSignal, Signal
+from papyra._runtime.deadlines import Deadlines
+from papyra._signal import NewSignal
 from papyra.clock import Clock
 from papyra.mailbox import Mailbox
-
-#: Ended lives that may stay in the heap, however few others there are.
-_KEPT = 64
-
-#: Starts a task of this name for a function; and again, as long as the other says it has not begun.
-StartTask: TypeAlias = Callable[
-    [str, Callable[[], Coroutine[Any, Any, None]], Callable[[], bool]], None
-]
 
 
 class Sleepy(Protocol):
     """An entity, as its mailbox sees it."""
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether it has work in the background."""
 
     def mailbox_closed(self, mailbox: Mailbox[object]) -> None:
         """Take note that `mailbox` takes no more messages."""
@@ -36,10 +27,11 @@ class Sleepy(Protocol):
 class EntityMailbox(Mailbox[object]):
     """The mailbox of an entity, which outlives passivation as long as there are messages in it.
 
-    It knows since when its consumer waits: that is read when it runs empty, and at no message.
+    A message moves no deadline. When one is due, it is looked up since when the entity has been
+    idle, and if that is not long enough, the deadline is set anew.
     """
 
-    __slots__ = ("_monotonic", "_new_loop_signal", "entity", "idle_since", "idle_timeout")
+    __slots__ = ("entity", "idle_timeout")
 
     def __init__(
         self,
@@ -49,112 +41,45 @@ class EntityMailbox(Mailbox[object]):
         entity: Sleepy,
         idle_timeout: float | None,
     ) -> None:
-        super().__init__(capacity, new_signal if idle_timeout is None else self._begin_wait)
-        self._new_loop_signal = new_signal
-        self._monotonic = clock.monotonic
+        super().__init__(capacity, new_signal)
         self.entity = entity
         #: seconds; `None` for never
         self.idle_timeout = idle_timeout
-        #: when the consumer began to wait, if it waits
-        self.idle_since = 0.0
+        if idle_timeout is not None:
+            self.note_idleness(clock)
 
     def close(self) -> None:
         super().close()
         self.entity.mailbox_closed(self)
 
-    def _begin_wait(self) -> Signal:
-        # Senders wait by such signals, too, but not while the consumer does.
-        self.idle_since = self._monotonic()
-        return self._new_loop_signal()
+    @property
+    def is_over(self) -> bool:
+        """Whether nobody is to be passivated any more: there is another mailbox, or the end."""
+        return self.closed
 
-
-class IdleTimeouts:
-    """The deadlines of all entities with an idle timeout, in one heap, and one task.
-
-    A message moves no deadline. When one is due, it is looked up since when the entity has been
-    idle, and if that is not long enough, the deadline is set anew.
-    """
-
-    def __init__(self, clock: Clock, start: StartTask) -> None:
-        self._clock = clock
-        self._start = start
-        self._numbers = itertools.count()
-        #: a heap; the number keeps those of one moment in order
-        self._deadlines: list[tuple[float, int, EntityMailbox]] = []
-        #: how many of them are of mailboxes that have been closed
-        self._ended = 0
-        self._sooner = anyio.Event()
-        self._is_running = False
-        self._is_closed = False
-
-    def begin(self, mailbox: EntityMailbox) -> None:
-        """Passivate the entity of `mailbox` whenever it has been idle for so long."""
-        if mailbox.idle_timeout is None or self._is_closed:
-            return
-        self._push(self._clock.monotonic() + mailbox.idle_timeout, mailbox)
-        if not self._is_running:
-            self._is_running = True
-            self._start_task()
-        elif self._deadlines[0][2] is mailbox:
-            self._sooner.set()
-
-    def end(self, mailbox: EntityMailbox) -> None:
-        """Forget `mailbox`, which has been closed."""
-        if mailbox.idle_timeout is None or self._is_closed:
-            return
-        self._ended += 1
-        if self._ended > _KEPT + len(self._deadlines) // 2:
-            self._deadlines = [each for each in self._deadlines if not each[2].closed]
-            heapq.heapify(self._deadlines)
-            self._ended = 0
-
-    def close(self) -> None:
-        """Passivate nobody any more."""
-        self._is_closed = True
-        self._deadlines.clear()
-        self._sooner.set()
-
-    def _start_task(self) -> None:
-        begun = False
-
-        async def run() -> None:
-            nonlocal begun
-            begun = True
-            try:
-                # Cancelled by somebody, it is started again for the next entity that wakes.
-                with contextlib.suppress(anyio.get_cancelled_exc_class()):
-                    while not self._is_closed:
-                        await self._wait_and_passivate()
-            finally:
-                self._is_running = False
-
-        self._start("papyra idle timeouts", run, lambda: begun)
-
-    async def _wait_and_passivate(self) -> None:
-        """Wait for the next deadline, or an earlier one, and passivate who is idle by then."""
-        self._sooner = anyio.Event()
-        if not self._deadlines:
-            await self._sooner.wait()
-            return
-        due = self._deadlines[0][0]
-        with self._clock.move_on_after(due - self._clock.monotonic()):
-            await self._sooner.wait()
-        now = self._clock.monotonic()
-        while self._deadlines and self._deadlines[0][0] <= now:
-            self._look_at(heapq.heappop(self._deadlines)[2], now)
-
-    def _look_at(self, mailbox: EntityMailbox, now: float) -> None:
-        if mailbox.closed or mailbox.idle_timeout is None:
-            self._ended -= 1
-            return
-        deadline = now + mailbox.idle_timeout
-        if mailbox.is_awaited and not len(mailbox):
-            if mailbox.idle_since + mailbox.idle_timeout <= now:
-                mailbox.entity.passivate()
+    def due(self, now: float) -> float | None:
+        """Passivate the entity if it has been idle for so long; return when to look again."""
+        idle = self.idle
+        if idle is None or self.idle_timeout is None:
+            return None
+        deadline = now + self.idle_timeout
+        if idle.is_idle and not self.entity.is_busy:
+            if idle.since + self.idle_timeout <= now:
+                self.entity.passivate()
             else:
-                deadline = mailbox.idle_since + mailbox.idle_timeout
+                deadline = idle.since + self.idle_timeout
         # In any case: before it has stopped there may be a message, and then the mailbox goes on.
-        self._push(deadline, mailbox)
+        return deadline
 
-    def _push(self, deadline: float, mailbox: EntityMailbox) -> None:
-        heapq.heappush(self._deadlines, (deadline, next(self._numbers), mailbox))
+
+def begin_idle_timeout(mailbox: EntityMailbox, deadlines: Deadlines, clock: Clock) -> None:
+    """Passivate the entity of `mailbox` whenever it has been idle for so long."""
+    if mailbox.idle_timeout is not None:
+        # Before the timers of the same moment, which are no reason to stay awake.
+        deadlines.add(clock.monotonic() + mailbox.idle_timeout, mailbox, first=True)
+
+
+def end_idle_timeout(mailbox: EntityMailbox, deadlines: Deadlines) -> None:
+    """Forget `mailbox`, which has been closed."""
+    if mailbox.idle_timeout is not None:
+        deadlines.forget()

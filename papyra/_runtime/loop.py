@@ -12,6 +12,7 @@ from anyio.lowlevel import checkpoint
 
 from papyra._error_copy import copy_of
 from papyra._home_loop import HomeLoop
+from papyra._runtime.belongings import Belongings
 from papyra._runtime.cancellation import (
     cancel_groups_left_open,
     cancelled_by_its_task,
@@ -44,6 +45,7 @@ from papyra.exceptions import (
 from papyra.mailbox import Mailbox
 from papyra.ref import ActorRef, Ask, Terminated, Told, Values
 from papyra.supervision import Decision
+from papyra.timers import OwnMessage
 
 #: What an empty mailbox gives; `None` is a message like any other.
 _NOTHING = object()
@@ -114,8 +116,7 @@ class ActorLoop:
         "_at_hand",
         "_batch_types",
         "_cell",
-        "_dead_letters",
-        "_dispatcher",
+        "_handle_next",
         "_is_surrounded",
         "_lifecycle",
         "_mailbox",
@@ -127,6 +128,7 @@ class ActorLoop:
         "_throughput",
         "_values",
         "actor",
+        "belongings",
         "variables",
     )
 
@@ -134,7 +136,6 @@ class ActorLoop:
         self._cell = cell
         self._mailbox = cell.mailbox
         self._lifecycle = cell.lifecycle
-        self._dead_letters = cell.dead_letters
         self._props = props
         types = props.actor_class.batch_types
         # Most actors have none, and a frozenset takes 200 bytes, even if it is empty.
@@ -144,9 +145,12 @@ class ActorLoop:
         self._started = False  # whether on_stop is owed
         #: what was being handled when a cancellation struck
         self._struck: Sequence[object] = ()
-        self._dispatcher = cell.dispatcher
         self._throughput = (cell.dispatcher or Dispatcher).throughput
         self._is_surrounded = cell.dispatcher is not None or bool(cell.propagate)
+        #: what the incarnation that runs has beside its state, once it has anything
+        self.belongings: Belongings | None = None
+        #: handles a message, or the run that it starts; returns how many it were
+        self._handle_next: Callable[[object], Coroutine[Any, Any, int]]
         #: what is being handled, as it was in the mailbox: one message, or a run of them
         self._at_hand: object = _NOTHING
         self._run_at_hand: Sequence[object] = ()
@@ -180,10 +184,10 @@ class ActorLoop:
         for item in self._run_at_hand or [self._at_hand]:
             ask = item if type(item) is Ask else None
             if ask is None and item is message:
-                self._dead_letters.postpone(message, asked=False)
+                self._cell.dead_letters.postpone(message, asked=False)
                 return True
             if ask is not None and ask.message is message and ask.error is None:
-                self._dead_letters.postpone(message, asked=not is_fed(ask))
+                self._cell.dead_letters.postpone(message, asked=not is_fed(ask))
                 ask.error = error
                 self._give(ask, functools.partial(ask.fail, error))
                 return True
@@ -245,11 +249,11 @@ class ActorLoop:
 
     async def _incarnation(self) -> bool:
         """Start, handle messages, and return whether supervision wants another incarnation."""
+        self._handle_next = self._handler()
         if not self._throughput and not self._lifecycle.is_restart:
             await self._next_turn()
         if not await self._begin():
             return self._lifecycle.will_restart
-        handle = self._handler()
         handled = 0
         # In one function, as an idle actor keeps all coroutines in memory down to where it waits.
         while self._lifecycle.directive is None:
@@ -259,13 +263,13 @@ class ActorLoop:
                     if not await self._let_others_run():
                         break
                 if (item := self._mailbox.pop(_NOTHING)) is not _NOTHING:
-                    handled += await handle(item)
+                    handled += await self._handle_next(item)
                 elif self._mailbox.closed:
                     break
                 else:
                     self._at_hand = _NOTHING  # not to keep it in memory
-                    if self._dead_letters.postponed:
-                        await self._dead_letters.add_postponed()
+                    if self._cell.dead_letters.postponed:
+                        await self._cell.dead_letters.add_postponed()
                     if (wakeup := self._mailbox.wakeup()) is not None:
                         await wakeup
                     handled = 0
@@ -279,14 +283,15 @@ class ActorLoop:
         if self._lifecycle.directive is not Decision.RESTART:
             return False
         self._lifecycle.directive = None
+        await self._end_belongings()
         await self._stop_children(drain=False)
         await self._stop_instance(record=True)
         return True
 
     async def _let_others_run(self) -> bool:
         """Wait until the others had their turn; return whether the actor goes on after that."""
-        if self._dead_letters.postponed:
-            await self._dead_letters.add_postponed()
+        if self._cell.dead_letters.postponed:
+            await self._cell.dead_letters.add_postponed()
         await self._next_turn()
         return self._lifecycle.directive is None
 
@@ -305,6 +310,43 @@ class ActorLoop:
         if self._batch_types and self._is_batched(message):
             return self._handle_run(item, message)
         return self._handle(item)
+
+    def take_over(self, belongings: Belongings) -> None:
+        """Have `belongings` belong to the incarnation, and its messages to itself be handled."""
+        self.belongings = belongings
+        self._handle_next = self._handle_or_take
+
+    def _handle_or_take(self, item: object) -> Coroutine[Any, Any, int]:
+        """Return what handles `item`, be it a message of the actor to itself, unless that is over.
+
+        Only those that may have such pass this way.
+        """
+        assert self.belongings is not None
+        if not isinstance(item, OwnMessage):
+            self.belongings.note_activity(item)
+            return self._handler()(item)
+        try:
+            is_due = item.take()
+        except BaseException as caught:  # noqa: BLE001 - raised again unless supervision takes it
+            return self._fail_to_take(caught, item)
+        if not is_due:
+            return _pass_over()
+        self.belongings.note_activity(item)
+        self._values = item.values
+        return self._handle_or_run(item.message)
+
+    async def _fail_to_take(self, caught: BaseException, item: OwnMessage) -> int:
+        """Fail, as the key of a timer, which is a user's object, has raised."""
+        await self._handle_failure(caught, "the key of a timer", item.message, [item])
+        return 1
+
+    async def _end_belongings(self) -> None:
+        """End what belongs to the incarnation, and make dead letters of results left over."""
+        if self.belongings is None or self.belongings.is_over:
+            return
+        self._lifecycle.can_have_children = False
+        for message in await self.belongings.end():
+            self._cell.dead_letters.postpone(message, asked=False)
 
     async def _handle(self, item: object) -> int:
         """Handle one message."""
@@ -345,24 +387,24 @@ class ActorLoop:
             self._fail([item], error)
             if type(message) is not Terminated:
                 asked = type(item) is Ask and not is_fed(item)
-                self._dead_letters.postpone(message, asked=asked)
+                self._cell.dead_letters.postpone(message, asked=asked)
             return False
         return True
 
     def _surround(self, message: object, handling: Coroutine[Any, Any, Any]) -> Any:
         """Return `handling` with what belongs around it."""
-        if self._dispatcher is not None:
-            handling = self._dispatcher.handle(self._cell.ref, (message,), handling)
+        if self._cell.dispatcher is not None:
+            handling = self._cell.dispatcher.handle(self._cell.ref, (message,), handling)
         if self._cell.propagate:
             # Outermost: instruments see the sender's variables, too.
             handling = carrying(self._cell.propagate, self._values, handling)
         return handling
 
     async def _next_turn(self) -> None:
-        if self._dispatcher is None:
+        if self._cell.dispatcher is None:
             await checkpoint()
         else:
-            await self._dispatcher.next_turn(self._cell.ref)
+            await self._cell.dispatcher.next_turn(self._cell.ref)
 
     async def _handle_run(self, first: object, message: object) -> int:
         """Handle the run of adjacent messages of batch types that starts with `first`."""
@@ -376,8 +418,8 @@ class ActorLoop:
                     messages = [item.message if type(item) is Ask else item for item in run]
             self._run_at_hand = run
             handling = self.actor.receive_batch(messages)
-            if self._dispatcher is not None:
-                handling = self._dispatcher.handle(self._cell.ref, messages, handling)
+            if self._cell.dispatcher is not None:
+                handling = self._cell.dispatcher.handle(self._cell.ref, messages, handling)
             replies = await handling
             if len(replies) != len(messages):
                 raise TypeError(
@@ -505,6 +547,7 @@ class ActorLoop:
 
     async def _decide_about_ended(self, error: Exception, where: str) -> None:
         """Have supervision decide about an instance that is not running: there is no resuming."""
+        await self._end_belongings()
         outcome = await self._cell.failures.decide(error, where)
         await self._stop_children(drain=False)
         if outcome is Decision.RESTART and self._lifecycle.directive is not Decision.STOP:
@@ -575,6 +618,7 @@ class ActorLoop:
         a task failed: leaving that in ``on_stop`` raises the error, and supervision decides.
         """
         cell = self._cell
+        await self._end_belongings()
         await self._stop_children(drain=False)
         error = await self._stop_instance()
         if cancelled_within():
@@ -604,15 +648,16 @@ class ActorLoop:
         self._cell.failures.record(error, "on_stop", Decision.STOP)
         self._fail_struck(error)
         self._mailbox.close()
-        self._dead_letters.empty_mailbox_at_once()
+        self._cell.dead_letters.empty_mailbox_at_once()
         cancel_groups_left_open()
 
     async def _stop(self) -> None:
         """Stop what there is of the actor, in order."""
         try:
+            await self._end_belongings()
             if not self._lifecycle.passivates:
                 self._mailbox.close()
-                await self._dead_letters.empty_mailbox()
+                await self._cell.dead_letters.empty_mailbox()
             await self._stop_children(drain=self._lifecycle.reason == "stopped")
         except anyio.get_cancelled_exc_class():
             self._lifecycle.end_cancelled()
@@ -623,10 +668,10 @@ class ActorLoop:
         if self._lifecycle.gate is not None:
             self._lifecycle.gate.leave()
         try:
-            self._dead_letters.add_postponed_anyway()  # what on_stop may have added
+            self._cell.dead_letters.add_postponed_anyway()  # what on_stop may have added
             self._cell.recorder.lifecycle(
                 self._cell.address,
-                ActorStoppedEvent(self._lifecycle.reason, self._dead_letters.left),
+                ActorStoppedEvent(self._lifecycle.reason, self._cell.dead_letters.left),
             )
         finally:
             self._cell.end()
@@ -666,6 +711,11 @@ class ActorLoop:
                 self._cell.failures.record(error, "on_stop")
             return error
         return None
+
+
+async def _pass_over() -> int:
+    """Handle a message that was taken back: it took a place in the mailbox, and nothing else."""
+    return 1
 
 
 class _HeldReply:

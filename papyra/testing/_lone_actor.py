@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from typing import Any, Generic, NoReturn, TypeVar, cast
 
 import anyio
@@ -18,6 +18,7 @@ from papyra.clock import Clock
 from papyra.entity import EntityRef
 from papyra.eventsourcing.actor import EventSourced
 from papyra.exceptions import NotAnEntity, SystemNotRunning, UnhandledMessage, WouldDeadlock
+from papyra.mailbox import Mailbox
 from papyra.output_gate import OutputGate
 from papyra.persistence.messages import (
     Append,
@@ -36,8 +37,9 @@ from papyra.persistence.reports import ReportProgress
 from papyra.persistence.subscribing import Subscribe, Subscribed, Unsubscribe
 from papyra.persistence.subscription import Selection
 from papyra.persistence.verbs import PersistenceVerbs
-from papyra.ref import ActorRef, Answered
+from papyra.ref import ActorRef, Answered, Values
 from papyra.retry import Retry
+from papyra.timers import Timers
 
 StateT = TypeVar("StateT")
 ReplyT = TypeVar("ReplyT")
@@ -119,6 +121,10 @@ class LoneActor(Generic[StateT]):
         #: the message at hand was left unhandled, as this says
         self.refusal: UnhandledMessage | None = None
         self.has_stopped = False
+        #: nothing arrives there: no time passes for an actor alone
+        self.mailbox: Mailbox[object] = Mailbox(1, self.loop.new_signal)
+        self.deadlines = _NoDeadlines()
+        self._timers = Timers(self)
         self._task: object = None
         self.actor = actor_class.__new__(actor_class)
         self.actor.context = ActorContext(self, self)
@@ -200,6 +206,30 @@ class LoneActor(Generic[StateT]):
     def unwatch(self, ref: ActorRef) -> None:
         """Do nothing."""
 
+    # The owner's timers and tasks
+
+    def timers(self) -> Timers:
+        """Return the timers: a test sees which are active, and none becomes due."""
+        return self._timers
+
+    def captured_values(self) -> Values:
+        """Return none: nobody brings any along."""
+        return ()
+
+    def set_receive_timeout(self, length: float | None, message: object) -> None:
+        """Take note of it; it never comes."""
+        idle = self.mailbox.note_idleness(self.clock)
+        self._timers.set_receive_timeout(length, message, idle)
+
+    def run_in_background(
+        self, function: Any, args: tuple[Any, ...], pipe_to_self: Callable[[Any], object] | None
+    ) -> NoReturn:
+        """Refuse: there is nobody to look after it."""
+        del args, pipe_to_self
+        if isinstance(function, Coroutine):
+            function.close()
+        _refuse("it can't run anything in the background")
+
     # The owner's children, and the system: there are none
 
     def spawn(self, actor_class: type[Actor], *args: Any, **kwargs: Any) -> ActorRef:
@@ -234,6 +264,16 @@ class LoneActor(Generic[StateT]):
     def portal(self) -> Portal:
         """There is none."""
         _refuse("there is no portal")
+
+
+class _NoDeadlines:
+    """Deadlines that never come."""
+
+    def add(self, moment: float, each: object, *, first: bool = False) -> None:
+        """Do nothing."""
+
+    def forget(self, count: int = 1) -> None:
+        """Do nothing."""
 
 
 class _Gate(OutputGate):

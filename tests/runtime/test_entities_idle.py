@@ -235,18 +235,16 @@ async def test_refs_work_while_the_clock_is_the_machine_s(
 
 
 @pytest.mark.parametrize("anyio_backend", ["asyncio"])
-async def test_a_cancelled_task_of_idle_timeouts_is_started_again(
+async def test_the_task_of_idle_timeouts_is_started_again_when_somebody_cancels_it(
     clock: ManualClock, anyio_backend: str
 ) -> None:
     import asyncio  # noqa: PLC0415 - where asyncio runs
 
     async with ActorSystem(clock=clock, audit_interval=None) as system:
         await system.entity(Idle, "1").ask(1)
-        (task,) = [
-            each for each in asyncio.all_tasks() if each.get_name() == "papyra idle timeouts"
-        ]
+        (task,) = [each for each in asyncio.all_tasks() if each.get_name() == "papyra deadlines"]
         task.cancel()
         await wait_until_idle()
-        await system.entity(Idle, "2").ask(1)
+        assert task.done()
         await clock.advance(10)
         assert len(system.entities) == 0
