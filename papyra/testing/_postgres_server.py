@@ -293,12 +293,10 @@ def _session() -> Path:
     directory = Path(tempfile.gettempdir()) / f"papyra-postgres-{run}"
     while not _join(directory):
         pass
-    with contextlib.suppress(FileExistsError):
-        (directory / "keeper").mkdir()
-        keeper = [sys.executable, "-I", "-S", _postgres_keeper.__file__, str(directory)]
-        silent = [(os.POSIX_SPAWN_OPEN, stream, os.devnull, os.O_RDWR, 0) for stream in (0, 1, 2)]
-        # In a session of its own; it ends after this process.
-        os.posix_spawn(sys.executable, keeper, os.environ, setsid=True, file_actions=silent)
+    keeper = [sys.executable, "-I", "-S", _postgres_keeper.__file__, str(directory)]
+    silent = [(os.POSIX_SPAWN_OPEN, stream, os.devnull, os.O_RDWR, 0) for stream in (0, 1, 2)]
+    # In a session of its own; it ends after this process.
+    os.posix_spawn(sys.executable, keeper, os.environ, setsid=True, file_actions=silent)
     _once(directory / "password", _write_password)
     return directory
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -30,12 +31,34 @@ sys.stdin.read()
 """
 
 
-def user_of_a_server(run: str, **variables: str) -> subprocess.Popen[str]:
+#: Ends the process when it is about to start what ends its servers, or once it has started one.
+KILLED_BEFORE_ITS_KEEPER = """
+import os, signal
+
+os.posix_spawn = lambda *_, **__: os.kill(os.getpid(), signal.SIGKILL)
+"""
+KILLED_WHILE_A_SERVER_STARTS = """
+import os, signal, subprocess
+from papyra.testing import _postgres_server as servers
+
+def start(self, program, *arguments):
+    if program != "pg_ctl":
+        return run(self, program, *arguments)
+    command = [str(self.installation / program), *arguments]
+    subprocess.Popen(command, cwd="/", stdout=subprocess.DEVNULL, **servers._user_options())
+    print(self.url, self.directory, flush=True)
+    os.kill(os.getpid(), signal.SIGKILL)
+
+run, servers.PostgresServer.run = servers.PostgresServer.run, start
+"""
+
+
+def user_of_a_server(run: str, first: str = "") -> subprocess.Popen[str]:
     """Start a process of a test run that uses the run's server, and says where it is."""
     return subprocess.Popen(
-        [sys.executable, "-c", START],
+        [sys.executable, "-c", first + START],
         cwd=ROOT,
-        env=os.environ | {"PYTEST_XDIST_TESTRUNUID": run} | variables,
+        env=os.environ | {"PYTEST_XDIST_TESTRUNUID": run},
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
@@ -56,6 +79,17 @@ def wait_until_gone(session: Path, server: int) -> None:
     """Wait for the end of a server and of its directory: the test's own limit says how long."""
     while list(session.parent.glob(f"{session.name}*")) or is_running(server):
         pass
+
+
+def processes_of(session: Path, program: str = "") -> list[int]:
+    """Return the processes that were told of a directory, and run a program with such a name."""
+    found = []
+    for each in Path("/proc").glob("[0-9]*/cmdline"):
+        with contextlib.suppress(OSError):
+            arguments = each.read_text(errors="replace")
+            if str(session) in arguments and program in arguments.replace(str(session), ""):
+                found.append(int(each.parent.name))
+    return found
 
 
 def is_running(pid: int) -> bool:
@@ -91,6 +125,51 @@ def test_a_postgres_server_ends_with_its_test_run_however_that_ends(
             process.send_signal(how)
         process.communicate()
     wait_until_gone(directory.parent, server)
+
+
+def test_a_postgres_server_ends_though_a_process_was_killed_before_it_saw_to_that() -> None:
+    run = uuid.uuid4().hex
+    with user_of_a_server(run, KILLED_BEFORE_ITS_KEEPER) as first:
+        first.communicate()
+    with user_of_a_server(run) as process:
+        _, directory = said(process)
+        server = postmaster(directory)
+        process.kill()
+    wait_until_gone(directory.parent, server)
+
+
+def test_a_postgres_server_ends_whose_user_was_killed_while_it_started() -> None:
+    with user_of_a_server(uuid.uuid4().hex, KILLED_WHILE_A_SERVER_STARTS) as process:
+        _, directory = said(process)
+    while processes_of(directory.parent):
+        pass
+    wait_until_gone(directory.parent, 0)
+
+
+def test_what_ends_postgres_servers_outlives_signals_to_every_process() -> None:
+    with user_of_a_server(uuid.uuid4().hex) as process:
+        _, directory = said(process)
+        server = postmaster(directory)
+        [keeper] = processes_of(directory.parent, "keeper")
+        for signal_of_others in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT):
+            os.kill(keeper, signal_of_others)
+        process.kill()
+    wait_until_gone(directory.parent, server)
+
+
+def test_a_postgres_server_that_nobody_ends_is_ended_by_the_next_test_run() -> None:
+    with user_of_a_server(uuid.uuid4().hex) as process:
+        _, directory = said(process)
+        server = postmaster(directory)
+        for keeper in processes_of(directory.parent, "keeper"):
+            os.kill(keeper, signal.SIGKILL)
+        process.kill()
+    assert is_running(server)
+    with user_of_a_server(uuid.uuid4().hex) as other:
+        _, elsewhere = said(other)
+        wait_until_gone(directory.parent, server)
+        assert is_running(postmaster(elsewhere))
+    wait_until_gone(elsewhere.parent, 0)
 
 
 def test_a_paused_postgres_server_ends_with_its_test_run() -> None:
