@@ -1,4 +1,7 @@
-"""Processes that are killed while they append. More of them: ``PAPYRA_KILLS=1000``."""
+"""Processes that are killed while they append. More of them: ``PAPYRA_KILLS=1000``.
+
+What was acknowledged is counted (``-s``).
+"""
 
 from __future__ import annotations
 
@@ -57,6 +60,7 @@ def test_a_killed_process_loses_no_acknowledged_record_of_a_database(tmp_path: P
         synchronous = ("full", "normal", "off")[number % 3]
         acknowledged = kill_while_it_appends(path, synchronous, chance.randint(1, 40))
         assert anyio.run(look) >= acknowledged
+    print(f"\n{KILLS} kills: {acknowledged:,} acknowledged")
 
 
 async def test_a_commit_that_fails_at_the_disk_is_not_there_and_what_follows_is(
