@@ -20,6 +20,7 @@ from papyra._threads import run_in_thread
 from papyra.address import ActorAddress, users_name
 from papyra.audit import AuditReport
 from papyra.clock import Clock
+from papyra.due_timers import DurableTimers
 from papyra.entity import AwakeEntities, EntityRef
 from papyra.exceptions import InvalidActor, InvalidActorName, UnhandledMessage
 from papyra.output_gate import OutputGate
@@ -98,6 +99,10 @@ class System(Protocol):
     def entities(self) -> Entities:
         """The entities that are awake, and how they are made."""
 
+    @property
+    def timers(self) -> DurableTimers:
+        """The durable timers that are pending."""
+
     def find(self, address: ActorAddress | str) -> ActorRef | None:
         """Return the living actor at `address`."""
 
@@ -167,7 +172,7 @@ class ContextOwner(Protocol):
     def unhandled(self, message: object) -> UnhandledMessage:
         """Make a dead letter of `message`, and fail the ask that it came with, if any."""
 
-    def timers(self) -> Timers:
+    def own_timers(self) -> Timers:
         """Return the timers of the incarnation. Raises `ActorNotRunning`."""
 
     def set_receive_timeout(self, length: float | None, message: object) -> None:
@@ -326,7 +331,7 @@ class ActorContext:
 
         Raises `ActorNotRunning` in ``__init__``, and once the actor is stopping or restarting.
         """
-        return self._owner.timers()
+        return self._owner.own_timers()
 
     def receive_timeout(self, seconds: float | None, message: object = None) -> None:
         """Send `message` to this actor whenever nobody has sent it any for so many seconds.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 import time
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import anyio
 
@@ -49,6 +49,27 @@ class SystemClock:
         """Wait as `anyio.sleep` does; raises `InvalidPolicy` for what is no number."""
         length = span(seconds)
         await (anyio.sleep_forever() if length == math.inf else anyio.sleep(length))
+
+
+@runtime_checkable
+class MovableClock(Protocol):
+    """A clock that knows when its wall clock is moved, so that nobody has to look."""
+
+    def move_on_at(self, time: float) -> contextlib.AbstractContextManager[anyio.CancelScope]:
+        """Return a cancel scope that is cancelled once `time` has come, in Unix time."""
+
+
+def move_on_at(
+    clock: Clock, time: float, look_every: float
+) -> contextlib.AbstractContextManager[anyio.CancelScope]:
+    """Return a cancel scope that is cancelled once the wall clock shows Unix time `time`.
+
+    It may be cancelled before: at the latest after `look_every` seconds, as a wall clock is moved
+    without anybody being told.
+    """
+    if isinstance(clock, MovableClock):
+        return clock.move_on_at(time)
+    return clock.move_on_after(min(time - clock.time(), look_every))
 
 
 def span(value: float) -> float:

@@ -76,6 +76,10 @@ class InvalidEntityId(PapyraError, ValueError):
     """The id of an entity must be a string, and not an empty one."""
 
 
+class InvalidTimer(PapyraError, ValueError):
+    """A durable timer whose name, time, message or time zone makes no sense."""
+
+
 class MailboxClosed(PapyraError):
     """The mailbox takes no more messages, because its actor is stopping or has stopped."""
 

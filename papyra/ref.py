@@ -244,7 +244,10 @@ class ActorRef:
         try:
             self._mailbox.push(call.ask)
         except MailboxClosed:
-            raise self._cell.stopped_error("is stopping", "never") from None
+            try:
+                self._cell.put_nowait(call.ask)  # which wakes an entity
+            except MailboxClosed:
+                raise self._cell.stopped_error("is stopping", "never") from None
 
     def feed(
         self,

@@ -33,6 +33,7 @@ from papyra._runtime.failures import Outcome
 from papyra._runtime.props import Props
 from papyra._runtime.recorder import LoggingRecorder, SystemRecorder
 from papyra._runtime.shutdown import Shutdown, descendants
+from papyra._runtime.timer_service import TimerService
 from papyra._safe_repr import shown, type_and_text
 from papyra._trio import running_trio
 from papyra.actor import Actor, Entities
@@ -41,6 +42,7 @@ from papyra.audit import AuditReport
 from papyra.clock import Clock, SystemClock
 from papyra.conf import settings
 from papyra.dispatcher import Dispatcher
+from papyra.due_timers import DurableTimers
 from papyra.entity import EntityRef
 from papyra.events import ActorCrashed, ActorRestarted, ActorStarted, ActorStopped
 from papyra.eventsourcing.decoding import wanted_events
@@ -111,6 +113,7 @@ class ActorSystem:
         clock: Clock | None = None,
         dispatcher: Dispatcher | None = None,
         propagate: Iterable[ContextVar[Any]] = (),
+        entities: Iterable[type[Actor]] = (),
     ) -> None:
         """Make a system that is to be started.
 
@@ -126,7 +129,11 @@ class ActorSystem:
         around `receive` they have the values that they had where it was told or asked, unset ones
         included. A batch, which has many senders, sees the actor's own.
 
-        Raises `InvalidActorName`, `InvalidPolicy` or `InvalidSetting` for what makes no sense.
+        `entities` are classes whose entities durable timers may wake, without anybody having asked
+        for them before; ``system.entities.register`` is for those that are made with arguments.
+
+        Raises what that raises, and `InvalidActorName`, `InvalidPolicy` or `InvalidSetting` for
+        what makes no sense.
         """
         name = check_name(system_id)
         _check_limits(mailbox_capacity, shutdown_timeout, audit_interval)
@@ -154,6 +161,12 @@ class ActorSystem:
         self._entities = EntityRegistry(name, self._runtime)
         self._guardian = _Guardian(supervision or OneForOne(), self._fail, TopLevel(self._entities))
         self._entities.parent = self._guardian
+        self._timers = TimerService(
+            *(name, self.clock, self._entities),
+            *(self._runtime.start_task, lambda: self.persistence),
+        )
+        for each in entities:
+            self._entities.register(each)
         # The persistence actor answers for its own errors. One that it does not is a bug, and no
         # reason to drop what it holds.
         self._own = _Guardian(
@@ -291,6 +304,15 @@ class ActorSystem:
         the ref of each. ``system.entities.register(Account, rates)`` says what they depend on.
         """
         return self._entities
+
+    @property
+    def timers(self) -> DurableTimers:
+        """The durable timers that are pending: ``len(system.timers)`` is how many.
+
+        Iterated over, it gives the actor, the name, when it is due and how often it has failed, of
+        each. ``system.timers.metrics()`` says what has come of them.
+        """
+        return self._timers
 
     def subscribe(
         self,
@@ -440,6 +462,7 @@ class ActorSystem:
         (cell,) = self._own.children
         self._recorder = SystemRecorder(self._system_id, self.clock, cell.mailbox)
         self._entities.recorder = self._recorder
+        self._timers.begin(self._backend, looks=self._looks_into_inbox)
         if self._audit_interval is not None:
             start_surely(
                 self._runtime.task_group.start_soon,
@@ -535,6 +558,7 @@ class ActorSystem:
 
     def _begin_shutdown(self, cause: BaseException | None) -> None:
         """Begin to stop everything; if there is a `cause`, right after the messages at hand."""
+        self._timers.close()
         self._shutdown.begin(self._runtime.task_group, self._before_store, cause)
 
     def _before_store(self) -> None:

@@ -409,7 +409,7 @@ class Cell:
             return caller
         return None
 
-    def timers(self) -> Timers:
+    def own_timers(self) -> Timers:
         return self._belongings().timers
 
     def set_receive_timeout(self, length: float | None, message: object) -> None:

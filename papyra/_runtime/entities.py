@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from papyra._runtime.cell import Cell, Parent, Runtime
@@ -52,6 +52,8 @@ class EntityRegistry:
         self.activations = 0
         #: how often one went to sleep in order
         self.passivations = 0
+        #: called with the name and the class of each type that becomes known
+        self.on_new_type: Callable[[str, type[Actor]], None] | None = None
 
     def __len__(self) -> int:
         return len(self.awake)
@@ -87,6 +89,11 @@ class EntityRegistry:
             found = Entity(self, entity_type, plain).new_ref()
             entity_type.refs[plain] = found
         return found
+
+    def class_of(self, name: str) -> type[Actor] | None:
+        """Return the class of the type of entities called `name`, if there is one."""
+        known = self._names.get(name)
+        return None if known is None else known.props.actor_class
 
     def has_type(self, name: str) -> bool:
         """Return whether there is a type of entities called `name`."""
@@ -153,6 +160,8 @@ class EntityRegistry:
         Mailbox[object](capacity)  # raises for one that makes no sense
         made = EntityType(name, props, capacity)
         self._types[actor_class] = self._names[name] = made
+        if self.on_new_type is not None:
+            self.on_new_type(name, actor_class)
         return made
 
 

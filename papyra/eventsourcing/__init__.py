@@ -8,11 +8,12 @@ if TYPE_CHECKING:
     from papyra.eventsourcing.actor import EventSourced
     from papyra.eventsourcing.schema import event, upcaster
     from papyra.eventsourcing.snapshots import SnapshotPolicy
+    from papyra.eventsourcing.timers import Occurrence, Timer
 
-__all__ = ("EventSourced", "SnapshotPolicy", "event", "upcaster")
+__all__ = ("EventSourced", "Occurrence", "SnapshotPolicy", "Timer", "event", "upcaster")
 
 #: Where these names are, from the ground up.
-_MODULES = ("schema", "snapshots", "actor")
+_MODULES = ("schema", "snapshots", "timers", "actor")
 
 if not TYPE_CHECKING:
     __getattr__ = finder(__name__, __all__, _MODULES)

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import abc
 import contextlib
+import functools
 import inspect
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from datetime import datetime
+from types import MappingProxyType
 from typing import Any, ClassVar, Generic, TypeVar
 
 from papyra._error_copy import copy_of
-from papyra._safe_repr import printable, shown, text_of, type_name
+from papyra._safe_repr import printable, shown, text_of, type_and_text, type_name
 from papyra.actor import Actor, Failure
+from papyra.due_timers import TimerDue, TimerFailed
 from papyra.events import ActorRecoveredWithout, ActorRecoveryFailed
 from papyra.eventsourcing.bases import BaseReader
 from papyra.eventsourcing.bookkeeping import COMMAND, KEY, REPLIED, KeyedCommand, Note, Replied
@@ -20,6 +24,17 @@ from papyra.eventsourcing.keyed_replies import keep_reply, reply_again
 from papyra.eventsourcing.resumption import Resumption
 from papyra.eventsourcing.schema import Schema, upcasters_of
 from papyra.eventsourcing.snapshots import SnapshotPolicy, Snapshots, StateCodec, state_type_of
+from papyra.eventsourcing.timers import (
+    Occurrence,
+    Timer,
+    TimerMessages,
+    as_names,
+    as_timers,
+    given_up,
+    is_missed,
+    next_due,
+    occurrence_of,
+)
 from papyra.exceptions import (
     InvalidActor,
     InvalidIdempotencyKey,
@@ -30,10 +45,13 @@ from papyra.exceptions import (
     PersistenceError,
     RecoveryFailed,
     ReplyNotKept,
+    UnhandledMessage,
     WrongTask,
 )
-from papyra.persistence.messages import Append
-from papyra.persistence.records import RESERVED
+from papyra.persistence.messages import MAX_REASON, Append
+from papyra.persistence.records import RESERVED, PersistedDeadLetter
+from papyra.persistence.timers import TIMER, Change, Failed, Fired, Missed, Pending, Unscheduled
+from papyra.retry import Retry
 
 StateT = TypeVar("StateT")
 
@@ -41,6 +59,9 @@ logger = logging.getLogger("papyra")
 
 #: Seconds after a failed recovery before the next, at first and at most.
 FIRST_PAUSE, LONGEST_PAUSE = 0.2, 30.0
+
+#: Where a function keeps that it looks for timers that are brought.
+_BRINGS_TIMERS = "__papyra_brings_timers__"
 
 #: Characters that are kept of the name of a command's type.
 MAX_TYPE = 200
@@ -79,11 +100,20 @@ class EventSourced(Actor, Generic[StateT]):
     upcasters: ClassVar[Iterable[object]] = ()
     #: when its state is saved beside its events, for quicker recoveries; `None` for never
     snapshots: ClassVar[SnapshotPolicy | None] = None
+    #: the types of messages that durable timers may bring; they are stored under their names, and
+    #: are named as events are
+    timer_messages: ClassVar[tuple[type, ...]] = ()
+    #: how often a timer comes whose message could not be handled, and after which delays
+    timer_retry: ClassVar[Retry] = Retry(5, backoff=2.0, jitter=0.5, max_backoff=600.0)
 
     #: how many idempotency keys are kept, the newest ones: a command that is repeated later than so
     #: many others with keys is taken for a new one
     idempotency_window: ClassVar[int] = 1_000
 
+    _timer_messages: ClassVar[TimerMessages | None] = None
+    _occurrence: Occurrence | None = None
+    #: the note of the occurrence at hand, until it is stored
+    _fired: Fired | None = None
     _schema: ClassVar[Schema | None] = None
     _state_codec: ClassVar[StateCodec[Any] | None] = None
     _history: History[StateT] | None = None
@@ -121,6 +151,13 @@ class EventSourced(Actor, Generic[StateT]):
         steps = upcasters_of([*members.values(), *cls.upcasters])
         cls._schema = Schema(cls.__name__, cls.events, steps)
         cls._state_codec = _state_codec_of(cls)
+        if not isinstance(cls.timer_messages, (tuple, list)):
+            raise InvalidSchema(f"{cls.__name__}.timer_messages is a tuple of classes")
+        if not isinstance(cls.timer_retry, Retry):
+            raise InvalidPolicy(f"{cls.__name__}.timer_retry is a Retry")
+        if cls.timer_messages:
+            cls._timer_messages = TimerMessages(cls.__name__, cls.timer_messages)
+            _bring_timers_to(cls)
 
     @abc.abstractmethod
     def initial_state(self) -> StateT:
@@ -155,8 +192,63 @@ class EventSourced(Actor, Generic[StateT]):
         """How many events there are in the history of this actor."""
         return self._own_history().revision
 
-    async def persist(self, *events: object, metadata: Mapping[str, str] | None = None) -> None:
+    @property
+    def scheduled(self) -> Mapping[str, Pending]:
+        """The durable timers of this actor that are pending, by their names."""
+        return MappingProxyType(self._own_history().books.kept.timers)
+
+    @property
+    def occurrence(self) -> Occurrence | None:
+        """The occurrence whose message is being handled; `None` for a message of anybody else's."""
+        return self._occurrence
+
+    async def schedule(
+        self,
+        name: str,
+        message: object,
+        *,
+        at: datetime | float | None = None,
+        after: float | None = None,
+        every: float | None = None,
+        cron: str | None = None,
+        tz: str | None = None,
+        missed: Missed = "once",
+    ) -> None:
+        """Have `message`, of one of the `timer_messages`, come to this actor at a time.
+
+        It comes `at` an aware datetime, or Unix time; `after` seconds; `every` so many seconds, the
+        n-th n times so many from now; or by a `cron` expression, in the time zone called `tz`. One
+        of the same name is replaced, and its message comes no more. On return that is as durable as
+        the backend promises. It wakes an entity, also after a restart: see `ActorSystem.entities`.
+
+        What is seen more than a minute late, or more than a period, was `missed`: it comes
+        ``"once"``, once for each time that was missed (``"all"``), or never (``"skip"``).
+
+        Raises `InvalidTimer` for what makes no sense, `MissingExtra` for `cron` without the extra
+        that is called so, and what `persist` raises.
+        """
+        timer = Timer(
+            name, message, at=at, after=after, every=every, cron=cron, tz=tz, missed=missed
+        )
+        await self.persist(schedule=timer)
+
+    async def unschedule(self, *names: str) -> None:
+        """Take timers back: what they would bring comes no more. It may be that there are none.
+
+        Raises as `persist` does.
+        """
+        await self.persist(unschedule=names)
+
+    async def persist(
+        self,
+        *events: object,
+        schedule: Timer | Iterable[Timer] = (),
+        unschedule: str | Iterable[str] = (),
+        metadata: Mapping[str, str] | None = None,
+    ) -> None:
         """Store `events` next to each other, all or none, and take on the state they lead to.
+
+        Timers that are scheduled, or taken back by their names, are part of the same append.
 
         They are applied first: what `apply` raises is raised here, and nothing is stored. On return
         they are as durable as the backend promises. If the append raises, the state is what it was.
@@ -174,16 +266,18 @@ class EventSourced(Actor, Generic[StateT]):
             # The message at hand has seen the state. If that was not kept, it must not go on.
             await self.context.output_gate().opened()
             await self._settle()
-        if not events or (history.resumption is not None and history.meet(events)):
-            return
-        try:
-            await history.append(events, self._metadata(metadata))
-        except BaseException:
-            if history.failure is not None or history.is_in_doubt:
-                self.context.settle_first(self._settle)
-            raise
+        notes = self._timer_notes(schedule, unschedule)
+        if (events or notes) and not self._has_stored(history, events):
+            metadata = self._metadata(metadata)
+            await self._append(history, events, metadata, self._with_fired(notes))
 
-    def persist_nowait(self, *events: object, metadata: Mapping[str, str] | None = None) -> None:
+    def persist_nowait(
+        self,
+        *events: object,
+        schedule: Timer | Iterable[Timer] = (),
+        unschedule: str | Iterable[str] = (),
+        metadata: Mapping[str, str] | None = None,
+    ) -> None:
         """Have `events` stored, take on the state that they lead to at once, and go on.
 
         So the store can write many at a time, and the next message does not wait. What this actor
@@ -195,9 +289,19 @@ class EventSourced(Actor, Generic[StateT]):
         Raises what `apply` raises, and as `persist` does for events and tasks that it refuses.
         """
         history = self._check_task()
-        if not events or (history.resumption is not None and history.meet(events)):
-            return
-        self._append_nowait(history, events, self._metadata(metadata))
+        notes = self._timer_notes(schedule, unschedule)
+        if (events or notes) and not self._has_stored(history, events):
+            notes = self._with_fired(notes)
+            self._append_nowait(history, events, self._metadata(metadata), notes)
+            self._fired = None
+
+    def _has_stored(self, history: History[StateT], events: Sequence[object]) -> bool:
+        """Return whether a command that is handled once more has stored this the first time."""
+        if history.resumption is None:
+            return False
+        if not events and not history.resumption.is_through:
+            return True  # timers alone, before an event that is there
+        return history.meet(events)
 
     async def receive_once(self, message: Any, idempotency_key: str) -> Any:
         """Handle one message that was asked with an idempotency key. The runtime calls it.
@@ -274,6 +378,8 @@ class EventSourced(Actor, Generic[StateT]):
             if error is not None and self._history is history:
                 self._is_lost = True
                 self.context.settle_first(self._settle)
+                if notes:
+                    self.context.system.timers.suspect()
             gate.answer(error)
 
         try:
@@ -306,12 +412,135 @@ class EventSourced(Actor, Generic[StateT]):
         with contextlib.suppress(RecoveryFailed):
             await self._settle()
 
+    async def _append(
+        self,
+        history: History[StateT],
+        events: Sequence[object],
+        metadata: Mapping[str, str] | None,
+        notes: Sequence[Note],
+    ) -> None:
+        try:
+            await history.append(events, metadata, notes)
+            self._fired = None
+        except BaseException:
+            if history.failure is not None or history.is_in_doubt:
+                self.context.settle_first(self._settle)
+                if notes:
+                    self.context.system.timers.suspect()
+            raise
+
+    def _timer_notes(
+        self, schedule: Timer | Iterable[Timer], unschedule: str | Iterable[str]
+    ) -> list[Note]:
+        """Return what is to be stored of timers that are taken back, and scheduled."""
+        if schedule == () and unschedule == ():
+            return []
+        pending, now = self.scheduled, self.context.clock.time()
+        notes = [Note(TIMER, Unscheduled(each)) for each in as_names(unschedule) if each in pending]
+        timers = as_timers(schedule)
+        if timers:
+            messages = type(self)._timer_messages or TimerMessages(type(self).__name__, ())
+            notes += [Note(TIMER, each.scheduled(messages, now)) for each in timers]
+            self.context.system.timers.attend(self.context.self_ref)
+        return notes
+
+    def _with_fired(self, notes: list[Note]) -> list[Note]:
+        """Return `notes` behind the one that the timer at hand has fired, if that is due."""
+        return notes if self._fired is None else [Note(TIMER, self._fired), *notes]
+
+    async def _receive_due(
+        self, timer: TimerDue | TimerFailed, receive: Callable[[Any, Any], Awaitable[Any]]
+    ) -> Any:
+        """Handle a timer that is brought; or note that this has failed."""
+        pending = await self._pending(timer)
+        if pending is None:
+            return "stale"
+        if isinstance(timer, TimerFailed):
+            return await self._note_failure(pending, timer.error)
+        scheduled, now = pending.scheduled, self.context.clock.time()
+        following = next_due(scheduled, pending.due, now)
+        if (
+            scheduled.missed == "skip"
+            and not pending.attempts
+            and is_missed(scheduled, pending.due, timer.seen)
+        ):
+            return await self._note(Fired(pending.name, pending.due, following, "skipped"))
+        assert self._timer_messages is not None
+        message = self._timer_messages.decode(scheduled)
+        self._occurrence = occurrence_of(str(self.context.self_ref.address), pending)
+        self._fired = Fired(pending.name, pending.due, following)
+        try:
+            reply = await receive(self, message)
+            is_refused = isinstance(reply, Failure) and not isinstance(
+                reply.error, UnhandledMessage
+            )
+            if self._fired is None or not is_refused:
+                reply = "handled"
+            if self._fired is not None and not is_refused:
+                await self._note(self._fired)
+        finally:
+            self._fired = self._occurrence = None
+        return reply
+
+    async def _pending(self, timer: TimerDue | TimerFailed) -> Pending | None:
+        """Return the timer that is brought, if it is what is pending."""
+        history, key = self._check_task(), (timer.name, timer.generation, timer.due)
+        address = str(self.context.self_ref.address)
+        is_current = self.context.system.timers.is_current(address, *key)
+        if (self._own_pending(*key) is not None) != is_current:
+            # An operator has changed it, most likely; the store knows.
+            history.is_in_doubt = True
+            await self._settle()
+        return self._own_pending(*key)
+
+    def _own_pending(self, name: str, generation: int, due: float) -> Pending | None:
+        pending = self.scheduled.get(name)
+        if pending is None or (pending.generation, pending.due) != (generation, due):
+            return None
+        return pending
+
+    async def _note_failure(self, pending: Pending, error: Exception) -> str:
+        """Note that an occurrence comes again; or, after too many failures, that it is over."""
+        attempts, now = pending.attempts + 1, self.context.clock.time()
+        why = type_and_text(error)[:MAX_REASON]
+        delay = self.timer_retry.delay_after(attempts, error)
+        if delay is not None:
+            return await self._note(Failed(pending.name, pending.due, attempts, now + delay, why))
+        address = str(self.context.self_ref.address)
+        logger.error(
+            "timer %s of %s is given up after %d attempts: %s",
+            *(shown(pending.name), address, attempts, why),
+        )
+        # First, as it is better found twice than not at all.
+        letter = given_up(address, pending, attempts, why)
+        await self.context.persistence.ask(
+            Append(
+                PersistedDeadLetter(
+                    *(self.context.system.system_id, address, pending.scheduled.message_type),
+                    *(letter, False, now),
+                )
+            )
+        )
+        following = next_due(pending.scheduled, pending.due, now)
+        return await self._note(Fired(pending.name, pending.due, following, "failed"))
+
+    async def _note(self, change: Change) -> str:
+        """Store a change of a timer by itself."""
+        history = self._check_task()
+        if history.failure is not None:
+            await self.context.output_gate().opened()
+            await self._settle()
+        await self._append(history, (), None, [Note(TIMER, change)])
+        return "noted"
+
     async def _settle(self) -> None:
         """Wait for appends if there are too many; recover if need be, unless it has just failed."""
         history = self._own_history()
         await self.context.settle_outputs()
         if history.failure is not None or history.is_in_doubt or self._is_lost:
             await self._recover(history)
+            if history.books.kept.timers and self._timer_messages is not None:
+                self.context.system.timers.attend(self.context.self_ref)
         self.context.settle_first(None)
         if not self._is_prepared:
             await self._prepare()
@@ -380,6 +609,23 @@ def _check_same(handled: KeyedCommand, command_type: str, idempotency_key: str) 
             f"the idempotency key {shown(idempotency_key)} is that of another command, a "
             f"{handled.type}"
         )
+
+
+def _bring_timers_to(actor_class: type[EventSourced[Any]]) -> None:
+    """Have `receive` of a class be given the messages that its timers bring."""
+    receive: Any = actor_class.receive
+    if getattr(receive, _BRINGS_TIMERS, False):
+        return
+
+    @functools.wraps(receive)
+    def brought(self: EventSourced[Any], message: Any) -> Awaitable[Any]:
+        if type(message) is TimerDue or type(message) is TimerFailed:
+            return self._receive_due(message, receive)
+        handling: Awaitable[Any] = receive(self, message)
+        return handling
+
+    setattr(brought, _BRINGS_TIMERS, True)
+    actor_class.receive = brought  # type: ignore[method-assign, assignment]
 
 
 def _state_codec_of(actor_class: type[EventSourced[Any]]) -> StateCodec[Any] | None:

@@ -15,11 +15,12 @@ from papyra.eventsourcing.steps import Step
 from papyra.persistence import codec
 from papyra.persistence.bases import BASE_TYPE, read_base
 from papyra.persistence.records import RESERVED, PersistedEvent
+from papyra.persistence.timers import TIMER, TIMER_INDEX, Pending, change_in, move_on
 
 #: The type of the note with the reply to a command that had an idempotency key.
 REPLIED: Final = RESERVED + "replied"
 #: The types of events that are notes.
-NOTES: Final[frozenset[str]] = frozenset({REPLIED})
+NOTES: Final[frozenset[str]] = frozenset({REPLIED, TIMER, TIMER_INDEX})
 
 #: The names in the metadata of an event by which its command had an idempotency key.
 KEY, COMMAND = RESERVED + "idempotency_key", RESERVED + "command"
@@ -75,6 +76,8 @@ class Bookkeeping(msgspec.Struct, omit_defaults=True):
 
     #: by their idempotency keys, the oldest first
     commands: dict[str, KeyedCommand] = {}
+    #: the durable timers that are pending, by their names
+    timers: dict[str, Pending] = {}
 
 
 class Books:
@@ -101,6 +104,8 @@ class Books:
             if (command := commands.get(replied.idempotency_key)) is not None:
                 replaced = structs.replace(command, reply=replied.reply)
                 commands[replied.idempotency_key] = replaced
+        elif record.event_type == TIMER:
+            move_on(self.kept.timers, change_in(record.payload), record.revision or 0)
         elif record.event_type == BASE_TYPE:
             base = read_base(cast("PersistedEvent", record))
             assert base is not None

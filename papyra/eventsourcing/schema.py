@@ -6,7 +6,7 @@ import contextlib
 import dataclasses
 import functools
 import inspect
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, TypeAlias, TypeVar
 
 import msgspec
@@ -126,9 +126,20 @@ def upcaster(
 class Schema:
     """The events of one class of actors, and the upcasters that lead to them."""
 
-    def __init__(self, owner: str, events: Sequence[type], upcasters: Sequence[Upcaster]) -> None:
-        """Check both. Raises `InvalidSchema` for what could not be read back."""
+    def __init__(
+        self,
+        owner: str,
+        events: Sequence[type],
+        upcasters: Sequence[Upcaster],
+        *,
+        attribute: str = "events",
+    ) -> None:
+        """Check both. Raises `InvalidSchema` for what could not be read back.
+
+        `attribute` is the one of `owner` that names `events`.
+        """
         self._owner = owner
+        self._attribute = attribute
         self._encode = msgspec.json.Encoder().encode
         self._forms: dict[type, _Form] = {}
         self._classes: dict[str, tuple[type, int]] = {}
@@ -142,6 +153,11 @@ class Schema:
         for each in upcasters:
             self._check_way(each)
         self._check_versions()
+
+    @property
+    def classes(self) -> Collection[type]:
+        """The classes of today."""
+        return self._forms.keys()
 
     def encode(self, event: object) -> tuple[EventType, object]:
         """Return the name and version of an event, and the payload that is stored of it.
@@ -229,7 +245,7 @@ class Schema:
     def _add(self, event_class: type) -> None:
         if not _is_event_class(event_class):
             raise InvalidSchema(
-                f"{self._owner}.events holds {shown(event_class)}: "
+                f"{self._owner}.{self._attribute} holds {shown(event_class)}: "
                 "an event is a msgspec Struct, a dataclass or an attrs class"
             )
         event_type = vars(event_class).get(_EVENT, EventType(event_class.__name__, 1))

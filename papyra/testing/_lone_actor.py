@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping, Sequence
 from typing import Any, Generic, NoReturn, TypeVar, cast
 
 import anyio
@@ -15,6 +15,7 @@ from papyra.actor import Actor, ActorContext, Entities
 from papyra.address import ActorAddress
 from papyra.audit import AuditReport
 from papyra.clock import Clock
+from papyra.due_timers import DurableTimers, ScheduledTimer, TimerMetrics
 from papyra.entity import EntityRef
 from papyra.eventsourcing.actor import EventSourced
 from papyra.exceptions import NotAnEntity, SystemNotRunning, UnhandledMessage, WouldDeadlock
@@ -208,7 +209,7 @@ class LoneActor(Generic[StateT]):
 
     # The owner's timers and tasks
 
-    def timers(self) -> Timers:
+    def own_timers(self) -> Timers:
         """Return the timers: a test sees which are active, and none becomes due."""
         return self._timers
 
@@ -246,6 +247,11 @@ class LoneActor(Generic[StateT]):
         """There are none."""
         _refuse("there are no entities")
 
+    @property
+    def timers(self) -> DurableTimers:
+        """Nobody brings any: what is scheduled is stored, and that is all."""
+        return _NO_TIMERS
+
     def find(self, address: ActorAddress | str) -> ActorRef | None:
         """Return `None`, as there is nobody else."""
         del address
@@ -274,6 +280,32 @@ class _NoDeadlines:
 
     def forget(self, count: int = 1) -> None:
         """Do nothing."""
+
+
+class _NoTimers:
+    """The timers of a system that brings none."""
+
+    def __len__(self) -> int:
+        return 0
+
+    def __iter__(self) -> Iterator[ScheduledTimer]:
+        return iter(())
+
+    def metrics(self) -> TimerMetrics:
+        return TimerMetrics(0, 0, 0, 0, 0, 0, 0.0, 0.0)
+
+    def attend(self, ref: ActorRef) -> None:
+        """Do nothing."""
+
+    def is_current(self, actor: str, name: str, generation: int, due: float) -> bool:
+        del actor, name, generation, due
+        return False
+
+    def suspect(self) -> None:
+        """Do nothing."""
+
+
+_NO_TIMERS = _NoTimers()
 
 
 class _Gate(OutputGate):

@@ -6,7 +6,7 @@ import contextlib
 import heapq
 import itertools
 import math
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 
 import anyio
 
@@ -40,6 +40,8 @@ class ManualClock:
         #: (deadline, number, scope), a heap; the number keeps those of one moment in order
         self._deadlines: list[tuple[float, int, anyio.CancelScope]] = []
         self._guard = anyio.ResourceGuard("advancing")
+        #: the waits for a moment of the wall clock, by their scopes
+        self._moments: dict[anyio.CancelScope, float] = {}
 
     def time(self) -> float:
         """Return Unix time in seconds."""
@@ -65,6 +67,49 @@ class ManualClock:
                 if entry in self._deadlines:
                     self._deadlines.remove(entry)
                     heapq.heapify(self._deadlines)
+
+    @contextlib.contextmanager
+    def move_on_at(self, time: float) -> Iterator[anyio.CancelScope]:
+        """Return a cancel scope that is cancelled once `time` has come, in Unix time.
+
+        That may be because the wall clock was put forward.
+        """
+        with anyio.CancelScope() as scope:
+            self._moments[scope] = time
+            self._set_deadline(scope, time)
+            try:
+                yield scope
+            finally:
+                del self._moments[scope]
+                self._drop_deadlines({scope})
+
+    async def put_wall_clock(self, seconds: float) -> None:
+        """Put the wall clock forward by `seconds`, or back if they are negative.
+
+        `monotonic`, and all that waits for seconds to pass, notices nothing. Returns when whatever
+        becomes due by it has run.
+        """
+        if not is_seconds(seconds, -LONGEST) or not seconds <= LONGEST * 100:
+            raise InvalidPolicy(f"a wall clock is put by seconds, not {shown(seconds)}")
+        with self._guard:
+            await wait_until_idle(cushion=1)
+            self._start += seconds
+            moments = dict(self._moments)
+            self._drop_deadlines(moments.keys())
+            for scope, time in moments.items():
+                self._set_deadline(scope, time)
+            await wait_until_idle(cushion=1)
+
+    def _set_deadline(self, scope: anyio.CancelScope, time: float) -> None:
+        length = time - self.time()
+        if length <= 0:
+            scope.cancel()
+        elif length < math.inf:
+            heapq.heappush(self._deadlines, (self._now + length, next(self._numbers), scope))
+
+    def _drop_deadlines(self, scopes: Collection[anyio.CancelScope]) -> None:
+        self._deadlines = [each for each in self._deadlines if each[2] not in scopes]
+        heapq.heapify(self._deadlines)
 
     async def sleep(self, seconds: float) -> None:
         """Return once the clock has been advanced that far."""

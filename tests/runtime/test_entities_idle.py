@@ -151,6 +151,7 @@ async def test_thousands_with_deadlines_of_their_own_sleep_each_at_its_time(
 
 async def test_one_task_looks_after_all_idle_timeouts(clock: ManualClock) -> None:
     async with ActorSystem(clock=clock, audit_interval=None) as system:
+        await wait_until_idle()
         before = len(anyio.get_running_tasks())
         for number in range(100):
             await system.entity(Idle, str(number)).ask(1)

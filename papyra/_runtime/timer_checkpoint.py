@@ -1,0 +1,178 @@
+"""The checkpoint of the index of timers, so that a start reads what came after it, and no more.
+
+It is a snapshot of a history of its own, so it is believed, copied and checked as any other. The
+events of that history say that there is one, and hold on to the place in the store: a checkpoint is
+of the timers that were pending right after such an event.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+
+import msgspec
+
+from papyra._runtime.timer_index import Kept, TimerIndex
+from papyra._safe_repr import text_of
+from papyra.clock import Clock
+from papyra.exceptions import PapyraError, SnapshotsUnsupported
+from papyra.persistence.messages import (
+    Append,
+    Appended,
+    HistoryPage,
+    LoadSnapshot,
+    ReadHistory,
+    SaveSnapshot,
+)
+from papyra.persistence.records import PersistedEvent
+from papyra.persistence.timers import INDEX_NAME, TIMER_INDEX
+from papyra.persistence.verbs import PersistenceVerbs
+from papyra.ref import ActorRef
+
+logger = logging.getLogger("papyra")
+
+#: Changes of timers from one checkpoint to the next, at least; as many as are pending, if that is
+#: more, so that saving them costs each change the same.
+SAVE_EVERY = 1_000
+#: Records of any kind from one checkpoint to the next, at most: a start reads them all.
+READ_AT_MOST = 50_000
+#: Raised whenever what is kept means something else.
+_VERSION = 1
+
+
+class _Checkpoint(msgspec.Struct, frozen=True):
+    #: the position in the store
+    position: int
+    timers: list[Kept]
+
+
+class TimerCheckpoint:
+    """Loads the checkpoint of one system, and saves another one when it is time."""
+
+    def __init__(
+        self, system_id: str, clock: Clock, index: TimerIndex, store: Callable[[], ActorRef]
+    ) -> None:
+        self._system_id = system_id
+        self._address = f"{system_id}/{INDEX_NAME}"
+        self._clock = clock
+        self._index = index
+        self._store = store
+        #: whether there was one, be it good or not: so there have been timers
+        self.exists = False
+        #: of the last event of its history, as far as is known
+        self._revision = 0
+        self._is_revision_known = False
+        #: the position that it is of, and the changes that were known there
+        self._position = self._changes = 0
+        self._is_saving = False
+        self._is_supported = True
+        #: of the event that was stored last, and what was pending then
+        self._taken: tuple[int, msgspec.Raw] | None = None
+
+    async def load(self, backend: PersistenceVerbs) -> int:
+        """Fill the index from the newest checkpoint that can be believed; return its position.
+
+        That is 0 if there is none. Raises `PersistenceError`.
+        """
+        try:
+            loaded = await backend.execute(LoadSnapshot(self._address, _VERSION))
+        except SnapshotsUnsupported:
+            self._is_supported = False
+            return 0
+        self.exists = loaded.snapshot is not None or bool(loaded.passed_over)
+        if loaded.snapshot is None:
+            return 0
+        self._revision = loaded.snapshot.revision
+        try:
+            kept = msgspec.json.decode(loaded.snapshot.state, type=_Checkpoint)
+        except msgspec.DecodeError as error:
+            logger.warning("passed over the index of timers: %s", text_of(error))
+            return 0
+        self._index.restore(kept.timers)
+        self._position = kept.position
+        return kept.position
+
+    def take(self, seq: int) -> None:
+        """Take note of what is pending, as the event at this position says that it is saved."""
+        state = _Checkpoint(seq, self._index.kept())
+        self._taken = seq, msgspec.Raw(msgspec.json.encode(state))
+
+    def is_own(self, record: PersistedEvent) -> bool:
+        """Return whether an event says that the index is saved."""
+        return record.event_type == TIMER_INDEX and record.actor_address == self._address
+
+    def is_due(self, head: int) -> bool:
+        """Return whether it is time to save one, at this end of the store."""
+        changes = self._index.changes - self._changes
+        if self._is_saving or not self._is_supported or not (changes or self._revision):
+            return False
+        return (
+            changes >= max(SAVE_EVERY, len(self._index))
+            or head - self._position >= READ_AT_MOST
+            or not self._revision
+        )
+
+    def save_if_due(self, head: int) -> None:
+        """Save one if it is time. Does not wait; what fails is logged, and is due as much later."""
+        if not self.is_due(head):
+            return
+        self._position, self._changes = head, self._index.changes
+        self._is_saving = True
+        if self._is_revision_known:
+            self._save()
+        else:
+            self._find_revision()
+
+    def _find_revision(self) -> None:
+        """Find the last event of the history, as one may have been stored without its snapshot."""
+        self._request(ReadHistory(self._address, self._revision), self._found_revision)
+
+    def _found_revision(self, reply: object, error: Exception | None) -> None:
+        if error is not None or not isinstance(reply, HistoryPage):
+            self._saved(None, error)
+            return
+        self._revision = reply.next_after
+        if reply.more:
+            self._find_revision()
+        else:
+            self._is_revision_known = True
+            self._save()
+
+    def _save(self) -> None:
+        revision = self._revision + 1
+        event = PersistedEvent(
+            *(self._system_id, self._address, TIMER_INDEX, {"pending": len(self._index)}),
+            self._clock.time(),
+            revision=revision,
+        )
+        self._request(Append(event), self._appended)
+
+    def _appended(self, reply: object, error: Exception | None) -> None:
+        taken, self._taken = self._taken, None
+        if error is not None or not isinstance(reply, Appended):
+            self._is_revision_known = False
+            self._saved(None, error)
+            return
+        self._revision += 1
+        if taken is None or taken[0] != reply.last_seq:
+            self._saved(None, None)  # the index was not up to date just then
+            return
+        seq, state = taken
+        request = SaveSnapshot(
+            *(self._address, self._revision, seq, state, self._clock.time(), _VERSION)
+        )
+        self._request(request, self._saved)
+
+    def _saved(self, reply: object, error: Exception | None) -> None:
+        del reply
+        self._is_saving = False
+        if error is not None:
+            logger.warning("the index of timers was not saved: %s", text_of(error))
+
+    def _request(
+        self, request: object, answered: Callable[[object, Exception | None], None]
+    ) -> None:
+        try:
+            self._store().request(request, answered)
+        except PapyraError as error:
+            self._saved(None, error)

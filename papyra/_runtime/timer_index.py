@@ -1,0 +1,283 @@
+"""The index of the durable timers that are pending: what the changes in a store add up to."""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+from collections import deque
+from collections.abc import Iterable, Iterator
+
+import msgspec
+
+from papyra.persistence.bases import BASE_TYPE, read_base
+from papyra.persistence.records import PersistedEvent
+from papyra.persistence.timers import (
+    TIMER,
+    Change,
+    Failed,
+    Fired,
+    MadeDue,
+    Pending,
+    Scheduled,
+    change_in,
+)
+
+#: Entries of timers that are over, and may stay in the heap, however few others there are.
+_KEPT = 64
+
+
+class IndexedTimer:
+    """A timer that is pending."""
+
+    __slots__ = (
+        "attempts",
+        "comes_at",
+        "due",
+        "generation",
+        "is_over",
+        "is_waiting",
+        "name",
+        "owner",
+        "seen",
+    )
+
+    def __init__(
+        self,
+        owner: TimersOfActor,
+        name: str,
+        generation: int,
+        due: float,
+        attempts: int = 0,
+        not_before: float | None = None,
+    ) -> None:
+        self.owner = owner
+        self.name = name
+        #: the revision with which it was scheduled
+        self.generation = generation
+        #: Unix time in seconds of the occurrence that comes next
+        self.due = due
+        #: how often handling that has failed
+        self.attempts = attempts
+        #: Unix time in seconds at which it is brought
+        self.comes_at = due if not_before is None else max(due, not_before)
+        #: Unix time in seconds at which it was first seen to be due; `None` before
+        self.seen: float | None = None
+        #: whether this occurrence is over, or another one has taken its place
+        self.is_over = False
+        #: whether it is in the heap
+        self.is_waiting = False
+
+
+class TimersOfActor:
+    """The timers of one actor."""
+
+    __slots__ = ("address", "at_hand", "by_name", "ready")
+
+    def __init__(self, address: str) -> None:
+        self.address = address
+        self.by_name: dict[str, IndexedTimer] = {}
+        #: those that are due, in the order in which they are brought
+        self.ready: deque[IndexedTimer] | None = None
+        #: the one that was brought, and not answered
+        self.at_hand: IndexedTimer | None = None
+
+
+class Kept(msgspec.Struct, frozen=True, array_like=True):
+    """A timer as a checkpoint holds it."""
+
+    actor: str
+    name: str
+    generation: int
+    due: float
+    attempts: int = 0
+    not_before: float | None = None
+
+
+class TimerIndex:
+    """Timers by their actors, and a heap of when they come."""
+
+    def __init__(self, system_id: str) -> None:
+        self._prefix = f"{system_id}/"
+        self.actors: dict[str, TimersOfActor] = {}
+        self._numbers = itertools.count()
+        #: Unix time in seconds, a number to keep those of one moment in order, and the timer
+        self._heap: list[tuple[float, int, IndexedTimer]] = []
+        self._over = 0
+        self._count = 0
+        #: changes so far
+        self.changes = 0
+
+    def __len__(self) -> int:
+        return self._count
+
+    def __iter__(self) -> Iterator[IndexedTimer]:
+        for actor in tuple(self.actors.values()):
+            yield from tuple(actor.by_name.values())
+
+    def find(self, address: str, name: str) -> IndexedTimer | None:
+        """Return the timer of that name of an actor, if one is pending."""
+        actor = self.actors.get(address)
+        return None if actor is None else actor.by_name.get(name)
+
+    @property
+    def next_at(self) -> float | None:
+        """Unix time in seconds at which the next one comes; `None` if there is none."""
+        while self._heap and self._heap[0][2].is_over:
+            heapq.heappop(self._heap)
+            self._over -= 1
+        return self._heap[0][0] if self._heap else None
+
+    def pop_due(self, now: float) -> IndexedTimer | None:
+        """Return the next timer that is due at Unix time `now`, which is in the heap no more."""
+        moment = self.next_at
+        if moment is None or moment > now:
+            return None
+        timer = heapq.heappop(self._heap)[2]
+        timer.is_waiting = False
+        return timer
+
+    def put_off(self, timer: IndexedTimer, moment: float) -> None:
+        """Have a timer that was popped come again, at Unix time `moment`."""
+        timer.comes_at = moment
+        self._push(timer)
+
+    def take_in(self, record: PersistedEvent) -> Change | None:
+        """Move on by an event, if it is about timers of this system; return the change.
+
+        Raises `InvalidTimerEvent`, `InvalidBase` or `msgspec.DecodeError` for what can't be read.
+        """
+        if record.revision is None or not record.actor_address.startswith(self._prefix):
+            return None
+        if record.event_type == TIMER:
+            change = change_in(record.payload)
+            self._change(record.actor_address, change, record.revision)
+            return change
+        if record.event_type == BASE_TYPE:
+            self._begin_with(record)
+        return None
+
+    def kept(self) -> list[Kept]:
+        """Return all timers, for a checkpoint."""
+        return [
+            Kept(
+                *(each.owner.address, each.name, each.generation, each.due, each.attempts),
+                each.comes_at if each.comes_at > each.due else None,
+            )
+            for each in self
+        ]
+
+    def restore(self, kept: Iterable[Kept]) -> None:
+        """Begin with the timers of a checkpoint."""
+        for each in kept:
+            if each.actor.startswith(self._prefix):
+                self._put(
+                    each.actor, each.name, each.generation, each.due, each.attempts, each.not_before
+                )
+
+    def clear(self) -> None:
+        """Forget all of them."""
+        for actor in self.actors.values():
+            for timer in actor.by_name.values():
+                timer.is_over = True
+            actor.by_name.clear()
+        self._heap.clear()
+        self._over = self._count = 0
+        self._forget_idle()
+
+    def forget(self, actor: TimersOfActor) -> None:
+        """Let go of an actor without timers, of which nothing is under way."""
+        if not actor.by_name and actor.at_hand is None:
+            self.actors.pop(actor.address, None)
+
+    def _forget_idle(self) -> None:
+        for actor in tuple(self.actors.values()):
+            self.forget(actor)
+
+    def _change(self, address: str, change: Change, revision: int) -> None:
+        self.changes += 1
+        if type(change) is Scheduled:
+            self._put(address, change.name, revision, change.due)
+            return
+        timer = self.find(address, change.name)
+        if timer is None:
+            return
+        match change:
+            case Fired(due=due, next_due=next_due):
+                if due != timer.due:
+                    return
+                if next_due is not None:
+                    self._put(address, change.name, timer.generation, next_due)
+                    return
+            case Failed(due=due):
+                if due == timer.due:
+                    self._put(
+                        *(address, change.name, timer.generation, due),
+                        *(change.attempts, change.not_before),
+                    )
+                return
+            case MadeDue(due=due):
+                self._put(address, change.name, timer.generation, due)
+                return
+        self._remove(timer)
+
+    def _begin_with(self, record: PersistedEvent) -> None:
+        """Take over what the base of a history holds, in place of all that was before."""
+        base = read_base(record)
+        if base is None or isinstance(base.bookkeeping, msgspec.UnsetType):
+            timers: dict[str, Pending] = {}
+        else:
+            timers = msgspec.json.decode(base.bookkeeping, type=_Bookkeeping).timers
+        actor = self.actors.get(record.actor_address)
+        for timer in () if actor is None else tuple(actor.by_name.values()):
+            self._remove(timer)
+        for each in timers.values():
+            self._put(
+                *(record.actor_address, each.name, each.generation, each.due),
+                *(each.attempts, each.not_before),
+            )
+
+    def _put(
+        self,
+        address: str,
+        name: str,
+        generation: int,
+        due: float,
+        attempts: int = 0,
+        not_before: float | None = None,
+    ) -> None:
+        actor = self.actors.get(address)
+        if actor is None:
+            actor = self.actors[address] = TimersOfActor(address)
+        before = actor.by_name.get(name)
+        if before is not None:
+            self._end(before)
+        timer = IndexedTimer(actor, name, generation, due, attempts, not_before)
+        if before is not None and before.due == due:
+            timer.seen = before.seen
+        actor.by_name[name] = timer
+        self._count += 1
+        self._push(timer)
+
+    def _push(self, timer: IndexedTimer) -> None:
+        timer.is_waiting = True
+        heapq.heappush(self._heap, (timer.comes_at, next(self._numbers), timer))
+
+    def _remove(self, timer: IndexedTimer) -> None:
+        self._end(timer)
+        del timer.owner.by_name[timer.name]
+        self.forget(timer.owner)
+
+    def _end(self, timer: IndexedTimer) -> None:
+        timer.is_over = True
+        self._count -= 1
+        self._over += timer.is_waiting
+        if self._over > _KEPT + len(self._heap) // 2:
+            self._heap = [each for each in self._heap if not each[2].is_over]
+            heapq.heapify(self._heap)
+            self._over = 0
+
+
+class _Bookkeeping(msgspec.Struct):
+    """The part of what goes along with a state that is about timers."""
+
+    timers: dict[str, Pending] = {}
