@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Hashable
-from typing import Final, Protocol
+from typing import Final, Protocol, TypeGuard
 
 from papyra._durations import is_seconds, seconds
 from papyra._home_loop import HomeLoop
@@ -285,13 +285,18 @@ class _ReceiveTimeout(_Timer):
         return True
 
 
+def is_own_message(item: object) -> TypeGuard[OwnMessage]:
+    """Return whether what is in a mailbox is one; other messages may be anything, and deny it."""
+    return issubclass(type(item), OwnMessage)
+
+
 def is_of_one_life(item: object) -> bool:
     """Return whether what is in a mailbox concerns one incarnation, and nobody misses it."""
-    return type(item) is Terminated or isinstance(item, OwnMessage)
+    return type(item) is Terminated or is_own_message(item)
 
 
 def _is_taken_back(item: object) -> bool:
-    return isinstance(item, OwnMessage) and item.is_over
+    return is_own_message(item) and item.is_over
 
 
 def _checked_period(every: float, after: float | None) -> float:

@@ -29,7 +29,7 @@ from papyra.exceptions import (
 )
 from papyra.mailbox import Mailbox
 from papyra.ref import Values
-from papyra.timers import Deadlines, OwnMessage, Timers
+from papyra.timers import Deadlines, OwnMessage, Timers, is_own_message
 
 
 class Owner(Protocol):
@@ -98,7 +98,7 @@ class Belongings:
     def note_activity(self, item: object) -> None:
         """Take note that `item` is handled next."""
         if self._idle is not None:
-            self._idle.is_still = isinstance(item, OwnMessage) and not item.is_activity
+            self._idle.is_still = is_own_message(item) and not item.is_activity
 
     async def end(self) -> list[object]:
         """End them all, and wait for that; return the results that were not handled.
@@ -114,9 +114,9 @@ class Belongings:
             self._ended = anyio.Event()
             blow = await wait_through(self._ended)
         mailbox = self._owner.mailbox
-        left = [item for item in mailbox.peek(len(mailbox)) if isinstance(item, OwnMessage)]
+        left = [item for item in mailbox.peek(len(mailbox)) if is_own_message(item)]
         if left:
-            mailbox.discard(lambda item: isinstance(item, OwnMessage))
+            mailbox.discard(is_own_message)
         if blow is not None:
             raise blow
         return [item.message for item in left if item.is_activity]

@@ -45,7 +45,7 @@ from papyra.exceptions import (
 from papyra.mailbox import Mailbox
 from papyra.ref import ActorRef, Ask, Terminated, Told, Values
 from papyra.supervision import Decision
-from papyra.timers import OwnMessage
+from papyra.timers import OwnMessage, is_own_message
 
 #: What an empty mailbox gives; `None` is a message like any other.
 _NOTHING = object()
@@ -302,8 +302,9 @@ class ActorLoop:
         return self._handle_or_run if self._batch_types else self._handle
 
     def _handle_with_values(self, item: object) -> Coroutine[Any, Any, int]:
-        self._values = item.values if isinstance(item, (Ask, Told)) else ()
-        return self._handle_or_run(item.message if isinstance(item, Told) else item)
+        # A message may be anything, and only its type can be asked without it.
+        self._values = item.values if type(item) is Ask or type(item) is Told else ()
+        return self._handle_or_run(item.message if type(item) is Told else item)
 
     def _handle_or_run(self, item: object) -> Coroutine[Any, Any, int]:
         message = item.message if type(item) is Ask else item
@@ -322,7 +323,7 @@ class ActorLoop:
         Only those that may have such pass this way.
         """
         assert self.belongings is not None
-        if not isinstance(item, OwnMessage):
+        if not is_own_message(item):
             self.belongings.note_activity(item)
             return self._handler()(item)
         try:

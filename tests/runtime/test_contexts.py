@@ -20,6 +20,7 @@ from papyra.persistence.backends.base import PersistenceBackend
 from papyra.persistence.backends.memory import InMemoryPersistence, MemoryStore
 from papyra.testing import wait_until_idle
 from tests.actors import Gate, letters
+from tests.persistence import payloads
 
 ReplyT = TypeVar("ReplyT")
 
@@ -258,6 +259,26 @@ async def test_propagated_variables_have_the_senders_values_in_receive() -> None
         assert await ref.ask("asked", timeout=5) == ("r2", "t1")
         log = await ref.ask("log")
     assert log[:2] == [("r1", "nobody"), ("r1", "t1")]
+
+
+@pytest.mark.parametrize("with_timers", [False, True])
+async def test_a_message_that_raises_whatever_it_is_asked_reaches_the_actor(
+    with_timers: bool,
+) -> None:
+    class Taking(Actor):
+        async def on_start(self) -> None:
+            if with_timers:
+                self.timers.start("once", "never", after=1_000)
+                self.context.receive_timeout(1_000, "never")
+
+        async def receive(self, message: Any) -> str:
+            return type(message).__qualname__
+
+    async with propagating() as running:
+        ref = running.spawn(Taking)
+        assert await ref.ask(payloads.Hostile(ZeroDivisionError("no"))) == "Hostile"
+        await ref.tell(payloads.Hostile(ZeroDivisionError("no")))
+        assert await ref.ask(1) == "int"
 
 
 async def test_a_propagated_variable_unset_at_the_sender_is_unset_in_receive() -> None:
