@@ -28,7 +28,9 @@ StoreName: TypeAlias = Annotated[
 
 _URL = re.compile(r"([a-z][a-z0-9+.-]*):", re.IGNORECASE)
 #: What the names of files end with that a store in one file has beside it.
-_BESIDE = r"\.(lock|id|snapshots|requests|new|(snapshot-[0-9a-f]{40}-[0-9]+\.)?damaged-[0-9]+)"
+_BESIDE = (
+    r"\.(lock|id|snapshots|positions|requests|new|(snapshot-[0-9a-f]{40}-[0-9]+\.)?damaged-[0-9]+)"
+)
 _SEGMENT = re.compile(r"\d{20}\.ndjson")
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 import uuid
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, cast
 
 import anyio
 
@@ -17,13 +17,14 @@ from papyra.persistence.backends.base import PersistenceBackend
 from papyra.persistence.backends.store import Inbox
 from papyra.persistence.inbox import (
     Answer,
+    OperatorReply,
     OperatorRequest,
     PostedRequest,
     Refused,
     decode_answer,
     encode_posted,
 )
-from papyra.persistence.messages import EventSkipped
+from papyra.persistence.messages import Request, SkipEvent
 
 #: Seconds for which a request lies with a writer in files, before it is looked whether that lives.
 SLICE = 3.0
@@ -38,16 +39,19 @@ LEFT_BEHIND = 60.0
 class Outcome(NamedTuple):
     """The reply to a request, and who has carried it out."""
 
-    reply: EventSkipped
+    reply: OperatorReply
     by: Literal["command", "system"]
 
 
 async def carry_out(store: str | None, request: OperatorRequest, timeout: float) -> Outcome:
-    """Have a request carried out once: by the system that writes the store, if there is one.
+    """Have a request carried out: by the system that writes the store, if there is one.
 
-    That has `timeout` seconds to answer. Raises `CommandFailed` if it does not, or refuses.
+    Said twice, it is to do no harm. A system has `timeout` seconds to answer. Raises
+    `CommandFailed` if it does not, or refuses.
     """
-    async with reading(store, "skipping an event") as reader:
+    is_skip = isinstance(request, SkipEvent)
+    what = "skipping an event" if is_skip else "asking a projection for something"
+    async with reading(store, what) as reader:
         registration = registry.find(reader.store.name)
         if registration is not None and registration.is_on_server:
             return await _on_server(store, reader, request, timeout)
@@ -113,7 +117,8 @@ async def _on_server(
 
 async def _write(store: str | None, request: OperatorRequest) -> Outcome:
     async with backend_at(store) as backend:
-        return Outcome(await backend.execute(request), "command")
+        reply: OperatorReply = await backend.execute(cast("Request[Any]", request))
+        return Outcome(reply, "command")
 
 
 def _outcome(answer: Answer) -> Outcome:
@@ -125,7 +130,7 @@ def _outcome(answer: Answer) -> Outcome:
 def _unanswered(writer: str) -> CommandFailed:
     return CommandFailed(
         f"{writer} has taken the request, and has not answered yet: papyra history shows whether "
-        "it was carried out. To say it again does no harm"
+        "it was carried out, or papyra projections does. To say it again does no harm"
     )
 
 

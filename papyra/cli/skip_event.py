@@ -24,7 +24,7 @@ from papyra.cli._units import Count, Duration
 from papyra.cli._writer import Outcome, carry_out
 from papyra.exceptions import InvalidRequest
 from papyra.persistence.decisions import Examined, examine
-from papyra.persistence.messages import SkipEvent
+from papyra.persistence.messages import EventSkipped, SkipEvent
 
 
 def skip_event(
@@ -102,6 +102,7 @@ def _show(request: SkipEvent, examined: Examined) -> None:
 
 def _report(request: SkipEvent, outcome: Outcome, *, as_json: bool) -> None:
     reply, by = outcome
+    assert isinstance(reply, EventSkipped)
     if as_json:
         show_json(
             {

@@ -12,13 +12,15 @@ from typing import Protocol, TypeAlias, runtime_checkable
 import msgspec
 
 from papyra.exceptions import InvalidRequest
-from papyra.persistence.messages import EventSkipped, SkipEvent
+from papyra.persistence.messages import EventSkipped, PositionSaved, SavePosition, SkipEvent
 
 #: Bytes of a request, at most; an answer has no more.
 MAX_POSTED_BYTES = 64 * 1024
 
 #: What may be posted: requests that say what is wanted, and leave the how to the writer.
-OperatorRequest: TypeAlias = SkipEvent
+OperatorRequest: TypeAlias = SkipEvent | SavePosition
+#: What the writer replies to them.
+OperatorReply: TypeAlias = EventSkipped | PositionSaved
 
 
 class PostedRequest(msgspec.Struct, frozen=True, tag=True):
@@ -35,7 +37,7 @@ class Refused(msgspec.Struct, frozen=True, tag=True):
     reason: str
 
 
-Answer: TypeAlias = EventSkipped | Refused
+Answer: TypeAlias = EventSkipped | PositionSaved | Refused
 
 _decode_answer = msgspec.json.Decoder(Answer).decode
 

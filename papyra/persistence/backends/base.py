@@ -50,6 +50,7 @@ from papyra.persistence.backends.store import (
 )
 from papyra.persistence.backends.summary import summarize
 from papyra.persistence.decisions import examine, record_of
+from papyra.persistence.inbox import OperatorReply, OperatorRequest
 from papyra.persistence.messages import (
     AllPage,
     AnyRequest,
@@ -189,7 +190,7 @@ class PersistenceBackend(PersistenceVerbs, PersistenceMetricsMixin):
         self._writer_interval = self._longest_writer_interval()
         self._snapshots = SnapshotKeeper(store)
         self._positions = PositionKeeper(store, self._session)
-        self._inbox = InboxKeeper(store, self._session, self._skip_event, clock)
+        self._inbox = InboxKeeper(store, self._session, self._carry_out, clock)
         self._outbox = OutboxKeeper(store, self._session, self.metrics, clock)
 
     @property
@@ -520,6 +521,9 @@ class PersistenceBackend(PersistenceVerbs, PersistenceMetricsMixin):
             self.metrics.snapshots_passed_over += 1
         self.metrics.snapshots_loaded += loaded.snapshot is not None
         return loaded
+
+    async def _carry_out(self, request: OperatorRequest) -> OperatorReply:
+        return cast("OperatorReply", await self._handle(request))
 
     async def _skip_event(self, request: SkipEvent) -> EventSkipped:
         examined = await examine(request, self.handle)

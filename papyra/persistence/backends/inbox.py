@@ -11,12 +11,12 @@ from papyra.persistence.backends._session import StoreSession
 from papyra.persistence.backends.store import Inbox, Store
 from papyra.persistence.inbox import (
     Answer,
+    OperatorReply,
     OperatorRequest,
     Refused,
     decode_posted,
     encode_answer,
 )
-from papyra.persistence.messages import EventSkipped
 
 logger = logging.getLogger("papyra")
 
@@ -33,7 +33,7 @@ class InboxKeeper:
         self,
         store: Store,
         session: StoreSession,
-        carry_out: Callable[[OperatorRequest], Awaitable[EventSkipped]],
+        carry_out: Callable[[OperatorRequest], Awaitable[OperatorReply]],
         clock: Callable[[], float],
     ) -> None:
         self._store = store

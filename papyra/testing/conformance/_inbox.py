@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator
 from typing import TypeAlias
 
 from papyra.persistence.backends.base import PersistenceBackend
-from papyra.persistence.backends.store import Inbox
+from papyra.persistence.backends.store import Inbox, Positions
 from papyra.persistence.inbox import (
     MAX_POSTED_BYTES,
     Answer,
@@ -19,7 +19,13 @@ from papyra.persistence.inbox import (
     decode_answer,
     encode_posted,
 )
-from papyra.persistence.messages import Attend, EventSkipped, SkipEvent
+from papyra.persistence.messages import (
+    Attend,
+    EventSkipped,
+    PositionSaved,
+    SavePosition,
+    SkipEvent,
+)
 from papyra.testing.conformance._fixtures import MakeBackend, an_event, everything, needs
 
 Opened: TypeAlias = tuple[PersistenceBackend, Inbox, Inbox]
@@ -27,6 +33,10 @@ Opened: TypeAlias = tuple[PersistenceBackend, Inbox, Inbox]
 
 def has_inbox(backend: PersistenceBackend) -> bool:
     return backend.has_inbox
+
+
+def keeps_inbox_and_positions(backend: PersistenceBackend) -> bool:
+    return backend.has_inbox and isinstance(backend.store, Positions)
 
 
 def new_id() -> str:
@@ -127,6 +137,21 @@ class Asking:
             assert isinstance(await answer_to(beside, wrong), Refused)
             assert len((await backend.read_history("s/a")).events) == 4
             assert (await backend.execute(Attend())).count == 0
+
+    @needs(keeps_inbox_and_positions)
+    async def test_the_writer_sets_a_position_for_others(self, make_backend: MakeBackend) -> None:
+        async with opened(make_backend) as (backend, _, beside):
+            until = time.time() + 600
+            posted = [
+                (new_id(), PostedRequest(SavePosition("a", b"\xff", None), until)),
+                (new_id(), PostedRequest(SavePosition("a", b"2", b"1"), until)),
+            ]
+            for request_id, request in posted:
+                await beside.post(request_id, encode_posted(request))
+                assert (await backend.execute(Attend())).count == 1
+            answers = [await answer_to(beside, request_id) for request_id, _ in posted]
+            assert answers == [PositionSaved(is_saved=True), PositionSaved(is_saved=False)]
+            assert await backend.load_position("a") == b"\xff"
 
     @needs(has_inbox)
     async def test_what_is_posted_and_makes_no_sense_is_refused(
