@@ -64,7 +64,7 @@ class RecentCommits:
         self._wake()
 
     def forget_commits(self) -> None:
-        """Keep no commit, and wake everybody who waits: there is more in the store than these."""
+        """Keep no commit, and wake everybody who waits: the store holds other than these."""
         self._commits.clear()
         self._records = self._bytes = 0
         self._wake()
@@ -142,7 +142,7 @@ class CommitFeed:
         return self._recent is not None
 
     def overtaken(self) -> None:
-        """Have everybody who follows look at the store: not all of it was committed here."""
+        """Have everybody who follows look at the store: it holds other than what was committed."""
         if self._recent is not None:
             self._recent.forget_commits()
 

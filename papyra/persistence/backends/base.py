@@ -570,7 +570,10 @@ class PersistenceBackend(PersistenceVerbs, PersistenceMetricsMixin):
         self, config: PersistenceRecoveryConfig, *, records_only: bool
     ) -> PersistenceRecoveryReport:
         self._session.unclaim()
-        report = await self._session.attempt("recovery", self.store.recover, config)
+        try:
+            report = await self._session.attempt("recovery", self.store.recover, config)
+        finally:
+            self.commits.overtaken()  # some of them may be gone
         if not records_only:
             scan = await self._with_histories(report.scan)
             report = msgspec.structs.replace(report, scan=scan)
@@ -587,9 +590,12 @@ class PersistenceBackend(PersistenceVerbs, PersistenceMetricsMixin):
         compact = self.store.compact
         if trims:
             compact = partial(compact_and_trim, self.store, self._snapshots)
-        report = await self._session.attempt(
-            "compaction", compact, bounded_policy(policy), now, dry_run=dry_run
-        )
+        try:
+            report = await self._session.attempt(
+                "compaction", compact, bounded_policy(policy), now, dry_run=dry_run
+            )
+        finally:
+            self.commits.overtaken()  # some of them may be gone
         self.metrics.compactions += report.supported and not dry_run
         return report
 
