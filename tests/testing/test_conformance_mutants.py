@@ -21,6 +21,7 @@ from anyio.lowlevel import checkpoint
 from msgspec import structs
 
 from papyra.exceptions import (
+    BackendInUse,
     HistoriesUnsupported,
     PersistenceError,
     RecordTooLarge,
@@ -30,6 +31,7 @@ from papyra.exceptions import (
     UnencodablePayload,
 )
 from papyra.persistence import (
+    AllPage,
     AppendMany,
     Compact,
     CompactionReport,
@@ -41,6 +43,7 @@ from papyra.persistence import (
     PersistenceRecoveryReport,
     PersistenceScanReport,
     Read,
+    ReadAll,
     ReadHistory,
     Record,
     Restore,
@@ -778,6 +781,109 @@ class CountsTwice(Shelf):
 class TellsNobody(Shelf):
     def publish(self, batch: Batch) -> None:
         pass
+
+
+# Subscriptions
+
+
+class Follows(Shelf):
+    """A backend that changes what those who follow are shown of the store."""
+
+    def changed(self, page: AllPage, request: ReadAll) -> AllPage:
+        return page
+
+    async def _read_all(self, request: ReadAll) -> AllPage:
+        return self.changed(await super()._read_all(request), request)
+
+
+@breaks("test_a_subscription_gives_out_what_is_stored_once_and_in_order")
+class TellsOfOneBatchLess(Shelf):
+    def publish(self, batch: Batch) -> None:
+        if batch.first_seq > 10:
+            batch = Batch(batch.first_seq - 1, batch.records, batch.encoded)
+        super().publish(batch)
+
+
+@breaks("test_a_subscription_gives_out_what_is_stored_once_and_in_order")
+class ShowsAPageBackwards(Follows):
+    def changed(self, page: AllPage, request: ReadAll) -> AllPage:
+        return structs.replace(page, records=page.records[::-1])
+
+
+@breaks("test_a_subscription_says_when_it_has_caught_up")
+class HasNotBegunAtNothing(Follows):
+    def changed(self, page: AllPage, request: ReadAll) -> AllPage:
+        return page if page.head else AllPage((), 1, 1)
+
+
+@breaks("test_a_subscription_moves_on_over_what_it_does_not_select")
+class StaysWhereTheLastOneWas(Follows):
+    def changed(self, page: AllPage, request: ReadAll) -> AllPage:
+        return page if page.records else AllPage((), request.after, request.after)
+
+
+@breaks("test_a_subscription_moves_on_over_what_it_does_not_select")
+class SelectsNothing(Shelf):
+    def subscribe(self, **options: Any) -> Any:
+        return super().subscribe(after=options.get("after", 0))
+
+
+@breaks("test_a_subscription_gives_out_what_retention_hides")
+class FollowsWhatRetentionShows(Follows):
+    def changed(self, page: AllPage, request: ReadAll) -> AllPage:
+        limit = self.retention.max_records
+        return page if limit is None else structs.replace(page, records=page.records[-limit:])
+
+
+@breaks("test_a_subscription_goes_on_after_a_compaction")
+class BeginsAnewAfterACompaction(ShelfStore):
+    async def compact(
+        self, policy: RetentionPolicy, now: float, *, dry_run: bool
+    ) -> CompactionReport:
+        report = await super().compact(policy, now, dry_run=dry_run)
+        self.disk.lines = [(seq - 1, line) for seq, line in self.disk.lines]
+        return report
+
+
+@breaks("test_a_subscription_goes_on_after_a_compaction")
+class RemembersWhatWasCompacted(Shelf):
+    async def _compact(self, policy: RetentionPolicy, *, dry_run: bool) -> CompactionReport:
+        with mock.patch.object(self.commits, "overtaken"):
+            return await super()._compact(policy, dry_run=dry_run)
+
+
+@breaks("test_a_subscription_after_the_end_of_the_store_is_refused")
+class FollowsWhatIsNotThere(Shelf):
+    async def _read_all(self, request: ReadAll) -> AllPage:
+        if request.after > self.last_seq:
+            return AllPage((), request.after, request.after)
+        return await super()._read_all(request)
+
+
+@breaks("test_a_reader_follows_beside_the_writer")
+class KeepsReadersOut(Shelf):
+    def reader(self, **options: Any) -> PersistenceBackend:
+        raise BackendInUse("somebody writes it", owner="somebody")
+
+
+@breaks("test_a_reader_follows_beside_the_writer")
+class ShowsAReaderOneLess(Follows):
+    def changed(self, page: AllPage, request: ReadAll) -> AllPage:
+        return page if self.is_writer else structs.replace(page, records=page.records[1:])
+
+
+@breaks("test_a_subscription_loses_nothing_when_it_is_cancelled")
+class ShowsEachPageOnce(Shelf):
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self.shown = 0
+
+    async def _read_all(self, request: ReadAll) -> AllPage:
+        page = await super()._read_all(request)
+        records = [record for record in page.records if (record.seq or 0) > self.shown]
+        self.shown = max(self.shown, page.next_after)
+        await checkpoint()
+        return structs.replace(page, records=tuple(records))
 
 
 # Cancellation

@@ -37,6 +37,7 @@ from papyra.persistence.backends.base import PersistenceBackend
 from papyra.testing.conformance._appending import Appending
 from papyra.testing.conformance._copying import Moving
 from papyra.testing.conformance._fixtures import MakeBackend, MakeStore
+from papyra.testing.conformance._following import Following
 from papyra.testing.conformance._histories import OneActor
 from papyra.testing.conformance._hosting import Sharing
 from papyra.testing.conformance._inbox import Asking
@@ -53,6 +54,7 @@ __all__ = ("MakeBackend", "MakeStore", "PersistenceConformance")
 class PersistenceConformance(
     Appending,
     Reading,
+    Following,
     OneActor,
     Beside,
     Noting,
