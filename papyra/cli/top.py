@@ -6,9 +6,9 @@ import contextlib
 import os
 import sys
 import time
-from collections import deque
-from collections.abc import AsyncIterator, Iterator
-from typing import TYPE_CHECKING, Annotated
+from collections import Counter, deque
+from collections.abc import AsyncIterator, Iterable, Iterator
+from typing import TYPE_CHECKING, Annotated, Self
 
 import anyio
 import msgspec
@@ -20,11 +20,12 @@ from papyra.cli._records import styled
 from papyra.cli._store_argument import StoreName, name_of, reading
 from papyra.cli._units import Count, Duration, ago, format_bytes, format_count, format_time
 from papyra.cli.inspect import sparkline
-from papyra.exceptions import StoreNotReady, StoreUnreachable
+from papyra.exceptions import StoreError, StoreNotReady, StoreUnreachable
 from papyra.persistence.backends.base import PersistenceBackend
 from papyra.persistence.messages import Read
-from papyra.persistence.records import KINDS, Kind, PersistedEvent, Record
+from papyra.persistence.records import KINDS, Kind, PersistedEvent, Record, kind_of
 from papyra.persistence.reports import StoreSummary
+from papyra.persistence.subscription import Subscription
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -33,6 +34,10 @@ if TYPE_CHECKING:
 _HISTORY = 60
 #: How many records of each kind are kept to be shown.
 _KEPT = 50
+#: New records that are taken in together, at most: more than are ever at hand.
+_AT_ONCE = 1_000_000
+#: Seconds for those records to come that there are, at most, before they are shown.
+_LONGEST = 5.0
 
 
 def top(
@@ -86,66 +91,74 @@ class Watch:
 
     def __init__(self, backend: PersistenceBackend) -> None:
         self._backend = backend
-        self._after: dict[Kind, int] = {}
+        self._followed: Subscription | None = None
         self.newest: dict[Kind, deque[Record]] = {kind: deque(maxlen=_KEPT) for kind in KINDS}
         self.crashes: deque[Record] = deque(maxlen=_KEPT)
         self.history: deque[Look] = deque(maxlen=_HISTORY)
         self.summary: StoreSummary
         self.away: str | None = None
 
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *exc_info: object) -> None:
+        if self._followed is not None:
+            await self._followed.__aexit__(None, None, None)
+
     async def look(self) -> Look:
         """See what is new."""
         now = time.time()
-        new: dict[str, int] = dict.fromkeys((*KINDS, "crashes"), 0)
-        is_first = not self._after
+        new: Counter[str] = Counter()
         try:
-            for kind in KINDS:
-                new[kind], crashes = await self._take_new(kind)
-                new["crashes"] += crashes
+            if self._followed is None:
+                self._followed = await self._begin()
+            else:
+                await self._take_new(self._followed, new)
             self.summary = await self._backend.summarize()
             self.away = None
         except (StoreUnreachable, StoreNotReady) as error:
-            if is_first:
+            if not self.history:
                 raise
             self.away = str(error)
         # What was there before anybody looked is no rate.
         seconds = max(now - self.history[-1].time, 1e-3) if self.history else 1.0
-        rates = {name: 0.0 if is_first else number / seconds for name, number in new.items()}
+        rates = {name: new[name] / seconds for name in (*KINDS, "crashes")}
         look = Look(now, self.summary.total_records, self.summary.stored_bytes, rates)
         self.history.append(look)
         return look
 
-    async def _take_new(self, kind: Kind) -> tuple[int, int]:
-        """Take in the new records of a kind; return how many there are, and how many crashes."""
-        if kind not in self._after:
-            page = await self._backend.read(kind, newest=True)
-            self._after[kind] = max(
-                page.next_after, self._backend.last_seq if not page.records else 0
-            )
-            return len(page.records), self._note(kind, page.records)
-        count = crashes = 0
-        more = True
-        while more:
-            page = await self._backend.execute(Read(kind, after=self._after[kind]))
-            self._after[kind], more = max(self._after[kind], page.next_after), page.more
-            count += len(page.records)
-            crashes += self._note(kind, page.records)
-        return count, crashes
+    async def _begin(self) -> Subscription:
+        """Take in the newest records of today, and follow those after them."""
+        head = (await self._backend.flush()).last_seq
+        for kind in KINDS:
+            page = await self._backend.execute(Read(kind, before=head + 1, newest=True))
+            self._note(page.records, Counter())
+        followed = self._backend.subscribe(after=head, kinds=KINDS, waiting=self._waits)
+        return await followed.__aenter__()
 
-    def _note(self, kind: Kind, records: tuple[Record, ...]) -> int:
-        self.newest[kind].extend(records)
-        crashes = [
-            record
-            for record in records
-            if isinstance(record, PersistedEvent) and record.event_type == "ActorCrashed"
-        ]
-        self.crashes.extend(crashes)
-        return len(crashes)
+    async def _take_new(self, followed: Subscription, new: Counter[str]) -> None:
+        """Take in what is new by now, and count it."""
+        head = (await self._backend.flush()).last_seq
+        with anyio.move_on_after(_LONGEST):  # nothing may come: the last ones may be gone by now
+            while followed.position < head:
+                items = await followed.batch(_AT_ONCE)
+                self._note([item for item in items if isinstance(item, Record)], new)
+
+    def _waits(self, error: StoreError) -> None:
+        self.away = str(error)
+
+    def _note(self, records: Iterable[Record], new: Counter[str]) -> None:
+        for record in records:
+            kind = kind_of(record)
+            self.newest[kind].append(record)
+            new[kind] += 1
+            if isinstance(record, PersistedEvent) and record.event_type == "ActorCrashed":
+                self.crashes.append(record)
+                new["crashes"] += 1
 
 
 async def _top(store: str | None, interval: float, count: int | None, as_json: bool) -> None:
-    async with reading(store) as backend:
-        watch = Watch(backend)
+    async with reading(store) as backend, Watch(backend) as watch:
         if is_terminal() and not as_json:
             await _show_live(watch, name_of(backend), interval, count)
             return
