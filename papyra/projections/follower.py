@@ -211,7 +211,10 @@ class Follower:
         try:
             if self._replaced is not None:
                 raise self._replaced
-            await check_place(self._host.backend, build.position, build.anchor, store_id)
+            await check_place(
+                *(self._host.backend, build.position, build.anchor, store_id),
+                self._wanted.kinds,
+            )
         except EventsCompacted as error:
             if self._accepted <= build.position:
                 await self._pause(error, None)
@@ -240,7 +243,7 @@ class Follower:
                 self._items = None
 
     async def _take_batch(self, items: Subscription) -> None:
-        found = await self._next(items)
+        found, is_drained = await self._next(items)
         self._is_at_end = self._is_at_end and not any(isinstance(i, FellBehind) for i in found)
         if self.state == "waiting":
             self._set(self._own.state if self._own.state != "retired" else "stopped")
@@ -255,14 +258,19 @@ class Follower:
             if self._own.is_paused:
                 return
         await self._handle(_records(found))
-        if self._is_at_end and self._own.state == "building" and not self._own.is_paused:
+        if self._own.is_paused:
+            return
+        if is_drained and self._is_at_end and self._own.state == "building":
             await self._end_building(items)
-        await self._obey()
+        await self._obey(items.position if is_drained else None)
 
-    async def _next(self, items: Subscription) -> Sequence[Item]:
-        """Return what comes next; nothing when it is time to look at something else."""
+    async def _next(self, items: Subscription) -> tuple[Sequence[Item], bool]:
+        """Return what comes next; nothing when it is time to look at something else.
+
+        And whether nothing else is queued, so that what was not given out need not be handled.
+        """
         if self._commands:
-            return ()
+            return (), False
         # Behind the end a tick might cut off a page again and again; the lease goes on by commits.
         seconds = self._tick if self._is_at_end else math.inf
         found: Sequence[Item] = ()
@@ -275,7 +283,7 @@ class Follower:
                 raise _Ended from None
             finally:
                 self._wait, self._is_at_rest = None, False
-        return found
+        return found, not found or isinstance(found[-1], CaughtUp)
 
     async def _end_building(self, items: Subscription) -> None:
         """Have the build run from now on, be it in place of another one."""
@@ -417,6 +425,8 @@ class Follower:
                     return
             build = msgspec.structs.replace(build, live_position=record.seq)
             self._take(build)
+        if records:
+            self._take(await self._keeper_now.move(build, build.position, build.live_position))
 
     async def _tell_one(self, record: Record, received: object) -> bool:
         """Call `live` once or more; return whether it went well."""
@@ -440,10 +450,13 @@ class Follower:
 
     # What operators want
 
-    async def _obey(self) -> None:
-        """Carry out what was asked for, here and in the view, and renew the lease now and then."""
+    async def _obey(self, position: int | None = None) -> None:
+        """Carry out what was asked for, here and in the view, and renew the lease now and then.
+
+        Everything up to `position`, if it is given, is handled, or need not be.
+        """
         if self._host.clock.monotonic() - self._renewed >= self._tick:
-            await self._look()
+            await self._look(self._own.position if position is None else position)
         while self._commands:
             command = self._commands.popleft()
             try:
@@ -459,14 +472,10 @@ class Follower:
             else:
                 command.finish()
 
-    async def _look(self) -> None:
+    async def _look(self, position: int) -> None:
         """Renew the lease, and take over what is asked for in the view."""
         self._renewed = self._host.clock.monotonic()
-        build = self._own
-        position = build.position
-        if self._items is not None and self._is_at_end:
-            position = max(position, self._items.position)
-        await self._move(position)
+        await self._move(max(position, self._own.position))
         request = self._own.request
         if request:
             self._take(await self._keeper_now.answer(self._own))
@@ -511,6 +520,7 @@ class Follower:
         self._replaced = None
         self._take(await self._keeper_now.resume(self._own))
         self.error, self.error_seq = "", None
+        self._set("starting")
         await self._record(ProjectionResumed(self._own.position))
 
     async def _skip_here(self, reason: str) -> None:
@@ -672,7 +682,8 @@ class Follower:
         self._tell()
 
     def _set(self, state: ProjectionState) -> None:
-        if state == "running" and self.state in ("waiting", "paused", "starting"):
+        follows = state in ("running", "building")
+        if follows and self.state in ("waiting", "paused", "starting"):
             self.error, self.error_seq = "", None
         self.state = state
         self._tell()

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import copy
+import contextlib
 import inspect
 import re
-from collections.abc import Callable, Sequence
+import threading
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, ClassVar, NamedTuple, overload
 
 import anyio
@@ -25,11 +26,15 @@ from papyra.projections.on_error import OnError, Pause, policy_of
 from papyra.projections.view import View
 from papyra.retry import Retry
 
-__all__ = ("Projection", "Wanted", "attach", "bound", "checked")
+__all__ = ("Projection", "Wanted", "attach", "checked", "table_name", "writing")
 
 #: The name of a projection, or of a table: what needs no quotes in a path, an address or in SQL.
 _NAME = re.compile(r"[A-Za-z][A-Za-z0-9_.-]{0,99}")
 _TABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,49}")
+
+
+#: The build that is written by the thread that asks: one projection may be built twice at a time.
+_current = threading.local()
 
 
 class Projection:
@@ -72,7 +77,6 @@ class Projection:
 
     #: the system that runs it
     _host: Host | None = None
-    _build = 0
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -164,10 +168,15 @@ class Projection:
         return cause
 
     def table(self, name: str) -> str:
-        """Return what one of `tables` is called in the build that this is for."""
+        """Return what one of `tables` is called in the build that is written; in `handle`."""
         if name not in self.tables:
             raise InvalidProjection(f"{shown(name)} is none of the tables of {self.name!r}")
-        return f"{name}_{self._build}"
+        build: int | None = getattr(_current, "build", None)
+        if build is None:
+            raise InvalidProjection(
+                f"{self.name}: a table has a name for setup and handle only: read {name!r} itself"
+            )
+        return table_name(name, build)
 
     @property
     def has_live(self) -> bool:
@@ -203,11 +212,19 @@ def attach(projection: Projection, host: Host) -> None:
     projection._host = host
 
 
-def bound(projection: Projection, build: int) -> Projection:
-    """Return a projection for one build of the view."""
-    its = copy.copy(projection)
-    its._build = build
-    return its
+def table_name(name: str, build: int) -> str:
+    """Return what a table is called in a build."""
+    return f"{name}_{build}"
+
+
+@contextlib.contextmanager
+def writing(build: int) -> Iterator[None]:
+    """Have the projections of this thread write a build within."""
+    _current.build = build
+    try:
+        yield
+    finally:
+        _current.build = None
 
 
 def _check_texts(kind: type[Projection]) -> None:

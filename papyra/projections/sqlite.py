@@ -54,6 +54,10 @@ class SQLiteView(View[sqlite3.Connection]):
         """The path of the database."""
         return str(self._path)
 
+    def is_there(self) -> bool:
+        """Return whether there is such a file."""
+        return self._path.exists()
+
     def database(self) -> SQLiteDatabase:
         """Return a connection that is to be opened."""
         return SQLiteDatabase(self._path, self._busy_timeout)

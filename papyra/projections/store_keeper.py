@@ -66,6 +66,8 @@ class StoreKeeper:
         self._kept: bytes | None = None
         self._parked: tuple[Parked, ...] = ()
         self._build: Build | None = None
+        #: what the handler has raised, by the position of the event, until that is told
+        self._failed: dict[int, Exception] = {}
 
     @property
     def _name(self) -> str:
@@ -104,8 +106,8 @@ class StoreKeeper:
         actors = {each.actor for each in self._parked if each.actor}
         held: list[Parked] = []
         end = time.monotonic() + self._projection.batch_seconds
-        count, failure = 0, None
-        for record in records:
+        count, failure = 0, self._failed.pop(records[0].seq or 0, None)
+        for record in records if failure is None else ():
             if actors and actor_of(record) in actors:
                 held.append(_held(record))
             else:
@@ -121,6 +123,9 @@ class StoreKeeper:
             if isinstance(failure, HandlerTimedOut):
                 raise failure
             raise HandlerFailed(0, failure) from failure
+        if failure is not None:
+            # It is told of, and not called again, when the position is behind those before it.
+            self._failed = {records[count].seq or 0: failure}
         last = records[count - 1]
         build = self._moved(build, last.seq or 0, anchor_of(last, self._store_id))
         build = await self._save(build, (*self._parked, *held))

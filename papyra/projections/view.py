@@ -33,6 +33,10 @@ class View(ABC, Generic[TxT]):
     def location(self) -> str:
         """The location of the database, without its secrets."""
 
+    def is_there(self) -> bool:
+        """Return whether there may be such a database, without making one."""
+        return True
+
     @abstractmethod
     def database(self) -> ViewDatabase[TxT]:
         """Return a connection that is to be opened."""
@@ -42,6 +46,8 @@ class View(ABC, Generic[TxT]):
 
         Raises `ViewUnavailable` if the database can't be reached.
         """
+        if not self.is_there():
+            return ()
         with _opened(self.database(), to_read=True) as database:
             return Builds(database, "").all() if database.has_tables() else ()
 
@@ -51,6 +57,8 @@ class View(ABC, Generic[TxT]):
         It looks for that once a second, and empties it when it is done. Blocks. Raises
         `ViewUnavailable` if the database can't be reached.
         """
+        if not self.is_there():
+            return False
         with _opened(self.database(), to_read=False) as database:
             if not database.has_tables():
                 return False

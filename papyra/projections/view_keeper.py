@@ -27,7 +27,7 @@ from papyra.projections.builds import Build, Builds, Parked
 from papyra.projections.database import ViewDatabase
 from papyra.projections.facts import actor_of
 from papyra.projections.keeper import HandlerFailed, Taken, TakenOver
-from papyra.projections.projection import Projection, bound
+from papyra.projections.projection import Projection, table_name, writing
 from papyra.projections.view import View
 
 __all__ = ("ViewKeeper",)
@@ -63,7 +63,6 @@ class ViewKeeper:
         self._worker: WorkerThread | None = None
         self._database: ViewDatabase[Any] = view.database()
         self._builds = Builds(self._database, projection.name)
-        self._bound = projection
         #: the actors whose events are held back; read again where it may have changed
         self._parked_actors: set[str] = set()
 
@@ -164,7 +163,6 @@ class ViewKeeper:
     def _claim(self) -> Build | None:
         with self._transaction() as tx:
             number = self._number if self._number is not None else self._choose(tx)
-            self._bound = bound(self._projection, number)
             if not self._builds.claim(number, self._owner, self.lease):
                 return None
             build = self._own(number)
@@ -190,17 +188,16 @@ class ViewKeeper:
     def _create(self, tx: Any, *, is_live: bool) -> int:
         number = max((each.build for each in self._builds.own()), default=0) + 1
         self._builds.create(number, self._projection.version, is_live=is_live)
-        its = bound(self._projection, number)
         try:
-            with self._for_user():
-                its.setup(tx)
+            with self._for_user(number):
+                self._projection.setup(tx)
             if is_live:
-                self._publish(its)
+                self._publish(number)
         except Exception as error:
             if self._database.outage(error) is not None:
                 raise
             raise SetupFailed(
-                f"{its.name}: its tables can't be made: {type_and_text(error)}"
+                f"{self._projection.name}: its tables can't be made: {type_and_text(error)}"
             ) from error
         return number
 
@@ -242,12 +239,12 @@ class ViewKeeper:
         self, tx: Any, build: Build, records: Sequence[Record]
     ) -> tuple[int, tuple[int, ...]]:
         """Call the handler for one record after the other, until it takes long."""
-        decode, handle, parked = self._decode, self._bound.handle, self._parked_actors
+        decode, handle, parked = self._decode, self._projection.handle, self._parked_actors
         is_in_transaction, monotonic = self._database.is_in_transaction, time.monotonic
         end = monotonic() + self._projection.batch_seconds
         held: list[int] = []
         index = -1
-        with self._for_user():
+        with self._for_user(build.build):
             try:
                 for index, record in enumerate(records):  # noqa: B007 - read below
                     if parked and actor_of(record) in parked:
@@ -273,10 +270,10 @@ class ViewKeeper:
         try:
             with self._transaction() as tx:
                 self._require(build)
-                with self._for_user():
+                with self._for_user(build.build):
                     try:
                         for received in self._decode(record):
-                            self._bound.handle(received, tx)
+                            self._projection.handle(received, tx)
                     except Exception as error:
                         raise self._named(0, error) from error
                 if not self._database.is_in_transaction():
@@ -330,22 +327,21 @@ class ViewKeeper:
                 if found is not None:
                     columns["live_position"] = min(found.live_position, was.position)
                 self._builds.retire([each.build for each in live])
-                self._publish(self._bound)
+                self._publish(was.build)
                 columns["is_live"] = 1
             self._builds.note(was.build, self._owner, **columns)
             return self._own(was.build)
 
-    def _publish(self, its: Projection) -> None:
-        for table in its.tables:
-            self._builds.publish(table, its.table(table))
+    def _publish(self, number: int) -> None:
+        for table in self._projection.tables:
+            self._builds.publish(table, table_name(table, number))
 
     def _drop_old(self) -> int:
         with self._transaction():
             old = [each for each in self._builds.own() if each.state == "retired"]
             for each in old:
-                its = bound(self._projection, each.build)
-                for table in reversed(its.tables):
-                    self._builds.drop_table(its.table(table))
+                for table in reversed(self._projection.tables):
+                    self._builds.drop_table(table_name(table, each.build))
                 self._builds.remove(each.build)
         return len(old)
 
@@ -389,10 +385,11 @@ class ViewKeeper:
         )
 
     @contextmanager
-    def _for_user(self) -> Iterator[None]:
+    def _for_user(self, build: int) -> Iterator[None]:
         self._database.in_handler = True
         try:
-            yield
+            with writing(build):
+                yield
         finally:
             self._database.in_handler = False
 

@@ -7,7 +7,7 @@ import sqlite3
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import anyio
 import msgspec
@@ -25,7 +25,7 @@ class Balances(Projection):
     """The sum of each account, and every event that it was made of."""
 
     name = "balances"
-    events = (Deposited,)
+    events: ClassVar[tuple[type, ...]] = (Deposited,)
 
     def setup(self, tx: Any) -> None:
         tx.execute("CREATE TABLE balances (account TEXT PRIMARY KEY, amount INTEGER NOT NULL)")
