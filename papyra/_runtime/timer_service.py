@@ -21,7 +21,7 @@ from papyra.due_timers import ScheduledTimer, TimerDue, TimerFailed, TimerMetric
 from papyra.entity import EntityRef
 from papyra.exceptions import PapyraError, StoreReplaced
 from papyra.persistence.bases import BASE_TYPE
-from papyra.persistence.messages import ReadAll
+from papyra.persistence.messages import Flush, ReadAll
 from papyra.persistence.records import PersistedEvent, Record
 from papyra.persistence.timers import TIMER, TIMER_INDEX, Failed, Fired
 from papyra.persistence.verbs import PersistenceVerbs
@@ -109,6 +109,8 @@ class TimerService:
         #: the position up to which the index knows the store; what was committed here reaches to
         self._head = self._committed = 0
         self._is_current = self._is_running = self._is_closed = self._is_wanted = False
+        #: whether an append has failed that may be stored all the same
+        self._is_in_doubt = False
         #: whether the checkpoint was looked for
         self._is_loaded = False
         self._changed = anyio.Event()
@@ -160,6 +162,11 @@ class TimerService:
 
     def suspect(self) -> None:
         """Look into the store, as nobody knows what has become of an append there."""
+        self._is_in_doubt = True
+        self._read_on()
+
+    def _read_on(self) -> None:
+        """Read what the index may not know of."""
         self._is_current = False
         self._changed.set()
 
@@ -260,15 +267,21 @@ class TimerService:
         """Read the whole store again."""
         self._index.clear()
         self._head = 0
-        self.suspect()
+        self._read_on()
 
     async def _catch_up(self) -> None:
         """Read what the index does not know of. Raises `PapyraError`."""
         assert self._backend is not None
+        if self._is_in_doubt:
+            # Reads show what is in doubt when the store was asked where it ends.
+            await self._backend.execute(Flush())
+            self._is_in_doubt = False
         while not self._is_current and not self._is_closed:
             page = await self._backend.execute(ReadAll(self._head))
             for record in page.records:
                 self._take_in(record)
+            if self._head == page.next_after:
+                self._committed = page.head
             self._head = page.next_after
             # What was committed while this page was on its way is behind it.
             self._is_current = self._head >= max(page.head, self._committed)
@@ -286,7 +299,7 @@ class TimerService:
             if self._checkpoint.is_due(last):
                 self._changed.set()
         else:
-            self.suspect()
+            self._read_on()
 
     def _take_in(self, record: Record) -> None:
         if type(record) is not PersistedEvent or record.revision is None:
@@ -394,8 +407,9 @@ class TimerService:
             self._unnoted.pop((timer.owner.address, timer.name), None)
         elif self._is_closed:
             return
-        elif error is None and reply == "stale":
+        elif error is None and reply == "stale" and self._is_current:
             # The actor has just read its history, and knows better: something was missed here.
+            logger.warning("the index of timers is not what is stored: it is made anew")
             self._begin_anew()
         elif error is not None and isinstance(message, TimerDue):
             notice = TimerFailed(timer.name, timer.generation, timer.due, error)

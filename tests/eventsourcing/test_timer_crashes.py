@@ -1,0 +1,147 @@
+"""Timers that are set, taken back, replaced and fired, under crashes and in any order.
+
+`PAPYRA_CI=1` tries this on every durable backend, and in more orders.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import anyio
+import pytest
+
+from papyra import Actor, ActorRef, ActorSystem
+from papyra.persistence.backends.base import PersistenceBackend
+from papyra.persistence.backends.json import JsonFilePersistence
+from papyra.persistence.backends.memory import InMemoryPersistence
+from papyra.persistence.backends.rotating import RotatingFilePersistence
+from papyra.persistence.backends.sqlite import SQLitePersistence
+from papyra.testing import CrashRun, crash_everywhere, explore
+from tests.eventsourcing.orders import Cancel, Do, KeptOrder, Look, Remind, Set
+from tests.extent import CI, STEP, count
+
+pytestmark = pytest.mark.anyio
+
+#: Seconds in which each timer here has its time, failures included.
+LONG = 200.0
+
+
+class Customer(Actor):
+    """Hands on what it is told to an order; or lets time pass."""
+
+    async def receive(self, message: Any) -> Any:
+        if isinstance(message, float):
+            return await self.context.clock.sleep(message)
+        return await self.context.entity(KeptOrder, "1").ask(message)
+
+
+COMMANDS: list[Any] = [
+    Set("pay", {"after": 10}, "ordered", Remind("pay")),
+    Set("gone", {"after": 20}, None, Remind("gone")),
+    Set("twice", {"after": 10}, None, Remind("old")),
+    Cancel("gone"),
+    Set("twice", {"after": 15}, "changed", Remind("new")),
+    Set("silent", {"after": 15}, None, Do("nothing")),
+    Set("fast", {"after": 15}, None, Do("nowait")),
+    LONG,
+]
+
+
+def customer(system: ActorSystem) -> ActorRef:
+    system.entities.register(KeptOrder)
+    return system.spawn(Customer, name="customer")
+
+
+async def check(run: CrashRun) -> None:
+    if len(run.system.timers):
+        await run.ref.ask(LONG)
+    state = await run.ref.ask(Look())
+    assert len(run.system.timers) == 0
+    for command in (each for each in COMMANDS if isinstance(each, Set)):
+        for text in (command.text, brought(command)):
+            assert state.count(text) <= 1, state
+            if command in run.acknowledged and text not in {None, "nothing", "gone", "old"}:
+                assert state.count(text) == 1, (text, state)
+    events = (await run.system.backend.read_history("papyra/Order/1")).events
+    assert_nothing_stale([event.payload for event in events])
+
+
+def brought(command: Set) -> str:
+    message = command.message
+    return str(message.text if isinstance(message, Remind) else message.what)
+
+
+def assert_nothing_stale(payloads: list[Any]) -> None:
+    """Each timer brings what it was scheduled with last, once, and nothing when it is taken back.
+
+    Time may pass while a file is written, so it may come before it is taken back.
+    """
+    pending: dict[str, str] = {}
+    came: str | None = None
+    for payload in payloads:
+        match payload:
+            case {"change": "scheduled", "name": name, "message": message}:
+                pending[name] = message.get("text") or message["what"]
+            case {"change": "unscheduled", "name": name}:
+                pending.pop(name, None)
+            case {"change": "fired", "name": name}:
+                assert came in {None, pending[name]}
+                del pending[name]
+                came = None
+            case {"text": text}:
+                assert came in {None, "ordered", "changed"}
+                came = text
+    assert pending == {}
+
+
+def new_stores(kind: str, place: Path) -> Callable[[], PersistenceBackend]:
+    if kind == "memory":
+        return InMemoryPersistence
+    paths = (place / str(number) for number in itertools.count())
+    match kind:
+        case "json":
+            return lambda: JsonFilePersistence(next(paths).with_suffix(".ndjson"), fsync="no")
+        case "rotating":
+            return lambda: RotatingFilePersistence(next(paths), fsync="no")
+        case _:
+            return lambda: SQLitePersistence(next(paths).with_suffix(".db"), synchronous="OFF")
+
+
+@pytest.mark.parametrize("kind", ["memory", "json", *(["rotating", "sqlite"] if CI else [])])
+async def test_no_timer_is_lost_or_stale_and_each_counts_once_wherever_it_crashes(
+    kind: str, tmp_path: Path
+) -> None:
+    stores = new_stores(kind, tmp_path)
+    points = (
+        None if CI and kind == "memory" else range(1, 161, 2 * STEP if kind == "memory" else 40)
+    )
+    crashes = await crash_everywhere(customer, COMMANDS, check, persistence=stores, points=points)
+    assert points is not None or len(crashes.points) >= 160
+
+
+async def test_timers_of_many_orders_come_once_in_any_order_of_turns() -> None:
+    async def program(system: ActorSystem) -> None:
+        system.entities.register(KeptOrder)
+        orders = [system.entity(KeptOrder, str(number)) for number in range(3)]
+
+        async def live(order: ActorRef, number: int) -> None:
+            await order.ask(Set("pay", {"after": 10}, "ordered", Remind("pay")))
+            await order.ask(Set("gone", {"after": 10}, None, Remind("gone")))
+            await order.ask(Set("twice", {"after": 10}, None, Remind("old")))
+            await system.clock.sleep(number)
+            await order.ask(Cancel("gone"))
+            await order.ask(Set("twice", {"after": 5}, None, Remind("new")))
+            await order.stop()
+
+        async with anyio.create_task_group() as tasks:
+            for number, order in enumerate(orders):
+                tasks.start_soon(live, order, number)
+        await system.clock.sleep(30)
+        for order in orders:
+            state = await order.ask(Look())
+            assert sorted(state) == ["new", "ordered", "pay"], state
+
+    await explore(program, seeds=count("PAPYRA_TIMER_SEEDS", 10, 300))
