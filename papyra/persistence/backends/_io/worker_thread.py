@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import math
 import os
-import queue
+import sys
 import threading
-from collections.abc import Callable
+from abc import ABC, abstractmethod
+from collections import deque
+from collections.abc import Callable, Sequence
 from typing import Any, Generic, TypeVar, cast
 
 import anyio
@@ -22,21 +23,22 @@ from papyra.persistence.backends._io.commit_token import CommitToken
 ResultT = TypeVar("ResultT")
 
 
-class _Call(Generic[ResultT]):
+class _Call(ABC, Generic[ResultT]):
     """One call, and what became of it."""
 
-    def __init__(self, function: Callable[[], ResultT]) -> None:
-        self.function = function
-        self.enter_loop = _portal_to_this_loop()
-        self.done: Signal = new_signal()
+    result: ResultT
+
+    def __init__(self, function: Callable[..., ResultT], args: Sequence[object]) -> None:
+        self._function, self._args = function, args
+        #: what the task awaits that waits for it
+        self.done: Signal | None = None
         self.finished = False
-        self.result: ResultT
         self.error: BaseException | None = None
 
     def execute(self) -> None:
         """Call the function; in the worker thread."""
         try:
-            self.result = self.function()
+            self.result = self._function(*self._args)
         except BaseException as error:  # noqa: BLE001 - it is the caller's, whatever it is
             self.error = error
         # Here, and not where the task is woken: a Ctrl-C may get in between there, and whatever
@@ -45,24 +47,121 @@ class _Call(Generic[ResultT]):
 
     def wake(self) -> None:
         """Wake the task that waits; in the event loop."""
-        if not self.done.done():
+        if self.done is not None and not self.done.done():
             self.done.set_result(None)
 
-    async def wait(self, timeout: float) -> None:
+    @abstractmethod
+    def enter_loop(self) -> None:
+        """Have the event loop call `wake`. Raises `RuntimeError` if it has ended."""
+
+    @abstractmethod
+    async def wait(self, timeout: float | None) -> None:
         """Wait until it is finished, or for so many seconds, whatever is cancelled meanwhile."""
-        was_cancelled = False
-        with anyio.CancelScope(shield=True, deadline=anyio.current_time() + timeout) as scope:
-            while not self.finished:
+
+
+class _TrioCall(_Call[ResultT]):
+    def __init__(self, function: Callable[..., ResultT], args: Sequence[object]) -> None:
+        super().__init__(function, args)
+        self._token = sys.modules["trio"].lowlevel.current_trio_token()
+
+    def enter_loop(self) -> None:
+        self._token.run_sync_soon(self.wake)
+
+    async def wait(self, timeout: float | None) -> None:
+        self.done = new_signal()
+        with anyio.move_on_after(timeout, shield=True):
+            await self.done
+
+
+class _AsyncioCall(_Call[ResultT]):
+    def __init__(
+        self, function: Callable[..., ResultT], args: Sequence[object], watchdog: _Watchdog
+    ) -> None:
+        super().__init__(function, args)
+        self.loop = asyncio.get_running_loop()
+        self.is_overdue = False
+        self._watchdog = watchdog
+
+    def enter_loop(self) -> None:
+        self.loop.call_soon_threadsafe(self.wake)
+
+    async def wait(self, timeout: float | None) -> None:
+        self.done, self.is_overdue = self.loop.create_future(), False
+        task = cast("asyncio.Task[Any]", asyncio.current_task())
+        before = task.cancelling()
+        if timeout is not None:
+            self._watchdog.watch(self, timeout)
+        try:
+            await self.done
+        except asyncio.CancelledError:
+            await self._wait_on(task, before)
+        finally:
+            self._watchdog.forget(self)
+
+    async def _wait_on(self, task: asyncio.Task[Any], before: int) -> None:
+        """Wait through cancellations, the first of which has struck.
+
+        Few waits come to that, so only here are anyio's scopes shut out, which takes long. Theirs
+        strike again by themselves, and are counted among asyncio's own, once.
+        """
+        was_cancelled = task.cancelling() > before + _is_in_cancelled_scope()
+        with anyio.CancelScope(shield=True):
+            while not self.finished and not self.is_overdue:
+                self.done = self.loop.create_future()
                 try:
                     await self.done
                 except asyncio.CancelledError:
-                    self.done = new_signal()
-                    if scope.cancel_called:
-                        raise
-                    # By asyncio itself, which knows no shields.
-                    was_cancelled = True
+                    was_cancelled = True  # by asyncio itself, which knows no shields
         if was_cancelled:
-            _strike_later(cast("asyncio.Task[Any]", asyncio.current_task()))
+            _strike_later(task)
+
+
+class _Watchdog:
+    """Wakes whoever waits for a call for too long, by one timer of asyncio's for many calls.
+
+    A timer for each takes as long as a sixth of an append, and hardly any would go off.
+    """
+
+    def __init__(self) -> None:
+        #: until when each call may take, by the clock of its loop
+        self._deadlines: dict[_AsyncioCall[Any], float] = {}
+        self._loop: asyncio.AbstractEventLoop
+        self._timer: asyncio.TimerHandle | None = None
+
+    def watch(self, call: _AsyncioCall[Any], timeout: float) -> None:
+        """Wake whoever waits for `call` after so many seconds, unless it is forgotten by then."""
+        deadline = self._deadlines[call] = call.loop.time() + timeout
+        if self._timer is None or self._loop is not call.loop or deadline < self._timer.when():
+            self._set(call.loop, deadline)
+
+    def forget(self, call: _AsyncioCall[Any]) -> None:
+        """Let a call take as long as it does."""
+        self._deadlines.pop(call, None)
+
+    def rest(self) -> None:
+        """Have no timer any more, until there is another call."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def _set(self, loop: asyncio.AbstractEventLoop, deadline: float) -> None:
+        self.rest()
+        self._loop, self._timer = loop, loop.call_at(deadline, self._look)
+
+    def _look(self) -> None:
+        self._timer = None
+        now = self._loop.time()
+        for call, deadline in list(self._deadlines.items()):
+            if deadline <= now:
+                call.is_overdue = True
+                call.wake()
+                self.forget(call)
+        if self._deadlines:
+            self._set(self._loop, min(self._deadlines.values()))
+
+
+def _is_in_cancelled_scope() -> bool:
+    return anyio.current_effective_deadline() == -math.inf
 
 
 def _strike_later(task: asyncio.Task[Any]) -> None:
@@ -85,11 +184,47 @@ async def raise_if_cancelled() -> None:
 
     A call is waited for to its end, so whoever makes one after the other would never notice it.
     """
-    await anyio.lowlevel.checkpoint_if_cancelled()
+    if _is_in_cancelled_scope():
+        await anyio.lowlevel.checkpoint_if_cancelled()
     if running_trio() is None:
         task = asyncio.current_task()
         if task is not None and task.cancelling():
             await asyncio.sleep(0)  # by asyncio itself, of which anyio does not know
+
+
+class _Calls:
+    """A queue of calls to the thread, which waits for a byte in a pipe.
+
+    A `queue.SimpleQueue` wakes it while the interpreter's lock is held, so it waits for that next,
+    and is woken again: with an idle machine, that takes a tenth of an append. Writing lets go of
+    the lock.
+    """
+
+    def __init__(self) -> None:
+        self._calls: deque[_Call[Any] | None] = deque()
+        self._reader, self._writer = os.pipe()
+
+    def put(self, call: _Call[Any]) -> None:
+        """Add a call."""
+        self._put(call)
+
+    def end(self) -> None:
+        """Add nothing any more."""
+        self._put(None)
+        writer, self._writer = self._writer, -1  # a number that somebody else may get next
+        os.close(writer)
+
+    def get(self) -> _Call[Any] | None:
+        """Wait for a call, and return it; `None` at the end. In the thread."""
+        os.read(self._reader, 1)
+        call = self._calls.popleft()
+        if call is None:
+            os.close(self._reader)
+        return call
+
+    def _put(self, call: _Call[Any] | None) -> None:
+        self._calls.append(call)
+        os.write(self._writer, b"\0")
 
 
 class WorkerThread:
@@ -100,8 +235,9 @@ class WorkerThread:
     """
 
     def __init__(self, name: str) -> None:
-        self._calls: queue.SimpleQueue[_Call[Any] | None] = queue.SimpleQueue()
+        self._calls = _Calls()
         self._given_up: _Call[Any] | None = None
+        self._watchdog = _Watchdog()
         self._process = os.getpid()
         # A daemon: an application that never closes its store can end all the same.
         threading.Thread(target=self._work, name=name, daemon=True).start()
@@ -128,14 +264,14 @@ class WorkerThread:
             )
         if self._given_up is not None and not self._given_up.finished:
             raise TimeoutError("the store has not yet answered what it was asked before")
-        call = _Call(lambda: function(*args))
+        call = self._new_call(function, args)
         self._calls.put(call)
-        await call.wait(math.inf if timeout is None else timeout)
+        await call.wait(timeout)
         if not call.finished:
             if token is None or token.take():
                 self._given_up = call
                 raise TimeoutError(f"the store has not answered for {timeout:g} seconds")
-            await call.wait(math.inf)
+            await call.wait(None)
         if call.error is not None:
             try:
                 raise call.error
@@ -146,22 +282,20 @@ class WorkerThread:
     def stop(self, at_last: Callable[[], object] | None = None) -> None:
         """Let the thread end after what it was given, and after one call that nobody awaits."""
         if at_last is not None:
-            self._calls.put(_Call(at_last))
-        self._calls.put(None)
+            self._calls.put(self._new_call(at_last, ()))
+        self._calls.end()
+        self._watchdog.rest()
+
+    def _new_call(self, function: Callable[..., ResultT], args: Sequence[object]) -> _Call[ResultT]:
+        if running_trio() is not None:
+            return _TrioCall(function, args)
+        return _AsyncioCall(function, args, self._watchdog)
 
     def _work(self) -> None:
         while (call := self._calls.get()) is not None:
             call.execute()
-            # If the event loop is no more, nor is anybody who waits.
-            with contextlib.suppress(RuntimeError):
-                call.enter_loop(call.wake)
-
-
-def _portal_to_this_loop() -> Callable[[Callable[[], object]], object]:
-    """Return the thread-safe ``call_soon`` of the running event loop."""
-    trio = running_trio()
-    if trio is not None:
-        enter: Callable[[Callable[[], object]], object]
-        enter = trio.lowlevel.current_trio_token().run_sync_soon
-        return enter
-    return asyncio.get_running_loop().call_soon_threadsafe
+            # No context manager: what the thread does before it waits again keeps up who was woken.
+            try:  # noqa: SIM105
+                call.enter_loop()
+            except RuntimeError:
+                pass  # the event loop is no more, nor is anybody who waits

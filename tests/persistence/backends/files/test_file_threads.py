@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import threading
+from pathlib import Path
 from typing import Any
 
 import anyio
@@ -14,6 +16,7 @@ from papyra.exceptions import BackendInUse, InvalidPolicy, StoreError
 from papyra.persistence import Append, CircuitBreakerPolicy, PersistenceActor
 from papyra.persistence.backends._files.disk import Disk
 from tests.actors import event
+from tests.persistence.backends.files.file_persistence import FilePersistence
 from tests.persistence.backends.files.test_file_readers import numbers
 from tests.persistence.conftest import MakeStore
 
@@ -38,6 +41,16 @@ class Slow(Disk):
         if self.hangs == name:
             self.begun.set()
             assert self.go_on.wait(20)
+
+
+async def answered(store: FilePersistence) -> None:
+    """Wait until the disk has answered what was given up."""
+    while True:
+        try:
+            await store.flush()
+            break
+        except StoreError:
+            await anyio.lowlevel.checkpoint()
 
 
 def test_an_append_to_files_that_asyncio_cancels_is_stored_and_known_to_be(make: MakeStore) -> None:
@@ -105,6 +118,86 @@ def test_an_asyncio_timeout_during_an_append_to_files_does_not_strike_after_its_
     asyncio.run(main())
 
 
+async def test_an_append_to_files_in_a_cancelled_scope_is_stored_and_known_to_be(
+    make: MakeStore,
+) -> None:
+    disk = Slow()
+    async with make(_disk=disk) as store, anyio.create_task_group() as tasks:
+        disk.hangs = "write"
+
+        async def cancel() -> None:
+            assert await anyio.to_thread.run_sync(disk.begun.wait, 20)
+            scope.cancel()
+            for _ in range(3):
+                await anyio.lowlevel.checkpoint()
+            disk.go_on.set()
+
+        tasks.start_soon(cancel)
+        first_seq = 0
+        with anyio.CancelScope() as scope:
+            first_seq = (await store.append(event(1))).first_seq
+            assert scope.cancel_called
+            await anyio.sleep_forever()
+        assert scope.cancelled_caught
+        assert first_seq == 1
+        assert await numbers(store) == [1]
+
+
+@pytest.mark.parametrize("first", ["scope", "task"])
+def test_a_task_that_asyncio_cancels_together_with_its_scope_is_cancelled_after_its_append_to_files(
+    make: MakeStore, first: str
+) -> None:
+    async def main() -> None:
+        disk, scope, stored = Slow(), anyio.CancelScope(), []
+
+        async def append() -> None:
+            with scope:
+                stored.append(await store.append(event(1)))
+                await anyio.sleep_forever()
+            await anyio.sleep_forever()
+
+        async with make(_disk=disk) as store:
+            disk.hangs = "write"
+            appending = asyncio.create_task(append())
+            assert await asyncio.to_thread(disk.begun.wait, 20)
+            strikes = [scope.cancel, appending.cancel]
+            for strike in strikes if first == "scope" else reversed(strikes):
+                strike()
+            await asyncio.sleep(0)
+            disk.go_on.set()
+            with pytest.raises(asyncio.CancelledError):
+                await asyncio.wait_for(appending, 20)
+            assert [appended.first_seq for appended in stored] == [1]
+
+    asyncio.run(main())
+
+
+async def test_calls_to_a_file_store_have_their_time_each_however_fast_they_follow(
+    make: MakeStore,
+) -> None:
+    disk = Slow()
+    async with make(call_timeout=0.2, _disk=disk) as store:
+        ended = anyio.current_time() + 0.3
+        while anyio.current_time() < ended:
+            await store.append(event(1))
+        disk.hangs = "write"
+        began = anyio.current_time()
+        with pytest.raises(StoreError, match=r"has not answered for 0\.2 seconds"):
+            await store.append(event(2))
+        assert anyio.current_time() - began >= 0.19
+        disk.go_on.set()
+        await answered(store)
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="descriptors are listed by Linux")
+async def test_a_closed_file_store_has_nothing_open(make: MakeStore) -> None:
+    before = set(os.listdir("/proc/self/fd"))
+    async with make() as store:
+        await store.append(event(1))
+    while set(os.listdir("/proc/self/fd")) - before:
+        await anyio.lowlevel.checkpoint()  # the thread ends soon
+
+
 @pytest.mark.parametrize("hangs", ["write", "sync"])
 async def test_a_disk_that_does_not_answer_fails_calls_of_a_file_store_in_time(
     make: MakeStore, hangs: str
@@ -119,12 +212,8 @@ async def test_a_disk_that_does_not_answer_fails_calls_of_a_file_store_in_time(
             with pytest.raises(StoreError, match="has not yet answered what it was asked before"):
                 await verb()
         disk.go_on.set()
-        while True:
-            try:
-                appended = await store.append(event(4))
-                break
-            except StoreError:
-                await anyio.lowlevel.checkpoint()
+        await answered(store)
+        appended = await store.append(event(4))
         # What was given up does not count, though it was written in the end.
         assert appended.first_seq == 2
         assert await numbers(store) == [1, 4]
