@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from typing import NamedTuple
 
 from papyra.persistence.backends._files.journal import Journal
 from papyra.persistence.backends._files.journal_file import JournalFile
@@ -32,9 +33,8 @@ def read_encoded_history(journal: Journal, request: ReadHistory) -> EncodedHisto
     """Return a page of one actor's history, as it is stored; see `EncodedHistories`."""
     wanted, last_seq, size = records_wanted(request), 0, 0
     runs: list[EncodedRun] = []
-    for file in journal.files(newest=False):
-        offsets = file.step_offsets(request.actor)
-        start = _first_after(file, offsets, request.actor, request.after_revision)
+    for file, offsets, first in _lines_after(journal, request.actor, request.after_revision):
+        start = first
         while start < len(offsets):
             part = offsets[start : start + min(MAX_RUN_RECORDS, wanted)]
             if not part or size >= MAX_PAGE_BYTES:
@@ -68,31 +68,75 @@ def _last_revision(journal: Journal, actor: str) -> int | None:
 
 def _steps(journal: Journal, actor: str, after: int) -> Iterator[tuple[Record, int]]:
     """Yield the records among which are the events of an actor with a greater revision."""
-    for file in journal.files(newest=False):
-        offsets = file.step_offsets(actor)
-        first = _first_after(file, offsets, actor, after)
+    for file, offsets, first in _lines_after(journal, actor, after):
         for start in range(first, len(offsets), _TOGETHER):
             yield from file.records_at(offsets[start : start + _TOGETHER])
 
 
-def _first_after(file: JournalFile, offsets: Sequence[int], actor: str, after: int) -> int:
-    """Return how many of an actor's lines there are before those with a greater revision."""
+class _Lines(NamedTuple):
+    """The lines of one file that may be part of the history of an actor."""
 
-    def revision_from(number: int) -> int:
+    file: JournalFile
+    offsets: Sequence[int]
+    actor: str
+
+    def revision_from(self, number: int) -> int:
         """Return the revision of the actor's first line from this one on."""
-        for following in range(number, len(offsets)):
-            for record, _ in file.records_at((offsets[following],)):
-                if _is_step(record, actor):
+        for following in range(number, len(self.offsets)):
+            for record, _ in self.file.records_at((self.offsets[following],)):
+                if _is_step(record, self.actor):
                     return record.revision or 0
         return _NONE
 
-    if not after or not offsets:
+    def first_after(self, after: int) -> int:
+        """Return how many lines there are before those with a greater revision."""
+        # Mostly there is a line for each revision, and one look tells.
+        guess = after - self.revision_from(0) + 1
+        if 0 <= guess < len(self.offsets) and self.revision_from(guess) == after + 1:
+            return guess
+        return bisect_right(range(len(self.offsets)), after, key=self.revision_from)
+
+
+def _lines_after(
+    journal: Journal, actor: str, after: int
+) -> Iterator[tuple[JournalFile, Sequence[int], int]]:
+    """Yield the files in which an actor's history goes on after a revision.
+
+    With each come its lines there, and how many of them are before that.
+    """
+    found = [
+        _Lines(file, offsets, actor)
+        for file in journal.files(newest=False)
+        if (offsets := file.step_offsets(actor))
+    ]
+    for lines in found[_first_file(journal, found, after) :]:
+        try:
+            yield lines.file, lines.offsets, lines.first_after(after) if after else 0
+        finally:
+            journal.was_read(lines.file)
+
+
+def _first_file(journal: Journal, found: Sequence[_Lines], after: int) -> int:
+    """Return in which file an actor's history goes on, looking into few of many.
+
+    Mostly it is one of the last: who asks has a snapshot, or has read the others.
+    """
+
+    def revision_from(number: int) -> int:
+        for lines in found[number:]:
+            revision = lines.revision_from(0)
+            journal.was_read(lines.file)
+            if revision != _NONE:
+                return revision
+        return _NONE
+
+    if not after:
         return 0
-    # Mostly there is a line for each revision, and one look tells.
-    guess = after - revision_from(0) + 1
-    if 0 <= guess < len(offsets) and revision_from(guess) == after + 1:
-        return guess
-    return bisect_right(range(len(offsets)), after, key=revision_from)
+    first, step = len(found) - 1, 1
+    while first > 0 and revision_from(first) > after:
+        first, step = first - step, 2 * step
+    first = max(first, 0)
+    return max(first, bisect_right(range(len(found)), after, lo=first, key=revision_from) - 1)
 
 
 def _is_step(record: Record, actor: str) -> bool:

@@ -83,6 +83,9 @@ class Journal(Protocol):
     def files(self, *, newest: bool) -> Iterator[JournalFile]:
         """Yield the files, the oldest first, or the newest."""
 
+    def was_read(self, file: JournalFile) -> None:
+        """Note that a file was read out of this order: of many, a few stay open."""
+
     @property
     def segments(self) -> int | None:
         """The number of segments; `None` for a journal that has none."""

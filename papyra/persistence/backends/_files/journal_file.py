@@ -267,6 +267,11 @@ class JournalFile:
         """Whether the index is in memory."""
         return self._index.is_loaded
 
+    @property
+    def is_open(self) -> bool:
+        """Whether the file is open, or its index is in memory."""
+        return self.handle.is_open or self._index.is_loaded
+
     def totals(self) -> Totals:
         """Return the totals of the file."""
         return self.index
@@ -333,15 +338,18 @@ class JournalFile:
 
     def records_at(self, offsets: Sequence[int]) -> Iterator[tuple[Record, int]]:
         """Yield the records of lines that begin there, as `records` does, in this order."""
-        if not self._index.is_loaded:
-            self.open()
+        self._find_end()
         return records_at(self.handle, offsets, self.end)
 
     def whole_lines_at(self, offsets: Sequence[int], most: int) -> list[bytes] | None:
         """Return lines that begin there, of about `most` bytes, if each is whole."""
+        self._find_end()
+        return whole_lines_at(self.handle, offsets, self.end, most)
+
+    def _find_end(self) -> None:
+        """Have the file open, and know where it ends."""
         if not self._index.is_loaded:
             self.open()
-        return whole_lines_at(self.handle, offsets, self.end, most)
 
     def _concerned(self, start: int) -> Iterator[tuple[str, int | None, int]]:
         """Yield for each line from `start` on its actor, if any, its revision, and its place."""

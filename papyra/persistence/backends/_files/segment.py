@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from time import time
@@ -56,6 +57,8 @@ class Segment(JournalFile):
         #: the lines of histories, once it is sealed and somebody has asked; 8 bytes for each. They
         #: stay when it is unloaded: who looks for a history looks into all segments
         self._sealed_histories: ActorIndex | None = None
+        #: size and time of the file that they are of
+        self._sealed_as = (0, 0)
 
     @property
     def index_path(self) -> Path:
@@ -88,7 +91,20 @@ class Segment(JournalFile):
             return super().step_offsets(actor)
         if self._sealed_histories is None:
             self._sealed_histories = self._saved_histories() or self._read_histories()
+            self._sealed_as = _size_and_time(self.path.stat())
         return self._sealed_histories.offsets(actor)
+
+    def _find_end(self) -> None:
+        """Have the file open; its index is not needed to read lines that begin at known places."""
+        if self._sealed_histories is None or self.is_loaded:
+            super()._find_end()
+            return
+        stat = self.handle.stat()
+        if _size_and_time(stat) == self._sealed_as:
+            self._tail.end = stat.st_size
+        else:
+            self.close()
+            super()._find_end()
 
     def scan(self, found: ScanResult, advance: Advance | None = None) -> None:
         """Check every line, and the index that is saved beside it, if there is one."""
@@ -228,3 +244,7 @@ class Segment(JournalFile):
         about = self.disk.stat(self.path if is_there else other.path)
         write_whole(self.disk, self.path, stone, about, syncs=True, copy=is_there)
         self.seal(through)
+
+
+def _size_and_time(stat: os.stat_result) -> tuple[int, int]:
+    return stat.st_size, stat.st_mtime_ns

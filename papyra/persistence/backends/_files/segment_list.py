@@ -35,7 +35,7 @@ class SegmentList:
         self._read_only = read_only
         self._index_directory = index_directory if read_only else None
         self._segments: list[Segment] = []
-        #: sealed segments whose index is in memory, the one used last at the end
+        #: sealed segments that are open, or whose index is in memory, the one used last at the end
         self._loaded: list[Segment] = []
         #: for a reader: which files the segments were when they were listed
         self._listed: list[tuple[int, ...]] = []
@@ -108,18 +108,21 @@ class SegmentList:
         """List the segments again, as another process may have written since."""
         self.leftovers.clear()
         known = {segment.base: segment for segment in self._segments}
+        listed = dict(zip(known, self._listed, strict=False))
         self._segments = self._list()
-        for number, segment in enumerate(self._segments):
+        for number, (segment, now) in enumerate(zip(self._segments, self._listed, strict=True)):
             old = known.pop(segment.base, None)
             # A sealed segment that has been read is what it was, unless it was rewritten.
-            if old is not None and old.is_loaded and old.through == segment.through:
-                old.refresh()
+            is_same = segment.through is not None and now == listed.get(segment.base)
+            if old is not None and old.through == segment.through and (old.is_loaded or is_same):
+                if old.is_loaded:
+                    old.refresh()
                 self._segments[number] = old
             elif old is not None:
                 old.unload()
         for gone in known.values():
             gone.unload()
-        self._loaded = [segment for segment in self._segments[:-1] if segment.is_loaded]
+        self._loaded = [segment for segment in self._segments[:-1] if segment.is_open]
         if self._segments and not self.last.is_loaded:
             self.last.open()
         self.end_is_missing = bool(self._segments) and self._lacks_its_end()
@@ -190,10 +193,11 @@ class SegmentList:
             try:
                 yield segment
             finally:
-                self._was_used(segment)
+                self.was_read(segment)
 
-    def _was_used(self, segment: Segment) -> None:
-        if segment.through is None or not segment.is_loaded:
+    def was_read(self, segment: Segment) -> None:
+        """Unload the sealed segment that was read longest ago, if many are open."""
+        if segment.through is None or not segment.is_open:
             return
         if segment in self._loaded:
             self._loaded.remove(segment)

@@ -11,6 +11,7 @@ from papyra.persistence.backends._files.close_mark import CloseMark
 from papyra.persistence.backends._files.compaction import Hidden, drop_hidden, is_hidden, is_visible
 from papyra.persistence.backends._files.disk import Disk, is_regular
 from papyra.persistence.backends._files.journal import AcknowledgedSeq
+from papyra.persistence.backends._files.journal_file import JournalFile
 from papyra.persistence.backends._files.location import Place, printable
 from papyra.persistence.backends._files.lock import FileLock
 from papyra.persistence.backends._files.quarantine import (
@@ -194,6 +195,11 @@ class SegmentedJournal:
     def files(self, *, newest: bool) -> Iterator[Segment]:
         """Yield the segments. Whoever looks into one opens it; some are kept open."""
         return self._segments.files(newest=newest)
+
+    def was_read(self, file: JournalFile) -> None:
+        """Close a segment that was read a while ago, if many are open."""
+        if isinstance(file, Segment):
+            self._segments.was_read(file)
 
     @property
     def segments(self) -> int:

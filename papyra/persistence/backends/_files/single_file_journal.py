@@ -132,6 +132,9 @@ class SingleFileJournal:
         del newest  # of one, it is both
         yield self._file
 
+    def was_read(self, file: JournalFile) -> None:
+        """Leave the file open."""
+
     def is_damaged(self) -> bool:
         """Return whether damage has been seen by now."""
         return self._file.damaged

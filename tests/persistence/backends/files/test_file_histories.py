@@ -168,10 +168,14 @@ async def test_a_compaction_of_files_tells_before_and_after_what_it_keeps_for_hi
 
 
 class Counting(Disk):
-    """Counts the bytes that are read."""
+    """Counts the bytes that are read, and the files that are opened for that."""
 
     def __init__(self) -> None:
-        self.bytes_read = 0
+        self.bytes_read = self.opened = 0
+
+    def open(self, path: Path, flags: int) -> int:
+        self.opened += 1
+        return super().open(path, flags)
 
     def read(self, fd: int, length: int, offset: int) -> bytes:
         data = super().read(fd, length, offset)
@@ -391,6 +395,49 @@ async def test_a_sealed_segment_is_not_read_through_for_a_history_once_that_is_s
         heads = disk.bytes_read - before
         assert await history(store, "nobody") == []
         assert disk.bytes_read - before == heads
+
+
+async def test_a_history_in_many_segments_is_read_on_by_opening_few_of_them(tmp_path: Path) -> None:
+    segments, last = 60, 300
+    async with rotating(tmp_path / "store") as store:
+        for revision in range(1, last + 1):
+            await store.append(*(step(actor, revision) for actor in "ab"))
+    disk = Counting()
+    async with (
+        rotating(tmp_path / "store", _disk=disk) as store,
+        rotating(tmp_path / "store", _disk=disk, read_only=True) as reader,
+    ):
+        for each in (store, reader):
+            await history(each, "nobody")  # what was saved of histories is in memory now
+        for each, after, most in (
+            *((store, last - 3, 1), (store, last // 2, 12), (store, 7, 12)),
+            *((reader, last - 3, 1), (reader, last // 2, 12), (reader, 7, 12)),
+        ):
+            before = disk.opened
+            page = await each.read_history("s/a", after_revision=after, limit=3)
+            assert [event.revision for event in page.events] == [after + 1, after + 2, after + 3]
+            assert disk.opened - before <= most
+        before = disk.opened
+        assert await history(store, "a") == list(range(1, last + 1))
+        assert disk.opened - before <= segments
+
+
+async def test_a_history_is_read_on_in_whichever_segments_others_have_its_hash(
+    tmp_path: Path,
+) -> None:
+    one, other = colliding()
+    chance = random.Random("segments")
+    revisions = dict.fromkeys((one, other), 0)
+    async with rotating(tmp_path / "store") as store:
+        for _ in range(40):
+            actor = chance.choice((one, other))
+            for _ in range(chance.randrange(1, 30)):
+                revisions[actor] += 1
+                await store.append(step(actor, revisions[actor]))
+    async with rotating(tmp_path / "store") as store:
+        for actor, last in revisions.items():
+            for after in range(0, last + 2, 3):
+                assert await history(store, actor, after) == list(range(after + 1, last + 1))
 
 
 def colliding() -> tuple[str, str]:
