@@ -6,6 +6,7 @@ one and 1,000 of them, and what another actor that appends meanwhile waited, is 
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,13 +19,15 @@ from papyra import ActorSystem
 from papyra.persistence.backends.base import PersistenceBackend
 from papyra.persistence.backends.json import JsonFilePersistence
 from papyra.persistence.backends.memory import InMemoryPersistence
+from papyra.persistence.backends.postgres import PostgresPersistence
 from papyra.persistence.backends.redis import RedisStreamsConfig, RedisStreamsPersistence
 from papyra.persistence.backends.rotating import RotatingFilePersistence
 from papyra.persistence.backends.sqlite import SQLitePersistence
 from papyra.persistence.records import PersistedEvent
 from tests.conftest import event_loops
 from tests.eventsourcing.accounts import Account, Deposit, Look
-from tests.extent import count
+from tests.extent import CI, count
+from tests.postgres_server import own_database, shared_server
 from tests.redis_server import RedisServer, any_binary
 
 pytestmark = pytest.mark.anyio
@@ -37,7 +40,11 @@ ACTORS = EVENTS // OWN
 AT_ONCE = min(1_000, ACTORS)
 
 
-@pytest.fixture(params=["memory", "json", "rotating", "sqlite", "redis"])
+#: In CI, and where it is said how many events.
+IN_CI = ["postgres"] if CI or "PAPYRA_MANY_EVENTS" in os.environ else []
+
+
+@pytest.fixture(params=["memory", "json", "rotating", "sqlite", "redis", *IN_CI])
 def store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[PersistenceBackend]:
     match request.param:
         case "memory":
@@ -48,6 +55,8 @@ def store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Persistenc
             yield RotatingFilePersistence(tmp_path / "events", fsync="no")
         case "sqlite":
             yield SQLitePersistence(tmp_path / "events", synchronous="normal")
+        case "postgres":
+            yield PostgresPersistence(own_database(shared_server()))
         case _:
             with RedisServer(any_binary()) as server:
                 yield RedisStreamsPersistence(RedisStreamsConfig(url=server.url))
