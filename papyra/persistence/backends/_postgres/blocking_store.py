@@ -11,15 +11,9 @@ import psycopg
 
 from papyra.exceptions import BackendInUse, PersistenceError, StoreFenced, StoreNotAcknowledged
 from papyra.persistence.backends._io.commit_token import CommitToken
-from papyra.persistence.backends._postgres import (
-    compaction,
-    outbox,
-    positions,
-    repair,
-    schema,
-    snapshots,
-)
+from papyra.persistence.backends._postgres import outbox, positions, repair, schema, snapshots
 from papyra.persistence.backends._postgres.blocks import totals
+from papyra.persistence.backends._postgres.compaction import SystemTables
 from papyra.persistence.backends._postgres.connection import (
     application_name,
     snapshot,
@@ -36,6 +30,7 @@ from papyra.persistence.backends._postgres.settings import Settings
 from papyra.persistence.backends._postgres.system import System
 from papyra.persistence.backends._postgres.text import column_text
 from papyra.persistence.backends._postgres.writer_row import WriterRow
+from papyra.persistence.backends._sql import compaction
 from papyra.persistence.backends._sql.decoding import decoded
 from papyra.persistence.backends._sql.encoded import encoded_history
 from papyra.persistence.backends._sql.migrations import pending
@@ -498,7 +493,9 @@ class BlockingStore:
 
     def _scan(self, report_progress: ReportProgress) -> ScanResult:
         def look(system: System) -> ScanResult:
-            total = sum(records for records, _ in compaction.count_stored(system).values())
+            total = sum(
+                records for records, _ in compaction.count_stored(SystemTables(system)).values()
+            )
             return scan(system, total, report_progress)
 
         found = self._look_at(look)
@@ -550,7 +547,7 @@ class BlockingStore:
             with transaction(system.connection, unlimited=True):
                 self._row.lock(system)
                 self._row.note_last(system, self._row.greatest_seq(system))
-                done = compaction.compact(system, policy, now, bases)
+                done = compaction.compact(SystemTables(system), policy, now, bases)
             return CompactionReport.of_kinds(NAME, *done)
 
         return self._session.call(drop)
@@ -562,7 +559,7 @@ class BlockingStore:
 
         def count(system: System) -> CompactionReport:
             with snapshot(system.connection, unlimited=True):
-                done = compaction.preview(system, policy, now, bases)
+                done = compaction.preview(SystemTables(system), policy, now, bases)
             return CompactionReport.of_kinds(NAME, *done)
 
         return self._look_at(count)

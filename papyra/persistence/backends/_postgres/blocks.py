@@ -8,30 +8,16 @@ comes after is counted when it is asked for.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import NamedTuple
 
 from papyra.persistence.backends._postgres.system import System
+from papyra.persistence.backends._sql.blocks import BLOCK, Totals, differences, total_of
 from papyra.persistence.backends._sql.tables import TABLES
 from papyra.persistence.records import Kind
 
-__all__ = ("BLOCK", "SEAL", "Totals", "blocks", "rebuild", "totals", "wrong_blocks")
+__all__ = ("SEAL", "blocks", "rebuild", "totals", "wrong_blocks")
 
-#: Positions in a block.
-BLOCK = 1024
 #: Rows that are fetched together.
 _FETCHED = 256
-
-
-class Totals(NamedTuple):
-    """The totals of the records of one kind in one block."""
-
-    block: int
-    records: int
-    #: encoded
-    bytes: int
-    #: Unix times in seconds
-    oldest: float
-    newest: float
 
 
 _SUMS = "seq / %(block)s, count(*), sum(bytes)::bigint, min(timestamp), max(timestamp)"
@@ -83,16 +69,7 @@ def blocks(system: System, kind: Kind, *, newest: bool) -> Iterator[Totals]:
 
 def totals(system: System, kind: Kind) -> Totals | None:
     """Return the totals of all records of a kind, `None` if there are none."""
-    every = list(blocks(system, kind, newest=False))
-    if not every:
-        return None
-    return Totals(
-        0,
-        sum(each.records for each in every),
-        sum(each.bytes for each in every),
-        min(each.oldest for each in every),
-        max(each.newest for each in every),
-    )
+    return total_of(blocks(system, kind, newest=False))
 
 
 def wrong_blocks(system: System, kind: Kind) -> Iterator[str]:
@@ -104,12 +81,7 @@ def wrong_blocks(system: System, kind: Kind) -> Iterator[str]:
         for each in _count(system, kind, 0, newest=False)
         if each.block < sealed
     }
-    for block in sorted(stored.keys() | found.keys()):
-        if stored.get(block, 0) != found.get(block, 0):
-            yield (
-                f"positions {block * BLOCK} to {(block + 1) * BLOCK - 1} hold "
-                f"{found.get(block, 0)} records of kind {kind}, and held {stored.get(block, 0)}"
-            )
+    return differences(kind, stored, found)
 
 
 def _sealed(system: System) -> int:

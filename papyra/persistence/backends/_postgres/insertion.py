@@ -13,10 +13,11 @@ from papyra.persistence.backends._postgres.arrays import (
     JsonArray,
     TextArray,
 )
-from papyra.persistence.backends._postgres.blocks import BLOCK, SEAL
+from papyra.persistence.backends._postgres.blocks import SEAL
 from papyra.persistence.backends._postgres.system import System
 from papyra.persistence.backends._postgres.text import column_text
 from papyra.persistence.backends._postgres.writer_row import InDoubt, WriterRow
+from papyra.persistence.backends._sql.blocks import BLOCK
 from papyra.persistence.backends._sql.tables import TABLES, RecordTable
 from papyra.persistence.backends.store import Batch
 from papyra.persistence.outbox import HandedOver

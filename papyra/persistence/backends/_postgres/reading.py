@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import Any
 
-from papyra.persistence.backends._postgres.blocks import BLOCK, Totals, blocks
+from papyra.persistence.backends._postgres.blocks import blocks
 from papyra.persistence.backends._postgres.connection import Row
 from papyra.persistence.backends._postgres.system import System
 from papyra.persistence.backends._postgres.text import column_text
+from papyra.persistence.backends._sql.blocks import BLOCK, Totals
 from papyra.persistence.backends._sql.decoding import StoredRow
+from papyra.persistence.backends._sql.hidden import FOREVER, Hidden, hidden_by
 from papyra.persistence.backends._sql.tables import TABLES
 from papyra.persistence.backends.paging import (
     MAX_PAGE_BYTES,
@@ -22,69 +24,37 @@ from papyra.persistence.messages import Read, ReadHistory
 from papyra.persistence.records import Kind
 from papyra.persistence.retention import Limits
 
-__all__ = ("Hidden", "hidden_by", "history_rows", "visible_rows")
+__all__ = ("hidden_of", "history_rows", "visible_rows")
 
-_FOREVER = float("inf")
 #: How many rows may be fetched together: few numbers, so that few statements are prepared, which
 #: have them in their text. A plan for any number would sort everything first.
 _FETCHES = (16, 128, 512, 2_048, MAX_PAGE_RECORDS + 1)
 
 
-class Hidden(NamedTuple):
-    """What retention hides of a kind: all up to a position, and all that is older than a time."""
-
-    through: int
-    oldest: float
-
-
-def hidden_by(system: System, kind: Kind, limits: Limits, now: float) -> Hidden:
+def hidden_of(system: System, kind: Kind, limits: Limits, now: float) -> Hidden:
     """Return what `limits` hide of a kind at Unix time `now`."""
-    through = 0
-    if limits.max_records is not None:
-        through = _last_surplus(system, kind, limits.max_records, in_bytes=False)
-    if limits.max_total_bytes is not None:
-        through = max(through, _last_surplus(system, kind, limits.max_total_bytes, in_bytes=True))
-    oldest = limits.oldest_time(now)
-    return Hidden(through, -_FOREVER if oldest is None else oldest)
 
+    def weights(block: Totals, in_bytes: bool) -> list[Row]:
+        return system.rows(
+            f"SELECT seq, {'bytes' if in_bytes else 1} FROM {{schema}}.{TABLES[kind].name}"  # noqa: S608
+            " WHERE system_id = %(system)s AND seq >= %(first)s AND seq < %(stop)s"
+            " ORDER BY seq DESC",
+            first=block.block * BLOCK,
+            stop=(block.block + 1) * BLOCK,
+        )
 
-def _last_surplus(system: System, kind: Kind, limit: int, *, in_bytes: bool) -> int:
-    """Return the position of the newest record that does not fit into the limit, or 0."""
-    left = limit
-    for block in blocks(system, kind, newest=True):
-        size = block.bytes if in_bytes else block.records
-        if size > left:
-            return _last_surplus_in(system, kind, block, left, in_bytes=in_bytes)
-        left -= size
-    return 0
-
-
-def _last_surplus_in(
-    system: System, kind: Kind, block: Totals, left: int, *, in_bytes: bool
-) -> int:
-    rows = system.rows(
-        f"SELECT seq, {'bytes' if in_bytes else 1} FROM {{schema}}.{TABLES[kind].name}"  # noqa: S608
-        " WHERE system_id = %(system)s AND seq >= %(first)s AND seq < %(stop)s ORDER BY seq DESC",
-        first=block.block * BLOCK,
-        stop=(block.block + 1) * BLOCK,
-    )
-    seq: int
-    for seq, size in rows:
-        if size > left:
-            return seq
-        left -= size
-    return 0
+    return hidden_by(limits, now, lambda: blocks(system, kind, newest=True), weights)
 
 
 def visible_rows(system: System, request: Read, limits: Limits, now: float) -> Iterator[StoredRow]:
     """Yield the rows of the records that a read may show, in its order."""
-    hidden = hidden_by(system, request.kind, limits, now)
+    hidden = hidden_of(system, request.kind, limits, now)
     after = max(hidden.through, request.after)
     before = MAX_SEQ + 1 if request.before is None else request.before
     since = hidden.oldest if request.since is None else max(hidden.oldest, request.since)
-    until = _FOREVER if request.until is None else request.until
+    until = FOREVER if request.until is None else request.until
     select = _Select(request, since, until)
-    if request.actor is not None or (since, until) == (-_FOREVER, _FOREVER):
+    if request.actor is not None or (since, until) == (-FOREVER, FOREVER):
         yield from select.rows(system, after, before)
         return
     for block in blocks(system, request.kind, newest=request.newest):
@@ -106,10 +76,10 @@ class _Select:
         if request.actor is not None:
             conditions += f" AND {table.actor_column} = %(actor)s"
             self._values["actor"] = column_text(request.actor)
-        if since > -_FOREVER:
+        if since > -FOREVER:
             conditions += " AND timestamp >= %(since)s"
             self._values["since"] = since
-        if until < _FOREVER:
+        if until < FOREVER:
             conditions += " AND timestamp <= %(until)s"
             self._values["until"] = until
         order = "DESC" if request.newest else "ASC"

@@ -6,19 +6,17 @@ from collections.abc import Callable, Iterator
 
 import psycopg
 
-from papyra.exceptions import StoreError
-from papyra.persistence import codec
 from papyra.persistence.backends._postgres.blocks import wrong_blocks
 from papyra.persistence.backends._postgres.connection import snapshot
 from papyra.persistence.backends._postgres.errors import is_damage, message_of
 from papyra.persistence.backends._postgres.system import System
 from papyra.persistence.backends._postgres.text import column_text
-from papyra.persistence.backends._sql.scan_result import CheckedRow, ScanResult
-from papyra.persistence.backends._sql.tables import TABLES, RecordTable, Row, checksum
+from papyra.persistence.backends._sql.scan_result import CheckedRow, ScanResult, checked
+from papyra.persistence.backends._sql.tables import TABLES, RecordTable, Row
 from papyra.persistence.backends.history_check import HistoryCheck
 from papyra.persistence.backends.store import MAX_SEQ
 from papyra.persistence.records import Record
-from papyra.persistence.reports import AnomalyKind, PersistenceAnomaly, ReportProgress, ScanProgress
+from papyra.persistence.reports import PersistenceAnomaly, ReportProgress, ScanProgress
 
 __all__ = ("checked_rows", "column_values", "scan", "scan_histories")
 
@@ -92,7 +90,7 @@ def checked_rows(
                 return
             continue
         for seq, crc, data, *values in rows:
-            yield _checked(table, seq, crc, data, tuple(values))
+            yield checked(table, seq, crc, data, tuple(values), column_values)
         if len(rows) < fetched:
             return
         after, fetched = rows[-1][0], min(_FETCHED, 2 * fetched)
@@ -123,26 +121,3 @@ def column_values(table: RecordTable, record: Record, data: bytes) -> Row:
         for value in table.own_values(record)
     )
     return (*own, float(record.timestamp), len(data))
-
-
-def _checked(table: RecordTable, seq: int, crc: object, data: bytes, values: Row) -> CheckedRow:
-    try:
-        record = codec.decode(data, seq)
-    except StoreError as error:
-        is_newer = crc == checksum(seq, data) and codec.may_be_a_record(data)
-        kind: AnomalyKind = "unknown_kind" if is_newer else "corrupt"
-        return CheckedRow(seq, data, None, _anomaly(table, seq, kind, str(error)))
-    if crc != checksum(seq, data):
-        detail = "it is not what was stored: its checksum is another"
-        return CheckedRow(seq, data, None, _anomaly(table, seq, "checksum", detail))
-    if type(record) is not table.record_type:
-        detail = "it is a record of another kind"
-        return CheckedRow(seq, data, None, _anomaly(table, seq, "corrupt", detail))
-    if values != column_values(table, record, data):
-        detail = "its columns say something else than the record"
-        return CheckedRow(seq, data, record, _anomaly(table, seq, "wrong_fields", detail))
-    return CheckedRow(seq, data, record)
-
-
-def _anomaly(table: RecordTable, seq: int, kind: AnomalyKind, detail: str) -> PersistenceAnomaly:
-    return PersistenceAnomaly(kind, f"record {seq} of {table.name}: {detail}", table.name, seq=seq)

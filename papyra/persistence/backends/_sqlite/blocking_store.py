@@ -13,12 +13,12 @@ from papyra.persistence.backends._files.disk import CAN_WRITE, Disk, write_all
 from papyra.persistence.backends._files.lock import FileLock
 from papyra.persistence.backends._files.quarantine import quarantine_directory, quarantine_name
 from papyra.persistence.backends._io.commit_token import CommitToken
+from papyra.persistence.backends._sql import compaction
 from papyra.persistence.backends._sql.decoding import decoded
 from papyra.persistence.backends._sql.encoded import encoded_history
 from papyra.persistence.backends._sql.scan_result import ScanResult
 from papyra.persistence.backends._sql.tables import TABLES, values_by_kind
 from papyra.persistence.backends._sqlite import (
-    compaction,
     migrating,
     outbox,
     positions,
@@ -27,6 +27,7 @@ from papyra.persistence.backends._sqlite import (
     snapshots,
 )
 from papyra.persistence.backends._sqlite.blocks import seal, totals
+from papyra.persistence.backends._sqlite.compaction import SystemTables
 from papyra.persistence.backends._sqlite.connection import (
     Synchronous,
     connect,
@@ -421,7 +422,7 @@ class BlockingStore:
     def _stored(self) -> int | None:
         """Return how many records there are; `None` if damage keeps it from being told."""
         try:
-            found = compaction.count_stored(self._connection, self._system_id)
+            found = compaction.count_stored(self._tables())
         except sqlite3.DatabaseError as error:
             if not is_damage(error):
                 raise
@@ -482,9 +483,7 @@ class BlockingStore:
         """Delete what `policy` hides at Unix time `now`; of histories, what `bases` stand for."""
         self._file.check_name()
         with transaction(self._connection):
-            done = compaction.compact(
-                *(self._connection, self._system_id, policy, now, bases, self.last_seq())
-            )
+            done = compaction.compact(self._tables(), policy, now, bases)
         return CompactionReport.of_kinds(NAME, *done)
 
     def count_hidden(
@@ -492,8 +491,11 @@ class BlockingStore:
     ) -> CompactionReport:
         """Report what `drop_hidden` would do."""
         with snapshot(self._connection):
-            done = compaction.preview(self._connection, self._system_id, policy, now, bases)
+            done = compaction.preview(self._tables(), policy, now, bases)
         return CompactionReport.of_kinds(NAME, *done)
+
+    def _tables(self) -> SystemTables:
+        return SystemTables(self._connection, self._system_id, self.last_seq())
 
     def _report(self, found: ScanResult) -> PersistenceScanReport:
         return PersistenceScanReport(NAME, found.records, found.bytes, tuple(found.anomalies))

@@ -8,33 +8,18 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Iterator
-from typing import NamedTuple
 
+from papyra.persistence.backends._sql.blocks import BLOCK, Totals, differences, total_of
 from papyra.persistence.backends._sql.tables import TABLES
 from papyra.persistence.records import Kind
 
-__all__ = ("BLOCK", "Totals", "blocks", "rebuild", "seal", "totals", "wrong_blocks")
-
-#: Positions in a block.
-BLOCK = 1024
+__all__ = ("blocks", "rebuild", "seal", "totals", "wrong_blocks")
 
 _COUNT = """
 SELECT system_id, '{kind}', seq / {block}, count(*), sum(length(CAST(record AS BLOB))),
     min(timestamp), max(timestamp)
 FROM {table} WHERE system_id = ? AND seq >= ? AND seq < ? GROUP BY seq / {block}
 """
-
-
-class Totals(NamedTuple):
-    """The totals of the records of one kind in one block."""
-
-    block: int
-    records: int
-    #: encoded
-    bytes: int
-    #: Unix times in seconds
-    oldest: float
-    newest: float
 
 
 def _count(kind: Kind) -> str:
@@ -82,16 +67,7 @@ def blocks(
 
 def totals(connection: sqlite3.Connection, system_id: str, kind: Kind) -> Totals | None:
     """Return the totals of all records of a kind, `None` if there are none."""
-    every = list(blocks(connection, system_id, kind, newest=False))
-    if not every:
-        return None
-    return Totals(
-        0,
-        sum(each.records for each in every),
-        sum(each.bytes for each in every),
-        min(each.oldest for each in every),
-        max(each.newest for each in every),
-    )
+    return total_of(blocks(connection, system_id, kind, newest=False))
 
 
 def wrong_blocks(connection: sqlite3.Connection, system_id: str, kind: Kind) -> Iterator[str]:
@@ -106,12 +82,7 @@ def wrong_blocks(connection: sqlite3.Connection, system_id: str, kind: Kind) -> 
         block: records
         for _, _, block, records, *_ in connection.execute(_count(kind), (system_id, 0, stop))
     }
-    for block in sorted(stored.keys() | found.keys()):
-        if stored.get(block, 0) != found.get(block, 0):
-            yield (
-                f"positions {block * BLOCK} to {(block + 1) * BLOCK - 1} hold "
-                f"{found.get(block, 0)} records of kind {kind}, and held {stored.get(block, 0)}"
-            )
+    return differences(kind, stored, found)
 
 
 def _last_seq(connection: sqlite3.Connection, system_id: str) -> int:

@@ -4,91 +4,48 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Generator, Iterator
-from typing import Any, NamedTuple
+from typing import Any
 
+from papyra.persistence.backends._sql.blocks import BLOCK, Totals
 from papyra.persistence.backends._sql.decoding import StoredRow
+from papyra.persistence.backends._sql.hidden import FOREVER, Hidden, hidden_by
 from papyra.persistence.backends._sql.tables import TABLES, text_key
-from papyra.persistence.backends._sqlite.blocks import BLOCK, Totals, blocks
+from papyra.persistence.backends._sqlite.blocks import blocks
 from papyra.persistence.backends.store import MAX_SEQ
 from papyra.persistence.messages import Read
 from papyra.persistence.records import Kind
 from papyra.persistence.retention import Limits
 
-__all__ = ("Hidden", "hidden_by", "visible_rows")
-
-_FOREVER = float("inf")
+__all__ = ("hidden_of", "visible_rows")
 
 
-class Hidden(NamedTuple):
-    """What retention hides of a kind: all up to a position, and all that is older than a time."""
-
-    through: int
-    oldest: float
-
-
-def hidden_by(
+def hidden_of(
     connection: sqlite3.Connection, system_id: str, kind: Kind, limits: Limits, now: float
 ) -> Hidden:
     """Return what `limits` hide of a kind at Unix time `now`."""
-    through = 0
-    if limits.max_records is not None:
-        through = _last_surplus(connection, system_id, kind, limits.max_records, in_bytes=False)
-    if limits.max_total_bytes is not None:
-        through = max(
-            through,
-            _last_surplus(connection, system_id, kind, limits.max_total_bytes, in_bytes=True),
+
+    def weights(block: Totals, in_bytes: bool) -> Iterator[tuple[int, int]]:
+        weight = "length(CAST(record AS BLOB))" if in_bytes else "1"
+        return connection.execute(
+            f"SELECT seq, {weight} FROM {TABLES[kind].name} "  # noqa: S608 - constants
+            "WHERE system_id = ? AND seq >= ? AND seq < ? ORDER BY seq DESC",
+            (system_id, block.block * BLOCK, (block.block + 1) * BLOCK),
         )
-    oldest = limits.oldest_time(now)
-    return Hidden(through, -_FOREVER if oldest is None else oldest)
 
-
-def _last_surplus(
-    connection: sqlite3.Connection, system_id: str, kind: Kind, limit: int, *, in_bytes: bool
-) -> int:
-    """Return the position of the newest record that does not fit into the limit, or 0."""
-    left = limit
-    for block in blocks(connection, system_id, kind, newest=True):
-        size = block.bytes if in_bytes else block.records
-        if size > left:
-            return _last_surplus_in(connection, system_id, kind, block, left, in_bytes=in_bytes)
-        left -= size
-    return 0
-
-
-def _last_surplus_in(
-    connection: sqlite3.Connection,
-    system_id: str,
-    kind: Kind,
-    block: Totals,
-    left: int,
-    *,
-    in_bytes: bool,
-) -> int:
-    weight = "length(CAST(record AS BLOB))" if in_bytes else "1"
-    rows = connection.execute(
-        f"SELECT seq, {weight} FROM {TABLES[kind].name} "  # noqa: S608 - constants
-        "WHERE system_id = ? AND seq >= ? AND seq < ? ORDER BY seq DESC",
-        (system_id, block.block * BLOCK, (block.block + 1) * BLOCK),
-    )
-    seq: int
-    for seq, size in rows:
-        if size > left:
-            return seq
-        left -= size
-    return 0
+    return hidden_by(limits, now, lambda: blocks(connection, system_id, kind, newest=True), weights)
 
 
 def visible_rows(
     connection: sqlite3.Connection, system_id: str, request: Read, limits: Limits, now: float
 ) -> Generator[StoredRow, None, None]:
     """Yield the rows of the records that a read may show, in its order."""
-    hidden = hidden_by(connection, system_id, request.kind, limits, now)
+    hidden = hidden_of(connection, system_id, request.kind, limits, now)
     after = max(hidden.through, request.after)
     before = MAX_SEQ + 1 if request.before is None else request.before
     since = hidden.oldest if request.since is None else max(hidden.oldest, request.since)
-    until = _FOREVER if request.until is None else request.until
+    until = FOREVER if request.until is None else request.until
     select = _Select(request, system_id, since, until)
-    if request.actor is not None or (since, until) == (-_FOREVER, _FOREVER):
+    if request.actor is not None or (since, until) == (-FOREVER, FOREVER):
         yield from select.rows(connection, after, before)
         return
     for block in blocks(connection, system_id, request.kind, newest=request.newest):
@@ -111,10 +68,10 @@ class _Select:
             source += f" INDEXED BY {index[table.actor_column or '']}"
             conditions += f" AND {table.actor_column} = ?"
             self._values.append(text_key(request.actor))
-        if since > -_FOREVER:
+        if since > -FOREVER:
             conditions += " AND timestamp >= ?"
             self._values.append(since)
-        if until < _FOREVER:
+        if until < FOREVER:
             conditions += " AND timestamp <= ?"
             self._values.append(until)
         self._sql = (

@@ -5,15 +5,14 @@ from __future__ import annotations
 import sqlite3
 from collections.abc import Iterator
 
-from papyra.exceptions import StoreError
-from papyra.persistence import codec
-from papyra.persistence.backends._sql.scan_result import CheckedRow, ScanResult
-from papyra.persistence.backends._sql.tables import TABLES, RecordTable, Row, checksum
+from papyra.persistence.backends._sql.scan_result import CheckedRow, ScanResult, checked
+from papyra.persistence.backends._sql.tables import TABLES, RecordTable, Row
 from papyra.persistence.backends._sqlite.blocks import wrong_blocks
 from papyra.persistence.backends._sqlite.errors import is_damage, suppressed_damage
 from papyra.persistence.backends._sqlite.salvage import Lost, salvaged
 from papyra.persistence.backends.history_check import HistoryCheck
-from papyra.persistence.reports import AnomalyKind, PersistenceAnomaly, ReportProgress, ScanProgress
+from papyra.persistence.records import Record
+from papyra.persistence.reports import PersistenceAnomaly, ReportProgress, ScanProgress
 
 __all__ = ("checked_rows", "damaged_pages", "scan", "scan_histories")
 
@@ -113,34 +112,10 @@ def checked_rows(
         return connection.execute(sql, (system_id, first, last))
 
     for seq, crc, data, *values in salvaged(select, 1, last_seq, lost):
-        yield _checked(table, seq, crc, data, tuple(values))
+        yield checked(table, seq, crc, data, tuple(values), _columns_of)
 
 
-def _checked(table: RecordTable, seq: int, crc: object, data: object, values: Row) -> CheckedRow:
-    if not isinstance(data, bytes):
-        return CheckedRow(seq, b"", None, _anomaly(table, seq, "corrupt", "it is no text"))
-    try:
-        record = codec.decode(data, seq)
-    except StoreError as error:
-        is_newer = crc == checksum(seq, data) and codec.may_be_a_record(data)
-        kind: AnomalyKind = "unknown_kind" if is_newer else "corrupt"
-        return CheckedRow(seq, data, None, _anomaly(table, seq, kind, str(error)))
-    if crc != checksum(seq, data):
-        detail = "it is not what was stored: its checksum is another"
-        return CheckedRow(seq, data, None, _anomaly(table, seq, "checksum", detail))
-    if type(record) is not table.record_type:
-        detail = "it is a record of another kind"
-        return CheckedRow(seq, data, None, _anomaly(table, seq, "corrupt", detail))
-    if not _says(values, table.values(record)):
-        detail = "its columns say something else than the record"
-        return CheckedRow(seq, data, record, _anomaly(table, seq, "wrong_fields", detail))
-    return CheckedRow(seq, data, record)
-
-
-def _says(values: Row, expected: Row) -> bool:
-    """Return whether columns, whose text is bytes, have these values."""
-    return values == tuple(each.encode() if isinstance(each, str) else each for each in expected)
-
-
-def _anomaly(table: RecordTable, seq: int, kind: AnomalyKind, detail: str) -> PersistenceAnomaly:
-    return PersistenceAnomaly(kind, f"record {seq} of {table.name}: {detail}", table.name, seq=seq)
+def _columns_of(table: RecordTable, record: Record, data: bytes) -> Row:
+    """Return what the columns between ``seq`` and ``crc`` say, whose text is read as bytes."""
+    del data
+    return tuple(each.encode() if isinstance(each, str) else each for each in table.values(record))

@@ -19,7 +19,7 @@ from papyra.persistence import (
     Recover,
     Scan,
 )
-from papyra.persistence.backends._sqlite.blocks import BLOCK
+from papyra.persistence.backends._sql.blocks import BLOCK
 from papyra.persistence.backends.sqlite import SQLitePersistence
 from tests.actors import event
 from tests.conftest import event_loops

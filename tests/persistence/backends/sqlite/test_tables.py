@@ -34,7 +34,7 @@ from papyra.exceptions import (
 )
 from papyra.persistence import PersistedAudit, PersistedDeadLetter, codec
 from papyra.persistence.backends import registry
-from papyra.persistence.backends._sqlite.blocks import BLOCK
+from papyra.persistence.backends._sql.blocks import BLOCK
 from papyra.persistence.backends.json import JsonFilePersistence
 from papyra.persistence.backends.retention import RetentionPolicy
 from papyra.persistence.backends.sqlite import SQLitePersistence
