@@ -107,7 +107,7 @@ def new_stores(kind: str, place: Path) -> Callable[[], PersistenceBackend]:
         case "rotating":
             return lambda: RotatingFilePersistence(next(paths), fsync="no")
         case _:
-            return lambda: SQLitePersistence(next(paths).with_suffix(".db"), synchronous="OFF")
+            return lambda: SQLitePersistence(next(paths).with_suffix(".db"), synchronous="off")
 
 
 @pytest.mark.parametrize("kind", ["memory", "json", *(["rotating", "sqlite"] if CI else [])])

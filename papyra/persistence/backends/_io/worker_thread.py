@@ -193,7 +193,7 @@ async def raise_if_cancelled() -> None:
 
 
 class _Calls:
-    """A queue of calls to the thread, which waits for a byte in a pipe.
+    """A queue of calls to the thread, which waits for a byte in a pipe when there is none.
 
     A `queue.SimpleQueue` wakes it while the interpreter's lock is held, so it waits for that next,
     and is woken again: with an idle machine, that takes a tenth of an append. Writing lets go of
@@ -206,25 +206,24 @@ class _Calls:
 
     def put(self, call: _Call[Any]) -> None:
         """Add a call."""
-        self._put(call)
+        self._calls.append(call)
+        os.write(self._writer, b"\0")
 
     def end(self) -> None:
         """Add nothing any more."""
-        self._put(None)
+        self._calls.append(None)
         writer, self._writer = self._writer, -1  # a number that somebody else may get next
-        os.close(writer)
+        os.close(writer)  # which wakes the thread, too
 
     def get(self) -> _Call[Any] | None:
         """Wait for a call, and return it; `None` at the end. In the thread."""
-        os.read(self._reader, 1)
+        # A call may be there without its byte, where a Ctrl-C got in between: the next one brings it.
+        while not self._calls:
+            os.read(self._reader, 4096)
         call = self._calls.popleft()
         if call is None:
             os.close(self._reader)
         return call
-
-    def _put(self, call: _Call[Any] | None) -> None:
-        self._calls.append(call)
-        os.write(self._writer, b"\0")
 
 
 class WorkerThread:

@@ -189,6 +189,25 @@ async def test_calls_to_a_file_store_have_their_time_each_however_fast_they_foll
         await answered(store)
 
 
+async def test_a_call_to_a_file_store_that_ctrl_c_cuts_short_holds_up_no_other(
+    make: MakeStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write = os.write
+
+    def interrupt(fd: int, data: bytes) -> int:
+        monkeypatch.setattr(os, "write", write)
+        raise KeyboardInterrupt
+
+    async with make() as store:
+        await store.append(event(1))
+        monkeypatch.setattr(os, "write", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            await store.append(event(2))
+        with anyio.fail_after(20):
+            await store.append(event(3))
+        assert (await numbers(store))[-1] == 3
+
+
 @pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="descriptors are listed by Linux")
 async def test_a_closed_file_store_has_nothing_open(make: MakeStore) -> None:
     before = set(os.listdir("/proc/self/fd"))
@@ -203,10 +222,10 @@ async def test_a_disk_that_does_not_answer_fails_calls_of_a_file_store_in_time(
     make: MakeStore, hangs: str
 ) -> None:
     disk = Slow()
-    async with make(fsync="always", call_timeout=0.05, _disk=disk) as store:
+    async with make(fsync="always", call_timeout=0.2, _disk=disk) as store:
         await store.append(event(1))
         disk.hangs = hangs
-        with pytest.raises(StoreError, match=r"has not answered for 0\.05 seconds"):
+        with pytest.raises(StoreError, match=r"has not answered for 0\.2 seconds"):
             await store.append(event(2))
         for verb in (lambda: store.append(event(3)), store.list_events, store.scan, store.flush):
             with pytest.raises(StoreError, match="has not yet answered what it was asked before"):
@@ -224,7 +243,7 @@ async def test_a_disk_that_does_not_answer_fails_calls_of_a_file_store_in_time(
 
 async def test_a_file_store_holds_its_lock_until_the_disk_has_answered(make: MakeStore) -> None:
     disk = Slow()
-    store = make(call_timeout=0.05, _disk=disk)
+    store = make(call_timeout=0.2, _disk=disk)
     await store.append(event(1))
     disk.hangs = "write"
     with pytest.raises(StoreError, match="has not answered"):
@@ -246,7 +265,7 @@ async def test_a_file_store_holds_its_lock_until_the_disk_has_answered(make: Mak
 
 async def test_a_system_goes_on_while_its_disk_does_not_answer(make: MakeStore) -> None:
     disk = Slow()
-    store = make(call_timeout=0.05, _disk=disk)
+    store = make(call_timeout=0.2, _disk=disk)
     policy = CircuitBreakerPolicy(max_failures=2, reset_timeout=20)
     async with ActorSystem() as system:
         ref = system.spawn(PersistenceActor, store, policy)
