@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import csv
 import os
 import re
 import shutil
 import subprocess
 import sys
+from collections import Counter
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -156,3 +158,22 @@ def test_every_example_is_tested() -> None:
 @pytest.mark.parametrize("path", sorted(EXAMPLES.glob("*.py")), ids=lambda path: path.stem)
 def test_every_example_says_how_to_run_it(path: Path) -> None:
     assert path.name in path.read_text(encoding="utf-8").split('"""')[1]
+
+
+def test_dashboard() -> None:
+    """Killed in the midst, it counts each flight once all the same; it is rebuilt while read."""
+    output = run(EXAMPLES / "dashboard.py").splitlines()
+    departed = [flight for flight in read_flights(FIRST_DAY) if flight.departure_delay is not None]
+    total, half = len(departed), len(departed) // 2
+    killed = re.fullmatch(rf"killed, with (\d+) of {half} flights counted", output[0])
+    assert killed
+    assert 0 < int(killed[1]) < half
+    assert f"gone on: {total} of {total} flights counted" in output
+    assert f"meanwhile readers saw [{total}] flights" in output
+    hours = Counter(
+        (row["origin"], int(row["hour"]))
+        for row in csv.DictReader(FIRST_DAY.read_text(encoding="utf-8").splitlines())
+        if row["dep_delay"] not in ("", "NA")
+    )
+    (airport, hour), flights = min(hours.items(), key=lambda each: (-each[1], each[0]))
+    assert output[-3].startswith(f"  {airport} {hour:02}:00  {flights} flights")
