@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterable
 from typing import Any, TypeAlias
 
+import msgspec
+
 from papyra._safe_repr import shown
 from papyra.actor import Actor
 from papyra.eventsourcing.actor import EventSourced
@@ -47,10 +49,28 @@ def wanted_events(types: Iterable[str | type] | None, entity: type[Actor] | None
 
 def _decoder(schema: Schema, classes: tuple[type, ...]) -> Decode:
     decode_step: Callable[[PersistedEvent], list[object]] = schema.decode
+    # Nearly all events are of these, and take the shortest way.
+    newest = {
+        name: (version, event_class)
+        for (name, version), event_class in schema.newest.items()
+        if issubclass(event_class, classes)
+    }
+    other, convert = (0, object), msgspec.convert
 
     def decode(event: PersistedEvent) -> Iterable[Any]:
         # The runtime writes events, too, of lives and of histories.
-        if event.revision is None or event.event_type.startswith(RESERVED):
+        if event.revision is None:
+            return ()
+        version, event_class = newest.get(event.event_type, other)
+        if version == event.event_version:
+            try:
+                return (convert(event.payload, event_class, str_keys=True),)
+            except Exception:  # noqa: BLE001 - what it is comes out below
+                return decode_slowly(event)
+        return decode_slowly(event)
+
+    def decode_slowly(event: PersistedEvent) -> Iterable[Any]:
+        if event.event_type.startswith(RESERVED):
             return ()
         return [each for each in decode_step(event) if isinstance(each, classes)]
 

@@ -276,6 +276,10 @@ class Subscription:
         """
         found: list[Item] = []
         while not found or (self._items and len(found) < limit):
+            if self._decode is None and self._items and self._error is None:
+                take = self._items.popleft
+                found += [take() for _ in range(min(limit - len(found), len(self._items)))]
+                continue
             try:
                 found.append(await anext(self))
             except Exception as error:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from typing import Any, Generic, TypeVar
 
@@ -41,8 +42,8 @@ class ViewDatabase(ABC, Generic[TxT]):
         """Commit what is written within, or, where that or the commit raises, none of it."""
 
     @abstractmethod
-    def is_in_transaction(self) -> bool:
-        """Return whether the transaction is as it was begun, or whether somebody has ended it."""
+    def transaction_check(self) -> Callable[[], bool]:
+        """Return what returns, at no cost, whether the transaction is still as it was begun."""
 
     @abstractmethod
     def rows(self, sql: str, *parameters: Any) -> list[tuple[Any, ...]]:

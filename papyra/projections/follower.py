@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import inspect
 import logging
 import math
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
-from typing import Any
+from typing import Any, cast
 
 import anyio
 import msgspec
@@ -95,6 +96,7 @@ class Follower:
         self._host = host
         self._projection = projection
         self._wanted = wanted
+        self._decode = decoder(wanted)
         self._policy = policy_of(projection.on_error)
         self._keep = keep
         self._obey_above = obey
@@ -257,7 +259,7 @@ class Follower:
             await self._check_place(await store_id_of(self._host.backend))
             if self._own.is_paused:
                 return
-        await self._handle(_records(found))
+        await self._handle(self._records(found))
         if self._own.is_paused:
             return
         if is_drained and self._is_at_end and self._own.state == "building":
@@ -284,6 +286,17 @@ class Follower:
             finally:
                 self._wait, self._is_at_rest = None, False
         return found, not found or isinstance(found[-1], CaughtUp)
+
+    def _records(self, items: Sequence[Item]) -> Sequence[Record]:
+        """Return what is to be handled of what the subscription gives out."""
+        if items and isinstance(items[-1], CaughtUp):
+            items = items[:-1]
+        if items and isinstance(items[0], FellBehind):
+            items = items[1:]
+        records = cast("Sequence[Record]", items)
+        if self._wanted.types is not None and self._wanted.decode is not None:
+            return records  # and facts are of no such class
+        return [each for each in records if not is_fact(each)]
 
     async def _end_building(self, items: Subscription) -> None:
         """Have the build run from now on, be it in place of another one."""
@@ -407,7 +420,7 @@ class Follower:
             while items.position < build.position:
                 found = await items.batch(self._projection.batch_size)
                 await self._tell_live(
-                    [each for each in _records(found) if (each.seq or 0) <= build.position]
+                    [each for each in self._records(found) if (each.seq or 0) <= build.position]
                 )
                 if self._own.is_paused:
                     return
@@ -420,7 +433,7 @@ class Follower:
         for record in records:
             if (record.seq or 0) <= build.live_position:
                 continue
-            for received in decoded(self._wanted, record):
+            for received in self._decode(record):
                 if not await self._tell_one(record, received):
                     return
             build = msgspec.structs.replace(build, live_position=record.seq)
@@ -705,8 +718,24 @@ class Follower:
             logger.warning("not recorded, as the store has failed (%s): %r", error, fact)
 
 
-def decoded(wanted: Wanted, record: Record) -> Sequence[Any]:
-    """Return what a projection is given for a record. Raises what decoding does."""
+def decoder(wanted: Wanted) -> Callable[[Record], Sequence[Any]]:
+    """Return what returns what a projection is given for a record; it raises what decoding does."""
+    decode = wanted.decode
+    if decode is None:
+        return functools.partial(_decoded, wanted)
+
+    def decode_event(record: Record) -> Sequence[Any]:
+        if not isinstance(record, PersistedEvent) or record.event_type == BASE_TYPE:
+            return _decoded(wanted, record)
+        events = decode(record)
+        if type(events) is tuple and len(events) == 1:  # as nearly all are
+            return (Received(events[0], record),)
+        return [Received(event, record) for event in events]
+
+    return decode_event
+
+
+def _decoded(wanted: Wanted, record: Record) -> Sequence[Any]:
     if isinstance(record, PersistedEvent) and record.event_type == BASE_TYPE:
         raise EventsCompacted(
             f"the events of {record.actor_address} up to revision {record.revision}, which is at "
@@ -715,15 +744,6 @@ def decoded(wanted: Wanted, record: Record) -> Sequence[Any]:
     if wanted.decode is None or not isinstance(record, PersistedEvent):
         return (record,)
     return [Received(event, record) for event in wanted.decode(record)]
-
-
-def _records(items: Sequence[Item]) -> Sequence[Record]:
-    """Return what is to be handled of what a subscription gives out."""
-    return [
-        each
-        for each in items
-        if not isinstance(each, (Received, CaughtUp, FellBehind)) and not is_fact(each)
-    ]
 
 
 def _text(error: BaseException) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from papyra._safe_repr import shown
@@ -127,9 +127,10 @@ class PostgresDatabase(ViewDatabase[psycopg.Connection[tuple[Any, ...]]]):
         with connection.transaction():
             yield connection
 
-    def is_in_transaction(self) -> bool:
-        """Return whether there is one, be it that it has failed: then nothing more can be done."""
-        return self.connection.info.transaction_status != TransactionStatus.IDLE
+    def transaction_check(self) -> Callable[[], bool]:
+        """Return what returns whether there is one, be it that it has failed."""
+        pgconn = self.connection.pgconn
+        return lambda: pgconn.transaction_status != TransactionStatus.IDLE
 
     def rows(self, sql: str, *parameters: Any) -> list[tuple[Any, ...]]:
         """Return all rows of a query."""

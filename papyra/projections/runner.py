@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Iterator, Mapping
 
 import anyio
 from anyio.abc import TaskGroup
@@ -19,9 +18,8 @@ from papyra.exceptions import (
     ProjectionBehind,
     ProjectionStopped,
 )
-from papyra.persistence.records import Record
 from papyra.projections.commands import Command, Verb
-from papyra.projections.follower import Follower, decoded
+from papyra.projections.follower import Follower, decoder
 from papyra.projections.host import Host
 from papyra.projections.keeper import Keeper
 from papyra.projections.projection import Projection, Wanted, attach, checked
@@ -188,8 +186,7 @@ class ProjectionRunner:
         projection, wanted = self._projection, self._wanted
         view = projection.view
 
-        def decode(record: Record) -> Sequence[Any]:
-            return decoded(wanted, record)
+        decode = decoder(wanted)
 
         def keep(store_id: str | None) -> Keeper:
             if view is None:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -133,9 +134,9 @@ class SQLiteDatabase(ViewDatabase[sqlite3.Connection]):
                 self._roll_back(connection)
             raise
 
-    def is_in_transaction(self) -> bool:
-        """Return whether there is one."""
-        return self.connection.in_transaction
+    def transaction_check(self) -> Callable[[], bool]:
+        """Return what returns whether there is one."""
+        return functools.partial(getattr, self.connection, "in_transaction")
 
     def rows(self, sql: str, *parameters: Any) -> list[tuple[Any, ...]]:
         """Return all rows of a query."""

@@ -240,7 +240,7 @@ class ViewKeeper:
     ) -> tuple[int, tuple[int, ...]]:
         """Call the handler for one record after the other, until it takes long."""
         decode, handle, parked = self._decode, self._projection.handle, self._parked_actors
-        is_in_transaction, monotonic = self._database.is_in_transaction, time.monotonic
+        is_in_transaction, monotonic = self._database.transaction_check(), time.monotonic
         end = monotonic() + self._projection.batch_seconds
         held: list[int] = []
         index = -1
@@ -276,7 +276,7 @@ class ViewKeeper:
                             self._projection.handle(received, tx)
                     except Exception as error:
                         raise self._named(0, error) from error
-                if not self._database.is_in_transaction():
+                if not self._database.transaction_check()():
                     raise HandlerCommitted(self._committed(record.seq))
                 self._builds.unpark(build.build, record.seq or 0)
         except (HandlerFailed, ProjectionError, TakenOver):

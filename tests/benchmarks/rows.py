@@ -27,6 +27,7 @@ from tests.benchmarks.entities import ENTITY_ROWS
 from tests.benchmarks.files import FILE_ROWS
 from tests.benchmarks.histories import HISTORY_ROWS
 from tests.benchmarks.postgres import POSTGRES_ROWS
+from tests.benchmarks.projections import PROJECTION_ROWS
 from tests.benchmarks.redis import REDIS_ROWS
 from tests.benchmarks.sqlite import SQLITE_ROWS
 from tests.benchmarks.subscriptions import SUBSCRIPTION_ROWS
@@ -361,6 +362,7 @@ ROWS = [
     *SQLITE_ROWS,
     *POSTGRES_ROWS,
     *SUBSCRIPTION_ROWS,
+    *PROJECTION_ROWS,
     *COMMAND_ROWS,
     Row("a typical test, in CPU time", "the same with pykka", 0.5, False, typical_test),
     Row(
