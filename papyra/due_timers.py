@@ -37,6 +37,10 @@ class TimerFailed(NamedTuple):
     error: Exception
 
 
+class TimersChanged(NamedTuple):
+    """The notice to an actor that an operator has changed its timers. Only the runtime sees it."""
+
+
 class ScheduledTimer(NamedTuple):
     """A durable timer that is pending."""
 

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator
 
 import msgspec
 
-from papyra.persistence.bases import BASE_TYPE, read_base
+from papyra.persistence.bases import BASE_TYPE
 from papyra.persistence.records import PersistedEvent
 from papyra.persistence.timers import (
     TIMER,
@@ -17,9 +17,9 @@ from papyra.persistence.timers import (
     Failed,
     Fired,
     MadeDue,
-    Pending,
     Scheduled,
     change_in,
+    timers_in_base,
 )
 
 #: Entries of timers that are over, and may stay in the heap, however few others there are.
@@ -222,11 +222,7 @@ class TimerIndex:
 
     def _begin_with(self, record: PersistedEvent) -> None:
         """Take over what the base of a history holds, in place of all that was before."""
-        base = read_base(record)
-        if base is None or isinstance(base.bookkeeping, msgspec.UnsetType):
-            timers: dict[str, Pending] = {}
-        else:
-            timers = msgspec.json.decode(base.bookkeeping, type=_Bookkeeping).timers
+        timers = timers_in_base(record)
         actor = self.actors.get(record.actor_address)
         for timer in () if actor is None else tuple(actor.by_name.values()):
             self._remove(timer)
@@ -275,9 +271,3 @@ class TimerIndex:
             self._heap = [each for each in self._heap if not each[2].is_over]
             heapq.heapify(self._heap)
             self._over = 0
-
-
-class _Bookkeeping(msgspec.Struct):
-    """The part of what goes along with a state that is about timers."""
-
-    timers: dict[str, Pending] = {}

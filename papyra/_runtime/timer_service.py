@@ -17,13 +17,13 @@ from papyra._runtime.timer_index import IndexedTimer, TimerIndex, TimersOfActor
 from papyra._safe_repr import shown, text_of, type_and_text
 from papyra.address import unescaped
 from papyra.clock import Clock, move_on_at
-from papyra.due_timers import ScheduledTimer, TimerDue, TimerFailed, TimerMetrics
+from papyra.due_timers import ScheduledTimer, TimerDue, TimerFailed, TimerMetrics, TimersChanged
 from papyra.entity import EntityRef
 from papyra.exceptions import PapyraError, StoreReplaced
 from papyra.persistence.bases import BASE_TYPE
 from papyra.persistence.messages import Flush, ReadAll
 from papyra.persistence.records import PersistedEvent, Record
-from papyra.persistence.timers import TIMER, TIMER_INDEX, Failed, Fired
+from papyra.persistence.timers import TIMER, TIMER_INDEX, Failed, Fired, Unscheduled
 from papyra.persistence.verbs import PersistenceVerbs
 from papyra.ref import ActorRef
 
@@ -277,12 +277,13 @@ class TimerService:
             await self._backend.execute(Flush())
             self._is_in_doubt = False
         while not self._is_current and not self._is_closed:
+            before = self._head, self._committed
             page = await self._backend.execute(ReadAll(self._head))
             for record in page.records:
                 self._take_in(record)
-            if self._head == page.next_after:
-                self._committed = page.head
             self._head = page.next_after
+            if before == (self._head, self._committed):
+                self._committed = page.head  # there is no more, whatever was said before
             # What was committed while this page was on its way is behind it.
             self._is_current = self._head >= max(page.head, self._committed)
 
@@ -318,8 +319,17 @@ class TimerService:
             return
         if self._is_current:
             self._count(change)
+            if isinstance(change, Unscheduled) and change.by_operator:
+                self._tell_of_change(record.actor_address)
             if self._index.next_at != before:
                 self._changed.set()
+
+    def _tell_of_change(self, address: str) -> None:
+        """Have an actor read its history, as an operator has written it."""
+        ref = self._ref_of(address)
+        if ref is not None and not self._is_closed:
+            with contextlib.suppress(PapyraError):
+                ref.request(TimersChanged(), _ignore)
 
     def _count(self, change: object) -> None:
         if isinstance(change, Fired):
@@ -443,16 +453,23 @@ class TimerService:
 
     def _recipient(self, actor: TimersOfActor) -> ActorRef | None:
         """Return who handles the timers of an actor; set it aside if there is nobody."""
-        spawned = self._spawned.get(actor.address)
+        ref = self._ref_of(actor.address)
+        if ref is None:
+            self._set_aside(actor, actor.address.split("/")[1])
+        return ref
+
+    def _ref_of(self, address: str) -> ActorRef | None:
+        """Return who handles the timers of the actor at an address, be it asleep."""
+        spawned = self._spawned.get(address)
         if spawned is not None and spawned.is_alive:
             return spawned
-        names = actor.address.split("/")
-        if len(names) == _ENTITY_NAMES:
-            actor_class = self._entities.class_of(names[1])
-            if actor_class is not None and _has_timers(actor_class):
-                return self._entities.find(actor_class, unescaped(names[2]))
-        self._set_aside(actor, names[1])
-        return None
+        names = address.split("/")
+        if len(names) != _ENTITY_NAMES:
+            return None
+        actor_class = self._entities.class_of(names[1])
+        if actor_class is None or not _has_timers(actor_class):
+            return None
+        return self._entities.find(actor_class, unescaped(names[2]))
 
     def _set_aside(self, actor: TimersOfActor, name: str) -> None:
         stranded = self._stranded.setdefault(name, {})
@@ -471,6 +488,10 @@ class TimerService:
         if stranded:
             self._turns += stranded.values()
             self._changed.set()
+
+
+def _ignore(reply: object, error: Exception | None) -> None:
+    """Take the answer that nobody waits for."""
 
 
 def _has_timers(actor_class: type) -> bool:

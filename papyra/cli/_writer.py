@@ -24,7 +24,13 @@ from papyra.persistence.inbox import (
     decode_answer,
     encode_posted,
 )
-from papyra.persistence.messages import Request, SkipEvent
+from papyra.persistence.messages import (
+    CancelTimer,
+    FireTimer,
+    Request,
+    SavePosition,
+    SkipEvent,
+)
 
 #: Seconds for which a request lies with a writer in files, before it is looked whether that lives.
 SLICE = 3.0
@@ -34,6 +40,14 @@ PATIENCE = 5.0
 FIRST_PAUSE, LONGEST_PAUSE = 0.02, 0.25
 #: Seconds after which a request that nobody could withdraw counts for nothing.
 LEFT_BEHIND = 60.0
+
+#: What each of them comes to, as messages have it.
+_WANTED = {
+    SkipEvent: "skipping an event",
+    SavePosition: "asking a projection for something",
+    CancelTimer: "changing a timer",
+    FireTimer: "changing a timer",
+}
 
 
 class Outcome(NamedTuple):
@@ -49,8 +63,7 @@ async def carry_out(store: str | None, request: OperatorRequest, timeout: float)
     Said twice, it is to do no harm. A system has `timeout` seconds to answer. Raises
     `CommandFailed` if it does not, or refuses.
     """
-    is_skip = isinstance(request, SkipEvent)
-    what = "skipping an event" if is_skip else "asking a projection for something"
+    what = _WANTED[type(request)]
     async with reading(store, what) as reader:
         registration = registry.find(reader.store.name)
         if registration is not None and registration.is_on_server:

@@ -59,6 +59,7 @@ _GROUPS = {
         "timeline": ("timeline", "Show the lives of the actors, one lane each."),
         "metrics": ("metrics", "Show what a store holds, and what its system has counted."),
         "top": ("top", "Watch a store live."),
+        "timers": ("timers", "List the durable timers that are pending; cancel or fire one."),
     },
     "Check and mend": {
         "scan": ("checking", "Find everything that is wrong with a store."),
@@ -81,6 +82,7 @@ COMMANDS = {name: where for group in _GROUPS.values() for name, where in group.i
 _TAKES = {
     "history": "ACTOR [STORE]",
     "skip-event": "ACTOR REVISION [STORE] --reason TEXT",
+    "timers": "[cancel ACTOR NAME | fire ACTOR NAME] [STORE]",
     "copy": "SOURCE TARGET",
     "bench": "[STORE...]",
     "completion": "bash|zsh|fish",

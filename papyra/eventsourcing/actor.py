@@ -15,7 +15,7 @@ from typing import Any, ClassVar, Generic, TypeVar
 from papyra._error_copy import copy_of
 from papyra._safe_repr import printable, shown, text_of, type_and_text, type_name
 from papyra.actor import Actor, Failure
-from papyra.due_timers import TimerDue, TimerFailed
+from papyra.due_timers import TimerDue, TimerFailed, TimersChanged
 from papyra.events import ActorRecoveredWithout, ActorRecoveryFailed
 from papyra.eventsourcing.bases import BaseReader
 from papyra.eventsourcing.bookkeeping import COMMAND, KEY, REPLIED, KeyedCommand, Note, Replied
@@ -50,7 +50,16 @@ from papyra.exceptions import (
 )
 from papyra.persistence.messages import MAX_REASON, Append
 from papyra.persistence.records import RESERVED, PersistedDeadLetter
-from papyra.persistence.timers import TIMER, Change, Failed, Fired, Missed, Pending, Unscheduled
+from papyra.persistence.timers import (
+    TIMER,
+    Change,
+    Failed,
+    Fired,
+    Missed,
+    Outcome,
+    Pending,
+    Unscheduled,
+)
 from papyra.retry import Retry
 
 StateT = TypeVar("StateT")
@@ -62,6 +71,9 @@ FIRST_PAUSE, LONGEST_PAUSE = 0.2, 30.0
 
 #: Where a function keeps that it looks for timers that are brought.
 _BRINGS_TIMERS = "__papyra_brings_timers__"
+
+#: What the runtime tells an actor of its timers.
+_OF_TIMERS = frozenset({TimerDue, TimerFailed, TimersChanged})
 
 #: Characters that are kept of the name of a command's type.
 MAX_TYPE = 200
@@ -112,8 +124,8 @@ class EventSourced(Actor, Generic[StateT]):
 
     _timer_messages: ClassVar[TimerMessages | None] = None
     _occurrence: Occurrence | None = None
-    #: the note of the occurrence at hand, until it is stored
-    _fired: Fired | None = None
+    #: the timer at hand, until the note that it has fired is stored
+    _unnoted: Pending | None = None
     _schema: ClassVar[Schema | None] = None
     _state_codec: ClassVar[StateCodec[Any] | None] = None
     _history: History[StateT] | None = None
@@ -293,7 +305,7 @@ class EventSourced(Actor, Generic[StateT]):
         if (events or notes) and not self._has_stored(history, events):
             notes = self._with_fired(notes)
             self._append_nowait(history, events, self._metadata(metadata), notes)
-            self._fired = None
+            self._unnoted = None
 
     def _has_stored(self, history: History[StateT], events: Sequence[object]) -> bool:
         """Return whether a command that is handled once more has stored this the first time."""
@@ -421,7 +433,7 @@ class EventSourced(Actor, Generic[StateT]):
     ) -> None:
         try:
             await history.append(events, metadata, notes)
-            self._fired = None
+            self._unnoted = None
         except BaseException:
             if history.failure is not None or history.is_in_doubt:
                 self.context.settle_first(self._settle)
@@ -445,42 +457,54 @@ class EventSourced(Actor, Generic[StateT]):
         return notes
 
     def _with_fired(self, notes: list[Note]) -> list[Note]:
-        """Return `notes` behind the one that the timer at hand has fired, if that is due."""
-        return notes if self._fired is None else [Note(TIMER, self._fired), *notes]
+        """Return `notes` behind the one that the timer at hand has fired, if there is one."""
+        if self._unnoted is None:
+            return notes
+        return [Note(TIMER, self._fired(self._unnoted, "handled")), *notes]
+
+    def _fired(self, pending: Pending, outcome: Outcome) -> Fired:
+        """Return the note that an occurrence is over, and which one is next as of now."""
+        following = next_due(pending.scheduled, pending.due, self.context.clock.time())
+        return Fired(pending.name, pending.due, following, outcome)
 
     async def _receive_due(
-        self, timer: TimerDue | TimerFailed, receive: Callable[[Any, Any], Awaitable[Any]]
+        self,
+        timer: TimerDue | TimerFailed | TimersChanged,
+        receive: Callable[[Any, Any], Awaitable[Any]],
     ) -> Any:
         """Handle a timer that is brought; or note that this has failed."""
+        if isinstance(timer, TimersChanged):
+            self._check_task().is_in_doubt = True
+            await self._settle()
+            return "noted"
         pending = await self._pending(timer)
         if pending is None:
             return "stale"
         if isinstance(timer, TimerFailed):
             return await self._note_failure(pending, timer.error)
-        scheduled, now = pending.scheduled, self.context.clock.time()
-        following = next_due(scheduled, pending.due, now)
+        scheduled = pending.scheduled
         if (
             scheduled.missed == "skip"
             and not pending.attempts
             and is_missed(scheduled, pending.due, timer.seen)
         ):
-            return await self._note(Fired(pending.name, pending.due, following, "skipped"))
+            return await self._note(self._fired(pending, "skipped"))
         assert self._timer_messages is not None
         message = self._timer_messages.decode(scheduled)
         self._occurrence = occurrence_of(str(self.context.self_ref.address), pending)
-        self._fired = Fired(pending.name, pending.due, following)
+        self._unnoted = pending
         try:
             reply = await receive(self, message)
             is_refused = isinstance(reply, Failure) and not isinstance(
                 reply.error, UnhandledMessage
             )
-            if self._fired is None or not is_refused:
-                reply = "handled"
-            if self._fired is not None and not is_refused:
-                await self._note(self._fired)
+            if self._unnoted is not None:
+                if is_refused:
+                    return reply
+                await self._note(self._fired(self._unnoted, "handled"))
         finally:
-            self._fired = self._occurrence = None
-        return reply
+            self._unnoted = self._occurrence = None
+        return "handled"
 
     async def _pending(self, timer: TimerDue | TimerFailed) -> Pending | None:
         """Return the timer that is brought, if it is what is pending."""
@@ -521,8 +545,7 @@ class EventSourced(Actor, Generic[StateT]):
                 )
             )
         )
-        following = next_due(pending.scheduled, pending.due, now)
-        return await self._note(Fired(pending.name, pending.due, following, "failed"))
+        return await self._note(self._fired(pending, "failed"))
 
     async def _note(self, change: Change) -> str:
         """Store a change of a timer by itself."""
@@ -619,7 +642,7 @@ def _bring_timers_to(actor_class: type[EventSourced[Any]]) -> None:
 
     @functools.wraps(receive)
     def brought(self: EventSourced[Any], message: Any) -> Awaitable[Any]:
-        if type(message) is TimerDue or type(message) is TimerFailed:
+        if type(message) in _OF_TIMERS:
             return self._receive_due(message, receive)
         handling: Awaitable[Any] = receive(self, message)
         return handling

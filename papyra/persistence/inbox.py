@@ -12,15 +12,23 @@ from typing import Protocol, TypeAlias, runtime_checkable
 import msgspec
 
 from papyra.exceptions import InvalidRequest
-from papyra.persistence.messages import EventSkipped, PositionSaved, SavePosition, SkipEvent
+from papyra.persistence.messages import (
+    CancelTimer,
+    EventSkipped,
+    FireTimer,
+    PositionSaved,
+    SavePosition,
+    SkipEvent,
+    TimerChanged,
+)
 
 #: Bytes of a request, at most; an answer has no more.
 MAX_POSTED_BYTES = 64 * 1024
 
 #: What may be posted: requests that say what is wanted, and leave the how to the writer.
-OperatorRequest: TypeAlias = SkipEvent | SavePosition
+OperatorRequest: TypeAlias = SkipEvent | SavePosition | CancelTimer | FireTimer
 #: What the writer replies to them.
-OperatorReply: TypeAlias = EventSkipped | PositionSaved
+OperatorReply: TypeAlias = EventSkipped | PositionSaved | TimerChanged
 
 
 class PostedRequest(msgspec.Struct, frozen=True, tag=True):
@@ -37,7 +45,7 @@ class Refused(msgspec.Struct, frozen=True, tag=True):
     reason: str
 
 
-Answer: TypeAlias = EventSkipped | PositionSaved | Refused
+Answer: TypeAlias = EventSkipped | PositionSaved | TimerChanged | Refused
 
 _decode_answer = msgspec.json.Decoder(Answer).decode
 

@@ -202,6 +202,15 @@ class Attended(msgspec.Struct, frozen=True, tag=True):
     taken: int | None = 0
 
 
+class TimerChanged(msgspec.Struct, frozen=True, tag=True):
+    """A durable timer was taken back, or is due now."""
+
+    #: of the event that says so; of the last one of the history, if there was nothing to do
+    revision: int
+    #: whether there was anything to do
+    is_new: bool
+
+
 class OutboxTaken(msgspec.Struct, frozen=True, tag=True):
     """So many events of applications were taken over, at positions next to each other."""
 
@@ -529,6 +538,35 @@ class SkipEvent(Request[EventSkipped], frozen=True):
             )
 
 
+class _ChangeTimer(Request[TimerChanged], frozen=True):
+    #: the address of the actor
+    actor: str
+    #: of the timer
+    name: str
+
+    def __post_init__(self) -> None:
+        _check_text("actor", self.actor)
+        _check_text("name", self.name)
+
+
+class CancelTimer(_ChangeTimer, frozen=True, tag=True):
+    """Take a pending durable timer of an actor back, as an operator.
+
+    That is an event of type ``papyra.timer``, behind the last one of that history. An actor that is
+    awake learns of it; until it has, what it persists is refused with `RevisionConflict`. Raises
+    `InvalidRequest` if there is no such timer, or an argument is of the wrong type; otherwise as an
+    `Append` does.
+    """
+
+
+class FireTimer(_ChangeTimer, frozen=True, tag=True):
+    """Have a pending durable timer of an actor be due now, as an operator.
+
+    It is brought to its actor as soon as a system runs, with all its tries; one that recurs goes on
+    as before. A timer that is due, and has not failed, stays as it is. Otherwise as `CancelTimer`.
+    """
+
+
 class Attend(Request[Attended], frozen=True):
     """Carry out, and answer, what other processes have posted for the writer of the store.
 
@@ -653,6 +691,8 @@ AnyRequest: TypeAlias = (
     | RemovePosition
     | ListPositions
     | SkipEvent
+    | CancelTimer
+    | FireTimer
     | Attend
     | TakeOutbox
     | Identify

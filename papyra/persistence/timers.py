@@ -12,7 +12,8 @@ import msgspec
 from msgspec import structs
 
 from papyra._safe_repr import text_of
-from papyra.persistence.records import RESERVED
+from papyra.persistence.bases import BASE_TYPE, read_base
+from papyra.persistence.records import RESERVED, PersistedEvent
 
 #: The type of the events that change timers.
 TIMER = f"{RESERVED}timer"
@@ -24,6 +25,10 @@ INDEX_NAME = "$timers"
 
 #: What becomes of occurrences that were missed.
 Missed: TypeAlias = Literal["once", "all", "skip"]
+
+#: What has become of an occurrence: ``"skipped"`` is one that was missed, and ``"failed"`` one that
+#: was tried often enough.
+Outcome: TypeAlias = Literal["handled", "skipped", "failed"]
 
 
 class _Change(msgspec.Struct, frozen=True, tag_field="change", omit_defaults=True):
@@ -60,6 +65,9 @@ class Scheduled(_Change, frozen=True, tag="scheduled", omit_defaults=True):
 class Unscheduled(_Change, frozen=True, tag="unscheduled", omit_defaults=True):
     """A timer is taken back."""
 
+    #: whether an operator did so, and not its actor
+    by_operator: bool = False
+
 
 class Fired(_Change, frozen=True, tag="fired", omit_defaults=True):
     """An occurrence is over."""
@@ -68,8 +76,7 @@ class Fired(_Change, frozen=True, tag="fired", omit_defaults=True):
     due: float
     #: the next one; `None` if that was the last
     next_due: float | None = None
-    #: ``"skipped"``: it was missed; ``"failed"``: it was tried often enough
-    outcome: Literal["handled", "skipped", "failed"] = "handled"
+    outcome: Outcome = "handled"
 
 
 class Failed(_Change, frozen=True, tag="failed", omit_defaults=True):
@@ -175,3 +182,32 @@ def change_in(payload: object) -> Change:
     except Exception as error:
         raise InvalidTimerEvent(f"it changes no timer: {text_of(error)}") from error
     return change
+
+
+class _Bookkeeping(msgspec.Struct):
+    """The part of what goes along with a state that is about timers."""
+
+    timers: dict[str, Pending] = {}
+
+
+def timers_in_base(record: PersistedEvent) -> dict[str, Pending]:
+    """Return the timers that a base holds, by their names.
+
+    Raises `InvalidBase`, and `msgspec.DecodeError`, for what can't be read.
+    """
+    base = read_base(record)
+    if base is None or isinstance(base.bookkeeping, msgspec.UnsetType):
+        return {}
+    return msgspec.json.decode(base.bookkeeping, type=_Bookkeeping).timers
+
+
+def take_in(timers: dict[str, Pending], record: PersistedEvent) -> None:
+    """Apply an event, the next one of a history, to the timers of its actor.
+
+    Raises `InvalidTimerEvent`, and as `timers_in_base` does.
+    """
+    if record.event_type == TIMER:
+        move_on(timers, change_in(record.payload), record.revision or 0)
+    elif record.event_type == BASE_TYPE:
+        timers.clear()
+        timers.update(timers_in_base(record))

@@ -144,4 +144,4 @@ async def test_timers_of_many_orders_come_once_in_any_order_of_turns() -> None:
             state = await order.ask(Look())
             assert sorted(state) == ["new", "ordered", "pay"], state
 
-    await explore(program, seeds=count("PAPYRA_TIMER_SEEDS", 10, 300))
+    await explore(program, seeds=count("PAPYRA_TIMER_SEEDS", 10, 60))

@@ -59,9 +59,11 @@ from papyra.persistence.messages import (
     AppendMany,
     Attend,
     Attended,
+    CancelTimer,
     Compact,
     EncodedHistory,
     EventSkipped,
+    FireTimer,
     Flush,
     Flushed,
     GetMetrics,
@@ -89,6 +91,7 @@ from papyra.persistence.messages import (
     SnapshotSaved,
     Summarize,
     TakeOutbox,
+    TimerChanged,
 )
 from papyra.persistence.metrics import PersistenceMetricsMixin
 from papyra.persistence.recent_commits import CommitFeed
@@ -103,6 +106,7 @@ from papyra.persistence.reports import (
     ScanProgress,
 )
 from papyra.persistence.retention import RetentionPolicy
+from papyra.persistence.stored_timers import change_for, change_record, find_timer
 from papyra.persistence.subscription import (
     POLL_INTERVAL,
     WRITER_POLL_INTERVAL,
@@ -448,6 +452,8 @@ class PersistenceBackend(PersistenceVerbs, PersistenceMetricsMixin):
                 return await self._positions.handle(request)
             case SkipEvent():
                 return await self._skip_event(request)
+            case CancelTimer() | FireTimer():
+                return await self._change_timer(request)
             case Attend():
                 return await self._attend()
             case TakeOutbox():
@@ -524,6 +530,20 @@ class PersistenceBackend(PersistenceVerbs, PersistenceMetricsMixin):
 
     async def _carry_out(self, request: OperatorRequest) -> OperatorReply:
         return cast("OperatorReply", await self._handle(request))
+
+    async def _change_timer(self, request: CancelTimer | FireTimer) -> TimerChanged:
+        found = await find_timer(request.actor, request.name, self.handle)
+        change = change_for(request, found, self.clock())
+        if change is None:
+            return TimerChanged(found.last.revision or 0, is_new=False)
+        revision = (found.last.revision or 0) + 1
+        try:
+            await self._append(change_record(found, change, revision, self.clock()))
+        except RevisionConflict as conflict:
+            # The last events can't be read, but they count.
+            revision = conflict.expected
+            await self._append(change_record(found, change, revision, self.clock()))
+        return TimerChanged(revision, is_new=True)
 
     async def _skip_event(self, request: SkipEvent) -> EventSkipped:
         examined = await examine(request, self.handle)

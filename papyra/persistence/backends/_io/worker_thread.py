@@ -217,7 +217,7 @@ class _Calls:
 
     def get(self) -> _Call[Any] | None:
         """Wait for a call, and return it; `None` at the end. In the thread."""
-        # A call may be there without its byte, where a Ctrl-C got in between: the next one brings it.
+        # A call may be there without its byte, if a Ctrl-C got in between: the next one brings it.
         while not self._calls:
             os.read(self._reader, 4096)
         call = self._calls.popleft()
