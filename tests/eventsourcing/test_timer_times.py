@@ -39,7 +39,7 @@ async def shop(
 async def seen_by(when: dict[str, Any], *steps: Any, missed: str = "once") -> list[float]:
     """Return when a timer was due that came, in seconds after it was set.
 
-    A step is seconds, or ``"down"``: a day and a half in which nobody runs, then a restart.
+    A step is seconds that pass, or ``"down"``: a day and a half without a system, and a restart.
     """
     clock, store, seen = ManualClock(NOW), InMemoryPersistence(), list[Any]()
     async with shop(store, clock, seen) as system:

@@ -1,0 +1,78 @@
+"""A program that is killed: entities whose timers come all the time, which says what was set.
+
+``python -m tests.eventsourcing.killed_timers KIND PLACE FIRST``: each entity is asked to set timers
+with the numbers after FIRST. A line ``set entity number`` is written once it has replied, and a
+line ``due entity number`` whenever one comes, before anything is stored of that.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import Any
+
+import anyio
+import msgspec
+
+from papyra import ActorRef, ActorSystem
+from papyra.eventsourcing import EventSourced, SnapshotPolicy, Timer
+from tests.eventsourcing.killed import store
+
+ENTITIES = 50
+
+
+class Came(msgspec.Struct, frozen=True):
+    number: int
+
+
+class Due(msgspec.Struct, frozen=True):
+    number: int
+
+
+class Waiter(EventSourced[tuple[int, ...]]):
+    """Sets timers with numbers, and keeps those that came; replies with these for `None`."""
+
+    events = (Came,)
+    timer_messages = (Due,)
+    snapshots = SnapshotPolicy(every=7)
+    idle_timeout = 0.01
+
+    def initial_state(self) -> tuple[int, ...]:
+        return ()
+
+    def apply(self, state: tuple[int, ...], event: Came) -> tuple[int, ...]:
+        return (*state, event.number)
+
+    async def receive(self, message: Any) -> Any:
+        match message:
+            case Due(number):
+                os.write(1, f"due {self.context.entity_id} {number}\n".encode())
+                if number % 2:
+                    await self.persist(Came(number))
+                else:
+                    self.persist_nowait(Came(number))
+            case int():
+                after = message % 7 / 100
+                await self.persist(schedule=Timer(str(message), Due(message), after=after))
+        return self.state
+
+
+async def main(kind: str, place: str, first: int) -> None:
+    async def ask(entity: int, ref: ActorRef) -> None:
+        number = first
+        while True:
+            number += 1
+            await ref.ask(number)
+            os.write(1, f"set {entity} {number}\n".encode())
+            await anyio.sleep(number % 3 / 100)
+
+    async with (
+        ActorSystem("bank", persistence=store(kind, place), entities=[Waiter]) as system,
+        anyio.create_task_group() as tasks,
+    ):
+        for entity in range(ENTITIES):
+            tasks.start_soon(ask, entity, system.entity(Waiter, str(entity)))
+
+
+if __name__ == "__main__":
+    anyio.run(main, sys.argv[1], sys.argv[2], int(sys.argv[3]))
