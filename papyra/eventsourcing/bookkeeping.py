@@ -24,6 +24,8 @@ NOTES: Final[frozenset[str]] = frozenset({REPLIED, TIMER, TIMER_INDEX})
 
 #: The names in the metadata of an event by which its command had an idempotency key.
 KEY, COMMAND = RESERVED + "idempotency_key", RESERVED + "command"
+#: Those by which an event concerns the bookkeeping.
+MARKS: Final = (KEY,)
 
 
 class Note(NamedTuple):

@@ -59,8 +59,6 @@ PAGE = 1_000
 #: As many take no longer where nothing has to be decoded for it.
 ENCODED_PAGE = 4 * PAGE
 
-#: What encoded events hold if they are notes, or have metadata of Papyra's own.
-_MARK = b'"' + RESERVED.encode()
 #: What can't be changed in place, whatever `apply` does.
 _SCALARS = frozenset({int, float, str, bytes, bool, complex, range, type(None)})
 #: Errors after which it is certain that an append has stored nothing.
@@ -433,7 +431,7 @@ class History(Generic[StateT]):
                 return state, False
             are_events = decoder.holding_events.issuperset(map(type, steps))
             state = (self._add_up if are_events else self._sum_up)(state, steps)
-            if _MARK in run.data:
+            if type(steps[0]) in decoder.holding_marks:
                 self._keep_books(steps)
         return state, True
 

@@ -13,7 +13,7 @@ import msgspec
 from msgspec import structs
 
 from papyra._safe_repr import shown, text_of, type_and_text, type_name
-from papyra.eventsourcing.bookkeeping import NOTES
+from papyra.eventsourcing.bookkeeping import MARKS, NOTES
 from papyra.eventsourcing.steps import Step, StepDecoder, parts_of
 from papyra.exceptions import InvalidEvent, InvalidSchema
 from papyra.persistence.decisions import PASSED_OVER
@@ -193,7 +193,7 @@ class Schema:
         if not upcast | self._classes.keys():
             return None
         with contextlib.suppress(UnicodeEncodeError):  # a name that JSON has no form for
-            return StepDecoder(self._classes, upcast, NOTES)
+            return StepDecoder(self._classes, upcast, NOTES, MARKS)
         return None
 
     def decode(self, record: Step) -> list[object]:

@@ -57,10 +57,7 @@ class Step(Protocol):
 
 
 class _Step(msgspec.Struct, gc=False):
-    """What is decoded of a record.
-
-    A subclass for each type of event says what the payload is, and that there may be metadata.
-    """
+    """What is decoded of a record; a subclass for each type of event says what the payload is."""
 
     kind: Literal["event"]
     revision: int
@@ -87,11 +84,19 @@ class StepDecoder:
         classes: Mapping[str, tuple[type, int]],
         upcast: Collection[str],
         notes: Collection[str] = (),
+        marks: Sequence[str] = (),
     ) -> None:
-        """Take the classes of events and versions by name, and the names of upcasters and notes."""
+        """Take the classes of events and versions by name, and the names of upcasters.
+
+        And those of notes, and of the metadata that somebody wants to see.
+        """
         self._classes = classes
         self._upcast = upcast
         self._notes = notes
+        self._marks = marks
+        #: the types of steps of runs in which there are notes, or such metadata
+        self.holding_marks: frozenset[type] = frozenset()
+        self._decoders: dict[tuple[type, bool], Callable[[bytes], list[Any]]] = {}
         #: the types of steps whose payload is the event already
         self.holding_events: frozenset[type] = frozenset()
 
@@ -103,51 +108,77 @@ class StepDecoder:
         Return `None` if it is anything else than those of that actor, of types and versions that
         are known: then it has to be found out what it is, in another way.
         """
+        # Most runs have neither notes nor marks, and to look for them takes its time. So they are
+        # decoded into types that have no place for them, and again if that fails.
+        steps = self._decode(run, actor, is_marked=False, is_own=is_own)
+        if steps is None:
+            steps = self._decode(run, actor, is_marked=True, is_own=is_own)
+        if steps is None or [step.revision for step in steps] != list(
+            range(after + 1, after + run.count + 1)
+        ):
+            return None
+        return cast("Sequence[Step]", steps)
+
+    def _decode(
+        self, run: EncodedRun, actor: str, *, is_marked: bool, is_own: bool
+    ) -> Sequence[_Step] | None:
         steps: Sequence[_Step]
         try:
             if is_own:
-                steps = codec.decode_run(run.data, self._decode_own)
+                steps = codec.decode_run(run.data, self._lines(_Step, is_marked))
             else:
-                steps = somebodys = codec.decode_run(run.data, self._decode_somebodys)
+                steps = somebodys = codec.decode_run(
+                    run.data, self._lines(_StepOfSomebody, is_marked)
+                )
                 if [step.actor_address for step in somebodys].count(actor) != run.count:
                     return None
         except Exception:  # noqa: BLE001 - users' classes may raise anything when they are made
             return None
-        if [step.revision for step in steps] != list(range(after + 1, after + run.count + 1)):
-            return None
-        return cast("Sequence[Step]", steps)
+        return steps
 
-    @functools.cached_property
-    def _decode_own(self) -> Callable[[bytes], list[_Step]]:
-        return self._decoder(_Step)
+    def _lines(self, base: type[_StepT], is_marked: bool) -> Callable[[bytes], list[_StepT]]:
+        """Return what decodes a run, which is made the first time."""
+        found = self._decoders.get((base, is_marked))
+        if found is None:
+            found = self._decoders[base, is_marked] = self._decoder(base, is_marked)
+        return found
 
-    @functools.cached_property
-    def _decode_somebodys(self) -> Callable[[bytes], list[_StepOfSomebody]]:
-        return self._decoder(_StepOfSomebody)
-
-    def _decoder(self, base: type[_StepT]) -> Callable[[bytes], list[_StepT]]:
+    def _decoder(self, base: type[_StepT], is_marked: bool) -> Callable[[bytes], list[_StepT]]:
+        metadata: Any = dict[str, str] if is_marked else _without(self._marks)
+        more = [("metadata", metadata | None, None)]
         kinds = [
-            _kind_of(base, name, event_class, version)
+            _kind_of(base, name, event_class, version, more)
             if name not in self._upcast and decodes_alike(event_class)
-            else _plain_kind_of(base, name)
+            else _plain_kind_of(base, name, more)
             for name, (event_class, version) in self._classes.items()
         ]
-        others = {*self._upcast, *self._notes} - self._classes.keys()
-        kinds += [_plain_kind_of(base, name) for name in sorted(others)]
+        others = {*self._upcast, *(self._notes if is_marked else ())} - self._classes.keys()
+        kinds += [_plain_kind_of(base, name, more) for name in sorted(others)]
         self.holding_events |= {kind for kind in kinds if kind.is_event}
+        self.holding_marks |= {*kinds} if is_marked else frozenset()
         return msgspec.json.Decoder(functools.reduce(operator.or_, kinds)).decode_lines
 
 
-def _kind_of(base: type[_StepT], name: str, event_class: type, version: int) -> type[_StepT]:
+def _without(marks: Sequence[str]) -> Any:
+    """Return the type of metadata in which none of these names is: with one, decoding fails."""
+    fields = [(f"mark_{number}", Literal[0], 0) for number in range(len(marks))]
+    names = {name: mark for (name, _, _), mark in zip(fields, marks, strict=True)}
+    return msgspec.defstruct("Metadata", fields, rename=names, gc=False)
+
+
+def _kind_of(
+    base: type[_StepT], name: str, event_class: type, version: int, more: Sequence[Any]
+) -> type[_StepT]:
     """Return the type of steps with events of a class, of this version and no other."""
     only: Any = Literal[version]
     versions = ("event_version", only, version) if version == 1 else ("event_version", only)
-    return _defined(base, name, [("payload", event_class), versions], is_event=True)
+    return _defined(base, name, [("payload", event_class), versions, *more], is_event=True)
 
 
-def _plain_kind_of(base: type[_StepT], name: str) -> type[_StepT]:
+def _plain_kind_of(base: type[_StepT], name: str, more: Sequence[Any]) -> type[_StepT]:
     """Return the type of steps with events of a name, the payload of which is plain data."""
-    return _defined(base, name, [("payload", Any), ("event_version", int, 1)], is_event=False)
+    fields = [("payload", Any), ("event_version", int, 1), *more]
+    return _defined(base, name, fields, is_event=False)
 
 
 def _defined(
@@ -156,7 +187,7 @@ def _defined(
     namespace = {"is_event": is_event, "event_type": name}
     defined = msgspec.defstruct(
         "Step",
-        [*fields, ("metadata", dict[str, str] | None, None)],
+        fields,
         bases=(base,),
         namespace=namespace,
         tag_field="event_type",

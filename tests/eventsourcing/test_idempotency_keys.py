@@ -159,6 +159,7 @@ async def test_a_key_is_not_kept_if_nothing_could_be_stored(account_class: type[
     async with ActorSystem("bank", persistence=store) as system:
         account = spawn(system, account_class)
         await account.ask(Look())
+        await system.backend.flush()
         store.fail_next("append", kind="event", times=1)
         with pytest.raises(StoreError):
             await account.ask(Deposit(5), idempotency_key="a")

@@ -229,6 +229,7 @@ class Program:
                 await sums.ask(Add("", 3))
                 self._model.sum += 3
             case ("fail" | "lose the answer" as fault, times):
+                store.clear()
                 store.fail_next("append", kind="event", times=times, after=fault != "fail")
             case ("crash between", times):
                 self._class.fails_between = times
