@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import enum
+import re
 from typing import Self
 
 import anyio
 
 __all__ = ("Command", "Verb")
+
+_REQUEST = re.compile(r"(?P<verb>\w+)( (?P<seq>[0-9]{1,18}))?(: (?P<reason>.+))?", re.DOTALL)
 
 
 class Verb(enum.Enum):
@@ -34,10 +37,14 @@ class Command:
 
     @classmethod
     def parsed(cls, request: str) -> Self | None:
-        """Return what a request in a view asks for; `None` if it is no such thing."""
-        name, _, seq = request.strip().partition(" ")
+        """Return what ``verb``, ``verb 17`` or ``verb 17: reason`` asks for; `None` if nothing."""
+        match = _REQUEST.fullmatch(request.strip())
         try:
-            return cls(Verb(name), seq=int(seq) if seq else None)
+            return match and cls(
+                Verb(match["verb"]),
+                seq=int(match["seq"]) if match["seq"] else None,
+                reason=match["reason"] or "",
+            )
         except ValueError:
             return None
 

@@ -19,7 +19,7 @@ from papyra.exceptions import (
 )
 from papyra.persistence.anchors import anchor_of
 from papyra.persistence.backends.base import PersistenceBackend
-from papyra.persistence.messages import Anchor, LoadPosition, SavePosition
+from papyra.persistence.messages import Anchor, LoadPosition, RemovePosition, SavePosition
 from papyra.persistence.positions import MAX_POSITION_BYTES
 from papyra.persistence.records import Record
 from papyra.projections.builds import Build, Parked
@@ -28,7 +28,10 @@ from papyra.projections.facts import actor_of
 from papyra.projections.keeper import HandlerFailed, Taken, TakenOver
 from papyra.projections.projection import Projection
 
-__all__ = ("StoreKeeper",)
+__all__ = ("PREFIX", "Kept", "StoreKeeper", "request_of")
+
+#: How the names of positions begin that are those of projections.
+PREFIX = "projections/"
 
 #: Characters of a reason, at most.
 _REASON = 500
@@ -36,8 +39,8 @@ _REASON = 500
 Decoder = Callable[[Record], Sequence[Any]]
 
 
-class _Kept(msgspec.Struct, frozen=True):
-    """What is kept under the name of a projection."""
+class Kept(msgspec.Struct, frozen=True):
+    """The position of a projection without a view."""
 
     build: Build
     parked: tuple[Parked, ...] = ()
@@ -63,6 +66,9 @@ class StoreKeeper:
         self._backend = backend
         self._decode = decode
         self._store_id = store_id
+        self._asked = request_of(projection.name)
+        #: what is asked for, as it was looked at last
+        self._request: bytes | None = None
         self._kept: bytes | None = None
         self._parked: tuple[Parked, ...] = ()
         self._build: Build | None = None
@@ -71,7 +77,7 @@ class StoreKeeper:
 
     @property
     def _name(self) -> str:
-        return f"projections/{self._projection.name}"
+        return PREFIX + self._projection.name
 
     async def open(self) -> None:
         """Nothing is to be opened: the store is."""
@@ -84,7 +90,7 @@ class StoreKeeper:
         name, version = self._projection.name, self._projection.version
         self._kept = (await self._backend.execute(LoadPosition(self._name))).data
         if self._kept is not None:
-            kept = msgspec.json.decode(self._kept, type=_Kept)
+            kept = msgspec.json.decode(self._kept, type=Kept)
             self._build, self._parked = kept.build, kept.parked
             if self._build.version > version:
                 raise ProjectionOutdated(
@@ -132,11 +138,13 @@ class StoreKeeper:
         return Taken(build, count, tuple(each.seq for each in held))
 
     async def move(self, build: Build, position: int, live_position: int) -> Build:
-        """Move positions on, if they are others."""
-        if (position, live_position) == (build.position, build.live_position):
-            return build
-        moved = structs.replace(build, position=position, live_position=live_position)
-        return await self._save(moved, self._parked)
+        """Move positions on, if they are others, and look what is asked for."""
+        if (position, live_position) != (build.position, build.live_position):
+            moved = structs.replace(build, position=position, live_position=live_position)
+            build = await self._save(moved, self._parked)
+        self._request = (await self._backend.execute(LoadPosition(self._asked))).data
+        request = (self._request or b"").decode(errors="replace")
+        return structs.replace(build, request=request)
 
     async def handle_parked(self, build: Build, record: Record) -> None:
         """Handle a parked event."""
@@ -171,8 +179,10 @@ class StoreKeeper:
         return await self._save(structs.replace(build, state="running"), self._parked)
 
     async def answer(self, build: Build) -> Build:
-        """Nothing can be asked for there."""
-        return build
+        """Remove the request, unless it is another one by now."""
+        if self._request is not None:
+            await self._backend.execute(RemovePosition(self._asked, self._request))
+        return structs.replace(build, request="")
 
     async def add_build(self) -> int:
         """Nothing is built beside anything."""
@@ -203,7 +213,7 @@ class StoreKeeper:
 
     async def _save(self, build: Build, parked: tuple[Parked, ...]) -> Build:
         """Save a build if it is as it was. Raises `TakenOver`."""
-        data = msgspec.json.encode(_Kept(build, parked))
+        data = msgspec.json.encode(Kept(structs.replace(build, request=""), parked))
         if len(data) > MAX_POSITION_BYTES:
             raise TooManyParked(
                 f"{build.name}: {len(parked)} events are parked or held back, and no more can be"
@@ -213,6 +223,11 @@ class StoreKeeper:
             raise TakenOver
         self._kept, self._build, self._parked = data, build, parked
         return build
+
+
+def request_of(name: str) -> str:
+    """Return the name of the position in which a projection without a view is asked for things."""
+    return f"{PREFIX}{name}/request"
 
 
 def _first_build(name: str, number: int, version: int) -> Build:
