@@ -28,6 +28,7 @@ from papyra.persistence.messages import (
     CancelTimer,
     FireTimer,
     Request,
+    RemovePosition,
     SavePosition,
     SkipEvent,
 )
@@ -44,6 +45,7 @@ LEFT_BEHIND = 60.0
 #: What each of them comes to, as messages have it.
 _WANTED = {
     SkipEvent: "skipping an event",
+    RemovePosition: "asking a projection for something",
     SavePosition: "asking a projection for something",
     CancelTimer: "changing a timer",
     FireTimer: "changing a timer",

@@ -57,6 +57,10 @@ _GROUPS = {
         "dead-letters": ("listing", "List messages that reached nobody, the oldest first."),
         "history": ("history", "Show the history of one actor, and whether it can be read."),
         "timeline": ("timeline", "Show the lives of the actors, one lane each."),
+        "projections": (
+            "projections",
+            "Say how far projections are, and have one paused or rebuilt.",
+        ),
         "metrics": ("metrics", "Show what a store holds, and what its system has counted."),
         "top": ("top", "Watch a store live."),
         "timers": ("timers", "List the durable timers that are pending; cancel or fire one."),
@@ -83,6 +87,7 @@ _TAKES = {
     "history": "ACTOR [STORE]",
     "skip-event": "ACTOR REVISION [STORE] --reason TEXT",
     "timers": "[cancel ACTOR NAME | fire ACTOR NAME] [STORE]",
+    "projections": "[ACTION NAME] [STORE]",
     "copy": "SOURCE TARGET",
     "bench": "[STORE...]",
     "completion": "bash|zsh|fish",

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import functools
-import importlib
 import inspect
-import os
-import sys
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
@@ -14,7 +11,7 @@ import anyio
 import msgspec
 from cyclopts import Parameter
 
-from papyra._safe_repr import type_and_text
+from papyra.cli._app_module import imported
 from papyra.cli._exit_codes import ANOMALIES_FOUND, SUCCEEDED, CommandFailed, WrongUse
 from papyra.cli._no_matches import explain_no_matches
 from papyra.cli._output import (
@@ -254,7 +251,7 @@ def _classes(app: str) -> list[type[EventSourced[Any]]]:
     from papyra.eventsourcing.actor import EventSourced  # noqa: PLC0415 - where it is needed
 
     name, colon, path = app.partition(":")
-    module = _imported(name)
+    module = imported(name)
     if not colon:
         found = [
             each
@@ -273,17 +270,6 @@ def _classes(app: str) -> list[type[EventSourced[Any]]]:
     if not (isinstance(named, type) and issubclass(named, EventSourced)) or named is EventSourced:
         raise WrongUse(f"--app {app}: that is no class of event-sourced actors")
     return [named]
-
-
-def _imported(name: str) -> Any:
-    # As `python -m` has it: the module is looked for where the command is called.
-    if os.getcwd() not in sys.path:
-        sys.path.insert(0, os.getcwd())
-    try:
-        return importlib.import_module(name)
-    except (Exception, SystemExit) as error:  # noqa: BLE001 - it is whatever somebody has written
-        why = type_and_text(error)
-        raise WrongUse(f"--app {name} can't be imported: {why}") from None
 
 
 async def _chosen(

@@ -16,7 +16,9 @@ from papyra.persistence.messages import (
     CancelTimer,
     EventSkipped,
     FireTimer,
+    PositionRemoved,
     PositionSaved,
+    RemovePosition,
     SavePosition,
     SkipEvent,
     TimerChanged,
@@ -26,9 +28,9 @@ from papyra.persistence.messages import (
 MAX_POSTED_BYTES = 64 * 1024
 
 #: What may be posted: requests that say what is wanted, and leave the how to the writer.
-OperatorRequest: TypeAlias = SkipEvent | SavePosition | CancelTimer | FireTimer
+OperatorRequest: TypeAlias = SkipEvent | SavePosition | RemovePosition | CancelTimer | FireTimer
 #: What the writer replies to them.
-OperatorReply: TypeAlias = EventSkipped | PositionSaved | TimerChanged
+OperatorReply: TypeAlias = EventSkipped | PositionSaved | PositionRemoved | TimerChanged
 
 
 class PostedRequest(msgspec.Struct, frozen=True, tag=True):
@@ -45,7 +47,7 @@ class Refused(msgspec.Struct, frozen=True, tag=True):
     reason: str
 
 
-Answer: TypeAlias = EventSkipped | PositionSaved | TimerChanged | Refused
+Answer: TypeAlias = OperatorReply | Refused
 
 _decode_answer = msgspec.json.Decoder(Answer).decode
 

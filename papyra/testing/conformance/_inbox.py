@@ -22,7 +22,9 @@ from papyra.persistence.inbox import (
 from papyra.persistence.messages import (
     Attend,
     EventSkipped,
+    PositionRemoved,
     PositionSaved,
+    RemovePosition,
     SavePosition,
     SkipEvent,
 )
@@ -145,13 +147,19 @@ class Asking:
             posted = [
                 (new_id(), PostedRequest(SavePosition("a", b"\xff", None), until)),
                 (new_id(), PostedRequest(SavePosition("a", b"2", b"1"), until)),
+                (new_id(), PostedRequest(SavePosition("b", b"2", None), until)),
+                (new_id(), PostedRequest(RemovePosition("b", b"2"), until)),
             ]
             for request_id, request in posted:
                 await beside.post(request_id, encode_posted(request))
                 assert (await backend.execute(Attend())).count == 1
             answers = [await answer_to(beside, request_id) for request_id, _ in posted]
-            assert answers == [PositionSaved(is_saved=True), PositionSaved(is_saved=False)]
+            assert answers == [
+                *(PositionSaved(is_saved=is_saved) for is_saved in (True, False, True)),
+                PositionRemoved(is_removed=True),
+            ]
             assert await backend.load_position("a") == b"\xff"
+            assert await backend.list_positions() == ["a"]
 
     @needs(has_inbox)
     async def test_what_is_posted_and_makes_no_sense_is_refused(
