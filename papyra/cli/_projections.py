@@ -11,7 +11,7 @@ import msgspec
 from cyclopts import Parameter
 
 from papyra.cli._app_module import imported
-from papyra.cli._exit_codes import WrongUse
+from papyra.cli._exit_codes import CommandFailed, WrongUse
 from papyra.cli._units import format_count, format_duration
 from papyra.persistence.backends.base import PersistenceBackend
 from papyra.persistence.messages import ReadAll
@@ -71,7 +71,10 @@ def _view_at(name: str) -> View[Any]:
         raise WrongUse("--view is empty: a variable that is not set, maybe?")
     if name.startswith(_POSTGRES):
         return PostgresView(name)
-    return SQLiteView(name.removeprefix("sqlite:"))
+    view = SQLiteView(name.removeprefix("sqlite:"))
+    if not view.is_there():
+        raise CommandFailed(f"--view {name}: there is no database")
+    return view
 
 
 def _views_in(app: str) -> list[View[Any]]:
@@ -104,24 +107,37 @@ async def look(
     backend: PersistenceBackend, views: Sequence[View[Any]], *, over: float = 0.0
 ) -> list[Row]:
     """Return all projections, by name. For their rates, look twice, so many seconds apart."""
-    before = await _inspect(backend, views) if over else ()
+    before = await look_once(backend, views) if over else []
     if over:
         await anyio.sleep(over)
-    at = {_key(each): each for each in before}
+    return with_rates(before, await look_once(backend, views))
+
+
+async def look_once(backend: PersistenceBackend, views: Sequence[View[Any]]) -> list[Row]:
+    """Return all projections, by name, without their rates."""
+    found = await _inspect(backend, views)
+    if not found:
+        return []
     head, store_id = (await backend.summarize()).last_seq, await backend.store_id()
-    rows = []
-    for each in await _inspect(backend, views):
-        first, rate = at.get(_key(each)), None
-        if first is not None and each.now > first.now:
-            rate = (each.build.position - first.build.position) / (each.now - first.now)
-        anchor = each.build.anchor
-        if anchor is not None and store_id is not None and anchor.store_id not in (None, store_id):
-            rows.append(Row(each, None, 0.0))
-            continue
-        lag = max(0, head - each.build.position)
-        waited = await _waited(backend, each.build.position) if lag else 0.0
-        rows.append(Row(each, lag, waited, rate))
-    return sorted(rows, key=lambda row: (row.name, row.inspected.location))
+    rows = [await _row(backend, each, head, store_id) for each in found]
+    return sorted(rows, key=_key)
+
+
+def with_rates(before: Sequence[Row], rows: Sequence[Row]) -> list[Row]:
+    """Return projections with how fast they went on since they were looked at before."""
+    at = {_key(row): row.inspected for row in before}
+    return [msgspec.structs.replace(row, rate=_rate(at.get(_key(row)), row)) for row in rows]
+
+
+def _rate(before: Inspected | None, row: Row) -> float | None:
+    seconds = row.inspected.now - before.now if before is not None else 0.0
+    if before is None or seconds <= 0:
+        return None
+    return (row.inspected.build.position - before.build.position) / seconds
+
+
+def _key(row: Row) -> tuple[str, str, int]:
+    return row.name, row.inspected.location, row.inspected.build.build
 
 
 async def _inspect(backend: PersistenceBackend, views: Sequence[View[Any]]) -> Sequence[Inspected]:
@@ -136,8 +152,15 @@ async def _inspect(backend: PersistenceBackend, views: Sequence[View[Any]]) -> S
     return found
 
 
-def _key(inspected: Inspected) -> tuple[str, str, int]:
-    return inspected.location, inspected.build.name, inspected.build.build
+async def _row(
+    backend: PersistenceBackend, inspected: Inspected, head: int, store_id: str | None
+) -> Row:
+    anchor, position = inspected.build.anchor, inspected.build.position
+    is_other = anchor is not None and anchor.store_id not in (None, store_id)
+    if is_other and store_id is not None:
+        return Row(inspected, None, 0.0)
+    lag = max(0, head - position)
+    return Row(inspected, lag, await _waited(backend, position) if lag else 0.0)
 
 
 async def _waited(backend: PersistenceBackend, position: int) -> float:
@@ -169,6 +192,14 @@ def cells(row: Row) -> tuple[str, ...]:
         "-" if row.rate is None else f"{format_count(round(row.rate, 1))}/s",
         *(f"{len(row.inspected.parked):,}", build.error),
     )
+
+
+def style_of(row: Sequence[str]) -> str:
+    """Return the style of the cells of a projection."""
+    state = row[1]
+    if state.startswith("paused") or "another store" in state:
+        return "bold red"
+    return "yellow" if state.startswith("stopped") or row[6] != "0" else ""
 
 
 def as_data(row: Row) -> dict[str, Any]:

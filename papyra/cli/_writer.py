@@ -27,8 +27,8 @@ from papyra.persistence.inbox import (
 from papyra.persistence.messages import (
     CancelTimer,
     FireTimer,
-    Request,
     RemovePosition,
+    Request,
     SavePosition,
     SkipEvent,
 )

@@ -32,6 +32,7 @@ from papyra.cli._projections import (
     cells,
     look,
     state_of,
+    style_of,
     views_of,
 )
 from papyra.cli._records import styled, tabbed_lines
@@ -343,14 +344,7 @@ def _show(rows: Sequence[Row], *, as_json: bool) -> None:
     if not rows:
         tell("no projection keeps its position here: --view or --app says where others are", "dim")
         return
-    show_table(COLUMNS, [cells(row) for row in rows], numbers=NUMBERS, styles=_style)
-
-
-def _style(row: Sequence[str]) -> str:
-    state = row[1]
-    if state.startswith("paused") or "another store" in state:
-        return "bold red"
-    return "yellow" if state.startswith("stopped") or row[6] != "0" else ""
+    show_table(COLUMNS, [cells(row) for row in rows], numbers=NUMBERS, styles=style_of)
 
 
 def _show_fields(row: Row) -> None:

@@ -7,8 +7,8 @@ import os
 import sys
 import time
 from collections import Counter, deque
-from collections.abc import AsyncIterator, Iterable, Iterator
-from typing import TYPE_CHECKING, Annotated, Self
+from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING, Annotated, Any, Self
 
 import anyio
 import msgspec
@@ -16,11 +16,24 @@ from cyclopts import Parameter
 
 from papyra.cli._exit_codes import WrongUse
 from papyra.cli._output import AsJson, console, is_terminal, rows, show_json, text, write
+from papyra.cli._projections import (
+    COLUMNS,
+    NUMBERS,
+    App,
+    Row,
+    Views,
+    as_data,
+    cells,
+    look_once,
+    style_of,
+    views_of,
+    with_rates,
+)
 from papyra.cli._records import styled
 from papyra.cli._store_argument import StoreName, name_of, reading
 from papyra.cli._units import Count, Duration, ago, format_bytes, format_count, format_time
 from papyra.cli.inspect import sparkline
-from papyra.exceptions import StoreError, StoreNotReady, StoreUnreachable
+from papyra.exceptions import StoreError, StoreNotReady, StoreUnreachable, ViewUnavailable
 from papyra.persistence.backends.base import PersistenceBackend
 from papyra.persistence.messages import Read
 from papyra.persistence.records import KINDS, Kind, PersistedEvent, Record, kind_of
@@ -29,6 +42,8 @@ from papyra.persistence.subscription import Subscription
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
+
+    from papyra.projections import View
 
 #: How many looks the picture of a rate goes back.
 _HISTORY = 60
@@ -46,12 +61,15 @@ def top(
     *,
     interval: Duration = 1.0,
     count: Annotated[Count | None, Parameter(name=("--count", "-n"))] = None,
+    app: App = None,
+    view: Views = (),
     as_json: AsJson = False,
 ) -> None:
     """Watch a store live.
 
-    Rates, the newest events, crashes and dead letters. Ends with q or Ctrl-C. Elsewhere than on a
-    terminal, it prints a line for each look.
+    Rates, projections, the newest events, crashes and dead letters. Ends with q or Ctrl-C.
+    Elsewhere than on a terminal, it prints a line for each look. Projections into views are shown
+    with --view or --app.
 
     Examples
     --------
@@ -68,8 +86,9 @@ def top(
     """
     if interval <= 0 or (count is not None and count < 1):
         raise WrongUse("--interval and --count are more than 0")
+    views = views_of(app, view)
     try:
-        anyio.run(_top, store, interval, count, as_json)
+        anyio.run(_top, store, views, interval, count, as_json)
     except KeyboardInterrupt:
         if not is_terminal() or as_json:
             raise
@@ -84,14 +103,18 @@ class Look(msgspec.Struct, frozen=True):
     stored_bytes: int | None
     #: of each kind, and crashes, since the look before; a second
     rates: dict[str, float]
+    #: as `papyra projections` has them
+    projections: list[dict[str, Any]] = []
 
 
 class Watch:
     """The newest records and the history of rates of a store that is watched."""
 
-    def __init__(self, backend: PersistenceBackend) -> None:
+    def __init__(self, backend: PersistenceBackend, views: Sequence[View[Any]] = ()) -> None:
         self._backend = backend
         self._followed: Subscription | None = None
+        self._views = views
+        self.projections: list[Row] = []
         self.newest: dict[Kind, deque[Record]] = {kind: deque(maxlen=_KEPT) for kind in KINDS}
         self.crashes: deque[Record] = deque(maxlen=_KEPT)
         self.history: deque[Look] = deque(maxlen=_HISTORY)
@@ -115,15 +138,19 @@ class Watch:
             else:
                 await self._take_new(self._followed, new)
             self.summary = await self._backend.summarize()
+            rows = await look_once(self._backend, self._views)
+            self.projections = with_rates(self.projections, rows)
             self.away = None
-        except (StoreUnreachable, StoreNotReady) as error:
+        except (StoreUnreachable, StoreNotReady, ViewUnavailable) as error:
             if not self.history:
                 raise
             self.away = str(error)
         # What was there before anybody looked is no rate.
         seconds = max(now - self.history[-1].time, 1e-3) if self.history else 1.0
         rates = {name: new[name] / seconds for name in (*KINDS, "crashes")}
-        look = Look(now, self.summary.total_records, self.summary.stored_bytes, rates)
+        projections = [as_data(row) for row in self.projections]
+        summary = self.summary
+        look = Look(now, summary.total_records, summary.stored_bytes, rates, projections)
         self.history.append(look)
         return look
 
@@ -157,8 +184,14 @@ class Watch:
                 new["crashes"] += 1
 
 
-async def _top(store: str | None, interval: float, count: int | None, as_json: bool) -> None:
-    async with reading(store) as backend, Watch(backend) as watch:
+async def _top(
+    store: str | None,
+    views: Sequence[View[Any]],
+    interval: float,
+    count: int | None,
+    as_json: bool,
+) -> None:
+    async with reading(store) as backend, Watch(backend, views) as watch:
         if is_terminal() and not as_json:
             await _show_live(watch, name_of(backend), interval, count)
             return
@@ -225,6 +258,23 @@ def _keys() -> Iterator[int | None]:
         termios.tcsetattr(fd, termios.TCSADRAIN, before)
 
 
+def _projections(found: Sequence[Row], room: int) -> list[RenderableType]:
+    """Return a line for each projection, those that are wrong or behind first."""
+    if not found:
+        return []
+    from rich.table import Table  # noqa: PLC0415
+
+    table = Table.grid(padding=(0, 2))
+    for name in COLUMNS:
+        table.add_column(justify="right" if name in NUMBERS else "left", no_wrap=True)
+    urgent = sorted(found, key=lambda row: (row.inspected.state == "running", -(row.lag or 0)))
+    for row in urgent[:room]:
+        styled_cells = cells(row)
+        table.add_row(*map(text, styled_cells), style=style_of(styled_cells))
+    left = f", {len(found) - room} more" if len(found) > room else ""
+    return ["", text(f"projections{left}", style="dim"), table]
+
+
 def _picture(watch: Watch, name: str) -> RenderableType:
     """Return what fits on the terminal."""
     from rich.console import Group  # noqa: PLC0415
@@ -250,9 +300,10 @@ def _picture(watch: Watch, name: str) -> RenderableType:
         label = kind.replace("_", " ")
         rate = f"{format_count(round(look.rates[kind], 1))}/s"
         rates.add_row(label, total, rate, text(sparkline(history), style="green"))
-    lines += [rates]
+    shown = min(len(watch.projections), max(1, height // 4))
+    lines += [rates, *_projections(watch.projections, shown)]
     # A third of what is left for each list, and a line for its title.
-    each = max(1, (height - 8) // 3 - 2)
+    each = max(1, (height - 8 - (shown + 2 if shown else 0)) // 3 - 2)
     for title, records in (
         ("newest events", watch.newest["event"]),
         ("crashes", watch.crashes),

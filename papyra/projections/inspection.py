@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Sequence
 from itertools import groupby
@@ -16,6 +17,8 @@ from papyra.projections.store_keeper import PREFIX, Kept, request_of
 from papyra.projections.view import View
 
 __all__ = ("Inspected", "InspectedState", "inspect_store", "inspect_view", "withdraw")
+
+logger = logging.getLogger("papyra")
 
 #: As `ProjectionState`, as far as others can tell: ``stopped``: nobody runs it.
 InspectedState: TypeAlias = Literal["building", "running", "paused", "stopped"]
@@ -48,6 +51,8 @@ def inspect_view(view: View[Any]) -> Sequence[Inspected]:
 
     Raises `ViewUnavailable` if the database can't be reached.
     """
+    if not view.is_there():
+        return ()
     database = view.database()
     database.open(to_read=True)
     try:
@@ -82,7 +87,11 @@ async def inspect_store(backend: PersistenceBackend) -> Sequence[Inspected]:
         data = await backend.load_position(name) if _is_projection(name) else None
         if data is None:
             continue
-        kept = msgspec.json.decode(data, type=Kept)
+        try:
+            kept = msgspec.json.decode(data, type=Kept)
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+            logger.warning("the position %r is none of a projection: %s", name, error)
+            continue
         request = await backend.load_position(request_of(kept.build.name)) or b""
         build = msgspec.structs.replace(
             kept.build,

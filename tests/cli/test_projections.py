@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import re
 import sqlite3
 import subprocess
 import sys
@@ -314,6 +315,36 @@ def test_a_store_without_projections_says_where_others_are(
     assert (done.code, done.out) == (0, "")
     assert "--view" in done.err
     assert papyra("projections", file_store.name, "--json").out == "[]\n"
+
+
+def test_what_is_under_the_name_of_a_projection_and_is_none_is_passed_over_aloud(
+    papyra: Command, file_store: Store
+) -> None:
+    async def write() -> None:
+        async with file_store.backend() as backend:
+            for name, data in (("a", b"\xff"), ("b", b"[]"), ("c\x1b[31m", b"{}")):
+                await backend.save_position(f"projections/{name}", data, None)
+            await backend.append(event(1))
+
+    anyio.run(write)
+    done = papyra("projections", file_store.name, "--json", "--over", "0s")
+    assert (done.code, done.out) == (0, "[]\n")
+    assert done.err.count("none of a projection") == 3
+    assert is_harmless(done.err)
+    assert papyra("top", file_store.name, "--count", 1).code == 0
+
+
+def test_papyra_top_shows_projections(papyra: Command, stopped: tuple[Store, Path]) -> None:
+    store, view = stopped
+    call = ("top", store.name, "--view", view, "--interval", "50ms", "--count", 2)
+    looks = [json.loads(line) for line in papyra(*call, "--json").lines]
+    assert [each["name"] for each in looks[1]["projections"]] == ["lines", "mails", "parking"]
+    assert [each["rate"] for each in looks[1]["projections"]] == [0.0] * 3
+    assert looks[0]["projections"][0]["rate"] is None
+    shown = papyra.on_terminal(*call)
+    assert shown.code == 0
+    for name in ("lines", "mails", "parking"):
+        assert re.search(rf"{name} +stopped", shown.text)
 
 
 def test_a_view_of_another_store_is_known_by_its_id(
