@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import re
+import shutil
 import sqlite3
 import subprocess
 import sys
@@ -16,6 +17,8 @@ from typing import Any
 import anyio
 import pytest
 
+from papyra.projections import SQLiteView
+from papyra.projections.inspection import inspect_store, inspect_view
 from tests.cli.conftest import KINDS, Command, Store, event, new_store
 from tests.cli.test_app import is_one_error
 from tests.cli.test_hostile import is_harmless
@@ -106,7 +109,7 @@ def facts(papyra: Command, store: Store, name: str, view: Path) -> list[tuple[st
     return [(each["event_type"], each["payload"].get("reason", "")) for each in records]
 
 
-@pytest.mark.parametrize("name", ["lines", "mails"])
+@pytest.mark.parametrize("name", ["lines", "mails"] if CI else ["mails"])
 def test_a_projection_is_listed_paused_resumed_and_led_past_an_event_while_it_is_run(
     papyra: Command, store: Store, view: Path, name: str
 ) -> None:
@@ -192,7 +195,7 @@ def test_a_view_is_built_anew_when_its_runner_is_asked_to(
         assert database.execute("SELECT line FROM lines").fetchall() == [("one",), ("two",)]
 
 
-@pytest.mark.parametrize("name", ["lines", "mails"])
+@pytest.mark.parametrize("name", ["lines", "mails"] if CI else ["lines"])
 def test_what_nobody_runs_is_asked_for_and_found_by_who_runs_it_next(
     papyra: Command, store: Store, view: Path, name: str
 ) -> None:
@@ -240,13 +243,31 @@ projections = [Other(SQLiteView({path!r}))]
 """
 
 
+@pytest.fixture(scope="module")
+def left_behind(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return where a system has left its store and its view."""
+    folder = tmp_path_factory.mktemp("stopped")
+    store = Store("json", str(folder / "bank.ndjson"), folder / "bank.ndjson")
+    with running(store, folder / "views.db") as runner:
+        last = runner.add("one")
+        while anyio.run(behind, store, folder / "views.db", last):
+            time.sleep(0.05)
+    return folder
+
+
+async def behind(store: Store, view: Path, position: int) -> bool:
+    """Return whether one of the three projections has not come to a position."""
+    async with store.backend().reader() as reader:
+        found = [*await inspect_store(reader), *inspect_view(SQLiteView(view))]
+    return [each.build.position >= position for each in found] != [True] * 3
+
+
 @pytest.fixture
-def stopped(papyra: Command, file_store: Store, tmp_path: Path) -> tuple[Store, Path]:
+def stopped(left_behind: Path, tmp_path: Path) -> tuple[Store, Path]:
     """Return a store and a view whose system has stopped."""
-    store, view = file_store, tmp_path / "views.db"
-    with running(store, view) as runner:
-        until(papyra, store, view, "lines", position=runner.add("one"), state="running")
-    return store, view
+    shutil.copytree(left_behind, tmp_path / "stopped")
+    path = tmp_path / "stopped" / "bank.ndjson"
+    return Store("json", str(path), path), path.with_name("views.db")
 
 
 def test_views_are_found_by_the_module_that_makes_them(
