@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -20,7 +21,7 @@ from papyra.persistence.backends.redis import RedisStreamsConfig, RedisStreamsPe
 from papyra.persistence.backends.sqlite import SQLitePersistence
 from papyra.persistence.messages import Read
 from papyra.persistence.records import PersistedEvent
-from papyra.persistence.subscription import CaughtUp, Subscription
+from papyra.persistence.subscription import POLL_INTERVAL, CaughtUp, Subscription
 from papyra.testing import _postgres_server
 from tests.benchmarks import redis
 from tests.benchmarks.table import Loop, Options, Result, Row, compare, times_as_long
@@ -165,6 +166,49 @@ def following(loop: Loop, options: Options) -> Result:
     )
 
 
+#: Appends events to a JSON file, each with the time right before its append.
+WRITER = """
+import random, sys, time
+import anyio
+from papyra.persistence.backends.json import JsonFilePersistence
+from papyra.persistence.records import PersistedEvent
+
+async def main(path, appends):
+    async with JsonFilePersistence(path, fsync="no") as store:
+        for number in range(appends):
+            await anyio.sleep(random.uniform(0.001, 0.02))
+            sent = {"number": number, "at": time.time()}
+            await store.append(PersistedEvent("shop", "shop/desk", "Sold", sent, 1.7e9))
+
+anyio.run(main, sys.argv[1], int(sys.argv[2]))
+"""
+
+
+async def follow_another_process(path: Path, appends: int) -> float:
+    """Return the seconds from append to item that 99 of 100 items take at most."""
+    await fill(in_json(path)(), 100)
+    seconds: list[float] = []
+    async with in_json(path)().reader() as reader, reader.subscribe(after=100) as items:
+        assert await anext(items) == CaughtUp(100)
+        command = [sys.executable, "-c", WRITER, str(path / "store"), str(appends)]
+        async with await anyio.open_process(command, stdout=None, stderr=None):
+            while len(seconds) < appends:
+                item = await anext(items)
+                if isinstance(item, PersistedEvent):
+                    seconds.append(time.time() - item.payload["at"])
+    return sorted(seconds)[len(seconds) * 99 // 100]
+
+
+def following_another_process(loop: Loop, options: Options) -> Result:
+    appends = options.count(1_000)
+
+    def measure() -> float:
+        with tempfile.TemporaryDirectory() as directory:
+            return loop.run(follow_another_process, Path(directory), appends)
+
+    return times_as_long(options, 1, lambda: POLL_INTERVAL, measure)
+
+
 SUBSCRIPTION_ROWS = [
     Row("catch up 1,000,000, memory", "reading the pages", 0.5, False, catching_up(in_memory)),
     Row("catch up 1,000,000, JSON file", "reading the pages", 0.5, False, catching_up(in_json)),
@@ -175,4 +219,11 @@ SUBSCRIPTION_ROWS = [
     ),
     Row("append asked, item received, memory", "append asked", 2, True, receiving),
     Row("CPU of appends, 100 followers", "1 follower", 20, True, following),
+    Row(
+        "live, JSON file, another process, p99",
+        "interval of looks",
+        2,
+        True,
+        following_another_process,
+    ),
 ]
