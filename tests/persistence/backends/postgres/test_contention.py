@@ -19,7 +19,7 @@ import psycopg
 import pytest
 
 from papyra.exceptions import StoreError, StoreFenced
-from papyra.persistence import Read
+from papyra.persistence import PersistedEvent, Read
 from papyra.persistence.backends.postgres import PostgresPersistence
 from papyra.testing.conformance._fixtures import T0, an_event
 from tests.extent import count
@@ -27,7 +27,10 @@ from tests.persistence.backends.postgres.proxy import Cut, Place, Proxy
 
 APPENDS = count("PAPYRA_CONTENTION", 40, 300)
 WRITERS = 4
-READERS = 2
+#: The first reads pages, the others have subscriptions.
+READERS = 3
+#: What the last event is.
+LAST = "the last"
 
 
 @pytest.fixture
@@ -90,6 +93,19 @@ class Contention:
                 if is_last and not page.records:
                     return
 
+    async def follow(self, reader: int) -> None:
+        """Follow by a subscription, which gives out what is new up to the last one."""
+        delivered = self.delivered[reader]
+        async with (
+            PostgresPersistence(self.database, schema=self.schema, read_only=True) as store,
+            store.subscribe() as items,
+        ):
+            async for item in items:
+                if isinstance(item, PersistedEvent):
+                    delivered.append((item.payload, item.seq or 0))
+                    if item.payload == LAST:
+                        return
+
     def hold_and_roll_back(self, is_over: threading.Event) -> None:
         """Be another program: lock the system's row for a moment, change it, and take that back."""
         chance = random.Random("rollback")
@@ -123,13 +139,17 @@ async def test_readers_of_a_contended_postgres_system_miss_nothing_and_see_nothi
     is_over = threading.Event()
     async with anyio.create_task_group() as others:
         others.start_soon(anyio.to_thread.run_sync, run.hold_and_roll_back, is_over)
-        for reader in range(READERS):
-            others.start_soon(run.read, reader)
+        others.start_soon(run.read, 0)
+        for reader in range(1, READERS):
+            others.start_soon(run.follow, reader)
         async with anyio.create_task_group() as writers:
             for writer, proxy in enumerate(proxies):
                 writers.start_soon(run.write, writer, proxy)
-        run.is_written = True
         is_over.set()
+        async with PostgresPersistence(database, schema=schema) as store:
+            appended = await store.append(msgspec.structs.replace(an_event(0), payload=LAST))
+            run.acknowledged[LAST] = appended.first_seq
+        run.is_written = True
     async with PostgresPersistence(database, schema=schema, read_only=True) as store:
         stored = {event.payload: event.seq async for event in store.stream("event")}
         assert (await store.scan()).is_clean
