@@ -32,6 +32,7 @@ from tests.benchmarks.redis import REDIS_ROWS
 from tests.benchmarks.sqlite import SQLITE_ROWS
 from tests.benchmarks.subscriptions import SUBSCRIPTION_ROWS
 from tests.benchmarks.table import Loop, Options, Result, Row, compare
+from tests.benchmarks.timers import TIMER_ROWS
 from tests.benchmarks.workload import (
     START,
     ask_from_tasks,
@@ -361,6 +362,7 @@ ROWS = [
     *REDIS_ROWS,
     *SQLITE_ROWS,
     *POSTGRES_ROWS,
+    *TIMER_ROWS,
     *SUBSCRIPTION_ROWS,
     *PROJECTION_ROWS,
     *COMMAND_ROWS,
