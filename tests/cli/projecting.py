@@ -7,6 +7,7 @@ projections can't handle ``bad``, as long as there is no file ``VIEW.mended``.
 from __future__ import annotations
 
 import os
+import sqlite3
 import sys
 from pathlib import Path
 from typing import Any, ClassVar
@@ -16,7 +17,15 @@ import anyio
 from papyra import ActorSystem
 from papyra.conf import backend_from_url
 from papyra.persistence import PersistedEvent
-from papyra.projections import DeadLetter, OnError, Pause, Projection, SQLiteView
+from papyra.projections import (
+    DeadLetter,
+    OnError,
+    Pause,
+    PostgresView,
+    Projection,
+    SQLiteView,
+    View,
+)
 
 
 def check(record: PersistedEvent, view: str) -> None:
@@ -38,7 +47,11 @@ class Lines(Projection):
 
     def handle(self, record: Any, tx: Any) -> None:
         check(record, self.path)
-        tx.execute(f"INSERT INTO {self.table('lines')} VALUES (?, ?)", (record.seq, record.payload))
+        mark = "?" if isinstance(tx, sqlite3.Connection) else "%s"
+        tx.execute(
+            f"INSERT INTO {self.table('lines')} VALUES ({mark}, {mark})",
+            (record.seq, record.payload),
+        )
 
 
 class Parking(Lines):
@@ -53,7 +66,7 @@ class Parking(Lines):
 
     def handle(self, record: Any, tx: Any) -> None:
         check(record, self.path)
-        tx.execute(f"INSERT INTO {self.table('parked_lines')} VALUES (?)", (record.seq,))
+        tx.execute(f"INSERT INTO {self.table('parked_lines')} VALUES ({record.seq})")
 
 
 class Mails(Projection):
@@ -68,12 +81,16 @@ class Mails(Projection):
         check(record, self.path)
 
 
+def view_at(place: str) -> View[Any]:
+    return PostgresView(place) if place.startswith("postgresql:") else SQLiteView(place)
+
+
 async def main(url: str, view: str) -> None:
     Lines.path = Mails.path = view
     async with ActorSystem(
         "bank", persistence=backend_from_url(url), audit_interval=None
     ) as system:
-        for projection in (Lines(SQLiteView(view)), Parking(SQLiteView(view)), Mails()):
+        for projection in (Lines(view_at(view)), Parking(view_at(view)), Mails()):
             system.project(projection)
         while line := await anyio.to_thread.run_sync(sys.stdin.readline):
             record = PersistedEvent("bank", f"bank/{line[0]}", "Line", line.strip(), 1.0)

@@ -10,9 +10,11 @@ import msgspec
 import pytest
 
 from tests.cli.conftest import Command, Store, audit, dead_letter, event
+from tests.cli.test_projections import ask, running, until
 from tests.cli.test_snapshots import TRIM, fill
 from tests.persistence.backends.postgres.conftest import URL
 from tests.postgres_server import any_installation, own_database, query, shared_server
+from tests.projections.postgres.conftest import in_schema
 
 SCHEMA = "papyra_cli"
 
@@ -64,6 +66,33 @@ def test_no_command_prints_the_password(papyra: Command, store: Store, database:
         wrong = papyra(command[0], store.name.replace("127.0.0.1:", "127.0.0.1:1"), *command[1:])
         assert wrong.code != 0
         assert password not in done.out + done.err + wrong.out + wrong.err
+
+
+def test_projections_of_a_postgres_store_into_a_postgres_view_are_listed_and_asked(
+    papyra: Command, store: Store, database: str
+) -> None:
+    view = in_schema(database, SCHEMA)
+    where = (store.name, "--view", view, "--over", "0s")
+    with running(store, view) as runner:
+        head = runner.add("one", "two")
+        until(papyra, store, view, "lines", position=head, state="running")
+        for name in ("lines", "mails"):
+            asked = ask(papyra, "pause", name, store, view, "--reason", "a move")
+            assert (asked["done"], asked["state"], asked["is_run"]) == (True, "paused", True)
+        assert query(
+            database, "SELECT error FROM papyra_cli.papyra_projections WHERE is_paused = 1"
+        ) == [("a move",)]
+        assert query(database, "SELECT name FROM papyra_cli.papyra_positions ORDER BY name") == [
+            ("projections/mails",)
+        ]
+        assert ask(papyra, "resume", "lines", store, view)["done"]
+    told = papyra("projections", *where)
+    assert (told.code, [row[0] for row in told.rows]) == (0, ["lines", "mails", "parking"])
+    password = database.partition("postgres:")[2].partition("@")[0]
+    assert password
+    wrong = papyra("projections", store.name, "--view", view.replace("127.0.0.1:", "127.0.0.1:1"))
+    assert wrong.code == 1
+    assert password not in told.out + told.err + wrong.out + wrong.err
 
 
 def test_a_copy_through_every_kind_of_store_is_the_same_byte_for_byte(

@@ -43,7 +43,7 @@ def view(tmp_path: Path) -> Path:
 class Runner:
     """A process that runs the projections of `tests.cli.projecting`."""
 
-    def __init__(self, store: Store, view: Path) -> None:
+    def __init__(self, store: Store, view: Path | str) -> None:
         self._process = subprocess.Popen(
             [sys.executable, "-m", "tests.cli.projecting", store.url, str(view)],
             stdin=subprocess.PIPE,
@@ -69,7 +69,7 @@ class Runner:
 
 
 @contextlib.contextmanager
-def running(store: Store, view: Path) -> Iterator[Runner]:
+def running(store: Store, view: Path | str) -> Iterator[Runner]:
     runner = Runner(store, view)
     try:
         yield runner
@@ -77,13 +77,15 @@ def running(store: Store, view: Path) -> Iterator[Runner]:
         runner.end()
 
 
-def listed(papyra: Command, store: Store, view: Path) -> dict[str, Any]:
+def listed(papyra: Command, store: Store, view: Path | str) -> dict[str, Any]:
     done = papyra("projections", store.name, "--view", view, "--over", "0s", "--json")
     assert done.code == 0, done.err
     return {each["name"]: each for each in json.loads(done.out)}
 
 
-def until(papyra: Command, store: Store, view: Path, name: str, **fields: Any) -> dict[str, Any]:
+def until(
+    papyra: Command, store: Store, view: Path | str, name: str, **fields: Any
+) -> dict[str, Any]:
     """Wait until a projection is listed with these fields."""
     end = time.monotonic() + 30
     while True:
@@ -98,7 +100,9 @@ def parked(found: dict[str, Any]) -> list[tuple[int, bool]]:
     return [(each["seq"], each["is_held"]) for each in found.get("parked", ())]
 
 
-def ask(papyra: Command, action: str, name: str, store: Store, view: Path, *options: Any) -> Any:
+def ask(
+    papyra: Command, action: str, name: str, store: Store, view: Path | str, *options: Any
+) -> Any:
     words = ("projections", action, name, store.name, "--view", view)
     done = papyra(*words, *options, "--yes", "--json")
     assert done.code == 0, done.err
