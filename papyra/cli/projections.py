@@ -57,7 +57,7 @@ ACTIONS: tuple[Action, ...] = get_args(Action)
 _OF_EVENTS = ("retry", "skip")
 #: Facts of a projection that are shown.
 _FACTS = 10
-#: Seconds for what was taken to have its effect.
+#: Seconds for a paused projection that has taken a request to go on, or to be paused again.
 PATIENCE = 3.0
 
 
@@ -165,7 +165,9 @@ class _Asked(NamedTuple):
             case _Wish(event=int() as seq):
                 return seq not in _parked(row)
             case _:
-                return not row.inspected.build.is_paused
+                # It may be running for a moment, and be paused at the same event again.
+                before, now = self.row.inspected.build, row.inspected.build
+                return not now.is_paused and now.position >= (before.error_seq or 0)
 
 
 def _parsed(words: Sequence[str]) -> tuple[Action | None, str, str | None]:
@@ -274,7 +276,7 @@ async def _ask(
                 f"{asked.wish.name}: nobody has taken the request within {timeout:g} seconds, and "
                 "nothing was changed: whoever runs it may be busy; say a longer --timeout"
             )
-    return await _until(partial(_find, store, views, asked), asked.has_come, PATIENCE), True
+    return await _come_of(partial(_find, store, views, asked), asked, timeout), True
 
 
 async def _find(store: str | None, views: Sequence[View[Any]], asked: _Asked) -> Row:
@@ -294,6 +296,21 @@ async def _until(find: Any, condition: Callable[[Row], bool], seconds: float) ->
             await anyio.sleep(pause)
             pause = min(2 * pause, LONGEST_PAUSE)
     return cast("Row", await find())
+
+
+async def _come_of(find: Any, asked: _Asked, timeout: float) -> Row:
+    """Return the projection once what was wanted is so, or is known not to come."""
+    began, pause, was_running = anyio.current_time(), FIRST_PAUSE, False
+    while True:
+        row: Row = await find()
+        is_paused = row.inspected.build.is_paused
+        if asked.has_come(row) or (was_running and is_paused):
+            return row
+        was_running = was_running or not is_paused
+        if anyio.current_time() - began > (timeout if was_running else PATIENCE):
+            return row
+        await anyio.sleep(pause)
+        pause = min(2 * pause, LONGEST_PAUSE)
 
 
 async def _ask_in_view(view: View[Any], store: str | None, asked: _Asked, timeout: float) -> bool:
@@ -387,8 +404,8 @@ def _report(asked: _Asked, row: Row, *, taken: bool, as_json: bool) -> None:
     if not has_come:
         error = f": {row.inspected.build.error}" if row.inspected.build.error else ""
         raise CommandFailed(
-            f"{wish.name} was asked to {wish.request}, and is {state_of(row)}{error}. "
-            "Its system's log says more"
+            f"{wish.name} was asked to {wish.request}, and nothing has come of it: it is "
+            f"{state_of(row)}{error}. Its system's log may say more"
         )
     if not as_json:
         tell(f"{wish.name} was asked to {wish.request}, and is {state_of(row)}", "green")

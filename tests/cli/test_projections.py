@@ -152,7 +152,7 @@ def test_a_projection_is_listed_paused_resumed_and_led_past_an_event_while_it_is
             *("projections", "retry", name, store.name, "--view", view, "--yes", "--timeout", "30s")
         )
         assert (failed.code, failed.out.count("paused at")) == (1, 1)
-        assert f"is paused at {bad}" in failed.err
+        assert f"it is paused at {bad}" in failed.err
         assert is_harmless(failed.err)
         asked = ask(papyra, "skip", name, store, view, "--reason", "no line")
         assert asked["state"] == "running"
