@@ -320,7 +320,8 @@ class ReadAll(Request[AllPage], frozen=True):
     actor: str | None = None
     #: what was read last, if it may have been replaced
     anchor: Anchor | None = None
-    #: whether even the writer asks the store where it ends: another one may have taken over
+    #: whether to find out anew if another writer has taken over, and if the store is still the
+    #: same, though there is nothing new in it
     afresh: bool = False
 
     def __post_init__(self) -> None:

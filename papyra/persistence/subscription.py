@@ -64,6 +64,8 @@ logger = logging.getLogger("papyra")
 POLL_INTERVAL = 0.05
 #: The same for the one that writes it, as far as it knows.
 WRITER_POLL_INTERVAL = 1.0
+#: Seconds between two checks of whether a store with nothing new is still the same.
+CHECK_INTERVAL = 1.0
 #: Seconds between two tries to read a store that fails, at first and at most.
 RETRY_INTERVAL, LONGEST_RETRY_INTERVAL = 0.05, 1.0
 
@@ -234,6 +236,8 @@ class Subscription:
         self._store_id: str | None = None
         #: whether a page is to be read, whatever was committed here
         self._is_due = False
+        #: by the clock of the event loop
+        self._check_at = 0.0
         self._items: deque[Item] = deque()
         self._has_caught_up = False
         self._recent: RecentCommits | None = None
@@ -348,10 +352,14 @@ class Subscription:
 
     async def _attempt(self, recent: RecentCommits) -> AllPage | None:
         """Return a page; or `None`, after a pause, if the store fails."""
+        now = anyio.current_time()
+        afresh = self._is_due and now >= self._check_at
         try:
             page = await self._followed.execute(
-                self._selection.request(self._position, self._held(), afresh=self._is_due)
+                self._selection.request(self._position, self._held(), afresh=afresh)
             )
+            if afresh:
+                self._check_at = now + CHECK_INTERVAL
         except _ENDED:
             raise StopAsyncIteration from None
         except BackendBusy:

@@ -20,6 +20,7 @@ from papyra.persistence.backends.store import (
     EncodedHistories,
     HistoryScanning,
     Inbox,
+    Losing,
     Migrating,
     NewBase,
     Outbox,
@@ -353,6 +354,10 @@ class FaultyStore:
     async def last_seq(self) -> int:
         """Ask the wrapped store; no fault is injected."""
         return await self._store.last_seq()
+
+    async def stored_seq(self) -> int:
+        """Ask the wrapped store; no fault is injected."""
+        return await cast("Losing", self._store).stored_seq()
 
     async def claim(self) -> int:
         """Ask the wrapped store; no fault is injected."""

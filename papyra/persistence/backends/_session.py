@@ -31,7 +31,13 @@ from papyra.exceptions import (
 )
 from papyra.persistence import codec
 from papyra.persistence.backends.revisions import Revisions, histories_of, part_of_histories
-from papyra.persistence.backends.store import MAX_SEQ, Batch, EncodedHistories, Store
+from papyra.persistence.backends.store import (
+    MAX_SEQ,
+    Batch,
+    EncodedHistories,
+    Losing,
+    Store,
+)
 from papyra.persistence.messages import (
     Appended,
     EncodedHistory,
@@ -77,6 +83,7 @@ class StoreSession:
         #: the last revisions of actors; nothing is known of them while the store is not claimed
         self.revisions = Revisions(self._last_revisions)
         self._store = store
+        self._losing = store if isinstance(store, Losing) else None
         self.metrics = metrics
         self._stored = stored
         self._overtaken = overtaken
@@ -251,9 +258,10 @@ class StoreSession:
         """
         if self.is_writer:
             return self.last_seq
-        last_seq = await self.attempt("read", self._store.last_seq)
+        look = self._store.last_seq if self._losing is None else self._losing.stored_seq
+        last_seq = await self.attempt("read", look)
         if not self._is_claimed:  # else the next append is to fail, as it comes late
-            self.last_seq = last_seq
+            self.last_seq = last_seq if self._losing is None else max(last_seq, self.last_seq)
         return last_seq
 
     async def look_for_successor(self) -> None:

@@ -28,9 +28,11 @@ async def read_all(store: Store, request: ReadAll, head: int, *, is_writer: bool
     """
     if request.after > head:
         raise StoreReplaced(f"the store ends at {head}, before position {request.after}")
-    if request.after == head:
+    if request.after == head and (is_writer or not request.afresh):
         return AllPage((), head, head)
     store_id = None if is_writer else await _check(store, request.anchor)
+    if request.after == head:
+        return AllPage((), head, head, store_id)
     records: list[Record] = []
     covered = head
     for read in request.reads():

@@ -45,6 +45,7 @@ from papyra.persistence.backends._redis.scan import StoreScan
 from papyra.persistence.backends._redis.snapshots import RedisSnapshots, owner_of
 from papyra.persistence.backends._redis.store_state import (
     FORMAT,
+    StoreState,
     read_state,
 )
 from papyra.persistence.backends._redis.stream_iterator import Session
@@ -282,6 +283,10 @@ class RedisStore:
     async def last_seq(self) -> int:
         """Return the greatest position that is known to be given, by whichever writer."""
         return await self.asyncio.run(self._look)
+
+    async def stored_seq(self) -> int:
+        """Return the greatest position that the server knows of."""
+        return (await self.asyncio.run(self._read_state)).last
 
     async def close(self) -> None:
         """Take back what is in doubt, if the server can be reached, and disconnect."""
@@ -532,6 +537,11 @@ class RedisStore:
             await self._settle()
 
     # On asyncio
+
+    async def _read_state(self) -> StoreState:
+        state = await read_state(self.client)
+        self.writer.note(state)
+        return state
 
     async def _look(self, *, opening: bool = False) -> int:
         state = await read_state(self.client)

@@ -68,6 +68,7 @@ __all__ = (
     "HistoryScanning",
     "Identified",
     "Inbox",
+    "Losing",
     "Migrating",
     "NewBase",
     "Outbox",
@@ -311,6 +312,19 @@ class Identified(Protocol):
         """
 
 
+@runtime_checkable
+class Losing(Protocol):
+    """An optional part of a `Store`: its server may lose what it has acknowledged.
+
+    `Store.last_seq` goes on from the greatest position that is known, so that none is given twice.
+    Those who follow have to know where the store ends by now.
+    """
+
+    async def stored_seq(self) -> int:
+        """Return the greatest position that the server knows of: after a loss, a lesser one."""
+        ...
+
+
 class NewBase(msgspec.Struct, frozen=True):
     """A base to be stored: an event that takes the place of the one at its position.
 
@@ -405,6 +419,6 @@ class Summarizing(Protocol):
 
 #: Every optional part of a `Store`. What wraps a store has those that this one has.
 OPTIONAL_PARTS = (
-    *(Histories, EncodedHistories, HistoryScanning, Identified, Snapshots, Rebasing, Positions),
-    *(Inbox, Outbox, Migrating, Summarizing),
+    *(Histories, EncodedHistories, HistoryScanning, Identified, Losing, Snapshots, Rebasing),
+    *(Positions, Inbox, Outbox, Migrating, Summarizing),
 )
