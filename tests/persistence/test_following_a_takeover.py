@@ -26,7 +26,7 @@ from tests.conftest import event_loops
 from tests.testing.shelf import Disk, Shelf
 
 pytestmark = pytest.mark.anyio
-anyio_backend = event_loops("asyncio", "trio")
+anyio_backend = event_loops("asyncio")
 
 MakeStore = Callable[[], PersistenceBackend]
 

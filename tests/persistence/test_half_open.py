@@ -29,7 +29,7 @@ from tests.extent import CI
 from tests.proxy import TcpProxy, hang_up
 
 pytestmark = pytest.mark.anyio
-anyio_backend = event_loops("asyncio", "trio")
+anyio_backend = event_loops("asyncio")
 
 #: Seconds for which the stores of this file wait for an answer, and for a busy machine.
 ANSWER, SLACK = 0.5, 10.0

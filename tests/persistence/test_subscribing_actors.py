@@ -42,6 +42,7 @@ from papyra.persistence.backends.memory import InMemoryPersistence
 from papyra.persistence.records import KINDS
 from papyra.testing import wait_until_idle
 from tests.conftest import event_loops
+from tests.extent import CI
 
 pytestmark = pytest.mark.anyio
 anyio_backend = event_loops("asyncio", "trio")
@@ -205,7 +206,7 @@ async def test_events_come_as_the_classes_that_are_asked_for(
 async def test_an_actor_with_much_to_follow_has_no_more_than_some_in_its_mailbox(
     log: Log, store: InMemoryPersistence
 ) -> None:
-    await store.append(*map(stored, range(1, 1001)))
+    await store.append(*map(stored, range(1, 301)))
     may = anyio.Semaphore(0)
     async with system(store) as running:
         slow = running.spawn(Slow, log, may, mailbox_capacity=1)
@@ -223,9 +224,9 @@ async def test_an_actor_with_much_to_follow_has_no_more_than_some_in_its_mailbox
                 may.release()
             await log.until("a question")
         assert len(log.numbers) <= 133
-        for _ in range(1000):
+        for _ in range(300):
             may.release()
-        await log.until_numbers(*range(1, 1001))
+        await log.until_numbers(*range(1, 301))
 
 
 async def test_what_was_not_handled_at_a_crash_comes_once_more_and_all_the_rest_once(
@@ -400,7 +401,7 @@ async def test_an_actor_with_no_use_for_dead_letters_does_not_get_one_for_each_o
 
 
 async def test_many_actors_follow_one_store(store: InMemoryPersistence) -> None:
-    logs = [Log() for _ in range(50)]
+    logs = [Log() for _ in range(50 if CI else 10)]
     async with system(store) as running:
         for each in logs:
             running.spawn(Follower, each, [0], types=["Added"])

@@ -436,8 +436,9 @@ async def test_it_ends_when_the_system_stops_with_all_that_was_stored(make: Make
     assert [item.seq for item in found if isinstance(item, PersistedEvent)] == [1]
 
 
+@pytest.mark.parametrize("length", [3, 5], ids=["of the same length", "longer"])
 async def test_a_reader_of_a_store_that_was_made_anew_is_told_so(
-    make_durable: MakeStore, tmp_path: Path
+    make_durable: MakeStore, tmp_path: Path, length: int
 ) -> None:
     first = make_durable()
     async with first:
@@ -447,7 +448,7 @@ async def test_a_reader_of_a_store_that_was_made_anew_is_told_so(
         assert len(await until_caught_up(items)) == 3
         await make_anew(first, tmp_path)
         async with make_durable() as second:
-            await second.append(*map(event, range(11, 16)))
+            await second.append(*map(event, range(11, 11 + length)))
         with anyio.fail_after(30), pytest.raises((StoreReplaced, StoreMoved)):
             await anext(items)
 

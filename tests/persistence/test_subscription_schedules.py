@@ -19,7 +19,7 @@ from tests.conftest import event_loops
 from tests.extent import count
 
 pytestmark = pytest.mark.anyio
-anyio_backend = event_loops("asyncio", "trio")
+anyio_backend = event_loops("asyncio")
 
 SCHEDULES = count("PAPYRA_FOLLOW_SCHEDULES", 20, 300)
 #: Events of the programs here.
