@@ -37,15 +37,15 @@ class Mailbox(Generic[T]):
     """Messages in the order they were put, for one consumer.
 
     Not for use from several threads. The senders' queue and how it gives way to cancellation
-    follow `anyio.streams.memory`, but for this: waiting senders are let in only when the mailbox
-    has drained to half, so that one task switch serves many messages.
+    follow `anyio.streams.memory`, but for this: waiting senders are let in only when the mailbox is
+    empty, and then as many as there is room for. So most of those find room for what they send
+    next, and one task switch serves many messages.
     """
 
     __slots__ = (
         "_capacity",
         "_items",
         "_limit",
-        "_low_water",
         "_new_signal",
         "_senders",
         "_wakeup",
@@ -61,7 +61,6 @@ class Mailbox(Generic[T]):
         # How many it takes at this moment: none when it is closed, nor when senders wait, as nobody
         # may pass them even if there is room again. One comparison says it all.
         self._limit = capacity
-        self._low_water = capacity // 2
         self._items: deque[T] | list[T] = []
         #: whether it takes no more messages
         self.closed = False
@@ -154,7 +153,7 @@ class Mailbox(Generic[T]):
             item = items.pop()
         else:
             item = self._deque().popleft()
-        if self._senders and len(self._items) <= self._low_water:
+        if self._senders and not self._items:
             self._admit()
         return item
 
@@ -189,7 +188,7 @@ class Mailbox(Generic[T]):
         else:
             items = self._deque()
             run = [items.popleft() for _ in range(count)]
-        if self._senders and len(self._items) <= self._low_water:
+        if self._senders and not self._items:
             self._admit()
         return run
 
@@ -209,7 +208,7 @@ class Mailbox(Generic[T]):
         kept = [item for item in self._items if not unwanted(item)]
         if len(kept) < len(self._items):
             self._items = deque(kept)
-            if len(kept) <= self._low_water:
+            if not kept:
                 self._admit()
 
     @property

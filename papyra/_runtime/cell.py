@@ -334,9 +334,9 @@ class Cell:
         self.loop.check()
         self.death_watch.remove(_watched(ref).death_watch)
 
-    async def queue_up(self, item: object, admitted: Signal | None = None) -> None:
+    async def queue_up(self, item: object) -> None:
         """Put a message into the mailbox when there is room."""
-        await self.mailbox.queue_up(self._with_values(item) if self.propagate else item, admitted)
+        await self.mailbox.queue_up(self._with_values(item) if self.propagate else item)
 
     async def queue_up_told(self, message: object) -> None:
         """Put a message that was told into the mailbox when there is room.
@@ -347,7 +347,8 @@ class Cell:
         admitted = self.loop.new_signal()
         wait = self.begin_wait(admitted, limited=False)
         try:
-            await self.queue_up(message, admitted)
+            item = self._with_values(message) if self.propagate else message
+            await self.mailbox.queue_up(item, admitted)
         finally:
             if wait is not None:
                 wait.end()

@@ -63,6 +63,35 @@ async def test_no_sender_overtakes_one_that_waits_for_room_in_a_mailbox() -> Non
         assert drain(mailbox) == [1, 2, 3, 4]
 
 
+async def test_senders_are_let_into_an_empty_mailbox_as_many_as_there_is_room_for() -> None:
+    mailbox: Mailbox[int] = Mailbox(4)
+    for number in range(4):
+        mailbox.put_nowait(number)
+    async with anyio.create_task_group() as tasks:
+        for number in range(4, 10):
+            tasks.start_soon(mailbox.put, number)
+            await wait_until_idle()
+        assert [mailbox.pop(None) for _ in range(3)] == [0, 1, 2]
+        assert mailbox.statistics() == MailboxStatistics(1, 4, 6, False)
+        assert mailbox.pop(None) == 3
+        assert mailbox.statistics() == MailboxStatistics(4, 4, 2, False)
+        assert mailbox.pop_run(4) == [4, 5, 6, 7]
+        assert mailbox.statistics() == MailboxStatistics(2, 4, 0, False)
+        mailbox.discard(int)
+        assert mailbox.has_room
+
+
+async def test_senders_are_let_into_a_mailbox_all_of_which_was_discarded() -> None:
+    mailbox: Mailbox[object] = Mailbox(2)
+    mailbox.put_nowait(1)
+    mailbox.put_nowait(2)
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(mailbox.put, "three")
+        await wait_until_idle()
+        mailbox.discard(int)
+        assert mailbox.pop(None) == "three"
+
+
 async def test_a_sender_cancelled_while_it_waits_for_room_leaves_no_message_in_the_mailbox() -> (
     None
 ):
