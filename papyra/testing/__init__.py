@@ -1,8 +1,8 @@
 """Tests of code that persists.
 
 Probes wait for facts and messages; `given` puts facts there first; `given_history` gives commands
-to an event-sourced actor alone; `check_history` reads old histories with the classes of today;
-`FaultyPersistence` fails;
+to an event-sourced actor alone, and `projected` events to a projection; `check_history` reads old
+histories with the classes of today; `FaultyPersistence` fails;
 `ManualClock` moves when it is told to; `crash_everywhere` and `explore` run a scenario with every
 crash and in many orders. Fixtures for pytest are in `papyra.testing.pytest_plugin`, the tests that
 every backend has to pass in `papyra.testing.conformance`.
@@ -45,6 +45,7 @@ from papyra.testing.given_history import (
 )
 from papyra.testing.preloaded import Given, given
 from papyra.testing.probes import PersistenceProbe, TestProbe
+from papyra.testing.projected import ProjectedView, projected
 from papyra.testing.wait_idle import wait_until_idle
 
 __all__ = (
@@ -73,6 +74,7 @@ __all__ = (
     "Operation",
     "Outcome",
     "PersistenceProbe",
+    "ProjectedView",
     "Reject",
     "ReplayMismatch",
     "ScheduleFailed",
@@ -82,5 +84,6 @@ __all__ = (
     "explore",
     "given",
     "given_history",
+    "projected",
     "wait_until_idle",
 )
