@@ -13,7 +13,7 @@ import anyio
 import msgspec
 
 from papyra import ActorSystem
-from papyra.persistence import PersistedEvent
+from papyra.persistence import PersistedEvent, ReadHistory
 from papyra.projections import Projection, ProjectionRunner
 
 
@@ -51,8 +51,11 @@ class Deposits:
         """Store a deposit for each amount, as one commit; return the last position."""
         address = f"bank/Account/{account}"
         if not self._revisions[address]:
-            history = await self._system.backend.read_history(address)
-            self._revisions[address] = len(history.events)
+            more = True
+            while more:
+                read = ReadHistory(address, self._revisions[address])
+                page = await self._system.backend.execute(read)
+                self._revisions[address], more = page.next_after, page.more
         records = []
         for amount in amounts:
             self._revisions[address] += 1
