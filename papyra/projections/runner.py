@@ -19,7 +19,8 @@ from papyra.exceptions import (
     ProjectionStopped,
 )
 from papyra.projections.commands import Command, Verb
-from papyra.projections.follower import Follower, decoder
+from papyra.projections.course import Course
+from papyra.projections.follower import Follower
 from papyra.projections.host import Host
 from papyra.projections.keeper import Keeper
 from papyra.projections.projection import Projection, Wanted, attach, checked
@@ -66,7 +67,8 @@ class ProjectionRunner:
     @property
     def status(self) -> ProjectionStatus:
         """The status of the projection now."""
-        main, counters, clock = self._main, self._main.counters, self._host.clock
+        main, clock = self._main.course, self._host.clock
+        counters = main.counters
         head, position = self._host.backend.last_seq, self._main.position
         is_behind = head > position and counters.handled_at is not None
         view = self._projection.view
@@ -106,7 +108,7 @@ class ProjectionRunner:
             while not self._has_reached(seq):
                 # What is not for this projection moves its position, too, and sets no event.
                 with anyio.move_on_after(_LOOK):
-                    await self._main.changed.wait()
+                    await self._main.course.changed.wait()
         if not self._has_reached(seq):
             status = self.status
             raise ProjectionBehind(
@@ -145,10 +147,11 @@ class ProjectionRunner:
         """
         await self._main.command(Command(Verb.REBUILD))
         while (beside := self._beside) is not None:
-            if beside.state in ("paused", "stopped"):
-                raise ProjectionStopped(f"{self.name}: the new build is paused: {beside.error}")
+            course = beside.course
+            if course.state in ("paused", "stopped"):
+                raise ProjectionStopped(f"{self.name}: the new build is paused: {course.error}")
             with anyio.move_on_after(_LOOK):
-                await beside.changed.wait()
+                await course.changed.wait()
 
     async def drop_old(self) -> None:
         """Drop the tables of builds that are replaced."""
@@ -172,28 +175,26 @@ class ProjectionRunner:
             scope.cancel()
 
     def _has_reached(self, seq: int) -> bool:
-        main = self._main
-        if main.is_live and main.position >= seq:
+        position, course = self._main.position, self._main.course
+        if self._main.is_live and position >= seq:
             return True
-        if main.state in ("paused", "stopped"):
+        if course.state in ("paused", "stopped"):
             raise ProjectionStopped(
-                f"{self.name} is {main.state} at position {main.position}, before {seq}"
-                f"{': ' if main.error else ''}{main.error}"
+                f"{self.name} is {course.state} at position {position}, before {seq}"
+                f"{': ' if course.error else ''}{course.error}"
             )
         return False
 
     def _new_follower(self, number: int | None) -> Follower:
-        projection, wanted = self._projection, self._wanted
-        view = projection.view
-
-        decode = decoder(wanted)
+        projection, view = self._projection, self._projection.view
+        course = Course(self._host, projection, self._wanted)
 
         def keep(store_id: str | None) -> Keeper:
             if view is None:
-                return StoreKeeper(projection, self._host.backend, decode, store_id)
-            return ViewKeeper(projection, view, decode, store_id=store_id, number=number)
+                return StoreKeeper(projection, self._host.backend, course.decode, store_id)
+            return ViewKeeper(projection, view, course.decode, store_id=store_id, number=number)
 
-        return Follower(self._host, projection, wanted, keep, self._obey)
+        return Follower(course, keep, self._obey)
 
     def _start(self, follower: Follower) -> None:
         if self._group is None:

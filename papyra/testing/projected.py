@@ -18,7 +18,7 @@ from papyra.persistence import codec
 from papyra.persistence.records import PersistedEvent, Record
 from papyra.projections.builds import Builds
 from papyra.projections.database import ViewDatabase
-from papyra.projections.follower import decoder
+from papyra.projections.decoding import decoder
 from papyra.projections.projection import Projection, checked, table_name, writing
 
 __all__ = ("ProjectedView", "projected")
