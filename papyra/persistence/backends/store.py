@@ -27,9 +27,9 @@ What a store may leave out has a small protocol of its own: `Histories`, without
 event-sourced actors, and `HistoryScanning`, which checks them; `EncodedHistories`, `Identified` and
 `Snapshots`, which save those actors time; `Rebasing`, which lets a compaction remove what these
 have made superfluous; `Losing`, whose server may forget; `Positions`, for those who follow the
-store and keep theirs in it; `Inbox`, where a command reaches the system that
-writes; `Outbox`, where an application leaves events; `Migrating`, for tables that change from
-version to version; and `Summarizing`. None of them changes `Store`.
+store and keep theirs in it; `Inbox`, where a command reaches the system that writes; `Outbox`,
+where an application leaves events; `Migrating`, for tables that change from version to version;
+and `Summarizing`. None of them changes `Store`.
 """
 
 from __future__ import annotations
