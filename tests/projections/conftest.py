@@ -9,8 +9,12 @@ import pytest
 
 from papyra import ActorSystem
 from papyra.persistence.backends.memory import InMemoryPersistence
+from tests.conftest import event_loops
 
 NewSystem = Callable[[], ActorSystem]
+
+#: Most of this is in the view's thread.
+anyio_backend = event_loops("asyncio")
 
 
 @pytest.fixture

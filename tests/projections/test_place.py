@@ -5,12 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 
 from papyra import ActorSystem
+from papyra.eventsourcing import EventSourced, SnapshotPolicy
 from papyra.persistence.backends.json import JsonFilePersistence
 from papyra.persistence.backends.memory import InMemoryPersistence
-from papyra.persistence.backends.retention import RetentionPolicy
+from papyra.persistence.backends.retention import Limits, RetentionPolicy
 from papyra.projections import Projection, SQLiteView
 from tests.projections.balances import (
     Balances,
+    Deposited,
     Deposits,
     balances_in,
     in_state,
@@ -97,6 +99,40 @@ async def test_a_store_that_was_compacted_past_the_position_pauses_it_and_skip_g
         await runner.skip()
         await runner.wait_for(last, timeout=5)
         assert row(path, "is_paused") == (0,)
+
+
+class Trimmed(EventSourced[int]):
+    events = (Deposited,)
+    snapshots = SnapshotPolicy(every=2, keep=2)
+
+    def initial_state(self) -> int:
+        return 0
+
+    def apply(self, state: int, event: Deposited) -> int:
+        return state + event.amount
+
+    async def receive(self, amount: int) -> int:
+        await self.persist(Deposited(amount))
+        return self.state
+
+
+async def test_a_history_whose_beginning_was_removed_is_an_event_that_cant_be_handled(
+    tmp_path: Path, path: Path
+) -> None:
+    file = tmp_path / "store.ndjson"
+    async with system_on(file) as system:
+        account = system.entity(Trimmed, "ann")
+        for _ in range(9):
+            await account.ask(1)
+        policy = RetentionPolicy(events=Limits(max_records=1), trim_histories=True)
+        while not (await system.backend.compact(policy)).kinds["event"].records_after < 9:
+            await account.ask(1)
+        runner = system.project(Balances(SQLiteView(path)))
+        await in_state(runner, "paused")
+        assert "EventsCompacted: the events of bank/Trimmed/ann up to" in runner.status.error
+        await runner.skip()
+        await runner.wait_for(system.backend.last_seq, timeout=5)
+        assert 0 < balances_in(path)["ann"] < 9
 
 
 def system_on(file: Path) -> ActorSystem:

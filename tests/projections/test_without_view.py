@@ -17,8 +17,11 @@ from papyra.persistence.backends.json import JsonFilePersistence
 from papyra.persistence.backends.memory import InMemoryPersistence
 from papyra.persistence.backends.sqlite import SQLitePersistence
 from papyra.projections import DeadLetter, OnError, Pause, Projection, Retry
+from tests.conftest import event_loops
 from tests.projections.balances import Deposited, Deposits, in_state, until
 from tests.projections.conftest import NewSystem
+
+anyio_backend = event_loops("asyncio", "trio")
 
 
 class Mails(Projection):

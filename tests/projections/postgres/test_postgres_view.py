@@ -28,7 +28,7 @@ from tests.projections.balances import Deposited, Deposits, in_state, until
 from tests.projections.conftest import NewSystem
 from tests.projections.postgres.conftest import in_schema
 
-PLACES: tuple[Place, ...] = ("before", "in", "after", "late") if CI else ("after", "late")
+PLACES: tuple[Place, ...] = ("before", "in", "after", "late") if CI else ("late",)
 #: Every how many-th message is tried: with 1, each of them was seen to be cut, in six minutes.
 EVERY = count("PAPYRA_PROJECTION_CUTS", 8, 3)
 BAD = 666
