@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 import time
 import uuid
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import msgspec
@@ -31,6 +32,8 @@ from papyra.projections.projection import Projection, table_name, writing
 from papyra.projections.view import View
 
 __all__ = ("ViewKeeper",)
+
+logger = logging.getLogger("papyra")
 
 ResultT = TypeVar("ResultT")
 
@@ -77,9 +80,10 @@ class ViewKeeper:
     async def close(self, build: Build | None) -> None:
         """Let go of the build, so that another runner need not wait for the lease."""
         if build is not None and self._worker is not None:
-            # Otherwise the lease runs out by itself.
-            with suppress(ProjectionError, TimeoutError):
+            try:
                 await self._run(self._release, build, timeout=self.lease)
+            except Exception as error:  # noqa: BLE001 - whatever is wrong there, this is the end
+                logger.info("the lease of %s runs out by itself: %s", build.name, shown(error))
         await self._let_go()
 
     async def claim(self) -> Build | None:
@@ -256,7 +260,7 @@ class ViewKeeper:
                         break
                     if monotonic() > end:
                         break
-            except Exception as error:
+            except BaseException as error:
                 raise self._named(index, error) from error
         if not is_in_transaction():
             raise HandlerCommitted(self._committed(records[index].seq))
@@ -274,7 +278,7 @@ class ViewKeeper:
                     try:
                         for received in self._decode(record):
                             self._projection.handle(received, tx)
-                    except Exception as error:
+                    except BaseException as error:
                         raise self._named(0, error) from error
                 if not self._database.transaction_check()():
                     raise HandlerCommitted(self._committed(record.seq))
@@ -370,12 +374,15 @@ class ViewKeeper:
     def _read_parked(self, number: int) -> None:
         self._parked_actors = {each.actor for each in self._builds.parked(number) if each.actor}
 
-    def _named(self, index: int, error: Exception) -> Exception:
+    def _named(self, index: int, error: BaseException) -> Exception:
         text = self._database.outage(error)
         if text is not None:
             return ViewUnavailable(text)
         if self._database.is_refused(error):
             return HandlerCommitted(f"{self._projection.name}: {shown(error)}")
+        if not isinstance(error, Exception):
+            # What ends a program in its own thread ends none here.
+            error = RuntimeError(f"handle has raised {type_and_text(error)}")
         return HandlerFailed(index, error)
 
     def _committed(self, seq: int | None) -> str:

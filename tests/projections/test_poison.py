@@ -391,3 +391,58 @@ async def test_a_handler_that_hangs_is_noticed_and_its_late_commit_is_void(
         await runner.retry()
         await runner.wait_for(last, timeout=20)
         assert balances_in(path) == {"ann": 5}
+
+
+async def test_what_a_handler_writes_elsewhere_is_at_least_once(
+    new_system: NewSystem, path: Path
+) -> None:
+    elsewhere: list[int] = []
+
+    class Leaking(Picky):
+        name = "balances"
+        on_error = Retry(2)
+
+        def handle(self, received: Any, tx: Any) -> None:
+            elsewhere.append(received.event.amount)
+            try:
+                super().handle(received, tx)
+            finally:
+                self.is_bad = self.tries == 0
+
+    async with new_system() as system:
+        last = await Deposits(system).add(1, BAD)
+        runner = system.project(Leaking(SQLiteView(path)))
+        await runner.wait_for(last, timeout=5)
+        assert balances_in(path) == {"ann": 1 + BAD}
+        assert elsewhere == [1, BAD, 1, BAD]
+
+
+async def test_a_handler_that_wants_to_end_the_program_ends_nothing(
+    new_system: NewSystem, path: Path
+) -> None:
+    class Exiting(Balances):
+        name = "balances"
+        on_error = Pause()
+
+        def handle(self, received: Any, tx: Any) -> None:
+            raise SystemExit(3)
+
+    async with new_system() as system:
+        await Deposits(system).add(1)
+        runner = system.project(Exiting(SQLiteView(path)))
+        await in_state(runner, "paused")
+        assert "handle has raised SystemExit" in runner.status.error
+
+
+async def test_a_view_whose_tables_are_gone_ends_neither_the_system_nor_its_stop(
+    new_system: NewSystem, path: Path
+) -> None:
+    async with new_system() as system:
+        runner = system.project(Balances(SQLiteView(path)))
+        await runner.wait_for(await Deposits(system).add(1), timeout=5)
+        with looking(path) as view:
+            view.execute("DROP TABLE papyra_projections")
+            view.execute("DROP TABLE papyra_parked")
+        await Deposits(system).add(2)
+        await in_state(runner, "waiting", "paused")
+    assert runner.status.state == "stopped"

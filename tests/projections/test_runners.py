@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 import anyio
 import pytest
 
+from papyra import ActorSystem
 from papyra.exceptions import (
     DuplicateProjection,
     InvalidProjection,
@@ -17,7 +18,9 @@ from papyra.exceptions import (
     ProjectionStopped,
     SystemNotRunning,
 )
+from papyra.persistence.backends.memory import InMemoryPersistence
 from papyra.projections import ProjectionRunner, SQLiteView
+from papyra.testing import ManualClock
 from tests.projections.balances import (
     Balances,
     Deposits,
@@ -189,6 +192,23 @@ async def test_a_view_that_cant_be_opened_is_waited_for(
         assert "unable to open database file" in runner.status.error
         folder.mkdir()
         await runner.wait_for(last, timeout=10)
+
+
+async def test_a_view_that_is_down_for_an_hour_is_waited_for_by_the_systems_clock(
+    store: InMemoryPersistence, tmp_path: Path
+) -> None:
+    clock, folder = ManualClock(), tmp_path / "folder"
+    async with ActorSystem("bank", persistence=store, clock=clock, audit_interval=None) as system:
+        last = await Deposits(system).add(1)
+        runner = system.project(Balances(SQLiteView(folder / "views.db")))
+        await in_state(runner, "waiting")
+        await clock.advance(3600)
+        assert runner.status.state == "waiting"
+        assert runner.status.lag == last
+        folder.mkdir()
+        await until(lambda: clock.next_deadline is not None)
+        await clock.advance(10)
+        await until(lambda: runner.status.position == last)
 
 
 async def test_pause_and_resume_are_facts(new_system: NewSystem, path: Path) -> None:
