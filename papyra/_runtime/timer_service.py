@@ -142,16 +142,19 @@ class TimerService:
 
     def follow(self) -> None:
         """Begin to look after timers. Does not wait."""
-        self._is_wanted = True
-        self._changed.set()
+        if not self._is_wanted:
+            self._is_wanted = True
+            self._changed.set()
         if self._backend is not None:
             self._start()
 
     def attend(self, ref: ActorRef) -> None:
         """Look after timers, as this actor has some, or is about to. Does not wait."""
         self.follow()
-        if not isinstance(ref, EntityRef):
-            address = str(ref.address)
+        if isinstance(ref, EntityRef):
+            return
+        address = str(ref.address)
+        if self._spawned.get(address) is not ref:
             self._spawned[address] = ref
             self._rescue(address.split("/")[1])
 

@@ -59,6 +59,7 @@ from papyra.persistence.timers import (
     Outcome,
     Pending,
     Unscheduled,
+    payload_of,
 )
 from papyra.retry import Retry
 
@@ -448,11 +449,11 @@ class EventSourced(Actor, Generic[StateT]):
         if schedule == () and unschedule == ():
             return []
         pending, now = self.scheduled, self.context.clock.time()
-        notes = [Note(TIMER, Unscheduled(each)) for each in as_names(unschedule) if each in pending]
+        notes = [_note_of(Unscheduled(each)) for each in as_names(unschedule) if each in pending]
         timers = as_timers(schedule)
         if timers:
             messages = type(self)._timer_messages or TimerMessages(type(self).__name__, ())
-            notes += [Note(TIMER, each.scheduled(messages, now)) for each in timers]
+            notes += [_note_of(each.scheduled(messages, now)) for each in timers]
             self.context.system.timers.attend(self.context.self_ref)
         return notes
 
@@ -460,7 +461,7 @@ class EventSourced(Actor, Generic[StateT]):
         """Return `notes` behind the one that the timer at hand has fired, if there is one."""
         if self._unnoted is None:
             return notes
-        return [Note(TIMER, self._fired(self._unnoted, "handled")), *notes]
+        return [_note_of(self._fired(self._unnoted, "handled")), *notes]
 
     def _fired(self, pending: Pending, outcome: Outcome) -> Fired:
         """Return the note that an occurrence is over, and which one is next as of now."""
@@ -553,7 +554,7 @@ class EventSourced(Actor, Generic[StateT]):
         if history.failure is not None:
             await self.context.output_gate().opened()
             await self._settle()
-        await self._append(history, (), None, [Note(TIMER, change)])
+        await self._append(history, (), None, [_note_of(change)])
         return "noted"
 
     async def _settle(self) -> None:
@@ -632,6 +633,10 @@ def _check_same(handled: KeyedCommand, command_type: str, idempotency_key: str) 
             f"the idempotency key {shown(idempotency_key)} is that of another command, a "
             f"{handled.type}"
         )
+
+
+def _note_of(change: Change) -> Note:
+    return Note(TIMER, payload_of(change))
 
 
 def _bring_timers_to(actor_class: type[EventSourced[Any]]) -> None:

@@ -9,9 +9,12 @@ import zoneinfo
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
+import msgspec
+
 from papyra._durations import is_seconds
 from papyra._safe_repr import shown, text_of, type_name
 from papyra.eventsourcing.schema import Schema
+from papyra.eventsourcing.steps import decodes_alike, parts_of
 from papyra.exceptions import InvalidTimer, MissingExtra
 from papyra.persistence import codec
 from papyra.persistence.timers import Missed, Pending, Scheduled
@@ -57,10 +60,10 @@ class Timer:
 
     def __post_init__(self) -> None:
         check_timer_name(self.name)
-        times = {"at": self.at, "after": self.after, "every": self.every, "cron": self.cron}
-        said = [name for name, value in times.items() if value is not None]
-        if len(said) != 1:
-            listed = " and ".join(said) or "none of them"
+        if (self.at, self.after, self.every, self.cron).count(None) != 3:
+            times = {"at": self.at, "after": self.after, "every": self.every, "cron": self.cron}
+            said = " and ".join(name for name, value in times.items() if value is not None)
+            listed = said or "none of them"
             raise self._invalid(f"one of {', '.join(times)} says when, not {listed}")
         if self.after is not None and not is_seconds(self.after, finite=True):
             raise self._invalid(f"after is seconds, 0 or more, not {shown(self.after)}")
@@ -151,6 +154,9 @@ class TimerMessages:
         """Check the types. Raises `InvalidSchema` for what could not be read back."""
         self._owner = owner
         self._schema = Schema(owner, types, [], attribute="timer_messages")
+        #: those of which any JSON that is made comes back, but for NaN
+        self._simple = {each for each in self._schema.classes if _is_simple(each)}
+        self._encoder = msgspec.json.Encoder()
 
     def encode(self, message: object) -> tuple[str, int, Any]:
         """Return the name and the version of a message's type, and the message as plain data.
@@ -165,6 +171,10 @@ class TimerMessages:
             )
         try:
             kind, payload = self._schema.encode(message)
+            if type(message) in self._simple:
+                encoded = self._encoder.encode(payload)
+                if b"null" not in encoded:
+                    return kind.name, kind.version, msgspec.json.decode(encoded)
             return kind.name, kind.version, codec.plain(payload)
         except Exception as error:
             raise InvalidTimer(
@@ -175,6 +185,13 @@ class TimerMessages:
         """Return the message of a timer. Raises `InvalidEvent` for a type that is not known."""
         (message,) = self._schema.decode(_Stored(scheduled))
         return message
+
+
+def _is_simple(message_class: type) -> bool:
+    """Return whether there is nothing in a class of messages but what JSON has, and other such."""
+    parts = parts_of(msgspec.inspect.type_info(message_class))
+    is_known = not any(isinstance(each, msgspec.inspect.AnyType) for each in parts)
+    return is_known and decodes_alike(message_class)
 
 
 class _Stored:

@@ -23,6 +23,7 @@ from papyra.persistence.backends.memory import InMemoryPersistence
 from papyra.testing import CheckedSystem, PersistenceProbe
 from tests.benchmarks.actors import ACTOR_ROWS
 from tests.benchmarks.command import COMMAND_ROWS
+from tests.benchmarks.durable_timers import DURABLE_TIMER_ROWS
 from tests.benchmarks.entities import ENTITY_ROWS
 from tests.benchmarks.files import FILE_ROWS
 from tests.benchmarks.histories import HISTORY_ROWS
@@ -365,6 +366,7 @@ ROWS = [
     *TIMER_ROWS,
     *SUBSCRIPTION_ROWS,
     *PROJECTION_ROWS,
+    *DURABLE_TIMER_ROWS,
     *COMMAND_ROWS,
     Row("a typical test, in CPU time", "the same with pykka", 0.5, False, typical_test),
     Row(
