@@ -29,3 +29,10 @@ class AuditReport(msgspec.Struct, frozen=True):
     unclaimed_replies: int
     #: what the system's own store has counted
     persistence: MetricsSnapshot
+    #: durable timers that are pending now
+    timers_pending: int = 0
+    #: occurrences that were handled since the system started; tries that failed
+    timers_fired: int = 0
+    timers_failed: int = 0
+    #: seconds by which one was late when it was done, at most, since the system started
+    timers_longest_late: float = 0.0

@@ -41,6 +41,14 @@ class TimersChanged(NamedTuple):
     """The notice to an actor that an operator has changed its timers. Only the runtime sees it."""
 
 
+_OF_TIMERS = frozenset({TimerDue, TimerFailed, TimersChanged})
+
+
+def is_of_timers(message: object) -> bool:
+    """Return whether a message is what the runtime tells an actor of its timers."""
+    return type(message) in _OF_TIMERS
+
+
 class ScheduledTimer(NamedTuple):
     """A durable timer that is pending."""
 

@@ -427,6 +427,10 @@ class ActorSystem:
             dead_letters=recorder.dead_letters if recorder else 0,
             unclaimed_replies=recorder.unclaimed_replies if recorder else 0,
             persistence=self._backend.metrics.snapshot() if self._backend else MetricsSnapshot(),
+            timers_pending=len(self._timers),
+            timers_fired=self._timers.fired,
+            timers_failed=self._timers.failed,
+            timers_longest_late=self._timers.longest_late,
         )
 
     async def start(self) -> None:

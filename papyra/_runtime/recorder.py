@@ -10,6 +10,7 @@ from papyra._safe_repr import MEANT, shown, type_name
 from papyra.address import ActorAddress
 from papyra.audit import AuditReport
 from papyra.clock import Clock
+from papyra.due_timers import is_of_timers
 from papyra.events import (
     ActorCrashed,
     ActorRestarted,
@@ -79,15 +80,20 @@ class SystemRecorder:
         self._push(PersistedAudit(self._system_id, report, self._clock.time()))
 
     def dead_letter_nowait(self, target: ActorAddress, message: object, asked: bool) -> None:
+        if is_of_timers(message):
+            return
         # There is no end to what may be sent to an actor that has stopped.
         if not (self._store.has_room or self._store.closed):
             raise MailboxFull
         self._push(self._dead_letter(target, message, asked))
 
     def dead_letter_left(self, target: ActorAddress, message: object, asked: bool) -> None:
-        self._push(self._dead_letter(target, message, asked))
+        if not is_of_timers(message):  # what a timer brings comes again
+            self._push(self._dead_letter(target, message, asked))
 
     async def dead_letter(self, target: ActorAddress, message: object, asked: bool) -> None:
+        if is_of_timers(message):
+            return
         record = self._dead_letter(target, message, asked)
         try:
             await self._store.put(Append(record))

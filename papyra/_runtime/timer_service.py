@@ -117,8 +117,12 @@ class TimerService:
         self._pause = 0.0
         #: how far the wall clock is ahead of the monotonic one
         self._offset = 0.0
-        self._fired = self._failed = self._given_up = self._skipped = 0
-        self._last_late = self._longest_late = 0.0
+        self._given_up = self._skipped = 0
+        #: occurrences that were handled, and tries that failed
+        self.fired = self.failed = 0
+        self._last_late = 0.0
+        #: seconds by which one was late when it was done, at most
+        self.longest_late = 0.0
         entities.on_new_type = self._know
 
     # What others see.
@@ -136,8 +140,8 @@ class TimerService:
         return TimerMetrics(
             len(self._index),
             sum(each.due <= now for each in self._index),
-            *(self._fired, self._failed, self._given_up, self._skipped),
-            *(self._last_late, self._longest_late),
+            *(self.fired, self.failed, self._given_up, self._skipped),
+            *(self._last_late, self.longest_late),
         )
 
     def follow(self) -> None:
@@ -337,16 +341,16 @@ class TimerService:
     def _count(self, change: object) -> None:
         if isinstance(change, Fired):
             if change.outcome == "handled":
-                self._fired += 1
+                self.fired += 1
                 self._last_late = max(0.0, self._clock.time() - change.due)
-                self._longest_late = max(self._longest_late, self._last_late)
+                self.longest_late = max(self.longest_late, self._last_late)
             elif change.outcome == "skipped":
                 self._skipped += 1
             else:
-                self._failed += 1
+                self.failed += 1
                 self._given_up += 1
         elif isinstance(change, Failed):
-            self._failed += 1
+            self.failed += 1
 
     def _look_at_clock(self) -> None:
         """Warn if the wall clock has gone back."""

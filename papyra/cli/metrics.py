@@ -32,7 +32,16 @@ if TYPE_CHECKING:
 
 #: What an audit says that only grows; the rest goes up and down.
 _COUNTED = frozenset(
-    {"started", "stopped", "crashed", "restarted", "dead_letters", "unclaimed_replies"}
+    {
+        "started",
+        "stopped",
+        "crashed",
+        "restarted",
+        "dead_letters",
+        "unclaimed_replies",
+        "timers_fired",
+        "timers_failed",
+    }
 )
 
 #: Names of metrics; and ends of them that mean something to Prometheus.

@@ -15,7 +15,7 @@ from typing import Any, ClassVar, Generic, TypeVar
 from papyra._error_copy import copy_of
 from papyra._safe_repr import printable, shown, text_of, type_and_text, type_name
 from papyra.actor import Actor, Failure
-from papyra.due_timers import TimerDue, TimerFailed, TimersChanged
+from papyra.due_timers import TimerDue, TimerFailed, TimersChanged, is_of_timers
 from papyra.events import ActorRecoveredWithout, ActorRecoveryFailed
 from papyra.eventsourcing.bases import BaseReader
 from papyra.eventsourcing.bookkeeping import COMMAND, KEY, REPLIED, KeyedCommand, Note, Replied
@@ -72,9 +72,6 @@ FIRST_PAUSE, LONGEST_PAUSE = 0.2, 30.0
 
 #: Where a function keeps that it looks for timers that are brought.
 _BRINGS_TIMERS = "__papyra_brings_timers__"
-
-#: What the runtime tells an actor of its timers.
-_OF_TIMERS = frozenset({TimerDue, TimerFailed, TimersChanged})
 
 #: Characters that are kept of the name of a command's type.
 MAX_TYPE = 200
@@ -647,7 +644,7 @@ def _bring_timers_to(actor_class: type[EventSourced[Any]]) -> None:
 
     @functools.wraps(receive)
     def brought(self: EventSourced[Any], message: Any) -> Awaitable[Any]:
-        if type(message) in _OF_TIMERS:
+        if is_of_timers(message):
             return self._receive_due(message, receive)
         handling: Awaitable[Any] = receive(self, message)
         return handling

@@ -14,8 +14,10 @@ if TYPE_CHECKING:
         AppendMany,
         Attend,
         Attended,
+        CancelTimer,
         Compact,
         EventSkipped,
+        FireTimer,
         Flush,
         Flushed,
         GetMetrics,
@@ -48,6 +50,7 @@ if TYPE_CHECKING:
         SnapshotSaved,
         Summarize,
         TakeOutbox,
+        TimerChanged,
     )
     from papyra.persistence.metrics import MetricsSnapshot
     from papyra.persistence.records import (
@@ -86,6 +89,7 @@ __all__ = (
     "Appended",
     "Attend",
     "Attended",
+    "CancelTimer",
     "CaughtUp",
     "CircuitBreakerPolicy",
     "Compact",
@@ -93,6 +97,7 @@ __all__ = (
     "CompactionReport",
     "EventSkipped",
     "FellBehind",
+    "FireTimer",
     "Flush",
     "Flushed",
     "GetMetrics",
@@ -147,6 +152,7 @@ __all__ = (
     "SubscriptionEnded",
     "Summarize",
     "TakeOutbox",
+    "TimerChanged",
     "Unsubscribe",
 )
 

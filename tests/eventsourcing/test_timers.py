@@ -3,25 +3,28 @@
 from __future__ import annotations
 
 import logging
+import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 import anyio
 import msgspec
 import pytest
 
-from papyra import ActorSystem
+from papyra import ActorSystem, Decision, OneForOne
 from papyra.eventsourcing import Timer
 from papyra.exceptions import InvalidActor, InvalidPolicy, InvalidSchema, InvalidTimer, WrongTask
-from papyra.persistence import PersistedDeadLetter, PersistedEvent
+from papyra.persistence import PersistedDeadLetter, PersistedEvent, ReadAll
 from papyra.persistence.backends.base import PersistenceBackend
 from papyra.persistence.backends.json import JsonFilePersistence
 from papyra.persistence.backends.memory import InMemoryPersistence
 from papyra.persistence.backends.retention import RetentionPolicy
 from papyra.testing import FaultyPersistence, ManualClock, wait_until_idle
 from papyra.testing.fault_rules import InjectedFault
+from tests.eventsourcing.accounts import Account, Deposit
 from tests.eventsourcing.orders import Cancel, Do, KeptOrder, Look, Order, Remind, Set
 
 pytestmark = pytest.mark.anyio
@@ -591,3 +594,136 @@ async def test_to_take_back_what_is_not_pending_stores_nothing(clock: ManualCloc
     async with shop(store, clock) as system:
         assert await system.entity(Order, "1").ask(Cancel("pay")) == 0
     assert await history(store) == []
+
+
+async def test_what_a_timer_brings_to_an_actor_that_stops_is_no_dead_letter_and_comes_again(
+    clock: ManualClock,
+) -> None:
+    class Fragile(Order):
+        entity_name = "Fragile"
+        supervision = OneForOne(default=Decision.STOP)
+
+        async def receive(self, message: Any) -> Any:
+            if not isinstance(message, tuple):
+                return await super().receive(message)
+            entered, release = message
+            entered.set()
+            await release.wait()
+            raise ValueError
+
+    store = InMemoryPersistence()
+    async with shop(store, clock, supervision=OneForOne(default=Decision.STOP)) as system:
+        order = system.entity(Fragile, "1")
+        await order.ask(Set("pay", {"after": 60}, message=Remind("pay")))
+        entered, release = anyio.Event(), anyio.Event()
+        await order.tell((entered, release))
+        await entered.wait()
+        await clock.advance(60)
+        release.set()
+        await clock.advance(10)
+        assert await order.ask(Look()) == ("pay",)
+        assert [each async for each in store.stream("dead_letter")] == []
+
+
+# The index
+
+
+class Counting(InMemoryPersistence):
+    """Counts the records that are read to follow it."""
+
+    followed = 0
+
+    async def execute(self, request: Any) -> Any:
+        reply = await super().execute(request)
+        if isinstance(request, ReadAll):
+            self.followed += len(reply.records)
+        return reply
+
+
+async def test_a_start_reads_what_came_after_the_checkpoint_and_nothing_else(
+    clock: ManualClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("papyra._runtime.timer_checkpoint.SAVE_EVERY", 50)
+    store = Counting()
+    async with shop(store, clock) as system:
+        for number in range(200):
+            order = system.entity(Order, str(number % 10))
+            await order.ask(Set("pay", {"after": 60 + number}, message=Remind("pay")))
+        await wait_until_idle()
+    store.followed = 0
+    async with shop(store, clock) as system:
+        await system.entity(Order, "1").ask(Look())
+        await wait_until_idle()
+        assert len(system.timers) == 10
+        assert 0 < store.followed < 120
+        await clock.advance(1_000)
+        assert len(system.timers) == 0
+
+
+@pytest.mark.parametrize("how", ["missing", "damaged", "of nobody"])
+async def test_the_index_is_made_anew_where_its_checkpoint_can_not_be_believed(
+    how: str, clock: ManualClock, tmp_path: Path
+) -> None:
+    path = tmp_path / "shop.ndjson"
+    async with shop(JsonFilePersistence(path, fsync="no"), clock) as system:
+        await system.entity(Order, "1").ask(Set("pay", {"after": 60}, message=Remind("pay")))
+        with anyio.fail_after(10):
+            while not (await system.backend.load_snapshot("shop/$timers")).snapshot:  # noqa: ASYNC110 - a thread writes
+                await anyio.sleep(0.01)
+    files = [each for each in tmp_path.rglob("*") if each.is_file() and ".snapshots" in str(each)]
+    assert files
+    for file in files:
+        match how:
+            case "missing":
+                file.unlink()
+            case "damaged":
+                file.write_bytes(file.read_bytes()[:-20])
+            case _:
+                file.write_bytes(b"")
+    async with shop(JsonFilePersistence(path, fsync="no"), clock, entities=()) as system:
+        with anyio.fail_after(10):
+            while not len(system.timers):  # noqa: ASYNC110 - a thread writes
+                await anyio.sleep(0.01)
+        await clock.advance(60)
+        with anyio.fail_after(10):
+            while len(system.timers):  # noqa: ASYNC110 - a thread writes
+                await anyio.sleep(0.01)
+        assert await system.entity(Order, "1").ask(Look()) == ("pay",)
+
+
+async def test_a_system_without_timers_reads_nothing_to_follow_them(clock: ManualClock) -> None:
+    store = Counting()
+    async with ActorSystem("shop", persistence=store, clock=clock) as system:
+        await system.spawn(Account, name="ann").ask(Deposit(1))
+    async with ActorSystem("shop", persistence=store, clock=clock) as system:
+        await system.spawn(Account, name="ann").ask(Deposit(1))
+        await wait_until_idle()
+        names = [task.name for task in anyio.get_running_tasks()]
+        assert "papyra timers" not in names
+    assert store.followed == 0
+
+
+async def test_the_audit_tells_of_timers(clock: ManualClock) -> None:
+    async with shop(InMemoryPersistence(), clock) as system:
+        await system.entity(Order, "1").ask(Set("pay", {"after": 60}, message=Remind("pay")))
+        await system.entity(Order, "2").ask(Set("pay", {"after": 600}, message=Remind("pay")))
+        await wait_until_idle()
+        await clock.put_wall_clock(90)
+        audit = system.audit()
+        assert (audit.timers_pending, audit.timers_fired, audit.timers_failed) == (1, 1, 0)
+        assert audit.timers_longest_late == 30
+
+
+async def test_a_copy_of_a_store_has_its_timers(clock: ManualClock, tmp_path: Path) -> None:
+    original, copy = tmp_path / "shop.ndjson", tmp_path / "copy.ndjson"
+    async with shop(JsonFilePersistence(original, fsync="no"), clock) as system:
+        await system.entity(Order, "1").ask(Set("pay", {"after": 60}, message=Remind("pay")))
+    await anyio.run_process([sys.executable, "-m", "papyra.cli", "copy", original, copy])
+    async with shop(JsonFilePersistence(copy, fsync="no"), clock) as system:
+        with anyio.fail_after(10):
+            while not len(system.timers):  # noqa: ASYNC110 - a thread writes
+                await anyio.sleep(0.01)
+            await clock.advance(60)
+            while len(system.timers):  # noqa: ASYNC110 - a thread writes
+                await anyio.sleep(0.01)
+        assert await system.entity(Order, "1").ask(Look()) == ("pay",)
