@@ -11,6 +11,7 @@ import anyio.to_thread
 
 from papyra._home_loop import HomeLoop
 from papyra._signal import Signal
+from papyra._trio import running_trio
 
 T = TypeVar("T")
 
@@ -23,16 +24,23 @@ async def run_in_thread(loop: HomeLoop, function: Callable[..., T], args: Sequen
     are one, on asyncio.
     """
     call = _Call(loop, function, args)
-    limiter = anyio.to_thread.current_default_thread_limiter()
-    await limiter.acquire_on_behalf_of(call)
-    call.start(lambda: limiter.release_on_behalf_of(call))
-    await call.done
+    trio = running_trio()
+    # A Ctrl-C in its midst would leave the limiter in doubt; who waits is struck later.
+    run = _run if trio is None else trio.lowlevel.enable_ki_protection(_run)
+    await run(call)
     if call.error is not None:
         try:
             raise call.error
         finally:
             call.error = None  # not to be in a circle with its traceback
     return cast("T", call.result)
+
+
+async def _run(call: _Call) -> None:
+    limiter = anyio.to_thread.current_default_thread_limiter()
+    await limiter.acquire_on_behalf_of(call)
+    call.start(lambda: limiter.release_on_behalf_of(call))
+    await call.done
 
 
 class _Call:
@@ -53,8 +61,8 @@ class _Call:
         thread = threading.Thread(target=self._run, name="papyra blocking call", daemon=True)
         try:
             thread.start()
-        except BaseException:
-            release()
+        except RuntimeError:
+            release()  # there are too many threads
             raise
 
     def _run(self) -> None:

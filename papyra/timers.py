@@ -286,7 +286,7 @@ class _ReceiveTimeout(_Timer):
 
 
 def is_own_message(item: object) -> TypeGuard[OwnMessage]:
-    """Return whether what is in a mailbox is one; other messages may be anything, and deny it."""
+    """Return whether what is in a mailbox is an `OwnMessage`; asks no object of users' for that."""
     return issubclass(type(item), OwnMessage)
 
 

@@ -91,35 +91,43 @@ class Belongings:
     def run(self, work: Awaitable[Any], pipe_to_self: Callable[[Any], object] | None) -> OwnTask:
         """Await `work` in a task of its own."""
         task = OwnTask(self._owner, self, work, pipe_to_self)
+        # A Ctrl-C of trio's must not strike between the two steps in there.
+        shield_from_interrupts(self._start)(task)
+        return task
+
+    def _start(self, task: OwnTask) -> None:
         self.tasks[task] = None
         task.start()
-        return task
 
     def note_activity(self, item: object) -> None:
         """Take note that `item` is handled next."""
         if self._idle is not None:
             self._idle.is_still = is_own_message(item) and not item.is_activity
 
-    async def end(self) -> list[object]:
-        """End them all, and wait for that; return the results that were not handled.
+    async def end(self, refuse: Callable[[object], None]) -> None:
+        """End them all, and wait for that; call `refuse` with each result that was not handled.
 
-        Raises what strikes meanwhile, when they have ended.
+        Raises what strikes meanwhile, when they have ended. To call it again is to make sure.
         """
         self.is_over = True
         self.timers.end()
-        for task in tuple(self.tasks):
-            task.cancel()
+        if self._idle is not None:
+            self._idle.is_still = False  # the mailbox may go on with another life
         blow = None
         if self.tasks:
             self._ended = anyio.Event()
+            for task in tuple(self.tasks):
+                task.cancel()
             blow = await wait_through(self._ended)
         mailbox = self._owner.mailbox
         left = [item for item in mailbox.peek(len(mailbox)) if is_own_message(item)]
         if left:
             mailbox.discard(is_own_message)
+        for item in left:
+            if item.is_activity:
+                refuse(item.message)
         if blow is not None:
             raise blow
-        return [item.message for item in left if item.is_activity]
 
     def remove(self, task: OwnTask) -> None:
         """Take note that `task` has ended."""

@@ -71,8 +71,8 @@ class Deadlines:
             self._awaited = moment
             self._sooner.set()
         if not self._is_running:
-            self._is_running = True
-            self._start_task()
+            # A Ctrl-C of trio's must not strike between the two.
+            shield_from_interrupts(self._start_task)()
 
     def forget(self, count: int = 1) -> None:
         """Take note that so many more of those in the heap are over."""
@@ -89,7 +89,7 @@ class Deadlines:
         self._sooner.set()
 
     def _start_task(self) -> None:
-        begun = False
+        self._is_running, begun = True, False
 
         async def run() -> None:
             nonlocal begun
@@ -109,7 +109,6 @@ class Deadlines:
             take_cancellation()
             self._is_running = False
             if self._heap and not self._is_closed:
-                self._is_running = True
                 self._start_task()
         else:
             self._is_running = False

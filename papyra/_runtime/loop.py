@@ -263,7 +263,8 @@ class ActorLoop:
                     if not await self._let_others_run():
                         break
                 if (item := self._mailbox.pop(_NOTHING)) is not _NOTHING:
-                    handled += await self._handle_next(item)
+                    handle = self._handle_next  # called as a method, it is looked up for longer
+                    handled += await handle(item)
                 elif self._mailbox.closed:
                     break
                 else:
@@ -323,16 +324,19 @@ class ActorLoop:
         Only those that may have such pass this way.
         """
         assert self.belongings is not None
-        if not is_own_message(item):
-            self.belongings.note_activity(item)
-            return self._handler()(item)
+        if is_own_message(item):
+            return self._take(item, self.belongings)
+        self.belongings.note_activity(item)
+        return self._handler()(item)
+
+    def _take(self, item: OwnMessage, belongings: Belongings) -> Coroutine[Any, Any, int]:
         try:
             is_due = item.take()
         except BaseException as caught:  # noqa: BLE001 - raised again unless supervision takes it
             return self._fail_to_take(caught, item)
         if not is_due:
             return _pass_over()
-        self.belongings.note_activity(item)
+        belongings.note_activity(item)
         self._values = item.values
         return self._handle_or_run(item.message)
 
@@ -343,11 +347,11 @@ class ActorLoop:
 
     async def _end_belongings(self) -> None:
         """End what belongs to the incarnation, and make dead letters of results left over."""
-        if self.belongings is None or self.belongings.is_over:
+        if self.belongings is None:
             return
         self._lifecycle.can_have_children = False
-        for message in await self.belongings.end():
-            self._cell.dead_letters.postpone(message, asked=False)
+        refuse = functools.partial(self._cell.dead_letters.postpone, asked=False)
+        await self.belongings.end(refuse)
 
     async def _handle(self, item: object) -> int:
         """Handle one message."""

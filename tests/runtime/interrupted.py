@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 import sys
+import time
 from typing import Any
 
 import anyio
@@ -26,12 +27,30 @@ class Busy(Actor):
         await self.context.self_ref.tell(message)
 
 
+class Ticking(Actor):
+    """Has timers, a task in the background, and calls that block."""
+
+    async def on_start(self) -> None:
+        self.timers.start("tick", "tick", every=0.001)
+        self.context.receive_timeout(0.003, "idle")
+        self.context.run_in_background(self.work)
+
+    async def work(self) -> None:
+        while True:
+            await anyio.lowlevel.checkpoint()
+            await self.context.run_in_thread(time.sleep, 0.001)
+
+    async def receive(self, message: Any) -> None:
+        """Do nothing."""
+
+
 async def main(path: str) -> None:
     print("begun", flush=True)
     store = JsonFilePersistence(path, fsync="no")
     async with ActorSystem("program", persistence=store, shutdown_timeout=0.5) as system:
         counter = system.spawn(Counter)
         await system.spawn(Busy).tell("go on")
+        system.spawn(Ticking)
         for number in range(int(sys.argv[3])):
             await counter.ask(number)
     print("left", flush=True)

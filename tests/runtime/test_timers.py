@@ -15,8 +15,10 @@ from papyra import Actor, ActorRef, ActorSystem, Decision, OneForOne
 from papyra.exceptions import ActorNotRunning, InvalidPolicy, WrongLoop
 from papyra.persistence.backends.memory import InMemoryPersistence
 from papyra.testing import ManualClock, explore, wait_until_idle
+from papyra.timers import _Timer
 from tests.actors import letters
 from tests.extent import CI
+from tests.persistence.payloads import Hostile
 
 
 class Clockwork(Actor):
@@ -209,7 +211,7 @@ async def test_timers_that_are_started_and_cancelled_without_end_take_no_memory(
     async with ActorSystem(clock=clock, audit_interval=None) as system:
         most = await system.spawn(Churns).ask("go")
         gc.collect()
-        kept = [each for each in gc.get_objects() if type(each).__name__ == "_Timer"]
+        kept = [each for each in gc.get_objects() if type(each) is _Timer]
         assert 0 < most < 50
         assert len(kept) < 200
 
@@ -356,6 +358,31 @@ async def test_a_timer_in_the_mailbox_of_an_entity_that_sleeps_does_not_wake_it(
         assert [message for _, message in noted] == ["sleep"]
 
 
+async def test_the_life_after_one_with_timers_is_not_idle_while_it_handles_a_message(
+    clock: ManualClock, noted: list[Any]
+) -> None:
+    entered, release = anyio.Event(), anyio.Event()
+
+    class Sleeper(Clockwork):
+        idle_timeout = 10
+
+        async def on_stop(self) -> None:
+            if not entered.is_set():
+                self.context.self_ref.tell_nowait((entered, release))
+
+    async with ActorSystem(clock=clock) as system:
+        ref = system.entity(Sleeper, "42")
+        await ref.ask(start("one", "ring", after=1))
+        await clock.advance(10)
+        await entered.wait()
+        await clock.advance(35)
+        release.set()
+        await clock.advance(9.9)
+        assert (len(system.entities), system.entities.activations) == (1, 2)
+        await clock.advance(10)
+        assert len(system.entities) == 0
+
+
 async def test_a_receive_timeout_comes_whenever_nobody_has_sent_anything_for_so_long(
     clock: ManualClock, noted: list[Any]
 ) -> None:
@@ -474,6 +501,25 @@ async def test_a_timer_s_message_can_be_unhandled_or_fail_like_any_other(
         await clock.advance(10)
         assert system.audit().restarted == 1
     assert letters(persistence) == ["odd"]
+
+
+async def test_an_actor_with_timers_handles_messages_that_answer_no_question(
+    clock: ManualClock,
+) -> None:
+    got: list[Any] = []
+
+    class Takes(Actor):
+        async def on_start(self) -> None:
+            self.timers.start("one", Hostile(ValueError("no")), after=1)
+
+        async def receive(self, message: Any) -> None:
+            got.append(message)
+
+    async with ActorSystem(clock=clock) as system:
+        ref = system.spawn(Takes)
+        await ref.tell(Hostile(ValueError("no")))
+        await clock.advance(1)
+    assert [type(message) for message in got] == [Hostile, Hostile]
 
 
 async def test_a_timer_s_message_of_a_batch_type_is_handled_as_a_batch(clock: ManualClock) -> None:
@@ -761,6 +807,6 @@ async def test_no_stale_message_arrives_in_whatever_order_a_timer_is_set_cancell
         await ref.stop()
         outcomes.add(tuple(arrived))
 
-    explored = await explore(program, 300 if CI else 40)
+    explored = await explore(program, 120 if CI else 40)
     assert explored.schedules > 20
     assert len(outcomes) > 5
