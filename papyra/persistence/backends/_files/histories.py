@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
@@ -20,6 +20,8 @@ from papyra.persistence.records import PersistedEvent, Record
 
 #: A revision that no event has: greater than all.
 _NONE = 2**63
+#: Files that are read one after the other, from the last one backwards, before others are searched.
+_LAST = 4
 #: Lines that are looked up together.
 _TOGETHER = 1024
 
@@ -104,39 +106,53 @@ def _lines_after(
 
     With each come its lines there, and how many of them are before that.
     """
-    found = [
-        _Lines(file, offsets, actor)
-        for file in journal.files(newest=False)
-        if (offsets := file.step_offsets(actor))
-    ]
-    for lines in found[_first_file(journal, found, after) :]:
+    if not after:
+        for lines in _having(journal, actor, newest=False):
+            yield lines.file, lines.offsets, 0
+        return
+    for lines in _last_having(journal, actor, after):
         try:
-            yield lines.file, lines.offsets, lines.first_after(after) if after else 0
+            yield lines.file, lines.offsets, lines.first_after(after)
         finally:
             journal.was_read(lines.file)
 
 
-def _first_file(journal: Journal, found: Sequence[_Lines], after: int) -> int:
-    """Return in which file an actor's history goes on, looking into few of many.
+def _having(journal: Journal, actor: str, *, newest: bool) -> Iterator[_Lines]:
+    for file in journal.files(newest=newest):
+        if offsets := file.step_offsets(actor):
+            yield _Lines(file, offsets, actor)
 
-    Mostly it is one of the last: who asks has a snapshot, or has read the others.
+
+def _last_having(journal: Journal, actor: str, after: int) -> Sequence[_Lines]:
+    """Return an actor's lines from the file on in which a greater revision may be, oldest first.
+
+    Few of many files are read for that. Mostly it is one of the last: who asks has a snapshot, or
+    has read what comes before.
     """
+    found: list[_Lines] = []
+    having = _having(journal, actor, newest=True)
+    for lines in having:
+        found.append(lines)
+        if lines.revision_from(0) <= after:
+            break
+        if len(found) == _LAST:
+            others = list(having)
+            found += others[: _place(journal, others, after) + 1]
+    return found[::-1]
 
-    def revision_from(number: int) -> int:
-        for lines in found[number:]:
+
+def _place(journal: Journal, newest_first: Sequence[_Lines], after: int) -> int:
+    """Return the place of the newest that begin with a revision up to this, or their number."""
+
+    def begin_before(number: int) -> bool:
+        for lines in reversed(newest_first[: number + 1]):
             revision = lines.revision_from(0)
             journal.was_read(lines.file)
-            if revision != _NONE:
-                return revision
-        return _NONE
+            if revision != _NONE:  # else they are another's
+                return revision <= after
+        return False
 
-    if not after:
-        return 0
-    first, step = len(found) - 1, 1
-    while first > 0 and revision_from(first) > after:
-        first, step = first - step, 2 * step
-    first = max(first, 0)
-    return max(first, bisect_right(range(len(found)), after, lo=first, key=revision_from) - 1)
+    return bisect_left(range(len(newest_first)), True, key=begin_before)
 
 
 def _is_step(record: Record, actor: str) -> bool:

@@ -129,7 +129,7 @@ class RedisClient:
         Backoff And Jitter" of the AWS Architecture Blog. Raises a `StoreError`, with redis-py's
         own as its cause.
         """
-        seconds = (timeout or self.config.timeout) + size / SLOWEST
+        seconds = (timeout or self.config.timeout) + size // SLOWEST
         now = asyncio.get_running_loop().time
         started, failures = now(), 0
         while True:
