@@ -287,10 +287,12 @@ class History(Generic[StateT]):
         else:
             records = [self._record(event, next_) for next_, event in enumerate(events, revision)]
         if metadata:
-            records = [structs.replace(each, metadata={**metadata}) for each in records]
+            records = _with_metadata(records, metadata)
         if notes:
             first = revision + len(records)
-            records += [self._note_record(note, next_) for next_, note in enumerate(notes, first)]
+            noted = [self._note_record(note, next_) for next_, note in enumerate(notes, first)]
+            # Where a command stores notes alone, these name its key.
+            records += noted if events or not metadata else _with_metadata(noted, metadata)
         before, apply = state, self._apply
         try:
             for event in events:
@@ -510,6 +512,12 @@ class History(Generic[StateT]):
             revision=self.revision + 1,
             event_type=record.event_type,
         )
+
+
+def _with_metadata(
+    records: Sequence[PersistedEvent], metadata: Mapping[str, str]
+) -> list[PersistedEvent]:
+    return [structs.replace(each, metadata={**metadata}) for each in records]
 
 
 def _concerns_books(record: Step) -> bool:

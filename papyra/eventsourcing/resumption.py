@@ -11,7 +11,7 @@ from collections import deque
 from collections.abc import Iterable, Sequence
 from typing import Generic, NamedTuple, TypeVar
 
-from papyra.eventsourcing.bookkeeping import KEY
+from papyra.eventsourcing.bookkeeping import KEY, NOTES
 from papyra.eventsourcing.schema import Schema
 from papyra.exceptions import ReplyNotKept
 from papyra.persistence import codec
@@ -36,18 +36,18 @@ class Resumption(Generic[StateT]):
         self._stored: deque[PersistedEvent] = deque()
         #: before the first event of the command
         self.before = before
+        #: of the first event, or note, that the command has stored; 0 if there is none
+        self.first_revision = 0
         #: why it does something else than the first time, if it does
         self.divergence: ReplyNotKept | None = None
 
     def add(self, record: PersistedEvent) -> None:
         """Add an event that was stored since, the next one, if it is one of the command's."""
-        if record.metadata.get(KEY) == self._key:
+        if record.metadata.get(KEY) != self._key:
+            return
+        self.first_revision = self.first_revision or record.revision or 0
+        if record.event_type not in NOTES:
             self._stored.append(record)
-
-    @property
-    def first_revision(self) -> int:
-        """The revision of the first event that is to be met; 0 if there is none."""
-        return (self._stored[0].revision or 0) if self._stored else 0
 
     @property
     def is_through(self) -> bool:

@@ -421,3 +421,40 @@ async def test_what_on_recovered_stores_is_no_part_of_a_command() -> None:
         assert await account.ask(Deposit(5), idempotency_key="a") == 105
         keyed = [each.metadata for each in await history(system.backend)]
         assert [bool(each) for each in keyed] == [False, True, False]
+
+
+class Diary(EventSourced[list[int]]):
+    """Its state is changed in place, so it recovers in the middle of a command that fails."""
+
+    events = (Deposited,)
+
+    def initial_state(self) -> list[int]:
+        return []
+
+    def apply(self, state: list[int], event: Deposited) -> list[int]:
+        state.append(event.amount)
+        return state
+
+    async def on_recovered(self) -> None:
+        await self.persist(Deposited(100))
+
+    async def receive(self, message: Any) -> Any:
+        if isinstance(message, Deposit):
+            try:
+                await self.persist(Deposited(message.amount))
+            except StoreError:
+                await self.persist(Deposited(message.amount + 1))
+        return list(self.state)
+
+
+async def test_a_recovery_in_the_middle_of_a_command_is_no_part_of_it() -> None:
+    store = FaultyPersistence(InMemoryPersistence())
+    async with ActorSystem("bank", persistence=store) as system:
+        diary = spawn(system, Diary)
+        assert await diary.ask("look") == [100]
+        await system.backend.flush()
+        store.fail_next("append", kind="event")
+        assert await diary.ask(Deposit(5), idempotency_key="a") == [100, 100, 6]
+        assert await diary.ask(Deposit(5), idempotency_key="a") == [100, 100, 6]
+        keyed = [each.metadata for each in await history(system.backend)]
+        assert [bool(each) for each in keyed] == [False, False, True, False]

@@ -31,6 +31,9 @@ from papyra.testing.conformance._histories import mixed
 #: Addresses that make poor names of files, and ones that are alike.
 ADDRESSES = ("s/a", "s/A", "s/a/", "s/..", "s/é\n\0", "s/" + "x" * 5000, "")
 
+#: What may go along with a state.
+BOOKS = msgspec.Raw(b'{"commands":{"\xc3\xa9\\n":{"type":"Add","revision":1}}}')
+
 
 def keeps_snapshots(backend: PersistenceBackend) -> bool:
     return snapshots.keeps_snapshots(backend.store)
@@ -148,13 +151,15 @@ class Beside:
     async def test_snapshots_come_back_newest_first(self, make_backend: MakeBackend) -> None:
         async with make_backend() as backend:
             await a_history(backend)
-            for revision in (2, 5, 9):
-                await save(backend, revision, keep=3, shape="o", timestamp=T0 + revision)
+            await save(backend, 2, keep=3)
+            await save(backend, 5, keep=3, shape="o", timestamp=T0 + 5, bookkeeping=BOOKS)
+            await save(backend, 9, keep=3)
             assert await loaded(backend) == ([9, 5, 2], 0)
             assert await loaded(backend, "s/b") == ([], 0)
             snapshot = (await backend.load_snapshot("s/a", before_revision=9)).snapshot
             assert snapshot is not None
             assert (snapshot.shape, snapshot.timestamp) == ("o", T0 + 5)
+            assert (snapshot.bookkeeping, bytes(snapshot.state)) == (BOOKS, b"5")
             assert snapshot.store_id == await backend.store_id()
 
     @needs(keeps_snapshots)

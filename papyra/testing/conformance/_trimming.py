@@ -22,7 +22,14 @@ from papyra.testing.conformance._fixtures import (
     needs,
 )
 from papyra.testing.conformance._histories import a_step, events_of, history
-from papyra.testing.conformance._snapshots import a_history, keeps_snapshots, loaded, rewrite, save
+from papyra.testing.conformance._snapshots import (
+    BOOKS,
+    a_history,
+    keeps_snapshots,
+    loaded,
+    rewrite,
+    save,
+)
 
 #: Hides every step of `a_history`, and lets the beginnings of histories be removed.
 TRIM = RetentionPolicy(max_records=1, trim_histories=True)
@@ -84,7 +91,7 @@ class Trimming:
     async def test_a_trimmed_history_begins_with_its_base(self, make_backend: MakeBackend) -> None:
         async with make_backend() as backend:
             await a_history(backend)
-            await save(backend, 5, version=3, shape="o", timestamp=T0 + 99)
+            await save(backend, 5, version=3, shape="o", timestamp=T0 + 99, bookkeeping=BOOKS)
             await save(backend, 8, version=3)
             before = await events_of(backend, "a")
             others = await events_of(backend, "b")
@@ -104,6 +111,7 @@ class Trimming:
                 "version": 3,
                 "shape": "o",
                 "timestamp": T0 + 99,
+                "bookkeeping": msgspec.json.decode(BOOKS),
             }
             assert await history(backend, "a", after=7) == [8, 9]
             assert await history(backend, "a", limit=2) == [5, 6, 7, 8, 9]
