@@ -344,6 +344,24 @@ async def test_only_event_sourced_actors_keep_keys() -> None:
                 await ref.ask("hello", idempotency_key="a")
 
 
+class OwnKeys(Plain):
+    """Keeps its keys itself."""
+
+    def __init__(self) -> None:
+        self._replies: dict[str, object] = {}
+
+    async def receive_once(self, message: Any, idempotency_key: str) -> Any:
+        return self._replies.setdefault(idempotency_key, message)
+
+
+async def test_an_actor_may_keep_its_keys_itself() -> None:
+    async with ActorSystem("bank", persistence=InMemoryPersistence()) as system:
+        for ref in (system.spawn(OwnKeys), system.entity(OwnKeys, "x")):
+            assert await ref.ask(1, idempotency_key="a") == 1
+            assert await ref.ask(2, idempotency_key="a") == 1
+            assert await ref.ask(3) == 3
+
+
 @pytest.mark.parametrize("key", ["", "x" * 1_025, 7, b"a", True, "\ud800"])
 async def test_a_key_that_is_none_is_refused_and_nothing_is_stored(key: Any) -> None:
     async with ActorSystem("bank", persistence=InMemoryPersistence()) as system:

@@ -11,6 +11,7 @@ from papyra import ActorSystem
 from papyra.eventsourcing import EventSourced
 from papyra.message import Message
 from papyra.persistence.backends.memory import InMemoryPersistence
+from papyra.retry import Retry
 
 pytestmark = pytest.mark.anyio
 
@@ -80,3 +81,5 @@ async def test_a_typed_message_says_what_its_ask_returns() -> None:
         account = system.spawn(Account, name="ann")
         assert assert_type(await account.ask(Deposit(3)), int) == 3
         assert assert_type(await account.ask(WhoOwns(), timeout=10), str) == "ann"
+        again = await account.ask(Deposit(4), retry=Retry(2), idempotency_key="a")
+        assert assert_type(again, int) == 7
