@@ -11,9 +11,11 @@ from typing import Any
 
 import anyio
 import anyio.lowlevel
+import msgspec
 import pytest
 
-from papyra import Actor, ActorSystem
+from papyra import Actor, ActorSystem, EventSourced
+from papyra.eventsourcing import event, upcaster
 from papyra.exceptions import InvalidProjection
 from papyra.persistence.backends.memory import InMemoryPersistence
 from papyra.projections import Pause, Projection, Retry, SQLiteView
@@ -172,6 +174,71 @@ async def test_side_effects_of_new_events_are_commands_too(
         with anyio.fail_after(10):
             while await parcel(system) != ["tea", "milk"]:  # noqa: ASYNC110 - nothing tells of it
                 await anyio.sleep(0.01)
+
+
+@event("Ordered", version=2)
+class Half(msgspec.Struct, frozen=True):
+    item: str
+
+
+class NewCustomer(EventSourced[int]):
+    """An order has become two halves."""
+
+    entity_name = "Customer"
+    events = (Half,)
+
+    @staticmethod
+    @upcaster("Ordered", from_version=1)
+    def halves(payload: Any) -> Any:
+        return [payload, payload]
+
+    def initial_state(self) -> int:
+        return 0
+
+    def apply(self, state: int, event: Half) -> int:
+        return state + 1
+
+    async def receive(self, message: Any) -> Any:
+        return self.state
+
+
+@pytest.mark.parametrize("where", ["handle", "live"])
+async def test_events_that_one_has_become_have_commands_of_their_own(
+    where: str, new_system: NewSystem, path: Path
+) -> None:
+    async def told(projection: Projection, received: Any) -> None:
+        await projection.command(Parcel, "p", Pack(f"{received.event.item} {len(failures)}"))
+        failures.append("no network")
+        if len(failures) in (1, 3):
+            raise OSError(failures[-1])
+
+    class Halves(Projection):
+        name = "halves"
+        entity = NewCustomer
+        on_error = Retry(5).then(Pause())
+
+        if where == "handle":
+
+            async def handle(self, received: Any) -> None:
+                await told(self, received)
+
+        else:
+
+            def handle(self, received: Any, tx: Any) -> None: ...  # type: ignore[misc]
+
+            async def live(self, received: Any) -> None:
+                await told(self, received)
+
+    failures: list[str] = []
+    async with new_system() as system:
+        halves = system.project(Halves(SQLiteView(path) if where == "live" else None))
+        await in_state(halves, "running")
+        last = await order(system, "tea")
+        await halves.wait_for(last, timeout=10)
+        with anyio.fail_after(10):
+            while len(failures) < (5 if where == "handle" else 4):  # noqa: ASYNC110
+                await anyio.sleep(0.01)
+        assert len(await parcel(system)) == 2
 
 
 async def test_commands_belong_to_an_event(new_system: NewSystem, path: Path) -> None:
