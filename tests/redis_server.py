@@ -20,7 +20,7 @@ class RedisServer(_redis_server.RedisServer):
 
     def stop(self) -> None:
         """Ask it to end, and wait until it has."""
-        process, self._process = self._process, None
+        process = self._let_go()
         if process is not None:
             process.terminate()
             try:

