@@ -226,3 +226,14 @@ async def test_requests_reach_the_writer_of_a_store_on_a_cluster(cluster: Cluste
         assert not await beside.store.withdraw(request_id)
         await store.store.answer(request_id, b"y")
         assert await beside.store.answered(request_id) == b"y"
+
+
+async def test_a_redis_store_in_a_cluster_keeps_positions(cluster: Cluster) -> None:
+    config = RedisStreamsConfig(url=cluster.url, system_id=uuid.uuid4().hex)
+    async with RedisStreamsPersistence(config) as store, store.reader() as reader:
+        assert await store.save_position("a", b"1", None)
+        assert not await store.save_position("a", b"2", None)
+        assert await reader.load_position("a") == b"1"
+        assert await reader.list_positions() == ["a"]
+        assert await store.remove_position("a", b"1")
+        assert await reader.load_position("a") is None
