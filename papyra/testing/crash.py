@@ -285,6 +285,13 @@ class _Store(FaultyStore):
         await super().save_snapshot(actor, revision, data)
         await self._plan.come_by("store", "after", about)
 
+    async def save_position(self, name: str, data: bytes, expected: bytes | None) -> bool:
+        about = f"the save of the position {name}"
+        await self._plan.come_by("store", "before", about)
+        is_saved = await super().save_position(name, data, expected)
+        await self._plan.come_by("store", "after", about)
+        return is_saved
+
     async def _recover(self, about: str) -> None:
         """Come by a place where a recovery may fail; it makes no difference whether before it."""
         try:

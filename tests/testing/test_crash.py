@@ -273,6 +273,35 @@ async def test_crash_everywhere_takes_any_backend() -> None:
     assert len(crashes.points) == 24
 
 
+class Counted(Actor):
+    """Keeps its count in a position, and no event."""
+
+    async def receive(self, message: Any) -> int:
+        store = self.context.system.backend
+        last = await store.load_position("count")
+        count = int(last or b"0")
+        if message == "count":
+            return count
+        assert await store.save_position("count", b"%d" % (count + 1), last)
+        return count + 1
+
+
+async def test_crash_everywhere_crashes_before_and_after_a_position_is_saved() -> None:
+    def spawn(system: ActorSystem) -> ActorRef:
+        return system.spawn(Counted, name="counted")
+
+    seen = set()
+
+    async def check(run: CrashRun) -> None:
+        count = await run.ref.ask("count")
+        assert len(run.acknowledged) <= count <= 2
+        if run.point is not None and "position" in run.point.about:
+            seen.add((run.point.what, run.point.where))
+
+    await crash_everywhere(spawn, ["one", "two"], check)
+    assert seen == {(what, where) for what in ("store", "process") for where in ("before", "after")}
+
+
 async def test_each_run_of_crash_everywhere_starts_on_a_fresh_store() -> None:
     stores: list[InMemoryPersistence] = []
 
