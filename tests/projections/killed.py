@@ -1,7 +1,8 @@
 """A program that is killed: it stores deposits and projects them, and says how far the view is.
 
-``python -m tests.projections.killed STORE VIEW``: STORE is a JSON file or an SQLite database; VIEW
-an SQLite database, or the URL of one in PostgreSQL. A line is written for each commit of the view.
+``python -m tests.projections.killed STORE VIEW``: STORE is a JSON file, an SQLite database or the
+URL of a store in PostgreSQL; VIEW an SQLite database, or the URL of one in PostgreSQL. A line is
+written for each commit of the view.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from typing import Any
 import anyio
 
 from papyra import ActorSystem
+from papyra.persistence.backends import postgres
 from papyra.persistence.backends.base import PersistenceBackend
 from papyra.persistence.backends.json import JsonFilePersistence
 from papyra.persistence.backends.sqlite import SQLitePersistence
@@ -45,6 +47,8 @@ class Sums(Projection):
 
 def store_at(place: str) -> PersistenceBackend:
     """Return the store of the events."""
+    if place.startswith("postgresql:"):
+        return postgres.from_url(place, read_only=False)
     return SQLitePersistence(place) if place.endswith(".db") else JsonFilePersistence(place)
 
 

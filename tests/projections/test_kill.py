@@ -7,12 +7,16 @@ from __future__ import annotations
 
 import random
 import secrets
+import signal
+import sqlite3
 import subprocess
 import sys
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import anyio
+import anyio.to_thread
 import pytest
 
 from papyra import ActorSystem
@@ -20,7 +24,7 @@ from papyra.persistence.backends.base import PersistenceBackend
 from papyra.testing._postgres_server import own_database, shared_server
 from tests.extent import count, some
 from tests.postgres_server import query
-from tests.projections.balances import looking
+from tests.projections.balances import Deposits, looking
 from tests.projections.killed import Sums, store_at, view_at
 from tests.projections.postgres.conftest import in_schema
 
@@ -68,6 +72,57 @@ async def test_after_each_kill_the_view_is_the_sum_of_the_store(
         await runner.wait_for(system.backend.last_seq, timeout=30)
     position, sums = left_in(view)
     assert sums == await sums_of(store_at(store), position)
+
+
+async def test_of_two_processes_one_of_which_was_stopped_past_its_lease_one_writes(
+    tmp_path: Path,
+) -> None:
+    """Who was stopped with SIGSTOP finds store and view taken over when it is woken."""
+    store = f"{own_database(shared_server())}?schema=bank_{secrets.token_hex(8)}"
+    view = str(tmp_path / "view.db")
+    program = [sys.executable, "-m", "tests.projections.killed", store, view]
+    root = Path(__file__).parents[2]
+    with subprocess.Popen(
+        program, stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=root
+    ) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        is_held = True
+        while is_held:
+            for _ in range(random.randint(1, 10)):
+                assert process.stdout.readline()
+            process.send_signal(signal.SIGSTOP)
+            # Who is stopped within a transaction keeps everybody out.
+            is_held = is_in_transaction(store, view)
+            if is_held:
+                process.send_signal(signal.SIGCONT)
+        async with ActorSystem("bank", persistence=store_at(store), audit_interval=None) as system:
+            runner = system.project(Sums(view_at(view)))
+            await runner.wait_for(await Deposits(system).add(1, 2, 3), timeout=30)
+            process.send_signal(signal.SIGCONT)
+            # It can't append any more, and ends with that error, not with one of the view's.
+            said = await anyio.to_thread.run_sync(process.stderr.read)
+            assert b"StoreFenced" in said
+            await runner.wait_for(await Deposits(system).add(4), timeout=30)
+    position, sums = left_in(view)
+    assert sums == await sums_of(store_at(store), position)
+
+
+def is_in_transaction(store: str, view: str) -> bool:
+    """Return whether somebody holds a transaction in a store in PostgreSQL, or in an SQLite view."""
+    others = (
+        "SELECT 1 FROM pg_stat_activity WHERE datname = current_database()"
+        " AND pid <> pg_backend_pid() AND state <> 'idle'"
+    )
+    if query(store.partition("?")[0], others):
+        return True
+    with looking(Path(view)) as connection:
+        connection.execute("PRAGMA busy_timeout = 0")
+        try:
+            connection.execute("BEGIN IMMEDIATE")
+        except sqlite3.OperationalError:
+            return True
+    return False
 
 
 async def sums_of(store: PersistenceBackend, position: int) -> dict[str, int]:

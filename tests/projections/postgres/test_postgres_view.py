@@ -1,4 +1,8 @@
-"""A projection into PostgreSQL: each event has its effect once, whatever becomes of connections."""
+"""A projection into PostgreSQL: each event has its effect once, whatever becomes of connections.
+
+``PAPYRA_PROJECTION_CUTS`` says at every how many-th message a connection is cut; with 1, it was
+seen to hold at each of them.
+"""
 
 from __future__ import annotations
 
@@ -29,7 +33,6 @@ from tests.projections.conftest import NewSystem
 from tests.projections.postgres.conftest import in_schema
 
 PLACES: tuple[Place, ...] = ("before", "in", "after", "late") if CI else ("late",)
-#: Every how many-th message is tried: with 1, each of them was seen to be cut, in six minutes.
 EVERY = count("PAPYRA_PROJECTION_CUTS", 8, 3)
 BAD = 666
 
