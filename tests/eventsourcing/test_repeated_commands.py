@@ -34,7 +34,7 @@ pytestmark = pytest.mark.anyio
 
 anyio_backend = event_loops("asyncio")
 
-EXAMPLES = count("PAPYRA_REPEATED_EXAMPLES", 5, 40)
+EXAMPLES = count("PAPYRA_REPEATED_EXAMPLES", 5, 25)
 
 
 class Added(msgspec.Struct, frozen=True):
@@ -154,7 +154,7 @@ async def test_repeats_in_any_order_get_one_reply(sum_class: type[Sum]) -> None:
         assert await sums.ask("look") == 12
         await check_history(system.backend, sum_class)
 
-    explored = await explore(program, seeds=count("PAPYRA_REPEATED_SEEDS", 20, 200))
+    explored = await explore(program, seeds=count("PAPYRA_REPEATED_SEEDS", 20, 150))
     assert explored.schedules > 10
 
 
