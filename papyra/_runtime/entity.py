@@ -18,7 +18,7 @@ from papyra._runtime.idle_timeouts import (
 from papyra._runtime.props import Props
 from papyra._runtime.recorder import Recorder
 from papyra._signal import Latch, Signal
-from papyra.actor import HandlesOnce
+from papyra.actor import handles_once
 from papyra.address import ActorAddress
 from papyra.entity import EntityRef
 from papyra.exceptions import ActorStopped, MailboxClosed
@@ -126,7 +126,7 @@ class Entity:
     @property
     def keeps_keys(self) -> bool:
         """Whether it knows by an idempotency key that it has handled a message before."""
-        return issubclass(self.type.props.actor_class, HandlesOnce)
+        return handles_once(self.type.props.actor_class)
 
     @property
     def is_open(self) -> bool:

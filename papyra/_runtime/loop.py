@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Coroutine, Sequence
 from contextvars import Context, ContextVar
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import anyio
 from anyio.lowlevel import checkpoint
@@ -31,7 +31,7 @@ from papyra._runtime.lifecycle import Lifecycle
 from papyra._runtime.props import Props
 from papyra._runtime.recorder import Recorder
 from papyra._safe_repr import MEANT, type_and_text, type_name
-from papyra.actor import Actor, ActorContext, Failure, HandlesOnce
+from papyra.actor import Actor, ActorContext, Failure, HandlesOnce, handles_once
 from papyra.address import ActorAddress
 from papyra.clock import Clock
 from papyra.dispatcher import Dispatcher
@@ -173,7 +173,7 @@ class ActorLoop:
     @property
     def keeps_keys(self) -> bool:
         """Whether a message may have an idempotency key."""
-        return issubclass(self._props.actor_class, HandlesOnce)
+        return handles_once(self._props.actor_class)
 
     def takes_in_batches(self, message: object) -> bool:
         """Return whether `message` is one for ``receive_batch``."""
@@ -376,8 +376,8 @@ class ActorLoop:
         return 1
 
     def _receive_once(self, message: object, idempotency_key: str) -> Coroutine[Any, Any, Any]:
-        assert isinstance(self.actor, HandlesOnce)  # who asks has been refused otherwise
-        return self.actor.receive_once(message, idempotency_key)
+        # Who asks another actor has been refused.
+        return cast("HandlesOnce", self.actor).receive_once(message, idempotency_key)
 
     async def _settle(self, item: object, message: object) -> bool:
         """Settle what the messages before have left; return whether `message` can be handled."""
