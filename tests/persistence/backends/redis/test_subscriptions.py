@@ -14,9 +14,11 @@ from papyra.persistence import PersistedEvent
 from papyra.persistence.backends.redis import RedisStreamsConfig, RedisStreamsPersistence
 from papyra.persistence.subscription import Subscription
 from papyra.testing.conformance._fixtures import an_event
+from tests.conftest import event_loops
 from tests.redis_server import RedisServer
 
 pytestmark = pytest.mark.anyio
+anyio_backend = event_loops("asyncio")
 
 
 async def numbers(items: Subscription, count: int) -> list[int]:
