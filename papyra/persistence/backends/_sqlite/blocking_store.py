@@ -204,9 +204,16 @@ class BlockingStore:
 
         The token is taken before the commit.
         """
+        if not batch.more or self._synchronous == "off":
+            self._append(batch, token, handed)
+            return
+        with self._syncing_later():
+            self._append(batch, token, handed)
+
+    def _append(self, batch: Batch, token: CommitToken, handed: Sequence[HandedOver]) -> None:
         last_seq = batch.first_seq + len(batch.records) - 1
         values = values_by_kind(self._system_id, batch)
-        with self._syncing(later=batch.more), transaction(self._connection):
+        with transaction(self._connection):
             self._row.advance(self._connection, batch.first_seq, last_seq)
             outbox.remove(self._connection, self._system_id, handed)
             for kind, part in values.items():
@@ -217,11 +224,8 @@ class BlockingStore:
         self._last_seq = last_seq
 
     @contextlib.contextmanager
-    def _syncing(self, *, later: bool) -> Iterator[None]:
-        """Commit as configured; or with no sync, as that of a `later` commit is for both."""
-        if not later or self._synchronous == "off":
-            yield
-            return
+    def _syncing_later(self) -> Iterator[None]:
+        """Commit with no sync, as that of a later commit is for both."""
         self._connection.execute("PRAGMA synchronous = NORMAL")
         try:
             yield

@@ -30,6 +30,9 @@ class DatabaseFile:
         self._identity: tuple[int, int] | None = None
         #: of the log, once it was written to
         self._log_identity: tuple[int, int] | None = None
+        #: the names of the file and of the log as text, which is looked at with each commit: paths
+        #: take more than twice as long
+        self._names = ("", "")
 
     @property
     def path(self) -> Path:
@@ -56,6 +59,7 @@ class DatabaseFile:
     def opened(self) -> None:
         """Note which file it is."""
         self._path = self.path
+        self._names = str(self.place.path), str(self.log)
         self._identity = identity(self._path.stat())
         _open[self._identity] += 1
 
@@ -74,9 +78,10 @@ class DatabaseFile:
 
         The log stays where it is: whoever opens the file by another name would not see that.
         """
+        name, log = self._names
         with contextlib.suppress(FileNotFoundError):
-            if identity(self.place.path.stat()) == self._identity and (
-                self._log_identity is None or self._log_identity == identity(self.log.stat())
+            if identity(os.stat(name)) == self._identity and (
+                self._log_identity is None or self._log_identity == identity(os.stat(log))
             ):
                 return
         raise StoreMoved(
