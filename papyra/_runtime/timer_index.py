@@ -38,6 +38,7 @@ class IndexedTimer:
         "is_waiting",
         "name",
         "owner",
+        "put_off",
         "seen",
     )
 
@@ -62,6 +63,8 @@ class IndexedTimer:
         self.comes_at = due if not_before is None else max(due, not_before)
         #: Unix time in seconds at which it was first seen to be due; `None` before
         self.seen: float | None = None
+        #: how often it was put off, as its failure could not even be noted
+        self.put_off = 0
         #: whether this occurrence is over, or another one has taken its place
         self.is_over = False
         #: whether it is in the heap
@@ -186,8 +189,9 @@ class TimerIndex:
 
     def forget(self, actor: TimersOfActor) -> None:
         """Let go of an actor without timers, of which nothing is under way."""
-        if not actor.by_name and actor.at_hand is None:
-            self.actors.pop(actor.address, None)
+        is_idle = not actor.by_name and actor.at_hand is None
+        if is_idle and self.actors.get(actor.address) is actor:
+            del self.actors[actor.address]
 
     def _forget_idle(self) -> None:
         for actor in tuple(self.actors.values()):

@@ -10,6 +10,7 @@ from typing import Any, Protocol
 from weakref import WeakValueDictionary
 
 import anyio
+from anyio.lowlevel import checkpoint
 
 from papyra._runtime.entities import EntityRegistry
 from papyra._runtime.timer_checkpoint import TimerCheckpoint
@@ -31,6 +32,8 @@ logger = logging.getLogger("papyra")
 
 #: How many actors handle timers at the same time.
 MAX_AT_HAND = 256
+#: How many timers are found to be due, at most, before others have their turn.
+_DUE_AT_ONCE = 1_000
 #: Seconds between two looks at the wall clock while timers are pending.
 LOOK_INTERVAL = 30.0
 #: Seconds until a timer comes again whose failure could not be noted, at first and at most; as long
@@ -104,8 +107,6 @@ class TimerService:
         self._at_hand = 0
         #: actors with timers that are due, and that nobody can be woken for, by what is missing
         self._stranded: dict[str, dict[str, TimersOfActor]] = {}
-        #: how often a timer could not even be noted as failed
-        self._unnoted: dict[tuple[str, str], int] = {}
         #: the position up to which the index knows the store; what was committed here reaches to
         self._head = self._committed = 0
         self._is_current = self._is_running = self._is_closed = self._is_wanted = False
@@ -260,9 +261,14 @@ class TimerService:
         self._checkpoint.save_if_due(self._head)
         self._look_at_clock()
         now = self._clock.time()
-        while (timer := self._index.pop_due(now)) is not None:
+        for _ in range(_DUE_AT_ONCE):
+            if (timer := self._index.pop_due(now)) is None:
+                break
             self._make_ready(timer, now)
         self._bring()
+        if timer is not None:  # there may be more of them, and others have their turn before
+            await checkpoint()
+            return
         next_at = self._index.next_at
         if next_at is None:
             await self._changed.wait()
@@ -411,6 +417,10 @@ class TimerService:
             actor.at_hand = None
             self._at_hand -= 1
             self._put_off(timer, error)
+            others, actor.ready = actor.ready or (), None
+            for other in others:
+                if not other.is_over:
+                    self._put_off(other, None)
 
     def _answered(
         self,
@@ -421,10 +431,11 @@ class TimerService:
         error: Exception | None,
     ) -> None:
         if timer.is_over:
-            self._unnoted.pop((timer.owner.address, timer.name), None)
-        elif self._is_closed:
+            self._go_on(timer.owner)
             return
-        elif error is None and reply == "stale" and self._is_current:
+        if self._is_closed:
+            return
+        if error is None and reply == "stale" and self._is_current:
             # The actor has just read its history, and knows better: something was missed here.
             logger.warning("the index of timers is not what is stored: it is made anew")
             self._begin_anew()
@@ -447,13 +458,12 @@ class TimerService:
 
     def _put_off(self, timer: IndexedTimer, error: Exception | None) -> None:
         """Have a timer come again, of which nothing could be noted."""
-        key = timer.owner.address, timer.name
-        times = self._unnoted[key] = self._unnoted.get(key, 0) + 1
-        pause = min(FIRST_PAUSE * 2.0 ** min(times - 1, 30), LONGEST_PAUSE)
+        timer.put_off += 1
+        pause = min(FIRST_PAUSE * 2.0 ** min(timer.put_off - 1, 30), LONGEST_PAUSE)
         if error is not None:
             logger.warning(
                 "timer %s of %s comes again in %g s, as it could not be handled: %s",
-                *(shown(timer.name), key[0], pause, type_and_text(error)),
+                *(shown(timer.name), timer.owner.address, pause, type_and_text(error)),
             )
         self._index.put_off(timer, self._clock.time() + pause)
         self._changed.set()

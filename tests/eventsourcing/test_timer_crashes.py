@@ -80,7 +80,7 @@ def assert_nothing_stale(payloads: list[Any]) -> None:
     Time may pass while a file is written, so it may come before it is taken back.
     """
     pending: dict[str, str] = {}
-    came: str | None = None
+    before: Any = None
     for payload in payloads:
         match payload:
             case {"change": "scheduled", "name": name, "message": message}:
@@ -88,12 +88,9 @@ def assert_nothing_stale(payloads: list[Any]) -> None:
             case {"change": "unscheduled", "name": name}:
                 pending.pop(name, None)
             case {"change": "fired", "name": name}:
-                assert came in {None, pending[name]}
-                del pending[name]
-                came = None
-            case {"text": text}:
-                assert came in {None, "ordered", "changed"}
-                came = text
+                text = pending.pop(name)
+                assert text == "nothing" or before == {"text": text}
+        before = payload
     assert pending == {}
 
 
