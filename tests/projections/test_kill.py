@@ -109,7 +109,7 @@ async def test_of_two_processes_one_of_which_was_stopped_past_its_lease_one_writ
 
 
 def is_in_transaction(store: str, view: str) -> bool:
-    """Return whether somebody holds a transaction, in a store in PostgreSQL, or a view in SQLite."""
+    """Return whether somebody holds a transaction: in a store in PostgreSQL, a view in SQLite."""
     others = (
         "SELECT 1 FROM pg_stat_activity WHERE datname = current_database()"
         " AND pid <> pg_backend_pid() AND state <> 'idle'"
