@@ -41,12 +41,11 @@ class TimersChanged(NamedTuple):
     """The notice to an actor that an operator has changed its timers. Only the runtime sees it."""
 
 
-_OF_TIMERS = frozenset({TimerDue, TimerFailed, TimersChanged})
-
-
 def is_of_timers(message: object) -> bool:
     """Return whether a message is what the runtime tells an actor of its timers."""
-    return type(message) in _OF_TIMERS
+    # One after the other: the type of a message may raise when it is hashed or compared.
+    kind = type(message)
+    return kind is TimerDue or kind is TimerFailed or kind is TimersChanged
 
 
 class ScheduledTimer(NamedTuple):

@@ -493,9 +493,7 @@ class EventSourced(Actor, Generic[StateT]):
         self._unnoted = pending
         try:
             reply = await receive(self, message)
-            is_refused = isinstance(reply, Failure) and not isinstance(
-                reply.error, UnhandledMessage
-            )
+            is_refused = type(reply) is Failure and not isinstance(reply.error, UnhandledMessage)
             if self._unnoted is not None:
                 if is_refused:
                     return reply

@@ -23,7 +23,7 @@ _MAX_TEXT: Final = 1_000
 
 def keep_reply(message: Any, reply: object) -> KeptReply:
     """Return what is kept of the reply to a message."""
-    if isinstance(reply, Failure):
+    if type(reply) is Failure:
         failure = KeptFailure(printable(type_name(reply.error)), _short(text_of(reply.error)))
         return KeptReply(failure=failure)
     try:
