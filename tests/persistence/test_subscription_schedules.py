@@ -18,10 +18,10 @@ from papyra.testing import explore
 from tests.conftest import event_loops
 from tests.extent import count
 
-pytestmark = pytest.mark.anyio
 anyio_backend = event_loops("asyncio")
 
 SCHEDULES = count("PAPYRA_FOLLOW_SCHEDULES", 20, 300)
+pytestmark = [pytest.mark.anyio, pytest.mark.timeout(120 + SCHEDULES)]
 #: Events of the programs here.
 EVENTS = 12
 
