@@ -310,7 +310,8 @@ class ActorSystem:
         """The durable timers that are pending: ``len(system.timers)`` is how many.
 
         Iterated over, it gives the actor, the name, when it is due and how often it has failed, of
-        each. ``system.timers.metrics()`` says what has come of them.
+        each. ``system.timers.metrics()`` says what has come of them. It learns of them from the
+        store, so right after a start it may not know all of them yet.
         """
         return self._timers
 

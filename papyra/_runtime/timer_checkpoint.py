@@ -15,7 +15,7 @@ import msgspec
 from papyra._runtime.timer_index import Kept, TimerIndex
 from papyra._safe_repr import text_of
 from papyra.clock import Clock
-from papyra.exceptions import PapyraError, SnapshotsUnsupported
+from papyra.exceptions import ActorStopped, PapyraError, SnapshotsUnsupported
 from papyra.persistence.messages import (
     Append,
     Appended,
@@ -166,7 +166,7 @@ class TimerCheckpoint:
     def _saved(self, reply: object, error: Exception | None) -> None:
         del reply
         self._is_saving = False
-        if error is not None:
+        if error is not None and not isinstance(error, ActorStopped):
             logger.warning("the index of timers was not saved: %s", text_of(error))
 
     def _request(

@@ -12,7 +12,7 @@ from papyra import ActorSystem
 from papyra._runtime.timer_service import MAX_AT_HAND
 from papyra.eventsourcing import EventSourced, Timer
 from papyra.persistence.backends.memory import InMemoryPersistence
-from papyra.testing import ManualClock
+from papyra.testing import ManualClock, wait_until_idle
 from tests.extent import count
 
 pytestmark = pytest.mark.anyio
@@ -62,6 +62,7 @@ async def test_all_come_within_the_room_of_a_mailbox_and_others_are_served(entit
         for counter in counters:
             for first in range(0, each, 1_000):
                 await counter.ask(range(first, min(first + 1_000, each)))
+        await wait_until_idle()
         assert len(system.timers) == each * entities
         served, waiting, begun = 0, 0, anyio.Event()
         system.backend.watch_commits(lambda batch: begun.set())
