@@ -334,7 +334,7 @@ class StoreSession:
         except Exception as error:
             raise _store_error("write", error) from error
         else:
-            self._is_claimed = True
+            self._is_claimed = self.is_writer = True
         finally:
             if not self._is_claimed:
                 self.unclaim()

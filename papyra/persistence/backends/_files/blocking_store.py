@@ -172,7 +172,7 @@ class BlockingStore:
 
     def claim(self) -> int:
         """Return the greatest position that was given: the journal knows what was written."""
-        return self.last_seq()
+        return self._look(lambda: self._journal.last_seq)
 
     def sync(self) -> None:
         """Sync everything that was written."""
