@@ -177,3 +177,14 @@ def test_dashboard() -> None:
     )
     (airport, hour), flights = min(hours.items(), key=lambda each: (-each[1], each[0]))
     assert output[-3].startswith(f"  {airport} {hour:02}:00  {flights} flights")
+
+
+def test_order_saga(tmp_path: Path) -> None:
+    """Killed in the midst, it goes on where it was; each step can fail, so nobody knows how often."""
+    command = [sys.executable, "-u", str(EXAMPLES / "order_saga.py")]
+    with subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, text=True) as first:
+        assert first.stdout is not None
+        assert "reserve lamp for 42" in next(line for line in first.stdout if "lamp" in line)
+        first.kill()
+    again = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert again.stdout.splitlines()[-1] in {"shipped", "undone: it took too long"}

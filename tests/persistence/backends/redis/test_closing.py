@@ -12,6 +12,7 @@ import pytest
 import redis
 
 from papyra.exceptions import BackendClosed, StoreUnreachable
+from papyra.persistence.backends._redis import client as client_module
 from papyra.persistence.backends._redis.client import connection_name
 from papyra.persistence.backends.redis import RedisStreamsConfig, RedisStreamsPersistence
 from papyra.testing.conformance._fixtures import an_event
@@ -76,8 +77,9 @@ async def test_a_close_that_is_cancelled_anywhere_leaves_no_connection(
 
 @pytest.mark.parametrize("anyio_backend", list(LOOPS.values()), ids=list(LOOPS))
 async def test_a_server_that_stands_still_keeps_nobody_from_closing(
-    own_server: RedisServer,
+    own_server: RedisServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(client_module, "SLOWEST", 2**30)  # else as much has half a minute
     config = RedisStreamsConfig(
         url=own_server.url, timeout=0.2, connect_timeout=0.2, retry_for=0, backoff=0.001
     )

@@ -233,7 +233,7 @@ class TestUrls:
         assert keys.all == [f"{{p:s}}:{name}" for name in names]
         beside = ("snapshots", "snapshot_names")
         assert keys.beside == [keys.meta, *(f"{{p:s}}:{name}" for name in beside)]
-        assert len(keys.everything) == len(set(keys.everything)) == 12
+        assert len(keys.everything) == len(set(keys.everything)) == 13
         assert {key[:5] for key in keys.everything} == {"{p:s}"}
         assert keys.quarantine("dead_letter") == "{p:s}:quarantine:dead_letter"
 
