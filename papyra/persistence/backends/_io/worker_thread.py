@@ -7,6 +7,7 @@ import math
 import os
 import sys
 import threading
+import weakref
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -21,6 +22,10 @@ from papyra.exceptions import StoreForked
 from papyra.persistence.backends._io.commit_token import CommitToken
 
 ResultT = TypeVar("ResultT")
+
+
+#: Tasks that a cancellation is to strike again, which it has done once already.
+_to_be_struck: weakref.WeakSet[asyncio.Task[Any]] = weakref.WeakSet()
 
 
 class _Call(ABC, Generic[ResultT]):
@@ -88,7 +93,7 @@ class _AsyncioCall(_Call[ResultT]):
     async def wait(self, timeout: float | None) -> None:
         self.done, self.is_overdue = self.loop.create_future(), False
         task = cast("asyncio.Task[Any]", asyncio.current_task())
-        before = task.cancelling()
+        before = task.cancelling() - (task in _to_be_struck)
         if timeout is not None:
             self._watchdog.watch(self, timeout)
         try:
@@ -172,10 +177,12 @@ def _strike_later(task: asyncio.Task[Any]) -> None:
     """
 
     def strike() -> None:
+        _to_be_struck.discard(task)
         if task.cancelling():
             task.uncancel()
             task.cancel()
 
+    _to_be_struck.add(task)
     asyncio.get_running_loop().call_soon(strike)
 
 

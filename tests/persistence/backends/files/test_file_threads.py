@@ -15,6 +15,7 @@ from papyra import ActorSystem
 from papyra.exceptions import BackendInUse, InvalidPolicy, StoreError
 from papyra.persistence import Append, CircuitBreakerPolicy, PersistenceActor
 from papyra.persistence.backends._files.disk import Disk
+from papyra.persistence.backends._io.worker_thread import WorkerThread
 from tests.actors import event
 from tests.persistence.backends.files.file_persistence import FilePersistence
 from tests.persistence.backends.files.test_file_readers import numbers
@@ -69,6 +70,34 @@ def test_an_append_to_files_that_asyncio_cancels_is_stored_and_known_to_be(make:
             await asyncio.wait([appending])
             assert (await store.append(event(2))).first_seq == 2
             assert await numbers(store) == [1, 2]
+
+    asyncio.run(main())
+
+
+def test_an_asyncio_cancellation_strikes_though_the_next_call_to_a_thread_has_begun() -> None:
+    async def main() -> None:
+        begun, go_on = threading.Event(), threading.Event()
+        thread = WorkerThread("test")
+
+        def hang() -> None:
+            begun.set()
+            assert go_on.wait(20)
+
+        async def call_and_wait() -> None:
+            await thread.run(hang)
+            for _ in range(3):
+                await thread.run(go_on.wait)
+            await asyncio.Event().wait()
+
+        calling = asyncio.create_task(call_and_wait())
+        assert await asyncio.to_thread(begun.wait, 20)
+        calling.cancel()
+        await asyncio.sleep(0)
+        go_on.set()
+        done, _ = await asyncio.wait([calling], timeout=20)
+        thread.stop()
+        assert done, "its cancellation was lost"
+        assert calling.cancelled()
 
     asyncio.run(main())
 
