@@ -180,7 +180,7 @@ def test_dashboard() -> None:
 
 
 def test_order_saga(tmp_path: Path) -> None:
-    """Killed in the midst, it goes on where it was; each step can fail, so nobody knows how often."""
+    """Killed in the midst, it goes on where it was, however often a step fails."""
     command = [sys.executable, "-u", str(EXAMPLES / "order_saga.py")]
     with subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, text=True) as first:
         assert first.stdout is not None

@@ -12,9 +12,9 @@ __all__ = ("Cause", "caused_by", "current_cause")
 class Cause:
     """One event that a projection handles. The commands for it are counted, so each has its key."""
 
-    def __init__(self, projection: str, seq: int) -> None:
+    def __init__(self, projection: str, seq: int, part: int) -> None:
         #: the same whenever this projection handles this event
-        self.id = f"{projection}/{seq}"
+        self.id = f"{projection}/{seq}.{part + 1}" if part else f"{projection}/{seq}"
         #: the commands so far, by the addresses of those that were told
         self._counts: dict[str, int] = {}
 
@@ -29,9 +29,9 @@ current_cause: ContextVar[Cause | None] = ContextVar("papyra_cause", default=Non
 
 
 @contextlib.contextmanager
-def caused_by(projection: str, seq: int | None) -> Iterator[None]:
-    """Have what runs here be caused by an event."""
-    token = current_cause.set(Cause(projection, seq or 0))
+def caused_by(projection: str, seq: int | None, part: int = 0) -> Iterator[None]:
+    """Have what runs here be caused by an event, or by one of those that it has become."""
+    token = current_cause.set(Cause(projection, seq or 0, part))
     try:
         yield
     finally:

@@ -56,8 +56,8 @@ class SideEffects:
         for record in records:
             if (record.seq or 0) <= build.live_position:
                 continue
-            for received in self._course.decode(record):
-                if not await self._tell_one(record, received):
+            for part, received in enumerate(self._course.decode(record)):
+                if not await self._tell_one(record, received, part):
                     return
             build = msgspec.structs.replace(build, live_position=record.seq)
             self._course.take(build)
@@ -66,12 +66,12 @@ class SideEffects:
                 await self._course.keeper.move(build, build.position, build.live_position)
             )
 
-    async def _tell_one(self, record: Record, received: object) -> bool:
+    async def _tell_one(self, record: Record, received: object, part: int) -> bool:
         """Call `live` once or more; return whether it went well."""
-        attempts = 0
+        attempts, name = 0, f"{self._course.projection.name}/live"
         while True:
             try:
-                with caused_by(f"{self._course.projection.name}/live", record.seq):
+                with caused_by(name, record.seq, part):
                     result = self._course.projection.live(received)
                     if inspect.isawaitable(result):
                         await result
