@@ -107,9 +107,10 @@ class _AsyncioCall(_Call[ResultT]):
         """Wait through cancellations, the first of which has struck.
 
         Few waits come to that, so only here are anyio's scopes shut out, which takes long. Theirs
-        strike again by themselves, and are counted among asyncio's own, once.
+        strike again by themselves, and are counted among asyncio's own, once. What strikes without
+        them is asyncio's, be it counted `before`: a signal may have come right before the wait.
         """
-        was_cancelled = task.cancelling() > before + _is_in_cancelled_scope()
+        was_cancelled = not _is_in_cancelled_scope() or task.cancelling() > before + 1
         with anyio.CancelScope(shield=True):
             while not self.finished and not self.is_overdue:
                 self.done = self.loop.create_future()

@@ -102,6 +102,27 @@ def test_an_asyncio_cancellation_strikes_though_the_next_call_to_a_thread_has_be
     asyncio.run(main())
 
 
+def test_an_asyncio_cancellation_strikes_that_came_right_before_a_call_to_a_thread() -> None:
+    async def main() -> None:
+        thread = WorkerThread("test")
+
+        async def call_and_wait() -> str:
+            task = asyncio.current_task()
+            assert task is not None
+            task.cancel()  # as a signal's handler does, between any two steps
+            reply = await thread.run(lambda: "reply")
+            await asyncio.Event().wait()
+            return reply
+
+        calling = asyncio.create_task(call_and_wait())
+        done, _ = await asyncio.wait([calling], timeout=20)
+        thread.stop()
+        assert done, "its cancellation was lost"
+        assert calling.cancelled()
+
+    asyncio.run(main())
+
+
 def test_an_asyncio_timeout_strikes_after_an_append_to_files_has_ended(make: MakeStore) -> None:
     async def main() -> None:
         disk = Slow()
