@@ -1,6 +1,6 @@
 """The stores that the guide of the command shows, the same each time.
 
-One has six hours of a shop, the other an account of `examples/bank.py`.
+One has six hours of a shop, one an account of `examples/bank.py`, and one an unpaid order.
 """
 
 from __future__ import annotations
@@ -13,14 +13,14 @@ from typing import Any
 import msgspec
 
 from examples.bank import Account, Deposit, Withdraw
-from papyra import Actor, ActorSystem, OneForOne
+from papyra import Actor, ActorSystem, EventSourced, OneForOne
 from papyra.persistence import PersistedEvent, Record
 from papyra.persistence.backends.json import JsonFilePersistence
 from papyra.persistence.backends.memory import InMemoryPersistence
 from papyra.persistence.backends.retention import Limits, RetentionPolicy
 from papyra.testing import ManualClock
 
-__all__ = ("open_the_bank", "open_the_shop")
+__all__ = ("open_the_bank", "open_the_shop", "take_an_order")
 
 #: 2026-01-01T09:00:00Z
 OPENED_AT = 1_767_258_000.0
@@ -80,3 +80,28 @@ async def open_the_bank(path: Path) -> None:
     # What a system counts is another matter with each version.
     async with JsonFilePersistence(path) as store:
         await store.compact(RetentionPolicy(audits=Limits(max_age_seconds=1)))
+
+
+class PaymentIsDue(msgspec.Struct, frozen=True):
+    pass
+
+
+class Order(EventSourced[None]):
+    """Waits for its payment for ten minutes."""
+
+    timer_messages = (PaymentIsDue,)
+
+    def initial_state(self) -> None:
+        return None
+
+    def apply(self, state: None, event: object) -> None:
+        return None
+
+    async def receive(self, message: Any) -> None:
+        await self.schedule("payment", PaymentIsDue(), after=600)
+
+
+async def take_an_order(path: Path) -> None:
+    """Write a store with a durable timer."""
+    async with ActorSystem("shop", persistence=JsonFilePersistence(path)) as system:
+        await system.entity(Order, "42").ask("a lamp")

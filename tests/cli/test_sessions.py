@@ -11,7 +11,7 @@ import anyio
 import pytest
 
 from tests.cli.conftest import Command
-from tests.cli.shop import open_the_bank, open_the_shop
+from tests.cli.shop import open_the_bank, open_the_shop, take_an_order
 from tests.guides import BLOCKS, ROOT, Block
 
 GUIDE = ROOT / "papyra" / "cli" / "README.md"
@@ -28,6 +28,7 @@ def plain(text: str) -> list[str]:
     """Return lines without what no run has in common with another."""
     text = re.sub(r"\d+\w+( \d+\w+)? ago", "some time ago", text)
     text = re.sub(r"[\d,]+ a second", "so many a second", text)
+    text = re.sub(r"due \S+Z", "due some time", text)
     text = re.sub(r"\S+Z (papyra\.event_skipped)", r"some time \1", text)  # just now
     text = re.sub(r"(some time ago.*?) *\r?\n {6,}", r"\1 ", text)  # which may need another line
     return [line.rstrip() for line in text.splitlines()]
@@ -38,6 +39,7 @@ def shop(papyra: Command) -> Command:
     anyio.run(open_the_shop, papyra.home / "events.ndjson")
     for name in ("bank", "branch"):
         anyio.run(open_the_bank, papyra.home / f"{name}.ndjson")
+    anyio.run(take_an_order, papyra.home / "shop.ndjson")
     shutil.copy(ROOT / "examples" / "bank.py", papyra.home)
     return papyra
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import time
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from random import Random
@@ -56,7 +57,8 @@ def store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Persistenc
         case "sqlite":
             yield SQLitePersistence(tmp_path / "events", synchronous="normal")
         case "postgres":
-            yield PostgresPersistence(own_database(shared_server()))
+            # All event loops have the same database.
+            yield PostgresPersistence(own_database(shared_server()), system_id=uuid.uuid4().hex)
         case _:
             with RedisServer(any_binary()) as server:
                 yield RedisStreamsPersistence(RedisStreamsConfig(url=server.url))

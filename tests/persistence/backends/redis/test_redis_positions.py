@@ -23,6 +23,9 @@ anyio_backend = event_loops("asyncio")
 
 proxy = test_cuts.proxy
 
+#: Cuts that may be behind the end of so short a request, or reply, and cut nothing off then.
+TOO_LATE = (Cut("in request", 400), Cut("in reply", 12))
+
 
 @pytest.fixture
 def admin(server: RedisServer) -> Iterator[redis.Redis]:
@@ -100,7 +103,9 @@ async def test_a_position_is_set_once_wherever_the_connection_is_cut(
         assert await store.load_position("a") == b"1"
 
 
-@pytest.mark.parametrize("cut", some(CUTS, every=2), ids=str)
+@pytest.mark.parametrize(
+    "cut", some([cut for cut in CUTS if cut not in TOO_LATE], every=2), ids=str
+)
 async def test_what_is_loaded_after_a_redis_change_that_raised_is_what_stays(
     proxy: Proxy, config: RedisStreamsConfig, make: MakeStore, cut: Cut
 ) -> None:
