@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import sqlite3
 from pathlib import Path
 from typing import Any
@@ -55,7 +56,7 @@ def test_events_are_in_the_view_and_nothing_is_left(view: SQLiteView) -> None:
                 ("bank/Account/ann", 12, 2),
                 ("test/actor", 5, 3),
             ]
-    with sqlite3.connect(view.location) as connection:
+    with contextlib.closing(sqlite3.connect(view.location)) as connection:
         assert connection.execute("SELECT name FROM sqlite_master").fetchall() == []
 
 
