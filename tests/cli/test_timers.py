@@ -12,10 +12,20 @@ import anyio
 import pytest
 
 from papyra import ActorSystem
+from papyra.persistence import PersistedEvent
 from papyra.persistence.backends.json import JsonFilePersistence
 from tests.cli.conftest import Command
 from tests.cli.test_app import is_one_error
 from tests.eventsourcing.orders import Do, Look, Order, Remind, Set
+
+
+async def stored(system: ActorSystem, change: str) -> None:
+    """Wait until it is in the store that a timer has come to this."""
+    async with system.subscribe(types=["papyra.timer"]) as items:
+        with anyio.fail_after(10):
+            async for item in items:
+                if isinstance(item, PersistedEvent) and item.payload["change"] == change:
+                    return
 
 
 @pytest.fixture
@@ -30,9 +40,7 @@ def path(tmp_path: Path) -> Path:
             await order(Set("pay", {"after": 600}, "ordered", Remind("pay")))
             await system.entity(Order, "2").ask(Set("tick", {"every": 3_600}))
             await system.entity(Order, "3").ask(Set("bad", {"after": 0}, None, Do("raise")))
-            with anyio.fail_after(10):
-                while not system.timers.metrics().failed:  # noqa: ASYNC110 - a real clock
-                    await anyio.sleep(0.01)
+            await stored(system, "failed")
 
     anyio.run(fill)
     return file
@@ -74,9 +82,7 @@ def test_a_timer_is_cancelled_and_fired_where_nobody_writes(papyra: Command, pat
     async def look() -> Any:
         store = JsonFilePersistence(path, fsync="no")
         async with ActorSystem("shop", persistence=store, entities=[Order]) as system:
-            with anyio.fail_after(10):
-                while system.timers.metrics().fired == 0:  # noqa: ASYNC110 - a real clock
-                    await anyio.sleep(0.01)
+            await stored(system, "fired")
             return await system.entity(Order, "1").ask(Look())
 
     assert anyio.run(look) == ("ordered", "pay")
