@@ -41,6 +41,8 @@ class RecentCommits:
     def __init__(self) -> None:
         #: whether nothing more will come
         self.has_ended = False
+        #: how often those who waited were woken
+        self.changes = 0
         self._commits: deque[_Recent] = deque()
         self._records = self._bytes = 0
         self._waiting: list[Signal] = []
@@ -90,10 +92,14 @@ class RecentCommits:
                 return commit.records[position + 1 - commit.first_seq :]
         raise AssertionError(position)  # they follow each other
 
-    def next_commit(self, new_signal: NewSignal) -> Signal:
-        """Return what is set once, with the next commit or at the end. One task may wait for it."""
+    def next_commit(self, new_signal: NewSignal, changes: int) -> Signal:
+        """Return what is set once there are more than so many `changes`. One task may wait for it.
+
+        Take their number before looking for records: by the time that a page of the store is with
+        who has asked for it, there may have been a commit that is not in it.
+        """
         signal = new_signal()
-        if self.has_ended:
+        if self.has_ended or self.changes != changes:
             signal.set_result(None)
         else:
             self._waiting.append(signal)
@@ -105,6 +111,7 @@ class RecentCommits:
             self._waiting.remove(signal)
 
     def _wake(self) -> None:
+        self.changes += 1
         waiting, self._waiting = self._waiting, []
         for signal in waiting:
             # It may have been cancelled with the task that waits.

@@ -317,6 +317,7 @@ class Subscription:
         self._fetched += 1
         if self._fetched % _CHECKPOINT_EVERY == 0:  # what is at hand comes without waiting
             await anyio.lowlevel.checkpoint()
+        changes = recent.changes
         records = None if self._is_due else recent.after(self._position)
         if records is None:
             is_end = await self._read_page(recent)
@@ -333,7 +334,7 @@ class Subscription:
             self._has_caught_up = True
             self._items.append(CaughtUp(self._position))
         elif not self._items:
-            await self._wait(recent)
+            await self._wait(recent, changes)
 
     async def _read_page(self, recent: RecentCommits) -> bool:
         """Read a page, and return whether it goes to the end."""
@@ -387,11 +388,11 @@ class Subscription:
             self._anchor, self._last = anchor_of(self._last, self._store_id), None
         return self._anchor
 
-    async def _wait(self, recent: RecentCommits) -> None:
-        """Wait for a commit, or until it is time to look."""
+    async def _wait(self, recent: RecentCommits, changes: int) -> None:
+        """Wait for a commit after so many changes, or until it is time to look."""
         if recent.has_ended:
             raise StopAsyncIteration
-        signal = recent.next_commit(signals_of_this_loop())
+        signal = recent.next_commit(signals_of_this_loop(), changes)
         interval = self._followed.poll_interval
         try:
             if interval is None:

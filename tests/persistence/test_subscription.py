@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import shutil
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -17,6 +17,7 @@ from redis import Redis
 
 from papyra import ActorSystem
 from papyra.exceptions import InvalidRequest, StoreError, StoreMoved, StoreReplaced
+from papyra.message import ReplyT
 from papyra.persistence import (
     PersistedAudit,
     PersistedDeadLetter,
@@ -32,9 +33,18 @@ from papyra.persistence.backends.postgres import PostgresPersistence, from_setti
 from papyra.persistence.backends.redis import RedisStreamsPersistence
 from papyra.persistence.backends.rotating import RotatingFilePersistence
 from papyra.persistence.backends.sqlite import SQLitePersistence
+from papyra.persistence.messages import Request
+from papyra.persistence.recent_commits import CommitFeed
 from papyra.persistence.records import KINDS, Record
 from papyra.persistence.retention import RetentionPolicy
-from papyra.persistence.subscription import CaughtUp, FellBehind, Item, Received
+from papyra.persistence.subscription import (
+    CaughtUp,
+    FellBehind,
+    Item,
+    Received,
+    Selection,
+    Subscription,
+)
 from papyra.testing import FaultyPersistence, _postgres_server
 from papyra.testing._redis_server import new_store
 from tests.conftest import event_loops
@@ -288,6 +298,48 @@ async def test_a_slow_reader_reads_pages_again_and_is_told_so(
             assert await anext(items) == FellBehind(0)
             found = await until_caught_up(items, count)
             assert seqs(found) == list(range(1, count + 1))
+
+
+class Outrun:
+    """Reads a backend for a subscription; of its second page something comes in front."""
+
+    #: nothing but a commit is waited for
+    poll_interval = None
+
+    def __init__(self, backend: PersistenceBackend, meanwhile: Callable[[], Awaitable[object]]):
+        self._backend = backend
+        self._meanwhile = meanwhile
+        self.pages = 0
+
+    @property
+    def commits(self) -> CommitFeed:
+        return self._backend.commits
+
+    async def execute(self, request: Request[ReplyT]) -> ReplyT:
+        page = await self._backend.execute(request)
+        self.pages += 1
+        if self.pages == 2:  # the first says what is stored, and this one that it is the end
+            await self._meanwhile()
+        return page
+
+
+@pytest.mark.parametrize("is_overtaken", [False, True], ids=["known", "overtaken"])
+async def test_what_is_committed_while_a_page_is_on_its_way_is_not_waited_for(
+    make: MakeStore, is_overtaken: bool
+) -> None:
+    backend = make()
+
+    async def append() -> None:
+        await backend.append(event(1))
+        if is_overtaken:  # what was committed here is not what the store holds
+            backend.commits.overtaken()
+
+    async with ActorSystem("s", persistence=backend, audit_interval=None):
+        outrun = Outrun(backend, append)
+        async with Subscription(outrun, Selection(KINDS)) as items:
+            with anyio.fail_after(60):
+                assert seqs(await follow_until(items, 1)) == [1]
+    assert outrun.pages == 2 + is_overtaken
 
 
 async def test_what_was_in_doubt_comes_once_it_is_settled(make: MakeStore) -> None:
