@@ -36,3 +36,8 @@ class AuditReport(msgspec.Struct, frozen=True):
     timers_failed: int = 0
     #: seconds by which one was late when it was done, at most, since the system started
     timers_longest_late: float = 0.0
+    #: projections that the system runs; of these, how many are paused
+    projections: int = 0
+    projections_paused: int = 0
+    #: positions by which the one that is furthest behind is behind the head
+    projections_longest_lag: int = 0

@@ -415,6 +415,7 @@ class ActorSystem:
         deepest = max(cells, key=lambda cell: len(cell.mailbox), default=None)
         recorder = self._recorder
         counts = recorder.counts if recorder else {}
+        projections = [runner.status for runner in self._projections.values()]
         return AuditReport(
             actors=len(cells),
             messages_waiting=sum(len(cell.mailbox) for cell in cells),
@@ -432,6 +433,9 @@ class ActorSystem:
             timers_fired=self._timers.fired,
             timers_failed=self._timers.failed,
             timers_longest_late=self._timers.longest_late,
+            projections=len(projections),
+            projections_paused=sum(each.state == "paused" for each in projections),
+            projections_longest_lag=max((each.lag for each in projections), default=0),
         )
 
     async def start(self) -> None:

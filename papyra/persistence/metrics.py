@@ -42,6 +42,16 @@ class _Counters(msgspec.Struct):
     outbox_taken: int = 0
     #: what was in an outbox and was set aside, as it could not be appended
     outbox_refused: int = 0
+    #: events that the projections of this system have handled; once more for each rebuild
+    projection_handled: int = 0
+    #: attempts of projections at an event after a first one that has failed
+    projection_retries: int = 0
+    #: events that were passed over, be it by a policy or by an operator
+    projection_skipped: int = 0
+    #: events that were parked, or held back behind those; what became of them later is not counted
+    projection_parked: int = 0
+    #: how often a projection has paused
+    projection_pauses: int = 0
 
 
 class MetricsSnapshot(_Counters, frozen=True, tag=True):  # type: ignore[misc] # of its fields

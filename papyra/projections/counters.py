@@ -1,10 +1,11 @@
-"""What a projection has done since its runner began."""
+"""What a projection has done since its runner began, and all of them for the metrics."""
 
 from __future__ import annotations
 
 from collections import deque
 
 from papyra.clock import Clock
+from papyra.persistence.metrics import PersistenceMetrics
 
 __all__ = ("Counters",)
 
@@ -13,25 +14,62 @@ _SPAN = 10.0
 
 
 class Counters:
-    """Counts what is handled, and how fast."""
+    """Counts what is handled, and how fast; and the same in `metrics`, which others share."""
 
-    def __init__(self, clock: Clock) -> None:
-        self.handled = self.commits = self.retries = self.skipped = self.parked = 0
+    def __init__(self, clock: Clock, metrics: PersistenceMetrics) -> None:
+        self.handled = self.commits = self.retries = self.skipped = self.pauses = 0
+        #: how many of those that were parked are so now
+        self.parked = 0
         #: Unix time of the last event that was handled
         self.handled_at: float | None = None
         self._clock = clock
+        self._metrics = metrics
         self._recent: deque[tuple[float, int]] = deque()
         self._began = clock.monotonic()
 
     def add(self, count: int, timestamp: float) -> None:
         """Count the events of a transaction; the last of them is of this Unix time."""
-        self.handled += count
+        self._add_handled(count)
         self.commits += 1
         self.handled_at = timestamp
         now = self._clock.monotonic()
         self._recent.append((now, count))
         while self._recent and self._recent[0][0] < now - _SPAN:
             self._recent.popleft()
+
+    def retry(self) -> None:
+        """Count an attempt after a first one."""
+        self.retries += 1
+        self._metrics.projection_retries += 1
+
+    def skip(self) -> None:
+        """Count an event that is passed over."""
+        self.skipped += 1
+        self._metrics.projection_skipped += 1
+
+    def pause(self) -> None:
+        """Count a pause."""
+        self.pauses += 1
+        self._metrics.projection_pauses += 1
+
+    def park(self, count: int = 1) -> None:
+        """Count events that are parked, or held back."""
+        self.parked += count
+        self._metrics.projection_parked += count
+
+    def handle_parked(self) -> None:
+        """Count a parked event that is handled."""
+        self.parked -= 1
+        self._add_handled(1)
+
+    def skip_parked(self) -> None:
+        """Count a parked event that is passed over."""
+        self.parked -= 1
+        self.skip()
+
+    def _add_handled(self, count: int) -> None:
+        self.handled += count
+        self._metrics.projection_handled += count
 
     @property
     def rate(self) -> float:

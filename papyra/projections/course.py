@@ -40,7 +40,7 @@ class Course:
         self.wanted = wanted
         self.decode = decoder(wanted)
         self.policy = policy_of(projection.on_error)
-        self.counters = Counters(host.clock)
+        self.counters = Counters(host.clock, host.backend.metrics)
         self.state: ProjectionState = "starting"
         self.error = ""
         self.error_seq: int | None = None
@@ -112,6 +112,7 @@ class Course:
         """Pause at an event, or at none, for an error, or for a reason that somebody gave."""
         reason = error_text(error) if error is not None else reason
         self.take(await self.keeper.pause(self.own, reason, seq))
+        self.counters.pause()
         logger.warning(
             "projection %s is paused at position %d: %s",
             *(self.name, self.own.position, reason),

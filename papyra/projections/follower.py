@@ -326,6 +326,7 @@ class Follower:
         """Be paused for what can't be noted in the view, until somebody says how to go on."""
         self.course.error, self.course.error_seq = error_text(error), None
         self.course.set("paused")
+        self.course.counters.pause()
         logger.error("projection %s is paused: %s", self.course.name, self.course.error)
         position = self.course.build.position if self.course.build is not None else 0
         await self.course.record(ProjectionPaused(position, None, self.course.error))

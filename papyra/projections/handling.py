@@ -67,7 +67,7 @@ class Handling:
             if self._course.own.is_paused:
                 return
             attempts += 1
-            self._course.counters.retries += 1
+            self._course.counters.retry()
             try:
                 taken = await self._course.keeper.handle(self._course.own, [record])
             except HandlerFailed as failure:
@@ -88,7 +88,7 @@ class Handling:
                 await self.pass_over(record, reason)
             case DeadLetter():
                 self._course.take(await self._course.keeper.park(self._course.own, record, reason))
-                self._course.counters.parked += 1
+                self._course.counters.park()
                 self._course.error, self._course.error_seq = reason, None
                 await self._course.record(ProjectionParked(seq, actor_of(record), reason))
 
@@ -96,12 +96,12 @@ class Handling:
         """Move the position behind an event that is not handled, and record that."""
         seq = record.seq or 0
         await self._course.move(seq)
-        self._course.counters.skipped += 1
+        self._course.counters.skip()
         self._course.error, self._course.error_seq = reason, None
         await self._course.record(ProjectionSkipped(seq, reason))
 
     def _handled(self, build: Build, records: Sequence[Record], held: int) -> None:
         self._course.counters.add(len(records) - held, records[-1].timestamp)
-        self._course.counters.parked += held
+        self._course.counters.park(held)
         self._course.take(build)
         self._course.renewed = self._course.host.clock.monotonic()

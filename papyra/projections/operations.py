@@ -71,7 +71,7 @@ class Operations:
         else:
             self._course.take(msgspec.structs.replace(build, live_position=seq))
             await self._course.move(build.position)
-            self._course.counters.skipped += 1
+            self._course.counters.skip()
             await self._course.record(ProjectionSkipped(seq, reason))
         await self._resume()
 
@@ -100,8 +100,7 @@ class Operations:
             raise ProjectionStopped(
                 f"{self._course.name}: event {seq} stays parked: {error_text(failure.error)}"
             ) from failure.error
-        self._course.counters.parked -= 1
-        self._course.counters.handled += 1
+        self._course.counters.handle_parked()
 
     async def _skip_parked(self, seq: int, reason: str) -> None:
         """Pass over a parked event; handle those that are held back behind it."""
@@ -110,8 +109,7 @@ class Operations:
         if first is None:
             raise ProjectionStopped(f"{self._course.name}: no event {seq} is parked")
         await self._course.keeper.unpark(self._course.own, seq)
-        self._course.counters.parked -= 1
-        self._course.counters.skipped += 1
+        self._course.counters.skip_parked()
         await self._course.record(ProjectionSkipped(seq, reason))
         behind = (each for each in parked if each.actor == first.actor and each.seq > seq)
         held = next(behind, None)

@@ -92,6 +92,7 @@ class ProjectionRunner:
             error=main.error,
             error_seq=main.error_seq,
             rebuilding=None if self._beside is None else self._beside.position,
+            pauses=counters.pauses,
         )
 
     async def wait_for(self, seq: int, timeout: float | None = None) -> None:

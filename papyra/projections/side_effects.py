@@ -81,7 +81,7 @@ class SideEffects:
                 if delay is None:
                     await self._course.pause(error, record.seq)
                     return False
-                self._course.counters.retries += 1
+                self._course.counters.retry()
                 await self._course.rest(delay)
             else:
                 return True

@@ -50,6 +50,8 @@ class ProjectionStatus(msgspec.Struct, frozen=True):
     error_seq: int | None
     #: the version of the build beside the live one, where it stands; `None` if there is none
     rebuilding: int | None = None
+    #: how often it has paused
+    pauses: int = 0
 
     @property
     def lag(self) -> int:

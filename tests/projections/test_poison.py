@@ -11,7 +11,8 @@ import pytest
 
 from papyra import ActorSystem
 from papyra.exceptions import ProjectionStopped
-from papyra.persistence import PersistedEvent
+from papyra.persistence import GetMetrics, PersistedEvent, ResetMetrics
+from papyra.persistence.metrics import MetricsSnapshot
 from papyra.projections import DeadLetter, OnError, Pause, Projection, Retry, Skip, SQLiteView
 from papyra.testing import ManualClock
 from tests.projections.balances import (
@@ -446,3 +447,60 @@ async def test_a_view_whose_tables_are_gone_ends_neither_the_system_nor_its_stop
         await Deposits(system).add(2)
         await in_state(runner, "waiting", "paused")
     assert runner.status.state == "stopped"
+
+
+async def test_what_becomes_of_events_is_in_the_metrics(new_system: NewSystem, path: Path) -> None:
+    async with new_system() as system:
+        deposits = Deposits(system)
+        bad = await deposits.add(1, 2, BAD)
+        parking = Parking(SQLiteView(path))
+        runner = system.project(parking)
+        await runner.wait_for(await deposits.add(4), timeout=60)  # held back, behind the bad one
+        await runner.wait_for(await deposits.add(5, account="bob"), timeout=60)
+        assert projected(await system.backend.execute(GetMetrics())) == {
+            "handled": 3,
+            "retries": 0,
+            "skipped": 0,
+            "parked": 2,
+            "pauses": 0,
+        }
+        parking.is_bad = False
+        await runner.skip(bad)
+        assert projected(await system.backend.execute(ResetMetrics())) == {
+            "handled": 4,
+            "retries": 0,
+            "skipped": 1,
+            "parked": 2,
+            "pauses": 0,
+        }
+        assert set(projected(await system.backend.execute(GetMetrics())).values()) == {0}
+
+
+async def test_a_projection_that_pauses_is_in_the_metrics_and_in_the_audit(
+    new_system: NewSystem, path: Path
+) -> None:
+    class Retrying(Picky):
+        name = "balances"
+        on_error = Retry(3).then(Pause())
+
+    async with new_system() as system:
+        assert (system.audit().projections, system.audit().projections_paused) == (0, 0)
+        await Deposits(system).add(1, BAD, 3)
+        runner = system.project(Retrying(SQLiteView(path)))
+        await in_state(runner, "paused")
+        counted = projected(await system.backend.execute(GetMetrics()))
+        assert (counted["handled"], counted["retries"], counted["pauses"]) == (1, 2, 1)
+        assert runner.status.pauses == 1
+        audit = system.audit()
+        assert (audit.projections, audit.projections_paused) == (1, 1)
+        assert audit.projections_longest_lag == runner.status.lag > 0
+
+
+def projected(metrics: MetricsSnapshot) -> dict[str, int]:
+    """Return the counters of projections."""
+    prefix = "projection_"
+    return {
+        name.removeprefix(prefix): count
+        for name, count in metrics.items()
+        if name.startswith(prefix)
+    }

@@ -229,6 +229,11 @@ async def test_an_in_memory_backends_metrics_count_its_operations(
         "snapshot_errors": 0,
         "outbox_taken": 0,
         "outbox_refused": 0,
+        "projection_handled": 0,
+        "projection_retries": 0,
+        "projection_skipped": 0,
+        "projection_parked": 0,
+        "projection_pauses": 0,
     }
     persistence.metrics.reset()
     assert set(persistence.metrics.snapshot().values()) == {0}
