@@ -330,23 +330,21 @@ class RedisClient:
             await connection.send_packed_command(_pack(connection, commands))
             replies = [await _reply(connection) for _ in commands]
         except BaseException:
-            self._connection = connection
             if transport is not None:
                 transport.abort()  # which would wait until what was written is sent
             with anyio.CancelScope(shield=True):
-                await self._release_connection(client)
+                await _discard(client, connection)
             raise
-        if client.connection_pool.max_connections > 1:
+        if client.connection_pool.max_connections > 1 and self._connection is None:
             self._connection = connection
-        else:  # others need it, too
+        else:  # others need it, too; or somebody else has put back another one meanwhile
             await client.connection_pool.release(connection)
         return replies
 
     async def _release_connection(self, client: AnyClient) -> None:
         connection, self._connection = self._connection, None
         if connection is not None:
-            await connection.disconnect(nowait=True)
-            await client.connection_pool.release(connection)
+            await _discard(client, connection)
 
     async def close(self) -> None:
         """Close every connection, in bounded time, and make no more until `reopen`."""
@@ -433,6 +431,12 @@ def _among_kept(raws: Sequence[RawEntry], noted: bytes | None) -> list[bytes]:
         return [identifier for identifier, _ in raws]
     limit = id_of(upto)
     return [identifier for identifier, fields in raws if fields and id_of(identifier) <= limit]
+
+
+async def _discard(client: AnyClient, connection: Any) -> None:
+    """Disconnect a connection, and let its pool have it back."""
+    await connection.disconnect(nowait=True)
+    await client.connection_pool.release(connection)
 
 
 async def _run_once(

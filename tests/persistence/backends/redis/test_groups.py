@@ -16,6 +16,7 @@ import pytest
 import redis
 
 from papyra.exceptions import BackendClosed, InvalidRequest, StoreError, StoreWrongType
+from papyra.persistence.backends._redis.client import connection_name
 from papyra.persistence.backends.redis import (
     Delivery,
     RedisStreamsConfig,
@@ -96,6 +97,28 @@ class TestFollowing:
             assert scope.cancelled_caught
             await store.append(an_event(3))
             assert seqs(await take(events, 1)) == [3]
+
+    async def test_followers_in_one_process_need_no_more_connections_with_each_append(
+        self, make: MakeStore, admin: redis.Redis
+    ) -> None:
+        async with make() as store:
+            got = [0] * 4
+
+            async def follow(number: int) -> None:
+                async for event in store.follow():
+                    got[number] = event.seq or 0
+
+            async with anyio.create_task_group() as tasks:
+                for number in range(len(got)):
+                    tasks.start_soon(follow, number)
+                for number in range(1, 31):
+                    await store.append(an_event(number))
+                    while min(got) < number:
+                        await anyio.lowlevel.checkpoint()
+                name = connection_name(store.store.client.name)
+                own = [each for each in admin.client_list() if each["name"] == name]
+                assert len(own) <= 2 * len(got) + 1
+                tasks.cancel_scope.cancel()
 
     async def test_a_follower_survives_a_restart_of_the_redis_server(
         self, own_server: RedisServer, caplog: pytest.LogCaptureFixture
