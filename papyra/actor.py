@@ -28,8 +28,9 @@ from papyra.persistence.messages import Append, Appended
 from papyra.persistence.records import Kind, PersistedEvent, event_record
 from papyra.persistence.subscription import Selection
 from papyra.persistence.verbs import PersistenceVerbs
-from papyra.ref import ActorRef
+from papyra.ref import ActorRef, Values
 from papyra.supervision import Decision, OneForOne, SupervisionPolicy
+from papyra.telemetry import Telemetry
 from papyra.timers import Timers
 
 ResultT = TypeVar("ResultT")
@@ -77,6 +78,10 @@ class System(Protocol):
     @property
     def portal(self) -> Portal:
         """The way to the actors from other threads."""
+
+    @property
+    def telemetry(self) -> Telemetry | None:
+        """What observes the system, if anything does."""
 
     @property
     def recoveries(self) -> anyio.Semaphore:
@@ -142,6 +147,10 @@ class ContextOwner(Protocol):
     @property
     def child_refs(self) -> tuple[ActorRef, ...]:
         """The refs of the living children, in the order they were spawned."""
+
+    @property
+    def ahead(self) -> tuple[Values, bool] | None:
+        """The context variables of the message that comes next, and whether it was asked."""
 
     def spawn(
         self,
@@ -401,6 +410,14 @@ class ActorContext:
         """
         self._owner.loop.check()
         return await run_in_thread(self._owner.loop, function, args)
+
+    @property
+    def ahead(self) -> tuple[Values, bool] | None:
+        """The context variables of the message that comes next, and whether it was asked.
+
+        `None` if none waits, or if it has brought none. For telemetry.
+        """
+        return self._owner.ahead
 
     def settle_first(self, settlement: Callable[[], Awaitable[None]] | None) -> None:
         """Call `settlement` before each message, until it is taken back with `None`.

@@ -68,6 +68,7 @@ from papyra.projections.projection import Projection
 from papyra.projections.runner import ProjectionRunner, Projections
 from papyra.ref import ActorRef
 from papyra.supervision import Decision, OneForOne, SupervisionPolicy
+from papyra.telemetry import Telemetry
 
 #: The name of a system's own persistence actor.
 PERSISTENCE_NAME = "$persistence"
@@ -113,6 +114,7 @@ class ActorSystem:
         clock: Clock | None = None,
         dispatcher: Dispatcher | None = None,
         propagate: Iterable[ContextVar[Any]] = (),
+        telemetry: Telemetry | None = None,
         entities: Iterable[type[Actor]] = (),
     ) -> None:
         """Make a system that is to be started.
@@ -128,6 +130,9 @@ class ActorSystem:
         An actor starts with no context variable set. Those in `propagate` travel with each message:
         around `receive` they have the values that they had where it was told or asked, unset ones
         included. A batch, which has many senders, sees the actor's own.
+
+        `telemetry` observes the system, and has variables of its own travel: see
+        `papyra.observability`. Without it nothing of that is called.
 
         `entities` are classes whose entities durable timers may wake, without anybody having asked
         for them before; ``system.entities.register`` is for those that are made with arguments.
@@ -155,7 +160,8 @@ class ActorSystem:
             clock or SystemClock(),
             dispatcher,
             mailbox_capacity,
-            _variables(propagate),
+            _variables(propagate, telemetry),
+            telemetry,
             self._end_by,
         )
         self._entities = EntityRegistry(name, self._runtime)
@@ -210,6 +216,11 @@ class ActorSystem:
         if self._backend is None:
             raise SystemNotRunning(f"the system {self._system_id!r} has not been started")
         return self._backend
+
+    @property
+    def telemetry(self) -> Telemetry | None:
+        """What observes the system, if anything does."""
+        return self._runtime.telemetry
 
     @property
     def stored_before(self) -> int:
@@ -472,6 +483,8 @@ class ActorSystem:
         self._recorder = SystemRecorder(self._system_id, self.clock, cell.mailbox)
         self._entities.recorder = self._recorder
         self._timers.begin(self._backend, looks=self._looks_into_inbox)
+        if self.telemetry is not None:
+            self.telemetry.begin(self)
         if self._audit_interval is not None:
             start_surely(
                 self._runtime.task_group.start_soon,
@@ -579,6 +592,8 @@ class ActorSystem:
             self._portal.close()
         if self._recorder is not None:
             self._recorder.audit(self.audit())
+            if self.telemetry is not None:
+                self.telemetry.end()
 
     async def _audit_every(self, interval: float) -> None:
         self._audits = True
@@ -652,6 +667,7 @@ class _Runtime:
     dispatcher: Dispatcher | None
     mailbox_capacity: int
     propagate: tuple[ContextVar[Any], ...]
+    telemetry: Telemetry | None
     interrupt: Callable[[BaseException], None]
     #: tasks that have nothing to do any more, and yet must not end before their actors' groups
     parked: int = 0
@@ -760,12 +776,15 @@ class _Guardian:
         return Decision.STOP
 
 
-def _variables(propagate: Iterable[ContextVar[Any]]) -> tuple[ContextVar[Any], ...]:
+def _variables(
+    propagate: Iterable[ContextVar[Any]], telemetry: Telemetry | None
+) -> tuple[ContextVar[Any], ...]:
     variables = tuple(propagate) if isinstance(propagate, Iterable) else (propagate,)
     for variable in variables:
         if not isinstance(variable, ContextVar) or not isinstance(propagate, Iterable):
             raise InvalidSetting(f"propagate is a tuple of ContextVars, not {propagate!r}")
-    return tuple(dict.fromkeys(variables))
+    own = () if telemetry is None else telemetry.variables
+    return tuple(dict.fromkeys((*variables, *own)))
 
 
 def _check_limits(

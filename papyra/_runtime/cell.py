@@ -25,6 +25,7 @@ from papyra._runtime.failures import Failures, Outcome, Supervisor
 from papyra._runtime.feeds import Feed
 from papyra._runtime.lifecycle import Lifecycle
 from papyra._runtime.loop import ActorLoop
+from papyra._runtime.observed import ObservedContext, ObservedRef
 from papyra._runtime.props import Props
 from papyra._runtime.recorder import Recorder
 from papyra._safe_repr import type_name
@@ -45,6 +46,7 @@ from papyra.output_gate import OutputGate, current_gate
 from papyra.ref import ActorRef, Ask, LastMessage, Source, Told, Values
 from papyra.ref import Feed as AnyFeed
 from papyra.supervision import Decision, SupervisionPolicy
+from papyra.telemetry import Telemetry
 from papyra.timers import Timers, is_of_one_life
 
 #: The actor in whose task, or in a task made there, the code runs.
@@ -72,6 +74,9 @@ class Runtime(Protocol):
 
     @property
     def propagate(self) -> Sequence[ContextVar[Any]]: ...
+
+    @property
+    def telemetry(self) -> Telemetry | None: ...
 
     @property
     def system(self) -> System: ...
@@ -187,6 +192,7 @@ class Cell:
         "recorder",
         "ref",
         "stopped",
+        "telemetry",
     )
 
     def __init__(
@@ -210,12 +216,18 @@ class Cell:
             if mailbox is None
             else mailbox
         )
+        #: whether it is part of the system, which waits for no user's actor
+        self.is_systems_own = address.name.startswith("$")
+        #: what observes it, if anything does
+        self.telemetry: Telemetry | None = None
         #: the context variables that travel with messages
-        self.propagate = runtime.propagate
+        self.propagate: Sequence[ContextVar[Any]] = ()
+        if not self.is_systems_own:
+            self.telemetry, self.propagate = runtime.telemetry, runtime.propagate
         self.put_nowait: Callable[[object], None] = (
             self._put_with_values if self.propagate else self.mailbox.put_nowait
         )
-        self.ref = ActorRef(self) if entity is None else entity.ref
+        self.ref = self._new_ref() if entity is None else entity.ref
         self.children: Children[Cell] = Children()
         #: set when the actor has stopped, and all that follows from it is done
         self.stopped = Latch()
@@ -225,9 +237,11 @@ class Cell:
         self.lifecycle = Lifecycle(address, self.mailbox)
         self.dead_letters = DeadLetters(address, self.mailbox, self.lifecycle, recorder)
         self.failures = Failures(self, parent, recorder)
-        self.context = ActorContext(self, runtime.system)
-        #: whether it is part of the system, which waits for no user's actor
-        self.is_systems_own = address.name.startswith("$")
+        self.context = (
+            ActorContext(self, runtime.system)
+            if self.telemetry is None
+            else ObservedContext(self, runtime.system, self.telemetry)
+        )
 
         # Made when they are needed: most actors neither watch, nor are watched, nor wait.
         self._death_watch: DeathWatch | None = None
@@ -264,6 +278,10 @@ class Cell:
     @property
     def keeps_keys(self) -> bool:
         return self._actor_loop.keeps_keys
+
+    @property
+    def ahead(self) -> tuple[Values, bool] | None:
+        return self._actor_loop.ahead
 
     @property
     def heir(self) -> Cell:
@@ -566,6 +584,9 @@ class Cell:
     async def park(self) -> None:
         """Return when all actors of the system have stopped."""
         await self._runtime.park()
+
+    def _new_ref(self) -> ActorRef:
+        return ActorRef(self) if self.telemetry is None else ObservedRef(self, self.telemetry)
 
     def new_variables(self) -> Context:
         """Return the context that an incarnation starts from: this actor's, and empty otherwise."""

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import types
-from collections.abc import Coroutine, Generator, Iterable, Sequence
-from contextvars import Context, ContextVar, copy_context
+from collections.abc import Callable, Coroutine, Generator, Iterable, Sequence
+from contextvars import Context, ContextVar, Token, copy_context
 from typing import Any, TypeVar
 
 from papyra.ref import Values
@@ -20,16 +20,33 @@ def captured(variables: Iterable[ContextVar[Any]]) -> Values:
     return [(variable, value) for variable, value in values if value is not _UNSET]
 
 
-async def carrying(
-    variables: Sequence[ContextVar[Any]], values: Values, handling: Coroutine[Any, Any, ReplyT]
-) -> ReplyT:
-    """Await `handling` with `values` set, and with the rest of `variables` unset."""
-    brought = {variable for variable, _ in values}
-    to_unset = [v for v in variables if v not in brought and v.get(_UNSET) is not _UNSET]
+def carrying(
+    variables: Sequence[ContextVar[Any]],
+    values: Values,
+    handling: Coroutine[Any, Any, ReplyT],
+    observe: Callable[[Coroutine[Any, Any, ReplyT]], Coroutine[Any, Any, ReplyT]] | None = None,
+) -> Coroutine[Any, Any, ReplyT]:
+    """Return what awaits `handling` with `values` set, and with the rest of `variables` unset.
+
+    They are set from now on, so it has to be awaited next. `observe` is called with them set, and
+    returns what is to be awaited instead.
+    """
+    to_unset = [v for v in variables if v.get(_UNSET) is not _UNSET]
+    if to_unset and values:
+        brought = {variable for variable, _ in values}
+        to_unset = [v for v in to_unset if v not in brought]
     if to_unset:
         # The actor has set them for itself.
         handling = _without(to_unset, handling)
+    if not values:
+        return handling
     tokens = [(variable, variable.set(value)) for variable, value in values]
+    return _resetting(tokens, handling if observe is None else observe(handling))
+
+
+async def _resetting(
+    tokens: Sequence[tuple[ContextVar[Any], Token[Any]]], handling: Coroutine[Any, Any, ReplyT]
+) -> ReplyT:
     try:
         return await handling
     finally:

@@ -15,6 +15,7 @@ from papyra._runtime.idle_timeouts import (
     begin_idle_timeout,
     end_idle_timeout,
 )
+from papyra._runtime.observed import ObservedEntityRef
 from papyra._runtime.props import Props
 from papyra._runtime.recorder import Recorder
 from papyra._signal import Latch, Signal
@@ -112,7 +113,8 @@ class Entity:
 
     def new_ref(self) -> EntityRef:
         """Return the one ref that there is to be of it."""
-        made = EntityRef(self)
+        telemetry = self._lives.runtime.telemetry
+        made = EntityRef(self) if telemetry is None else ObservedEntityRef(self, telemetry)
         self._ref = weakref.ref(made)  # who sends a message, or lives, holds it
         return made
 

@@ -45,6 +45,7 @@ from papyra.exceptions import (
 from papyra.mailbox import Mailbox
 from papyra.ref import ActorRef, Ask, Terminated, Told, Values
 from papyra.supervision import Decision
+from papyra.telemetry import Telemetry
 from papyra.timers import OwnMessage, is_own_message
 
 #: What an empty mailbox gives; `None` is a message like any other.
@@ -63,6 +64,7 @@ class LoopOwner(Protocol):
     dispatcher: Dispatcher | None
     #: the context variables that travel with messages
     propagate: Sequence[ContextVar[Any]]
+    telemetry: Telemetry | None
     loop: HomeLoop
     lifecycle: Lifecycle
     failures: Failures
@@ -123,6 +125,7 @@ class ActorLoop:
         "_props",
         "_run_at_hand",
         "_run_types",
+        "_settled_for",
         "_started",
         "_struck",
         "_throughput",
@@ -156,6 +159,8 @@ class ActorLoop:
         self._run_at_hand: Sequence[object] = ()
         #: what the message at hand has brought along
         self._values: Values = ()
+        #: the message that is to be handled once something is settled
+        self._settled_for: object = _NOTHING
         #: the context that the instance is made in; the incarnation's task starts from a copy
         self.variables = cell.new_variables()
         self.actor: Actor
@@ -302,6 +307,17 @@ class ActorLoop:
             return self._handle_with_values
         return self._handle_or_run if self._batch_types else self._handle
 
+    @property
+    def ahead(self) -> tuple[Values, bool] | None:
+        """The context variables of the message that comes next, and whether it was asked."""
+        item = self._settled_for
+        if item is not _NOTHING:
+            return self._values, type(item) is Ask
+        item = next(self._mailbox.peek(1), None)
+        if type(item) is Ask or type(item) is Told:
+            return item.values, type(item) is Ask
+        return None
+
     def _handle_with_values(self, item: object) -> Coroutine[Any, Any, int]:
         # A message may be anything, and only its type can be asked without it.
         self._values = item.values if type(item) is Ask or type(item) is Told else ()
@@ -382,6 +398,7 @@ class ActorLoop:
     async def _settle(self, item: object, message: object) -> bool:
         """Settle what the messages before have left; return whether `message` can be handled."""
         assert self._lifecycle.settlement is not None
+        self._settled_for = item
         try:
             await self._lifecycle.settlement()
         except BaseException as caught:
@@ -394,6 +411,8 @@ class ActorLoop:
                 asked = type(item) is Ask and not is_fed(item)
                 self._cell.dead_letters.postpone(message, asked=asked)
             return False
+        finally:
+            self._settled_for = _NOTHING
         return True
 
     def _surround(self, message: object, handling: Coroutine[Any, Any, Any]) -> Any:
@@ -402,8 +421,20 @@ class ActorLoop:
             handling = self._cell.dispatcher.handle(self._cell.ref, (message,), handling)
         if self._cell.propagate:
             # Outermost: instruments see the sender's variables, too.
-            handling = carrying(self._cell.propagate, self._values, handling)
+            observe = self._observe_at_hand if self._cell.telemetry is not None else None
+            values, self._values = self._values, ()  # not to keep them in memory
+            handling = carrying(self._cell.propagate, values, handling, observe)
         return handling
+
+    def _observe_at_hand(self, handling: Coroutine[Any, Any, Any]) -> Coroutine[Any, Any, Any]:
+        cell, item = self._cell, self._at_hand
+        assert cell.telemetry is not None
+        is_asked = type(item) is Ask
+        message = item.message if type(item) is Ask else item
+        actor_type = self._props.actor_class.__name__
+        return cell.telemetry.receive(
+            cell.address, actor_type, message, handling, is_asked=is_asked
+        )
 
     async def _next_turn(self) -> None:
         if self._cell.dispatcher is None:

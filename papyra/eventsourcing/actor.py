@@ -7,7 +7,7 @@ import contextlib
 import functools
 import inspect
 import logging
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence
 from datetime import datetime
 from types import MappingProxyType
 from typing import Any, ClassVar, Generic, TypeVar
@@ -21,6 +21,7 @@ from papyra.eventsourcing.bases import BaseReader
 from papyra.eventsourcing.bookkeeping import COMMAND, KEY, REPLIED, KeyedCommand, Note, Replied
 from papyra.eventsourcing.history import History
 from papyra.eventsourcing.keyed_replies import keep_reply, reply_again
+from papyra.eventsourcing.observed import ObservedHistory, ObservedSnapshots
 from papyra.eventsourcing.resumption import Resumption
 from papyra.eventsourcing.schema import Schema, upcasters_of
 from papyra.eventsourcing.snapshots import SnapshotPolicy, Snapshots, StateCodec, state_type_of
@@ -406,11 +407,16 @@ class EventSourced(Actor, Generic[StateT]):
         schema = type(self)._schema
         assert schema is not None  # this class is abstract
         policy, state_codec = self.snapshots, self._state_codec
+        telemetry = self.context.system.telemetry
         snapshots = None
         if policy is not None and state_codec is not None:
-            snapshots = Snapshots(policy, state_codec, self.context)
+            snapshots = (
+                Snapshots(policy, state_codec, self.context)
+                if telemetry is None
+                else ObservedSnapshots(policy, state_codec, self.context, telemetry)
+            )
         bases: BaseReader[StateT] = BaseReader(type(self), policy)
-        self._history = History(
+        self._history = (History if telemetry is None else ObservedHistory)(
             *(schema, self.context, self.initial_state, self.apply, snapshots),
             bases=bases,
             window=self.idempotency_window,
@@ -468,7 +474,7 @@ class EventSourced(Actor, Generic[StateT]):
     async def _receive_due(
         self,
         timer: TimerDue | TimerFailed | TimersChanged,
-        receive: Callable[[Any, Any], Awaitable[Any]],
+        receive: Callable[[Any, Any], Coroutine[Any, Any, Any]],
     ) -> Any:
         """Handle a timer that is brought; or note that this has failed."""
         if isinstance(timer, TimersChanged):
@@ -492,7 +498,13 @@ class EventSourced(Actor, Generic[StateT]):
         self._occurrence = occurrence_of(str(self.context.self_ref.address), pending)
         self._unnoted = pending
         try:
-            reply = await receive(self, message)
+            handling, telemetry = receive(self, message), self.context.system.telemetry
+            if telemetry is not None:
+                address = self.context.self_ref.address
+                handling = telemetry.timer(
+                    *(address, pending.name, pending.due, scheduled.cause, handling)
+                )
+            reply = await handling
             is_refused = type(reply) is Failure and not isinstance(reply.error, UnhandledMessage)
             if self._unnoted is not None:
                 if is_refused:

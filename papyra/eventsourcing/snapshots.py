@@ -181,9 +181,7 @@ class Snapshots(Generic[StateT]):
     def _save(self, request: SaveSnapshot) -> None:
         def answered(reply: object, error: Exception | None) -> None:
             del reply
-            self._is_saving = False
-            if error is not None:
-                self._note(request.revision, error)
+            self._saved(request.revision, error)
 
         if self._is_saving:
             return
@@ -192,6 +190,12 @@ class Snapshots(Generic[StateT]):
             self._context.persistence.request(request, answered)
         except PapyraError as error:
             answered(None, error)
+
+    def _saved(self, revision: int, error: Exception | None) -> None:
+        """Take note that a snapshot is saved, or has failed."""
+        self._is_saving = False
+        if error is not None:
+            self._note(revision, error)
 
     def _note(self, revision: int, error: Exception) -> None:
         logger.warning(

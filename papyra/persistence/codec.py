@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import operator
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import chain
 from typing import Annotated, Any, NamedTuple, TypeVar
 
@@ -583,11 +583,12 @@ def _is_versioned(event: PersistedEvent) -> bool:
         (revision is None or (type(revision) is int and 0 < revision <= MAX_VERSION))
         and (type(version) is int and 0 < version <= MAX_VERSION)
         and type(metadata) is dict
-        and (not metadata or _is_small_mapping(metadata))
+        and (not metadata or fits_in_metadata(metadata))
     )
 
 
-def _is_small_mapping(metadata: dict[str, str]) -> bool:
+def fits_in_metadata(metadata: Mapping[str, str]) -> bool:
+    """Return whether an event may have this metadata: strings by their names, and not too many."""
     return (
         len(metadata) <= _MAX_METADATA
         and _NAMES.issuperset(map(type, chain(metadata, metadata.values())))

@@ -6,6 +6,7 @@ keeps a history keeps its timers. It changes no state; what is pending is the su
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, Literal, TypeAlias
 
 import msgspec
@@ -55,6 +56,8 @@ class Scheduled(_Change, frozen=True, tag="scheduled", omit_defaults=True):
     #: the name of the time zone of that
     tz: str | None = None
     missed: Missed = "once"
+    #: the metadata of what has scheduled it: trace context, and the like
+    cause: dict[str, str] = {}
 
     @property
     def recurs(self) -> bool:
@@ -192,6 +195,13 @@ def payload_of(change: Change) -> dict[str, Any]:
     """Return the payload of the event that a change is: plain data, which is stored faster."""
     payload: dict[str, Any] = msgspec.to_builtins(change)
     return payload
+
+
+def with_cause(payload: dict[str, Any], cause: Mapping[str, str]) -> dict[str, Any]:
+    """Return the payload of a change; of one that schedules a timer, with what has caused it."""
+    if payload.get("change") != Scheduled.__struct_config__.tag:
+        return payload
+    return {**payload, "cause": {**cause}}
 
 
 class _Bookkeeping(msgspec.Struct):

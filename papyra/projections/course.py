@@ -4,20 +4,22 @@ from __future__ import annotations
 
 import logging
 from collections import deque
+from collections.abc import Coroutine, Sequence
+from typing import Any
 
 import anyio
 
 from papyra._safe_repr import type_and_text
 from papyra.exceptions import PapyraError, ProjectionStopped, StoreReplaced
 from papyra.persistence.messages import Append
-from papyra.persistence.records import PersistedEvent
+from papyra.persistence.records import PersistedEvent, Record
 from papyra.projections.builds import Build
 from papyra.projections.commands import Command
 from papyra.projections.counters import Counters
 from papyra.projections.decoding import decoder
 from papyra.projections.facts import FOLDER, Fact, ProjectionPaused
 from papyra.projections.host import Host
-from papyra.projections.keeper import Keeper, TakenOver
+from papyra.projections.keeper import Keeper, Taken, TakenOver
 from papyra.projections.on_error import policy_of
 from papyra.projections.projection import Projection, Wanted
 from papyra.projections.status import ProjectionState
@@ -79,6 +81,16 @@ class Course:
     def tick(self) -> float:
         """The seconds between two looks at the view."""
         return TICK if self.keeper_there is None else min(TICK, self.keeper_there.lease / 3)
+
+    def handle(self, records: Sequence[Record]) -> Coroutine[Any, Any, Taken]:
+        """Return what has the keeper handle some of these records."""
+        handling = self.keeper.handle(self.own, records)
+        telemetry = self.host.telemetry
+        if telemetry is None:
+            return handling
+        events = [each for each in records if isinstance(each, PersistedEvent)]
+        causes = [each.metadata for each in events if each.metadata]
+        return telemetry.projection(self.name, causes, len(records), handling)
 
     def take(self, build: Build) -> None:
         """Note where the build is now."""

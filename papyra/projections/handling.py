@@ -35,7 +35,7 @@ class Handling:
             if not part:
                 continue
             try:
-                taken = await self._course.keeper.handle(self._course.own, part)
+                taken = await self._course.handle(part)
             except HandlerFailed as failure:
                 if failure.index == 0 or len(part) == 1:
                     todo.appendleft(part[1:])
@@ -69,7 +69,7 @@ class Handling:
             attempts += 1
             self._course.counters.retry()
             try:
-                taken = await self._course.keeper.handle(self._course.own, [record])
+                taken = await self._course.handle([record])
             except HandlerFailed as failure:
                 error = failure.error
                 continue

@@ -8,6 +8,7 @@ from papyra.actor import Actor
 from papyra.clock import Clock
 from papyra.entity import EntityRef
 from papyra.persistence.backends.base import PersistenceBackend
+from papyra.telemetry import Telemetry
 
 __all__ = ("Host",)
 
@@ -22,6 +23,10 @@ class Host(Protocol):
     @property
     def clock(self) -> Clock:
         """The clock that it waits by."""
+
+    @property
+    def telemetry(self) -> Telemetry | None:
+        """What observes the system, if anything does."""
 
     @property
     def is_running(self) -> bool:

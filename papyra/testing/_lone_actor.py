@@ -95,6 +95,8 @@ class LoneActor(Generic[StateT]):
     is_running = True
     parent_ref = None
     child_refs: tuple[ActorRef, ...] = ()
+    ahead = None
+    telemetry = None
 
     def __init__(
         self,
