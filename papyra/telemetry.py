@@ -88,11 +88,11 @@ class Telemetry(Protocol):
         self,
         actor: ActorAddress,
         name: str,
-        due: float,
+        late: float,
         cause: Mapping[str, str],
         firing: Coroutine[Any, Any, ReplyT],
     ) -> Coroutine[Any, Any, ReplyT]:
-        """Observe an occurrence of a durable timer, which was due at this Unix time in seconds.
+        """Observe an occurrence of a durable timer, which was due that many seconds ago.
 
         `cause` is the metadata of the operation that has scheduled it.
         """

@@ -500,9 +500,9 @@ class EventSourced(Actor, Generic[StateT]):
         try:
             handling, telemetry = receive(self, message), self.context.system.telemetry
             if telemetry is not None:
-                address = self.context.self_ref.address
+                late = max(0.0, self.context.clock.time() - pending.due)
                 handling = telemetry.timer(
-                    *(address, pending.name, pending.due, scheduled.cause, handling)
+                    *(self.context.self_ref.address, pending.name, late, scheduled.cause, handling)
                 )
             reply = await handling
             is_refused = type(reply) is Failure and not isinstance(reply.error, UnhandledMessage)

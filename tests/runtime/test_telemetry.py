@@ -103,7 +103,7 @@ class Notebook:
         self,
         actor: ActorAddress,
         name: str,
-        due: float,
+        late: float,
         cause: Mapping[str, str],
         firing: Coroutine[Any, Any, ReplyT],
     ) -> Coroutine[Any, Any, ReplyT]:

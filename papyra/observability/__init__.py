@@ -1,0 +1,1 @@
+"""What operators see of a system: health, metrics, traces and pictures."""
