@@ -12,6 +12,7 @@ from typing import Any, Self
 
 import anyio
 from anyio.abc import TaskGroup
+from anyio.lowlevel import checkpoint
 
 from papyra._durations import is_seconds, seconds
 from papyra._home_loop import HomeLoop
@@ -189,6 +190,7 @@ class ActorSystem:
         self._is_left = False
         self._audits = self._attends = False
         self._failure: Exception | None = None
+        self._escalated: EscalatedFailure | None = None
         self._interrupt: BaseException | None = None
         self._lost: EscalatedFailure | None = None
         self._stored_before = 0
@@ -236,6 +238,33 @@ class ActorSystem:
     def is_running(self) -> bool:
         """Whether actors can be spawned."""
         return self._persistence is not None and not self._shutdown.begun.is_set()
+
+    @property
+    def failure(self) -> EscalatedFailure | None:
+        """The failure that ends the system, from the moment it was escalated; else `None`.
+
+        It is what comes out of the block, or of `stop`. `__cause__` is the actor's own error. When
+        an actor ends the system by `SystemExit` or ``KeyboardInterrupt``, that is no failure.
+        """
+        if self._interrupt is not None:
+            return None
+        return self._lost if self._escalated is None else self._escalated
+
+    async def wait_stopped(self) -> None:
+        """Return when every actor has stopped and the store is closed, for whatever reason.
+
+        `failure` says then whether it was a failure. Any task of the system's event loop may wait,
+        and be cancelled while it does; it stops nothing itself. An actor that waits in ``receive``
+        keeps the system from stopping until it is cancelled after `shutdown_timeout`: let it wait
+        in the background. Raises `SystemNotRunning` before the start, and `WrongLoop`.
+        """
+        if self._portal is None:
+            raise SystemNotRunning(f"the system {self._system_id!r} has not been started")
+        if self._shutdown.ended.is_set():
+            await checkpoint()
+            return
+        self._runtime.loop.check()
+        await self._shutdown.ended.wait()
 
     @property
     def portal(self) -> Portal:
@@ -572,11 +601,8 @@ class ActorSystem:
         """Raise the failure or the interrupt that ended the system from within, if one did."""
         if self._interrupt is not None:
             raise self._interrupt
-        if self._failure is not None:
-            raise EscalatedFailure(
-                f"a failure was escalated past the top-level actors of {self._system_id!r}: "
-                f"{type_and_text(self._failure)}"
-            ) from self._failure
+        if self._escalated is not None:
+            raise self._escalated
 
     def _begin_shutdown(self, cause: BaseException | None) -> None:
         """Begin to stop everything; if there is a `cause`, right after the messages at hand."""
@@ -625,6 +651,11 @@ class ActorSystem:
         """End the system, as nobody is left to deal with `error`."""
         if self._failure is None:
             self._failure = error
+            self._escalated = EscalatedFailure(
+                f"a failure was escalated past the top-level actors of {self._system_id!r}: "
+                f"{type_and_text(error)}"
+            )
+            self._escalated.__cause__ = error
             self._cancel_block()
 
     def _end_by(self, error: BaseException) -> None:
