@@ -19,6 +19,7 @@ from papyra._safe_repr import shown
 from papyra._threads import run_in_thread
 from papyra.address import ActorAddress, users_name
 from papyra.audit import AuditReport
+from papyra.class_counters import ClassCounters
 from papyra.clock import Clock
 from papyra.due_timers import DurableTimers
 from papyra.entity import AwakeEntities, EntityRef
@@ -139,6 +140,10 @@ class ContextOwner(Protocol):
     ref: ActorRef
     clock: Clock
     loop: HomeLoop
+
+    @property
+    def counters(self) -> ClassCounters:
+        """The counters of its class."""
 
     @property
     def parent_ref(self) -> ActorRef | None:
@@ -271,6 +276,11 @@ class ActorContext:
     def clock(self) -> Clock:
         """The system's clock: an actor that waits by it can be tested without waiting."""
         return self._owner.clock
+
+    @property
+    def counters(self) -> ClassCounters:
+        """The counters of this actor's class, for those who extend Papyra to count with."""
+        return self._owner.counters
 
     @property
     def persistence(self) -> ActorRef:

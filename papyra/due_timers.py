@@ -81,6 +81,25 @@ class TimerMetrics(NamedTuple):
     longest_late: float
 
 
+class TimerFigures(NamedTuple):
+    """The same, but for what each of those that are pending would have to be looked at for."""
+
+    #: how many are pending now
+    pending: int
+    #: occurrences that were handled
+    fired: int
+    #: tries to handle one that failed
+    failed: int
+    #: occurrences that were given up, each with a dead letter
+    given_up: int
+    #: occurrences that were skipped, as they were missed
+    skipped: int
+    #: seconds by which the one that was handled last was late, when it was done
+    last_late: float
+    #: seconds by which any was late, at most
+    longest_late: float
+
+
 class DurableTimers(Protocol):
     """The durable timers of a system that are pending."""
 

@@ -40,6 +40,7 @@ from papyra._trio import running_trio
 from papyra.actor import Actor, Entities
 from papyra.address import ActorAddress, check_name
 from papyra.audit import AuditReport
+from papyra.class_counters import CountersByClass
 from papyra.clock import Clock, SystemClock
 from papyra.conf import settings
 from papyra.dispatcher import Dispatcher
@@ -57,9 +58,11 @@ from papyra.exceptions import (
     TaskGroupLeftOpen,
     WrongTask,
 )
+from papyra.figures import Figures, SubscriptionFigures, figures_of_class
 from papyra.persistence.actor import PersistenceActor
 from papyra.persistence.backends.base import PersistenceBackend
 from papyra.persistence.breaker import CircuitBreakerPolicy
+from papyra.persistence.commit_counters import CommitCounters
 from papyra.persistence.messages import Attend, Attended, Flush
 from papyra.persistence.metrics import MetricsSnapshot
 from papyra.persistence.records import Kind
@@ -117,6 +120,7 @@ class ActorSystem:
         propagate: Iterable[ContextVar[Any]] = (),
         telemetry: Telemetry | None = None,
         entities: Iterable[type[Actor]] = (),
+        measure: bool = False,
     ) -> None:
         """Make a system that is to be started.
 
@@ -138,6 +142,9 @@ class ActorSystem:
         `entities` are classes whose entities durable timers may wake, without anybody having asked
         for them before; ``system.entities.register`` is for those that are made with arguments.
 
+        With `measure`, `figures` says also how many messages wait, and how long they wait, how long
+        handling them takes, and commits. That costs a look or two at the clock for each of them.
+
         Raises what that raises, and `InvalidActorName`, `InvalidPolicy` or `InvalidSetting` for
         what makes no sense.
         """
@@ -149,12 +156,16 @@ class ActorSystem:
             raise InvalidSetting(f"persistence is a PersistenceBackend, not {persistence!r}")
         if startup is not None and not isinstance(startup, PersistenceStartupConfig):
             raise InvalidPolicy(f"startup is a PersistenceStartupConfig, not {startup!r}")
+        if type(measure) is not bool:
+            raise InvalidSetting(f"measure is True or False, not {shown(measure)}")
         if breaker is not None and not isinstance(breaker, CircuitBreakerPolicy):
             raise InvalidPolicy(f"breaker is a CircuitBreakerPolicy, not {breaker!r}")
         self._system_id = name
         self._backend = persistence
         self._startup = startup or PersistenceStartupConfig()
         self._breaker = breaker
+        self._counters = CountersByClass(measured=measure)
+        self._started_at: float | None = None
         self._audit_interval = None if audit_interval is None else seconds(audit_interval)
         self._runtime = _Runtime(
             self,
@@ -165,6 +176,7 @@ class ActorSystem:
             telemetry,
             self._end_by,
         )
+        self._commits = CommitCounters(self.clock.monotonic) if measure else None
         self._entities = EntityRegistry(name, self._runtime)
         self._guardian = _Guardian(supervision or OneForOne(), self._fail, TopLevel(self._entities))
         self._entities.parent = self._guardian
@@ -478,6 +490,38 @@ class ActorSystem:
             projections_longest_lag=max((each.lag for each in projections), default=0),
         )
 
+    def figures(self) -> Figures:
+        """Return what there is to count in the system now, by the class of its actors.
+
+        It looks at each class, projection and subscription, and at no actor, however many there
+        are. May be called from any thread, and at any time: before the start all is zero, after the
+        end it is what it was then. Records nothing.
+        """
+        backend = self._backend
+        last_seq = backend.last_seq if backend else 0
+        positions = backend.commits.positions() if backend else ()
+        commits = self._commits
+        return Figures(
+            system_id=self._system_id,
+            timestamp=self.clock.time(),
+            started_at=self._started_at,
+            is_running=self.is_running,
+            classes=tuple(
+                figures_of_class(each)
+                for each in sorted(self._counters.all(), key=lambda each: each.name)
+            ),
+            persistence=backend.metrics.snapshot() if backend else MetricsSnapshot(),
+            persistence_waiting=sum(len(cell.mailbox) for cell in self._own.children),
+            last_seq=last_seq,
+            timers=self._timers.figures(),
+            subscriptions=SubscriptionFigures(
+                len(positions), max((last_seq - each for each in positions), default=0)
+            ),
+            projections=self._projections.statuses(),
+            commit_seconds=None if commits is None else commits.seconds.snapshot(),
+            commit_records=None if commits is None else commits.records.snapshot(),
+        )
+
     async def start(self) -> None:
         """Start the persistence actor, and open its backend. ``async with`` does this.
 
@@ -501,16 +545,19 @@ class ActorSystem:
         try:
             props = Props(PersistenceActor, (self._backend, self._breaker), {}, None)
             address = self._address.child(PERSISTENCE_NAME)
-            self._persistence = spawn(self._own, self._runtime, address, props, LoggingRecorder())
+            recorder = LoggingRecorder(PersistenceActor)
+            self._persistence = spawn(self._own, self._runtime, address, props, recorder)
             await self._persistence.ask(Flush())
+            self._backend.measure_commits(self._commits)
             await check_store(self._backend, self._startup)
             self._stored_before = self._backend.last_seq
         except BaseException as error:
             await self._shut_down(error)
             raise
         (cell,) = self._own.children
-        self._recorder = SystemRecorder(self._system_id, self.clock, cell.mailbox)
-        self._entities.recorder = self._recorder
+        self._recorder = SystemRecorder(self._system_id, self.clock, cell.mailbox, self._counters)
+        self._entities.recorders = self._recorder
+        self._started_at = self.clock.time()
         self._timers.begin(self._backend, looks=self._looks_into_inbox)
         if self.telemetry is not None:
             self.telemetry.begin(self)

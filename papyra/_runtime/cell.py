@@ -25,13 +25,15 @@ from papyra._runtime.failures import Failures, Outcome, Supervisor
 from papyra._runtime.feeds import Feed
 from papyra._runtime.lifecycle import Lifecycle
 from papyra._runtime.loop import ActorLoop
+from papyra._runtime.measured_mailbox import new_mailbox
 from papyra._runtime.observed import ObservedContext, ObservedRef
 from papyra._runtime.props import Props
-from papyra._runtime.recorder import Recorder
+from papyra._runtime.recorder import Recorder, Recorders
 from papyra._safe_repr import type_name
 from papyra._signal import Latch, Signal
 from papyra.actor import Actor, ActorContext, System
 from papyra.address import ActorAddress
+from papyra.class_counters import ClassCounters
 from papyra.clock import Clock
 from papyra.dispatcher import Dispatcher
 from papyra.exceptions import (
@@ -150,13 +152,14 @@ def spawn(
     runtime: Runtime,
     address: ActorAddress,
     props: Props,
-    recorder: Recorder,
+    recorders: Recorders,
 ) -> ActorRef:
     """Make an actor, give it to `parent`, start it, and return its ref."""
-    cell = Cell(parent, runtime, address, props, recorder)
+    cell = Cell(parent, runtime, address, props, recorders.for_class(props.actor_class))
     # First, as it may raise: outside of the event loop, for one.
     runtime.launch(cell)
     parent.children.add(cell)
+    cell.counters.actors += 1
     return cell.ref
 
 
@@ -212,7 +215,10 @@ class Cell:
         self.dispatcher = runtime.dispatcher
         self.loop = runtime.loop
         self.mailbox: Mailbox[object] = (
-            Mailbox(props.capacity(runtime.mailbox_capacity), self.loop.new_signal)
+            new_mailbox(
+                props.capacity(runtime.mailbox_capacity),
+                *(self.loop.new_signal, self.clock, recorder.counters),
+            )
             if mailbox is None
             else mailbox
         )
@@ -264,6 +270,11 @@ class Cell:
         if self._waits is None:
             self._waits = Waits(self)
         return self._waits
+
+    @property
+    def counters(self) -> ClassCounters:
+        """The counters of its class."""
+        return self.recorder.counters
 
     @property
     def variables(self) -> Context:
@@ -597,10 +608,12 @@ class Cell:
     def end(self) -> None:
         """Tell all who want to know that the actor has stopped."""
         self.parent.children.remove(self)
+        self.counters.actors -= 1
         self.end_feeds()
         if self._death_watch is not None:
             self._death_watch.end()
         if self.entity is not None:
+            self.counters.entities_awake -= 1
             self.entity.ended(self)
         self.stopped.set()
 

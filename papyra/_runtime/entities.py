@@ -10,8 +10,9 @@ from papyra._runtime.cell import Cell, Parent, Runtime
 from papyra._runtime.children import Children
 from papyra._runtime.entity import Entity, EntityType
 from papyra._runtime.idle_timeouts import EntityMailbox
+from papyra._runtime.measured_mailbox import new_entity_mailbox
 from papyra._runtime.props import Props
-from papyra._runtime.recorder import Recorder
+from papyra._runtime.recorder import Recorders
 from papyra._safe_repr import shown
 from papyra._signal import Latch
 from papyra.actor import Actor
@@ -32,7 +33,7 @@ class EntityRegistry:
     #: the parent of them all
     parent: Parent
     #: there when the system has started
-    recorder: Recorder
+    recorders: Recorders
 
     def __init__(self, system_id: str, runtime: Runtime) -> None:
         self._system_id = system_id
@@ -118,12 +119,13 @@ class EntityRegistry:
 
     def new_mailbox(self, entity: Entity) -> EntityMailbox:
         """Return the mailbox of a life that takes over from no other."""
-        return EntityMailbox(
+        return new_entity_mailbox(
             entity.type.capacity,
             self.runtime.loop.new_signal,
             self.runtime.clock,
             entity,
             entity.type.idle_timeout,
+            self.recorders.for_class(entity.type.props.actor_class).counters,
         )
 
     def begin(self, entity: Entity, cell: Cell) -> None:
@@ -132,6 +134,8 @@ class EntityRegistry:
         entity.cell = cell
         self.awake[entity.address.path] = entity
         self.activations += 1
+        cell.counters.actors += 1
+        cell.counters.entities_awake += 1
 
     def ended(self, cell: Cell) -> None:
         """Take note that a life has ended."""

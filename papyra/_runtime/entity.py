@@ -17,7 +17,7 @@ from papyra._runtime.idle_timeouts import (
 )
 from papyra._runtime.observed import ObservedEntityRef
 from papyra._runtime.props import Props
-from papyra._runtime.recorder import Recorder
+from papyra._runtime.recorder import Recorder, Recorders
 from papyra._signal import Latch, Signal
 from papyra.actor import handles_once
 from papyra.address import ActorAddress
@@ -51,7 +51,7 @@ class Lives(Protocol):
 
     runtime: Runtime
     parent: Parent
-    recorder: Recorder
+    recorders: Recorders
     #: what the refs of those that sleep lead to
     closed_mailbox: Mailbox[object]
     #: set when nobody is woken any more
@@ -153,15 +153,15 @@ class Entity:
 
     async def refuse(self, message: object, *, expects_reply: bool) -> None:
         """Make a dead letter of `message`; wait if the store has no room for it."""
-        await self._lives.recorder.dead_letter(self.address, message, expects_reply)
+        await self._recorder().dead_letter(self.address, message, expects_reply)
 
     def refuse_nowait(self, message: object, *, expects_reply: bool) -> None:
         """Make a dead letter of `message`; raise `MailboxFull` if the store has no room for it."""
-        self._lives.recorder.dead_letter_nowait(self.address, message, expects_reply)
+        self._recorder().dead_letter_nowait(self.address, message, expects_reply)
 
     def refuse_anyway(self, message: object) -> None:
         """Make a dead letter of `message`, whether the store has room for it or not."""
-        self._lives.recorder.dead_letter_left(self.address, message, False)
+        self._recorder().dead_letter_left(self.address, message, False)
 
     def feed(self, source: Source, last: LastMessage, over: Callable[[Feed], None]) -> Feed:
         """Raise `ActorStopped`: while it sleeps, there is nobody with whose life that could end."""
@@ -268,8 +268,11 @@ class Entity:
 
     def _new_cell(self, mailbox: Mailbox[object]) -> Cell:
         lives = self._lives
-        props = self.type.props
-        return Cell(lives.parent, lives.runtime, self.address, props, lives.recorder, self, mailbox)
+        props, recorder = self.type.props, self._recorder()
+        return Cell(lives.parent, lives.runtime, self.address, props, recorder, self, mailbox)
+
+    def _recorder(self) -> Recorder:
+        return self._lives.recorders.for_class(self.type.props.actor_class)
 
 
 def _own_mailbox(cell: Cell) -> EntityMailbox:

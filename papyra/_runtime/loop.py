@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Coroutine, Sequence
 from contextvars import Context, ContextVar
-from typing import Any, Protocol, cast
+from typing import Any, Protocol, TypeAlias, cast
 
 import anyio
 from anyio.lowlevel import checkpoint
@@ -33,6 +33,7 @@ from papyra._runtime.recorder import Recorder
 from papyra._safe_repr import MEANT, type_and_text, type_name
 from papyra.actor import Actor, ActorContext, Failure, HandlesOnce, handles_once
 from papyra.address import ActorAddress
+from papyra.class_counters import ClassCounters
 from papyra.clock import Clock
 from papyra.dispatcher import Dispatcher
 from papyra.events import ActorRestarted, ActorStarted
@@ -50,6 +51,9 @@ from papyra.timers import OwnMessage, is_own_message
 
 #: What an empty mailbox gives; `None` is a message like any other.
 _NOTHING = object()
+
+#: Handles a message, or the run that it starts, and returns how many it were.
+Handle: TypeAlias = Callable[[object], Coroutine[Any, Any, int]]
 
 _NO_TYPES: frozenset[type] = frozenset()
 
@@ -71,6 +75,10 @@ class LoopOwner(Protocol):
     recorder: Recorder
     dead_letters: DeadLetters
     context: ActorContext
+
+    @property
+    def counters(self) -> ClassCounters:
+        """The counters of its class."""
 
     @property
     def is_woken(self) -> bool:
@@ -153,7 +161,7 @@ class ActorLoop:
         #: what the incarnation that runs has beside its state, once it has anything
         self.belongings: Belongings | None = None
         #: handles a message, or the run that it starts; returns how many it were
-        self._handle_next: Callable[[object], Coroutine[Any, Any, int]]
+        self._handle_next: Handle
         #: what is being handled, as it was in the mailbox: one message, or a run of them
         self._at_hand: object = _NOTHING
         self._run_at_hand: Sequence[object] = ()
@@ -254,7 +262,7 @@ class ActorLoop:
 
     async def _incarnation(self) -> bool:
         """Start, handle messages, and return whether supervision wants another incarnation."""
-        self._handle_next = self._handler()
+        self._handle_next = self._measured(self._handler())
         if not self._throughput and not self._lifecycle.is_restart:
             await self._next_turn()
         if not await self._begin():
@@ -301,7 +309,7 @@ class ActorLoop:
         await self._next_turn()
         return self._lifecycle.directive is None
 
-    def _handler(self) -> Callable[[object], Coroutine[Any, Any, int]]:
+    def _handler(self) -> Handle:
         """Return what handles a message, or the run that it starts; it returns how many it were."""
         if self._cell.propagate:
             return self._handle_with_values
@@ -332,7 +340,23 @@ class ActorLoop:
     def take_over(self, belongings: Belongings) -> None:
         """Have `belongings` belong to the incarnation, and its messages to itself be handled."""
         self.belongings = belongings
-        self._handle_next = self._handle_or_take
+        self._handle_next = self._measured(self._handle_or_take)
+
+    def _measured(self, handle: Handle) -> Handle:
+        """Return `handle`, with the time that it takes counted where the system measures."""
+        if self._cell.counters.receive_seconds is None:
+            return handle
+        return functools.partial(self._handle_measured, handle, self._cell.counters)
+
+    async def _handle_measured(self, handle: Handle, counters: ClassCounters, item: object) -> int:
+        assert counters.receive_seconds is not None
+        began = self._cell.clock.monotonic()
+        try:
+            count = await handle(item)
+        finally:
+            counters.receive_seconds.add(self._cell.clock.monotonic() - began)
+        counters.handled += count
+        return count
 
     def _handle_or_take(self, item: object) -> Coroutine[Any, Any, int]:
         """Return what handles `item`, be it a message of the actor to itself, unless that is over.

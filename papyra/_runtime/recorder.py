@@ -9,6 +9,7 @@ from typing import Protocol
 from papyra._safe_repr import MEANT, shown, type_name
 from papyra.address import ActorAddress
 from papyra.audit import AuditReport
+from papyra.class_counters import ClassCounters, CountersByClass, name_of_class
 from papyra.clock import Clock
 from papyra.due_timers import is_of_timers
 from papyra.events import (
@@ -33,8 +34,18 @@ _ROOM = 1024 * 1024
 _SHORTENED = frozenset({dict, list, tuple, set, frozenset, str, bytes})
 
 
-class Recorder(Protocol):
+class Recorders(Protocol):
+    """The recorders of a system, one for each class of actors."""
+
+    def for_class(self, actor_class: type) -> Recorder:
+        """Return the recorder that counts for a class."""
+
+
+class Recorder(Recorders, Protocol):
     """The place where a cell reports lifecycle events and dead letters."""
+
+    #: of the class that it is for
+    counters: ClassCounters
 
     def lifecycle(self, address: ActorAddress, event: LifecycleEvent) -> None:
         """Record a step of an actor's life. Does not wait: a life goes on."""
@@ -55,7 +66,13 @@ class Recorder(Protocol):
 class SystemRecorder:
     """Record through the system's persistence actor, and count for audits on the way."""
 
-    def __init__(self, system_id: str, clock: Clock, store: Mailbox[object]) -> None:
+    def __init__(
+        self,
+        system_id: str,
+        clock: Clock,
+        store: Mailbox[object],
+        by_class: CountersByClass | None = None,
+    ) -> None:
         self._system_id = system_id
         self._clock = clock
         self._store = store
@@ -64,10 +81,21 @@ class SystemRecorder:
         )
         self.dead_letters = 0
         self.unclaimed_replies = 0
+        self._by_class = CountersByClass() if by_class is None else by_class
+        self._recorders: dict[ClassCounters, ClassRecorder] = {}
         #: the latest of them: who replied, and to what type of message
         self.latest_unclaimed: deque[tuple[str, str]] = deque(maxlen=10)
 
+    def for_class(self, actor_class: type) -> ClassRecorder:
+        """Return the recorder that counts for a class, too."""
+        counters = self._by_class.of(actor_class)
+        found = self._recorders.get(counters)
+        if found is None:
+            found = self._recorders[counters] = ClassRecorder(self, counters)
+        return found
+
     def lifecycle(self, address: ActorAddress, event: LifecycleEvent) -> None:
+        """Record a step of an actor's life."""
         self.counts[type(event)] += 1
         self._push(
             PersistedEvent(
@@ -80,20 +108,18 @@ class SystemRecorder:
         self._push(PersistedAudit(self._system_id, report, self._clock.time()))
 
     def dead_letter_nowait(self, target: ActorAddress, message: object, asked: bool) -> None:
-        if is_of_timers(message):
-            return
+        """Record a message that was not handled; raise `MailboxFull` if the store is behind."""
         # There is no end to what may be sent to an actor that has stopped.
         if not (self._store.has_room or self._store.closed):
             raise MailboxFull
         self._push(self._dead_letter(target, message, asked))
 
     def dead_letter_left(self, target: ActorAddress, message: object, asked: bool) -> None:
-        if not is_of_timers(message):  # what a timer brings comes again
-            self._push(self._dead_letter(target, message, asked))
+        """Record a message that was left in a mailbox, even if the store is behind."""
+        self._push(self._dead_letter(target, message, asked))
 
     async def dead_letter(self, target: ActorAddress, message: object, asked: bool) -> None:
-        if is_of_timers(message):
-            return
+        """Record a message that was not handled; wait if the store is behind."""
         record = self._dead_letter(target, message, asked)
         try:
             await self._store.put(Append(record))
@@ -101,6 +127,7 @@ class SystemRecorder:
             _log_unrecorded(record)
 
     def unclaimed(self, address: ActorAddress, message: object) -> None:
+        """Take note of a reply whose asker had given up by then."""
         self.unclaimed_replies += 1
         self.latest_unclaimed.append((str(address), type_name(message)))
         logger.info("%s replied to %s too late", address, type_name(message))
@@ -137,8 +164,53 @@ class SystemRecorder:
             _log_unrecorded(record)
 
 
+class ClassRecorder:
+    """Record as the system's recorder does, and count by the class of the actors."""
+
+    __slots__ = ("_recorder", "counters")
+
+    def __init__(self, recorder: SystemRecorder, counters: ClassCounters) -> None:
+        self._recorder = recorder
+        self.counters = counters
+
+    def for_class(self, actor_class: type) -> ClassRecorder:
+        return self._recorder.for_class(actor_class)
+
+    def lifecycle(self, address: ActorAddress, event: LifecycleEvent) -> None:
+        self.counters.steps[type(event)] += 1
+        self._recorder.lifecycle(address, event)
+
+    # What a durable timer brings is no dead letter: it comes again.
+
+    def dead_letter_nowait(self, target: ActorAddress, message: object, asked: bool) -> None:
+        if not is_of_timers(message):
+            self._recorder.dead_letter_nowait(target, message, asked)
+            self.counters.dead_letters += 1
+
+    def dead_letter_left(self, target: ActorAddress, message: object, asked: bool) -> None:
+        if not is_of_timers(message):
+            self.counters.dead_letters += 1
+            self._recorder.dead_letter_left(target, message, asked)
+
+    async def dead_letter(self, target: ActorAddress, message: object, asked: bool) -> None:
+        if not is_of_timers(message):
+            self.counters.dead_letters += 1
+            await self._recorder.dead_letter(target, message, asked)
+
+    def unclaimed(self, address: ActorAddress, message: object) -> None:
+        self.counters.unclaimed_replies += 1
+        self._recorder.unclaimed(address, message)
+
+
 class LoggingRecorder:
     """Log in place of recording, for the persistence actor, which records nothing of itself."""
+
+    def __init__(self, actor_class: type) -> None:
+        self.counters = ClassCounters(name_of_class(actor_class))
+
+    def for_class(self, actor_class: type) -> LoggingRecorder:
+        del actor_class
+        return self
 
     def lifecycle(self, address: ActorAddress, event: LifecycleEvent) -> None:
         if isinstance(event, ActorStopped) and event.unhandled:

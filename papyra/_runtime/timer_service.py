@@ -18,7 +18,14 @@ from papyra._runtime.timer_index import IndexedTimer, TimerIndex, TimersOfActor
 from papyra._safe_repr import shown, text_of, type_and_text
 from papyra.address import unescaped
 from papyra.clock import Clock, move_on_at
-from papyra.due_timers import ScheduledTimer, TimerDue, TimerFailed, TimerMetrics, TimersChanged
+from papyra.due_timers import (
+    ScheduledTimer,
+    TimerDue,
+    TimerFailed,
+    TimerFigures,
+    TimerMetrics,
+    TimersChanged,
+)
 from papyra.entity import EntityRef
 from papyra.exceptions import PapyraError, StoreReplaced
 from papyra.persistence.bases import BASE_TYPE
@@ -141,6 +148,14 @@ class TimerService:
         return TimerMetrics(
             len(self._index),
             sum(each.due <= now for each in self._index),
+            *(self.fired, self.failed, self._given_up, self._skipped),
+            *(self._last_late, self.longest_late),
+        )
+
+    def figures(self) -> TimerFigures:
+        """Return the same, without looking at each of those that are pending."""
+        return TimerFigures(
+            len(self._index),
             *(self.fired, self.failed, self._given_up, self._skipped),
             *(self._last_late, self.longest_late),
         )

@@ -585,10 +585,12 @@ class EventSourced(Actor, Generic[StateT]):
         try:
             await history.recover(from_beginning=not is_known)
         except RecoveryFailed as failure:
+            self.context.counters.recovery_errors += 1
             self._pause = min(2 * self._pause or FIRST_PAUSE, LONGEST_PAUSE)
             self._retry_at = clock.monotonic() + self._pause
             self._record_failure(failure)
             raise
+        self.context.counters.recoveries += 1
         if history.passed_over:
             self._record(ActorRecoveredWithout(history.passed_over))
         self._pause = self._retry_at = 0.0

@@ -194,7 +194,9 @@ class Snapshots(Generic[StateT]):
     def _saved(self, revision: int, error: Exception | None) -> None:
         """Take note that a snapshot is saved, or has failed."""
         self._is_saving = False
-        if error is not None:
+        if error is None:
+            self._context.counters.snapshots += 1
+        else:
             self._note(revision, error)
 
     def _note(self, revision: int, error: Exception) -> None:

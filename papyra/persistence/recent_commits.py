@@ -119,27 +119,40 @@ class RecentCommits:
                 signal.set_result(None)
 
 
+class Follower(Protocol):
+    """Who follows a store."""
+
+    @property
+    def position(self) -> int:
+        """The position up to which it has read."""
+        ...
+
+
 class CommitFeed:
     """Has the newest commits kept as long as somebody follows."""
 
     def __init__(self, watch: Callable[[Callable[[Commit], None]], Callable[[], None]]) -> None:
         self._watch = watch
-        self._followers = 0
+        self._followers: set[Follower] = set()
         self._recent: RecentCommits | None = None
         self._unwatch: Callable[[], None] = lambda: None
 
-    def follow(self) -> RecentCommits:
+    def positions(self) -> tuple[int, ...]:
+        """Return how far each of those has read that follow now; from any thread."""
+        return tuple(each.position for each in tuple(self._followers))
+
+    def follow(self, follower: Follower) -> RecentCommits:
         """Return the commits from now on, the same ones for all who follow at a time."""
         if self._recent is None:
             self._recent = RecentCommits()
             self._unwatch = self._watch(self._recent.add)
-        self._followers += 1
+        self._followers.add(follower)
         return self._recent
 
-    def unfollow(self, recent: RecentCommits) -> None:
+    def unfollow(self, follower: Follower) -> None:
         """Let go of commits; they are kept no more once the last one has done so."""
-        if recent is self._recent:
-            self._followers -= 1
+        if follower in self._followers:
+            self._followers.remove(follower)
             if not self._followers:
                 self._stop()
 
@@ -160,7 +173,8 @@ class CommitFeed:
             self._stop()
 
     def _stop(self) -> None:
-        self._recent, self._followers = None, 0
+        self._recent = None
+        self._followers.clear()
         self._unwatch()
 
 

@@ -256,7 +256,7 @@ class Subscription:
         return self._position
 
     async def __aenter__(self) -> Self:
-        self._recent = self._followed.commits.follow()
+        self._recent = self._followed.commits.follow(self)
         return self
 
     async def __aexit__(
@@ -266,7 +266,7 @@ class Subscription:
         traceback: TracebackType | None,
     ) -> None:
         if self._recent is not None:
-            self._followed.commits.unfollow(self._recent)
+            self._followed.commits.unfollow(self)
         self._recent = None
 
     def __aiter__(self) -> Self:

@@ -75,5 +75,5 @@ class Counters:
     def rate(self) -> float:
         """Events a second."""
         now = self._clock.monotonic()
-        count = sum(count for at, count in self._recent if at >= now - _SPAN)
+        count = sum(count for at, count in tuple(self._recent) if at >= now - _SPAN)
         return count / max(min(now - self._began, _SPAN), 1e-3)

@@ -67,7 +67,7 @@ class ProjectionRunner:
     @property
     def status(self) -> ProjectionStatus:
         """The status of the projection now."""
-        main, clock = self._main.course, self._host.clock
+        main, beside, clock = self._main.course, self._beside, self._host.clock
         counters = main.counters
         head, position = self._host.backend.last_seq, self._main.position
         is_behind = head > position and counters.handled_at is not None
@@ -91,7 +91,7 @@ class ProjectionRunner:
             parked=counters.parked,
             error=main.error,
             error_seq=main.error_seq,
-            rebuilding=None if self._beside is None else self._beside.position,
+            rebuilding=None if beside is None else beside.position,
             pauses=counters.pauses,
         )
 
@@ -245,6 +245,10 @@ class Projections(Mapping[str, ProjectionRunner]):
 
     def __len__(self) -> int:
         return len(self._runners)
+
+    def statuses(self) -> tuple[ProjectionStatus, ...]:
+        """Return the status of each; from any thread."""
+        return tuple(runner.status for runner in tuple(self._runners.values()))
 
     def add(self, host: Host, projection: Projection) -> ProjectionRunner:
         """Make the runner of a projection. For the system."""

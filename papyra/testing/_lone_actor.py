@@ -14,6 +14,7 @@ from papyra._safe_repr import type_name
 from papyra.actor import Actor, ActorContext, Entities
 from papyra.address import ActorAddress
 from papyra.audit import AuditReport
+from papyra.class_counters import ClassCounters, name_of_class
 from papyra.clock import Clock
 from papyra.due_timers import DurableTimers, ScheduledTimer, TimerMetrics
 from papyra.entity import EntityRef
@@ -113,6 +114,7 @@ class LoneActor(Generic[StateT]):
             backend,
         )
         self._entity_id = entity_id
+        self.counters = ClassCounters(name_of_class(actor_class))
         self.loop = HomeLoop(address.system_id)
         self.recoveries = anyio.Semaphore(1)
         self.persistence: _StoreRef = _StoreRef(address, backend)

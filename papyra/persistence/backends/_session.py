@@ -38,6 +38,7 @@ from papyra.persistence.backends.store import (
     Losing,
     Store,
 )
+from papyra.persistence.commit_counters import CommitCounters
 from papyra.persistence.messages import (
     Appended,
     EncodedHistory,
@@ -85,6 +86,8 @@ class StoreSession:
         self._store = store
         self._losing = store if isinstance(store, Losing) else None
         self.metrics = metrics
+        #: counts commits by size and time, where somebody wants to know
+        self.commit_counters: CommitCounters | None = None
         self._stored = stored
         self._overtaken = overtaken
         #: what errors call it
@@ -327,7 +330,10 @@ class StoreSession:
         # Whatever raises, or is cancelled: what became of the batch, the store knows.
         self._is_claimed = False
         try:
-            await (append or self._store.append)(batch)
+            appending = (append or self._store.append)(batch)
+            if self.commit_counters is not None:
+                appending = self.commit_counters.observe(appending, count)
+            await appending
         except PersistenceError as error:
             self._judge(error)
             raise

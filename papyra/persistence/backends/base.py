@@ -49,6 +49,7 @@ from papyra.persistence.backends.store import (
     Store,
 )
 from papyra.persistence.backends.summary import summarize
+from papyra.persistence.commit_counters import CommitCounters
 from papyra.persistence.decisions import examine, record_of
 from papyra.persistence.inbox import OperatorReply, OperatorRequest
 from papyra.persistence.messages import (
@@ -338,6 +339,10 @@ class PersistenceBackend(PersistenceVerbs, PersistenceMetricsMixin):
         names = None if types is None else frozenset(types)
         selection = Selection(tuple(kinds), names, actor, entity, decode)
         return Subscription(self, selection, after, waiting=waiting)
+
+    def measure_commits(self, counters: CommitCounters | None) -> None:
+        """Have commits counted by size and time from now on, or no more. For the system."""
+        self._session.commit_counters = counters
 
     def publish(self, batch: Batch) -> None:
         """Tell who watches commits of a batch that was stored. For what stores it in its place."""

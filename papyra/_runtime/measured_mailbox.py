@@ -1,0 +1,157 @@
+"""Mailboxes that count for the class of their actors: what waits in them, and for how long."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from papyra._histogram import Histogram
+from papyra._runtime.idle_timeouts import EntityMailbox, Sleepy
+from papyra._signal import NewSignal
+from papyra.class_counters import ClassCounters
+from papyra.clock import Clock
+from papyra.mailbox import Mailbox
+
+D = TypeVar("D")
+
+# An actor that waits holds none, and a deque takes 760 bytes.
+_NO_TIMES: Any = ()
+
+
+class _Measured(Mailbox[object]):
+    """Keeps beside each message the time at which it came in.
+
+    Where a sender waits for room, its message comes in when there is some.
+    """
+
+    if not TYPE_CHECKING:
+        __slots__ = ()  # those that have an instance name them: two bases can't both
+
+    _counters: ClassCounters
+    _waited: Histogram
+    _now: Callable[[], float]
+    _times: deque[float] | list[float]
+
+    def _measure(self, counters: ClassCounters, clock: Clock) -> None:
+        assert counters.mailbox_seconds is not None
+        self._counters = counters
+        self._waited = counters.mailbox_seconds
+        self._now = clock.monotonic
+        self._times = _NO_TIMES
+
+    def put_nowait(self, item: object) -> None:
+        super().put_nowait(item)
+        self._note_added(1)
+
+    def push(self, item: object) -> None:
+        super().push(item)
+        self._note_added(1)
+
+    def put_back(self, items: Sequence[object]) -> None:
+        super().put_back(items)
+        times = deque(self._times)
+        times.extendleft([self._now()] * len(items))
+        self._times = times
+        self._counters.messages_waiting += len(items)
+
+    def pop(self, default: D) -> object | D:
+        if self._items:
+            self._note_taken(1)
+        return super().pop(default)
+
+    def pop_run(self, count: int) -> list[object]:
+        self._note_taken(min(count, len(self._items)))
+        return super().pop_run(count)
+
+    def discard(self, unwanted: Callable[[object], bool]) -> None:
+        kept = [
+            pair for pair in zip(self._items, self._times, strict=True) if not unwanted(pair[0])
+        ]
+        if len(kept) < len(self._items):
+            self._counters.messages_waiting -= len(self._items) - len(kept)
+            self._items = deque(item for item, _ in kept)
+            self._times = deque(time for _, time in kept)
+            if not kept:
+                self._admit()
+
+    def _admit(self, everybody: bool = False) -> None:
+        before = len(self._items)
+        super()._admit(everybody)
+        self._note_added(len(self._items) - before)
+
+    def _note_added(self, count: int) -> None:
+        times = self._times
+        if times is _NO_TIMES:
+            times = self._times = []
+        now = self._now()
+        for _ in range(count):
+            times.append(now)
+        self._counters.messages_waiting += count
+
+    def _note_taken(self, count: int) -> None:
+        times, now, add = self._times, self._now(), self._waited.add
+        if len(times) == 1 and count == 1:
+            add(now - times[0])
+            self._times = _NO_TIMES
+        else:
+            if isinstance(times, list):
+                times = self._times = deque(times)
+            for _ in range(count):
+                add(now - times.popleft())
+            if not times:
+                self._times = _NO_TIMES
+        self._counters.messages_waiting -= count
+
+
+class MeasuredMailbox(_Measured):
+    """The mailbox of an actor that was spawned."""
+
+    __slots__ = ("_counters", "_now", "_times", "_waited")
+
+    def __init__(
+        self, capacity: int, new_signal: NewSignal, clock: Clock, counters: ClassCounters
+    ) -> None:
+        super().__init__(capacity, new_signal)
+        self._measure(counters, clock)
+
+
+class MeasuredEntityMailbox(_Measured, EntityMailbox):
+    """The mailbox of an entity."""
+
+    __slots__ = ("_counters", "_now", "_times", "_waited")
+
+    def __init__(
+        self,
+        capacity: int,
+        new_signal: NewSignal,
+        clock: Clock,
+        entity: Sleepy,
+        idle_timeout: float | None,
+        counters: ClassCounters,
+    ) -> None:
+        EntityMailbox.__init__(self, capacity, new_signal, clock, entity, idle_timeout)
+        self._measure(counters, clock)
+
+
+def new_mailbox(
+    capacity: int, new_signal: NewSignal, clock: Clock, counters: ClassCounters
+) -> Mailbox[object]:
+    """Return the mailbox of an actor that was spawned, measured if its class is."""
+    if counters.mailbox_seconds is None:
+        return Mailbox(capacity, new_signal)
+    return MeasuredMailbox(capacity, new_signal, clock, counters)
+
+
+def new_entity_mailbox(
+    capacity: int,
+    new_signal: NewSignal,
+    clock: Clock,
+    entity: Sleepy,
+    idle_timeout: float | None,
+    counters: ClassCounters,
+) -> EntityMailbox:
+    """Return the mailbox of an entity, measured if its class is."""
+    if counters.mailbox_seconds is None:
+        return EntityMailbox(capacity, new_signal, clock, entity, idle_timeout)
+    return MeasuredEntityMailbox(capacity, new_signal, clock, entity, idle_timeout, counters)
