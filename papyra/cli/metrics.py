@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import math
 import re
-from collections.abc import Iterable, Iterator, Sequence
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from collections.abc import Iterable, Iterator
+from typing import Annotated, Any, Literal
 
 import anyio
 import msgspec
@@ -23,12 +22,10 @@ from papyra.cli._output import (
 )
 from papyra.cli._store_argument import StoreName, name_of, reading
 from papyra.cli._units import format_time
+from papyra.observability.series import Family, Kind, Series
 from papyra.persistence.metrics import MetricsSnapshot
 from papyra.persistence.records import PersistedAudit
 from papyra.persistence.reports import StoreSummary
-
-if TYPE_CHECKING:
-    from prometheus_client.core import Metric
 
 #: What an audit says that only grows; the rest goes up and down.
 _COUNTED = frozenset(
@@ -173,83 +170,59 @@ def _exposition(
     audit: PersistedAudit | None,
 ) -> str:
     """Return it all in the text format of Prometheus, version 0.0.4."""
-    from prometheus_client import CollectorRegistry, generate_latest  # noqa: PLC0415
+    from papyra.observability.prometheus import expose, metric_of  # noqa: PLC0415
 
     families = list(_store_families(store, holds))
     if audit is not None:
         families += _system_families(store, counters, system, audit)
-
-    class Collector:
-        def collect(self) -> Iterable[Metric]:
-            return families
-
-    registry = CollectorRegistry()
-    registry.register(Collector())
-    return generate_latest(registry).decode()
+    return expose(map(metric_of, families)).body.decode()
 
 
-def _store_families(store: str, holds: dict[str, Any]) -> Iterator[Metric]:
+def _store_families(store: str, holds: dict[str, Any]) -> Iterator[Family]:
     for name, value in holds.items():
         if value is None:
             continue
-        unit = "_seconds" if name.endswith("timestamp") else ""
-        documentation = f"What the store holds: {name.replace('_', ' ')}."
-        if isinstance(value, dict):
-            by_kind = [({"store": store, "kind": kind}, each) for kind, each in value.items()]
-            yield _family(f"papyra_store_{name}{unit}", documentation, by_kind)
-        else:
-            samples = [({"store": store}, value)]
-            yield _family(f"papyra_store_{name}{unit}", documentation, samples)
+        by_kind = value.items() if isinstance(value, dict) else [(None, value)]
+        yield Family(
+            f"papyra.store.{name}",
+            "gauge",
+            "s" if name.endswith("timestamp") else "",
+            f"What the store holds: {name.replace('_', ' ')}.",
+            [
+                Series(_labels(store=store, **({} if kind is None else {"kind": kind})), each)
+                for kind, each in by_kind
+            ],
+        )
 
 
 def _system_families(
     store: str, counters: dict[str, int], system: dict[str, int], audit: PersistedAudit
-) -> Iterator[Metric]:
+) -> Iterator[Family]:
     """Yield what an audit says, but for names in it that are none for a metric, or are taken.
 
     Anybody may persist an audit, with whatever payload.
     """
-    labels = {"store": store, "system_id": audit.system_id}
-    values: dict[str, float] = {
-        f"persistence_{name}_total": value for name, value in counters.items()
-    }
-    values["system_audit_timestamp_seconds"] = audit.timestamp
+    labels = _labels(store=store, system_id=audit.system_id)
+    for name, count in counters.items():
+        yield _family(labels, f"papyra.persistence.{name}", "counter", "", count)
+    yield _family(labels, "papyra.system.audit_timestamp", "gauge", "s", audit.timestamp)
+    taken = {"audit_timestamp_seconds", *(f"{name}_total" for name in _COUNTED)}
     for name, number in system.items():
-        exposed = f"system_{name}_total" if name in _COUNTED else f"system_{name}"
-        is_name = _METRIC_NAME.fullmatch(exposed) and not exposed.endswith(_RESERVED)
-        if exposed not in values and (is_name or name in _COUNTED):
-            values[exposed] = number
+        if name in _COUNTED:
+            yield _family(labels, f"papyra.system.{name}", "counter", "", number)
+        elif _METRIC_NAME.fullmatch(name) and not name.endswith(_RESERVED) and name not in taken:
+            yield _family(labels, f"papyra.system.{name}", "gauge", "", number)
         else:
             tell(f"left out: the audit's {name!r}, as no metric can be called so", "yellow")
-    for name, value in values.items():
-        whose = "the store" if name.startswith("persistence_") else "the system"
-        counted = name.partition("_")[2].removesuffix("_total").replace("_", " ")
-        documentation = f"By the newest audit of {whose}: {counted}."
-        yield _family(f"papyra_{name}", documentation, [(labels, value)])
 
 
-def _family(
-    name: str, documentation: str, samples: Sequence[tuple[dict[str, str], float]]
-) -> Metric:
-    from prometheus_client.core import Metric  # noqa: PLC0415
-
-    is_counter = name.endswith("_total")
-    kind = "counter" if is_counter else "gauge"
-    family = Metric(name.removesuffix("_total"), documentation, kind)
-    for labels, value in samples:
-        shown = {label: _label(text) for label, text in labels.items()}
-        family.add_sample(name, shown, _as_float(value))
-    return family
+def _family(labels: dict[str, str], name: str, kind: Kind, unit: str, value: float) -> Family:
+    _, whose, counted = name.split(".", 2)
+    whose = "store" if whose == "persistence" else whose
+    documentation = f"By the newest audit of the {whose}: {counted.replace('_', ' ')}."
+    return Family(name, kind, unit, documentation, [Series(labels, value)])
 
 
-def _label(text: str) -> str:
-    """Return a label's value as `printable`, but for ends of lines, which Prometheus escapes."""
-    return "\n".join(map(printable, text.split("\n")))
-
-
-def _as_float(value: float) -> float:
-    """Return the nearest number that Prometheus has."""
-    try:
-        return float(value)
-    except OverflowError:  # an integer that no float holds
-        return math.inf if value > 0 else -math.inf
+def _labels(**labels: str) -> dict[str, str]:
+    """Return labels as `printable` shows them, but for ends of lines, which Prometheus escapes."""
+    return {name: "\n".join(map(printable, text.split("\n"))) for name, text in labels.items()}

@@ -610,16 +610,16 @@ def test_papyra_with_closed_standard_streams_prints_no_traceback(papyra: Command
 
 
 @pytest.mark.parametrize(
-    ("missing", "arguments"),
+    ("missing", "extra", "arguments"),
     [
-        ("cyclopts", ["--version"]),
-        ("platformdirs", ["events"]),
-        ("prometheus_client", ["metrics", "--format", "prometheus"]),
-        ("rich", ["timeline"]),
+        ("cyclopts", "cli", ["--version"]),
+        ("platformdirs", "cli", ["events"]),
+        ("prometheus_client", "prometheus", ["metrics", "--format", "prometheus"]),
+        ("rich", "cli", ["timeline"]),
     ],
 )
-def test_papyra_names_a_missing_package_of_the_extra_cli(
-    tmp_path: Path, missing: str, arguments: list[str]
+def test_papyra_names_a_missing_package_and_the_extra_that_brings_it(
+    tmp_path: Path, missing: str, extra: str, arguments: list[str]
 ) -> None:
     (tmp_path / "events.ndjson").touch()
     code = """
@@ -634,4 +634,4 @@ main()
     assert done.returncode == 1
     (line,) = done.stderr.splitlines()
     assert missing in line
-    assert "extra 'cli' brings: pip install '.[cli]'" in line
+    assert f"extra '{extra}' brings: pip install '.[{extra}]'" in line
