@@ -249,7 +249,7 @@ class ActorSystem:
     @property
     def is_running(self) -> bool:
         """Whether actors can be spawned."""
-        return self._persistence is not None and not self._shutdown.begun.is_set()
+        return self._recorder is not None and not self._shutdown.begun.is_set()
 
     @property
     def failure(self) -> EscalatedFailure | None:

@@ -12,7 +12,6 @@ from cyclopts import Parameter
 from rich.cells import cell_len, set_cell_size
 
 from papyra.cli._exit_codes import WrongUse
-from papyra.cli._lifecycles import Lifecycle, Timeline, What, read_timeline
 from papyra.cli._no_matches import explain_no_matches
 from papyra.cli._output import (
     AsJson,
@@ -28,6 +27,7 @@ from papyra.cli._output import (
 )
 from papyra.cli._store_argument import StoreName, check_output, name_of, reading
 from papyra.cli._units import Count, Moment, format_time
+from papyra.observability.lifecycles import Lifecycle, Timeline, What, read_timeline
 from papyra.persistence.messages import Read
 
 #: How many lanes a terminal shows, where nobody says how many.
@@ -109,7 +109,7 @@ def timeline(
     every = len(lives.lives)
     lives.lives = _most_eventful(lives.lives, limit)
     if html is not None:
-        from papyra.cli._html_page import page  # noqa: PLC0415 - it has a template to read
+        from papyra.observability.timeline_page import page  # noqa: PLC0415 - it has a template to read
 
         html.write_text(page(lives), encoding="utf-8")
         tell(f"{len(lives.lives):,} lives written to {html}", "dim")

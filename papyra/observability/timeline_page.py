@@ -10,7 +10,7 @@ from importlib.resources import files
 
 import msgspec
 
-from papyra.cli._lifecycles import Timeline
+from papyra.observability.lifecycles import Timeline
 
 _PLACEHOLDER = re.compile(r"\{\{ (\w+) \}\}")
 
@@ -25,20 +25,32 @@ _GREATEST = str(2**53 - 1)
 
 
 def page(lives: Timeline) -> str:
-    """Return a page that shows `lives`. It can be written as UTF-8, whatever is in them."""
-    # A path that is not valid UTF-8 comes with lone surrogates, which no encoding takes.
-    store = lives.store.encode("utf-8", "backslashreplace").decode()
-    data = msgspec.json.encode(msgspec.structs.replace(lives, store=store)).decode()
-    data = _TOKEN.sub(lambda token: _exact(token[0]), data)
-    template = files("papyra.cli").joinpath("timeline.html").read_text("utf-8")
+    """Return a page that shows `lives`. It can be written as UTF-8, whatever is in them.
+
+    With a `head`, it follows what comes from then on: it asks its own URL for `data`, with the
+    position in the query, as ``after``.
+    """
+    template = files("papyra.observability").joinpath("timeline.html").read_text("utf-8")
     content = {
-        "title": html.escape(f"{store} - timeline"),
-        "lives": data.translate(_ESCAPES),
+        "title": html.escape(f"{_shown(lives.store)} - timeline"),
+        "lives": data(lives).translate(_ESCAPES),
         "script": _source_of(template, '<script type="module">', "</script>"),
         "style": _source_of(template, "<style>", "</style>"),
+        "connect": "" if lives.head is None else " connect-src 'self';",
     }
     # In one pass, so that data that looks like a placeholder stays what it is.
     return _PLACEHOLDER.sub(lambda found: content[found[1]], template)
+
+
+def data(lives: Timeline) -> str:
+    """Return `lives` as JSON, with great integers as strings, as JavaScript knows no such."""
+    named = msgspec.structs.replace(lives, store=_shown(lives.store))
+    return _TOKEN.sub(lambda token: _exact(token[0]), msgspec.json.encode(named).decode())
+
+
+def _shown(store: str) -> str:
+    # A path that is not valid UTF-8 comes with lone surrogates, which no encoding takes.
+    return store.encode("utf-8", "backslashreplace").decode()
 
 
 def _exact(token: str) -> str:
