@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from papyra.retry import Retry
     from papyra.supervision import Decision, OneForAll, OneForOne, SupervisionPolicy
     from papyra.system import ActorSystem
+    from papyra.system_thread import SystemThread
 
 __all__ = (
     "Actor",
@@ -38,6 +39,7 @@ __all__ = (
     "Retry",
     "SupervisionPolicy",
     "SystemClock",
+    "SystemThread",
     "Terminated",
 )
 
@@ -54,6 +56,7 @@ _MODULES = (
     "entity",
     "actor",
     "eventsourcing.actor",
+    "system_thread",
     "system",
 )
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import concurrent.futures
+import os
 import threading
 from collections.abc import Awaitable, Callable
 from contextlib import AbstractAsyncContextManager, AbstractContextManager
@@ -13,7 +14,7 @@ from anyio.abc import TaskGroup
 from anyio.from_thread import BlockingPortal
 
 from papyra._home_loop import HomeLoop
-from papyra.exceptions import SystemNotRunning, WrongLoop
+from papyra.exceptions import SystemForked, SystemNotRunning, WrongLoop
 
 T = TypeVar("T")
 ValueT = TypeVar("ValueT")
@@ -32,6 +33,7 @@ class Portal:
         self._system_id = system_id
         self._loop = loop
         self._tasks = tasks
+        self._process = os.getpid()
         self._lock = threading.Lock()
         self._entered: concurrent.futures.Future[BlockingPortal] | None = None
         self._closing: anyio.Event | None = None
@@ -46,8 +48,9 @@ class Portal:
     def call(self, function: Callable[..., Any], *args: Any) -> Any:
         """Call ``function(*args)`` in the loop, await what is to be awaited, and return the result.
 
-        Raises what the call raises, and `WrongLoop` in the thread of the loop itself, which must
-        not wait for itself.
+        Raises what the call raises, `WrongLoop` in the thread of the loop itself, which must not
+        wait for itself, and `SystemForked` in a process that was forked since. What interrupts
+        this thread, as Ctrl-C does, cancels the call.
         """
         future = self.start_task_soon(function, *args)
         try:
@@ -56,6 +59,9 @@ class Portal:
             if not self.closed:
                 raise
             raise self._not_running() from None
+        except BaseException:
+            future.cancel()
+            raise
 
     @overload
     def start_task_soon(
@@ -96,6 +102,12 @@ class Portal:
             entered.set_exception(self._not_running())
 
     def _through(self, use: Callable[[BlockingPortal], ValueT]) -> ValueT:
+        if os.getpid() != self._process:
+            # Before anything that a thread of the parent may have locked. Nobody would answer.
+            raise SystemForked(
+                f"the system {self._system_id!r} runs in the process {self._process}, from which "
+                "this one was forked: start one here, after the fork"
+            )
         if threading.get_ident() == self._loop.thread:
             raise WrongLoop(
                 f"the portal of the system {self._system_id!r} is for other threads than its own: "

@@ -117,6 +117,10 @@ class SystemAlreadyStarted(PapyraError):
     """An actor system lives once: make a new one for another run."""
 
 
+class SystemForked(PapyraError, RuntimeError):
+    """A system that was started before a fork is used in the child, which has to start its own."""
+
+
 class SystemNotRunning(PapyraError):
     """The actor system has not been started, is stopping, or has stopped."""
 

@@ -33,7 +33,7 @@ from papyra._runtime.entities import EntityRegistry, TopLevel
 from papyra._runtime.failures import Outcome
 from papyra._runtime.props import Props
 from papyra._runtime.recorder import LoggingRecorder, SystemRecorder
-from papyra._runtime.shutdown import Shutdown, descendants
+from papyra._runtime.shutdown import GRACE, Shutdown, descendants
 from papyra._runtime.timer_service import TimerService
 from papyra._safe_repr import shown, type_and_text
 from papyra._trio import running_trio
@@ -72,6 +72,7 @@ from papyra.projections.projection import Projection
 from papyra.projections.runner import ProjectionRunner, Projections
 from papyra.ref import ActorRef
 from papyra.supervision import Decision, OneForOne, SupervisionPolicy
+from papyra.system_thread import SystemThread
 from papyra.telemetry import Telemetry
 
 #: The name of a system's own persistence actor.
@@ -533,9 +534,7 @@ class ActorSystem:
         for function in (ActorSystem.start, ActorSystem.__aenter__, ActorSystem.__aexit__):
             shield_from_interrupts(function)
         if self._host_task is not None:
-            raise SystemAlreadyStarted(
-                f"the system {self._system_id!r} was started before: make a new ActorSystem"
-            )
+            raise self._started_before()
         if self._backend is None:
             self._backend = settings.resolve_persistence()
         self._host_task = anyio.get_current_task().id
@@ -586,6 +585,27 @@ class ActorSystem:
             raise WrongTask("a system is stopped by the task that started it")
         await self._shut_down(None)
 
+    def run_in_thread(
+        self, backend: str = "asyncio", backend_options: dict[str, Any] | None = None
+    ) -> SystemThread:
+        """Start the system in a thread of its own, and return the way to it, for synchronous code.
+
+        ``with ActorSystem("bank").run_in_thread() as bank: bank.ask(ref, message)``. Without that
+        block it stops with the process. `backend` is ``"asyncio"`` or ``"trio"``, with options as
+        `anyio.run` takes them. Raises what `start` raises.
+        """
+        if self._host_task is not None:
+            raise self._started_before()
+        thread = SystemThread(
+            self,
+            self._shutdown.hurry,
+            2 * (self._shutdown.timeout + GRACE),
+            backend,
+            backend_options,
+        )
+        thread.start()
+        return thread
+
     async def __aenter__(self) -> Self:
         await self.start()
         return self
@@ -600,6 +620,11 @@ class ActorSystem:
         """Raise `WrongLoop` outside of the system's own, while there is one."""
         if self._portal is not None and not self._portal.closed:
             self._runtime.loop.check()
+
+    def _started_before(self) -> SystemAlreadyStarted:
+        return SystemAlreadyStarted(
+            f"the system {self._system_id!r} was started before: make a new ActorSystem"
+        )
 
     @property
     def _address(self) -> ActorAddress:

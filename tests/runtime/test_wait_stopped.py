@@ -1,4 +1,4 @@
-"""`ActorSystem.wait_stopped` and `ActorSystem.failure`: how others learn that a system has ended."""
+"""`ActorSystem.wait_stopped` and `ActorSystem.failure`: how others learn that it has ended."""
 
 from __future__ import annotations
 
