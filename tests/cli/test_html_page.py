@@ -16,8 +16,8 @@ from selenium.webdriver import ActionChains, Keys
 from selenium.webdriver.common.actions.wheel_input import ScrollOrigin
 from selenium.webdriver.support.ui import Select
 
-from papyra.observability.timeline_page import page
 from papyra.observability.lifecycles import Lifecycle, Step, Timeline
+from papyra.observability.timeline_page import page
 from papyra.persistence.records import PersistedDeadLetter
 from tests.cli.browser import Browser, chromium
 
