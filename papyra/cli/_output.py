@@ -10,10 +10,13 @@ import contextlib
 import functools
 import json
 import os
+import select
+import signal
+import socket
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import TYPE_CHECKING, Annotated, Any, TypeAlias
+from typing import TYPE_CHECKING, Annotated, Any, TextIO, TypeAlias, cast
 
 import msgspec
 from cyclopts import Parameter
@@ -213,9 +216,44 @@ def confirm(question: str, *, yes: bool) -> bool:
     from rich.prompt import Confirm  # noqa: PLC0415
 
     try:
-        return Confirm.ask(text(question), console=console(stderr=True), default=False)
+        return Confirm.ask(
+            text(question),
+            console=console(stderr=True),
+            default=False,
+            stream=cast("TextIO", _Answers()),
+        )
     except EOFError:
         raise CommandFailed("no answer: nothing was changed") from None
+
+
+class _Answers:
+    """Lines from a terminal, as `input` reads them, but for Ctrl-C, which always ends the wait."""
+
+    def readline(self) -> str:
+        """Return a line without its end; raise `EOFError` where there is none."""
+        if os.name == "posix":  # elsewhere a terminal is nothing to select
+            _wait_for_line()
+        line = sys.stdin.readline()
+        if not line:
+            raise EOFError
+        return line.rstrip("\n")
+
+
+def _wait_for_line() -> None:
+    """Wait until there is something to read on standard input.
+
+    Of a signal that comes right before a read, Python takes note when that has returned: whoever
+    presses Ctrl-C as the question appears would wait for nothing.
+    """
+    signalled, signals = socket.socketpair()
+    with signalled, signals:
+        signals.setblocking(False)
+        before = signal.set_wakeup_fd(signals.fileno())
+        try:
+            while sys.stdin not in select.select([sys.stdin, signalled], [], [])[0]:
+                signalled.recv(1)  # a signal that is no interrupt
+        finally:
+            signal.set_wakeup_fd(before)
 
 
 @contextlib.contextmanager

@@ -314,16 +314,11 @@ def one_line(done: Done) -> str:
 
 def at_the_question(papyra: Command, key: str, *arguments: object) -> Done:
     """Press a key when a command asks, and return what becomes of it."""
-    # A variable of Python's own has it be a process of its own from the beginning: a fork of the
-    # tests does not always take an interrupt from its terminal.
-    child = papyra.terminal(*arguments, columns=WIDE, env={"PYTHONNOUSERSITE": "1"})
+    child = papyra.terminal(*arguments, columns=WIDE)
+    child.delaybeforesend = None  # as soon as it asks
     child.expect(r"\[y/n\]")
     getattr(child, key)()
-    try:
-        child.expect(pexpect.EOF, timeout=10)
-    except pexpect.TIMEOUT:
-        child.close(force=True)
-        return Done(-1, f"{child.before}: it asks still")
+    child.expect(pexpect.EOF)
     child.close()
     return Done(child.exitstatus or 0, child.before or "")
 
@@ -720,6 +715,38 @@ def test_an_interrupt_at_the_question_of_papyra_recover_changes_nothing(
     assert interrupted.code == 130
     assert "Traceback" not in interrupted.text
     assert contents(file_store) == before
+
+
+def test_an_interrupt_right_before_papyra_recover_waits_for_an_answer_ends_it(
+    papyra: Command, tmp_path: Path
+) -> None:
+    """Python looks for signals between two steps of its own, and there is none any more."""
+    (path := tmp_path / "events.ndjson").write_text("so what\n")
+    papyra.program = [sys.executable, "-c", _INTERRUPTED_AT_LAST]
+    done = papyra.on_terminal("recover", path, "--mode", "quarantine", columns=WIDE)
+    assert "[y/n]" in done.text
+    assert done.code == 130
+    assert path.read_text() == "so what\n"
+
+
+#: Has Ctrl-C come when what waits for standard input, in C, asks for its number.
+_INTERRUPTED_AT_LAST = """
+import ctypes, functools, signal, sys
+from papyra.cli import main
+
+class Input:
+    # what raises a signal returns 0, and that is the number
+    fileno = functools.partial(ctypes.CDLL(None)["raise"], signal.SIGINT)
+
+    def __init__(self, stdin):
+        self.stdin = stdin
+
+    def __getattr__(self, name):
+        return getattr(self.stdin, name)
+
+sys.stdin = Input(sys.stdin)
+main()
+"""
 
 
 def test_an_interrupt_while_papyra_recover_scans_changes_nothing(
