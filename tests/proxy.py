@@ -56,7 +56,7 @@ class TcpProxy:
     def are_closed(self) -> bool:
         """Wait until every connection has come to its end."""
         for thread in self._threads[1:]:
-            thread.join(20)
+            thread.join(60)
         return not any(thread.is_alive() for thread in self._threads[1:])
 
     def connect(self, client: socket.socket, server: socket.socket) -> Connection:

@@ -9,7 +9,7 @@ import socket
 __all__ = ("PATIENCE", "NoServer", "free_port")
 
 #: Seconds that a server gets to start, or to stop.
-PATIENCE = 20.0
+PATIENCE = 60.0
 
 #: Below the ports that systems give to outgoing connections, also with 10,000 more, as the nodes of
 #: a cluster have a second one: so a server that is started again finds its port free.

@@ -51,7 +51,7 @@ class Browser:
 
     def until(self, script: str, *arguments: Any) -> Any:
         """Wait until `script` returns something true, and return that."""
-        wait = WebDriverWait(self.driver, 20, poll_frequency=0.02)
+        wait = WebDriverWait(self.driver, 60, poll_frequency=0.02)
         return wait.until(lambda _: self.js(script, *arguments), f"not true: {script}")
 
     def find(self, selector: str) -> WebElement:

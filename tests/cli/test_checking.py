@@ -335,7 +335,7 @@ def open_files(pid: int) -> set[Path]:
 def interrupted_while_it_reads(papyra: Command, store: Store, *arguments: object) -> Done:
     """Press Ctrl-C when a command has begun to read a store, and return what becomes of it."""
     path = files_of(store)[-1].resolve()
-    give_up_at = time.monotonic() + 30
+    give_up_at = time.monotonic() + 60
     with papyra.start(*arguments) as process:
         while path not in open_files(process.pid):
             assert time.monotonic() < give_up_at
@@ -422,7 +422,7 @@ def a_live_system(
             live.written()
             yield live
             process.send_signal(signal.SIGTERM)
-            _, said = process.communicate(timeout=30)
+            _, said = process.communicate(timeout=60)
             assert (process.returncode, said) == (0, "")
         finally:
             process.kill()

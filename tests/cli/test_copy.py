@@ -320,7 +320,7 @@ def test_papyra_copy_that_is_interrupted_says_how_to_go_on(
         # A batch that is on its way then is taken back; what came before it stays.
         wait_for(target, progress_of(target) + 1, lambda: process.poll() is None)
         process.send_signal(signal.SIGINT)
-        out, err = process.communicate(timeout=30)
+        out, err = process.communicate(timeout=60)
     assert (process.returncode, out) == (130, "")
     assert "goes on" in err.splitlines()[-1]
     assert "verified" not in err, "it has ended before its end"

@@ -59,7 +59,7 @@ def rows_of_postgres(database: str) -> dict[int, bytes]:
         }
 
 
-@pytest.mark.timeout(120 if FLIGHTS == FIRST_DAY else 3600)
+@pytest.mark.timeout(300 if FLIGHTS == FIRST_DAY else 3600)
 def test_papyra_copy_of_flights_through_every_database_and_back_is_the_same_byte_for_byte(
     papyra: Command,
     tmp_path: Path,

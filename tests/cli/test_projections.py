@@ -87,7 +87,7 @@ def until(
     papyra: Command, store: Store, view: Path | str, name: str, **fields: Any
 ) -> dict[str, Any]:
     """Wait until a projection is listed with these fields."""
-    end = time.monotonic() + 30
+    end = time.monotonic() + 60
     while True:
         found = listed(papyra, store, view).get(name, {})
         if {**found, **fields} == found:

@@ -22,7 +22,7 @@ from tests.eventsourcing.orders import Do, Look, Order, Remind, Set
 async def stored(system: ActorSystem, change: str) -> None:
     """Wait until it is in the store that a timer has come to this."""
     async with system.subscribe(types=["papyra.timer"]) as items:
-        with anyio.fail_after(10):
+        with anyio.fail_after(60):
             async for item in items:
                 if isinstance(item, PersistedEvent) and item.payload["change"] == change:
                     return
@@ -125,7 +125,7 @@ async def test_the_system_that_writes_the_store_is_asked_and_the_actor_knows(pat
         await ticking.ask(Look())
         fired = await call("fire", "shop/Order/1", "pay")
         assert (fired["done"], fired["by"]) == (True, "system")
-        with anyio.fail_after(10):
+        with anyio.fail_after(60):
             while await paid.ask(Look()) != ("ordered", "pay"):  # noqa: ASYNC110
                 await anyio.sleep(0.01)
         assert (await call("cancel", "shop/Order/2", "tick"))["by"] == "system"

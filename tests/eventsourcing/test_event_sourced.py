@@ -421,7 +421,7 @@ async def test_commands_wait_while_an_actor_recovers() -> None:
 
 async def test_an_actor_of_events_may_be_stopped_while_it_waits_to_recover() -> None:
     store = FaultyPersistence(InMemoryPersistence())
-    with anyio.fail_after(10):
+    with anyio.fail_after(60):
         async with bank(store, shutdown_timeout=0.1) as system:
             store.hang("read")
             system.spawn(Account, name="ann")

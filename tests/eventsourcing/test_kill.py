@@ -62,7 +62,7 @@ def place(kind: str, tmp_path: Path) -> Iterator[str]:
             yield server.url
 
 
-@pytest.mark.timeout(60 + 20 * KILLS)
+@pytest.mark.timeout(300 + 20 * KILLS)
 async def test_what_was_acknowledged_before_a_kill_is_recovered_once(kind: str, place: str) -> None:
     acknowledged: dict[int, set[int]] = defaultdict(set)
     for kill in range(KILLS):

@@ -93,7 +93,7 @@ async def fill(store: PersistenceBackend) -> None:
                 )
 
 
-@pytest.mark.timeout(60 + EVENTS // 500)
+@pytest.mark.timeout(300 + EVENTS // 500)
 async def test_any_of_many_actors_wakes_with_its_own_events(store: PersistenceBackend) -> None:
     waited: list[float] = []
     done = anyio.Event()

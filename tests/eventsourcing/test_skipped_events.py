@@ -298,7 +298,7 @@ async def test_many_decisions_in_an_adverse_order_do_not_make_a_recovery_endless
     store = await store_of(*(fact(n, payload={"amount": 1}) for n in range(1, 31)))
     for revision in range(30, 0, -1):
         await store.execute(SkipEvent(ANN, revision, "paid twice"))
-    with anyio.fail_after(30):
+    with anyio.fail_after(60):
         assert await look(store) == (0, 60)
     assert store.metrics.reads < 200
 

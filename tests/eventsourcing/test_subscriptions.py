@@ -48,7 +48,7 @@ class Walker(EventSourced[int]):
 async def received(items: AsyncIterator[Any]) -> list[Any]:
     """Return the events up to the end."""
     found: list[Any] = []
-    with anyio.fail_after(30):
+    with anyio.fail_after(60):
         async for item in items:
             if isinstance(item, CaughtUp):
                 return found

@@ -42,7 +42,7 @@ def killed_after(lines: int, kind: str, place: str, first: int) -> list[tuple[st
     return [(what, int(entity), int(number)) for what, entity, number in whole]
 
 
-@pytest.mark.timeout(60 + 20 * KILLS)
+@pytest.mark.timeout(300 + 20 * KILLS)
 @pytest.mark.parametrize("kind", some(["json", "sqlite", "rotating"], every=3))
 async def test_each_timer_counts_once_whenever_the_process_is_killed(
     kind: str, tmp_path: Path
@@ -59,7 +59,7 @@ async def test_each_timer_counts_once_whenever_the_process_is_killed(
     backend = store(kind, str(tmp_path))
     async with ActorSystem("bank", persistence=backend, entities=[Waiter]) as system:
         await system.entity(Waiter, "0").ask(None)
-        with anyio.fail_after(30):
+        with anyio.fail_after(60):
             while len(system.timers) or not system.timers.metrics().fired:  # noqa: ASYNC110
                 await anyio.sleep(0.05)  # a real clock
         for entity in range(ENTITIES):

@@ -451,7 +451,7 @@ async def test_timers_outlive_the_events_that_set_them(clock: ManualClock, tmp_p
         entities=[KeptOrder],
     ) as system:
         await clock.advance(60)
-        with anyio.fail_after(10):
+        with anyio.fail_after(60):
             while [each.name for each in system.timers] != ["other"]:  # noqa: ASYNC110
                 await anyio.sleep(0.01)  # the file is written in a thread
         assert (await system.entity(KeptOrder, "1").ask(Look()))[-1] == "pay"
@@ -667,7 +667,7 @@ async def test_the_index_is_made_anew_where_its_checkpoint_can_not_be_believed(
     path = tmp_path / "shop.ndjson"
     async with shop(JsonFilePersistence(path, fsync="no"), clock) as system:
         await system.entity(Order, "1").ask(Set("pay", {"after": 60}, message=Remind("pay")))
-        with anyio.fail_after(10):
+        with anyio.fail_after(60):
             while not (await system.backend.load_snapshot("shop/$timers")).snapshot:  # noqa: ASYNC110 - a thread writes
                 await anyio.sleep(0.01)
     files = [each for each in tmp_path.rglob("*") if each.is_file() and ".snapshots" in str(each)]
@@ -681,11 +681,11 @@ async def test_the_index_is_made_anew_where_its_checkpoint_can_not_be_believed(
             case _:
                 file.write_bytes(b"")
     async with shop(JsonFilePersistence(path, fsync="no"), clock, entities=()) as system:
-        with anyio.fail_after(10):
+        with anyio.fail_after(60):
             while not len(system.timers):  # noqa: ASYNC110 - a thread writes
                 await anyio.sleep(0.01)
         await clock.advance(60)
-        with anyio.fail_after(10):
+        with anyio.fail_after(60):
             while len(system.timers):  # noqa: ASYNC110 - a thread writes
                 await anyio.sleep(0.01)
         assert await system.entity(Order, "1").ask(Look()) == ("pay",)
@@ -720,7 +720,7 @@ async def test_a_copy_of_a_store_has_its_timers(clock: ManualClock, tmp_path: Pa
         await system.entity(Order, "1").ask(Set("pay", {"after": 60}, message=Remind("pay")))
     await anyio.run_process([sys.executable, "-m", "papyra.cli", "copy", original, copy])
     async with shop(JsonFilePersistence(copy, fsync="no"), clock) as system:
-        with anyio.fail_after(10):
+        with anyio.fail_after(60):
             while not len(system.timers):  # noqa: ASYNC110 - a thread writes
                 await anyio.sleep(0.01)
             await clock.advance(60)

@@ -95,7 +95,7 @@ class Reader:
             self._changed = anyio.Event()
 
     async def until(self, condition: Callable[[], bool]) -> None:
-        with anyio.fail_after(30):
+        with anyio.fail_after(60):
             while not condition():
                 await self._changed.wait()
 
@@ -212,6 +212,6 @@ async def test_who_follows_in_the_writing_process_is_told_that_its_store_was_mov
         async with store.subscribe() as items:
             assert [type(await anext(items)) for _ in range(2)] == [PersistedEvent, CaughtUp]
             place.rename(tmp_path / "elsewhere")
-            with anyio.fail_after(30), pytest.raises(StoreMoved):
+            with anyio.fail_after(60), pytest.raises(StoreMoved):
                 await anext(items)
             (tmp_path / "elsewhere").rename(place)

@@ -69,7 +69,7 @@ class Reader:
                         await anyio.sleep(self._chance.uniform(0, 0.05))
 
 
-@pytest.mark.timeout(120 + 30 * LIVES)
+@pytest.mark.timeout(300 + 30 * LIVES)
 async def test_readers_get_what_other_processes_store(store: tuple[str, str]) -> None:
     seed = random.randrange(2**32)
     print("seed", seed)

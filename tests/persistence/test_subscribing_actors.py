@@ -75,18 +75,18 @@ class Log:
 
     async def until(self, wanted: object) -> None:
         """Wait for a message that is equal."""
-        with anyio.fail_after(30):
+        with anyio.fail_after(60):
             while wanted not in self.items:
                 await self._changed.wait()
 
     async def until_numbers(self, *numbers: int) -> None:
-        with anyio.fail_after(30):
+        with anyio.fail_after(60):
             while len(self.numbers) < len(numbers):
                 await self._changed.wait()
         assert self.numbers == [*numbers]
 
     async def until_ended(self) -> SubscriptionEnded:
-        with anyio.fail_after(30):
+        with anyio.fail_after(60):
             while not any(isinstance(item, SubscriptionEnded) for item in self.items):
                 await self._changed.wait()
         (ended,) = (item for item in self.items if isinstance(item, SubscriptionEnded))
@@ -236,7 +236,7 @@ async def test_what_was_not_handled_at_a_crash_comes_once_more_and_all_the_rest_
     async with system(store) as running:
         ref = running.spawn(Follower, log, [0], types=["Added"])
         for number in (5, 50, 120):
-            with anyio.fail_after(30):
+            with anyio.fail_after(60):
                 while len(log.numbers) < number:
                     await checkpoint()
             await ref.tell("crash")
@@ -467,7 +467,7 @@ async def test_a_system_stops_in_order_while_an_actor_has_much_to_follow(
     log: Log, store: InMemoryPersistence
 ) -> None:
     await store.append(*map(stored, range(1, 10_001)))
-    with anyio.fail_after(30):
+    with anyio.fail_after(60):
         async with system(store) as running:
             running.spawn(Follower, log, [0], types=["Added"])
             while not log.numbers:

@@ -354,7 +354,7 @@ async def test_what_was_in_doubt_comes_once_it_is_settled(make: MakeStore) -> No
                 await faulty.append(event(2), event(3))
             await faulty.append(event(4))
             last = faulty.last_seq
-            with anyio.fail_after(30):
+            with anyio.fail_after(60):
                 found = await follow_until(items, last)
         assert found == (await all_of(faulty))[1:]
 
@@ -365,7 +365,7 @@ async def test_a_store_that_fails_is_read_again(make: MakeStore) -> None:
         await faulty.append(*map(event, range(1, 4)))
         faulty.fail_next("read", times=3)
         async with faulty.subscribe() as items:
-            with anyio.fail_after(30):
+            with anyio.fail_after(60):
                 assert seqs(await until_caught_up(items)) == [1, 2, 3]
 
 
@@ -379,7 +379,7 @@ async def test_any_number_of_tasks_follow_one_reader(make_durable: MakeStore) ->
     async with ActorSystem("s", persistence=writer, audit_interval=None):
         await writer.append(event(1))
         async with make_durable().reader() as reader:
-            with anyio.fail_after(30):
+            with anyio.fail_after(60):
                 async with anyio.create_task_group() as tasks:
                     for _ in range(5):
                         tasks.start_soon(follow, reader)
@@ -399,7 +399,7 @@ async def test_who_writes_without_a_host_is_not_kept_off_by_who_follows(
         found.extend(await follow_until(items, 30))
 
     async with make() as backend, backend.subscribe() as items:
-        with anyio.fail_after(30):
+        with anyio.fail_after(60):
             async with anyio.create_task_group() as tasks:
                 tasks.start_soon(follow, items)
                 for number in range(1, 31):
@@ -421,7 +421,7 @@ async def test_a_reader_goes_on_across_compactions_and_recoveries(make_durable: 
                 elif number % 20 == 10:
                     await writer.recover()
                 if number % 3 == 0:
-                    with anyio.fail_after(30):
+                    with anyio.fail_after(60):
                         found += await follow_until(items, number)
         assert seqs(found) == list(range(1, 61))
 
@@ -480,7 +480,7 @@ async def test_it_ends_when_the_system_stops_with_all_that_was_stored(make: Make
 
     backend = make()
     async with anyio.create_task_group() as tasks:
-        with anyio.fail_after(30):
+        with anyio.fail_after(60):
             async with ActorSystem("s", persistence=backend, audit_interval=None):
                 items = await backend.subscribe().__aenter__()
                 tasks.start_soon(follow, items)
@@ -501,7 +501,7 @@ async def test_a_reader_of_a_store_that_was_made_anew_is_told_so(
         await make_anew(first, tmp_path)
         async with make_durable() as second:
             await second.append(*map(event, range(11, 11 + length)))
-        with anyio.fail_after(30), pytest.raises((StoreReplaced, StoreMoved)):
+        with anyio.fail_after(60), pytest.raises((StoreReplaced, StoreMoved)):
             await anext(items)
 
 

@@ -21,7 +21,7 @@ from tests.extent import count
 anyio_backend = event_loops("asyncio")
 
 SCHEDULES = count("PAPYRA_FOLLOW_SCHEDULES", 20, 300)
-pytestmark = [pytest.mark.anyio, pytest.mark.timeout(120 + SCHEDULES)]
+pytestmark = [pytest.mark.anyio, pytest.mark.timeout(300 + SCHEDULES)]
 #: Events of the programs here.
 EVENTS = 12
 

@@ -94,7 +94,7 @@ def row(path: Path, columns: str, build: int = 1) -> Any:
 
 async def until(condition: Callable[[], object]) -> None:
     """Wait for a condition."""
-    with anyio.fail_after(20):
+    with anyio.fail_after(60):
         while not condition():  # noqa: ASYNC110 - nothing tells of it
             await anyio.sleep(0.005)
 

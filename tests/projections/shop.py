@@ -102,7 +102,7 @@ async def main(kind: str, path: str, orders: int, dies_at: str) -> None:
         customer = system.entity(Customer, "c")
         for number in range(orders):
             await customer.ask(Order(f"{number}"))
-        await packing.wait_for(system.backend.last_seq, timeout=20)
+        await packing.wait_for(system.backend.last_seq, timeout=60)
         print(await system.entity(Parcel, "p").ask("look"))
 
 

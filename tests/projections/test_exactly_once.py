@@ -38,7 +38,7 @@ async def test_past_events_and_those_to_come_are_in_the_view(
         await deposits.add(1, 2, 3)
         runner = system.project(Balances(SQLiteView(path)))
         await deposits.add(10, account="bob")
-        await runner.wait_for(await deposits.add(4), timeout=5)
+        await runner.wait_for(await deposits.add(4), timeout=60)
         assert balances_in(path) == {"ann": 10, "bob": 10}
 
 
@@ -48,7 +48,7 @@ async def test_it_goes_on_where_it_was_in_the_next_system(
     for total in (1, 2, 3):
         async with new_system() as system:
             runner = system.project(Balances(SQLiteView(path)))
-            await runner.wait_for(await Deposits(system).add(1), timeout=5)
+            await runner.wait_for(await Deposits(system).add(1), timeout=60)
             assert balances_in(path) == {"ann": total}
 
 
@@ -62,7 +62,7 @@ async def test_events_are_handled_in_one_transaction_up_to_the_size_of_a_batch(
     async with new_system() as system:
         last = await Deposits(system).add(*range(95))
         runner = system.project(Small(SQLiteView(path)))
-        await runner.wait_for(last, timeout=5)
+        await runner.wait_for(last, timeout=60)
         assert (runner.status.commits, runner.status.handled) == (10, 95)
 
 
@@ -76,7 +76,7 @@ async def test_a_transaction_takes_no_more_events_once_it_is_old(
     async with new_system() as system:
         last = await Deposits(system).add(*range(7))
         runner = system.project(Slow(SQLiteView(path)))
-        await runner.wait_for(last, timeout=5)
+        await runner.wait_for(last, timeout=60)
         assert runner.status.commits == 7
 
 
@@ -95,7 +95,7 @@ async def test_all_of_a_projection_runs_on_one_thread_that_is_not_the_event_loop
     async with new_system() as system:
         runner = system.project(Watching(SQLiteView(path)))
         for amount in range(3):
-            await runner.wait_for(await Deposits(system).add(amount), timeout=5)
+            await runner.wait_for(await Deposits(system).add(amount), timeout=60)
         assert len(threads) == 1
         assert threading.current_thread() not in threads
 
@@ -105,9 +105,9 @@ async def test_reading_ones_own_writes_also_waits_for_what_the_projection_is_not
 ) -> None:
     async with new_system() as system:
         runner = system.project(Balances(SQLiteView(path)))
-        await runner.wait_for(await Deposits(system).add(1), timeout=5)
+        await runner.wait_for(await Deposits(system).add(1), timeout=60)
         other = await store_something_else(system)
-        await runner.wait_for(other, timeout=5)
+        await runner.wait_for(other, timeout=60)
         assert runner.status.lag == 0
 
 
@@ -116,7 +116,7 @@ async def test_what_is_not_for_it_moves_its_position_in_the_view_in_the_end(
 ) -> None:
     async with new_system() as system:
         runner = system.project(Balances(SQLiteView(path)))
-        await runner.wait_for(await Deposits(system).add(1), timeout=5)
+        await runner.wait_for(await Deposits(system).add(1), timeout=60)
         other = await store_something_else(system)
         await until(lambda: row(path, "position")[0] >= other)
 
@@ -160,7 +160,7 @@ async def test_the_position_is_written_with_what_holds_on_to_the_record_there(
     async with new_system() as system:
         runner = system.project(Balances(SQLiteView(path)))
         last = await Deposits(system).add(1)
-        await runner.wait_for(last, timeout=5)
+        await runner.wait_for(last, timeout=60)
         seq, kind, checksum, version, owner = row(
             path, "record_seq, record_kind, record_checksum, version, owner"
         )
@@ -208,14 +208,14 @@ async def test_after_a_crash_at_any_statement_each_event_counts_once(
         deposits = Deposits(system)
         await deposits.add(1, 2)
         runner = system.project(Balances(view))
-        await runner.wait_for(await deposits.add(3), timeout=30)
+        await runner.wait_for(await deposits.add(3), timeout=60)
     assert view.count > 15
     for number in some(range(view.count), every=3):
         image = images / str(number) / "views.db"
         let_the_lease_run_out(image)
         async with new_system() as system:
             runner = system.project(Balances(SQLiteView(image)))
-            await runner.wait_for(system.backend.last_seq, timeout=30)
+            await runner.wait_for(system.backend.last_seq, timeout=60)
         assert balances_in(image) == {"ann": 6}, number
         with looking(image) as left:
             assert left.execute("SELECT count(*) FROM seen").fetchone() == (3,)

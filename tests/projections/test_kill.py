@@ -50,7 +50,7 @@ def killed(store: str, view: str) -> None:
         process.kill()
 
 
-@pytest.mark.timeout(60 + 20 * KILLS)
+@pytest.mark.timeout(300 + 20 * KILLS)
 @pytest.mark.parametrize(("events", "kind"), some(_PLACES, every=2))
 async def test_after_each_kill_the_view_is_the_sum_of_the_store(
     tmp_path: Path, events: str, kind: str
@@ -69,7 +69,7 @@ async def test_after_each_kill_the_view_is_the_sum_of_the_store(
         assert sums == await sums_of(store_at(store), position)
     async with ActorSystem("bank", persistence=store_at(store), audit_interval=None) as system:
         runner = system.project(Sums(view_at(view)))
-        await runner.wait_for(system.backend.last_seq, timeout=30)
+        await runner.wait_for(system.backend.last_seq, timeout=60)
     position, sums = left_in(view)
     assert sums == await sums_of(store_at(store), position)
 
@@ -98,10 +98,10 @@ async def test_of_two_processes_one_of_which_was_stopped_past_its_lease_one_writ
                 process.send_signal(signal.SIGCONT)
         async with ActorSystem("bank", persistence=store_at(store), audit_interval=None) as system:
             runner = system.project(Sums(view_at(view)))
-            await runner.wait_for(await Deposits(system).add(1, 2, 3), timeout=30)
+            await runner.wait_for(await Deposits(system).add(1, 2, 3), timeout=60)
             process.send_signal(signal.SIGCONT)
             assert await anyio.to_thread.run_sync(notices_it, process.stderr)
-            await runner.wait_for(await Deposits(system).add(4), timeout=30)
+            await runner.wait_for(await Deposits(system).add(4), timeout=60)
         process.kill()
     position, sums = left_in(view)
     assert sums == await sums_of(store_at(store), position)

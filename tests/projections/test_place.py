@@ -30,7 +30,7 @@ async def test_another_store_pauses_it(path: Path) -> None:
             last = await Deposits(system).add(1, 2, 4)
             runner = system.project(Balances(SQLiteView(path)))
             if number == 0:
-                await runner.wait_for(last, timeout=5)
+                await runner.wait_for(last, timeout=60)
                 continue
             await in_state(runner, "paused")
             assert "StoreReplaced: this is store" in runner.status.error
@@ -47,7 +47,7 @@ async def test_a_store_that_lost_its_end_and_has_other_events_there_pauses_it(
     kept = file.read_bytes()
     async with system_on(file) as system:
         runner = system.project(Balances(SQLiteView(path)))
-        await runner.wait_for(await Deposits(system).add(2), timeout=5)
+        await runner.wait_for(await Deposits(system).add(2), timeout=60)
     file.write_bytes(kept)
     async with system_on(file) as system:
         await Deposits(system).add(100, 200, 400)
@@ -60,7 +60,7 @@ async def test_a_store_that_lost_its_end_and_has_other_events_there_pauses_it(
 async def test_a_position_from_the_future_pauses_it(new_system: NewSystem, path: Path) -> None:
     async with new_system() as system:
         runner = system.project(Balances(SQLiteView(path)))
-        await runner.wait_for(await Deposits(system).add(1), timeout=5)
+        await runner.wait_for(await Deposits(system).add(1), timeout=60)
     with looking(path) as view, view:
         view.execute("UPDATE papyra_projections SET position = 1000")
     async with new_system() as system:
@@ -88,7 +88,7 @@ async def test_a_store_that_was_compacted_past_the_position_pauses_it_and_skip_g
 
     async with system_on(file) as system:
         runner = system.project(Others(SQLiteView(path)))
-        await runner.wait_for(await store_something_else(system), timeout=5)
+        await runner.wait_for(await store_something_else(system), timeout=60)
     async with system_on(file) as system:
         for _ in range(5):
             last = await store_something_else(system)
@@ -97,7 +97,7 @@ async def test_a_store_that_was_compacted_past_the_position_pauses_it_and_skip_g
         await in_state(runner, "paused")
         assert "EventsCompacted: the positions from 3 to 5 were removed" in runner.status.error
         await runner.skip()
-        await runner.wait_for(last, timeout=5)
+        await runner.wait_for(last, timeout=60)
         assert row(path, "is_paused") == (0,)
 
 
@@ -131,7 +131,7 @@ async def test_a_history_whose_beginning_was_removed_is_an_event_that_cant_be_ha
         await in_state(runner, "paused")
         assert "EventsCompacted: the events of bank/Trimmed/ann up to" in runner.status.error
         await runner.skip()
-        await runner.wait_for(system.backend.last_seq, timeout=5)
+        await runner.wait_for(system.backend.last_seq, timeout=60)
         assert 0 < balances_in(path)["ann"] < 9
 
 

@@ -87,7 +87,7 @@ async def test_it_stays_paused_over_a_restart(new_system: NewSystem, path: Path)
         assert projection.tries == 0
         projection.is_bad = False
         await runner.resume()
-        await runner.wait_for(system.backend.last_seq, timeout=5)
+        await runner.wait_for(system.backend.last_seq, timeout=60)
         assert balances_in(path) == {"ann": BAD}
 
 
@@ -100,7 +100,7 @@ async def test_an_event_in_a_batch_of_a_thousand_is_the_only_one_that_is_parked(
         for number, account in enumerate(accounts):
             await deposits.add(BAD if number == 617 else 1, account=account)
         runner = system.project(Parking(SQLiteView(path)))
-        await runner.wait_for(system.backend.last_seq, timeout=20)
+        await runner.wait_for(system.backend.last_seq, timeout=60)
         assert runner.status.parked == 1
         with looking(path) as view:
             assert view.execute("SELECT actor, is_held FROM papyra_parked").fetchall() == [
@@ -147,7 +147,7 @@ async def test_a_commit_that_fails_for_one_event_is_halved_until_that_is_found(
     async with new_system() as system:
         last = await Deposits(system).add(*range(40), BAD, *range(40))
         runner = system.project(Constrained(Strict(path)))
-        await runner.wait_for(last, timeout=5)
+        await runner.wait_for(last, timeout=60)
         assert (runner.status.handled, runner.status.skipped) == (80, 1)
 
 
@@ -156,7 +156,7 @@ async def test_skip_passes_over_the_event_and_says_so(new_system: NewSystem, pat
         bad = await Deposits(system).add(1, BAD)
         last = await Deposits(system).add(2)
         runner = system.project(Skipping(SQLiteView(path)))
-        await runner.wait_for(last, timeout=5)
+        await runner.wait_for(last, timeout=60)
         assert balances_in(path) == {"ann": 3}
         assert runner.status.skipped == 1
         await until(lambda: runner.status.lag == 0)
@@ -178,7 +178,7 @@ async def test_later_events_of_the_same_actor_are_held_back_and_others_are_not(
         await deposits.add(10, account="bob")
         projection = Parking(SQLiteView(path))
         runner = system.project(projection)
-        await runner.wait_for(system.backend.last_seq, timeout=5)
+        await runner.wait_for(system.backend.last_seq, timeout=60)
         assert balances_in(path) == {"ann": 1, "bob": 10}
         with pytest.raises(ProjectionStopped, match=f"event {bad} stays parked: .*no amount"):
             await runner.retry(bad)
@@ -197,7 +197,7 @@ async def test_who_skips_a_parked_event_gets_those_held_back_behind_it(
         bad = await Deposits(system).add(1, BAD)
         last = await Deposits(system).add(2, 4)
         runner = system.project(Parking(SQLiteView(path)))
-        await runner.wait_for(last, timeout=5)
+        await runner.wait_for(last, timeout=60)
         await runner.skip(bad, "nobody knows what it means")
         assert balances_in(path) == {"ann": 7}
         with pytest.raises(ProjectionStopped, match=f"no event {bad} is parked"):
@@ -208,10 +208,10 @@ async def test_what_is_held_back_stays_so_over_a_restart(new_system: NewSystem, 
     async with new_system() as system:
         await Deposits(system).add(BAD)
         runner = system.project(Parking(SQLiteView(path)))
-        await runner.wait_for(system.backend.last_seq, timeout=5)
+        await runner.wait_for(system.backend.last_seq, timeout=60)
     async with new_system() as system:
         runner = system.project(Parking(SQLiteView(path)))
-        await runner.wait_for(await Deposits(system).add(5), timeout=5)
+        await runner.wait_for(await Deposits(system).add(5), timeout=60)
         assert balances_in(path) == {}
 
 
@@ -256,7 +256,7 @@ async def test_an_event_that_goes_well_the_second_time_is_handled_once(
     async with new_system() as system:
         last = await Deposits(system).add(BAD)
         runner = system.project(Moody(SQLiteView(path)))
-        await runner.wait_for(last, timeout=5)
+        await runner.wait_for(last, timeout=60)
         assert balances_in(path) == {"ann": BAD}
         assert runner.status.retries == 1
 
@@ -269,7 +269,7 @@ async def test_an_operator_passes_over_the_event_that_it_is_paused_at(
         runner = system.project(Picky(SQLiteView(path)))
         await in_state(runner, "paused")
         await runner.skip(reason="a joke")
-        await runner.wait_for(system.backend.last_seq, timeout=5)
+        await runner.wait_for(system.backend.last_seq, timeout=60)
         assert balances_in(path) == {"ann": 3}
         facts = types_of(await system.backend.list_events())
         assert facts == ["ProjectionPaused", "ProjectionSkipped", "ProjectionResumed"]
@@ -362,7 +362,7 @@ async def test_a_handler_that_always_raises_is_retried_no_more_than_was_said(
     async with new_system() as system:
         last = await Deposits(system).add(1, 2, 3)
         runner = system.project(Never(SQLiteView(path)))
-        await runner.wait_for(last, timeout=5)
+        await runner.wait_for(last, timeout=60)
         assert runner.status.skipped >= 3
         assert Never.calls == 4 * runner.status.skipped
 
@@ -380,7 +380,7 @@ async def test_a_handler_that_hangs_is_noticed_and_its_late_commit_is_void(
             super().handle(received, tx)
             if not goes_on.is_set():
                 hangs.set()
-                goes_on.wait(20)
+                goes_on.wait(60)
 
     async with new_system() as system:
         last = await Deposits(system).add(5)
@@ -390,7 +390,7 @@ async def test_a_handler_that_hangs_is_noticed_and_its_late_commit_is_void(
         assert "HandlerTimedOut" in runner.status.error
         goes_on.set()
         await runner.retry()
-        await runner.wait_for(last, timeout=20)
+        await runner.wait_for(last, timeout=60)
         assert balances_in(path) == {"ann": 5}
 
 
@@ -413,7 +413,7 @@ async def test_what_a_handler_writes_elsewhere_is_at_least_once(
     async with new_system() as system:
         last = await Deposits(system).add(1, BAD)
         runner = system.project(Leaking(SQLiteView(path)))
-        await runner.wait_for(last, timeout=5)
+        await runner.wait_for(last, timeout=60)
         assert balances_in(path) == {"ann": 1 + BAD}
         assert elsewhere == [1, BAD, 1, BAD]
 
@@ -440,7 +440,7 @@ async def test_a_view_whose_tables_are_gone_ends_neither_the_system_nor_its_stop
 ) -> None:
     async with new_system() as system:
         runner = system.project(Balances(SQLiteView(path)))
-        await runner.wait_for(await Deposits(system).add(1), timeout=5)
+        await runner.wait_for(await Deposits(system).add(1), timeout=60)
         with looking(path) as view:
             view.execute("DROP TABLE papyra_projections")
             view.execute("DROP TABLE papyra_parked")

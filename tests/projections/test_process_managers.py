@@ -41,7 +41,7 @@ async def order(system: ActorSystem, *items: str) -> int:
 async def test_what_happens_to_one_entity_is_told_to_another(new_system: NewSystem) -> None:
     async with new_system() as system:
         packing = system.project(Packing())
-        await packing.wait_for(await order(system, "tea", "milk"), timeout=5)
+        await packing.wait_for(await order(system, "tea", "milk"), timeout=60)
         assert await parcel(system) == ["tea", "milk"]
         ordered = await system.backend.read_history("bank/Customer/c")
         packed = await system.backend.read_history("bank/Parcel/p")
@@ -64,7 +64,7 @@ async def test_what_is_handled_again_is_done_once(new_system: NewSystem) -> None
 
     async with new_system() as system:
         packing = system.project(Failing())
-        await packing.wait_for(await order(system, "tea", "milk"), timeout=10)
+        await packing.wait_for(await order(system, "tea", "milk"), timeout=60)
         assert await parcel(system) == ["tea", "milk"]
         assert Failing.replies == [1, 1, 1, 2]
 
@@ -84,7 +84,7 @@ async def test_several_commands_for_one_event_are_told_apart(new_system: NewSyst
 
     async with new_system() as system:
         packing = system.project(Twice())
-        await packing.wait_for(await order(system, "tea"), timeout=10)
+        await packing.wait_for(await order(system, "tea"), timeout=60)
         assert await parcel(system) == ["one tea", "one tea", "two tea"]
         assert await system.entity(Parcel, "other").ask("look") == ["one"]
 
@@ -109,14 +109,14 @@ def test_it_is_killed_between_the_command_and_the_position(kind: str, tmp_path: 
 async def test_a_new_version_begins_anew_and_repeats_no_command(new_system: NewSystem) -> None:
     async with new_system() as system:
         packing = system.project(Packing())
-        await packing.wait_for(await order(system, "tea", "milk"), timeout=5)
+        await packing.wait_for(await order(system, "tea", "milk"), timeout=60)
 
     class Anew(Packing):
         name, version = "packing", 2
 
     async with new_system() as system:
         packing = system.project(Anew())
-        await packing.wait_for(await order(system, "sugar"), timeout=5)
+        await packing.wait_for(await order(system, "sugar"), timeout=60)
         assert await parcel(system) == ["tea", "milk", "sugar"]
 
 
@@ -141,7 +141,7 @@ async def test_a_system_that_stops_in_the_middle_goes_on_with_the_command(
     assert packing.status.state == "stopped"
     async with new_system() as system:
         packing = system.project(Packing())
-        await packing.wait_for(1, timeout=5)
+        await packing.wait_for(1, timeout=60)
         assert await parcel(system) == ["tea"]
 
 
@@ -170,8 +170,8 @@ async def test_side_effects_of_new_events_are_commands_too(
     async with new_system() as system:
         shown = system.project(Shown(SQLiteView(path)))
         await in_state(shown, "running")
-        await shown.wait_for(await order(system, "tea", "milk"), timeout=10)
-        with anyio.fail_after(10):
+        await shown.wait_for(await order(system, "tea", "milk"), timeout=60)
+        with anyio.fail_after(60):
             while await parcel(system) != ["tea", "milk"]:  # noqa: ASYNC110 - nothing tells of it
                 await anyio.sleep(0.01)
 
@@ -234,8 +234,8 @@ async def test_events_that_one_has_become_have_commands_of_their_own(
         halves = system.project(Halves(SQLiteView(path) if where == "live" else None))
         await in_state(halves, "running")
         last = await order(system, "tea")
-        await halves.wait_for(last, timeout=10)
-        with anyio.fail_after(10):
+        await halves.wait_for(last, timeout=60)
+        with anyio.fail_after(60):
             while len(failures) < (5 if where == "handle" else 4):  # noqa: ASYNC110
                 await anyio.sleep(0.01)
         assert len(await parcel(system)) == 2
@@ -283,10 +283,10 @@ async def test_an_answer_that_got_lost_is_no_failure_of_the_event() -> None:
     async with ActorSystem("bank", persistence=store, audit_interval=None) as system:
         packing = system.project(Packing())
         last = await order(system, "tea")
-        await packing.wait_for(last, timeout=5)
+        await packing.wait_for(last, timeout=60)
         assert await parcel(system) == ["tea"]
         store.fail_when(_is_packing_of_milk_the_first_time())
-        await packing.wait_for(await order(system, "milk"), timeout=10)
+        await packing.wait_for(await order(system, "milk"), timeout=60)
         assert await parcel(system) == ["tea", "milk"]
 
 

@@ -57,11 +57,11 @@ async def test_a_rebuild_takes_over_with_all_events_in_it(
         deposits = Deposits(system)
         projection = Built(SQLiteView(path))
         runner = system.project(projection)
-        await runner.wait_for(await deposits.add(1, 2), timeout=5)
+        await runner.wait_for(await deposits.add(1, 2), timeout=60)
         projection.factor = 10
         await runner.rebuild()
         assert balances_in(path) == {"ann": 30}
-        await runner.wait_for(await deposits.add(4), timeout=5)
+        await runner.wait_for(await deposits.add(4), timeout=60)
         assert balances_in(path) == {"ann": 70}
         assert row(path, "state, is_live", 1) == ("retired", 0)
         assert row(path, "state, is_live", 2) == ("running", 1)
@@ -90,11 +90,11 @@ async def test_the_live_build_is_read_and_goes_on_while_the_next_is_built(
     async with new_system() as system:
         deposits = Deposits(system)
         runner = system.project(Slow(SQLiteView(path)))
-        await runner.wait_for(await deposits.add(1), timeout=5)
+        await runner.wait_for(await deposits.add(1), timeout=60)
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(runner.rebuild)
             await until(waits.is_set)
-            await runner.wait_for(await deposits.add(2), timeout=5)
+            await runner.wait_for(await deposits.add(2), timeout=60)
             assert balances_in(path) == {"ann": 3}
             assert runner.status.rebuilding is not None
             goes_on.set()
@@ -116,7 +116,7 @@ async def test_a_rebuild_that_was_interrupted_goes_on_in_the_next_system(
 
     async with new_system() as system:
         runner = system.project(Failing(SQLiteView(path)))
-        await runner.wait_for(await Deposits(system).add(1), timeout=5)
+        await runner.wait_for(await Deposits(system).add(1), timeout=60)
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(runner.rebuild)
             await until(lambda: runner.status.rebuilding is not None)
@@ -126,7 +126,7 @@ async def test_a_rebuild_that_was_interrupted_goes_on_in_the_next_system(
         projection.fails = False
         runner = system.project(projection)
         await until(lambda: row(path, "is_live", 2) == (1,))
-        await runner.wait_for(await Deposits(system).add(2), timeout=5)
+        await runner.wait_for(await Deposits(system).add(2), timeout=60)
         assert balances_in(path) == {"ann": 3}
 
 
@@ -139,10 +139,10 @@ async def test_a_greater_version_is_built_beside_the_live_one_and_takes_over(
 
     async with new_system() as system:
         runner = system.project(Built(SQLiteView(path)))
-        await runner.wait_for(await Deposits(system).add(1, 2), timeout=5)
+        await runner.wait_for(await Deposits(system).add(1, 2), timeout=60)
     async with new_system() as system:
         runner = system.project(Newer(SQLiteView(path)))
-        await runner.wait_for(system.backend.last_seq, timeout=5)
+        await runner.wait_for(system.backend.last_seq, timeout=60)
         assert balances_in(path) == {"ann": 300}
         assert row(path, "version, is_live", 2) == (2, 1)
 
@@ -161,10 +161,10 @@ async def test_a_rebuild_that_cant_handle_an_event_says_so_and_the_old_one_stays
 
     async with new_system() as system:
         runner = system.project(Failing(SQLiteView(path)))
-        await runner.wait_for(await Deposits(system).add(1), timeout=5)
+        await runner.wait_for(await Deposits(system).add(1), timeout=60)
         with pytest.raises(ProjectionStopped, match=r"the new build is paused: .*not so"):
             await runner.rebuild()
-        await runner.wait_for(await Deposits(system).add(2), timeout=5)
+        await runner.wait_for(await Deposits(system).add(2), timeout=60)
         assert balances_in(path) == {"ann": 3}
 
 
@@ -185,10 +185,10 @@ async def test_side_effects_are_for_new_events_and_not_for_rebuilds(
         projection = Built(SQLiteView(path))
         runner = system.project(projection)
         await in_state(runner, "running")
-        await runner.wait_for(await deposits.add(4), timeout=5)
+        await runner.wait_for(await deposits.add(4), timeout=60)
         await until(lambda: projection.lived == [4])
         await runner.rebuild()
-        await runner.wait_for(await deposits.add(8), timeout=5)
+        await runner.wait_for(await deposits.add(8), timeout=60)
         await until(lambda: projection.lived == [4, 8])
 
 

@@ -41,13 +41,13 @@ async def test_a_second_runner_stands_by_until_the_first_has_ended(
         deposits, view = Deposits(system), SQLiteView(path)
         first, second = (ProjectionRunner(system, Balances(view)) for _ in range(2))
         tasks.start_soon(first.run)
-        await first.wait_for(await deposits.add(1), timeout=5)
+        await first.wait_for(await deposits.add(1), timeout=60)
         tasks.start_soon(second.run)
         await in_state(second, "standby")
         with pytest.raises(ProjectionStopped, match="another runner has it"):
             await second.pause()
         first.stop()
-        await second.wait_for(await deposits.add(2), timeout=5)
+        await second.wait_for(await deposits.add(2), timeout=60)
         assert balances_in(path) == {"ann": 3}
         second.stop()
 
@@ -66,7 +66,7 @@ async def test_of_two_runners_one_of_which_was_paused_past_its_lease_one_writes(
 
             def transaction() -> Any:
                 if is_held.is_set():
-                    goes_on.wait(20)
+                    goes_on.wait(60)
                 return begin()
 
             database.transaction = transaction  # type: ignore[method-assign]
@@ -76,12 +76,12 @@ async def test_of_two_runners_one_of_which_was_paused_past_its_lease_one_writes(
         deposits = Deposits(system)
         sleeper = ProjectionRunner(system, Balances(PausedView(path, lease=0.3)))
         tasks.start_soon(sleeper.run)
-        await sleeper.wait_for(await deposits.add(1), timeout=5)
+        await sleeper.wait_for(await deposits.add(1), timeout=60)
         is_held.set()
         await deposits.add(2, 4)
         runner = ProjectionRunner(system, Balances(SQLiteView(path, lease=0.3)))
         tasks.start_soon(runner.run)
-        await runner.wait_for(system.backend.last_seq, timeout=10)
+        await runner.wait_for(system.backend.last_seq, timeout=60)
         assert balances_in(path) == {"ann": 7}
         goes_on.set()
         await in_state(sleeper, "standby")
@@ -131,7 +131,7 @@ async def test_a_setup_that_fails_leaves_nothing_and_is_tried_again_when_told(
             view.execute("DROP TABLE seen")
             assert view.execute("SELECT * FROM papyra_projections").fetchall() == []
         await runner.retry()
-        await runner.wait_for(last, timeout=5)
+        await runner.wait_for(last, timeout=60)
         assert balances_in(path) == {"ann": 1}
 
 
@@ -141,7 +141,7 @@ async def test_what_is_asked_for_in_the_view_is_done(new_system: NewSystem, path
     assert not view.post("balances", "pause")
     async with new_system() as system:
         runner = system.project(Balances(view))
-        await runner.wait_for(await Deposits(system).add(1), timeout=5)
+        await runner.wait_for(await Deposits(system).add(1), timeout=60)
         for request, state in (("pause", "paused"), ("resume", "running")):
             assert await anyio.to_thread.run_sync(view.post, "balances", request)
             await in_state(runner, state)
@@ -161,13 +161,13 @@ async def test_a_request_that_nobody_knows_is_dropped(new_system: NewSystem, pat
         for request in ("dance", "skip x", "pause pause"):
             view.post("balances", request)
             await until(lambda: row(path, "request") == ("",))
-        await runner.wait_for(await Deposits(system).add(1), timeout=5)
+        await runner.wait_for(await Deposits(system).add(1), timeout=60)
 
 
 async def test_a_view_that_is_locked_is_waited_for(new_system: NewSystem, path: Path) -> None:
     async with new_system() as system:
         runner = system.project(Balances(SQLiteView(path, busy_timeout=0.01)))
-        await runner.wait_for(await Deposits(system).add(1), timeout=5)
+        await runner.wait_for(await Deposits(system).add(1), timeout=60)
         with looking(path) as view:
             view.isolation_level = None
             view.execute("BEGIN IMMEDIATE")
@@ -175,7 +175,7 @@ async def test_a_view_that_is_locked_is_waited_for(new_system: NewSystem, path: 
             await in_state(runner, "waiting")
             assert "database is locked" in runner.status.error
             view.execute("ROLLBACK")
-        await runner.wait_for(last, timeout=10)
+        await runner.wait_for(last, timeout=60)
         assert balances_in(path) == {"ann": 3}
         assert runner.status.error == ""
 
@@ -191,7 +191,7 @@ async def test_a_view_that_cant_be_opened_is_waited_for(
         await in_state(runner, "waiting")
         assert "unable to open database file" in runner.status.error
         folder.mkdir()
-        await runner.wait_for(last, timeout=10)
+        await runner.wait_for(last, timeout=60)
 
 
 async def test_a_view_that_is_down_for_an_hour_is_waited_for_by_the_systems_clock(
@@ -220,7 +220,7 @@ async def test_pause_and_resume_are_facts(new_system: NewSystem, path: Path) -> 
         assert runner.status.error == "maintenance"
         last = await Deposits(system).add(1)
         await runner.resume()
-        await runner.wait_for(last, timeout=5)
+        await runner.wait_for(last, timeout=60)
         facts = await system.backend.list_events()
         assert types_of(facts) == ["ProjectionPaused", "ProjectionResumed"]
 
@@ -242,7 +242,7 @@ async def test_no_projection_is_given_the_facts_of_projections(
         await in_state(runner, "running")
         await runner.pause()
         await runner.resume()
-        await runner.wait_for(await Deposits(system).add(1), timeout=5)
+        await runner.wait_for(await Deposits(system).add(1), timeout=60)
         assert seen == ["Deposited"]
 
 

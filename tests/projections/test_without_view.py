@@ -59,7 +59,7 @@ async def test_it_goes_on_where_it_was_in_the_next_system(
         async with ActorSystem("bank", persistence=new_store(), audit_interval=None) as system:
             mails = Mails()
             runner = system.project(mails)
-            await runner.wait_for(await Deposits(system).add(*amounts), timeout=5)
+            await runner.wait_for(await Deposits(system).add(*amounts), timeout=60)
             assert mails.sent == list(amounts)
             assert not runner.status.is_exact
 
@@ -76,7 +76,7 @@ async def test_it_pauses_at_the_event_that_fails_and_those_before_are_not_handle
         assert mails.sent == [1, 2]
         mails.refused = set()
         await runner.resume()
-        await runner.wait_for(last, timeout=5)
+        await runner.wait_for(last, timeout=60)
         assert mails.sent == [1, 2, 4, 8]
 
 
@@ -97,7 +97,7 @@ async def test_it_is_tried_again_as_often_as_was_said(new_system: NewSystem) -> 
         await Deposits(system).add(4)
         await Deposits(system).add(8, account="bob")
         runner = system.project(mails)
-        await runner.wait_for(system.backend.last_seq, timeout=5)
+        await runner.wait_for(system.backend.last_seq, timeout=60)
         assert (mails.sent, mails.tries) == ([1, 8], 3)
         mails.refused = set()
         await runner.retry(bad)
@@ -112,9 +112,9 @@ async def test_what_was_handled_after_the_position_was_saved_is_handled_again(
     async with new_system() as system:
         mails = Mails()
         runner = system.project(mails)
-        await runner.wait_for(await Deposits(system).add(1), timeout=5)
+        await runner.wait_for(await Deposits(system).add(1), timeout=60)
         saved = await store.load_position("projections/mails")
-        await runner.wait_for(await Deposits(system).add(2), timeout=5)
+        await runner.wait_for(await Deposits(system).add(2), timeout=60)
         later = await store.load_position("projections/mails")
         assert saved is not None
     async with store:
@@ -122,7 +122,7 @@ async def test_what_was_handled_after_the_position_was_saved_is_handled_again(
     async with new_system() as system:
         mails = Mails()
         runner = system.project(mails)
-        await runner.wait_for(system.backend.last_seq, timeout=5)
+        await runner.wait_for(system.backend.last_seq, timeout=60)
         assert mails.sent == [2]
 
 
@@ -156,10 +156,10 @@ async def test_a_greater_version_begins_at_the_beginning_and_a_smaller_one_is_re
 
     async with new_system() as system:
         mails: Mails = Mails()
-        await system.project(mails).wait_for(await Deposits(system).add(1), timeout=5)
+        await system.project(mails).wait_for(await Deposits(system).add(1), timeout=60)
     async with new_system() as system:
         mails = Newer()
-        await system.project(mails).wait_for(system.backend.last_seq, timeout=5)
+        await system.project(mails).wait_for(system.backend.last_seq, timeout=60)
         assert mails.sent == [1]
     async with new_system() as system:
         runner = system.project(Mails())

@@ -543,7 +543,7 @@ async def test_a_system_that_an_actor_starts_and_never_stops_ends_with_the_actor
             await host.stop()
     assert crashes(persistence) == [("TaskGroupLeftOpen", "on_stop", "stop")]
     stored: list[str] = []
-    with anyio.fail_after(30):
+    with anyio.fail_after(60):
         while not stored:
             # asyncio does not wait for tasks in groups that are never left.
             with contextlib.suppress(BackendInUse):

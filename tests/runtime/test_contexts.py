@@ -132,7 +132,7 @@ class AtHome(Actor):
         done = anyio.Event()
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(self.finish, done)
-            with anyio.fail_after(5):
+            with anyio.fail_after(60):
                 await done.wait()
         with anyio.move_on_after(0) as scope:
             await anyio.sleep_forever()

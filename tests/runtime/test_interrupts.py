@@ -22,7 +22,7 @@ from tests.extent import CI, count
 CHOSEN = list(LOOPS) if CI else ["asyncio", "trio"]
 RUNS = count("PAPYRA_INTERRUPTS", 1, 2)
 #: Seconds after which a process has hung.
-PATIENCE = 30
+PATIENCE = 60
 
 
 def run(loop: str, path: Path, seed: int, presses: int) -> tuple[list[int], str, bool]:

@@ -25,7 +25,7 @@ from papyra.testing.conformance._fixtures import (
 )
 
 #: Seconds in which what is stored has to come.
-_PATIENCE = 30
+_PATIENCE = 60
 
 
 class Following:

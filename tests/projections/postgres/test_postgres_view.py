@@ -69,7 +69,7 @@ async def test_past_events_and_those_to_come_are_in_the_view_over_restarts(
             deposits = Deposits(system)
             await deposits.add(1, 2)
             runner = system.project(Balances(PostgresView(url)))
-            await runner.wait_for(await deposits.add(4), timeout=10)
+            await runner.wait_for(await deposits.add(4), timeout=60)
             assert balances_in(url) == {"ann": total}
     ((owner, position, kind),) = query(
         url, "SELECT owner, position, record_kind FROM papyra_projections"
@@ -96,12 +96,12 @@ async def test_each_event_counts_once_at_whichever_message_the_connection_is_cut
                 },
             )
             runner = system.project(kind(PostgresView(through)))
-            await runner.wait_for(system.backend.last_seq, timeout=20)
+            await runner.wait_for(system.backend.last_seq, timeout=60)
             await in_state(runner, "running")
             proxy.arm(Cut(message, place))
             last = await Deposits(system).add(1, 2)
             with Guard(proxy, database):
-                await runner.wait_for(last, timeout=30)
+                await runner.wait_for(last, timeout=60)
             is_cut = proxy.disarm()
             if proxy.is_late:  # nobody has waited for it, and it changes nothing
                 proxy.release()
@@ -139,7 +139,7 @@ async def test_an_event_that_fails_is_parked_alone_though_it_fails_when_it_is_co
         bad = await deposits.add(BAD, account="bob")
         last = await deposits.add(*range(1, 40))
         runner = system.project(Constrained(PostgresView(url)))
-        await runner.wait_for(last, timeout=20)
+        await runner.wait_for(last, timeout=60)
         assert query(url, "SELECT seq, actor FROM papyra_parked") == [(bad, "bank/Account/bob")]
         assert query(url, "SELECT count(*) FROM entries") == [(78,)]
 
@@ -187,7 +187,7 @@ async def test_an_error_that_a_handler_has_swallowed_is_its_own(
     async with new_system() as system:
         last = await Deposits(system).add(1, BAD, 2)
         runner = system.project(Swallowing(PostgresView(url)))
-        await runner.wait_for(last, timeout=10)
+        await runner.wait_for(last, timeout=60)
         assert balances_in(url) == {"ann": 3}
         assert runner.status.skipped == 1
 
@@ -197,13 +197,13 @@ async def test_a_connection_that_is_terminated_is_made_again(
 ) -> None:
     async with new_system() as system:
         runner = system.project(Balances(PostgresView(url)))
-        await runner.wait_for(await Deposits(system).add(1), timeout=10)
+        await runner.wait_for(await Deposits(system).add(1), timeout=60)
         query(
             url,
             "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
             " WHERE application_name = 'papyra projections' AND datname = current_database()",
         )
-        await runner.wait_for(await Deposits(system).add(2), timeout=10)
+        await runner.wait_for(await Deposits(system).add(2), timeout=60)
         assert balances_in(url) == {"ann": 3}
         assert runner.status.error == ""
 
@@ -225,11 +225,11 @@ async def test_a_second_runner_stands_by_and_takes_over(new_system: NewSystem, u
         deposits = Deposits(system)
         first, second = (ProjectionRunner(system, Balances(PostgresView(url))) for _ in range(2))
         tasks.start_soon(first.run)
-        await first.wait_for(await deposits.add(1), timeout=10)
+        await first.wait_for(await deposits.add(1), timeout=60)
         tasks.start_soon(second.run)
         await in_state(second, "standby")
         first.stop()
-        await second.wait_for(await deposits.add(2), timeout=10)
+        await second.wait_for(await deposits.add(2), timeout=60)
         assert balances_in(url) == {"ann": 3}
         second.stop()
 
@@ -239,9 +239,9 @@ async def test_a_rebuild_takes_over_and_the_old_tables_are_dropped(
 ) -> None:
     async with new_system() as system:
         runner = system.project(Balances(PostgresView(url)))
-        await runner.wait_for(await Deposits(system).add(1, 2), timeout=10)
+        await runner.wait_for(await Deposits(system).add(1, 2), timeout=60)
         await runner.rebuild()
-        await runner.wait_for(await Deposits(system).add(4), timeout=10)
+        await runner.wait_for(await Deposits(system).add(4), timeout=60)
         assert balances_in(url) == {"ann": 7}
         await runner.drop_old()
         await until(lambda: query(url, "SELECT to_regclass('balances_1')") == [(None,)])

@@ -144,5 +144,5 @@ async def main():
 anyio.run(main)
 """
     path = tmp_path / "events.ndjson"
-    subprocess.run([sys.executable, "-c", code, str(path)], check=True, timeout=30)
+    subprocess.run([sys.executable, "-c", code, str(path)], check=True, timeout=60)
     assert json.loads(path.read_text())["seq"] == 1

@@ -41,7 +41,7 @@ class Slow(Disk):
     def _wait(self, name: str) -> None:
         if self.hangs == name:
             self.begun.set()
-            assert self.go_on.wait(20)
+            assert self.go_on.wait(60)
 
 
 async def answered(store: FilePersistence) -> None:
@@ -81,7 +81,7 @@ def test_an_asyncio_cancellation_strikes_though_the_next_call_to_a_thread_has_be
 
         def hang() -> None:
             begun.set()
-            assert go_on.wait(20)
+            assert go_on.wait(60)
 
         async def call_and_wait() -> None:
             await thread.run(hang)
@@ -94,7 +94,7 @@ def test_an_asyncio_cancellation_strikes_though_the_next_call_to_a_thread_has_be
         calling.cancel()
         await asyncio.sleep(0)
         go_on.set()
-        done, _ = await asyncio.wait([calling], timeout=20)
+        done, _ = await asyncio.wait([calling], timeout=60)
         thread.stop()
         assert done, "its cancellation was lost"
         assert calling.cancelled()
@@ -115,7 +115,7 @@ def test_an_asyncio_cancellation_strikes_that_came_right_before_a_call_to_a_thre
             return reply
 
         calling = asyncio.create_task(call_and_wait())
-        done, _ = await asyncio.wait([calling], timeout=20)
+        done, _ = await asyncio.wait([calling], timeout=60)
         thread.stop()
         assert done, "its cancellation was lost"
         assert calling.cancelled()
@@ -216,7 +216,7 @@ def test_a_task_that_asyncio_cancels_together_with_its_scope_is_cancelled_after_
             await asyncio.sleep(0)
             disk.go_on.set()
             with pytest.raises(asyncio.CancelledError):
-                await asyncio.wait_for(appending, 20)
+                await asyncio.wait_for(appending, 60)
             assert [appended.first_seq for appended in stored] == [1]
 
     asyncio.run(main())
@@ -253,7 +253,7 @@ async def test_a_call_to_a_file_store_that_ctrl_c_cuts_short_holds_up_no_other(
         monkeypatch.setattr(os, "write", interrupt)
         with pytest.raises(KeyboardInterrupt):
             await store.append(event(2))
-        with anyio.fail_after(20):
+        with anyio.fail_after(60):
             await store.append(event(3))
         assert (await numbers(store))[-1] == 3
 

@@ -126,6 +126,6 @@ async def test_an_index_of_a_file_store_that_runs_out_of_memory_is_built_later(
         assert await numbers(store) == list(range(6))
         assert (await store.summarize()).records["event"] == 6
         assert (await store.scan()).is_clean
-    with anyio.fail_after(20):
+    with anyio.fail_after(60):
         async with make(kind, tmp_path / "store") as store:
             assert await numbers(store) == list(range(6))

@@ -209,7 +209,7 @@ async def test_what_is_no_request_is_refused_and_the_next_one_is_carried_out(
     async with opened(kind, tmp_path / "store") as (store, directory), store.reader() as reader:
         directory.mkdir(0o755)
         bad, good = "0" * 32, "1" * 32
-        with anyio.fail_after(20):
+        with anyio.fail_after(60):
             put(directory / f"{bad}.request")
             assert await attend(store) == 1
             refused = decode_answer(await reader.store.answered(bad) or b"")

@@ -82,7 +82,7 @@ class Proxy(TcpProxy):
         with contextlib.suppress(OSError):  # the server knew before that it is over
             connection.count_requests(data)
             connection.server.sendall(data)
-            while connection.awaited and (reply := connection.late_replies.get(timeout=20)):
+            while connection.awaited and (reply := connection.late_replies.get(timeout=60)):
                 said.append(reply)
             while not connection.late_replies.empty():
                 said.append(connection.late_replies.get())

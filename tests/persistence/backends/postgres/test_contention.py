@@ -129,7 +129,7 @@ def proxies(database: str) -> Iterator[list[Proxy]]:
         proxy.__exit__()
 
 
-@pytest.mark.timeout(120 + APPENDS)
+@pytest.mark.timeout(300 + APPENDS)
 async def test_readers_of_a_contended_postgres_system_miss_nothing_and_see_nothing_twice(
     database: str, schema: str, proxies: list[Proxy]
 ) -> None:

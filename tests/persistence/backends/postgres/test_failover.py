@@ -56,7 +56,7 @@ def either(*servers: PostgresServer) -> str:
     return f"postgresql://postgres:{servers[0].password}@{hosts}/postgres"
 
 
-@pytest.mark.timeout(120 + 60 * FAILOVERS)
+@pytest.mark.timeout(300 + 60 * FAILOVERS)
 @pytest.mark.parametrize("retry_for", [60.0, 0.01], ids=["patient", "hasty"])
 async def test_a_promoted_postgres_standby_has_what_was_acknowledged_and_nothing_that_raised(
     installation: Path, retry_for: float

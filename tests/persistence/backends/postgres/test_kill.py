@@ -69,7 +69,7 @@ async def whole(url: str) -> int:
     return report.records_scanned
 
 
-@pytest.mark.timeout(60 + 10 * KILLS)
+@pytest.mark.timeout(300 + 10 * KILLS)
 def test_a_killed_process_loses_no_acknowledged_record_in_postgres(
     own_server: PostgresServer,
 ) -> None:
@@ -84,7 +84,7 @@ def test_a_killed_process_loses_no_acknowledged_record_in_postgres(
     print(f"\n{KILLS} kills of the writer: {known:,} acknowledged")
 
 
-@pytest.mark.timeout(60 + 10 * KILLS)
+@pytest.mark.timeout(300 + 10 * KILLS)
 def test_a_postgres_writer_that_was_paused_stores_nothing_once_another_has_taken_over(
     own_server: PostgresServer,
 ) -> None:
@@ -138,7 +138,7 @@ WAYS: list[Callable[[PostgresServer], None]] = [
 ]
 
 
-@pytest.mark.timeout(120 + 20 * KILLS)
+@pytest.mark.timeout(300 + 20 * KILLS)
 @pytest.mark.parametrize(
     "retry_for", [60.0, 0.01] if CI else [0.01], ids=lambda each: f"{each:g} s"
 )

@@ -123,7 +123,7 @@ async def test_a_system_takes_events_over_by_itself(
         system.backend.watch_commits(look)
         with psycopg.connect(database) as connection:
             add(connection, event(9))
-        with anyio.fail_after(30):
+        with anyio.fail_after(60):
             await arrived.wait()
         assert await numbers(system.backend) == [9]  # type: ignore[arg-type]
 

@@ -66,7 +66,7 @@ class Proxy(TcpProxy):
             # What comes before this echo answers what was asked before.
             connection.server.sendall(b"*2\r\n$4\r\nECHO\r\n$%d\r\n%b\r\n" % (len(_FENCE), _FENCE))
             connection.server.sendall(data)
-            answer = self._late_answers.get(timeout=20)
+            answer = self._late_answers.get(timeout=60)
         return answer
 
     def _next_cut(self, data: bytes) -> Cut | None:

@@ -157,7 +157,7 @@ async def test_a_redis_store_written_with_a_broken_number_can_still_be_recovered
             await store.append(*map(a_record, range(9)))
             before = await everything(store)
         client.hset(mine.keys.meta, name, value)
-        with anyio.fail_after(20):
+        with anyio.fail_after(60):
             before += await write(mine, before)
             await check(mine, before, f"{name} {value!r}")
         client.delete(*mine.keys.all)

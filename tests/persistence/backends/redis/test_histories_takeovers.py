@@ -57,7 +57,7 @@ class HistoryWriter(Writer):
         stored[actor] += numbers
 
 
-@pytest.mark.timeout(60 + 5 * SEEDS)
+@pytest.mark.timeout(300 + 5 * SEEDS)
 async def test_no_revision_is_there_twice_and_none_is_missing(
     server: RedisServer, config: RedisStreamsConfig
 ) -> None:
@@ -161,7 +161,7 @@ async def test_a_history_does_not_go_on_behind_what_the_server_has_lost(
             assert [event.payload for event in await events_of(store, "u")][1:] == ["other"]
 
 
-@pytest.mark.timeout(60 + 5 * KILLS)
+@pytest.mark.timeout(300 + 5 * KILLS)
 @pytest.mark.parametrize("retry_for", [60.0, 0.01], ids=["patient", "hasty"])
 async def test_a_server_that_is_killed_again_and_again_keeps_histories_whole(
     own_server: RedisServer, retry_for: float

@@ -25,7 +25,7 @@ KILLS = count("PAPYRA_KILLS", 5, 10)
 WRITERS = 4
 
 
-@pytest.mark.timeout(60 + 5 * KILLS)
+@pytest.mark.timeout(300 + 5 * KILLS)
 @pytest.mark.parametrize("retry_for", [60.0, 0.01], ids=["patient", "hasty"])
 async def test_a_killed_redis_server_keeps_acknowledged_records_and_none_that_raised(
     own_server: RedisServer, retry_for: float

@@ -206,7 +206,7 @@ class Store(RuleBasedStateMachine):
             assert report.records_scanned == len(self.model.stored)
 
 
-@pytest.mark.timeout(60 + 10 * EXAMPLES)
+@pytest.mark.timeout(300 + 10 * EXAMPLES)
 @pytest.mark.parametrize("loop", some(["asyncio", "trio"], every=2))
 def test_a_redis_store_holds_what_a_list_would_hold(server: RedisServer, loop: str) -> None:
     Store.loop, Store.server = loop, server

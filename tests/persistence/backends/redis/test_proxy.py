@@ -21,7 +21,7 @@ def test_the_tests_redis_proxy_pairs_a_late_request_with_its_own_answer(
     with Proxy(server.port) as proxy, socket.create_connection(("127.0.0.1", proxy.port)) as client:
         proxy.marker = b"l"  # in the first, too, or not
         proxy.cuts += [Cut("after")] * (b"l" in first) + [Cut("late")]
-        proxy.meanwhile = lambda request: is_cut.wait(20)
+        proxy.meanwhile = lambda request: is_cut.wait(60)
         client.sendall(first + b"\r\n")
         while not server.cli("INFO", "commandstats").count("cmdstat_ping"):
             pass

@@ -66,7 +66,7 @@ class Writer:
         self.proxy.cuts += self.chance.choices(PLACES, k=self.chance.choice([1, 1, 2, 5]))
 
 
-@pytest.mark.timeout(60 + 5 * SEEDS)
+@pytest.mark.timeout(300 + 5 * SEEDS)
 async def test_redis_writers_taking_over_keep_acknowledged_records_and_none_that_raised(
     server: RedisServer, config: RedisStreamsConfig
 ) -> None:

@@ -344,7 +344,7 @@ async def test_a_trimming_that_fails_at_any_call_leaves_every_account_in_redis_a
     assert passed > 1
 
 
-@pytest.mark.timeout(120)
+@pytest.mark.timeout(300)
 async def test_a_server_that_is_killed_amid_a_trimming_keeps_every_account(
     own_server: RedisServer,
 ) -> None:

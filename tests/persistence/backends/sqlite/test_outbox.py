@@ -129,7 +129,7 @@ async def test_a_system_takes_events_over_by_itself(path: Path) -> None:
         system.backend.watch_commits(look)
         with application(path) as connection, connection:
             order(connection, 9)
-        with anyio.fail_after(30):
+        with anyio.fail_after(60):
             await arrived.wait()
         assert await numbers(system.backend) == [9]
         assert system.audit().persistence.outbox_taken == 1
