@@ -383,7 +383,7 @@ HOSTILE: list[tuple[Any, Any]] = [
     (payloads.Text("text"), "'text'"),
     (Greedy(), ...),
     ((number for number in range(3)), ...),
-    (list(range(1_000_000)), "[0, 1, 2, 3, 4, 5, ...]"),
+    ([*range(6), *[6] * 1_000_000], "[0, 1, 2, 3, 4, 5, ...]"),
     ("x" * 2_000_000, ...),
     (payloads.Line(b"x" * 2_000_000), "<Line, too large to be kept>"),
     ([[[itself] * 1000] * 1000] * 1000, ...),

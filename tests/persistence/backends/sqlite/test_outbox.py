@@ -377,7 +377,7 @@ def connection(path: Path) -> Iterator[sqlite3.Connection]:
         (msgspec.structs.replace(event(1), event_type="papyra.base"), InvalidRecord),
         (msgspec.structs.replace(event(1), event_type=7), InvalidRecord),
         (msgspec.structs.replace(event(1), payload=float("nan")), UnencodablePayload),
-        (msgspec.structs.replace(event(1), payload="x" * (65 * 1024**2)), RecordTooLarge),
+        (msgspec.structs.replace(event(1), payload=["x" * 1024**2] * 65), RecordTooLarge),
     ],
     ids=["text", "audit", "revision", "reserved", "type", "nan", "large"],
 )
