@@ -7,6 +7,7 @@ The store of a test is the fixture ``persistence`` of Papyra's own plugin.
 
 from __future__ import annotations
 
+import gc
 import os
 from collections.abc import Generator
 from typing import Any
@@ -56,6 +57,12 @@ anyio_backend = event_loops("asyncio", "trio")
 def pytest_xdist_auto_num_workers() -> int:
     """Have one process more than there are processors: a third of their time, tests wait."""
     return (os.cpu_count() or 1) + 1
+
+
+def pytest_collection_finish() -> None:
+    """Have no garbage collection go through the tests themselves, which are there to the end."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.hookimpl(wrapper=True)
