@@ -22,7 +22,7 @@ hypothesis.settings.register_profile(
     "papyra",
     deadline=None,
     suppress_health_check=[hypothesis.HealthCheck.too_slow],
-    max_examples=100 if CI else 20,
+    max_examples=100 if CI else 10,
 )
 hypothesis.settings.load_profile("papyra")
 

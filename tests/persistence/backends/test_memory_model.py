@@ -81,7 +81,7 @@ reads = st.fixed_dictionaries(
 
 @pytest.mark.parametrize("hosted", [False, True], ids=["alone", "hosted"])
 @settings(
-    max_examples=count("PAPYRA_EXAMPLES", 50, 150),
+    max_examples=count("PAPYRA_EXAMPLES", 25, 150),
     deadline=None,
     suppress_health_check=[HealthCheck.too_slow],
 )
