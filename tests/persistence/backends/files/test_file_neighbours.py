@@ -25,6 +25,7 @@ from papyra.persistence import Append, PersistenceRecoveryConfig, PersistenceSta
 from papyra.persistence.backends._files import disk as disks
 from papyra.persistence.backends._files.disk import Disk
 from tests.actors import event
+from tests.extent import STEP
 from tests.persistence.backends.files.test_file_names import (
     KEEP_TWO,
     files_of,
@@ -570,7 +571,7 @@ def open_descriptors() -> int:
 def test_a_file_store_whose_opening_fails_can_be_opened_again(
     tmp_path: Path, kind: str, code: int, is_new: bool
 ) -> None:
-    for number in range(1, 1000):
+    for number in range(1, 1000, min(STEP, 4)):
         path = tmp_path / f"store-{number}"
         if not is_new:
             store = open_store(kind, path)

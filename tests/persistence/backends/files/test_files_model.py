@@ -259,7 +259,7 @@ def test_a_file_store_holds_what_a_list_would_hold(machine: type[FileStore], loo
     machine.loop = loop
     test_case = machine.TestCase
     test_case.settings = settings(
-        max_examples=count("PAPYRA_EXAMPLES", 10, 25),
+        max_examples=count("PAPYRA_EXAMPLES", 6, 25),
         stateful_step_count=25,
         deadline=None,
         phases=[Phase.explicit, Phase.reuse, Phase.generate, Phase.shrink],

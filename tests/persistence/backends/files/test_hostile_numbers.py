@@ -100,7 +100,7 @@ async def go_on(path: Path, before: set[int]) -> None:
 
 @pytest.mark.parametrize("is_right", [True, False], ids=["right checksum", "wrong checksum"])
 @pytest.mark.parametrize("field", ["v", "seq", "after"])
-@pytest.mark.parametrize("number", some(NUMBERS, every=3), ids=lambda number: number[:20])
+@pytest.mark.parametrize("number", some(NUMBERS, every=5), ids=lambda number: number[:20])
 async def test_no_number_in_a_line_keeps_a_file_store_from_being_opened(
     path: Path, number: str, field: str, is_right: bool
 ) -> None:

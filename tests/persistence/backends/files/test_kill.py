@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import random
 import subprocess
@@ -11,11 +12,11 @@ from pathlib import Path
 import anyio
 import pytest
 
-from tests.extent import count
+from tests.extent import count, some
 from tests.persistence.backends.files.appender import STORES
 from tests.persistence.backends.files.killer import OPERATIONS
 
-KILLS = count("PAPYRA_KILLS", 12, 50)
+KILLS = count("PAPYRA_KILLS", 6, 50)
 ROOT = Path(__file__).parents[4]
 #: Kills until a new store is begun, as each of them looks at all that is there.
 KILLS_OF_A_STORE = 20
@@ -65,8 +66,9 @@ def test_a_killed_process_loses_no_acknowledged_record_of_a_file_store(
         assert anyio.run(look) >= acknowledged
 
 
-@pytest.mark.parametrize("operation", OPERATIONS)
-@pytest.mark.parametrize("name", STORES)
+@pytest.mark.parametrize(
+    ("name", "operation"), some(itertools.product(STORES, OPERATIONS), every=3)
+)
 def test_a_file_store_killed_at_any_step_of_an_operation_is_the_old_or_the_new_one(
     tmp_path: Path, name: str, operation: str
 ) -> None:

@@ -9,13 +9,13 @@ from pathlib import Path
 
 import pytest
 
-from tests.extent import count
+from tests.extent import count, some
 from tests.persistence.backends.files.large import MAKERS, figures
 
 RECORDS = count("PAPYRA_LARGE", 100_000, 200_000)
 
 
-@pytest.mark.parametrize("name", MAKERS)
+@pytest.mark.parametrize("name", some(MAKERS, every=2))
 def test_operations_on_a_large_file_store_need_little_memory(tmp_path: Path, name: str) -> None:
     for found in figures(name, RECORDS, tmp_path):
         # The records alone, decoded, would be several times as much.

@@ -16,13 +16,14 @@ from papyra.persistence.backends.retention import RetentionPolicy
 from papyra.persistence.backends.rotating import RotatingFilePersistence
 from papyra.persistence.records import PersistedEvent
 from papyra.persistence.startup import check_store
+from tests.extent import CI
 from tests.persistence.backends.files.file_persistence import FilePersistence
 from tests.persistence.backends.files.power import PoweredDisk, State
 
 #: Programs, each with another seed; more of them for a long run.
 RUNS = int(os.environ.get("PAPYRA_POWER_CUTS", "1"))
 #: States that are taken after each call, and of all of them looked at.
-STATES, LOOKED_AT = 6, 120
+STATES, LOOKED_AT = 6, 120 if CI else 30
 
 
 @pytest.fixture

@@ -23,7 +23,7 @@ from papyra.testing.conformance._histories import history as history_of
 from papyra.testing.conformance._snapshots import save
 from tests.conftest import event_loops
 from tests.eventsourcing.accounts import Deposit
-from tests.extent import CI, count
+from tests.extent import CI, count, some
 from tests.persistence.backends.files.file_persistence import FilePersistence
 from tests.persistence.backends.files.power import PoweredDisk, State
 from tests.persistence.backends.files.test_disk_faults import FailingDisk
@@ -41,7 +41,7 @@ pytestmark = pytest.mark.anyio
 anyio_backend = event_loops("asyncio")
 
 #: States that are taken after each call, and of all of them looked at.
-STATES, LOOKED_AT = 6, count("PAPYRA_POWER_CUTS", 15, 40)
+STATES, LOOKED_AT = 6, count("PAPYRA_POWER_CUTS", 8, 40)
 
 
 def open_store(kind: str, root: Path, disk: Disk | None = None) -> FilePersistence:
@@ -149,7 +149,7 @@ async def is_sound(store: FilePersistence) -> None:
     assert await replayed(store) == ACCOUNTS
 
 
-@pytest.mark.parametrize("code", [errno.EIO, errno.ENOSPC])
+@pytest.mark.parametrize("code", some([errno.EIO, errno.ENOSPC], every=2))
 async def test_a_trimming_that_fails_at_any_call_leaves_every_account_as_it_was(
     tmp_path: Path, kind: str, code: int
 ) -> None:
@@ -210,7 +210,7 @@ async def test_a_power_cut_amid_a_trimming_leaves_every_account_as_it_was(
 async def test_histories_are_those_of_a_list_whatever_is_trimmed_when(
     tmp_path: Path, kind: str
 ) -> None:
-    for seed in range(count("PAPYRA_TRIMMINGS", 2, 10)):
+    for seed in range(count("PAPYRA_TRIMMINGS", 1, 10)):
         chance, root = random.Random(f"{kind} {seed}"), tmp_path / f"{seed}"
         root.mkdir()
         last = dict.fromkeys("abc", 0)
