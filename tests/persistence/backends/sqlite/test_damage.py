@@ -282,7 +282,7 @@ async def test_wherever_a_database_is_cut_off_what_is_left_is_kept(path: Path) -
     data = await fill(path)
     size = int.from_bytes(data[16:18], "big")
     kept = []
-    for length in range(len(data) - size, 2 * size, -size * min(STEP, 4)):
+    for length in range(len(data) - size, 2 * size, -size * STEP):
         path.write_bytes(data[:length])
         for suffix in ("-wal", "-shm"):
             Path(f"{path}{suffix}").unlink(missing_ok=True)

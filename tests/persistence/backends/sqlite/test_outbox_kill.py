@@ -27,7 +27,7 @@ from tests.extent import count
 anyio_backend = event_loops("asyncio")
 
 ROOT = Path(__file__).parents[4]
-KILLS = count("PAPYRA_KILLS", 6, 60)
+KILLS = count("PAPYRA_KILLS", 3, 60)
 WRITERS = 3
 #: Statements from the start of a system until it has taken something over several times.
 STATEMENTS = 120
