@@ -17,6 +17,7 @@ from papyra.persistence.backends._redis.client import connection_name
 from papyra.persistence.backends.redis import RedisStreamsConfig, RedisStreamsPersistence
 from papyra.testing.conformance._fixtures import an_event
 from tests.conftest import LOOPS
+from tests.extent import STEP
 from tests.persistence.backends.redis.conftest import MakeStore, until
 from tests.redis_server import RedisServer
 
@@ -54,7 +55,7 @@ def connections_of(client: Client, store: RedisStreamsPersistence) -> int:
 async def test_a_close_that_is_cancelled_anywhere_leaves_no_connection(
     make: MakeStore, client: Client, cancels: int
 ) -> None:
-    for steps in range(40):
+    for steps in range(0, 40, min(STEP, 5)):
         store = await with_connections(make)
         reading = [asyncio.create_task(store.store.client.info()) for _ in range(READERS)]
         followers = [asyncio.create_task(_follow(store)) for _ in range(READERS)]
