@@ -45,7 +45,7 @@ def killed_after(replies: int, kind: str, place: str, first: int) -> list[tuple[
     return [(int(entity), int(number)) for entity, number in whole]
 
 
-@pytest.fixture(params=some(["redis", "json", "postgres", "sqlite", "rotating"], every=3))
+@pytest.fixture(params=some(["redis", "json", "postgres", "sqlite", "rotating"], every=5))
 def kind(request: pytest.FixtureRequest) -> Any:
     return request.param
 

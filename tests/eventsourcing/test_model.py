@@ -49,7 +49,7 @@ pytestmark = pytest.mark.anyio
 
 anyio_backend = event_loops("asyncio")
 
-SEEDS = count("PAPYRA_BANK_SEEDS", 4, 10)
+SEEDS = count("PAPYRA_BANK_SEEDS", 2, 10)
 NAMES = ("ann", "bob", "cid")
 
 

@@ -38,7 +38,7 @@ from papyra.testing._redis_server import shared_server
 from papyra.testing.fault_rules import Rule
 from tests.extent import count
 
-EXAMPLES = count("PAPYRA_SNAPSHOT_EXAMPLES", 12, 25)
+EXAMPLES = count("PAPYRA_SNAPSHOT_EXAMPLES", 6, 25)
 
 NAMES = ("ann", "bob")
 

@@ -24,7 +24,7 @@ pytestmark = pytest.mark.anyio
 
 anyio_backend = event_loops("asyncio")
 
-KILLS = count("PAPYRA_KILLS", 2, 5)
+KILLS = count("PAPYRA_KILLS", 1, 5)
 #: Numbers that one life gives to an entity, at most.
 LIFE = 1_000_000
 
