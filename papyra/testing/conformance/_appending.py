@@ -115,7 +115,7 @@ class Appending:
     async def test_a_record_that_is_too_large_fails_its_own_caller_only(
         self, make_backend: MakeBackend
     ) -> None:
-        shared: Any = ["x" * 1024]  # which is soon too large; of single letters it takes long
+        shared: Any = ["x" * 1024**2]  # which is soon too large; of single letters it takes long
         for _ in range(60):
             shared = [shared, shared]  # small here, and endless once it is written out
         too_large = an_event(3, payload=shared)
