@@ -22,7 +22,7 @@ FORKS = not CI or bool(os.environ.get("PAPYRA_FORKS"))
 #: Whether the process of the tests carries out those commands that need no process of their own.
 CALLS = not CI and not os.environ.get("PAPYRA_FORKS")
 #: Every how many-th step is tried where in CI each is.
-STEP = 1 if CI else 8
+STEP = 1 if CI else 13
 
 
 def count(variable: str, few: int, many: int) -> int:

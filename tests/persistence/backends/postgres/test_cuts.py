@@ -24,6 +24,8 @@ from tests.persistence.backends.postgres.proxy import Cut, Place, Proxy
 from tests.postgres_server import query
 
 PLACES: tuple[Place, ...] = proxies.PLACES if CI else ("after", "late")
+#: Every how many-th message: of a batch there are few.
+EVERY = min(STEP, 8)
 
 
 @pytest.fixture
@@ -109,7 +111,7 @@ def name_of(database: str) -> str:
 async def test_a_postgres_batch_is_stored_once_at_whichever_message_its_connection_is_cut(
     proxy: Proxy, database: str, through: Make, make: Make, place: Place
 ) -> None:
-    for message in itertools.count(step=STEP):
+    for message in itertools.count(step=EVERY):
         size = (1, 7)[message % 2]
         batch = range(1, 1 + size)
         async with through(message) as store:
@@ -126,7 +128,7 @@ async def test_a_postgres_batch_is_stored_once_at_whichever_message_its_connecti
             assert await holds(store, 0, *batch, 1 + size), (message, proxy.seen)
         if not is_cut:
             break
-    assert message >= STEP
+    assert message >= EVERY
 
 
 @pytest.mark.timeout(600)
@@ -137,7 +139,7 @@ async def test_a_postgres_append_that_raised_at_a_cut_connection_is_not_stored(
     proxy: Proxy, database: str, through: Make, make: Make, place: Place, arrives_at_once: bool
 ) -> None:
     raised = 0
-    for message in itertools.count(step=STEP):
+    for message in itertools.count(step=EVERY):
         size = (1, 7)[message % 2]
         batch: list[int] = []
         async with through(message, retry_for=0.0) as store:
@@ -188,7 +190,7 @@ async def test_a_postgres_batch_is_stored_once_if_its_backend_is_terminated_at_a
 
     proxy.meanwhile = terminate
     raised = 0
-    for message in itertools.count(step=STEP):
+    for message in itertools.count(step=EVERY):
         kept = [0]
         async with through(message, retry_for=retry_for) as store:
             await store.append(a_record(0))
@@ -220,7 +222,7 @@ async def test_another_postgres_writer_may_take_over_at_any_message_of_a_batch(
 ) -> None:
     """Either the batch comes before what the other one writes, or not at all."""
     outcomes = set()
-    for message in itertools.count(step=STEP):
+    for message in itertools.count(step=EVERY):
         rival = threading.Thread(target=anyio.run, args=(take_over, make, message))
 
         def meanwhile(rival: threading.Thread = rival) -> None:
@@ -264,7 +266,7 @@ async def test_a_postgres_writer_takes_over_at_whichever_message_its_connection_
     proxy: Proxy, database: str, through: Make, make: Make, place: Place
 ) -> None:
     """From the connection on, through the making of what is not there, to the first batch."""
-    for message in itertools.count(step=3 * STEP):
+    for message in itertools.count(step=3 * EVERY):
         async with make(message) as before:
             await before.append(a_record(0))
             proxy.arm(Cut(message, place))
@@ -288,7 +290,7 @@ async def test_a_postgres_writer_takes_over_at_whichever_message_its_connection_
 async def test_a_postgres_schema_is_made_once_at_whichever_message_its_connection_is_cut(
     proxy: Proxy, database: str, schema: str, place: Place
 ) -> None:
-    for message in itertools.count(step=STEP * 5):
+    for message in itertools.count(step=EVERY * 5):
         query(database, f'DROP SCHEMA IF EXISTS "{schema}" CASCADE')
         proxy.arm(Cut(message, place))
         with Guard(proxy, database):

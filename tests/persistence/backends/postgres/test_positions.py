@@ -14,10 +14,9 @@ from papyra.persistence import MigrationReport
 from papyra.persistence.backends._postgres import schema as postgres_schema
 from papyra.persistence.positions import MAX_POSITION_NAME
 from tests.actors import event
-from tests.extent import STEP
 from tests.persistence.backends.postgres import test_cuts, test_tables
 from tests.persistence.backends.postgres.proxy import Cut, Place, Proxy
-from tests.persistence.backends.postgres.test_cuts import PLACES, Guard
+from tests.persistence.backends.postgres.test_cuts import EVERY, PLACES, Guard
 from tests.persistence.backends.postgres.test_tables import Make, Query
 
 make = test_tables.make
@@ -124,7 +123,7 @@ def _set_in_the_table(database: str, schema: str, system_id: str) -> Sequence[by
 async def test_a_position_is_set_once_at_whichever_message_its_connection_is_cut(
     proxy: Proxy, database: str, schema: str, through: test_cuts.Make, place: Place
 ) -> None:
-    for message in itertools.count(step=STEP):
+    for message in itertools.count(step=EVERY):
         async with through(message) as store:
             assert await store.save_position("a", b"1", None)
             proxy.arm(Cut(message, place))
@@ -141,7 +140,7 @@ async def test_a_position_is_set_once_at_whichever_message_its_connection_is_cut
         assert _set_in_the_table(database, schema, f"cut-{message}") == []
         if not is_cut:
             break
-    assert message >= STEP
+    assert message >= EVERY
 
 
 @pytest.mark.timeout(600)
@@ -151,7 +150,7 @@ async def test_what_is_loaded_after_a_change_that_raised_is_what_stays(
     proxy: Proxy, database: str, schema: str, through: test_cuts.Make, place: Place
 ) -> None:
     raised = 0
-    for message in itertools.count(step=STEP):
+    for message in itertools.count(step=EVERY):
         async with through(message, retry_for=0.0) as store:
             assert await store.save_position("a", b"1", None)
             proxy.arm(Cut(message, place))
