@@ -3,24 +3,33 @@
 from __future__ import annotations
 
 from operator import attrgetter
+from typing import Protocol
 
 import msgspec
 
 from papyra.exceptions import StoreReplaced
 from papyra.persistence.anchors import record_checksum
 from papyra.persistence.backends._bounds import bounded_read
-from papyra.persistence.backends.store import Identified, Store
-from papyra.persistence.messages import AllPage, Anchor, Read, ReadAll
+from papyra.persistence.backends.store import Identified
+from papyra.persistence.messages import AllPage, Anchor, Page, Read, ReadAll
 from papyra.persistence.records import Record
 from papyra.persistence.retention import RetentionPolicy
 
-__all__ = ("read_all",)
+__all__ = ("Readable", "read_all")
 
 #: Reads with it show everything that is stored.
 _ALL = RetentionPolicy()
 
 
-async def read_all(store: Store, request: ReadAll, head: int, *, is_writer: bool) -> AllPage:
+class Readable(Protocol):
+    """The part of a `Store` that is read."""
+
+    async def read(self, request: Read, policy: RetentionPolicy, now: float, /) -> Page:
+        """Return a page of what `policy` shows at Unix time `now`."""
+        ...
+
+
+async def read_all(store: Readable, request: ReadAll, head: int, *, is_writer: bool) -> AllPage:
     """Return a page of a store that is known to be read up to `head`.
 
     That was asked for before this reads: what is behind it may be in one kind already, and not yet
@@ -47,7 +56,7 @@ async def read_all(store: Store, request: ReadAll, head: int, *, is_writer: bool
     return AllPage(tuple(shown), covered, head, store_id)
 
 
-async def _check(store: Store, anchor: Anchor | None) -> str | None:
+async def _check(store: Readable, anchor: Anchor | None) -> str | None:
     """Return the id of the store. Raises `StoreReplaced` if the anchor is not in it."""
     store_id = await store.store_id() or None if isinstance(store, Identified) else None
     if anchor is None:

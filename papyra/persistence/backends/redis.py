@@ -122,7 +122,10 @@ class RedisStreamsPersistence(PersistenceBackend):
             raise InvalidPolicy(f"config is a RedisStreamsConfig, not a {type(config).__name__}")
         self.config = config
         super().__init__(RedisStore(config), retention_policy=retention_policy, clock=clock)
-        self._iterators = Session(self.store.client, self.store.asyncio, self._check_open)
+        self._iterators = Session(
+            *(self.store.client, self.store.asyncio, self._check_open),
+            *(lambda: self.store.in_doubt, self.store.find_id),
+        )
 
     def __repr__(self) -> str:
         return f"RedisStreamsPersistence({self.config!r})"
@@ -151,6 +154,8 @@ class RedisStreamsPersistence(PersistenceBackend):
         backend is closed, and a `StoreError` for what does not pass by itself.
         """
         _check_position(after)
+        if after is None and self.is_writer:
+            after = self.last_seq  # what this process appends from now on comes later
         return Follower(self._iterators, _check_kind(kind), after)
 
     def consume(
@@ -341,15 +346,15 @@ class RedisStore:
 
     async def read(self, request: Read, policy: RetentionPolicy, now: float) -> Page:
         """Return a page of what `policy` shows at Unix time `now`, without what is in doubt."""
-        return await self.asyncio.run(self._reader.page, request, policy, now, self._in_doubt)
+        return await self.asyncio.run(self._reader.page, request, policy, now, self.in_doubt)
 
     async def read_history(self, request: ReadHistory) -> HistoryPage:
         """Return a page of one actor's history, without what is in doubt."""
-        return await self.asyncio.run(self._histories.page, request, self._in_doubt)
+        return await self.asyncio.run(self._histories.page, request, self.in_doubt)
 
     async def read_encoded_history(self, request: ReadHistory) -> EncodedHistory | HistoryPage:
         """Return a page of one actor's history as it is stored, without what is in doubt."""
-        return await self.asyncio.run(self._histories.encoded_page, request, self._in_doubt)
+        return await self.asyncio.run(self._histories.encoded_page, request, self.in_doubt)
 
     async def last_revisions(self, actors: Collection[str]) -> Mapping[str, int]:
         """Return the greatest revision of each of `actors`."""
@@ -360,6 +365,10 @@ class RedisStore:
         if self.config.read_only:
             return await self.asyncio.run(self._snapshots.find_id)
         return await self.asyncio.run(self._snapshots.ensure_id)
+
+    async def find_id(self) -> str:
+        """Return the id of the store, or the empty string if there is none. Runs on asyncio."""
+        return await self._snapshots.find_id()
 
     async def save_snapshot(self, actor: str, revision: int, data: bytes) -> None:
         """Save a snapshot beside the streams, as durably as an append, and as the writer."""
@@ -518,7 +527,8 @@ class RedisStore:
         return await self.asyncio.run(compact, NAME, policy, now, bases)
 
     @property
-    def _in_doubt(self) -> range:
+    def in_doubt(self) -> range:
+        """The positions of an append that has raised, and may be stored until it is taken back."""
         in_doubt = self.writer.in_doubt
         return range(0) if in_doubt is None else in_doubt.seqs
 

@@ -15,7 +15,12 @@ from papyra.persistence.backends._redis import stream_iterator
 from papyra.persistence.backends._redis.client import AnyClient, RedisClient
 from papyra.persistence.backends._redis.entry_format import RawEntry, id_of, record_of
 from papyra.persistence.backends._redis.following import id_before
-from papyra.persistence.backends._redis.stream_iterator import Session, StreamIterator, read_once
+from papyra.persistence.backends._redis.stream_iterator import (
+    Session,
+    StreamIterator,
+    blocking_for,
+    read_once,
+)
 from papyra.persistence.records import Kind, Record
 
 __all__ = ("Consumer", "ConsumerGroup", "Delivery", "Pending", "deliveries_of")
@@ -179,7 +184,7 @@ class Consumer(StreamIterator[Delivery]):
 
     async def _deliver(self) -> Sequence[RawEntry]:
         start = ">" if self._is_new else self._position
-        block = self._block(min(stream_iterator.BLOCK, self._rest))
+        block = blocking_for(self._config, min(stream_iterator.BLOCK, self._rest))
         raws = await self._session.asyncio.run(self._group.deliver, self._name, start, block)
         if raws:
             self._position = raws[-1][0].decode()

@@ -1,4 +1,4 @@
-"""Async iterators over a stream that outlive its server: what following and consuming share."""
+"""An async iterator over a stream that outlives its server, and what following shares with it."""
 
 from __future__ import annotations
 
@@ -14,10 +14,11 @@ from redis.backoff import ExponentialWithJitterBackoff
 from papyra.exceptions import StoreError, StoreNotReady, StoreUnreachable
 from papyra.persistence.backends._io.asyncio_bridge import AsyncioBridge
 from papyra.persistence.backends._redis.client import AnyClient, RedisClient
+from papyra.persistence.backends._redis.config import RedisStreamsConfig
 from papyra.persistence.backends._redis.entry_format import RawEntry, record_of
 from papyra.persistence.records import Kind, Record
 
-__all__ = ("BLOCK", "COUNT", "Session", "StreamIterator", "read_once")
+__all__ = ("BLOCK", "COUNT", "Session", "StreamIterator", "blocking_for", "read_once")
 
 logger = logging.getLogger("papyra")
 
@@ -36,6 +37,10 @@ class Session(msgspec.Struct, frozen=True):
     asyncio: AsyncioBridge
     #: raises `BackendClosed` when it is
     check_open: Callable[[], None]
+    #: returns the positions that are in doubt
+    in_doubt: Callable[[], range]
+    #: returns the id of the store, or the empty string; on asyncio
+    find_id: Callable[[], Awaitable[str]]
 
 
 class StreamIterator(Generic[ItemT]):
@@ -81,10 +86,6 @@ class StreamIterator(Generic[ItemT]):
         await anyio.sleep(backoff.compute(min(self._failures, 30)))
         self._failures += 1
 
-    def _block(self, seconds: float) -> int:
-        """Return for how many milliseconds a call waits; less than until it is given up."""
-        return max(1, int(min(seconds, self._config.timeout / 2) * 1000))
-
     def _readable(self, kind: Kind, raw: RawEntry) -> Record | None:
         record, _, wrong = record_of(raw, kind)
         if record is None and raw[1]:
@@ -106,3 +107,8 @@ async def read_once(
         return ()
     key, entries = reply[0]
     return await client.with_bases(key.decode(), entries)
+
+
+def blocking_for(config: RedisStreamsConfig, seconds: float) -> int:
+    """Return for how many milliseconds a call waits; less than until it is given up."""
+    return max(1, int(min(seconds, config.timeout / 2) * 1000))

@@ -8,6 +8,7 @@ import sys
 import uuid
 from collections import Counter
 from collections.abc import AsyncIterator, Iterator
+from random import Random
 from typing import Any, TypeVar
 
 import anyio
@@ -87,6 +88,51 @@ class TestFollowing:
                     await store.append(an_event(6))
                     await anyio.lowlevel.checkpoint()
             assert got[0] > 5
+
+    async def test_a_follower_after_none_gets_what_its_process_appends_before_it_is_asked(
+        self, make: MakeStore
+    ) -> None:
+        async with make() as store:
+            await store.append(*map(an_event, range(5)))
+            events = store.follow(after=None)
+            await store.append(an_event(6))
+            with anyio.fail_after(60):
+                assert seqs(await take(events, 1)) == [6]
+
+    async def test_no_append_that_meets_the_start_of_a_follower_is_lost_to_it(
+        self, make: MakeStore
+    ) -> None:
+        """Followers begin at any step of appends, in the process that appends and in another."""
+        random, total = Random(17), 60
+        async with make() as writer, make() as reader:
+            kept = [await writer.append(an_event(0))]
+            found: list[tuple[int, list[int]]] = []
+
+            async def follow(store: RedisStreamsPersistence) -> None:
+                for _ in range(random.randint(0, 100)):
+                    await anyio.lowlevel.checkpoint()
+                after = kept[-1].last_seq
+                if after >= total:
+                    return
+                events = store.follow(after=after)
+                got: list[int] = []
+                found.append((after, got))
+                while not got or got[-1] < total:
+                    got += seqs(await take(events, 1))
+
+            with anyio.fail_after(60):
+                async with anyio.create_task_group() as tasks:
+                    while kept[-1].last_seq < total:
+                        tasks.start_soon(follow, random.choice([writer, reader]))
+                        for _ in range(random.choice([0, 0, 3, 20])):
+                            await anyio.lowlevel.checkpoint()
+                        other = [a_record(1)] * random.choice([0, 0, 1])
+                        kept.append(await writer.append(an_event(0), *other))
+                    if kept[-1].last_seq == total:
+                        await writer.append(an_event(0))
+            stored = [event.seq for event in (await reader.read("event")).records]
+            for after, got in found:
+                assert got == [seq for seq in stored if after < (seq or 0) <= got[-1]]
 
     async def test_a_follower_at_the_end_waits_for_the_next_record(self, make: MakeStore) -> None:
         async with make() as store:
