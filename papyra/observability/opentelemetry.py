@@ -1,4 +1,4 @@
-"""OpenTelemetry: spans for what actors do, and trace context that travels with messages.
+"""OpenTelemetry: spans for what actors do, trace context that travels with messages, and metrics.
 
 Needs the extra ``otel``, which brings the API alone: the SDK, and what it exports to, is yours.
 """
@@ -6,6 +6,7 @@ Needs the extra ``otel``, which brings the API alone: the SDK, and what it expor
 from __future__ import annotations
 
 import contextlib
+import functools
 import traceback
 from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from contextvars import Context as Variables
@@ -17,6 +18,7 @@ from papyra.actor import Failure
 from papyra.address import ActorAddress
 from papyra.exceptions import InvalidSetting, MissingExtra
 from papyra.observability import semantics
+from papyra.observability.instruments import instruments_of
 from papyra.observability.semantics import named, type_of
 from papyra.persistence.records import PersistedEvent
 from papyra.telemetry import Operation
@@ -25,6 +27,7 @@ try:
     from opentelemetry import context as contexts
     from opentelemetry import trace
     from opentelemetry.context import Context
+    from opentelemetry.metrics import MeterProvider
     from opentelemetry.trace import Link, Span, SpanContext, SpanKind, Status, StatusCode
     from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 except ImportError as error:
@@ -76,13 +79,22 @@ class OpenTelemetry:
     errors; messages, events and states never do.
     """
 
-    def __init__(self, tracer_provider: trace.TracerProvider | None = None) -> None:
-        """Take the provider of tracers, by default the one that is set for the process.
+    def __init__(
+        self,
+        tracer_provider: trace.TracerProvider | None = None,
+        meter_provider: MeterProvider | None = None,
+    ) -> None:
+        """Take the providers of tracers and of meters, by default those set for the process.
 
         Raises `InvalidSetting` where OpenTelemetry keeps its context in no context variable.
         """
         if tracer_provider is not None and not isinstance(tracer_provider, trace.TracerProvider):
             raise InvalidSetting(f"tracer_provider is a TracerProvider, not {tracer_provider!r}")
+        if meter_provider is not None and not isinstance(meter_provider, MeterProvider):
+            raise InvalidSetting(f"meter_provider is a MeterProvider, not {meter_provider!r}")
+        self._meter_provider = meter_provider
+        #: what is to be done when the system has stopped
+        self._end_metrics: Callable[[], None] = lambda: None
         self._provider = tracer_provider
         self._tracer = trace.get_tracer("papyra", tracer_provider=tracer_provider)
         self._variable = _context_variable()
@@ -95,12 +107,16 @@ class OpenTelemetry:
 
     def begin(self, system: Any) -> None:
         """Take note that a system has started: from now on the provider is as it stays."""
-        del system
+        instruments = instruments_of(self._meter_provider)
+        instruments.add(system)
+        self._end_metrics = functools.partial(instruments.end, system)
         self._begins = not _records_nothing(self._provider or trace.get_tracer_provider())
 
     def end(self) -> None:
         """Take note that it has stopped. What was recorded is the provider's to export."""
         self._seen = None, None
+        self._end_metrics()
+        self._end_metrics = lambda: None
 
     # What is awaited
 

@@ -12,7 +12,7 @@ from papyra.figures import ClassFigures, Distribution, Figures
 from papyra.persistence.metrics import MetricsSnapshot
 from papyra.projections.status import ProjectionState, ProjectionStatus
 
-__all__ = ("Family", "Kind", "Series", "families_of")
+__all__ = ("Described", "Family", "Kind", "Series", "described", "families_of")
 
 Kind: TypeAlias = Literal["counter", "gauge", "histogram"]
 
@@ -22,6 +22,15 @@ class Series(NamedTuple):
 
     labels: Mapping[str, str]
     value: float | Distribution
+
+
+class Described(NamedTuple):
+    """What there is to know of a family before there is a value."""
+
+    name: str
+    kind: Kind
+    unit: str
+    documentation: str
 
 
 class Family(NamedTuple):
@@ -213,6 +222,20 @@ _OF_PROJECTIONS: tuple[_Figure, ...] = (
 )
 
 
+_STATES = Described(
+    *("papyra.projection.state", "gauge", ""), "Whether a projection is in this state."
+)
+
+
+def described() -> Iterator[Described]:
+    """Yield each family that systems can have."""
+    for each in (*_OF_SYSTEMS, *_OF_CLASSES, *_OF_PROJECTIONS):
+        yield Described(*each[:4])
+    yield _STATES
+    for name in MetricsSnapshot.__struct_fields__:
+        yield _of_store(name)
+
+
 def families_of(systems: Sequence[Figures]) -> Iterator[Family]:
     """Yield each family of these systems, which have different names. Empty ones are left out."""
     classes = [
@@ -229,13 +252,13 @@ def families_of(systems: Sequence[Figures]) -> Iterator[Family]:
     if projections:
         yield _states(projections)
     for name in MetricsSnapshot.__struct_fields__:
-        yield Family(
-            f"papyra.persistence.{name}",
-            "counter",
-            "",
-            f"Counted by the system's own store: {name.replace('_', ' ')}.",
-            [Series(_labels(system), system.persistence[name]) for system in systems],
-        )
+        series = [Series(_labels(system), system.persistence[name]) for system in systems]
+        yield Family(*_of_store(name), series)
+
+
+def _of_store(name: str) -> Described:
+    documentation = f"Counted by the system's own store: {name.replace('_', ' ')}."
+    return Described(f"papyra.persistence.{name}", "counter", "", documentation)
 
 
 def _labels(system: Figures, **more: str) -> dict[str, str]:
@@ -259,8 +282,7 @@ def _families(
 def _states(projections: Sequence[tuple[dict[str, str], ProjectionStatus]]) -> Family:
     """Return a family that has 1 for the state that a projection is in, and 0 for the others."""
     return Family(
-        *("papyra.projection.state", "gauge", ""),
-        "Whether a projection is in this state.",
+        *_STATES,
         [
             Series({**labels, "state": state}, int(each.state == state))
             for labels, each in projections
