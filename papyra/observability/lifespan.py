@@ -22,6 +22,9 @@ __all__ = ("Lifespan", "end_process", "lifespan")
 
 logger = logging.getLogger("papyra")
 
+#: Seconds in which requests that were in flight can be answered when their system has stopped.
+GRACE = 3.0
+
 #: What makes the system; one that is given itself can be started once.
 MakeSystem: TypeAlias = ActorSystem | Callable[[], ActorSystem]
 #: Called with the system that has started, before requests are served.
@@ -35,7 +38,8 @@ async def end_process(system: ActorSystem) -> None:
 
     Where the server handles that signal in this process, it is raised at once: what is in flight is
     answered. In a process of `multiprocessing` that does not, such as hypercorn's workers, it is
-    raised when the system has stopped. Elsewhere, so in a test, the failure is only logged.
+    raised `GRACE` seconds after the system has stopped, and ends the process without more ado.
+    Elsewhere, so in a test, the failure is only logged.
     """
     logger.critical("the system %r has ended by itself: %s", system.system_id, system.failure)
     if threading.current_thread() is not threading.main_thread():
@@ -44,6 +48,7 @@ async def end_process(system: ActorSystem) -> None:
         signal.raise_signal(signal.SIGTERM)
     elif multiprocessing.parent_process() is not None:
         await system.wait_stopped()
+        await anyio.sleep(GRACE)
         signal.raise_signal(signal.SIGTERM)
 
 
@@ -99,6 +104,7 @@ class _Host:
         self._begun, self._stop = anyio.Event(), anyio.Event()
         self._error: BaseException | None = None
         self._tells = False
+        self._seeing_to = anyio.CancelScope()
 
     @asynccontextmanager
     async def run(self, make_system: MakeSystem) -> AsyncIterator[None]:
@@ -113,6 +119,7 @@ class _Host:
                 except Exception as error:  # noqa: BLE001 - raised below, not in a group
                     raised = error
                     tasks.cancel_scope.cancel()
+                self._seeing_to.cancel()
                 self._stop.set()
         if (ended := raised or self._error) is not None:
             raise ended
@@ -153,7 +160,8 @@ class _Host:
 
     async def _see_to(self, system: ActorSystem) -> None:
         try:
-            await self._on_failure(system)
+            with self._seeing_to:
+                await self._on_failure(system)
         except Exception:
             logger.exception("nobody sees to the end of the system %r", system.system_id)
 
