@@ -222,8 +222,8 @@ class Command:
 
 
 def _is_of_python(env: Mapping[str, str]) -> bool:
-    """Return whether Python itself goes by these variables, when it starts."""
-    return any(name.startswith(("PYTHON", "LC_", "LANG")) for name in env)
+    """Return whether Python itself goes by these variables, when it starts, and no fork does."""
+    return any(name.startswith(("PYTHON", "LC_", "LANG")) for name in env.keys() - forks.OBEYED)
 
 
 @pytest.fixture(scope="session")

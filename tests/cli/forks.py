@@ -28,7 +28,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 import papyra.cli
 import papyra.persistence
 
-__all__ = ("becoming", "forking", "import_everything", "installed", "warn_as_python_does")
+__all__ = ("OBEYED", "becoming", "forking", "import_everything", "installed", "warn_as_python_does")
 
 #: What commands import when they need it.
 _LATER = (
@@ -36,6 +36,8 @@ _LATER = (
     *("cyclopts.config", "cyclopts.help", "cyclopts.help.formatters.default", "docstring_parser"),
     *("rich._emoji_codes", "rich.console", "rich.live", "rich.panel", "rich.table"),
 )
+#: What Python goes by when it starts, and a fork, too: where to find modules, how to print.
+OBEYED = {"PYTHONPATH", "PYTHONIOENCODING"}
 #: What Python says nothing of, unless it is asked to.
 _QUIET = (DeprecationWarning, PendingDeprecationWarning, ImportWarning, ResourceWarning)
 
@@ -70,12 +72,12 @@ def becoming(
     def become() -> None:
         code = 1
         try:
-            _forget_the_tests()
             os.environ.clear()
             os.environ.update(env)
+            _forget_the_tests()
             time.tzset()
             sys.argv = ["papyra", *arguments]
-            sys.path.insert(0, os.getcwd())
+            sys.path[:0] = [os.getcwd(), *filter(None, env.get("PYTHONPATH", "").split(os.pathsep))]
             code = _run(program)
         except BaseException:
             traceback.print_exc()
@@ -138,4 +140,5 @@ def _open(number: int) -> io.TextIOWrapper:
     source = number or os.dup(0)
     raw = open(source, "wb" if number else "rb", closefd=False)  # noqa: SIM115
     errors = "backslashreplace" if number == 2 else "strict"
-    return io.TextIOWrapper(raw, "utf-8", errors, line_buffering=number == 2 or os.isatty(number))
+    encoding = os.environ.get("PYTHONIOENCODING", "utf-8")
+    return io.TextIOWrapper(raw, encoding, errors, line_buffering=number == 2 or os.isatty(number))
