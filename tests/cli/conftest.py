@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
+from zlib import crc32
 
 import anyio
 import msgspec
@@ -30,8 +31,10 @@ from tests.cli import calls, forks, many
 from tests.extent import CALLS, CI, FORKS
 from tests.redis_server import RedisServer, any_binary
 
-#: Of stores. Outside CI no fixture has all of them; what one leaves out, another has.
+#: Of stores. In CI, each test runs on all of them; elsewhere on one, and others on another.
 KINDS = ["json", "rotating", "redis"]
+#: Of those in files.
+FILES = KINDS[:2]
 #: Unix time of the first record; 2025-07-01T00:00:00Z.
 T0 = 1_751_328_000.0
 #: Seconds that a command may take, which takes a fraction of one.
@@ -307,16 +310,22 @@ def new_store(kind: str, directory: Path, server: RedisServer) -> Store:
             return Store(kind, url, server=server, tag=f"{{test:{name}}}")
 
 
-@pytest.fixture(params=KINDS if CI else ["rotating", "redis"])
+def kind_for(request: pytest.FixtureRequest, kinds: Sequence[str] = KINDS) -> str:
+    """Return the kind of store of a test, or of a module: it is always the same outside CI."""
+    kind: str | None = getattr(request, "param", None)
+    return kind or kinds[crc32(request.node.name.encode()) % len(kinds)]
+
+
+@pytest.fixture(params=KINDS if CI else None)
 def store(request: pytest.FixtureRequest, tmp_path: Path, redis_server: RedisServer) -> Store:
     """A store of each kind, with nothing in it yet; nor is it there yet."""
-    return new_store(request.param, tmp_path, redis_server)
+    return new_store(kind_for(request), tmp_path, redis_server)
 
 
-@pytest.fixture(params=["json", "rotating"] if CI else ["json"])
+@pytest.fixture(params=FILES if CI else None)
 def file_store(request: pytest.FixtureRequest, tmp_path: Path, redis_server: RedisServer) -> Store:
     """A store in files."""
-    return new_store(request.param, tmp_path, redis_server)
+    return new_store(kind_for(request, FILES), tmp_path, redis_server)
 
 
 def event(number: int, **changes: Any) -> PersistedEvent:
@@ -404,14 +413,14 @@ HOSTILE_RECORDS: list[Record] = [
 ]
 
 
-@pytest.fixture(scope="module", params=KINDS if CI else ["json", "redis"])
+@pytest.fixture(scope="module", params=KINDS if CI else None)
 def shop(
     request: pytest.FixtureRequest,
     tmp_path_factory: pytest.TempPathFactory,
     redis_server: RedisServer,
 ) -> Store:
     """A store of each kind, which tests only read."""
-    store = new_store(request.param, tmp_path_factory.mktemp("shop"), redis_server)
+    store = new_store(kind_for(request), tmp_path_factory.mktemp("shop"), redis_server)
     store.append(*RECORDS)
     return store
 

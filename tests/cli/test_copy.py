@@ -29,7 +29,7 @@ from papyra.persistence import (
 )
 from papyra.persistence.backends.json import JsonFilePersistence
 from papyra.persistence.retention import RetentionPolicy
-from tests.cli.conftest import KINDS, T0, Command, Done, Store, audit, event, new_store
+from tests.cli.conftest import KINDS, T0, Command, Done, Store, audit, event, kind_for, new_store
 from tests.cli.test_checking import (
     STREAMS,
     WIDE,
@@ -55,10 +55,10 @@ FLIGHTS = Path(os.environ.get("PAPYRA_FLIGHTS", FIRST_DAY))
 MANY = count("PAPYRA_COPIED", 20_000, 40_000)
 
 
-@pytest.fixture(params=KINDS if CI else ["json", "redis"])
+@pytest.fixture(params=KINDS if CI else None)
 def target(request: pytest.FixtureRequest, tmp_path: Path, redis_server: RedisServer) -> Store:
     """Where to copy to."""
-    return new_store(request.param, tmp_path, redis_server)
+    return new_store(kind_for(request), tmp_path, redis_server)
 
 
 @pytest.fixture

@@ -33,6 +33,7 @@ from tests.cli.conftest import (
     audit,
     dead_letter,
     event,
+    kind_for,
     new_store,
 )
 from tests.extent import CI, count
@@ -111,14 +112,14 @@ class Stores(NamedTuple):
     hostile: Store
 
 
-@pytest.fixture(scope="module", params=KINDS if CI else ["json", "redis"])
+@pytest.fixture(scope="module", params=KINDS if CI else None)
 def stores(
     request: pytest.FixtureRequest,
     tmp_path_factory: pytest.TempPathFactory,
     redis_server: RedisServer,
 ) -> Stores:
     directory = tmp_path_factory.mktemp("stores")
-    stores = Stores(*(new_store(request.param, directory, redis_server) for _ in range(2)))
+    stores = Stores(*(new_store(kind_for(request), directory, redis_server) for _ in range(2)))
     stores.plain.append(*RECORDS)
     stores.hostile.append(*hostile_records())
     return stores
@@ -196,7 +197,7 @@ def test_papyra_lists_all_records_of_a_kind_oldest_first_in_columns(
 
 
 #: Of options that are given together, for each command and store.
-CHOICES = count("PAPYRA_CHOICES", 30, 100)
+CHOICES = count("PAPYRA_CHOICES", 12, 100)
 
 
 def combinations(command: str) -> Iterator[tuple[list[str], dict[str, Any]]]:

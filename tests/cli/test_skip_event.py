@@ -20,7 +20,7 @@ import pytest
 from papyra import ActorSystem
 from papyra.persistence import PersistedEvent, SkipEvent
 from papyra.persistence.backends.base import PersistenceBackend
-from tests.cli.conftest import KINDS, Command, Done, Store, iso, new_store
+from tests.cli.conftest import KINDS, Command, Done, Store, iso, kind_for, new_store
 from tests.cli.test_app import is_one_error
 from tests.cli.test_history import bank, fact
 from tests.cli.test_hostile import EVIL, is_harmless
@@ -35,10 +35,13 @@ ANN = "bank/ann"
 DECISION = "papyra.event_skipped"
 
 
-@pytest.fixture(params=[*KINDS, "sqlite"] if CI else ["sqlite", "redis"])
+WITH_INBOX = [*KINDS, "sqlite"]
+
+
+@pytest.fixture(params=WITH_INBOX if CI else None)
 def store(request: pytest.FixtureRequest, tmp_path: Path, redis_server: RedisServer) -> Store:
     """A store of each kind that has an inbox, with nothing in it yet."""
-    return new_store(request.param, tmp_path, redis_server)
+    return new_store(kind_for(request, WITH_INBOX), tmp_path, redis_server)
 
 
 def skip(papyra: Command, store: Store, revision: int, *options: object) -> Done:
