@@ -1,4 +1,4 @@
-"""Arrays as the server reads them from the wire: each of them a column of a batch."""
+"""Values as the server reads them from the wire: arrays, each of them a column, and JSON."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from psycopg import Connection
 from psycopg.adapt import Dumper
 from psycopg.pq import Format
 
-__all__ = ("FloatArray", "IntArray", "JsonArray", "TextArray", "register")
+__all__ = ("FloatArray", "IntArray", "Json", "JsonArray", "TextArray", "register")
 
 _HEADER = struct.Struct(">iiIii").pack
 _LENGTH = struct.Struct(">i").pack
@@ -52,6 +52,10 @@ class JsonArray(bytes):
         return cls(_header(_JSON, len(values)) + _varying(values))
 
 
+class Json(bytes):
+    """A ``json``."""
+
+
 def _header(oid: int, length: int) -> bytes:
     """Return what an array begins with: dimensions, no nulls, type, length, first index."""
     return _HEADER(1, 0, oid, length, 1)
@@ -71,7 +75,7 @@ def _varying(values: Iterable[bytes]) -> bytes:
     return b"".join(parts)
 
 
-class _ArrayDumper(Dumper):
+class _AsItIs(Dumper):
     format = Format.BINARY
 
     def dump(self, obj: bytes) -> bytes:
@@ -79,28 +83,33 @@ class _ArrayDumper(Dumper):
         return obj
 
 
-class _IntArrayDumper(_ArrayDumper):
+class _IntArrayDumper(_AsItIs):
     oid = 1016
 
 
-class _FloatArrayDumper(_ArrayDumper):
+class _FloatArrayDumper(_AsItIs):
     oid = 1022
 
 
-class _TextArrayDumper(_ArrayDumper):
+class _TextArrayDumper(_AsItIs):
     oid = 1009
 
 
-class _JsonArrayDumper(_ArrayDumper):
+class _JsonArrayDumper(_AsItIs):
     oid = 199
 
 
+class _JsonDumper(_AsItIs):
+    oid = _JSON
+
+
 def register(connection: Connection[tuple[object, ...]]) -> None:
-    """Let these arrays be parameters of statements on a connection."""
-    for array, dumper in (
+    """Let these be parameters of statements on a connection."""
+    for value, dumper in (
         (IntArray, _IntArrayDumper),
         (FloatArray, _FloatArrayDumper),
         (TextArray, _TextArrayDumper),
         (JsonArray, _JsonArrayDumper),
+        (Json, _JsonDumper),
     ):
-        connection.adapters.register_dumper(array, dumper)
+        connection.adapters.register_dumper(value, dumper)

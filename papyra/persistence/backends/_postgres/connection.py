@@ -52,6 +52,8 @@ class Connection(psycopg.Connection[Row]):
     #: whether the server has said that the last commit is on its own disk alone
     is_local_only = False
     acknowledge = "on"
+    #: for one row at a time: it knows how to write the types of values it has met before
+    _one: psycopg.Cursor[Row] | None = None
 
     def wait(self, gen: PQGen[ResultT], *args: Any, **kwargs: Any) -> ResultT:
         """Wait for an answer; when the time is over, have the server give up, and wait for that.
@@ -86,8 +88,11 @@ class Connection(psycopg.Connection[Row]):
         return self.execute(query, params, binary=True).fetchall()
 
     def row(self, query: LiteralString | bytes, params: Params | None = None) -> Row:
-        """Return the one row that a statement always returns."""
-        return self.rows(query, params)[0]
+        """Return the one row that a statement always returns; JSON as bytes."""
+        if self._one is None:
+            self._one = self.cursor(binary=True)
+        (found,) = self._one.execute(query, params).fetchall()
+        return found
 
 
 def application_name(writer: str) -> str:

@@ -30,7 +30,7 @@ class System:
 
     def row(self, statement: str, **values: object) -> Row:
         """Return the one row that a statement always returns."""
-        return self.rows(statement, **values)[0]
+        return self.connection.row(self._filled(statement), self._values(values))
 
     def run(self, statement: str, **values: object) -> int:
         """Execute a statement, and return how many rows it has changed."""

@@ -36,7 +36,7 @@ from papyra.exceptions import (
 )
 from papyra.persistence.backends._postgres import connection
 from papyra.persistence.backends.postgres import PostgresPersistence
-from papyra.persistence.records import PersistedDeadLetter, PersistedEvent
+from papyra.persistence.records import PersistedAudit, PersistedDeadLetter, PersistedEvent, Record
 from tests.postgres_server import PostgresServer
 
 Make: TypeAlias = Callable[..., PostgresPersistence]
@@ -98,6 +98,39 @@ async def test_people_can_query_what_is_stored_with_json_functions(
     assert query("SELECT seq, target, message_type FROM @.dead_letters") == [
         (2, "shop/bob", "Hello")
     ]
+
+
+async def test_a_record_is_in_the_tables_as_it_is_whether_it_was_written_alone_or_not(
+    make: Make, query: Query
+) -> None:
+    records: list[Record] = [
+        event(payload=10**40),
+        event("shop/" + 2_000 * "x", {"text": "nul \0 \N{SNOWMAN}"}),
+        event("shop/nul\0", 1.5),
+        PersistedAudit("shop", 5, 1.0),
+        LETTER,
+    ]
+    async with make() as store:
+        for record in records:
+            await store.append(record)
+        await store.append(*records)
+        await store.append(event(revision=1))
+        await store.append(event(revision=2), event(revision=3))
+    assert query("SELECT revision FROM @.events WHERE revision IS NOT NULL ORDER BY seq") == [
+        (1,),
+        (2,),
+        (3,),
+    ]
+    for table, own in (
+        ("events", "actor, type,"),
+        ("audits", ""),
+        ("dead_letters", "target, message_type,"),
+    ):
+        rows = query(
+            f"SELECT {own} timestamp, bytes, record::text FROM @.{table}"
+            f" WHERE seq <= {2 * len(records)} ORDER BY seq"
+        )
+        assert rows[: len(rows) // 2] == rows[len(rows) // 2 :] != []
 
 
 async def test_a_record_holds_what_neither_jsonb_nor_text_could(make: Make, query: Query) -> None:
