@@ -99,7 +99,8 @@ class ActorSystem:
     children before parents, and last all entities at once, for `shutdown_timeout` seconds in all.
     Until it is their turn, messages still wake entities. Leaving it with an exception lets each
     finish the message at hand only. Either way, what then still runs is cancelled, and what was not
-    handled becomes dead letters. Last the store gets as long to write what is queued.
+    handled becomes dead letters. Last the store gets as long to write what is queued, and each
+    projection to handle the batch at hand.
     """
 
     #: whether what other processes ask of the writer of the store is looked for
@@ -684,7 +685,7 @@ class ActorSystem:
     def _before_store(self) -> None:
         """Close the portal and record the last audit, after the last actor."""
         self._entities.close()
-        self._projections.stop()
+        self._projections.stop(self._shutdown.timeout)
         self._runtime.deadlines.close()
         if self._portal is not None:
             self._portal.close()

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import enum
+import logging
 import re
 from typing import Self
 
 import anyio
 
 __all__ = ("Command", "Verb")
+
+logger = logging.getLogger("papyra")
 
 _REQUEST = re.compile(r"(?P<verb>\w+)( (?P<seq>[0-9]{1,18}))?(: (?P<reason>.+))?", re.DOTALL)
 
@@ -32,6 +35,8 @@ class Command:
         #: of the parked event that it is about; `None` if it is about none
         self.seq = seq
         self.reason = reason
+        #: what was asked for from another process, of which projection; empty for who waits here
+        self.posted = ""
         self._done = anyio.Event()
         self._error: BaseException | None = None
 
@@ -53,7 +58,9 @@ class Command:
         self._done.set()
 
     def fail(self, error: BaseException) -> None:
-        """Let whoever waits raise `error`."""
+        """Let whoever waits raise `error`; log it where that is another process."""
+        if self.posted:
+            logger.warning("projection %s was refused: %s", self.posted, error)
         self._error = error
         self._done.set()
 

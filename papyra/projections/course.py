@@ -154,6 +154,14 @@ class Course:
             finally:
                 self.wait = None
 
+    async def end_with_system(self) -> None:
+        """Wait to be cancelled if the system stops: what fails then is no failure of an event.
+
+        It is handled when the system is there again.
+        """
+        if not self.host.is_running:
+            await anyio.sleep_forever()
+
     def refuse_commands(self, why: str) -> None:
         """Let those raise `ProjectionStopped` who wait for a command."""
         while self.commands:

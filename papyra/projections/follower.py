@@ -105,6 +105,11 @@ class Follower:
             for command in self.course.commands:
                 command.fail(ProjectionStopped(f"{self.course.name} has stopped"))
 
+    def hurry(self, seconds: float) -> None:
+        """Take so many seconds more for the batch at hand, at most."""
+        if self.course.keeper_there is not None:
+            self.course.keeper.hurry(seconds)
+
     async def command(self, command: Command) -> None:
         """Have a command carried out between two batches, and wait until it is."""
         if self.course.state == "stopped":
@@ -309,6 +314,7 @@ class Follower:
             if command is None:
                 logger.warning("projection %s: nobody knows %r", self.course.name, request)
             else:
+                command.posted = f"{self.course.name}: {request!r}"
                 self.course.commands.append(command)
 
     async def _rest_paused(self) -> None:

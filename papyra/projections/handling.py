@@ -37,6 +37,7 @@ class Handling:
             try:
                 taken = await self._course.handle(part)
             except HandlerFailed as failure:
+                await self._course.end_with_system()
                 if failure.index == 0 or len(part) == 1:
                     todo.appendleft(part[1:])
                     await self._handle_alone(part[0], failure.error)
@@ -71,6 +72,7 @@ class Handling:
             try:
                 taken = await self._course.handle([record])
             except HandlerFailed as failure:
+                await self._course.end_with_system()
                 error = failure.error
                 continue
             self._course.error, self._course.error_seq = "", None

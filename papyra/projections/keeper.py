@@ -56,6 +56,9 @@ class Keeper(Protocol):
     async def close(self, build: Build | None) -> None:
         """Let go of a build, and of the connection."""
 
+    def hurry(self, seconds: float) -> None:
+        """Take so many seconds more for what is under way, at most: the system stops."""
+
     async def claim(self) -> Build | None:
         """Return the build to go on with, made anew if there is none; `None` if it is another's.
 

@@ -169,10 +169,11 @@ class ProjectionRunner:
         finally:
             self._group = None
 
-    def stop(self) -> None:
-        """Let it end after the transaction at hand. For the system."""
+    def stop(self, seconds: float = math.inf) -> None:
+        """Let it end after the transaction at hand, which has so many seconds. For the system."""
         self._is_stopped = True
-        for scope in self._scopes.values():
+        for follower, scope in self._scopes.items():
+            follower.hurry(seconds)
             scope.cancel()
 
     def _has_reached(self, seq: int) -> bool:
@@ -262,7 +263,7 @@ class Projections(Mapping[str, ProjectionRunner]):
         self._runners[runner.name] = runner
         return runner
 
-    def stop(self) -> None:
-        """Let all of them end. For the system."""
+    def stop(self, seconds: float) -> None:
+        """Let all of them end, with so many seconds for what is under way. For the system."""
         for runner in self._runners.values():
-            runner.stop()
+            runner.stop(seconds)

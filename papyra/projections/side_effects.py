@@ -76,6 +76,7 @@ class SideEffects:
                     if inspect.isawaitable(result):
                         await result
             except Exception as error:  # noqa: BLE001 - users' code
+                await self._course.end_with_system()
                 attempts += 1
                 delay = self._course.policy.retry.delay_after(attempts, error)
                 if delay is None:

@@ -85,6 +85,9 @@ class StoreKeeper:
     async def close(self, build: Build | None) -> None:
         """Nothing is to be closed."""
 
+    def hurry(self, seconds: float) -> None:
+        """Nothing is to be given up: what is under way is cancelled."""
+
     async def claim(self) -> Build:
         """Return where the projection is; at the beginning, if its version is a greater one."""
         name, version = self._projection.name, self._projection.version

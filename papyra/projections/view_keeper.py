@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import logging
+import math
 import time
 import uuid
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
+import anyio
 import msgspec
 
 from papyra._safe_repr import shown, type_and_text
@@ -63,6 +65,8 @@ class ViewKeeper:
         self._store_id = store_id
         self._number = number
         self._owner = uuid.uuid4().hex
+        #: once the system stops
+        self._seconds_left = math.inf
         self._worker: WorkerThread | None = None
         self._database: ViewDatabase[Any] = view.database()
         self._builds = Builds(self._database, projection.name)
@@ -77,11 +81,18 @@ class ViewKeeper:
         self._worker = WorkerThread(f"papyra projection {self._projection.name}")
         await self._run(self._open)
 
+    def hurry(self, seconds: float) -> None:
+        """Give up what is under way after so many seconds; what it has written is rolled back."""
+        self._seconds_left = seconds
+        if self._worker is not None:
+            self._worker.hurry(seconds)
+
     async def close(self, build: Build | None) -> None:
         """Let go of the build, so that another runner need not wait for the lease."""
         if build is not None and self._worker is not None:
             try:
-                await self._run(self._release, build, timeout=self.lease)
+                timeout = min(self.lease, self._seconds_left)
+                await self._run(self._release, build, timeout=timeout)
             except Exception as error:  # noqa: BLE001 - whatever is wrong there, this is the end
                 logger.info("the lease of %s runs out by itself: %s", build.name, shown(error))
         await self._let_go()
@@ -107,6 +118,13 @@ class ViewKeeper:
             if isinstance(error, ProjectionError):
                 raise
             self._database.interrupt()
+            if self._seconds_left < math.inf:
+                logger.warning(
+                    "projection %s: the batch from position %d on was given up, as the system "
+                    "stops; it is handled when it is there again",
+                    *(self._projection.name, records[0].seq),
+                )
+                await anyio.sleep_forever()  # until the cancellation strikes that has come before
             raise HandlerTimedOut(
                 f"{self._projection.name}: a batch from position {records[0].seq} on has not been "
                 f"handled in {self._projection.handle_timeout:g} seconds"

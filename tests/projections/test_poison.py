@@ -7,11 +7,13 @@ import threading
 from pathlib import Path
 from typing import Any, ClassVar
 
+import anyio
 import pytest
 
 from papyra import ActorSystem
 from papyra.exceptions import ProjectionStopped
 from papyra.persistence import GetMetrics, PersistedEvent, ResetMetrics
+from papyra.persistence.backends.memory import InMemoryPersistence
 from papyra.persistence.metrics import MetricsSnapshot
 from papyra.projections import DeadLetter, OnError, Pause, Projection, Retry, Skip, SQLiteView
 from papyra.testing import ManualClock
@@ -504,3 +506,94 @@ def projected(metrics: MetricsSnapshot) -> dict[str, int]:
         for name, count in metrics.items()
         if name.startswith(prefix)
     }
+
+
+async def test_a_handler_that_hangs_does_not_keep_a_system_from_ending(
+    store: InMemoryPersistence, path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    goes_on = threading.Event()
+
+    class Hanging(Balances):
+        name = "balances"
+        hangs = True
+        handle_timeout = 3_600.0
+
+        def handle(self, received: Any, tx: Any) -> None:
+            super().handle(received, tx)
+            if Hanging.hangs:
+                has_begun.set()
+                assert goes_on.wait(100)
+
+    has_begun = threading.Event()
+    try:
+        with anyio.fail_after(60):
+            system = ActorSystem("bank", persistence=store, shutdown_timeout=0.1)
+            async with system:
+                await Deposits(system).add(1, 2)
+                system.project(Hanging(SQLiteView(path, lease=0.1)))
+                await until(has_begun.is_set)
+        assert "was given up, as the system stops" in caplog.text
+    finally:
+        goes_on.set()
+    Hanging.hangs = False
+    async with ActorSystem("bank", persistence=store) as system:
+        runner = system.project(Hanging(SQLiteView(path)))
+        await runner.wait_for(await Deposits(system).add(4), timeout=60)
+        assert balances_in(path) == {"ann": 7}
+        assert runner.status.error == ""
+
+
+async def test_a_batch_that_is_slow_while_the_system_stops_is_committed_if_it_is_in_time(
+    store: InMemoryPersistence, path: Path
+) -> None:
+    has_begun, goes_on = threading.Event(), threading.Event()
+
+    class Slow(Balances):
+        name = "balances"
+
+        def handle(self, received: Any, tx: Any) -> None:
+            super().handle(received, tx)
+            has_begun.set()
+            assert goes_on.wait(100)
+
+    async with ActorSystem("bank", persistence=store, shutdown_timeout=60.0) as system:
+        await Deposits(system).add(1, 2)
+        runner = system.project(Slow(SQLiteView(path)))
+        await until(has_begun.is_set)
+        releasing = Releasing(goes_on)
+        system.project(releasing)
+        await releasing.has_begun.wait()
+    assert balances_in(path) == {"ann": 3}
+    assert runner.status.state == "stopped"
+
+
+class Releasing(Projection):
+    """Sets an event when the system stops."""
+
+    name = "releasing"
+
+    def __init__(self, event: threading.Event) -> None:
+        super().__init__()
+        self.has_begun = anyio.Event()
+        self._event = event
+
+    async def handle(self, received: Any) -> None:
+        self.has_begun.set()
+        try:
+            await anyio.sleep_forever()
+        finally:
+            self._event.set()
+
+
+async def test_what_is_asked_for_from_elsewhere_and_refused_is_logged(
+    new_system: NewSystem, path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with new_system() as system:
+        view = SQLiteView(path)
+        runner = system.project(Balances(view))
+        await runner.wait_for(await Deposits(system).add(1), timeout=60)
+        for request, why in {"skip 17: twice": "no event 17", "rebuild": "names no tables"}.items():
+            assert view.post("balances", request)
+            await until(lambda: f"projection balances: {request!r} was refused" in caplog.text)  # noqa: B023
+            assert why in caplog.text
+        assert runner.status.state == "running"

@@ -16,11 +16,11 @@ import pytest
 
 from papyra import Actor, ActorSystem, EventSourced
 from papyra.eventsourcing import event, upcaster
-from papyra.exceptions import InvalidProjection
+from papyra.exceptions import ActorStopped, InvalidProjection
 from papyra.persistence.backends.memory import InMemoryPersistence
 from papyra.projections import Pause, Projection, Retry, SQLiteView
 from papyra.testing import FaultyPersistence
-from tests.projections.balances import in_state
+from tests.projections.balances import in_state, until
 from tests.projections.conftest import NewSystem
 from tests.projections.shop import Customer, Order, Ordered, Pack, Packing, Parcel
 
@@ -300,3 +300,56 @@ def _is_packing_of_milk_the_first_time() -> Any:
         return found and len(seen) == 1
 
     return is_it
+
+
+async def test_who_can_not_be_asked_as_the_system_stops_is_asked_at_the_next_start(
+    new_system: NewSystem,
+) -> None:
+    """By a handler that asks an entity itself, and wraps what that raises."""
+
+    class Desk(Actor):
+        """Is busy until the system stops."""
+
+        async def receive(self, message: Any) -> None:
+            if message == "be busy":
+                is_busy.set()
+                await until(lambda: not system.is_running)
+
+    class Last(Actor):
+        """Keeps the system from stopping, until a projection could have paused."""
+
+        async def receive(self, message: Any) -> None:
+            await until(lambda: raised)
+            for _ in range(20):
+                await system.backend.flush()
+
+    class Asking(Projection):
+        name = "asking"
+        events = (Ordered,)
+        on_error = Pause()
+
+        async def handle(self, received: Any) -> None:
+            has_begun.set()
+            try:
+                await system.entity(Desk, "d").ask(received.event.item)
+            except Exception as error:
+                raised.append(error)
+                raise ValueError("nobody is there") from error
+            handled.append(received.event.item)
+
+    is_busy, has_begun = anyio.Event(), anyio.Event()
+    raised, handled = list[Exception](), list[str]()
+    with pytest.raises(ZeroDivisionError):
+        async with new_system() as system:
+            await system.entity(Desk, "d").tell("be busy")
+            await is_busy.wait()
+            await system.spawn(Last).tell("last")
+            await order(system, "tea")
+            system.project(Asking())
+            await has_begun.wait()
+            raise ZeroDivisionError  # so nobody takes any message more
+    assert [type(error) for error in raised] == [ActorStopped]
+    async with new_system() as system:
+        asking = system.project(Asking())
+        await asking.wait_for(await order(system, "milk"), timeout=60)
+        assert handled == ["tea", "milk"]

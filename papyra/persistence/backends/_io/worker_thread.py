@@ -63,19 +63,28 @@ class _Call(ABC, Generic[ResultT]):
     async def wait(self, timeout: float | None) -> None:
         """Wait until it is finished, or for so many seconds, whatever is cancelled meanwhile."""
 
+    @abstractmethod
+    def hurry(self, seconds: float) -> None:
+        """Have whoever waits with a time limit wait for so many seconds more, at most."""
+
 
 class _TrioCall(_Call[ResultT]):
     def __init__(self, function: Callable[..., ResultT], args: Sequence[object]) -> None:
         super().__init__(function, args)
         self._token = sys.modules["trio"].lowlevel.current_trio_token()
+        self._time: anyio.CancelScope | None = None
 
     def enter_loop(self) -> None:
         self._token.run_sync_soon(self.wake)
 
     async def wait(self, timeout: float | None) -> None:
         self.done = new_signal()
-        with anyio.move_on_after(timeout, shield=True):
+        with anyio.move_on_after(timeout, shield=True) as self._time:
             await self.done
+
+    def hurry(self, seconds: float) -> None:
+        if self._time is not None:
+            self._time.deadline = min(self._time.deadline, anyio.current_time() + seconds)
 
 
 class _AsyncioCall(_Call[ResultT]):
@@ -102,6 +111,9 @@ class _AsyncioCall(_Call[ResultT]):
             await self._wait_on(task, before)
         finally:
             self._watchdog.forget(self)
+
+    def hurry(self, seconds: float) -> None:
+        self._watchdog.hurry(self, seconds)
 
     async def _wait_on(self, task: asyncio.Task[Any], before: int) -> None:
         """Wait through cancellations, the first of which has struck.
@@ -139,6 +151,12 @@ class _Watchdog:
         deadline = self._deadlines[call] = call.loop.time() + timeout
         if self._timer is None or self._loop is not call.loop or deadline < self._timer.when():
             self._set(call.loop, deadline)
+
+    def hurry(self, call: _AsyncioCall[Any], seconds: float) -> None:
+        """Wake whoever waits for a call that is watched after so many seconds, if not before."""
+        deadline = self._deadlines.get(call)
+        if deadline is not None and deadline > call.loop.time() + seconds:
+            self.watch(call, seconds)
 
     def forget(self, call: _AsyncioCall[Any]) -> None:
         """Let a call take as long as it does."""
@@ -244,6 +262,8 @@ class WorkerThread:
     def __init__(self, name: str) -> None:
         self._calls = _Calls()
         self._given_up: _Call[Any] | None = None
+        #: the call that somebody waits for
+        self._at_hand: _Call[Any] | None = None
         self._watchdog = _Watchdog()
         self._process = os.getpid()
         # A daemon: an application that never closes its store can end all the same.
@@ -272,6 +292,7 @@ class WorkerThread:
         if self._given_up is not None and not self._given_up.finished:
             raise TimeoutError("the store has not yet answered what it was asked before")
         call = self._new_call(function, args)
+        self._at_hand = call
         self._calls.put(call)
         await call.wait(timeout)
         if not call.finished:
@@ -279,12 +300,18 @@ class WorkerThread:
                 self._given_up = call
                 raise TimeoutError(f"the store has not answered for {timeout:g} seconds")
             await call.wait(None)
+        self._at_hand = None
         if call.error is not None:
             try:
                 raise call.error
             finally:
                 del call  # which the traceback holds that it holds
         return call.result
+
+    def hurry(self, seconds: float) -> None:
+        """Have the call at hand, if it has a time limit, take so many seconds more, at most."""
+        if self._at_hand is not None:
+            self._at_hand.hurry(seconds)
 
     def stop(self, at_last: Callable[[], object] | None = None) -> None:
         """Let the thread end after what it was given, and after one call that nobody awaits."""
