@@ -13,6 +13,7 @@ from typing import Any
 
 import anyio
 
+from papyra._logs import about, fields
 from papyra._signal import NewSignal, signals_of_this_loop
 from papyra._trio import running_trio
 from papyra.exceptions import WrongLoop
@@ -105,12 +106,13 @@ class HomeLoop:
 
     @functools.cached_property
     def empty_context(self) -> Context:
-        """A context in which nothing is set but which library of coroutines this is.
+        """A context in which nothing is set but which library of coroutines this is, and for logs.
 
         anyio asks sniffio for that, which can't tell by itself in a callback of asyncio's loop. To
         be copied, which takes no time.
         """
         context = Context()
+        context.run(about.set, fields(system=self._system_id))
         sniffio = sys.modules.get("sniffio")
         if sniffio is not None and self._trio is None:
             context.run(sniffio.current_async_library_cvar.set, "asyncio")

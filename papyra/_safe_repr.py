@@ -51,6 +51,13 @@ def printable(text: str) -> str:
     return str.encode(text, "utf-8", "backslashreplace").decode("utf-8")
 
 
+def one_line(text: str) -> str:
+    """Return `text` with whatever ends a line, or can't be shown, written out."""
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
 def text_of(error: BaseException) -> str:
     """Return ``str(error)``, shortened if it is long, even if that raises."""
     try:

@@ -7,6 +7,7 @@ from contextvars import Context, ContextVar
 from typing import Any, Literal, Protocol, cast
 
 from papyra._home_loop import HomeLoop
+from papyra._logs import watch_tasks
 from papyra._runtime.belongings import (
     Belongings,
     OwnTask,
@@ -620,3 +621,19 @@ class Cell:
 
 def _watched(ref: ActorRef) -> Watched:
     return cast("Watched", ref._cell)
+
+
+def _fields_here() -> dict[str, str | None]:
+    """Return the fields of what is logged where this is called, if that is in an actor."""
+    cell = current_cell.get()
+    if cell is None:
+        return {}
+    message_type, correlation_id = cell._actor_loop.at_hand()
+    return {
+        "papyra_actor": str(cell.address),
+        "papyra_message_type": message_type,
+        "papyra_correlation_id": correlation_id,
+    }
+
+
+watch_tasks(_fields_here)

@@ -6,6 +6,7 @@ import logging
 from collections.abc import Iterable
 from typing import Literal, Protocol
 
+from papyra._logs import fields
 from papyra._runtime.lifecycle import Lifecycle
 from papyra._runtime.recorder import Recorder
 from papyra._runtime.restart_backoff import RestartBackoff
@@ -87,7 +88,10 @@ class Failures:
                 decision = Decision.STOP
             all_for_one = isinstance(self._parent.policy, OneForAll)
         except Exception as another:  # noqa: BLE001 - logged
-            _log(another, f"nobody could decide about {self._cell.address}, which is stopped now")
+            address = str(self._cell.address)
+            _log(
+                another, f"nobody could decide about {address}, which is stopped now", actor=address
+            )
             decision, all_for_one = Decision.STOP, False
         self.record(error, where, decision, message_type)
         if decision is Decision.ESCALATE:
@@ -108,7 +112,8 @@ class Failures:
         message_type: str | None = None,
     ) -> None:
         """Record `error`, which the actor raised, and the decision about it."""
-        _log(error, f"{self._cell.address} raised in {where}")
+        address = str(self._cell.address)
+        _log(error, f"{address} raised in {where}", actor=address, message_type=message_type)
         self._recorder.lifecycle(
             self._cell.address,
             ActorCrashed(
@@ -136,15 +141,16 @@ class Failures:
         return True
 
 
-def _log(error: Exception, what: str) -> None:
+def _log(error: Exception, what: str, **known: str | None) -> None:
+    extra = fields(**known)
     try:
         if has_short_traceback(error):
-            logger.error("%s", what, exc_info=error)
+            logger.error("%s", what, exc_info=error, extra=extra)
             return
         what += f": {type_and_text(error)}, of more errors than can be shown"
-        logger.error("%s", what)
+        logger.error("%s", what, extra=extra)
     except MEANT:
         raise
     except BaseException:  # noqa: BLE001 - a user's object, and this one has no traceback to show
         what += f": {type_name(error)}, whose traceback can't be shown"
-        logger.error("%s", what)  # noqa: TRY400 - as it says
+        logger.error("%s", what, extra=extra)  # noqa: TRY400 - as it says

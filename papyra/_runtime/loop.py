@@ -52,6 +52,9 @@ from papyra.timers import OwnMessage, is_own_message
 #: What an empty mailbox gives; `None` is a message like any other.
 _NOTHING = object()
 
+#: The name of a context variable that says what a message belongs to, if one travels with it.
+CORRELATION = "correlation_id"
+
 #: Handles a message, or the run that it starts, and returns how many it were.
 Handle: TypeAlias = Callable[[object], Coroutine[Any, Any, int]]
 
@@ -126,6 +129,8 @@ class ActorLoop:
         "_at_hand",
         "_batch_types",
         "_cell",
+        "_correlation",
+        "_correlation_id",
         "_handle_next",
         "_is_surrounded",
         "_lifecycle",
@@ -169,6 +174,9 @@ class ActorLoop:
         self._values: Values = ()
         #: the message that is to be handled once something is settled
         self._settled_for: object = _NOTHING
+        #: the variable that says what a message belongs to, and that of the message at hand
+        self._correlation = _correlation_in(cell.propagate) if cell.propagate else None
+        self._correlation_id: object = None
         #: the context that the instance is made in; the incarnation's task starts from a copy
         self.variables = cell.new_variables()
         self.actor: Actor
@@ -187,6 +195,19 @@ class ActorLoop:
     def keeps_keys(self) -> bool:
         """Whether a message may have an idempotency key."""
         return handles_once(self._props.actor_class)
+
+    def at_hand(self) -> tuple[str | None, str | None]:
+        """Return the type of the message that is handled, and what it belongs to, for logs."""
+        item = self._run_at_hand[0] if self._run_at_hand else self._at_hand
+        if self._settled_for is not _NOTHING:
+            item = self._settled_for
+        if item is _NOTHING:
+            return None, None
+        correlation_id = self._correlation_id
+        return (
+            type_name(item.message if type(item) is Ask else item),
+            correlation_id if isinstance(correlation_id, str) else None,
+        )
 
     def takes_in_batches(self, message: object) -> bool:
         """Return whether `message` is one for ``receive_batch``."""
@@ -447,6 +468,9 @@ class ActorLoop:
             # Outermost: instruments see the sender's variables, too.
             observe = self._observe_at_hand if self._cell.telemetry is not None else None
             values, self._values = self._values, ()  # not to keep them in memory
+            if self._correlation is not None:
+                brought = (value for variable, value in values if variable is self._correlation)
+                self._correlation_id = next(brought, None)
             handling = carrying(self._cell.propagate, values, handling, observe)
         return handling
 
@@ -574,7 +598,7 @@ class ActorLoop:
         Return whether the actor is ready for messages. If not, `Lifecycle.will_restart`
         says what supervision wants.
         """
-        where = "__init__"
+        where, self._at_hand = "__init__", _NOTHING
         try:
             if self._lifecycle.is_restart:
                 if not await self._back_off():
@@ -771,6 +795,10 @@ class ActorLoop:
                 self._cell.failures.record(error, "on_stop")
             return error
         return None
+
+
+def _correlation_in(propagate: Sequence[ContextVar[Any]]) -> ContextVar[Any] | None:
+    return next((each for each in propagate if each.name == CORRELATION), None)
 
 
 async def _pass_over() -> int:

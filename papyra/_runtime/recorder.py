@@ -6,6 +6,7 @@ import logging
 from collections import deque
 from typing import Protocol
 
+from papyra._logs import fields
 from papyra._safe_repr import MEANT, shown, type_name
 from papyra.address import ActorAddress
 from papyra.audit import AuditReport
@@ -130,7 +131,11 @@ class SystemRecorder:
         """Take note of a reply whose asker had given up by then."""
         self.unclaimed_replies += 1
         self.latest_unclaimed.append((str(address), type_name(message)))
-        logger.info("%s replied to %s too late", address, type_name(message))
+        logger.info(
+            "%s replied to %s too late",
+            *(address, type_name(message)),
+            extra=fields(actor=str(address), message_type=type_name(message)),
+        )
 
     def _dead_letter(
         self, target: ActorAddress, message: object, asked: bool
@@ -235,7 +240,20 @@ class LoggingRecorder:
 
 
 def _log_unrecorded(record: Record) -> None:
-    logger.warning("not recorded, as the system's persistence actor has stopped: %r", record)
+    # No payloads: they are for the store, which may be kept more safely than logs are.
+    actor: str | None = None
+    match record:
+        case PersistedEvent():
+            what, actor = f"{record.event_type} of {record.actor_address}", record.actor_address
+        case PersistedDeadLetter():
+            what, actor = f"a dead letter, {record.message_type}, to {record.target}", record.target
+        case PersistedAudit():
+            what = "an audit"
+    logger.warning(
+        "not recorded, as the system's persistence actor has stopped: %s",
+        what,
+        extra=fields(system=record.system_id, actor=actor),
+    )
 
 
 def storable(message: object) -> object:

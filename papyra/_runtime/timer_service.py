@@ -12,6 +12,7 @@ from weakref import WeakValueDictionary
 import anyio
 from anyio.lowlevel import checkpoint
 
+from papyra._logs import fields
 from papyra._runtime.entities import EntityRegistry
 from papyra._runtime.timer_checkpoint import TimerCheckpoint
 from papyra._runtime.timer_index import IndexedTimer, TimerIndex, TimersOfActor
@@ -342,7 +343,9 @@ class TimerService:
             change = self._index.take_in(record)
         except Exception as error:  # noqa: BLE001 - whatever is wrong with it, its actor says so
             logger.warning(
-                "a timer of %s can't be read: %s", shown(record.actor_address), text_of(error)
+                "a timer of %s can't be read: %s",
+                *(shown(record.actor_address), text_of(error)),
+                extra=fields(actor=record.actor_address, seq=record.seq, revision=record.revision),
             )
             return
         if self._is_current:
@@ -479,6 +482,7 @@ class TimerService:
             logger.warning(
                 "timer %s of %s comes again in %g s, as it could not be handled: %s",
                 *(shown(timer.name), timer.owner.address, pause, type_and_text(error)),
+                extra=fields(actor=timer.owner.address),
             )
         self._index.put_off(timer, self._clock.time() + pause)
         self._changed.set()
@@ -511,6 +515,7 @@ class TimerService:
                 "entities with timer_messages, as ActorSystem(..., entities=[...]) names them? "
                 "Those of an actor that was spawned wait until it is spawned again",
                 actor.address,
+                extra=fields(actor=actor.address),
             )
         stranded[actor.address] = actor
 

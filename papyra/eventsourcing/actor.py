@@ -13,6 +13,7 @@ from types import MappingProxyType
 from typing import Any, ClassVar, Generic, TypeVar
 
 from papyra._error_copy import copy_of
+from papyra._logs import fields
 from papyra._safe_repr import printable, shown, text_of, type_and_text, type_name
 from papyra.actor import Actor, Failure
 from papyra.due_timers import TimerDue, TimerFailed, TimersChanged, is_of_timers
@@ -611,7 +612,7 @@ class EventSourced(Actor, Generic[StateT]):
             self._key_metadata = of_command
 
     def _record_failure(self, failure: RecoveryFailed) -> None:
-        logger.error("%s", failure)
+        logger.error("%s", failure, extra=fields(revision=failure.revision))
         self._record(ActorRecoveryFailed(failure.revision, failure.event_type, text_of(failure)))
 
     def _record(self, fact: ActorRecoveryFailed | ActorRecoveredWithout) -> None:

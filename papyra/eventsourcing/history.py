@@ -11,6 +11,7 @@ import msgspec
 from msgspec import structs
 
 from papyra._error_copy import copy_of
+from papyra._logs import fields
 from papyra._safe_repr import shown, text_of, type_and_text, type_name
 from papyra.actor import ActorContext
 from papyra.eventsourcing.bases import BaseReader
@@ -363,6 +364,7 @@ class History(Generic[StateT]):
                 "%s was recovered without its event of revision %d, which an operator has decided "
                 "to pass over: %s",
                 *(self._address, decision.revision, shown(decision.reason, length=MAX_REASON)),
+                extra=fields(revision=decision.revision),
             )
 
     async def _decisions_ahead(self) -> dict[int, Decision]:

@@ -9,6 +9,7 @@ from typing import Any, Generic, TypeVar, get_args, get_origin, get_type_hints
 
 import msgspec
 
+from papyra._logs import fields
 from papyra._safe_repr import shown, type_and_text
 from papyra.actor import ActorContext
 from papyra.eventsourcing.bookkeeping import Bookkeeping, decode_books, encode_books
@@ -132,6 +133,7 @@ class Snapshots(Generic[StateT]):
                 logger.warning(
                     "passed over snapshot %d of %s: %s",
                     *(snapshot.revision, self._address, type_and_text(error)),
+                    extra=fields(revision=snapshot.revision),
                 )
                 before = snapshot.revision
                 continue
@@ -201,7 +203,9 @@ class Snapshots(Generic[StateT]):
 
     def _note(self, revision: int, error: Exception) -> None:
         logger.warning(
-            "no snapshot %d of %s was saved: %s", revision, self._address, type_and_text(error)
+            "no snapshot %d of %s was saved: %s",
+            *(revision, self._address, type_and_text(error)),
+            extra=fields(actor=self._address, revision=revision),
         )
 
 

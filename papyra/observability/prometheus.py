@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple, Protocol
 
 from papyra._histogram import Distribution
-from papyra._safe_repr import printable
+from papyra._safe_repr import one_line
 from papyra.exceptions import InvalidSetting, MissingExtra
 from papyra.figures import Figures
 from papyra.observability.series import Family, families_of
@@ -125,12 +125,7 @@ def label_text(text: str) -> str:
 
     Ends of lines stay, and the client escapes them: a name forges no line.
     """
-    if text.isprintable():
-        return text
-    return "".join(
-        c if c == "\n" or c.isprintable() else printable(c.encode("unicode_escape").decode())
-        for c in text
-    )
+    return "\n".join(map(one_line, text.split("\n")))
 
 
 def as_float(value: float) -> float:

@@ -9,6 +9,7 @@ from typing import Any
 
 import anyio
 
+from papyra._logs import fields
 from papyra._safe_repr import type_and_text
 from papyra.exceptions import PapyraError, ProjectionStopped, StoreReplaced
 from papyra.persistence.messages import Append
@@ -128,6 +129,7 @@ class Course:
         logger.warning(
             "projection %s is paused at position %d: %s",
             *(self.name, self.own.position, reason),
+            extra=fields(seq=seq),
         )
         await self.record(ProjectionPaused(self.own.position, seq, reason))
 

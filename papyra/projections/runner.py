@@ -9,6 +9,7 @@ import anyio
 from anyio.abc import TaskGroup
 
 from papyra._durations import is_seconds
+from papyra._logs import about, fields
 from papyra._safe_repr import shown
 from papyra.exceptions import (
     DuplicateProjection,
@@ -161,6 +162,7 @@ class ProjectionRunner:
     async def run(self) -> None:
         """Run until the system stops. For the system."""
         self.has_begun = True
+        about.set({**about.get({}), **fields(projection=self.name)})
         try:
             async with anyio.create_task_group() as self._group:
                 if self._is_stopped:

@@ -13,6 +13,7 @@ from typing import Protocol, Self, TypeVar, assert_never, cast
 import anyio
 import msgspec
 
+import papyra._logs  # noqa: F401 - has what stores log be a line each
 from papyra._safe_repr import shown
 from papyra.exceptions import (
     BackendBusy,
