@@ -22,10 +22,12 @@ __all__ = (
     "Endpoint",
     "Lifespan",
     "Readiness",
+    "Scope",
     "Source",
     "end_process",
     "health",
     "lifespan",
+    "metrics",
     "ready",
     "timeline",
 )
@@ -73,6 +75,24 @@ def ready(source: Source, *, max_lag: int | None = None, timeout: float = 2.0) -
         del scope
         readiness = await check.check(_system_of(source))
         return _json(200 if readiness.ready else 503, readiness)
+
+    return Endpoint(answer)
+
+
+def metrics(*sources: Source) -> Endpoint:
+    """Return an application that gives the figures of one or more systems to Prometheus.
+
+    In its text format or as OpenMetrics, as the request wants it. A scrape costs as much as there
+    are classes of actors. For figures of your own beside them, register a
+    `papyra.observability.prometheus.PapyraCollector`. Raises `MissingExtra` without ``prometheus``.
+    """
+    from papyra.observability.prometheus import scrape  # noqa: PLC0415 - an extra of its own
+
+    async def answer(scope: Scope) -> Answer:
+        accept = b",".join(value for name, value in scope["headers"] if name == b"accept")
+        systems = [system for source in sources if (system := _system_of(source)) is not None]
+        body, content_type = scrape(systems, accept.decode("latin-1"))
+        return Answer(200, content_type, body)
 
     return Endpoint(answer)
 

@@ -12,6 +12,7 @@ import litestar
 import msgspec
 import pytest
 from fastapi import FastAPI
+from prometheus_client.parser import text_string_to_metric_families
 from starlette.applications import Starlette
 from starlette.routing import BaseRoute, Route
 
@@ -41,6 +42,15 @@ def everybody(scope: Any) -> bool:
     return True
 
 
+def every_endpoint(system: ActorSystem) -> list[Endpoint]:
+    return [
+        asgi.health(system),
+        asgi.ready(system),
+        asgi.metrics(system),
+        asgi.timeline(system, allow=everybody),
+    ]
+
+
 class Slow(MemoryStore):
     """A store that answers when it is let."""
 
@@ -65,11 +75,7 @@ class Slow(MemoryStore):
 @pytest.mark.parametrize("method", ["POST", "PUT", "DELETE", "OPTIONS", "TRACE", "\u00e9"])
 async def test_an_endpoint_refuses_each_method_but_get_and_head(method: str) -> None:
     async with ActorSystem() as system:
-        for app in (
-            asgi.health(system),
-            asgi.ready(system),
-            asgi.timeline(system, allow=everybody),
-        ):
+        for app in every_endpoint(system):
             sent = await call(app, {"type": "http", "method": method})
             assert sent[0]["status"] == 405
             assert (b"allow", b"GET, HEAD") in sent[0]["headers"]
@@ -77,11 +83,7 @@ async def test_an_endpoint_refuses_each_method_but_get_and_head(method: str) -> 
 
 async def test_an_endpoint_answers_head_as_get_but_without_the_body() -> None:
     async with ActorSystem() as system:
-        for app in (
-            asgi.health(system),
-            asgi.ready(system),
-            asgi.timeline(system, allow=everybody),
-        ):
+        for app in every_endpoint(system):
             got, head = [
                 await call(app, {"type": "http", "method": method}) for method in ("GET", "HEAD")
             ]
@@ -93,11 +95,7 @@ async def test_an_endpoint_answers_head_as_get_but_without_the_body() -> None:
 
 async def test_no_answer_of_an_endpoint_may_be_stored_or_guessed_at() -> None:
     async with ActorSystem() as system:
-        for app in (
-            asgi.health(system),
-            asgi.ready(system),
-            asgi.timeline(system, allow=everybody),
-        ):
+        for app in every_endpoint(system):
             headers = (await get(app)).headers
             assert headers["cache-control"] == "no-store"
             assert headers["x-content-type-options"] == "nosniff"
@@ -270,6 +268,29 @@ async def test_a_service_is_not_ready_while_a_projection_is_further_behind_than_
 def test_a_readiness_with_limits_that_make_no_sense_is_refused(wrong: Any) -> None:
     with pytest.raises(InvalidPolicy):
         asgi.ready(ActorSystem(), **wrong)
+
+
+# Metrics
+
+
+async def test_the_figures_of_a_system_are_given_in_the_format_that_is_asked_for() -> None:
+    service = asgi.lifespan(lambda: ActorSystem("shop"))
+    app = asgi.metrics(service)
+    before = text_string_to_metric_families((await get(app)).text)
+    assert [family.samples for family in before if family.samples] == []
+    async with service():
+        for n in range(3):
+            await service.system.spawn(Echo, name=f"secret-{n}").ask(1)
+        text = await get(app)
+        families = {each.name: each for each in text_string_to_metric_families(text.text)}
+        assert text.headers["content-type"].startswith("text/plain; version=")
+        [alive] = families["papyra_actors"].samples
+        assert (alive.labels["actor_class"], alive.value) == ("tests.actors.Echo", 3)
+        assert "secret" not in text.text
+        openmetrics = await get(app, accept="application/openmetrics-text; version=1.0.0")
+        assert openmetrics.headers["content-type"].startswith("application/openmetrics-text")
+        assert openmetrics.text.endswith("# EOF\n")
+    assert (await get(app)).status_code == 200
 
 
 # Lifespan
