@@ -7,15 +7,17 @@ import os
 import sys
 import time
 from collections import Counter, deque
-from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
-from typing import TYPE_CHECKING, Annotated, Any, Self
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING, Annotated, Any, Self, TypeVar
 
 import anyio
 import msgspec
 from cyclopts import Parameter
 
+from papyra.cli._endpoint import Endpoint, EndpointLook, is_endpoint
+from papyra.cli._endpoint_picture import line_of, picture
 from papyra.cli._exit_codes import WrongUse
-from papyra.cli._output import AsJson, console, is_terminal, rows, show_json, text, write
+from papyra.cli._output import AsJson, console, is_terminal, rows, show_json, tell, text, write
 from papyra.cli._projections import (
     COLUMNS,
     NUMBERS,
@@ -45,6 +47,8 @@ if TYPE_CHECKING:
 
     from papyra.projections import View
 
+LookT = TypeVar("LookT")
+
 #: How many looks the picture of a rate goes back.
 _HISTORY = 60
 #: How many records of each kind are kept to be shown.
@@ -65,16 +69,18 @@ def top(
     view: Views = (),
     as_json: AsJson = False,
 ) -> None:
-    """Watch a store live.
+    """Watch a store, or a running process, live.
 
     Rates, projections, the newest events, crashes and dead letters. Ends with q or Ctrl-C.
     Elsewhere than on a terminal, it prints a line for each look. Projections into views are shown
-    with --view or --app.
+    with --view or --app. In place of a store it takes the URL of the metrics of a process, and
+    shows what its actors do, by their classes.
 
     Examples
     --------
       papyra top ./journal/
       papyra top --interval 10s --count 6 --json
+      papyra top http://localhost:8000/metrics
 
     Parameters
     ----------
@@ -86,9 +92,14 @@ def top(
     """
     if interval <= 0 or (count is not None and count < 1):
         raise WrongUse("--interval and --count are more than 0")
+    if is_endpoint(store) and (app is not None or view):
+        raise WrongUse("--app and --view are for stores: an endpoint shows its projections anyway")
     views = views_of(app, view)
     try:
-        anyio.run(_top, store, views, interval, count, as_json)
+        if store is not None and is_endpoint(store):
+            anyio.run(_top_of_endpoint, Endpoint(store), interval, count, as_json)
+        else:
+            anyio.run(_top, store, views, interval, count, as_json)
     except KeyboardInterrupt:
         if not is_terminal() or as_json:
             raise
@@ -193,9 +204,11 @@ async def _top(
 ) -> None:
     async with reading(store) as backend, Watch(backend, views) as watch:
         if is_terminal() and not as_json:
-            await _show_live(watch, name_of(backend), interval, count)
+            name = name_of(backend)
+            looks = _looks(watch.look, interval, count)
+            await _show_live(looks, lambda _: _picture(watch, name))
             return
-        async for look in _looks(watch, interval, count):
+        async for look in _looks(watch.look, interval, count):
             if as_json:
                 show_json(look)
             else:
@@ -204,23 +217,50 @@ async def _top(
             sys.stdout.flush()
 
 
-async def _looks(watch: Watch, interval: float, count: int | None) -> AsyncIterator[Look]:
+async def _top_of_endpoint(
+    endpoint: Endpoint, interval: float, count: int | None, as_json: bool
+) -> None:
+    if is_terminal() and not as_json:
+        newest = EndpointLook(0.0)
+
+        def draw(look: EndpointLook) -> RenderableType:
+            nonlocal newest
+            newest = look if look.error is None else newest
+            return picture(endpoint.name, newest, look.error)
+
+        await _show_live(_looks(endpoint.look, interval, count), draw)
+        return
+    away = False
+    async for look in _looks(endpoint.look, interval, count):
+        if as_json:
+            show_json(look)
+        elif look.error is None:
+            write(rows([line_of(look)]))
+        elif not away:
+            tell(look.error, "yellow")
+        away = look.error is not None
+        sys.stdout.flush()
+
+
+async def _looks(
+    look: Callable[[], Awaitable[LookT]], interval: float, count: int | None
+) -> AsyncIterator[LookT]:
     number = 0
     while count is None or number < count:
         if number:
             await anyio.sleep(interval)
         number += 1
-        yield await watch.look()
+        yield await look()
 
 
-async def _show_live(watch: Watch, name: str, interval: float, count: int | None) -> None:
+async def _show_live(looks: AsyncIterator[LookT], draw: Callable[[LookT], RenderableType]) -> None:
     from rich.live import Live  # noqa: PLC0415
 
     with Live(console=console(), screen=True, auto_refresh=False) as live:
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(_until_q, tasks.cancel_scope)
-            async for _ in _looks(watch, interval, count):
-                live.update(_picture(watch, name), refresh=True)
+            async for look in looks:
+                live.update(draw(look), refresh=True)
             tasks.cancel_scope.cancel()
 
 

@@ -18,7 +18,7 @@ from papyra import Actor, ActorSystem, EventSourced
 from papyra.exceptions import RecoveryFailed
 from papyra.observability.logs import FIELDS, LogFields
 from papyra.persistence.backends.memory import InMemoryPersistence
-from papyra.projections import Projection
+from papyra.projections import Pause, Projection
 from papyra.testing import FaultyPersistence
 from tests.actors import Echo
 
@@ -160,6 +160,7 @@ async def test_a_projection_is_logged_by_its_name(records: list[logging.LogRecor
     class Totals(Projection):
         name, version = "totals", 1
         events = (Paid,)
+        on_error = Pause()
 
         async def handle(self, received: Any) -> None:
             raise LookupError("not this one")
