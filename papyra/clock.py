@@ -33,13 +33,12 @@ class Clock(Protocol):
 class SystemClock:
     """The clock of the machine."""
 
+    #: returns seconds that never go back; Python's own, as it may be called at each message
+    monotonic = staticmethod(time.monotonic)
+
     def time(self) -> float:
         """Return Unix time in seconds."""
         return time.time()
-
-    def monotonic(self) -> float:
-        """Return seconds that never go back."""
-        return time.monotonic()
 
     def move_on_after(self, seconds: float) -> contextlib.AbstractContextManager[anyio.CancelScope]:
         """Return `anyio.move_on_after(seconds)`; raises `InvalidPolicy` for what is no number."""

@@ -365,19 +365,21 @@ class ActorLoop:
 
     def _measured(self, handle: Handle) -> Handle:
         """Return `handle`, with the time that it takes counted where the system measures."""
-        if self._cell.counters.receive_seconds is None:
+        counters, now = self._cell.counters, self._cell.clock.monotonic
+        if counters.receive_seconds is None:
             return handle
-        return functools.partial(self._handle_measured, handle, self._cell.counters)
+        took = counters.receive_seconds.add
 
-    async def _handle_measured(self, handle: Handle, counters: ClassCounters, item: object) -> int:
-        assert counters.receive_seconds is not None
-        began = self._cell.clock.monotonic()
-        try:
-            count = await handle(item)
-        finally:
-            counters.receive_seconds.add(self._cell.clock.monotonic() - began)
-        counters.handled += count
-        return count
+        async def measured(item: object) -> int:
+            began = now()
+            try:
+                count = await handle(item)
+            finally:
+                took(now() - began)
+            counters.handled += count
+            return count
+
+        return measured
 
     def _handle_or_take(self, item: object) -> Coroutine[Any, Any, int]:
         """Return what handles `item`, be it a message of the actor to itself, unless that is over.

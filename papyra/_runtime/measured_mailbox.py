@@ -6,11 +6,11 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from papyra._histogram import Histogram
 from papyra._runtime.idle_timeouts import EntityMailbox, Sleepy
-from papyra._signal import NewSignal
+from papyra._signal import NewSignal, Signal
 from papyra.class_counters import ClassCounters
 from papyra.clock import Clock
+from papyra.exceptions import MailboxClosed, MailboxFull
 from papyra.mailbox import Mailbox
 
 D = TypeVar("D")
@@ -29,45 +29,58 @@ class _Measured(Mailbox[object]):
         __slots__ = ()  # those that have an instance name them: two bases can't both
 
     _counters: ClassCounters
-    _waited: Histogram
+    _waited: Callable[[float], None]
     _now: Callable[[], float]
     _times: deque[float] | list[float]
 
     def _measure(self, counters: ClassCounters, clock: Clock) -> None:
         assert counters.mailbox_seconds is not None
         self._counters = counters
-        self._waited = counters.mailbox_seconds
+        self._waited = counters.mailbox_seconds.add
         self._now = clock.monotonic
-        self._times = _NO_TIMES
+        self._times = []
 
     def put_nowait(self, item: object) -> None:
-        super().put_nowait(item)
-        self._note_added(1)
+        # As above; a call of that takes a tenth of the time of a message.
+        if len(self._items) >= self._limit:
+            raise MailboxClosed if self.closed else MailboxFull
+        if self._wakeup is not None:
+            self.wake()
+        self._items.append(item)
+        self._times.append(self._now())
+        self._counters.messages_waiting += 1
 
     def push(self, item: object) -> None:
         super().push(item)
-        self._note_added(1)
+        self._times.append(self._now())
+        self._counters.messages_waiting += 1
 
     def put_back(self, items: Sequence[object]) -> None:
         super().put_back(items)
-        times = deque(self._times)
-        times.extendleft([self._now()] * len(items))
-        self._times = times
+        self._deque_of_times().extendleft([self._now()] * len(items))
         self._counters.messages_waiting += len(items)
 
     def pop(self, default: D) -> object | D:
-        if self._items:
-            self._note_taken(1)
+        times = self._times
+        if times:
+            if isinstance(times, list):
+                time = times.pop() if len(times) == 1 else self._deque_of_times().popleft()
+            else:
+                time = times.popleft()
+            self._waited(self._now() - time)
+            self._counters.messages_waiting -= 1
         return super().pop(default)
 
     def pop_run(self, count: int) -> list[object]:
-        self._note_taken(min(count, len(self._items)))
+        times, now = self._deque_of_times(), self._now()
+        for _ in range(min(count, len(times))):
+            self._waited(now - times.popleft())
+            self._counters.messages_waiting -= 1
         return super().pop_run(count)
 
     def discard(self, unwanted: Callable[[object], bool]) -> None:
-        kept = [
-            pair for pair in zip(self._items, self._times, strict=True) if not unwanted(pair[0])
-        ]
+        pairs = zip(self._items, self._times, strict=True)
+        kept = [pair for pair in pairs if not unwanted(pair[0])]
         if len(kept) < len(self._items):
             self._counters.messages_waiting -= len(self._items) - len(kept)
             self._items = deque(item for item, _ in kept)
@@ -75,33 +88,29 @@ class _Measured(Mailbox[object]):
             if not kept:
                 self._admit()
 
+    def wakeup(self) -> Signal | None:
+        signal = super().wakeup()
+        if signal is not None:
+            self._times = _NO_TIMES
+        return signal
+
+    def wake(self) -> None:
+        super().wake()
+        if self._times is _NO_TIMES:
+            self._times = []
+
     def _admit(self, everybody: bool = False) -> None:
         before = len(self._items)
         super()._admit(everybody)
-        self._note_added(len(self._items) - before)
-
-    def _note_added(self, count: int) -> None:
-        times = self._times
-        if times is _NO_TIMES:
-            times = self._times = []
-        now = self._now()
-        for _ in range(count):
-            times.append(now)
+        count = len(self._items) - before
+        self._times.extend([self._now()] * count)
         self._counters.messages_waiting += count
 
-    def _note_taken(self, count: int) -> None:
-        times, now, add = self._times, self._now(), self._waited.add
-        if len(times) == 1 and count == 1:
-            add(now - times[0])
-            self._times = _NO_TIMES
-        else:
-            if isinstance(times, list):
-                times = self._times = deque(times)
-            for _ in range(count):
-                add(now - times.popleft())
-            if not times:
-                self._times = _NO_TIMES
-        self._counters.messages_waiting -= count
+    def _deque_of_times(self) -> deque[float]:
+        times = self._times
+        if not isinstance(times, deque):
+            times = self._times = deque(times)
+        return times
 
 
 class MeasuredMailbox(_Measured):
