@@ -27,7 +27,7 @@ import papyra.cli as papyra_cli
 from papyra.conf import backend_from_url
 from papyra.persistence import PersistedAudit, PersistedDeadLetter, PersistedEvent, Record
 from papyra.persistence.backends.base import PersistenceBackend
-from tests.cli import calls, forks, many
+from tests.cli import calls, forks, halting, many
 from tests.extent import CALLS, CI, FORKS
 from tests.redis_server import RedisServer, any_binary
 
@@ -95,6 +95,8 @@ class Command:
     def __init__(self, home: Path) -> None:
         self.home = home
         self.program = PROGRAM
+        #: words for `tests.cli.halting`, which come before those of the command
+        self.told: list[str] = []
 
     def environment(self, env: Mapping[str, str]) -> dict[str, str]:
         kept = {
@@ -146,13 +148,14 @@ class Command:
         self,
         arguments: Sequence[object],
         env: Mapping[str, str],
-        program: Callable[[], None] = papyra_cli.main,
+        program: Callable[[], None] | None = None,
     ) -> Callable[[], None] | None:
         """Return what has a fork become the command, unless that needs a Python of its own."""
-        if not FORKS or self.program != PROGRAM or _is_of_python(env):
+        if not FORKS or not (self.program == PROGRAM or self.told) or _is_of_python(env):
             return None
-        words = [str(argument) for argument in arguments]
-        return forks.becoming(program, words, self.environment(env))
+        words = [*self.told, *(str(argument) for argument in arguments)]
+        main = halting.main if self.told else papyra_cli.main
+        return forks.becoming(program or main, words, self.environment(env))
 
     def many(self, calls: Sequence[Sequence[object]], watched: Path | None = None) -> list[Done]:
         """Carry out many command lines in one process, which takes a tenth of the time."""
@@ -182,6 +185,13 @@ class Command:
                 cwd=self.home,
                 preexec_fn=self._fork(arguments, {}),  # noqa: PLW1509 - see `forking`
             )
+
+    def halting(self, option: str, value: object) -> Command:
+        """Return what calls a command that halts where it is told to: see `tests.cli.halting`."""
+        made = Command(self.home)
+        made.program = [sys.executable, halting.__file__, option, str(value)]
+        made.told = [option, str(value)]
+        return made
 
     def terminal(
         self,

@@ -11,9 +11,8 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 from zlib import crc32
@@ -323,23 +322,15 @@ def at_the_question(papyra: Command, key: str, *arguments: object) -> Done:
     return Done(child.exitstatus or 0, child.before or "")
 
 
-def open_files(pid: int) -> set[Path]:
-    """Return what a process has open at the moment."""
-    found = set()
-    for descriptor in Path(f"/proc/{pid}/fd").iterdir():
-        with suppress(FileNotFoundError):  # closed again
-            found.add(descriptor.resolve())
-    return found
-
-
 def interrupted_while_it_reads(papyra: Command, store: Store, *arguments: object) -> Done:
     """Press Ctrl-C when a command has begun to read a store, and return what becomes of it."""
-    path = files_of(store)[-1].resolve()
-    give_up_at = time.monotonic() + 60
-    with papyra.start(*arguments) as process:
-        while path not in open_files(process.pid):
-            assert time.monotonic() < give_up_at
+    halting = papyra.halting("--open", files_of(store)[-1])
+    with halting.start(*arguments) as process:
+        state = Path(f"/proc/{process.pid}/stat")
+        while state.read_text().rpartition(") ")[2][0] != "T":
+            assert process.poll() is None
         process.send_signal(signal.SIGINT)
+        process.send_signal(signal.SIGCONT)
         out, err = process.communicate(timeout=60)
     return Done(process.returncode, out, err)
 

@@ -9,6 +9,7 @@ import itertools
 import os
 import re
 import signal
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -30,6 +31,7 @@ from papyra.persistence import (
 from papyra.persistence.backends.json import JsonFilePersistence
 from papyra.persistence.retention import RetentionPolicy
 from tests.cli.conftest import KINDS, T0, Command, Done, Store, audit, event, kind_for, new_store
+from tests.cli.halting import stuck_file
 from tests.cli.test_checking import (
     STREAMS,
     WIDE,
@@ -53,6 +55,9 @@ from tests.redis_server import RedisServer, any_binary
 FLIGHTS = Path(os.environ.get("PAPYRA_FLIGHTS", FIRST_DAY))
 #: Records that take long enough to copy for somebody to interrupt that.
 MANY = count("PAPYRA_COPIED", 20_000, 40_000)
+#: Positions that such a copy does not go beyond, however late it is interrupted: behind its first
+#: batch, be it the largest there is, and before its last one.
+FIRST_BATCH, NOT_ALL = 12_000, 1_999 + MANY
 
 
 @pytest.fixture(params=KINDS if CI else None)
@@ -145,10 +150,10 @@ def progress_of(store: Store) -> int:
         return 0
 
 
-def wait_for(store: Store, least: int, is_running: Callable[[], bool]) -> None:
-    """Return once a copy has come so far."""
+def wait_for(store: Store, least: int, stuck: Path, is_running: Callable[[], bool]) -> None:
+    """Return once a copy has come so far, or is stuck as it was told to be."""
     give_up_at = time.monotonic() + 60
-    while progress_of(store) < least:
+    while progress_of(store) < least and not stuck.exists():
         assert is_running(), "it has ended"
         assert time.monotonic() < give_up_at
         os.sched_yield()  # the copy is to have the processor
@@ -277,9 +282,11 @@ def test_papyra_copy_that_is_killed_again_and_again_comes_to_its_end(
     assert papyra("copy", long_source.name, name_of(whole)).code == 0
     wanted, end = written(whole), progress_of(whole)
     reached = []
+    copying = papyra.halting("--copied", NOT_ALL)
     for part in (0.02, 0.4, 0.8) if CI else (0.02, 0.5):
-        with papyra.start("copy", long_source.name, name_of(target)) as process:
-            wait_for(target, int(end * part), lambda: process.poll() is None)
+        with copying.start("copy", long_source.name, name_of(target)) as process:
+            stuck = stuck_file(papyra.home, process.pid)
+            wait_for(target, int(end * part), stuck, lambda: process.poll() is None)
             process.kill()
             process.communicate()
         assert process.returncode == -signal.SIGKILL
@@ -315,10 +322,10 @@ def test_papyra_copy_writes_a_torn_line_of_its_target_anew(
 def test_papyra_copy_that_is_interrupted_says_how_to_go_on(
     papyra: Command, long_source: Store, target: Store
 ) -> None:
-    with papyra.start("copy", long_source.name, name_of(target)) as process:
-        wait_for(target, 1, lambda: process.poll() is None)
-        # A batch that is on its way then is taken back; what came before it stays.
-        wait_for(target, progress_of(target) + 1, lambda: process.poll() is None)
+    copying = papyra.halting("--copied", FIRST_BATCH)
+    with copying.start("copy", long_source.name, name_of(target)) as process:
+        stuck = stuck_file(papyra.home, process.pid)
+        wait_for(target, sys.maxsize, stuck, lambda: process.poll() is None)
         process.send_signal(signal.SIGINT)
         out, err = process.communicate(timeout=60)
     assert (process.returncode, out) == (130, "")
@@ -326,8 +333,10 @@ def test_papyra_copy_that_is_interrupted_says_how_to_go_on(
     assert "verified" not in err, "it has ended before its end"
     first = progress_of(target)
 
-    child = papyra.terminal("copy", long_source.name, name_of(target))
-    wait_for(target, first + 1, child.isalive)
+    copying = papyra.halting("--copied", NOT_ALL)
+    child = copying.terminal("copy", long_source.name, name_of(target))
+    # A batch that is on its way then is taken back; what came before it stays.
+    wait_for(target, first + 1, stuck_file(papyra.home, child.pid), child.isalive)
     child.sendintr()
     child.expect(pexpect.EOF)
     child.close()
