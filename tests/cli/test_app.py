@@ -330,7 +330,7 @@ def test_papyra_on_a_redis_server_without_the_store_fails_and_writes_nothing(
 def test_papyra_on_a_redis_that_is_down_fails_with_one_line_without_the_password(
     papyra: Command,
 ) -> None:
-    url = f"redis://user:{SECRET}@127.0.0.1:{free_port()}/0?system_id=shop"
+    url = f"redis://user:{SECRET}@127.0.0.1:{free_port()}/0?system_id=shop&retry_for=1"
     commands = [*(call(url, command) for command in READ_ONLY), ["doctor", url]]
     commands += [["copy", url, "new.ndjson"], ["events", url, "--follow"], ["bench", url]]
     running = [papyra.start(*command) for command in commands]
