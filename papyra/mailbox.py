@@ -96,8 +96,13 @@ class Mailbox(Generic[T]):
         """
         if len(self._items) >= self._limit:
             raise MailboxClosed if self.closed else MailboxFull
-        if self._wakeup is not None:
-            self.wake()
+        if (wakeup := self._wakeup) is not None:
+            # As `wake` does, without the call: each ask passes here.
+            self._wakeup = None
+            if not wakeup.done():
+                wakeup.set_result(None)
+            if self._items is _NO_ITEMS:
+                self._items = []
         self._items.append(item)
 
     async def put(self, item: T) -> None:

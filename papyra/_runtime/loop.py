@@ -44,6 +44,7 @@ from papyra.exceptions import (
     TaskGroupLeftOpen,
 )
 from papyra.mailbox import Mailbox
+from papyra.output_gate import OutputGate
 from papyra.ref import ActorRef, Ask, Terminated, Told, Values
 from papyra.supervision import Decision
 from papyra.telemetry import Telemetry
@@ -531,7 +532,7 @@ class ActorLoop:
 
     def _answer(self, ask: Ask, reply: object) -> None:
         gate = self._lifecycle.gate
-        if gate is not None and gate.is_shut:
+        if gate is not None and OutputGate.shut and gate.is_shut:
             self._give(ask, functools.partial(self._answer_now, ask, reply))
         elif ask.given_up or type(reply) is Failure:
             self._answer_now(ask, reply)
