@@ -19,6 +19,10 @@ from papyra._trio import running_trio
 from papyra.exceptions import WrongLoop
 
 _running_loop, _modules = asyncio._get_running_loop, sys.modules
+if sys.version_info >= (3, 12):
+    _current_task: Callable[[Any], object] = asyncio.current_task
+else:  # where that is not in C yet
+    _current_task = asyncio.tasks._current_tasks.get  # type: ignore[attr-defined]
 
 
 class HomeLoop:
@@ -43,7 +47,7 @@ class HomeLoop:
         self.current_task: Callable[[], object]
         self._current_deadline: Callable[[], float]
         if self._trio is None:
-            self.current_task = functools.partial(asyncio.current_task, self._asyncio)
+            self.current_task = functools.partial(_current_task, self._asyncio)
             self._current_deadline = anyio.current_effective_deadline
         else:
             self.current_task = sys.modules["trio"].lowlevel.current_task

@@ -450,6 +450,11 @@ class ActorContext:
         """Whether this code runs in the actor's own task, and not in one that was started there."""
         return self._owner.runs_here()
 
+    @property
+    def runs_here(self) -> Callable[[], bool]:
+        """Return what returns `is_own_task`, for who has to ask often."""
+        return self._owner.runs_here
+
     def event(self, event: object) -> PersistedEvent:
         """Return `event` as a record of this actor's, with the time now.
 

@@ -141,8 +141,9 @@ class Ask(msgspec.Struct, eq=False):
     def resolve(self, reply: object) -> None:
         """Give the sender its reply."""
         self.reply = reply
-        if not self.done.done():
-            self.done.set_result(None)
+        done = self.done
+        if not done.done():
+            done.set_result(None)
 
     def fail(self, error: Exception) -> None:
         """Have the sender raise `error`."""
@@ -230,6 +231,21 @@ class ActorRef:
             self._mailbox.push(message)
         except MailboxClosed:
             self._cell.refuse_anyway(message)
+
+    def ask_at_once(self, message: object) -> Ask | None:
+        """Put `message` into the mailbox as `ask` does; `None` where that would wait, or raise.
+
+        For an actor that waits for `Ask.done` by itself, which takes half the time. It must know
+        that it does not wait for itself, and note it where it has `Ask.given_up`.
+        """
+        if OutputGate.shut:
+            return None
+        ask = Ask(message, self._cell.loop.new_signal())
+        try:
+            self._put_nowait(ask)
+        except (MailboxFull, MailboxClosed):
+            return None
+        return ask
 
     def request(self, message: object, answered: Answered) -> None:
         """Put `message` into the mailbox, and have `answered` called with its reply or its error.
@@ -435,6 +451,8 @@ class ActorRef:
 def checked_key(idempotency_key: object) -> str:
     """Return an idempotency key that is one. Raises `InvalidIdempotencyKey`."""
     if type(idempotency_key) is str and 0 < len(idempotency_key) <= MAX_KEY:
+        if idempotency_key.isascii():
+            return idempotency_key
         with contextlib.suppress(UnicodeEncodeError):
             idempotency_key.encode()
             return idempotency_key

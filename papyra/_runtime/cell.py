@@ -523,7 +523,10 @@ class Cell:
             self.lifecycle.gate.reset()
 
     def runs_here(self) -> bool:
-        return self.loop.is_in(self.lifecycle.task)
+        try:
+            return self.loop.current_task() is self.lifecycle.task
+        except RuntimeError:  # trio's, where it does not run
+            return False
 
     def stop_now(self) -> None:
         """Stop after the message at hand."""

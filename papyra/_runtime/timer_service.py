@@ -32,7 +32,14 @@ from papyra.exceptions import PapyraError, StoreReplaced
 from papyra.persistence.bases import BASE_TYPE
 from papyra.persistence.messages import Flush, ReadAll
 from papyra.persistence.records import PersistedEvent, Record
-from papyra.persistence.timers import TIMER, TIMER_INDEX, Failed, Fired, Unscheduled
+from papyra.persistence.timers import (
+    TIMER,
+    TIMER_INDEX,
+    Failed,
+    Fired,
+    Scheduled,
+    Unscheduled,
+)
 from papyra.persistence.verbs import PersistenceVerbs
 from papyra.ref import ActorRef
 
@@ -171,7 +178,8 @@ class TimerService:
 
     def attend(self, ref: ActorRef) -> None:
         """Look after timers, as this actor has some, or is about to. Does not wait."""
-        self.follow()
+        if not (self._is_running and self._is_wanted):
+            self.follow()
         if isinstance(ref, EntityRef):
             return
         address = str(ref.address)
@@ -349,9 +357,10 @@ class TimerService:
             )
             return
         if self._is_current:
-            self._count(change)
-            if isinstance(change, Unscheduled) and change.by_operator:
-                self._tell_of_change(record.actor_address)
+            if type(change) is not Scheduled:
+                self._count(change)
+                if isinstance(change, Unscheduled) and change.by_operator:
+                    self._tell_of_change(record.actor_address)
             if self._index.next_at != before:
                 self._changed.set()
 

@@ -61,7 +61,6 @@ from papyra.persistence.timers import (
     Outcome,
     Pending,
     Unscheduled,
-    payload_of,
 )
 from papyra.retry import Retry
 
@@ -197,7 +196,10 @@ class EventSourced(Actor, Generic[StateT]):
         Raises `RecoveryFailed` where it is not known: before the recovery, and after an append of
         which only the store knows what has become.
         """
-        return (self._history or self._own_history()).state
+        history = self._history
+        if history is None or history.failure is not None:
+            return self._own_history().state
+        return history.total
 
     @property
     def revision(self) -> int:
@@ -273,15 +275,29 @@ class EventSourced(Actor, Generic[StateT]):
         metadata that is none, `WrongTask` outside of the actor's own task, and what `append`
         raises; `RevisionConflict` if somebody else has written this history.
         """
-        history = self._check_task()
+        history = self._history
+        if history is None or not history.runs_here():
+            history = self._check_task()
         if history.failure is not None:
             # The message at hand has seen the state. If that was not kept, it must not go on.
             await self.context.output_gate().opened()
             await self._settle()
-        notes = self._timer_notes(schedule, unschedule)
-        if (events or notes) and not self._has_stored(history, events):
-            metadata = self._metadata(metadata)
-            await self._append(history, events, metadata, self._with_fired(notes))
+        notes: Sequence[Note] = ()
+        if schedule != () or unschedule != ():
+            notes = self._timer_notes(schedule, unschedule)
+        if not (events or notes) or (
+            history.resumption is not None and self._has_stored(history, events)
+        ):
+            return
+        if self._unnoted is not None:
+            notes = self._with_fired(notes)
+        metadata = self._key_metadata if metadata is None else self._metadata(metadata)
+        try:
+            await history.append(events, metadata, notes)
+        except BaseException:
+            self._suspect(history, notes)
+            raise
+        self._unnoted = None
 
     def persist_nowait(
         self,
@@ -301,7 +317,9 @@ class EventSourced(Actor, Generic[StateT]):
         Raises what `apply` raises, and as `persist` does for events and tasks that it refuses.
         """
         history = self._check_task()
-        notes = self._timer_notes(schedule, unschedule)
+        notes: Sequence[Note] = ()
+        if schedule != () or unschedule != ():
+            notes = self._timer_notes(schedule, unschedule)
         if (events or notes) and not self._has_stored(history, events):
             notes = self._with_fired(notes)
             self._append_nowait(history, events, self._metadata(metadata), notes)
@@ -429,39 +447,29 @@ class EventSourced(Actor, Generic[StateT]):
         with contextlib.suppress(RecoveryFailed):
             await self._settle()
 
-    async def _append(
-        self,
-        history: History[StateT],
-        events: Sequence[object],
-        metadata: Mapping[str, str] | None,
-        notes: Sequence[Note],
-    ) -> None:
-        try:
-            await history.append(events, metadata, notes)
-            self._unnoted = None
-        except BaseException:
-            if history.failure is not None or history.is_in_doubt:
-                self.context.settle_first(self._settle)
-                if notes:
-                    self.context.system.timers.suspect()
-            raise
+    def _suspect(self, history: History[StateT], notes: Sequence[Note]) -> None:
+        """Have what an append has left open settled before the next message."""
+        if history.failure is not None or history.is_in_doubt:
+            self.context.settle_first(self._settle)
+            if notes:
+                self.context.system.timers.suspect()
 
     def _timer_notes(
         self, schedule: Timer | Iterable[Timer], unschedule: str | Iterable[str]
     ) -> list[Note]:
         """Return what is to be stored of timers that are taken back, and scheduled."""
-        if schedule == () and unschedule == ():
-            return []
-        pending, now = self.scheduled, self.context.clock.time()
-        notes = [_note_of(Unscheduled(each)) for each in as_names(unschedule) if each in pending]
-        timers = as_timers(schedule)
-        if timers:
-            messages = type(self)._timer_messages or TimerMessages(type(self).__name__, ())
-            notes += [_note_of(each.scheduled(messages, now)) for each in timers]
+        notes = []
+        if unschedule != ():
+            pending, names = self._own_history().books.kept.timers, as_names(unschedule)
+            notes = [_note_of(Unscheduled(each)) for each in names if each in pending]
+        if timers := as_timers(schedule):
+            messages = self._timer_messages or TimerMessages(type(self).__name__, ())
+            now = self.context.clock.time()
+            notes += [Note(TIMER, each.scheduled(messages, now)) for each in timers]
             self.context.system.timers.attend(self.context.self_ref)
         return notes
 
-    def _with_fired(self, notes: list[Note]) -> list[Note]:
+    def _with_fired(self, notes: Sequence[Note]) -> Sequence[Note]:
         """Return `notes` behind the one that the timer at hand has fired, if there is one."""
         if self._unnoted is None:
             return notes
@@ -562,7 +570,13 @@ class EventSourced(Actor, Generic[StateT]):
         if history.failure is not None:
             await self.context.output_gate().opened()
             await self._settle()
-        await self._append(history, (), None, [_note_of(change)])
+        notes = [_note_of(change)]
+        try:
+            await history.append((), None, notes)
+        except BaseException:
+            self._suspect(history, notes)
+            raise
+        self._unnoted = None
         return "noted"
 
     async def _settle(self) -> None:
@@ -646,7 +660,7 @@ def _check_same(handled: KeyedCommand, command_type: str, idempotency_key: str) 
 
 
 def _note_of(change: Change) -> Note:
-    return Note(TIMER, payload_of(change))
+    return Note(TIMER, change)
 
 
 def _bring_timers_to(actor_class: type[EventSourced[Any]]) -> None:

@@ -41,7 +41,6 @@ from papyra.persistence.decisions import (
 from papyra.persistence.messages import (
     MAX_REASON,
     Append,
-    Appended,
     AppendMany,
     EncodedHistory,
     HistoryPage,
@@ -93,7 +92,10 @@ class History(Generic[StateT]):
         self._snapshots = snapshots
         self._bases = bases
         self._allows_none = False
-        self._state: StateT
+        #: returns whether code runs in the actor's own task
+        self.runs_here = context.runs_here
+        #: the sum of the events, if it is known: as long as there is no `failure`
+        self.total: StateT
         #: what else the events add up to
         self.books = Books(window)
         #: position in the history that `state` is the sum up to
@@ -117,7 +119,7 @@ class History(Generic[StateT]):
         """The sum of the events. Raises `RecoveryFailed` while it is not known."""
         if self.failure is not None:
             raise copy_of(self.failure)
-        return self._state
+        return self.total
 
     async def recover(self, *, from_beginning: bool) -> None:
         """Read the history, behind the newest snapshot if there is one. Raises `RecoveryFailed`.
@@ -147,11 +149,19 @@ class History(Generic[StateT]):
         """
         if self.failure is not None:
             raise copy_of(self.failure)
-        before = self._state
+        before = self.total
         state, records = self._next(before, events, metadata, notes)
         request = Append(records[0]) if len(records) == 1 else AppendMany(tuple(records))
+        appended: Any
+        ask = self._persistence.ask_at_once(request)
         try:
-            appended: Appended = await self._persistence.ask(request)
+            if ask is None:
+                appended = await self._persistence.ask(request)
+            else:
+                await ask.done
+                if ask.error is not None:
+                    raise ask.error
+                appended = ask.reply
         except RevisionConflict as conflict:
             self.lose(conflict)
             raise
@@ -162,9 +172,11 @@ class History(Generic[StateT]):
             raise
         except BaseException as error:
             # Cancelled, most likely: whether it is stored, the store knows.
+            if ask is not None:
+                ask.given_up = True
             self.lose(error)
             raise
-        self._state = state
+        self.total = state
         self.revision += len(records)
         if metadata or notes:
             self._take_in(records)
@@ -196,14 +208,14 @@ class History(Generic[StateT]):
             if save is not None and error is None:
                 save(reply.last_seq)
 
-        request = AppendMany(tuple(records))
+        request = Append(records[0]) if len(records) == 1 else AppendMany(tuple(records))
         try:
             self._persistence.request(request, answered if save is None else stored)
         except BaseException as error:
             if metadata or notes or not _is_immutable(before):
                 self.lose(error)
             raise
-        self._state = state
+        self.total = state
         self.revision = revision
 
     async def resume(self, idempotency_key: str, first_revision: int) -> None:
@@ -223,8 +235,8 @@ class History(Generic[StateT]):
                 f"this command was begun before, and cut short. It can't be handled once more, as "
                 f"revision {first_revision} is not in the store any more"
             )
-        self.resumption, self._present = resumption, Past(self._state, self.revision)
-        self._state, self.revision = before
+        self.resumption, self._present = resumption, Past(self.total, self.revision)
+        self.total, self.revision = before
 
     def meet(self, events: Sequence[object]) -> bool:
         """Move on past `events`, if the command that is handled once more has stored them.
@@ -240,14 +252,14 @@ class History(Generic[StateT]):
             return False
         decoded, revision = self.resumption.meet(events)
         for event in decoded:
-            self._state = self._applied(self._state, event)
+            self.total = self._applied(self.total, event)
         self.revision = revision
         return True
 
     def return_to_present(self) -> None:
         """Have the state of now again, if it is another one."""
         if self._present is not None:
-            self._state, self.revision = self._present
+            self.total, self.revision = self._present
         self.resumption = self._present = None
 
     async def _past(self, revision: int) -> Past[StateT]:
@@ -259,10 +271,10 @@ class History(Generic[StateT]):
         )
         then._until = revision
         if self._snapshots is not None and (found := await self._snapshots.find(revision + 1)):
-            then._state, then.revision, _ = found
+            then.total, then.revision, _ = found
             then._allows_none, then.failure = self._allows_none, None
         await then.recover(from_beginning=False)
-        return Past(then._state, then.revision)
+        return Past(then.total, then.revision)
 
     def lose(self, error: BaseException) -> None:
         """Note that only the store knows the state now, because of `error`."""
@@ -282,19 +294,23 @@ class History(Generic[StateT]):
         notes: Sequence[Note],
     ) -> tuple[StateT, list[PersistedEvent]]:
         """Return the state after `events`, and the records of them, and of the notes."""
-        revision = self.revision + 1
-        if len(events) == 1:
-            records = [self._record(events[0], revision)]
-        else:
-            records = [self._record(event, next_) for next_, event in enumerate(events, revision)]
-        if metadata:
-            records = _with_metadata(records, metadata)
-        if notes:
-            first = revision + len(records)
-            noted = [self._note_record(note, next_) for next_, note in enumerate(notes, first)]
+        encode, apply, before = self._schema.encode, self._apply, state
+        system_id, address, now = self._system_id, self._address, self._clock.time()
+        revision, records = self.revision, []
+        for event in events:
+            revision += 1
+            (name, version), payload = encode(event)
+            said = {**metadata} if metadata else {}
+            record = PersistedEvent(
+                system_id, address, name, payload, now, None, revision, version, said
+            )
+            records.append(record)
+        for name, payload in notes:
+            revision += 1
             # Where a command stores notes alone, these name its key.
-            records += noted if events or not metadata else _with_metadata(noted, metadata)
-        before, apply = state, self._apply
+            said = {**metadata} if metadata and not events else {}
+            record = PersistedEvent(system_id, address, name, payload, now, None, revision, 1, said)
+            records.append(record)
         try:
             for event in events:
                 state = apply(state, event)
@@ -305,25 +321,6 @@ class History(Generic[StateT]):
                 self.lose(error)
             raise
         return state, records
-
-    def _record(self, event: object, revision: int) -> PersistedEvent:
-        event_type, payload = self._schema.encode(event)
-        return PersistedEvent(
-            self._system_id,
-            self._address,
-            event_type.name,
-            payload,
-            self._clock.time(),
-            None,
-            revision,
-            event_type.version,
-        )
-
-    def _note_record(self, note: Note, revision: int) -> PersistedEvent:
-        return PersistedEvent(
-            *(self._system_id, self._address, note.event_type, note.payload, self._clock.time()),
-            revision=revision,
-        )
 
     def _take_in(self, records: Sequence[Step]) -> None:
         take_in = self.books.take_in
@@ -340,7 +337,7 @@ class History(Generic[StateT]):
         """Have a snapshot saved if one is due, now that the last event is stored."""
         if self._snapshots is None:
             return
-        save = self._snapshots.take(self._state, self.revision, self.books.kept)
+        save = self._snapshots.take(self.total, self.revision, self.books.kept)
         if save is not None:
             save(last_seq)
 
@@ -387,7 +384,7 @@ class History(Generic[StateT]):
                 if (found := await self._snapshots.load(before)) is not None:
                     state, self.revision, self.books.kept = found
         else:
-            state = self._state
+            state = self.total
         last_seq, more, is_usual = 0, True, not decisions and self._schema.steps is not None
         while more and (self._until is None or self.revision < self._until):
             page = await self._page(is_encoded=is_usual)
@@ -406,7 +403,7 @@ class History(Generic[StateT]):
                 last_seq = page.last_seq or last_seq
             # If not, once more, in the way that can tell what is wrong, if anything is.
             more |= not is_usual
-        self._state = state
+        self.total = state
         if last_seq:
             # For who wakes often and persists seldom.
             self._take_snapshot(last_seq)
@@ -514,12 +511,6 @@ class History(Generic[StateT]):
             revision=self.revision + 1,
             event_type=record.event_type,
         )
-
-
-def _with_metadata(
-    records: Sequence[PersistedEvent], metadata: Mapping[str, str]
-) -> list[PersistedEvent]:
-    return [structs.replace(each, metadata={**metadata}) for each in records]
 
 
 def _concerns_books(record: Step) -> bool:

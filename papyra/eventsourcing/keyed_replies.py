@@ -17,8 +17,13 @@ from papyra.persistence import codec
 
 #: Bytes of JSON that a reply may take up to be kept.
 MAX_REPLY_BYTES: Final = 8 * 1024
+#: Types of replies that are JSON whatever they are, up to so many bytes.
+_WORDS: Final = frozenset({str, bool, int, type(None)})
+_SMALL: Final = 1_000
 #: Characters that are kept of a failure's text, or of a reason.
 _MAX_TEXT: Final = 1_000
+
+_encode = msgspec.json.Encoder().encode
 
 
 def keep_reply(message: Any, reply: object) -> KeptReply:
@@ -27,7 +32,10 @@ def keep_reply(message: Any, reply: object) -> KeptReply:
         failure = KeptFailure(printable(type_name(reply.error)), _short(text_of(reply.error)))
         return KeptReply(failure=failure)
     try:
-        encoded = codec.encode_payload(reply)
+        # Most replies are no more than a word, or a number.
+        is_small = type(reply) in _WORDS and len(encoded := _encode(reply)) <= _SMALL
+        if not is_small:
+            encoded = codec.encode_payload(reply)
         if len(encoded) > MAX_REPLY_BYTES:
             return KeptReply(not_kept=f"it is larger than {MAX_REPLY_BYTES} bytes of JSON")
         # Once more as who repeats the command will get it.

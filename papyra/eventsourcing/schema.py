@@ -31,8 +31,7 @@ _fields: Callable[[Any], dict[str, Any]] = structs.asdict
 _EVENT, _UPCASTER = "__papyra_event__", "__papyra_upcaster__"
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class EventType:
+class EventType(NamedTuple):
     """The name and the version under which a class of events is stored."""
 
     name: str

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import datetime
 import functools
 import zoneinfo
@@ -28,22 +27,27 @@ GRACE = 60.0
 #: Unix time in seconds up to which there are dates, with a day left for time zones.
 _END = 253_402_214_400.0
 
+#: How many of the four ways to say when a timer leaves out.
+_OTHERS = 3
+#: Integers up to there are small.
+_WORD = 2**63
 _MISSED = ("once", "all", "skip")
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class Timer:
+class _Message(msgspec.Struct, frozen=True):
+    #: stands for one timer of its actor: a pending one of the same name is replaced
+    name: str
+    #: of one of the types that `timer_messages` names
+    message: Any
+
+
+class Timer(_Message, frozen=True, kw_only=True):
     """A durable timer to be scheduled: ``persist(..., schedule=Timer("pay", Due(), after=60))``.
 
     Exactly one of `at`, `after`, `every` and `cron` says when. Raises `InvalidTimer` for what makes
     no sense, and `MissingExtra` for `cron` without the extra that is called so.
     """
 
-    #: stands for one timer of its actor: a pending one of the same name is replaced
-    name: str
-    #: of one of the types that `timer_messages` names
-    message: Any
-    _: dataclasses.KW_ONLY
     #: an aware `datetime`, or Unix time in seconds; what is past is due at once
     at: datetime.datetime | float | None = None
     #: seconds from now
@@ -60,7 +64,9 @@ class Timer:
 
     def __post_init__(self) -> None:
         check_timer_name(self.name)
-        if (self.at, self.after, self.every, self.cron).count(None) != 3:
+        if (
+            (self.at is None) + (self.after is None) + (self.every is None) + (self.cron is None)
+        ) != _OTHERS:
             times = {"at": self.at, "after": self.after, "every": self.every, "cron": self.cron}
             said = " and ".join(name for name, value in times.items() if value is not None)
             listed = said or "none of them"
@@ -71,20 +77,21 @@ class Timer:
             raise self._invalid(f"every is seconds, 0.001 or more, not {shown(self.every)}")
         if self.tz is not None and self.cron is None:
             raise self._invalid("tz is the time zone of cron, and there is none")
-        if self.missed not in _MISSED:
+        if self.missed != "once" and self.missed not in _MISSED:
             raise self._invalid(f"missed is {', '.join(_MISSED)}, not {shown(self.missed)}")
 
     def scheduled(self, messages: TimerMessages, now: float) -> Scheduled:
         """Return the change that schedules it at Unix time `now`. Raises `InvalidTimer`."""
         kind, version, message = messages.encode(self.message)
+        due = self._first(now)
+        if not due < _END:
+            raise self._invalid(f"there is no date for {shown(due)}")
         every = None if self.every is None else float(self.every)
-        changes = Scheduled(
-            *(self.name, self._first(now), kind, message, version),
-            *(every, None if every is None else now, self.cron, self._zone(), self.missed),
+        start, zone_name = None if every is None else now, self._zone()
+        return Scheduled(
+            *(self.name, due, kind, message, version),
+            *(every, start, self.cron, zone_name, self.missed),
         )
-        if not changes.due < _END:
-            raise self._invalid(f"there is no date for {shown(changes.due)}")
-        return changes
 
     def _first(self, now: float) -> float:
         """Return Unix time in seconds of the first occurrence."""
@@ -98,6 +105,8 @@ class Timer:
         return now + float(self.every if self.after is None else self.after)  # type: ignore[arg-type]
 
     def _moment(self, at: object) -> float:
+        if type(at) is float and -_END < at < _END:
+            return at
         if isinstance(at, datetime.datetime):
             if at.utcoffset() is None:
                 raise self._invalid(
@@ -154,6 +163,7 @@ class TimerMessages:
         """Check the types. Raises `InvalidSchema` for what could not be read back."""
         self._owner = owner
         self._schema = Schema(owner, types, [], attribute="timer_messages")
+        self._classes = frozenset(self._schema.classes)
         #: those of which any JSON that is made comes back, but for NaN
         self._simple = {each for each in self._schema.classes if _is_simple(each)}
         self._encoder = msgspec.json.Encoder()
@@ -163,7 +173,7 @@ class TimerMessages:
 
         Raises `InvalidTimer` for one of another type, or that could not be read back.
         """
-        if type(message) not in self._schema.classes:
+        if type(message) not in self._classes:
             known = ", ".join(sorted(each.__name__ for each in self._schema.classes)) or "none"
             raise InvalidTimer(
                 f"{type_name(message)} can't be scheduled: it is not in {self._owner}."
@@ -171,6 +181,8 @@ class TimerMessages:
             )
         try:
             kind, payload = self._schema.encode(message)
+            if type(payload) is dict and _is_plain(payload.values()):
+                return kind.name, kind.version, payload
             if type(message) in self._simple:
                 encoded = self._encoder.encode(payload)
                 if b"null" not in encoded:
@@ -192,6 +204,20 @@ def _is_simple(message_class: type) -> bool:
     parts = parts_of(msgspec.inspect.type_info(message_class))
     is_known = not any(isinstance(each, msgspec.inspect.AnyType) for each in parts)
     return is_known and decodes_alike(message_class)
+
+
+def _is_plain(values: Iterable[object]) -> bool:
+    """Return whether it is plain that these come back from JSON as they are."""
+    for each in values:
+        if type(each) is int:
+            if not -_WORD <= each < _WORD:
+                return False
+        elif type(each) is str:
+            if not each.isascii():
+                return False
+        elif each is not None and type(each) is not bool:
+            return False
+    return True
 
 
 class _Stored:
@@ -273,14 +299,17 @@ def check_timer_name(name: object) -> None:
             f"the name of a timer is a string of 1 to {MAX_NAME} characters, not {shown(name)}"
         )
     try:
-        name.encode()
+        if not name.isascii():
+            name.encode()
     except UnicodeEncodeError as error:
         raise InvalidTimer(f"the name of a timer is text, and {shown(name)} is none") from error
 
 
 def as_timers(schedule: Timer | Iterable[Timer]) -> Sequence[Timer]:
     """Return timers, or the one that it is, as a sequence. Raises `InvalidTimer` for others."""
-    timers = (schedule,) if isinstance(schedule, Timer) else tuple(schedule)
+    if isinstance(schedule, Timer):
+        return (schedule,)
+    timers = tuple(schedule)
     for each in timers:
         if not isinstance(each, Timer):
             raise InvalidTimer(f"schedule takes a Timer, or several, not {shown(each)}")

@@ -498,6 +498,8 @@ def room_left(  # noqa: PLR0912 - it is the way of small events, and each call t
                 room -= len("".join(value))
     elif kind in _ITERABLE:
         parts = value
+    elif type(kind) is _StructMeta:
+        parts = msgspec.structs.astuple(value)
     elif (form := form_of(kind)) is not None and form.is_regular(value):
         parts = form.parts(value)
     else:
@@ -528,6 +530,9 @@ def _room_left_by_other(value: Any, room: int, levels: int) -> int:
     form = form_of(kind)
     if kind in _TEXTS:
         return room - len(value)
+    if kind is msgspec.Raw:
+        json = bytes(value)
+        return -1 if len(json) > room or _fault_in_json(json, levels) else room - len(json)
     if form is _HARMLESS:
         return -1 if kind is memoryview else room - _SHORT
     if isinstance(form, _Scalars):

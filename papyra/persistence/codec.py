@@ -289,7 +289,10 @@ def _encode_small(record: Record) -> bytes | None:
             or record.seq is not None
             or not (
                 (
-                    record.revision is None
+                    (
+                        (revision := record.revision) is None
+                        or (type(revision) is int and 0 < revision <= MAX_VERSION)
+                    )
                     and record.event_version is _FIRST_VERSION
                     and type(metadata := record.metadata) is dict
                     and not metadata
@@ -589,11 +592,12 @@ def _is_versioned(event: PersistedEvent) -> bool:
 
 def fits_in_metadata(metadata: Mapping[str, str]) -> bool:
     """Return whether an event may have this metadata: strings by their names, and not too many."""
-    return (
-        len(metadata) <= _MAX_METADATA
-        and _NAMES.issuperset(map(type, chain(metadata, metadata.values())))
-        and sum(map(len, chain(metadata, metadata.values()))) <= _MAX_METADATA_CHARACTERS
-    )
+    room = _MAX_METADATA_CHARACTERS
+    for name, value in metadata.items():
+        if type(name) is not str or type(value) is not str:
+            return False
+        room -= len(name) + len(value)
+    return room >= 0 and len(metadata) <= _MAX_METADATA
 
 
 def _refuse_versions(event: PersistedEvent) -> None:

@@ -16,7 +16,6 @@ from papyra.persistence.timers import (
     MadeDue,
     Pending,
     Unscheduled,
-    payload_of,
     take_in,
 )
 
@@ -60,9 +59,7 @@ def change_for(request: CancelTimer | FireTimer, found: FoundTimer, now: float) 
 def change_record(found: FoundTimer, change: Change, revision: int, now: float) -> PersistedEvent:
     """Return a change as an event of this revision, at Unix time."""
     last = found.last
-    return PersistedEvent(
-        last.system_id, last.actor_address, TIMER, payload_of(change), now, revision=revision
-    )
+    return PersistedEvent(last.system_id, last.actor_address, TIMER, change, now, revision=revision)
 
 
 async def pending_timers(read: ReadAllPage) -> AsyncIterator[tuple[str, Pending]]:

@@ -7,7 +7,7 @@ keeps a history keeps its timers. It changes no state; what is pending is the su
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, TypeAlias, cast
 
 import msgspec
 from msgspec import structs
@@ -172,6 +172,7 @@ def move_on(timers: dict[str, Pending], change: Change, revision: int) -> None:
 _CHANGES: dict[Any, type[Change]] = {
     each.__struct_config__.tag: each for each in (Scheduled, Unscheduled, Fired, Failed, MadeDue)
 }
+_CHANGE_TYPES = frozenset(_CHANGES.values())
 
 
 class InvalidTimerEvent(ValueError):
@@ -183,6 +184,8 @@ def change_in(payload: object) -> Change:
 
     Raises `InvalidTimerEvent` for what is none.
     """
+    if type(payload) in _CHANGE_TYPES:
+        return cast("Change", payload)  # it has not been stored yet, or has just been
     kind = _CHANGES.get(payload.get("change", "")) if isinstance(payload, dict) else None
     try:
         # A union would be looked into each time anew.
@@ -191,17 +194,9 @@ def change_in(payload: object) -> Change:
         raise InvalidTimerEvent(f"it changes no timer: {text_of(error)}") from error
 
 
-def payload_of(change: Change) -> dict[str, Any]:
-    """Return the payload of the event that a change is: plain data, which is stored faster."""
-    payload: dict[str, Any] = msgspec.to_builtins(change)
-    return payload
-
-
-def with_cause(payload: dict[str, Any], cause: Mapping[str, str]) -> dict[str, Any]:
-    """Return the payload of a change; of one that schedules a timer, with what has caused it."""
-    if payload.get("change") != Scheduled.__struct_config__.tag:
-        return payload
-    return {**payload, "cause": {**cause}}
+def with_cause(change: Change, cause: Mapping[str, str]) -> Change:
+    """Return a change; one that schedules a timer with what has caused it."""
+    return structs.replace(change, cause={**cause}) if isinstance(change, Scheduled) else change
 
 
 class _Bookkeeping(msgspec.Struct):

@@ -39,7 +39,7 @@ from papyra.persistence.reports import ReportProgress
 from papyra.persistence.subscribing import Subscribe, Subscribed, Unsubscribe
 from papyra.persistence.subscription import Selection
 from papyra.persistence.verbs import PersistenceVerbs
-from papyra.ref import ActorRef, Answered, Values
+from papyra.ref import ActorRef, Answered, Ask, Values
 from papyra.retry import Retry
 from papyra.timers import Timers
 
@@ -394,6 +394,10 @@ class _StoreRef(_LoneRef):
         del timeout, retry, idempotency_key
         await self.answer()
         return await self._execute(message)
+
+    def ask_at_once(self, message: object) -> Ask | None:
+        del message
+        return None
 
     def tell_nowait(self, message: object) -> None:
         self.request(message, _ignore)

@@ -52,8 +52,8 @@ def test_an_event_is_stored_under_the_name_of_its_class_unless_another_was_given
     events = schema(Opened, Deposited, upcasters=(in_cents, with_currency))
     opened, _ = events.encode(Opened("ann"))
     deposited, _ = events.encode(Deposited(5))
-    assert dataclasses.astuple(opened) == ("Opened", 1)
-    assert dataclasses.astuple(deposited) == ("deposited", 3)
+    assert tuple(opened) == ("Opened", 1)
+    assert tuple(deposited) == ("deposited", 3)
 
 
 def test_a_stored_event_is_decoded_into_its_class_with_defaults_for_added_fields() -> None:

@@ -143,7 +143,7 @@ def state_ahead(monkeypatch: pytest.MonkeyPatch) -> None:
     """Have `persist` take on the state first, and keep it when the append fails."""
 
     async def append(history: History[Any], events: list[object], *rest: object) -> None:
-        history._state, records = history._next(history.state, events, None, ())
+        history.total, records = history._next(history.state, events, None, ())
         history.revision += len(records)
         await history._context.persistence.ask(AppendMany(tuple(records)))
 
@@ -163,7 +163,7 @@ def snapshots_ahead(monkeypatch: pytest.MonkeyPatch) -> None:
         def stored(reply: Any, error: Exception | None) -> None:
             answered(reply, error)
             if error is None and snapshots is not None:
-                save = snapshots.take(history._state, revision, Bookkeeping())
+                save = snapshots.take(history.total, revision, Bookkeeping())
                 if save is not None:
                     save(reply.last_seq)
 

@@ -487,7 +487,7 @@ async def test_a_snapshot_of_a_state_that_the_events_do_not_lead_to_is_found() -
 
         async def keep(self, event: object) -> None:
             assert self._history is not None
-            self._history._state = Balance(self.state.amount + 1, self.state.movements)
+            self._history.total = Balance(self.state.amount + 1, self.state.movements)
             await super().keep(event)
 
     with pytest.raises(

@@ -68,11 +68,11 @@ async def commit(requests: Sequence[Append | AppendMany], writer: Writer) -> Com
     if len(records) > MAX_COMMIT_RECORDS or size > MAX_COMMIT_BYTES:
         return await _commit_one_by_one(requests, writer)
     try:
-        if events := part_of_histories(records):
-            revisions = writer.revisions
-            if not revisions.advance_alone(events):
-                await revisions.learn(events)
-                revisions.advance(events)
+        # Most are alone, or have no revision, and each call takes its time.
+        if len(records) != 1 or (
+            records[0].revision is not None and not writer.revisions.advance_alone(records[0])
+        ):
+            await _check_revisions(records, writer.revisions)
         first_seq = await writer.write(records, encoded, size)
     except (RevisionConflict, HistoriesUnsupported):
         return await _commit_one_by_one(requests, writer)
@@ -83,6 +83,13 @@ async def commit(requests: Sequence[Append | AppendMany], writer: Writer) -> Com
     if len(requests) == 1:
         return (Appended(first_seq, first_seq + len(records) - 1),), ()
     return _Replies(first_seq, ends), ()
+
+
+async def _check_revisions(records: Sequence[Record], revisions: Revisions) -> None:
+    """Take the revisions of records for the last ones. Raises `RevisionConflict`."""
+    if events := part_of_histories(records):
+        await revisions.learn(events)
+        revisions.advance(events)
 
 
 async def _commit_one_by_one(requests: Sequence[Append | AppendMany], writer: Writer) -> Committed:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
-from typing import cast
 
 from papyra._safe_repr import shown
 from papyra.exceptions import HistoriesUnsupported, RevisionConflict
@@ -27,7 +26,7 @@ def part_of_histories(records: Sequence[Record]) -> Sequence[PersistedEvent]:
     """Return those of `records` that have a revision."""
     if len(records) == 1:
         # Most are alone, and this takes half the time.
-        return () if records[0].revision is None else cast("Sequence[PersistedEvent]", records)
+        return () if records[0].revision is None else records  # type: ignore[return-value]
     return [record for record in records if record.revision is not None]
 
 
@@ -48,16 +47,15 @@ class Revisions:
         """Ask the store about every actor again, as somebody else may have written."""
         self._last.clear()
 
-    def advance_alone(self, events: Sequence[PersistedEvent]) -> bool:
-        """Take the revision of `events` for the last one, if it is one event and known to follow.
+    def advance_alone(self, record: Record) -> bool:
+        """Take the revision of one event for the last one, if it is known to follow.
 
         Return whether it is: else `learn` and `advance` find out. Most are such, and this takes a
         third of the time.
         """
-        if len(events) != 1:
+        if type(record) is not PersistedEvent:
             return False
-        event = events[0]
-        actor, revision = event.actor_address, event.revision
+        actor, revision = record.actor_address, record.revision
         last = self._last.get(actor)
         if last is None or revision != last + 1:
             return False
