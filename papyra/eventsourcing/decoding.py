@@ -28,7 +28,8 @@ def wanted_events(types: Iterable[str | type] | None, entity: type[Actor] | None
     those. Others come as the classes themselves. Raises `InvalidRequest`, and `InvalidSchema` for
     classes that are no events.
     """
-    schema = entity._schema if entity and issubclass(entity, EventSourced) else None
+    definition = entity._definition if entity and issubclass(entity, EventSourced) else None
+    schema = None if definition is None else definition.schema
     if types is None:
         return None, None if schema is None else _decoder(schema, (object,))
     if isinstance(types, (str, bytes)):

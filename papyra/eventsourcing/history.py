@@ -105,6 +105,8 @@ class History(Generic[StateT]):
         #: the command that is handled once more, while what it persists is stored already
         self.resumption: Resumption[StateT] | None = None
         self._present: Past[StateT] | None = None
+        #: of the command at hand, if it has a key: what its events say about it
+        self.command_metadata: Mapping[str, str] | None = None
         #: of the events that the last recovery has passed over, as operators have decided
         self.passed_over: tuple[int, ...] = ()
         #: whether the store may hold more: an append has failed, or its answer was lost

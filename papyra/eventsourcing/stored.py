@@ -14,10 +14,10 @@ from papyra.persistence.records import PersistedEvent
 
 def schema_of(actor_class: type[EventSourced[Any]]) -> Schema:
     """Return the events that a class of actors knows, and the ways to them from older ones."""
-    schema = actor_class._schema
-    if schema is None:
+    definition = actor_class._definition
+    if definition is None:
         raise InvalidActor("EventSourced itself has no events: name a class made of it")
-    return schema
+    return definition.schema
 
 
 def decoding_fault(schema: Schema, record: PersistedEvent) -> str | None:

@@ -10,7 +10,7 @@ from typing import Any, Literal, TypeAlias, TypeVar
 
 import anyio
 
-from papyra.eventsourcing.actor import FIRST_PAUSE
+from papyra.eventsourcing.recovery import FIRST_PAUSE
 from papyra.persistence import codec
 from papyra.persistence.backends.base import PersistenceBackend
 from papyra.persistence.backends.memory import InMemoryPersistence

@@ -291,7 +291,7 @@ async def test_an_actor_that_is_cancelled_leaves_its_replies_to_their_appends() 
 
 
 async def test_outstanding_appends_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("papyra.eventsourcing.actor.MAX_OUTSTANDING", 5)
+    monkeypatch.setattr("papyra.eventsourcing.recovery.MAX_OUTSTANDING", 5)
     store = faulty()
     async with ActorSystem("bank", persistence=store) as system:
         account = await ready(system)

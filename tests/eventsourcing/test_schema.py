@@ -300,6 +300,6 @@ def test_upcasters_in_the_body_of_a_class_and_of_its_bases_count() -> None:
         events = (Deposited, Opened)
 
     for actor in (Base, Derived):
-        assert actor._schema is not None
+        assert actor._definition is not None
         record = stored("deposited", {"amount": 1}, 1)
-        assert actor._schema.decode(record) == [Deposited(100, "EUR")]
+        assert actor._definition.schema.decode(record) == [Deposited(100, "EUR")]

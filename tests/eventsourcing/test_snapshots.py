@@ -458,7 +458,8 @@ def test_a_state_that_only_a_function_knows_is_found_out() -> None:
         async def receive(self, message: Any) -> Any:
             return self.state
 
-    codec = Keeper._state_codec
+    assert Keeper._definition is not None
+    codec = Keeper._definition.state_codec
     assert codec is not None
     assert codec.decode(codec.encode(Local(7))) == Local(7)
 

@@ -1,0 +1,199 @@
+"""Timers that are brought to their actor: what it makes of each, and what it notes of that."""
+
+from __future__ import annotations
+
+import functools
+import logging
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Sequence
+from typing import Any, Generic, TypeAlias, TypeVar
+
+from papyra._safe_repr import shown, type_and_text
+from papyra.actor import ActorContext, Failure
+from papyra.due_timers import TimerDue, TimerFailed, TimersChanged, is_of_timers
+from papyra.eventsourcing.bookkeeping import Note
+from papyra.eventsourcing.history import History
+from papyra.eventsourcing.recovery import Recovery
+from papyra.eventsourcing.timers import (
+    Occurrence,
+    Timer,
+    TimerMessages,
+    as_names,
+    as_timers,
+    given_up,
+    is_missed,
+    next_due,
+    occurrence_of,
+)
+from papyra.exceptions import UnhandledMessage
+from papyra.persistence.messages import MAX_REASON, Append
+from papyra.persistence.records import PersistedDeadLetter
+from papyra.persistence.timers import TIMER, Change, Failed, Fired, Outcome, Pending, Unscheduled
+from papyra.retry import Retry
+
+StateT = TypeVar("StateT")
+
+#: What handles a message of a timer: ``receive``.
+Receive: TypeAlias = Callable[[Any], Coroutine[Any, Any, Any]]
+
+logger = logging.getLogger("papyra")
+
+#: Where a function keeps that it looks for timers that are brought.
+_BRINGS_TIMERS = "__papyra_brings_timers__"
+
+
+class TimerDelivery(Generic[StateT]):
+    """The durable timers of one actor, from its own side."""
+
+    def __init__(
+        self,
+        history: History[StateT],
+        recovery: Recovery[StateT],
+        context: ActorContext,
+        messages: TimerMessages,
+        retry: Retry,
+    ) -> None:
+        self._history = history
+        self._recovery = recovery
+        self._context = context
+        self._address = str(context.self_ref.address)
+        self._messages = messages
+        self._retry = retry
+        #: whose message is being handled
+        self.occurrence: Occurrence | None = None
+        #: the timer at hand, until the note that it has fired is stored
+        self._unnoted: Pending | None = None
+
+    def changes(
+        self, schedule: Timer | Iterable[Timer], unschedule: str | Iterable[str]
+    ) -> list[Note]:
+        """Return what is to be stored of timers that are taken back, and scheduled.
+
+        Raises `InvalidTimer`, and `MissingExtra`.
+        """
+        notes = []
+        if unschedule != ():
+            pending, names = self._history.books.kept.timers, as_names(unschedule)
+            notes = [Note(TIMER, Unscheduled(each)) for each in names if each in pending]
+        if timers := as_timers(schedule):
+            now = self._context.clock.time()
+            notes += [Note(TIMER, each.scheduled(self._messages, now)) for each in timers]
+            self._context.system.timers.attend(self._context.self_ref)
+        return notes
+
+    def with_fired(self, notes: Sequence[Note]) -> Sequence[Note]:
+        """Return `notes` behind the one that the timer at hand has fired, if there is one."""
+        if self._unnoted is None:
+            return notes
+        return [Note(TIMER, self._fired(self._unnoted, "handled")), *notes]
+
+    def note_stored(self) -> None:
+        """Take note that what `with_fired` has returned is stored, or on its way."""
+        self._unnoted = None
+
+    async def receive(
+        self, timer: TimerDue | TimerFailed | TimersChanged, receive: Receive
+    ) -> object:
+        """Handle a timer that is brought; or note that this has failed."""
+        if isinstance(timer, TimersChanged):
+            self._history.is_in_doubt = True
+            await self._recovery.settle()
+            return "noted"
+        pending = await self._pending(timer)
+        if pending is None:
+            return "stale"
+        if isinstance(timer, TimerFailed):
+            return await self._note_failure(pending, timer.error)
+        scheduled = pending.scheduled
+        if (
+            scheduled.missed == "skip"
+            and not pending.attempts
+            and is_missed(scheduled, pending.due, timer.seen)
+        ):
+            return await self._note(self._fired(pending, "skipped"))
+        return await self._handle(pending, receive)
+
+    async def _handle(self, pending: Pending, receive: Receive) -> object:
+        message = self._messages.decode(pending.scheduled)
+        self.occurrence = occurrence_of(self._address, pending)
+        self._unnoted = pending
+        try:
+            handling, telemetry = receive(message), self._context.system.telemetry
+            if telemetry is not None:
+                late = max(0.0, self._context.clock.time() - pending.due)
+                handling = telemetry.timer(
+                    *(self._context.self_ref.address, pending.name, late),
+                    *(pending.scheduled.cause, handling),
+                )
+            reply = await handling
+            is_refused = type(reply) is Failure and not isinstance(reply.error, UnhandledMessage)
+            if self._unnoted is not None:
+                if is_refused:
+                    return reply
+                await self._note(self._fired(self._unnoted, "handled"))
+        finally:
+            self._unnoted = self.occurrence = None
+        return "handled"
+
+    async def _pending(self, timer: TimerDue | TimerFailed) -> Pending | None:
+        """Return the timer that is brought, if it is what is pending."""
+        key = timer.name, timer.generation, timer.due
+        is_current = self._context.system.timers.is_current(self._address, *key)
+        if (self._own_pending(*key) is not None) != is_current:
+            # An operator has changed it, most likely; the store knows.
+            self._history.is_in_doubt = True
+            await self._recovery.settle()
+        return self._own_pending(*key)
+
+    def _own_pending(self, name: str, generation: int, due: float) -> Pending | None:
+        pending = self._history.books.kept.timers.get(name)
+        if pending is None or (pending.generation, pending.due) != (generation, due):
+            return None
+        return pending
+
+    async def _note_failure(self, pending: Pending, error: Exception) -> str:
+        """Note that an occurrence comes again; or, after too many failures, that it is over."""
+        attempts, now = pending.attempts + 1, self._context.clock.time()
+        why = type_and_text(error)[:MAX_REASON]
+        delay = self._retry.delay_after(attempts, error)
+        if delay is not None:
+            return await self._note(Failed(pending.name, pending.due, attempts, now + delay, why))
+        logger.error(
+            "timer %s of %s is given up after %d attempts: %s",
+            *(shown(pending.name), self._address, attempts, why),
+        )
+        # First, as it is better found twice than not at all.
+        letter = PersistedDeadLetter(
+            *(self._context.system.system_id, self._address, pending.scheduled.message_type),
+            *(given_up(self._address, pending, attempts, why), False, now),
+        )
+        await self._context.persistence.ask(Append(letter))
+        return await self._note(self._fired(pending, "failed"))
+
+    async def _note(self, change: Change) -> str:
+        """Store a change of a timer by itself."""
+        await self._recovery.know_state()
+        await self._recovery.append((), None, [Note(TIMER, change)])
+        self._unnoted = None
+        return "noted"
+
+    def _fired(self, pending: Pending, outcome: Outcome) -> Fired:
+        """Return the note that an occurrence is over, and which one is next as of now."""
+        following = next_due(pending.scheduled, pending.due, self._context.clock.time())
+        return Fired(pending.name, pending.due, following, outcome)
+
+
+def bring_timers_to(actor_class: Any, delivery_of: Callable[[Any], TimerDelivery[Any]]) -> None:
+    """Have `receive` of a class be given the messages that its timers bring."""
+    receive: Any = actor_class.receive
+    if getattr(receive, _BRINGS_TIMERS, False):
+        return
+
+    @functools.wraps(receive)
+    def brought(self: Any, message: Any) -> Awaitable[Any]:
+        if is_of_timers(message):
+            return delivery_of(self).receive(message, functools.partial(receive, self))
+        handling: Awaitable[Any] = receive(self, message)
+        return handling
+
+    setattr(brought, _BRINGS_TIMERS, True)
+    actor_class.receive = brought
