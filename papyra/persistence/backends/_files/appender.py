@@ -64,8 +64,8 @@ class Appender:
         self._last_byte = b"\n"
         #: the write that is not committed yet
         self._written: _Write | None = None
-        #: the last committed write, until another append begins
-        self._committed: _Write | None = None
+        #: the tail before the last committed write, until another append begins
+        self._committed: tuple[int, int, int] | None = None
         #: whether the file ends where the tail does
         self._is_truncated = True
         #: whether it does not since a write has failed, and not as it was found so
@@ -102,7 +102,8 @@ class Appender:
         lines = make_lines(first_seq, tail.tail_seq, encoded, acknowledged)
         data = b"".join(lines)
         # All that is needed later, as there may be no memory then.
-        run = Run(tail.end, first_seq, records, list(map(len, lines)), list(map(len, encoded)))
+        lengths, sizes = list(map(len, lines)), list(map(len, encoded))
+        run = Run(tail.end, first_seq, records, lengths, sizes, data)
         before = tail.end, tail.last_seq, tail.tail_seq
         written = _Write(run, tail.end + len(data), first_seq + len(records) - 1, before)
         self.begin()
@@ -128,7 +129,7 @@ class Appender:
         written = self._written
         if written is None:
             return None
-        self._committed, self._written = written, None
+        self._committed, self._written = written.before, None
         tail = self.tail
         tail.end, tail.last_seq, tail.tail_seq = written.end, written.last_seq, written.last_seq
         self._is_truncated, self._last_byte = True, b"\n"
@@ -146,7 +147,7 @@ class Appender:
         """
         tail = self.tail
         if self._committed is not None:
-            tail.end, tail.last_seq, tail.tail_seq = self._committed.before
+            tail.end, tail.last_seq, tail.tail_seq = self._committed
             self._committed = None
         elif self._size is not None and self._written is None:
             return  # and nothing was written

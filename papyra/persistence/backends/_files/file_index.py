@@ -10,6 +10,7 @@ from itertools import accumulate
 
 from papyra.persistence.backends._files.actor_index import ActorIndex
 from papyra.persistence.backends._files.block_index import SparseIndex
+from papyra.persistence.backends._files.checked_spans import CheckedSpans
 from papyra.persistence.backends._files.line_format import BadLine, Line
 from papyra.persistence.backends._files.scan import Part, Run
 from papyra.persistence.records import PersistedEvent, Record
@@ -25,6 +26,8 @@ class FileIndex:
         self._blocks: SparseIndex | None = None
         #: the lines of histories; `None` where they are not known and have to be read for
         self._histories: ActorIndex | None = None
+        #: lines that were read or written since it began
+        self.spans = CheckedSpans()
         #: runs that were committed, and are not in the index yet
         self._pending: list[Run] = []
         self._pending_records = 0
@@ -61,6 +64,7 @@ class FileIndex:
     def forget(self) -> None:
         """Forget the index: the file is read for it when it is needed next."""
         self._blocks = self._histories = None
+        self.spans = CheckedSpans()
         self._pending.clear()
         self._pending_records = 0
 
@@ -68,8 +72,9 @@ class FileIndex:
         """Add a part that was read from the file; `last_seq` is that of the last good line."""
         blocks = self.blocks
         match part:
-            case Run(offset, first_seq, records, lengths, sizes):
+            case Run(offset, first_seq, records, lengths, sizes, data):
                 blocks.extend(offset, first_seq, records, lengths, sizes)
+                self.spans.add(offset, data)
                 self._add_steps(part)
             case Line() as line, record if record is not None:
                 blocks.add(line.offset, last_seq, record, len(line.record))
@@ -88,7 +93,8 @@ class FileIndex:
             return  # the file is read for it
         if self._pending and self._pending[-1].last_seq + 1 != run.first_seq:
             self._take_in(self._blocks)  # a run without a gap ends here
-        self._pending.append(run)
+        self.spans.add(run.offset, run.data)
+        self._pending.append(run._replace(data=b""))
         self._pending_records += len(run.records)
         if self._pending_records >= _PENDING:
             self._take_in(self._blocks)

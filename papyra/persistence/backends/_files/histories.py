@@ -6,6 +6,7 @@ from bisect import bisect_left, bisect_right
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
+from papyra.persistence.backends._files.checked_spans import Span
 from papyra.persistence.backends._files.journal import Journal
 from papyra.persistence.backends._files.journal_file import JournalFile
 from papyra.persistence.backends._files.line_format import seq_of
@@ -24,6 +25,8 @@ _NONE = 2**63
 _LAST = 4
 #: Lines that are looked up together.
 _TOGETHER = 1024
+#: Bytes for each line up to which there are likely no others in between.
+_DENSE = 512
 
 
 def read_history(journal: Journal, request: ReadHistory) -> HistoryPage:
@@ -38,16 +41,47 @@ def read_encoded_history(journal: Journal, request: ReadHistory) -> EncodedHisto
     for file, offsets, first in _lines_after(journal, request.actor, request.after_revision):
         start = first
         while start < len(offsets):
-            part = offsets[start : start + min(MAX_RUN_RECORDS, wanted)]
-            if not part or size >= MAX_PAGE_BYTES:
+            if not wanted or size >= MAX_PAGE_BYTES:
                 return EncodedHistory(tuple(runs), False, last_seq, True)
-            lines = file.whole_lines_at(part, MAX_PAGE_BYTES - size)
-            if lines is None:
+            run = _run_at(file, offsets, start, min(MAX_RUN_RECORDS, wanted), MAX_PAGE_BYTES - size)
+            if run is None:
                 return read_history(journal, request)
-            runs.append(EncodedRun(b"\n".join(lines), len(lines)))
-            last_seq, size = seq_of(lines[-1]), size + len(runs[-1].data)
-            wanted, start = wanted - len(lines), start + len(lines)
+            runs.append(run)
+            last_seq, size = seq_of(run.data[run.data.rfind(b"\n") + 1 :]), size + len(run.data)
+            wanted, start = wanted - run.count, start + run.count
     return EncodedHistory(tuple(runs), False, last_seq, False)
+
+
+def _run_at(
+    file: JournalFile, offsets: Sequence[int], start: int, wanted: int, room: int
+) -> EncodedRun | None:
+    """Return the next lines of an actor, up to so many, or one that takes them to `room` bytes.
+
+    Return `None` if one is not whole.
+    """
+    first = offsets[start]
+    span = file.span_from(first)
+    if span is not None and span.start == first and span.end - first <= room:
+        is_own = span.lines <= wanted and _are_all(span, offsets, start)
+        if is_own and (data := file.read_span(span)) is not None:
+            return EncodedRun(data[:-1], span.lines)
+    lines = file.whole_lines_at(_up_to(span, offsets[start : start + wanted]), room)
+    return None if lines is None else EncodedRun(b"\n".join(lines), len(lines))
+
+
+def _are_all(span: Span, offsets: Sequence[int], start: int) -> bool:
+    """Return whether all lines of a span are the actor's, from that one on."""
+    after = start + span.lines
+    return after <= len(offsets) and offsets[after - 1] < span.end
+
+
+def _up_to(span: Span | None, part: Sequence[int]) -> Sequence[int]:
+    """Return the lines before a span, if nearly all are the actor's: so it may go on with that."""
+    if span is None or not part[0] < span.start <= part[-1]:
+        return part
+    ahead = part[: bisect_left(part, span.start)]
+    is_dense = span.start - part[0] <= _DENSE * len(ahead)
+    return ahead if is_dense and part[len(ahead)] == span.start else part
 
 
 def last_revisions(journal: Journal, actors: Collection[str]) -> Mapping[str, int]:

@@ -14,6 +14,7 @@ from papyra.persistence import codec
 from papyra.persistence.backends._files.actor_index import ActorIndex
 from papyra.persistence.backends._files.appender import Appender, Tail
 from papyra.persistence.backends._files.block_index import SparseIndex, Totals
+from papyra.persistence.backends._files.checked_spans import Span
 from papyra.persistence.backends._files.close_mark import CloseMark
 from papyra.persistence.backends._files.disk import Disk, identity
 from papyra.persistence.backends._files.file_handle import FileHandle
@@ -345,6 +346,15 @@ class JournalFile:
         """Return lines that begin there, of about `most` bytes, if each is whole."""
         self._find_end()
         return whole_lines_at(self.handle, offsets, self.end, most)
+
+    def span_from(self, offset: int) -> Span | None:
+        """Return the first span from there on whose lines are known to be whole."""
+        return self._index.spans.from_on(offset)
+
+    def read_span(self, span: Span) -> bytes | None:
+        """Return the bytes of a span, if they are still what they were."""
+        data = self.disk.read(self.handle.fd, span.end - span.start, span.start)
+        return data if span.is_right(data) else None
 
     def _find_end(self) -> None:
         """Have the file open, and know where it ends."""

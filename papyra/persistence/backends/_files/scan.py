@@ -40,6 +40,8 @@ class Run(NamedTuple):
     lengths: Sequence[int]
     #: bytes of each record
     sizes: Sequence[int]
+    #: the lines themselves
+    data: bytes
 
     @property
     def last_seq(self) -> int:
@@ -105,7 +107,7 @@ def scan_parts(
         if records is not None and belongs(state.before + len(lines)):
             lengths = [len(line) + 1 for line in lines]
             sizes = record_sizes(lines, first_seq)
-            yield state.pass_over(Run(offset, first_seq, records, lengths, sizes))
+            yield state.pass_over(Run(offset, first_seq, records, lengths, sizes, data))
         else:
             end = offset + len(data) if last else -1
             for line in parse_lines(data, offset, is_end=bool(last)):
