@@ -3,9 +3,10 @@
 Probes wait for facts and messages; `given` puts facts there first; `given_history` gives commands
 to an event-sourced actor alone, and `projected` events to a projection; `check_history` reads old
 histories with the classes of today; `FaultyPersistence` fails;
-`ManualClock` moves when it is told to; `crash_everywhere` and `explore` run a scenario with every
-crash and in many orders. Fixtures for pytest are in `papyra.testing.pytest_plugin`, the tests that
-every backend has to pass in `papyra.testing.conformance`.
+`ManualClock` moves when it is told to; `crash_everywhere`, `crash_projection_everywhere` and
+`explore` run a scenario with every crash and in many orders. Fixtures for pytest are in
+`papyra.testing.pytest_plugin`, the tests that every backend has to pass in
+`papyra.testing.conformance`.
 """
 
 from papyra.testing.check_history import (
@@ -24,6 +25,7 @@ from papyra.testing.crash import (
     CrashRun,
     crash_everywhere,
 )
+from papyra.testing.crash_projection import ProjectionCrashRun, crash_projection_everywhere
 from papyra.testing.explore import Exploration, ScheduleFailed, explore
 from papyra.testing.fault_rules import (
     Delay,
@@ -75,12 +77,14 @@ __all__ = (
     "Outcome",
     "PersistenceProbe",
     "ProjectedView",
+    "ProjectionCrashRun",
     "Reject",
     "ReplayMismatch",
     "ScheduleFailed",
     "TestProbe",
     "check_history",
     "crash_everywhere",
+    "crash_projection_everywhere",
     "explore",
     "given",
     "given_history",

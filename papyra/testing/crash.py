@@ -44,7 +44,8 @@ class CrashPoint:
     #: ``"actor"``: it raises, and supervision takes over. ``"store"``: it reports a failure, after
     #: which the record is not there; or is, if the point is after the append. ``"process"``:
     #: everything stops at once, and a new system starts on the same store.
-    what: Literal["actor", "store", "process"]
+    #: ``"view"``: the database of a projection reports a failure.
+    what: Literal["actor", "store", "process", "view"]
     where: Where
     #: the message or the records that it is about
     about: str
@@ -96,7 +97,7 @@ class CrashPointFailed(AssertionError):
     """The invariant does not hold after a crash at one point. `__cause__` says what `check` did."""
 
     def __init__(self, point: CrashPoint | None, facts: Sequence[Record], error: Exception) -> None:
-        again = f"\nrun it alone: crash_everywhere(..., points=[{point.number}])" if point else ""
+        again = f"\nrun it alone: points=[{point.number}]" if point else ""
         stored = "\n".join(f"    {fact}" for fact in facts) or "    (nothing)"
         super().__init__(
             f"{point or 'without any crash'}: {type(error).__name__}: {error}{again}\n"
