@@ -1,13 +1,17 @@
 """A program that is killed: entities whose timers come all the time, which says what was set.
 
-``python -m tests.eventsourcing.killed_timers KIND PLACE FIRST``: each entity is asked to set timers
-with the numbers after FIRST. A line ``set entity number`` is written once it has replied, and a
-line ``due entity number`` whenever one comes, before anything is stored of that.
+``python -m tests.eventsourcing.killed_timers KIND PLACE FIRST [DIES]``: each entity is asked to set
+timers with the numbers after FIRST. A line ``set entity number`` is written once it has replied,
+and a line ``due entity number`` whenever one comes, before anything is stored of that. When as many
+have come as DIES says, it kills itself: where that is even, before anything is stored of the last
+one, and else when that is stored, or on its way, and nobody knows yet.
 """
 
 from __future__ import annotations
 
+import itertools
 import os
+import signal
 import sys
 from typing import Any
 
@@ -36,6 +40,9 @@ class Waiter(EventSourced[tuple[int, ...]]):
     timer_messages = (Due,)
     snapshots = SnapshotPolicy(every=7)
     idle_timeout = 0.01
+    #: how many timers come before the process kills itself; 0 if it does not
+    dies = 0
+    came = itertools.count(1)
 
     def initial_state(self) -> tuple[int, ...]:
         return ()
@@ -47,10 +54,15 @@ class Waiter(EventSourced[tuple[int, ...]]):
         match message:
             case Due(number):
                 os.write(1, f"due {self.context.entity_id} {number}\n".encode())
+                is_last = next(Waiter.came) == self.dies
+                if is_last and self.dies % 2 == 0:
+                    os.kill(os.getpid(), signal.SIGKILL)
                 if number % 2:
                     await self.persist(Came(number))
                 else:
                     self.persist_nowait(Came(number))
+                if is_last:
+                    os.kill(os.getpid(), signal.SIGKILL)
             case int():
                 after = message % 7 / 100
                 await self.persist(schedule=Timer(str(message), Due(message), after=after))
@@ -75,4 +87,6 @@ async def main(kind: str, place: str, first: int) -> None:
 
 
 if __name__ == "__main__":
-    anyio.run(main, sys.argv[1], sys.argv[2], int(sys.argv[3]))
+    kind, place, first, *dies = sys.argv[1:]
+    Waiter.dies = int(dies[0]) if dies else 0
+    anyio.run(main, kind, place, int(first))

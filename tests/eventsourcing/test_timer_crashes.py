@@ -1,6 +1,7 @@
 """Timers that are set, taken back, replaced and fired, under crashes and in any order.
 
-`PAPYRA_CI=1` tries this on every durable backend, and in more orders.
+`PAPYRA_CI=1` tries this on every durable backend, and in more orders. On one that is not in memory
+every how many-th crash is tried is said by ``PAPYRA_TIMER_POINTS``: ``1`` tries each.
 """
 
 from __future__ import annotations
@@ -19,12 +20,14 @@ from papyra.persistence.backends.json import JsonFilePersistence
 from papyra.persistence.backends.memory import InMemoryPersistence
 from papyra.persistence.backends.rotating import RotatingFilePersistence
 from papyra.persistence.backends.sqlite import SQLitePersistence
-from papyra.testing import CrashRun, crash_everywhere, explore
+from papyra.testing import CrashRun, _postgres_server, _redis_server, crash_everywhere, explore
 from tests.eventsourcing.orders import Cancel, Do, KeptOrder, Look, Remind, Set
 from tests.extent import CI, STEP, count
 
 pytestmark = pytest.mark.anyio
 
+#: Every how many-th crash is tried on a store that is not in memory.
+EVERY = count("PAPYRA_TIMER_POINTS", 40, 40)
 #: Seconds in which each timer here has its time, failures included.
 LONG = 200.0
 
@@ -103,17 +106,25 @@ def new_stores(kind: str, place: Path) -> Callable[[], PersistenceBackend]:
             return lambda: JsonFilePersistence(next(paths).with_suffix(".ndjson"), fsync="no")
         case "rotating":
             return lambda: RotatingFilePersistence(next(paths), fsync="no")
-        case _:
+        case "sqlite":
             return lambda: SQLitePersistence(next(paths).with_suffix(".db"), synchronous="off")
+        case "redis":
+            return lambda: _redis_server.new_store(lambda: place, {})
+        case _:
+            return lambda: _postgres_server.new_store(lambda: place, {})
 
 
-@pytest.mark.parametrize("kind", ["memory", "json", *(["rotating", "sqlite"] if CI else [])])
+KINDS = ["memory", "json", *(["rotating", "sqlite", "redis", "postgres"] if CI else [])]
+
+
+@pytest.mark.timeout(120 + 600 // EVERY)
+@pytest.mark.parametrize("kind", KINDS)
 async def test_no_timer_is_lost_or_stale_and_each_counts_once_wherever_it_crashes(
     kind: str, tmp_path: Path
 ) -> None:
     stores = new_stores(kind, tmp_path)
     points = (
-        None if CI and kind == "memory" else range(1, 161, 2 * STEP if kind == "memory" else 40)
+        None if CI and kind == "memory" else range(1, 161, 2 * STEP if kind == "memory" else EVERY)
     )
     crashes = await crash_everywhere(customer, COMMANDS, check, persistence=stores, points=points)
     assert points is not None or len(crashes.points) >= 160
