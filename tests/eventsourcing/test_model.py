@@ -547,4 +547,5 @@ async def test_a_bank_keeps_what_it_acknowledged_and_tells_of_nothing_before_it_
                 assert OutputGate.shut == shut
             await bank.check()
     assert sum(bank.replies for bank in replies_are_checked) > SEEDS
-    assert sum(bank.passivations for bank in replies_are_checked) > 0
+    # Two or three of them may well have none.
+    assert sum(bank.passivations for bank in replies_are_checked) >= SEEDS // 10
