@@ -57,7 +57,7 @@ class EventSourced(Actor, Generic[StateT]):
     #: when its state is saved beside its events, for quicker recoveries; `None` for never
     snapshots: ClassVar[SnapshotPolicy | None] = None
     #: the types of messages that durable timers may bring; they are stored under their names, and
-    #: are named as events are
+    #: are named as events are, and upcasters lead to them as to events
     timer_messages: ClassVar[tuple[type, ...]] = ()
     #: how often a timer comes whose message could not be handled, and after which delays
     timer_retry: ClassVar[Retry] = Retry(5, backoff=2.0, jitter=0.5, max_backoff=600.0)

@@ -6,7 +6,7 @@ import inspect
 from typing import Any, NamedTuple, TypeVar
 
 from papyra._safe_repr import shown
-from papyra.eventsourcing.schema import Schema, upcasters_of
+from papyra.eventsourcing.schema import Schema, leading_to, upcasters_of
 from papyra.eventsourcing.snapshots import SnapshotPolicy, StateCodec, state_type_of
 from papyra.eventsourcing.timers import TimerMessages
 from papyra.exceptions import InvalidActor, InvalidPolicy, InvalidSchema
@@ -46,10 +46,14 @@ def define(actor_class: type[Any]) -> Definition:
         for name, member in vars(each).items()
     }
     steps = upcasters_of([*members.values(), *actor_class.upcasters])
+    of_events = leading_to(actor_class.events, steps)
+    of_messages = leading_to(actor_class.timer_messages, steps)
+    # What leads nowhere is found to be so among the events.
+    of_events += [each for each in steps if each not in of_events and each not in of_messages]
     return Definition(
-        Schema(name, actor_class.events, steps),
+        Schema(name, actor_class.events, of_events),
         _state_codec_of(actor_class),
-        TimerMessages(name, actor_class.timer_messages),
+        TimerMessages(name, actor_class.timer_messages, of_messages),
     )
 
 

@@ -139,6 +139,8 @@ class Schema:
         """
         self._owner = owner
         self._attribute = attribute
+        #: what errors call what is decoded
+        self._noun = "event" if attribute == "events" else "message"
         self._encode = msgspec.json.Encoder().encode
         self._forms: dict[type, _Form] = {}
         self._classes: dict[str, tuple[type, int]] = {}
@@ -225,10 +227,13 @@ class Schema:
 
     def _unknown(self, name: str, version: int, newest: int) -> str:
         if not newest:
-            return f"{self._owner} has no event {shown(name)}, and no upcaster of it from {version}"
+            return (
+                f"{self._owner} has no {self._noun} {shown(name)}, and no upcaster of it from "
+                f"{version}"
+            )
         newer = "newer than" if version > newest else "older than"
         return (
-            f"event {shown(name)} is of version {version}, {newer} the {newest} that "
+            f"{self._noun} {shown(name)} is of version {version}, {newer} the {newest} that "
             f"{self._owner} knows, and there is no upcaster for it"
         )
 
@@ -237,7 +242,7 @@ class Schema:
             return msgspec.convert(payload, event_class, str_keys=True)
         except Exception as error:  # users' classes may raise anything when they are made
             raise InvalidEvent(
-                f"event {shown(name)} of version {version} is no {event_class.__name__}: "
+                f"{self._noun} {shown(name)} of version {version} is no {event_class.__name__}: "
                 f"{text_of(error)}"
             ) from error
 
@@ -247,7 +252,7 @@ class Schema:
                 f"{self._owner}.{self._attribute} holds {shown(event_class)}: "
                 "an event is a msgspec Struct, a dataclass or an attrs class"
             )
-        event_type = vars(event_class).get(_EVENT, EventType(event_class.__name__, 1))
+        event_type = _type_of(event_class)
         taken = self._classes.get(event_type.name)
         if taken is not None:
             raise InvalidSchema(
@@ -310,6 +315,23 @@ def upcasters_of(members: Iterable[object]) -> list[Upcaster]:
             name, from_version, to = said
             found.append(Upcaster(name, from_version, to, function))
     return found
+
+
+def leading_to(classes: Iterable[object], steps: Sequence[Upcaster]) -> list[Upcaster]:
+    """Return the steps that lead to one of these classes, or to nothing, be it through others."""
+    names = {_type_of(each).name for each in classes if isinstance(each, type)}
+    found: list[Upcaster] = []
+    ahead = list(steps)
+    while leading := [each for each in ahead if not each.to or names & {each.name, *each.to}]:
+        found += leading
+        names |= {each.name for each in leading}
+        ahead = [each for each in ahead if each not in leading]
+    return found
+
+
+def _type_of(event_class: type) -> EventType:
+    said: EventType = vars(event_class).get(_EVENT, EventType(event_class.__name__, 1))
+    return said
 
 
 def _is_event_class(event_class: object) -> bool:

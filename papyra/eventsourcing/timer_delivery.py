@@ -24,7 +24,7 @@ from papyra.eventsourcing.timers import (
     next_due,
     occurrence_of,
 )
-from papyra.exceptions import UnhandledMessage
+from papyra.exceptions import InvalidTimer, UnhandledMessage
 from papyra.persistence.messages import MAX_REASON, Append
 from papyra.persistence.records import PersistedDeadLetter
 from papyra.persistence.timers import TIMER, Change, Failed, Fired, Outcome, Pending, Unscheduled
@@ -113,7 +113,13 @@ class TimerDelivery(Generic[StateT]):
         return await self._handle(pending, receive)
 
     async def _handle(self, pending: Pending, receive: Receive) -> object:
-        message = self._messages.decode(pending.scheduled)
+        try:
+            messages = self._messages.decode(pending.scheduled)
+        except InvalidTimer as error:
+            return Failure(error)  # the actor is well
+        if not messages:
+            return await self._note(self._fired(pending, "skipped"))
+        (message,) = messages
         self.occurrence = occurrence_of(self._address, pending)
         self._unnoted = pending
         try:

@@ -12,9 +12,9 @@ import msgspec
 
 from papyra._durations import is_seconds
 from papyra._safe_repr import shown, text_of, type_name
-from papyra.eventsourcing.schema import Schema
+from papyra.eventsourcing.schema import Schema, Upcaster
 from papyra.eventsourcing.steps import decodes_alike, parts_of
-from papyra.exceptions import InvalidTimer, MissingExtra
+from papyra.exceptions import InvalidEvent, InvalidTimer, MissingExtra
 from papyra.persistence import codec
 from papyra.persistence.timers import Missed, Pending, Scheduled
 
@@ -159,10 +159,15 @@ def given_up(actor: str, pending: Pending, attempts: int, error: str) -> dict[st
 class TimerMessages:
     """The messages that the timers of one class of actors may bring back."""
 
-    def __init__(self, owner: str, types: Sequence[type]) -> None:
-        """Check the types. Raises `InvalidSchema` for what could not be read back."""
+    def __init__(
+        self, owner: str, types: Sequence[type], upcasters: Sequence[Upcaster] = ()
+    ) -> None:
+        """Check the types, and what leads to them from what they were.
+
+        Raises `InvalidSchema` for what could not be read back.
+        """
         self._owner = owner
-        self._schema = Schema(owner, types, [], attribute="timer_messages")
+        self._schema = Schema(owner, types, upcasters, attribute="timer_messages")
         self._classes = frozenset(self._schema.classes)
         #: those of which any JSON that is made comes back, but for NaN
         self._simple = {each for each in self._schema.classes if _is_simple(each)}
@@ -193,10 +198,22 @@ class TimerMessages:
                 f"{type_name(message)} can't be scheduled: {text_of(error)}"
             ) from error
 
-    def decode(self, scheduled: Scheduled) -> object:
-        """Return the message of a timer. Raises `InvalidEvent` for a type that is not known."""
-        (message,) = self._schema.decode(_Stored(scheduled))
-        return message
+    def decode(self, scheduled: Scheduled) -> Sequence[object]:
+        """Return the message of a timer, as it is today; none where an upcaster has said so.
+
+        Raises `InvalidTimer` for a type, or a version, from which nothing leads to one of today,
+        and where an upcaster makes several messages of one.
+        """
+        try:
+            messages = self._schema.decode(_Stored(scheduled))
+        except InvalidEvent as error:
+            raise InvalidTimer(f"timer {shown(scheduled.name)}: {text_of(error)}") from error
+        if len(messages) > 1:
+            raise InvalidTimer(
+                f"timer {shown(scheduled.name)}: upcasters make {len(messages)} messages of a "
+                f"{shown(scheduled.message_type)}, and a timer brings one"
+            )
+        return messages
 
 
 def _is_simple(message_class: type) -> bool:

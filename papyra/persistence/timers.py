@@ -27,8 +27,8 @@ INDEX_NAME = "$timers"
 #: What becomes of occurrences that were missed.
 Missed: TypeAlias = Literal["once", "all", "skip"]
 
-#: What has become of an occurrence: ``"skipped"`` is one that was missed, and ``"failed"`` one that
-#: was tried often enough.
+#: What has become of an occurrence: ``"skipped"`` is one that was missed, or whose message is no
+#: more, and ``"failed"`` one that was tried often enough.
 Outcome: TypeAlias = Literal["handled", "skipped", "failed"]
 
 
