@@ -8,11 +8,12 @@ of the timers that were pending right after such an event.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import msgspec
+from anyio.lowlevel import checkpoint
 
-from papyra._runtime.timer_index import Kept, TimerIndex
+from papyra._runtime.timer_index import IndexedTimer, Kept, TimerIndex
 from papyra._safe_repr import text_of
 from papyra.clock import Clock
 from papyra.exceptions import ActorStopped, PapyraError, SnapshotsUnsupported
@@ -36,11 +37,15 @@ logger = logging.getLogger("papyra")
 SAVE_EVERY = 1_000
 #: Records of any kind from one checkpoint to the next, at most: a start reads them all.
 READ_AT_MOST = 50_000
+#: How many timers are encoded before others have their turn.
+_SLICE = 500
 #: Raised whenever what is kept means something else.
 _VERSION = 1
 
 
-class _Checkpoint(msgspec.Struct, frozen=True):
+class Checkpoint(msgspec.Struct, frozen=True):
+    """The timers that were pending right after the event at a position."""
+
     #: the position in the store
     position: int
     timers: list[Kept]
@@ -50,13 +55,20 @@ class TimerCheckpoint:
     """Loads the checkpoint of one system, and saves another one when it is time."""
 
     def __init__(
-        self, system_id: str, clock: Clock, index: TimerIndex, store: Callable[[], ActorRef]
+        self,
+        system_id: str,
+        clock: Clock,
+        index: TimerIndex,
+        store: Callable[[], ActorRef],
+        wake: Callable[[], None],
     ) -> None:
+        """Make one that calls `wake` when it has something to write."""
         self._system_id = system_id
         self._address = f"{system_id}/{INDEX_NAME}"
         self._clock = clock
         self._index = index
         self._store = store
+        self._wake = wake
         #: whether there was one, be it good or not: so there have been timers
         self.exists = False
         #: of the last event of its history, as far as is known
@@ -67,7 +79,9 @@ class TimerCheckpoint:
         self._is_saving = False
         self._is_supported = True
         #: of the event that was stored last, and what was pending then
-        self._taken: tuple[int, msgspec.Raw] | None = None
+        self._taken: tuple[int, Sequence[IndexedTimer]] | None = None
+        #: the same, once it is known to be the one of this revision
+        self._to_write: tuple[int, Sequence[IndexedTimer]] | None = None
 
     async def load(self, backend: PersistenceVerbs) -> int:
         """Fill the index from the newest checkpoint that can be believed; return its position.
@@ -84,7 +98,7 @@ class TimerCheckpoint:
             return 0
         self._revision = loaded.snapshot.revision
         try:
-            kept = msgspec.json.decode(loaded.snapshot.state, type=_Checkpoint)
+            kept = msgspec.json.decode(loaded.snapshot.state, type=Checkpoint)
         except msgspec.DecodeError as error:
             logger.warning("passed over the index of timers: %s", text_of(error))
             return 0
@@ -94,8 +108,7 @@ class TimerCheckpoint:
 
     def take(self, seq: int) -> None:
         """Take note of what is pending, as the event at this position says that it is saved."""
-        state = _Checkpoint(seq, self._index.kept())
-        self._taken = seq, msgspec.Raw(msgspec.json.encode(state))
+        self._taken = seq, self._index.all()
 
     def is_own(self, record: PersistedEvent) -> bool:
         """Return whether an event says that the index is saved."""
@@ -157,7 +170,15 @@ class TimerCheckpoint:
         if taken is None or taken[0] != reply.last_seq:
             self._saved(None, None)  # the index was not up to date just then
             return
-        seq, state = taken
+        self._to_write = taken
+        self._wake()
+
+    async def write_if_due(self) -> None:
+        """Encode what is to be written, slice by slice, and have it saved."""
+        if self._to_write is None:
+            return
+        (seq, timers), self._to_write = self._to_write, None
+        state = await encoded_checkpoint(seq, timers)
         request = SaveSnapshot(
             *(self._address, self._revision, seq, state, self._clock.time(), _VERSION)
         )
@@ -176,3 +197,14 @@ class TimerCheckpoint:
             self._store().request(request, answered)
         except PapyraError as error:
             self._saved(None, error)
+
+
+async def encoded_checkpoint(position: int, timers: Sequence[IndexedTimer]) -> msgspec.Raw:
+    """Return the checkpoint of some timers. Others have their turn between its slices."""
+    encoded = bytearray(msgspec.json.encode(Checkpoint(position, [])).removesuffix(b"]}"))
+    for begin in range(0, len(timers), _SLICE):
+        part = [Kept.of(each) for each in timers[begin : begin + _SLICE]]
+        encoded += b"," if begin else b""
+        encoded += msgspec.json.encode(part)[1:-1]
+        await checkpoint()
+    return msgspec.Raw(bytes(encoded + b"]}"))

@@ -6,6 +6,7 @@ import heapq
 import itertools
 from collections import deque
 from collections.abc import Iterable, Iterator
+from typing import Self
 
 import msgspec
 
@@ -86,7 +87,7 @@ class TimersOfActor:
 
 
 class Kept(msgspec.Struct, frozen=True, array_like=True):
-    """A timer as a checkpoint holds it."""
+    """A timer as a checkpoint holds it; what it is of does not change as long as it is pending."""
 
     actor: str
     name: str
@@ -94,6 +95,14 @@ class Kept(msgspec.Struct, frozen=True, array_like=True):
     due: float
     attempts: int = 0
     not_before: float | None = None
+
+    @classmethod
+    def of(cls, timer: IndexedTimer) -> Self:
+        """Return what is kept of a timer."""
+        return cls(
+            *(timer.owner.address, timer.name, timer.generation, timer.due, timer.attempts),
+            timer.comes_at if timer.comes_at > timer.due else None,
+        )
 
 
 class TimerIndex:
@@ -159,15 +168,10 @@ class TimerIndex:
             self._begin_with(record)
         return None
 
-    def kept(self) -> list[Kept]:
-        """Return all timers, for a checkpoint."""
-        return [
-            Kept(
-                *(each.owner.address, each.name, each.generation, each.due, each.attempts),
-                each.comes_at if each.comes_at > each.due else None,
-            )
-            for each in self
-        ]
+    def all(self) -> list[IndexedTimer]:
+        """Return all timers that are pending now, for a checkpoint."""
+        actors = self.actors.values()
+        return [timer for actor in actors for timer in actor.by_name.values()]
 
     def restore(self, kept: Iterable[Kept]) -> None:
         """Begin with the timers of a checkpoint."""

@@ -113,7 +113,7 @@ class TimerService:
         self._entities = entities
         self._start_task = start_task
         self._index = TimerIndex(system_id)
-        self._checkpoint = TimerCheckpoint(system_id, clock, self._index, store)
+        self._checkpoint = TimerCheckpoint(system_id, clock, self._index, store, self._wake)
         self._backend: PersistenceVerbs | None = None
         #: spawned actors that have timers, by their addresses
         self._spawned: WeakValueDictionary[str, ActorRef] = WeakValueDictionary()
@@ -196,6 +196,9 @@ class TimerService:
         """Look into the store, as nobody knows what has become of an append there."""
         self._is_in_doubt = True
         self._read_on()
+
+    def _wake(self) -> None:
+        self._changed.set()
 
     def _read_on(self) -> None:
         """Read what the index may not know of."""
@@ -283,6 +286,7 @@ class TimerService:
                 return
             self._pause = 0.0
         self._checkpoint.save_if_due(self._head)
+        await self._checkpoint.write_if_due()
         self._look_at_clock()
         now = self._clock.time()
         for _ in range(_DUE_AT_ONCE):

@@ -7,11 +7,16 @@ from typing import Any
 import anyio
 import msgspec
 import pytest
+from anyio.lowlevel import checkpoint
 
 from papyra import ActorSystem
+from papyra._runtime.timer_checkpoint import Checkpoint, encoded_checkpoint
+from papyra._runtime.timer_index import Kept, TimerIndex
 from papyra._runtime.timer_service import MAX_AT_HAND
 from papyra.eventsourcing import EventSourced, Timer
+from papyra.persistence import PersistedEvent
 from papyra.persistence.backends.memory import InMemoryPersistence
+from papyra.persistence.timers import TIMER, Scheduled, payload_of
 from papyra.testing import ManualClock, wait_until_idle
 from tests.extent import count
 
@@ -85,3 +90,27 @@ async def test_all_come_within_the_room_of_a_mailbox_and_others_are_served(entit
     assert served > each / 10 or each < 10
     assert served
     assert waiting <= MAX_AT_HAND + 10
+
+
+async def test_others_have_their_turns_while_a_checkpoint_of_many_timers_is_encoded() -> None:
+    index = TimerIndex("shop")
+    for number in range(2_000):
+        change = Scheduled("pay", 60.0 + number, "Remind", {"text": "pay"})
+        payload, address = payload_of(change), f"shop/Order/{number}"
+        index.take_in(PersistedEvent("shop", address, TIMER, payload, 1.0, revision=1))
+    timers, turns = index.all(), 0
+    is_encoded = False
+
+    async def others() -> None:
+        nonlocal turns
+        while not is_encoded:
+            turns += 1
+            await checkpoint()
+
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(others)
+        encoded = await encoded_checkpoint(7, timers)
+        is_encoded = True
+    kept = Checkpoint(7, [Kept.of(timer) for timer in timers])
+    assert msgspec.json.decode(encoded, type=Checkpoint) == kept
+    assert turns >= 3
