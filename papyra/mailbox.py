@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterator, Sequence
 from collections.abc import Set as AbstractSet
+from contextvars import ContextVar
 from itertools import islice, takewhile
 from typing import Any, Generic, NamedTuple, TypeVar
 
@@ -277,6 +278,43 @@ class Mailbox(Generic[T]):
 
     def _set_limit(self) -> None:
         self._limit = 0 if self.closed or self._senders else self._capacity
+
+
+def put_bringing(
+    mailbox: Mailbox[Any],
+    variable: ContextVar[Any],
+    latest: list[Any],
+    ask_type: Any,
+    told: Callable[[Any, Any], object],
+) -> Callable[[Any], None]:
+    """Return what puts an item into `mailbox`, with a variable's value if it is set for the sender.
+
+    An item of `ask_type` has it put into its `values`, and any other is what `told` makes of both.
+    `latest` holds what the latest item has brought, as a value and as values: the next one brings
+    the same, most likely.
+    """
+    get, put_nowait, unset = variable.get, mailbox.put_nowait, object()
+    is_plain = type(mailbox).put_nowait is Mailbox.put_nowait
+
+    def put(item: Any) -> None:
+        # Called for each message, so it calls nothing that it need not.
+        value = get(unset)
+        if value is not unset:
+            if latest[0] is not value:
+                latest[:] = value, ((variable, value),)
+            if type(item) is ask_type:
+                item.values = latest[1]
+            else:
+                item = told(item, latest[1])
+        if is_plain and len(mailbox._items) < mailbox._limit:
+            # As `put_nowait` does.
+            if mailbox._wakeup is not None:
+                mailbox.wake()
+            mailbox._items.append(item)
+        else:
+            put_nowait(item)
+
+    return put
 
 
 class IdleSince:

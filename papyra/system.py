@@ -773,6 +773,8 @@ class _Runtime:
     propagate: tuple[ContextVar[Any], ...]
     telemetry: Telemetry | None
     interrupt: Callable[[BaseException], None]
+    #: what the latest message has brought along, where telemetry is all that does so
+    latest_values: list[Any] = dataclasses.field(default_factory=lambda: [None, ()])
     #: tasks that have nothing to do any more, and yet must not end before their actors' groups
     parked: int = 0
 

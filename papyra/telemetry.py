@@ -41,6 +41,13 @@ class Telemetry(Protocol):
     def variables(self) -> Sequence[ContextVar[Any]]:
         """The context variables that travel with messages, as those of `propagate` do."""
 
+    @property
+    def dropped(self) -> object:
+        """A value of the first of `variables` with which nothing is recorded, if one is known.
+
+        A message with which just that has come is not observed: to find out costs nothing.
+        """
+
     def begin(self, system: Any) -> None:
         """Take note that an `ActorSystem` has started."""
 

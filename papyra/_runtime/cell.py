@@ -44,7 +44,7 @@ from papyra.exceptions import (
     UnhandledMessage,
     WrongTask,
 )
-from papyra.mailbox import Mailbox
+from papyra.mailbox import Mailbox, put_bringing
 from papyra.output_gate import OutputGate, current_gate
 from papyra.ref import ActorRef, Ask, LastMessage, Source, Told, Values
 from papyra.ref import Feed as AnyFeed
@@ -80,6 +80,10 @@ class Runtime(Protocol):
 
     @property
     def telemetry(self) -> Telemetry | None: ...
+
+    @property
+    def latest_values(self) -> list[Any]:
+        """What the latest message has brought, as `put_bringing` keeps it."""
 
     @property
     def system(self) -> System: ...
@@ -231,9 +235,17 @@ class Cell:
         self.propagate: Sequence[ContextVar[Any]] = ()
         if not self.is_systems_own:
             self.telemetry, self.propagate = runtime.telemetry, runtime.propagate
-        self.put_nowait: Callable[[object], None] = (
-            self._put_with_values if self.propagate else self.mailbox.put_nowait
-        )
+        self.put_nowait: Callable[[object], None] = self.mailbox.put_nowait
+        if (
+            self.telemetry is not None
+            and len(self.propagate) == 1
+            and not props.actor_class.batch_types
+        ):
+            self.put_nowait = put_bringing(
+                self.mailbox, self.propagate[0], runtime.latest_values, Ask, Told
+            )
+        elif self.propagate:
+            self.put_nowait = self._put_with_values
         self.ref = self._new_ref() if entity is None else entity.ref
         self.children: Children[Cell] = Children()
         #: set when the actor has stopped, and all that follows from it is done

@@ -31,6 +31,8 @@ def carrying(
     They are set from now on, so it has to be awaited next. `observe` is called with them set, and
     returns what is to be awaited instead.
     """
+    if not values and len(variables) == 1 and variables[0].get(_UNSET) is _UNSET:
+        return handling
     to_unset = [v for v in variables if v.get(_UNSET) is not _UNSET]
     if to_unset and values:
         brought = {variable for variable, _ in values}

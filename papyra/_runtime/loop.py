@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 from collections.abc import Callable, Coroutine, Sequence
-from contextvars import Context, ContextVar
+from contextvars import Context, ContextVar, Token
 from typing import Any, Protocol, TypeAlias, cast
 
 import anyio
@@ -129,6 +130,7 @@ class ActorLoop:
     __slots__ = (
         "_at_hand",
         "_batch_types",
+        "_carried",
         "_cell",
         "_correlation",
         "_correlation_id",
@@ -142,7 +144,9 @@ class ActorLoop:
         "_settled_for",
         "_started",
         "_struck",
+        "_telemetry",
         "_throughput",
+        "_token",
         "_values",
         "actor",
         "belongings",
@@ -163,7 +167,10 @@ class ActorLoop:
         #: what was being handled when a cancellation struck
         self._struck: Sequence[object] = ()
         self._throughput = (cell.dispatcher or Dispatcher).throughput
-        self._is_surrounded = cell.dispatcher is not None or bool(cell.propagate)
+        self._telemetry = cell.telemetry
+        # Where telemetry is all there is, its variable is set where the message is handled.
+        is_alone = cell.telemetry is not None and len(cell.propagate) == 1 and not types
+        self._is_surrounded = cell.dispatcher is not None or (bool(cell.propagate) and not is_alone)
         #: what the incarnation that runs has beside its state, once it has anything
         self.belongings: Belongings | None = None
         #: handles a message, or the run that it starts; returns how many it were
@@ -173,6 +180,9 @@ class ActorLoop:
         self._run_at_hand: Sequence[object] = ()
         #: what the message at hand has brought along
         self._values: Values = ()
+        #: by which the variable of telemetry becomes what it was, where it is set
+        self._token: Token[Any] | None = None
+        self._carried: object = _NOTHING
         #: the message that is to be handled once something is settled
         self._settled_for: object = _NOTHING
         #: the variable that says what a message belongs to, and that of the message at hand
@@ -282,7 +292,7 @@ class ActorLoop:
     async def _interruptible_incarnation(self) -> bool:
         return await self._incarnation()
 
-    async def _incarnation(self) -> bool:
+    async def _incarnation(self) -> bool:  # noqa: PLR0912 - in one function, as said below
         """Start, handle messages, and return whether supervision wants another incarnation."""
         self._handle_next = self._measured(self._handler())
         if not self._throughput and not self._lifecycle.is_restart:
@@ -304,6 +314,8 @@ class ActorLoop:
                     break
                 else:
                     self._at_hand = _NOTHING  # not to keep it in memory
+                    if self._token is not None:
+                        self._carry(_NOTHING)
                     if self._cell.dead_letters.postponed:
                         await self._cell.dead_letters.add_postponed()
                     if (wakeup := self._mailbox.wakeup()) is not None:
@@ -334,7 +346,7 @@ class ActorLoop:
     def _handler(self) -> Handle:
         """Return what handles a message, or the run that it starts; it returns how many it were."""
         if self._cell.propagate:
-            return self._handle_with_values
+            return self._handle_with_values if self._is_surrounded else self._handle_with_value
         return self._handle_or_run if self._batch_types else self._handle
 
     @property
@@ -352,6 +364,57 @@ class ActorLoop:
         # A message may be anything, and only its type can be asked without it.
         self._values = item.values if type(item) is Ask or type(item) is Told else ()
         return self._handle_or_run(item.message if type(item) is Told else item)
+
+    async def _handle_with_value(self, item: object) -> int:
+        """Handle one message as `_handle` does, with the one variable as it was at its sender.
+
+        In one function, as each message passes here where there is telemetry, recorded or not. The
+        variable stays as it is while there are more messages, as most of those have the same.
+        """
+        ask: Ask | None = None
+        values: Values = ()
+        message = item
+        if type(item) is Told:
+            values = item.values
+            message = item = item.message
+        elif type(item) is Ask:
+            ask, message, values = item, item.message, item.values
+        if self._lifecycle.settlement is not None:
+            self._values = values
+            if not await self._settle(item, message):
+                return 1
+            self._values = ()
+        self._at_hand = item
+        value = values[0][1] if values else _NOTHING
+        if self._carried is not value:
+            self._carry(value)
+        try:
+            if ask is None or ask.idempotency_key is None:
+                handling = self.actor.receive(message)
+            else:
+                handling = self._receive_once(message, ask.idempotency_key)
+            if value is not _NOTHING and value is not self._telemetry.dropped:  # type: ignore[union-attr]
+                handling = self._observe_at_hand(handling)
+            reply = await handling
+        except BaseException as caught:  # noqa: BLE001 - raised again unless supervision takes it
+            self._carry(_NOTHING)
+            await self._handle_failure(caught, "receive", message, [item])
+        else:
+            if ask is not None:
+                self._answer(ask, reply)
+        return 1
+
+    def _carry(self, value: object) -> None:
+        """Set the variable of telemetry to `value`; to what it was at first for `_NOTHING`."""
+        variable = self._cell.propagate[0]
+        if self._token is not None:
+            # Whoever closes a task that was left to itself does so in another context.
+            with contextlib.suppress(ValueError):
+                variable.reset(self._token)
+            self._token = None
+        self._carried = value
+        if value is not _NOTHING:
+            self._token = variable.set(value)
 
     def _handle_or_run(self, item: object) -> Coroutine[Any, Any, int]:
         message = item.message if type(item) is Ask else item
@@ -401,6 +464,8 @@ class ActorLoop:
         if not is_due:
             return _pass_over()
         belongings.note_activity(item)
+        if self._telemetry is not None and not self._is_surrounded:
+            return self._handle_with_value(Told(item.message, item.values))
         self._values = item.values
         return self._handle_or_run(item.message)
 
@@ -469,7 +534,7 @@ class ActorLoop:
             handling = self._cell.dispatcher.handle(self._cell.ref, (message,), handling)
         if self._cell.propagate:
             # Outermost: instruments see the sender's variables, too.
-            observe = self._observe_at_hand if self._cell.telemetry is not None else None
+            observe = self._observe_at_hand if self._telemetry is not None else None
             values, self._values = self._values, ()  # not to keep them in memory
             if self._correlation is not None:
                 brought = (value for variable, value in values if variable is self._correlation)
@@ -479,11 +544,11 @@ class ActorLoop:
 
     def _observe_at_hand(self, handling: Coroutine[Any, Any, Any]) -> Coroutine[Any, Any, Any]:
         cell, item = self._cell, self._at_hand
-        assert cell.telemetry is not None
+        assert self._telemetry is not None
         is_asked = type(item) is Ask
         message = item.message if type(item) is Ask else item
         actor_type = self._props.actor_class.__name__
-        return cell.telemetry.receive(
+        return self._telemetry.receive(
             cell.address, actor_type, message, handling, is_asked=is_asked
         )
 
@@ -782,6 +847,8 @@ class ActorLoop:
         if not self._started:
             return None
         self._started = False
+        if self._token is not None:
+            self._carry(_NOTHING)
         try:
             try:
                 if self._lifecycle.gate is not None:

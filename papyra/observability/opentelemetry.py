@@ -104,6 +104,8 @@ class OpenTelemetry:
         #: the context that was looked into last, and what was found there: most messages have
         #: that of the one before
         self._seen: tuple[Context | None, _Trace] = None, None
+        #: the same, if that was a trace that is not recorded, or none
+        self.dropped: Context | None = None
 
     def begin(self, system: Any) -> None:
         """Take note that a system has started: from now on the provider is as it stays."""
@@ -114,7 +116,7 @@ class OpenTelemetry:
 
     def end(self) -> None:
         """Take note that it has stopped. What was recorded is the provider's to export."""
-        self._seen = None, None
+        self._seen, self.dropped = (None, None), None
         self._end_metrics()
         self._end_metrics = lambda: None
 
@@ -125,9 +127,9 @@ class OpenTelemetry:
     ) -> Coroutine[Any, Any, ReplyT]:
         """Observe an ask, as a child of the span that is current."""
         context = self._variable.get(None)
-        if self._is_to_begin(context):
-            return self._ask(actor, message, context, asking)
-        return asking
+        if not self._is_to_begin(context):
+            return asking
+        return self._ask(actor, message, context, asking)
 
     async def _ask(
         self,
@@ -285,6 +287,7 @@ class OpenTelemetry:
         if seen is not context:
             found = _looked_into(context)
             self._seen = context, found
+            self.dropped = context if found != "recorded" else None
         return found
 
     def _start_linked(

@@ -33,6 +33,7 @@ from tests.benchmarks.redis import REDIS_ROWS
 from tests.benchmarks.sqlite import SQLITE_ROWS
 from tests.benchmarks.subscriptions import SUBSCRIPTION_ROWS
 from tests.benchmarks.table import Loop, Options, Result, Row, compare
+from tests.benchmarks.telemetry import TELEMETRY_ROWS
 from tests.benchmarks.timers import TIMER_ROWS
 from tests.benchmarks.workload import (
     START,
@@ -364,6 +365,7 @@ ROWS = [
     *SQLITE_ROWS,
     *POSTGRES_ROWS,
     *TIMER_ROWS,
+    *TELEMETRY_ROWS,
     *SUBSCRIPTION_ROWS,
     *PROJECTION_ROWS,
     *DURABLE_TIMER_ROWS,

@@ -16,7 +16,7 @@ from papyra._runtime.timer_service import MAX_AT_HAND
 from papyra.eventsourcing import EventSourced, Timer
 from papyra.persistence import PersistedEvent
 from papyra.persistence.backends.memory import InMemoryPersistence
-from papyra.persistence.timers import TIMER, Scheduled, payload_of
+from papyra.persistence.timers import TIMER, Scheduled
 from papyra.testing import ManualClock, wait_until_idle
 from tests.extent import count
 
@@ -96,8 +96,8 @@ async def test_others_have_their_turns_while_a_checkpoint_of_many_timers_is_enco
     index = TimerIndex("shop")
     for number in range(2_000):
         change = Scheduled("pay", 60.0 + number, "Remind", {"text": "pay"})
-        payload, address = payload_of(change), f"shop/Order/{number}"
-        index.take_in(PersistedEvent("shop", address, TIMER, payload, 1.0, revision=1))
+        address = f"shop/Order/{number}"
+        index.take_in(PersistedEvent("shop", address, TIMER, change, 1.0, revision=1))
     timers, turns = index.all(), 0
     is_encoded = False
 
