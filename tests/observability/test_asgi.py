@@ -8,10 +8,8 @@ from typing import Any
 
 import anyio
 import httpx
-import litestar
 import msgspec
 import pytest
-from fastapi import FastAPI
 from prometheus_client.parser import text_string_to_metric_families
 from starlette.applications import Starlette
 from starlette.routing import BaseRoute, Route
@@ -25,6 +23,9 @@ from papyra.persistence.backends.base import PersistenceBackend
 from papyra.persistence.backends.memory import InMemoryPersistence, MemoryStore
 from papyra.projections import Projection
 from tests.actors import Echo, event
+from tests.conftest import event_loops
+
+anyio_backend = event_loops("asyncio")
 
 HOSTILE = "</script><img src=x onerror=alert(1)>'\"&\u2028{{ lives }}"
 
@@ -394,10 +395,14 @@ def starlette_app(service: asgi.Lifespan) -> Any:
 
 
 def fastapi_app(service: asgi.Lifespan) -> Any:
+    from fastapi import FastAPI  # noqa: PLC0415 - each process of the tests would import it
+
     return FastAPI(lifespan=service, routes=routes_of(service))
 
 
 def litestar_app(service: asgi.Lifespan) -> Any:
+    import litestar  # noqa: PLC0415 - as above
+
     return litestar.Litestar(
         lifespan=[service],
         route_handlers=[

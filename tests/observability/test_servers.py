@@ -1,6 +1,6 @@
-"""Servers that are told to end while requests are in flight: what is answered, and what is stored.
+"""Servers that are told to end while requests are in flight: what is answered, what is stored.
 
-Outside CI one of them is; the others take seconds each.
+Only in CI, as each takes seconds; `tests.test_web_example` has one that runs everywhere.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from tests.extent import CI
 from tests.observability.serving import COMMANDS, Served
 
 IN_FLIGHT = 10
-only_in_ci = pytest.mark.skipif(not CI, reason="takes seconds")
+pytestmark = pytest.mark.skipif(not CI, reason="takes seconds")
 
 
 def servers(*names: str) -> pytest.MarkDecorator:
@@ -82,7 +82,7 @@ EVERY = {*range(IN_FLIGHT)}
 ANSWERED = [(200, str(number)) for number in range(IN_FLIGHT)]
 
 
-@servers(*(COMMANDS if CI else ["uvicorn"]))
+@servers(*COMMANDS)
 def test_a_server_that_gets_sigterm_answers_and_stores_what_is_in_flight(
     server: str, serve: Serve, tmp_path: Path
 ) -> None:
@@ -97,7 +97,6 @@ def test_a_server_that_gets_sigterm_answers_and_stores_what_is_in_flight(
     assert stored(tmp_path) == EVERY
 
 
-@only_in_ci
 @servers("uvicorn", "hypercorn-trio")
 def test_a_server_that_gets_sigterm_under_load_has_stored_all_that_it_acknowledged(
     server: str, serve: Serve, tmp_path: Path
@@ -130,7 +129,6 @@ def test_a_server_that_gets_sigterm_under_load_has_stored_all_that_it_acknowledg
     assert len(acknowledged) > 10
 
 
-@only_in_ci
 @servers("uvicorn", "hypercorn")
 def test_a_server_that_gets_two_sigints_ends_and_has_stored_all_that_it_acknowledged(
     server: str, serve: Serve, tmp_path: Path
@@ -150,7 +148,6 @@ def test_a_server_that_gets_two_sigints_ends_and_has_stored_all_that_it_acknowle
     assert answered == (set() if server == "uvicorn" else EVERY)
 
 
-@only_in_ci
 @servers("uvicorn", "hypercorn-trio")
 def test_a_server_whose_store_hangs_at_shutdown_answers_and_ends_all_the_same(
     server: str, serve: Serve, tmp_path: Path
@@ -166,7 +163,6 @@ def test_a_server_whose_store_hangs_at_shutdown_answers_and_ends_all_the_same(
     assert stored(tmp_path) == EVERY
 
 
-@only_in_ci
 @servers("uvicorn", "hypercorn")
 def test_a_server_whose_system_has_failed_answers_what_is_in_flight_and_ends(
     server: str, serve: Serve, tmp_path: Path

@@ -219,7 +219,7 @@ ENDS = [
 
 
 @pytest.mark.parametrize("backend", ["asyncio", "trio"] if CI else ["asyncio"])
-@pytest.mark.parametrize(("which", "code", "said", "error"), some(ENDS, every=3))
+@pytest.mark.parametrize(("which", "code", "said", "error"), some(ENDS, every=4))
 def test_a_system_in_a_thread_stops_in_order_however_its_process_ends(
     which: str, code: int, said: list[str], error: str, backend: str, tmp_path: Path
 ) -> None:

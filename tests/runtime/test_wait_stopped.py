@@ -14,7 +14,7 @@ from tests.actors import Echo, Gate
 from tests.conftest import event_loops
 from tests.runtime.test_portal import in_a_thread
 
-anyio_backend = event_loops("asyncio", "uvloop", "trio")
+anyio_backend = event_loops("asyncio", "trio")
 
 ESCALATE = OneForOne(default=Decision.ESCALATE)
 
