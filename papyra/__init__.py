@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from papyra.entity import AwakeEntity, EntityRef
     from papyra.eventsourcing.actor import EventSourced
     from papyra.exceptions import PapyraError
+    from papyra.figures import Figures
     from papyra.message import Message
     from papyra.ref import ActorRef, Terminated
     from papyra.retry import Retry
@@ -32,6 +33,7 @@ __all__ = (
     "EntityRef",
     "EventSourced",
     "Failure",
+    "Figures",
     "Message",
     "OneForAll",
     "OneForOne",
@@ -56,6 +58,7 @@ _MODULES = (
     "entity",
     "actor",
     "eventsourcing.actor",
+    "figures",
     "system_thread",
     "system",
 )

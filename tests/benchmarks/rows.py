@@ -25,6 +25,7 @@ from tests.benchmarks.actors import ACTOR_ROWS
 from tests.benchmarks.command import COMMAND_ROWS
 from tests.benchmarks.durable_timers import DURABLE_TIMER_ROWS
 from tests.benchmarks.entities import ENTITY_ROWS
+from tests.benchmarks.figures import FIGURE_ROWS
 from tests.benchmarks.files import FILE_ROWS
 from tests.benchmarks.histories import HISTORY_ROWS
 from tests.benchmarks.postgres import POSTGRES_ROWS
@@ -369,6 +370,7 @@ ROWS = [
     *SUBSCRIPTION_ROWS,
     *PROJECTION_ROWS,
     *DURABLE_TIMER_ROWS,
+    *FIGURE_ROWS,
     *COMMAND_ROWS,
     Row("a typical test, in CPU time", "the same with pykka", 0.5, False, typical_test),
     Row(
