@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
+import weakref
 from collections import deque
+from collections.abc import Callable
 from typing import Protocol
 
 from papyra._logs import fields
@@ -84,15 +86,21 @@ class SystemRecorder:
         self.unclaimed_replies = 0
         self._by_class = CountersByClass() if by_class is None else by_class
         self._recorders: dict[ClassCounters, ClassRecorder] = {}
+        #: the class that was asked for last, as most are of the one before; nothing keeps it alive
+        self._latest_class: Callable[[], type | None] = lambda: None
+        self._latest: ClassRecorder
         #: the latest of them: who replied, and to what type of message
         self.latest_unclaimed: deque[tuple[str, str]] = deque(maxlen=10)
 
     def for_class(self, actor_class: type) -> ClassRecorder:
         """Return the recorder that counts for a class, too."""
+        if self._latest_class() is actor_class:
+            return self._latest
         counters = self._by_class.of(actor_class)
         found = self._recorders.get(counters)
         if found is None:
             found = self._recorders[counters] = ClassRecorder(self, counters)
+        self._latest_class, self._latest = weakref.ref(actor_class), found
         return found
 
     def lifecycle(self, address: ActorAddress, event: LifecycleEvent) -> None:
