@@ -8,8 +8,9 @@ Run it in this folder, with FastAPI, uvicorn and OpenTelemetry's SDK: python -m 
     curl localhost:8000/ready
     curl localhost:8000/metrics
 
-BANK_STORE names another store, as bank.py does; OPERATOR_TOKEN has the timeline shown to who knows
-it, at localhost:8000/timeline?token=...; BANK_TRACES=console writes spans to standard output.
+BANK_STORE names another store, as bank.py does. OPERATOR_TOKEN has the timeline shown to who knows
+it, at localhost:8000/timeline?token=... BANK_TRACES=console writes spans to standard output, and
+BANK_TIMEOUT is the seconds that a command may take.
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ STORE = os.environ.get("BANK_STORE", "sqlite:bank.db")
 VIEW = os.environ.get("BANK_VIEW", "bank-views.db")
 TOKEN = os.environ.get("OPERATOR_TOKEN", "")
 TRACES = os.environ.get("BANK_TRACES") == "console"
-TIMEOUT = 5.0
+TIMEOUT = float(os.environ.get("BANK_TIMEOUT", "5"))
 
 if TRACES:
     provider = TracerProvider()
@@ -130,6 +131,7 @@ def make_system() -> ActorSystem:
         persistence=backend_from_url(STORE),
         entities=[Account],
         telemetry=OpenTelemetry() if TRACES else None,
+        measure=True,
     )
 
 

@@ -12,7 +12,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from tests.extent import CI
-from tests.observability.serving import PATIENCE, Served
+from tests.observability.serving import Served
 from tests.redis_server import RedisServer, any_binary
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
@@ -21,6 +21,7 @@ CLIENTS, DEPOSITS = (8, 40) if CI else (4, 10)
 
 def serve(store: str, folder: Path, **env: str) -> Served:
     env = {"BANK_STORE": store, "PYTHONPATH": str(EXAMPLES), "OPERATOR_TOKEN": "t", **env}
+    env |= {"BANK_TIMEOUT": "60"}
     return Served("uvicorn", "web:app", env, folder)
 
 
@@ -56,31 +57,31 @@ def test_the_bank_on_the_web_is_not_ready_while_its_store_is_away_and_loses_no_d
     ):
         assert served.wait_until_ready(True).json()["projections"]["balances"]
         assert served.get("/health").json() == {"alive": True}
-        assert served.post("/accounts/ann/withdrawals", {"amount": 1}).status_code == 409
         assert served.post("/accounts/ann/deposits", {"amount": 0}).status_code == 422
         clients = [Client(served, number) for number in range(CLIENTS)]
         with ThreadPoolExecutor(CLIENTS) as pool:
             running = [pool.submit(client.run) for client in clients]
-            redis.stop()
-            refused = served.wait_until_ready(False)
-            [reason] = refused.json()["reasons"]
-            assert "the store" in reason
-            assert "redis" not in refused.text  # where it is, is nobody's business
-            assert served.get("/health").status_code == 200
-            redis.start()
-            served.wait_until_ready(True)
-            for client in clients:
-                client.may_end.set()
+            try:
+                redis.stop()
+                refused = served.wait_until_ready(False)
+                [reason] = refused.json()["reasons"]
+                assert "the store" in reason
+                assert "redis" not in refused.text  # where it is, is nobody's business
+                assert served.get("/health").status_code == 200
+                redis.start()
+                served.wait_until_ready(True)
+            finally:
+                for client in clients:
+                    client.may_end.set()
             for each in running:
                 each.result()
         expected = {str(number): client.deposited for number, client in enumerate(clients)}
-        for _ in range(PATIENCE * 20):
-            if served.get("/balances").json() == expected:
-                break
-            threading.Event().wait(0.05)
-        assert served.get("/balances").json() == expected
+        served.wait_until("/balances", lambda answer: answer.json() == expected)
         for number, deposited in expected.items():
-            assert served.get(f"/accounts/{number}").json()["balance"] == deposited
+            balance = {"account": number, "balance": deposited}
+            served.wait_until(f"/accounts/{number}", lambda answer: answer.json() == balance)  # noqa: B023
+        refused = served.post("/accounts/0/withdrawals", {"amount": 1_000_000})
+        assert refused.status_code == 409
         families = text_string_to_metric_families(served.get("/metrics").text)
         starts = {
             sample.labels["actor_class"]: sample.value

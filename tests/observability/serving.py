@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Self
@@ -103,12 +104,15 @@ class Served:
 
     def wait_until_ready(self, ready: bool) -> httpx.Response:
         """Ask on until it says so, and return the answer."""
-        for _ in range(PATIENCE * 20):
-            answer = self.get("/ready")
-            if (answer.status_code == 200) is ready:
-                return answer
+        return self.wait_until("/ready", lambda answer: (answer.status_code == 200) is ready)
+
+    def wait_until(self, path: str, holds: Callable[[httpx.Response], bool]) -> httpx.Response:
+        """Get `path` again and again, until the answer is as it has to be, and return that."""
+        end = time.monotonic() + PATIENCE
+        while not holds(answer := self.get(path)):
+            assert time.monotonic() < end, f"{answer.text}\n{self.output}"
             threading.Event().wait(0.05)
-        raise AssertionError(f"{answer.text}\n{self.output}")
+        return answer
 
     def signal(self, number: signal.Signals) -> None:
         self.process.send_signal(number)

@@ -39,6 +39,11 @@ async def get(app: Any, path: str = "/", **headers: str) -> httpx.Response:
         return await http.get(path, headers=headers)
 
 
+def ready_of(source: asgi.Source, max_lag: int | None = None) -> Endpoint:
+    """Return what waits for the store however slow the machine is."""
+    return asgi.ready(source, max_lag=max_lag, timeout=100)
+
+
 def everybody(scope: Any) -> bool:
     return True
 
@@ -46,7 +51,7 @@ def everybody(scope: Any) -> bool:
 def every_endpoint(system: ActorSystem) -> list[Endpoint]:
     return [
         asgi.health(system),
-        asgi.ready(system),
+        ready_of(system),
         asgi.metrics(system),
         asgi.timeline(system, allow=everybody),
     ]
@@ -129,7 +134,7 @@ async def call(app: Endpoint, scope: dict[str, Any]) -> list[Any]:
 
 async def test_a_service_is_alive_before_its_start_and_ready_from_its_start_to_its_end() -> None:
     service = asgi.lifespan(lambda: ActorSystem("shop"))
-    health, ready = asgi.health(service), asgi.ready(service)
+    health, ready = asgi.health(service), ready_of(service)
     assert (await get(health)).json() == {"alive": True}
     refused = await get(ready)
     assert refused.status_code == 503
@@ -165,7 +170,7 @@ async def test_a_service_is_not_ready_from_the_moment_that_its_shutdown_begins()
         service = asgi.lifespan(lambda: ActorSystem(shutdown_timeout=60))
         async with service():
             await service.system.spawn(Late).ask("begun?")
-            tasks.start_soon(look, asgi.ready(service))
+            tasks.start_soon(look, ready_of(service))
     assert seen == [["not running"]]
 
 
@@ -194,7 +199,7 @@ async def test_a_service_whose_failure_was_escalated_is_neither_ready_nor_alive_
                 await anyio.lowlevel.checkpoint()
             # An actor is still at its message, and the server at its requests.
             assert (await get(asgi.health(service))).status_code == 503
-            assert (await get(asgi.ready(service))).json()["reasons"] == ["failed"]
+            assert (await get(ready_of(service))).json()["reasons"] == ["failed"]
             release.set()
             await system.wait_stopped()
     assert [failure for failure, _ in told] == [system.failure]
@@ -203,7 +208,7 @@ async def test_a_service_whose_failure_was_escalated_is_neither_ready_nor_alive_
 async def test_a_service_is_not_ready_while_its_store_fails_or_hangs() -> None:
     store = Slow()
     async with ActorSystem(persistence=PersistenceBackend(store)) as system:
-        ready = asgi.ready(system)
+        ready = ready_of(system)
         assert (await get(ready)).status_code == 200
         store.error = StoreUnreachable("at redis://:secret@host")
         answer = await get(ready)
@@ -252,8 +257,8 @@ async def test_a_service_is_not_ready_while_a_projection_is_further_behind_than_
         counts = Counts()
         runner = system.project(counts)
         appended = await system.backend.append(*[event(n) for n in range(10)])
-        ready = asgi.ready(system, max_lag=5)
-        assert (await get(asgi.ready(system))).status_code == 200
+        ready = ready_of(system, max_lag=5)
+        assert (await get(ready_of(system))).status_code == 200
         answer = await get(ready)
         assert answer.status_code == 503
         [reason] = answer.json()["reasons"]
@@ -315,7 +320,7 @@ async def test_a_lifespan_sets_its_system_up_before_it_is_ready_and_fails_with_t
     order: list[str] = []
 
     async def setup(system: ActorSystem) -> None:
-        order.append((await get(asgi.ready(service))).json()["reasons"][0])
+        order.append((await get(ready_of(service))).json()["reasons"][0])
         assert await system.spawn(Echo, name="echo").ask(1) == 1
 
     service = asgi.lifespan(ActorSystem, setup=setup)
@@ -385,7 +390,7 @@ async def lived(app: Any) -> AsyncIterator[None]:
 def routes_of(service: asgi.Lifespan) -> list[BaseRoute]:
     return [
         Route("/health", asgi.health(service)),
-        Route("/ready", asgi.ready(service)),
+        Route("/ready", ready_of(service)),
         Route("/timeline", asgi.timeline(service, allow=everybody)),
     ]
 
@@ -407,7 +412,7 @@ def litestar_app(service: asgi.Lifespan) -> Any:
         lifespan=[service],
         route_handlers=[
             litestar.asgi("/health", copy_scope=True)(asgi.health(service)),
-            litestar.asgi("/ready", copy_scope=True)(asgi.ready(service)),
+            litestar.asgi("/ready", copy_scope=True)(ready_of(service)),
             litestar.asgi("/timeline", copy_scope=True)(asgi.timeline(service, allow=everybody)),
         ],
     )
