@@ -9,7 +9,8 @@ from urllib.parse import parse_qs
 
 import msgspec
 
-from papyra.exceptions import StoreError, StoreReplaced
+from papyra._safe_repr import shown
+from papyra.exceptions import InvalidPolicy, StoreError, StoreReplaced
 from papyra.observability.endpoint import Answer, Endpoint, Scope, plain
 from papyra.observability.lifecycles import MOST, read_timeline_after
 from papyra.observability.lifespan import Lifespan, end_process, lifespan
@@ -103,7 +104,11 @@ def timeline(source: Source, *, allow: Allow, records: int = MOST) -> Endpoint:
     It begins with the last so many `records` of the store, and follows what comes. It shows the
     addresses of actors, their errors, and what is in dead letters: to those for whom `allow`, which
     may be a coroutine function, returns `True`. Others get 403. Nothing can be changed there.
+
+    Raises `InvalidPolicy` for a number of records that makes no sense.
     """
+    if type(records) is not int or records < 0:
+        raise InvalidPolicy(f"records is a whole number, 0 or more, not {shown(records)}")
 
     async def answer(scope: Scope) -> Answer:
         allowed = allow(scope)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
@@ -15,7 +16,7 @@ from starlette.applications import Starlette
 from starlette.routing import BaseRoute, Route
 
 from papyra import Actor, ActorSystem, Decision, OneForOne
-from papyra.exceptions import InvalidPolicy, StoreUnreachable
+from papyra.exceptions import EscalatedFailure, InvalidPolicy, StoreUnreachable
 from papyra.observability import asgi
 from papyra.observability.endpoint import Endpoint
 from papyra.observability.lifecycles import Timeline
@@ -366,6 +367,77 @@ async def test_a_lifespan_that_is_cancelled_stops_its_system() -> None:
     await service.system.wait_stopped()
 
 
+async def fail(service: asgi.Lifespan) -> ActorSystem:
+    """Run a service whose system fails, until that has ended, and return the system."""
+    with pytest.raises(EscalatedFailure, match="boom"):
+        async with service():
+            await service.system.spawn(Echo).tell(ValueError("boom"))
+            await service.system.wait_stopped()
+    return service.system
+
+
+def escalating() -> ActorSystem:
+    return ActorSystem(supervision=OneForOne(default=Decision.ESCALATE))
+
+
+async def test_a_server_that_handles_sigterm_gets_it_once_when_its_system_fails() -> None:
+    got: list[int] = []
+    before = signal.signal(signal.SIGTERM, lambda number, frame: got.append(number))
+    try:
+        await fail(asgi.lifespan(escalating))
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert got == [signal.SIGTERM]
+
+
+async def test_a_process_that_handles_no_sigterm_goes_on_when_its_system_fails(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+    await fail(asgi.lifespan(escalating))
+    assert "has ended by itself" in caplog.text
+
+
+async def test_what_is_done_about_a_failure_may_fail_and_ends_with_the_server(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    ended: list[str] = []
+
+    async def wait(system: ActorSystem) -> None:
+        try:
+            await anyio.sleep_forever()
+        finally:
+            ended.append(system.system_id)
+
+    async def raise_error(system: ActorSystem) -> None:
+        raise KeyError("nobody to call")
+
+    await fail(asgi.lifespan(escalating, on_failure=wait))
+    assert ended == ["papyra"]
+    await fail(asgi.lifespan(escalating, on_failure=raise_error))
+    assert "nobody to call" in caplog.text
+
+
+async def test_an_actor_that_raises_system_exit_ends_the_server_by_that() -> None:
+    class Leaving(Actor):
+        async def receive(self, message: Any) -> None:
+            raise SystemExit(3)
+
+    told: list[ActorSystem] = []
+
+    async def tell(system: ActorSystem) -> None:
+        told.append(system)
+
+    service = asgi.lifespan(ActorSystem, on_failure=tell)
+    with pytest.raises(SystemExit):
+        async with service():
+            await service.system.spawn(Leaving).tell("go")
+            await service.system.wait_stopped()
+            while not told:
+                await anyio.lowlevel.checkpoint()
+    assert told == [service.system]
+
+
 @asynccontextmanager
 async def lived(app: Any) -> AsyncIterator[None]:
     """Start and stop an application as a server does."""
@@ -468,6 +540,12 @@ async def test_the_timeline_follows_from_the_position_that_it_was_given() -> Non
         assert [life.actor for life in more.lives] == ["shop/second"]
         assert more.head == system.backend.last_seq
         assert not more.more
+
+
+@pytest.mark.parametrize("records", [-1, 1.5, True])
+def test_a_timeline_of_so_many_records_as_make_no_sense_is_refused(records: Any) -> None:
+    with pytest.raises(InvalidPolicy):
+        asgi.timeline(ActorSystem(), allow=everybody, records=records)
 
 
 @pytest.mark.parametrize("after", ["", "-1", "x", "1.5", "9" * 30, "%F0%9F", "\u0661", "1e3"])
