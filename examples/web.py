@@ -33,7 +33,7 @@ from starlette.routing import Route
 
 from papyra import ActorSystem, EventSourced, Failure, Message
 from papyra.conf import backend_from_url
-from papyra.exceptions import ActorStopped, AskTimeout, PersistenceError
+from papyra.exceptions import ActorStopped, AskTimeout, PersistenceError, RecoveryFailed
 from papyra.observability import asgi
 from papyra.observability.opentelemetry import OpenTelemetry
 from papyra.persistence import Received
@@ -209,6 +209,7 @@ async def refused(request: Request, error: Exception) -> JSONResponse:
 @app.exception_handler(AskTimeout)
 @app.exception_handler(ActorStopped)
 @app.exception_handler(PersistenceError)
+@app.exception_handler(RecoveryFailed)
 async def unavailable(request: Request, error: Exception) -> JSONResponse:
     """Say that it may work later; whether it has been done already, an idempotency key tells."""
     return JSONResponse({"error": type(error).__name__}, 503, {"Retry-After": "1"})

@@ -109,14 +109,15 @@ class _Host:
     @asynccontextmanager
     async def run(self, make_system: MakeSystem) -> AsyncIterator[None]:
         """Run the system around a block; raise the error of that, or what has ended the system."""
-        raised: Exception | None = None
+        raised: BaseException | None = None
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(self._live, make_system, tasks)
             await self._begun.wait()
             if self._error is None:
                 try:
                     yield
-                except Exception as error:  # noqa: BLE001 - raised below, not in a group
+                # Raised below, as a group would wrap it.
+                except (Exception, KeyboardInterrupt, SystemExit) as error:  # noqa: BLE001
                     raised = error
                     tasks.cancel_scope.cancel()
                 self._seeing_to.cancel()

@@ -337,11 +337,14 @@ async def test_a_lifespan_sets_its_system_up_before_it_is_ready_and_fails_with_t
             raise AssertionError("not reached")
 
 
-async def test_a_lifespan_raises_the_error_of_its_block_as_it_is_and_stops_the_system() -> None:
+@pytest.mark.parametrize("error", [KeyError("mine"), KeyboardInterrupt("mine"), SystemExit("mine")])
+async def test_a_lifespan_raises_the_error_of_its_block_as_it_is_and_stops_the_system(
+    error: BaseException,
+) -> None:
     service = asgi.lifespan(ActorSystem)
-    with pytest.raises(KeyError, match="mine"):
+    with pytest.raises(type(error), match="mine"):
         async with service():
-            raise KeyError("mine")
+            raise error
     assert not service.system.is_running
 
 
