@@ -43,7 +43,7 @@ def numbers(records: list[Any]) -> list[int]:
     return [record.payload["n"] for record in records]
 
 
-@pytest.mark.parametrize("cut", some(CUTS, every=2), ids=str)
+@pytest.mark.parametrize("cut", some(CUTS, every=3), ids=str)
 @pytest.mark.parametrize("size", [1, 7])
 @pytest.mark.parametrize("script", [scripts.APPEND, scripts.CLAIM], ids=["append", "claim"])
 async def test_a_batch_is_stored_once_wherever_the_connection_is_cut(
@@ -76,7 +76,7 @@ async def test_a_batch_is_stored_once_wherever_the_connection_is_cut(
         assert (await store.scan()).is_clean
 
 
-@pytest.mark.parametrize("cut", some(CUTS, every=2), ids=str)
+@pytest.mark.parametrize("cut", some(CUTS, every=3), ids=str)
 @pytest.mark.parametrize("size", [1, 7])
 async def test_an_append_that_raised_at_a_cut_connection_is_not_stored_in_redis(
     proxy: Proxy, config: RedisStreamsConfig, make: MakeStore, cut: Cut, size: int
@@ -297,7 +297,7 @@ async def test_reads_and_scans_of_a_redis_store_go_on_after_a_cut_connection(
         assert len(await everything(store)) == 30
 
 
-@pytest.mark.parametrize("cut", some(CUTS, every=2), ids=str)
+@pytest.mark.parametrize("cut", some(CUTS, every=3), ids=str)
 @pytest.mark.parametrize("reopen", [False, True], ids=["at once", "reopened"])
 async def test_a_redis_restore_that_failed_at_a_cut_can_be_repeated_at_the_same_positions(
     proxy: Proxy, config: RedisStreamsConfig, make: MakeStore, cut: Cut, reopen: bool

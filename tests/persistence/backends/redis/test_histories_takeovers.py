@@ -23,7 +23,7 @@ from papyra.persistence.backends.retention import RetentionPolicy
 from papyra.testing.conformance._fixtures import a_record
 from papyra.testing.conformance._histories import a_step, events_of, history
 from tests.conftest import event_loops
-from tests.extent import count
+from tests.extent import count, some
 from tests.persistence.backends.redis.conftest import MakeStore
 from tests.persistence.backends.redis.proxy import Cut, Proxy
 from tests.persistence.backends.redis.test_takeovers import Writer, _settled
@@ -207,7 +207,7 @@ async def test_a_server_that_is_killed_again_and_again_keeps_histories_whole(
 COMMANDS = 7
 
 
-@pytest.mark.parametrize("command", range(1, COMMANDS))
+@pytest.mark.parametrize("command", some(range(1, COMMANDS), every=2))
 @pytest.mark.parametrize("is_killed", [False, True], ids=["told", "killed as well"])
 async def test_an_append_that_was_torn_is_in_no_history(
     own_server: RedisServer, command: int, is_killed: bool
