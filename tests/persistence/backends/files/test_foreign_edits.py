@@ -17,6 +17,7 @@ from papyra.persistence import PersistenceScanReport, PersistenceStartupConfig, 
 from papyra.persistence.backends._files.line_format import make_lines
 from papyra.persistence.backends.json import JsonFilePersistence
 from tests.actors import event
+from tests.extent import some
 
 COUNT = 60
 
@@ -130,7 +131,7 @@ async def scanned(path: Path) -> PersistenceScanReport:
 
 
 @pytest.mark.parametrize("together", [True, False], ids=["together", "one by one"])
-@pytest.mark.parametrize("name", EDITS)
+@pytest.mark.parametrize("name", some(EDITS, every=2))
 async def test_a_system_start_changes_no_byte_of_a_file_that_others_have_edited(
     tmp_path: Path, name: str, together: bool
 ) -> None:
