@@ -33,6 +33,7 @@ from papyra.persistence.codec import (
     plain,
 )
 from tests.actors import event
+from tests.extent import some
 from tests.persistence import payloads
 from tests.persistence.payloads import (
     BAD_JSON,
@@ -449,7 +450,7 @@ sys.exit(bool(errors) and repr(errors))
 
 # A Python that counts calls of C apart can't be taken for one that does not.
 @pytest.mark.parametrize("counts_apart", sorted({_COUNTS_C_APART, True}))
-@pytest.mark.parametrize("limit", [200, 1000, 10**6])
+@pytest.mark.parametrize("limit", some([200, 1000, 10**6], every=2))
 @pytest.mark.parametrize("stack", [1024 * 1024, 0], ids=["small stack", "default stack"])
 def test_no_recursion_limit_lets_the_codec_overflow_the_stack(
     limit: int, stack: int, counts_apart: bool
