@@ -25,7 +25,7 @@ from papyra.supervision import SupervisionPolicy
 from papyra.testing import explore
 from tests.extent import count
 
-SEEDS = range(count("PAPYRA_PROGRAMS", 4, 25))
+SEEDS = range(count("PAPYRA_PROGRAMS", 2, 25))
 
 
 class Crash(Exception):
