@@ -6,6 +6,8 @@ import textwrap
 
 import pytest
 
+from tests.extent import some
+
 pytest_plugins = ["pytester"]
 
 HEAD = """
@@ -389,13 +391,16 @@ def teller(mark: str) -> str:
 
 @pytest.mark.parametrize(
     ("mark", "options"),
-    [
-        *((mark, ()) for mark in MARKS.values()),
-        *((mark, ("-p", "no:anyio")) for mark in MARKS.values()),
-        ("", ("-o", "asyncio_mode=auto")),
-        ("", ("-o", "asyncio_mode=auto", "-p", "no:anyio")),
-        ("", ("-o", "trio_mode=true", "-p", "no:asyncio")),
-    ],
+    some(
+        [
+            *((mark, ()) for mark in MARKS.values()),
+            *((mark, ("-p", "no:anyio")) for mark in MARKS.values()),
+            ("", ("-o", "asyncio_mode=auto")),
+            ("", ("-o", "asyncio_mode=auto", "-p", "no:anyio")),
+            ("", ("-o", "trio_mode=true", "-p", "no:asyncio")),
+        ],
+        every=2,
+    ),
 )
 def test_the_fixture_actor_system_runs_on_the_event_loop_of_its_tests_async_plugin(
     run: Run, mark: str, options: tuple[str, ...]
