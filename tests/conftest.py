@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import gc
 import os
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from typing import Any
+from zlib import crc32
 
 import hypothesis
 import pytest
@@ -48,6 +49,12 @@ def on_event_loops(*names: str) -> pytest.MarkDecorator:
     """Have one test run on these event loops, and in CI on all of them."""
     chosen = list(LOOPS) if CI else names
     return pytest.mark.parametrize("anyio_backend", [LOOPS[name] for name in chosen], ids=chosen)
+
+
+def kind_for(request: pytest.FixtureRequest, kinds: Sequence[str]) -> str:
+    """Return the kind of store of a test, or of a module: in CI each, elsewhere always the same."""
+    kind: str | None = getattr(request, "param", None)
+    return kind or kinds[crc32(request.node.name.encode()) % len(kinds)]
 
 
 anyio_backend = event_loops("asyncio", "trio")

@@ -15,7 +15,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
-from zlib import crc32
 
 import anyio
 import msgspec
@@ -28,6 +27,7 @@ from papyra.conf import backend_from_url
 from papyra.persistence import PersistedAudit, PersistedDeadLetter, PersistedEvent, Record
 from papyra.persistence.backends.base import PersistenceBackend
 from tests.cli import calls, forks, halting, many
+from tests.conftest import kind_for
 from tests.extent import CALLS, CI, FORKS
 from tests.redis_server import RedisServer, any_binary
 
@@ -320,16 +320,10 @@ def new_store(kind: str, directory: Path, server: RedisServer) -> Store:
             return Store(kind, url, server=server, tag=f"{{test:{name}}}")
 
 
-def kind_for(request: pytest.FixtureRequest, kinds: Sequence[str] = KINDS) -> str:
-    """Return the kind of store of a test, or of a module: it is always the same outside CI."""
-    kind: str | None = getattr(request, "param", None)
-    return kind or kinds[crc32(request.node.name.encode()) % len(kinds)]
-
-
 @pytest.fixture(params=KINDS if CI else None)
 def store(request: pytest.FixtureRequest, tmp_path: Path, redis_server: RedisServer) -> Store:
     """A store of each kind, with nothing in it yet; nor is it there yet."""
-    return new_store(kind_for(request), tmp_path, redis_server)
+    return new_store(kind_for(request, KINDS), tmp_path, redis_server)
 
 
 @pytest.fixture(params=FILES if CI else None)
@@ -430,7 +424,7 @@ def shop(
     redis_server: RedisServer,
 ) -> Store:
     """A store of each kind, which tests only read."""
-    store = new_store(kind_for(request), tmp_path_factory.mktemp("shop"), redis_server)
+    store = new_store(kind_for(request, KINDS), tmp_path_factory.mktemp("shop"), redis_server)
     store.append(*RECORDS)
     return store
 

@@ -30,7 +30,7 @@ from papyra.persistence import (
 )
 from papyra.persistence.backends.json import JsonFilePersistence
 from papyra.persistence.retention import RetentionPolicy
-from tests.cli.conftest import KINDS, T0, Command, Done, Store, audit, event, kind_for, new_store
+from tests.cli.conftest import KINDS, T0, Command, Done, Store, audit, event, new_store
 from tests.cli.halting import stuck_file
 from tests.cli.test_checking import (
     STREAMS,
@@ -48,6 +48,7 @@ from tests.cli.test_checking import (
     one_line,
     record,
 )
+from tests.conftest import kind_for
 from tests.extent import CI, count
 from tests.persistence.backends.files.test_full_disk import a_small_disk
 from tests.redis_server import RedisServer, any_binary
@@ -63,7 +64,7 @@ FIRST_BATCH, NOT_ALL = 12_000, 1_999 + MANY
 @pytest.fixture(params=KINDS if CI else None)
 def target(request: pytest.FixtureRequest, tmp_path: Path, redis_server: RedisServer) -> Store:
     """Where to copy to."""
-    return new_store(kind_for(request), tmp_path, redis_server)
+    return new_store(kind_for(request, KINDS), tmp_path, redis_server)
 
 
 @pytest.fixture

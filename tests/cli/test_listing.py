@@ -33,9 +33,9 @@ from tests.cli.conftest import (
     audit,
     dead_letter,
     event,
-    kind_for,
     new_store,
 )
+from tests.conftest import kind_for
 from tests.extent import CI, count
 from tests.redis_server import RedisServer, any_binary
 
@@ -119,7 +119,9 @@ def stores(
     redis_server: RedisServer,
 ) -> Stores:
     directory = tmp_path_factory.mktemp("stores")
-    stores = Stores(*(new_store(kind_for(request), directory, redis_server) for _ in range(2)))
+    stores = Stores(
+        *(new_store(kind_for(request, KINDS), directory, redis_server) for _ in range(2))
+    )
     stores.plain.append(*RECORDS)
     stores.hostile.append(*hostile_records())
     return stores

@@ -20,10 +20,11 @@ import pytest
 from papyra import ActorSystem
 from papyra.persistence import PersistedEvent, SkipEvent
 from papyra.persistence.backends.base import PersistenceBackend
-from tests.cli.conftest import KINDS, Command, Done, Store, iso, kind_for, new_store
+from tests.cli.conftest import KINDS, Command, Done, Store, iso, new_store
 from tests.cli.test_app import is_one_error
 from tests.cli.test_history import bank, fact
 from tests.cli.test_hostile import EVIL, is_harmless
+from tests.conftest import kind_for
 from tests.eventsourcing.accounts import Account, Look
 from tests.extent import CI
 from tests.redis_server import RedisServer
