@@ -24,8 +24,10 @@ from papyra.persistence.backends.json import JsonFilePersistence
 from papyra.persistence.backends.retention import RetentionPolicy
 from papyra.persistence.backends.rotating import RotatingFilePersistence
 from tests.actors import event
-from tests.conftest import event_loops
+from tests.conftest import event_loops, kind_for
+from tests.extent import CI
 from tests.persistence.backends.files.file_persistence import FilePersistence
+from tests.persistence.conftest import FILES
 
 anyio_backend = event_loops("asyncio")
 
@@ -39,9 +41,9 @@ def open_store(kind: str, path: Any, **options: Any) -> FilePersistence:
     return RotatingFilePersistence(path, max_segment_records=3, **options)
 
 
-@pytest.fixture(params=["json", "rotating"])
+@pytest.fixture(params=FILES if CI else None)
 def kind(request: pytest.FixtureRequest) -> str:
-    return str(request.param)
+    return kind_for(request, FILES)
 
 
 async def numbers(store: FilePersistence) -> list[int]:

@@ -21,7 +21,7 @@ from papyra.testing.conformance._fixtures import an_event
 from papyra.testing.conformance._histories import a_step
 from papyra.testing.conformance._histories import history as history_of
 from papyra.testing.conformance._snapshots import save
-from tests.conftest import event_loops
+from tests.conftest import event_loops, kind_for
 from tests.eventsourcing.accounts import Deposit
 from tests.extent import CI, count, some
 from tests.persistence.backends.files.file_persistence import FilePersistence
@@ -36,6 +36,7 @@ from tests.persistence.backends.trimmed_accounts import (
     looked,
     replayed,
 )
+from tests.persistence.conftest import FILES
 
 pytestmark = pytest.mark.anyio
 anyio_backend = event_loops("asyncio")
@@ -52,9 +53,9 @@ def open_store(kind: str, root: Path, disk: Disk | None = None) -> FilePersisten
     return RotatingFilePersistence(root / "journal", max_segment_records=7, fsync=fsync, _disk=disk)
 
 
-@pytest.fixture(params=["json", "rotating"])
+@pytest.fixture(params=FILES if CI else None)
 def kind(request: pytest.FixtureRequest) -> str:
-    return str(request.param)
+    return kind_for(request, FILES)
 
 
 async def test_accounts_are_the_same_before_and_after_their_histories_are_trimmed(
