@@ -29,7 +29,8 @@ from papyra.persistence.backends.sqlite import SQLitePersistence
 from papyra.persistence.codec import encode
 from papyra.persistence.messages import EncodedRun
 from papyra.testing import FaultyPersistence
-from tests.conftest import event_loops
+from tests.conftest import event_loops, kind_for
+from tests.extent import CI
 
 pytestmark = pytest.mark.anyio
 
@@ -264,9 +265,10 @@ STORES: dict[str, MakeStore] = {
 }
 
 
-@pytest.fixture(params=STORES)
+@pytest.fixture(params=STORES if CI else None)
 def make(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[[], PersistenceBackend]:
-    return lambda: STORES[request.param](tmp_path)
+    kind = kind_for(request, list(STORES))
+    return lambda: STORES[kind](tmp_path)
 
 
 async def recovered(store: PersistenceBackend, name: str = "a") -> tuple[Any, ...]:
