@@ -47,7 +47,8 @@ from papyra.persistence.subscription import (
 )
 from papyra.testing import FaultyPersistence, _postgres_server
 from papyra.testing._redis_server import new_store
-from tests.conftest import event_loops
+from tests.conftest import event_loops, kind_for
+from tests.extent import CI
 
 pytestmark = pytest.mark.anyio
 anyio_backend = event_loops("asyncio", "trio")
@@ -78,14 +79,14 @@ def maker(kind: str, path: Path) -> MakeStore:
             return lambda: RedisStreamsPersistence(config)
 
 
-@pytest.fixture(params=["memory", *DURABLE])
+@pytest.fixture(params=["memory", *(DURABLE if CI else [pytest.param(None, id="durable")])])
 def make(request: pytest.FixtureRequest, tmp_path: Path) -> MakeStore:
-    return maker(request.param, tmp_path)
+    return maker(kind_for(request, DURABLE), tmp_path)
 
 
-@pytest.fixture(params=DURABLE)
+@pytest.fixture(params=DURABLE if CI else None)
 def make_durable(request: pytest.FixtureRequest, tmp_path: Path) -> MakeStore:
-    return maker(request.param, tmp_path)
+    return maker(kind_for(request, DURABLE), tmp_path)
 
 
 def event(number: int, actor: str = "s/a", event_type: str = "Added") -> PersistedEvent:
