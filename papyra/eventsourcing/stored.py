@@ -7,17 +7,27 @@ from typing import Any
 from papyra._safe_repr import text_of, type_and_text
 from papyra.eventsourcing.actor import EventSourced
 from papyra.eventsourcing.bases import BaseReader
+from papyra.eventsourcing.definition import Definition
 from papyra.eventsourcing.schema import Schema
+from papyra.eventsourcing.timers import TimerMessages
 from papyra.exceptions import InvalidActor, InvalidEvent
 from papyra.persistence.records import PersistedEvent
 
 
 def schema_of(actor_class: type[EventSourced[Any]]) -> Schema:
     """Return the events that a class of actors knows, and the ways to them from older ones."""
-    definition = actor_class._definition
-    if definition is None:
+    return _definition_of(actor_class).schema
+
+
+def timer_messages_of(actor_class: type[EventSourced[Any]]) -> TimerMessages:
+    """Return the messages that the timers of a class of actors may bring."""
+    return _definition_of(actor_class).timer_messages
+
+
+def _definition_of(actor_class: type[EventSourced[Any]]) -> Definition:
+    if actor_class._definition is None:
         raise InvalidActor("EventSourced itself has no events: name a class made of it")
-    return definition.schema
+    return actor_class._definition
 
 
 def decoding_fault(schema: Schema, record: PersistedEvent) -> str | None:

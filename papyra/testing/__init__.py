@@ -43,6 +43,7 @@ from papyra.testing.given_history import (
     GivenHistory,
     Outcome,
     ReplayMismatch,
+    SetTimer,
     given_history,
 )
 from papyra.testing.preloaded import Given, given
@@ -81,6 +82,7 @@ __all__ = (
     "Reject",
     "ReplayMismatch",
     "ScheduleFailed",
+    "SetTimer",
     "TestProbe",
     "check_history",
     "crash_everywhere",

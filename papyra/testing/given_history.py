@@ -5,7 +5,8 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 from collections.abc import AsyncIterator, Mapping, Sequence
-from typing import Any, Generic, TypeVar
+from types import MappingProxyType
+from typing import Any, Generic, NamedTuple, TypeVar
 
 from papyra._safe_repr import text_of
 from papyra.actor import Failure
@@ -13,11 +14,13 @@ from papyra.address import ActorAddress, escaped
 from papyra.clock import Clock, SystemClock
 from papyra.eventsourcing.actor import EventSourced
 from papyra.eventsourcing.schema import Schema
-from papyra.eventsourcing.stored import base_state, schema_of
+from papyra.eventsourcing.stored import base_state, schema_of, timer_messages_of
+from papyra.exceptions import InvalidTimer
 from papyra.persistence.backends.base import PersistenceBackend
 from papyra.persistence.bases import BASE_TYPE
 from papyra.persistence.decisions import events_after
 from papyra.persistence.records import PersistedEvent
+from papyra.persistence.timers import TIMER, Scheduled, Unscheduled, change_in
 from papyra.ref import checked_key
 from papyra.testing._lone_actor import LoneActor, RecordList
 from papyra.testing._snapshot_check import (
@@ -32,6 +35,14 @@ StateT = TypeVar("StateT")
 
 class ReplayMismatch(AssertionError):
     """An event, or a state, does not come back from a store as what it was."""
+
+
+class SetTimer(NamedTuple):
+    """A durable timer that a command has scheduled."""
+
+    message: object
+    #: Unix time in seconds at which it comes first, by the clock that the test has given
+    due: float
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -54,6 +65,10 @@ class Outcome(Generic[StateT]):
     has_stopped: bool
     #: the messages that it told itself, which nobody has handled
     told_itself: tuple[object, ...]
+    #: the durable timers that it has scheduled, and not taken back, by their names
+    scheduled: Mapping[str, SetTimer] = dataclasses.field(default_factory=dict)
+    #: the names of those that were pending and that it has taken back, in order
+    unscheduled: tuple[str, ...] = ()
 
 
 def given_history(
@@ -110,6 +125,7 @@ class GivenHistory(Generic[StateT]):
     ) -> None:
         self._class = actor_class
         self._schema: Schema = schema_of(actor_class)
+        self._timer_messages = timer_messages_of(actor_class)
         self._args, self._kwargs = args, kwargs
         self._store, self._backend = store, store or RecordList()
         self._address, self._clock, self._entity_id = address, clock, entity_id
@@ -135,7 +151,13 @@ class GivenHistory(Generic[StateT]):
             events = self._decoded(stored)
             if self._store is not None:
                 await self._compare(stored, events, outcome.state)
-            return dataclasses.replace(outcome, events=tuple(events))
+            scheduled, unscheduled = self._timers(stored)
+            return dataclasses.replace(
+                outcome,
+                events=tuple(events),
+                scheduled=MappingProxyType(scheduled),
+                unscheduled=tuple(unscheduled),
+            )
 
     async def _handle(
         self, alone: LoneActor[StateT], command: object, idempotency_key: str | None
@@ -209,6 +231,22 @@ class GivenHistory(Generic[StateT]):
                 ) from error
         return decoded
 
+    def _timers(self, records: Sequence[PersistedEvent]) -> tuple[dict[str, SetTimer], list[str]]:
+        """Return the timers that a command has scheduled, and the names of those taken back."""
+        scheduled: dict[str, SetTimer] = {}
+        unscheduled = []
+        for change in [change_in(each.payload) for each in records if each.event_type == TIMER]:
+            if isinstance(change, Scheduled):
+                try:
+                    (message,) = self._timer_messages.decode(change)
+                except InvalidTimer as error:
+                    raise ReplayMismatch(f"it could not be brought: {text_of(error)}") from error
+                scheduled[change.name] = SetTimer(message, change.due)
+            elif isinstance(change, Unscheduled):
+                scheduled.pop(change.name, None)
+                unscheduled.append(change.name)
+        return scheduled, unscheduled
+
     async def _compare(
         self, handed: Sequence[PersistedEvent], events: Sequence[object], state: StateT
     ) -> None:
@@ -219,6 +257,10 @@ class GivenHistory(Generic[StateT]):
         stored = self._decoded([each for each in records if each.revision in new])
         for event, again in zip(events, stored, strict=True):
             _check_same("an event", event, again)
+        timers, _ = self._timers(handed)
+        timers_again, _ = self._timers([each for each in records if each.revision in new])
+        for name, timer in timers.items():
+            _check_same(f"timer {name!r}", timer, timers_again[name])
         actor = self._new().actor
         snapshots = await self._snapshot_check(actor)
         replayed = actor.initial_state()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import enum
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import msgspec
 import pytest
 
 from papyra import ActorRef, Failure
-from papyra.eventsourcing import EventSourced, SnapshotPolicy, event, upcaster
+from papyra.eventsourcing import EventSourced, SnapshotPolicy, Timer, event, upcaster
 from papyra.exceptions import (
     InvalidEvent,
     InvalidIdempotencyKey,
@@ -35,6 +36,7 @@ from papyra.testing import (
     FaultyPersistence,
     ManualClock,
     ReplayMismatch,
+    SetTimer,
     TestProbe,
     given_history,
 )
@@ -601,3 +603,66 @@ async def test_a_command_that_crashed_is_finished_when_it_is_repeated_with_its_k
     assert (crashed.has_crashed, crashed.events, crashed.state.amount) == (True, (Withdrawn(3),), 7)
     again = await account.when(Withdraw(3), idempotency_key="a")
     assert (again.events, again.reply, again.state.amount) == ((), 7, 7)
+
+
+# Durable timers
+
+
+class PaymentIsDue(msgspec.Struct, frozen=True):
+    item: Any
+
+
+class Ordering(EventSourced[int]):
+    events = (Deposited,)
+    timer_messages = (PaymentIsDue,)
+
+    def initial_state(self) -> int:
+        return 0
+
+    def apply(self, state: int, event: Deposited) -> int:
+        return state + event.amount
+
+    async def receive(self, message: Any) -> Any:
+        match message:
+            case ("order", item):
+                await self.persist(
+                    Deposited(1), schedule=Timer("payment", PaymentIsDue(item), after=900)
+                )
+            case "pay":
+                await self.persist(Deposited(2), unschedule=["payment", "never scheduled"])
+            case "postpone":
+                await self.unschedule("payment")
+                await self.schedule("payment", PaymentIsDue("later"), at=2e9)
+            case "think better of it":
+                await self.schedule("reminder", PaymentIsDue(""), every=5)
+                await self.unschedule("reminder")
+            case PaymentIsDue():
+                await self.persist(Deposited(10))
+
+
+@pytest.mark.parametrize("store", [None, InMemoryPersistence], ids=["alone", "with a store"])
+async def test_the_outcome_has_the_timers_that_a_command_has_scheduled_and_taken_back(
+    store: Callable[[], PersistenceBackend] | None,
+) -> None:
+    order = given_history(Ordering, store=store and store(), clock=ManualClock(1e9))
+    outcome = await order.when(("order", "lamp"))
+    assert outcome.scheduled == {"payment": (PaymentIsDue("lamp"), 1e9 + 900)}
+    assert (outcome.unscheduled, outcome.events) == ((), (Deposited(1),))
+    outcome = await order.when("postpone")
+    assert outcome.scheduled["payment"] == SetTimer(PaymentIsDue("later"), due=2e9)
+    assert outcome.unscheduled == ("payment",)
+    outcome = await order.when("pay")
+    assert (outcome.scheduled, outcome.unscheduled) == ({}, ("payment",))
+    outcome = await order.when("think better of it")
+    assert (outcome.scheduled, outcome.unscheduled) == ({}, ("reminder",))
+
+
+async def test_the_message_of_a_timer_is_given_as_a_command() -> None:
+    order = given_history(Ordering, Deposited(1))
+    outcome = await order.when(PaymentIsDue("lamp"))
+    assert (outcome.state, outcome.scheduled, outcome.unscheduled) == (11, {}, ())
+
+
+async def test_the_message_of_a_timer_is_in_the_outcome_as_it_will_be_brought() -> None:
+    outcome = await given_history(Ordering).when(("order", (1, 2)))
+    assert outcome.scheduled["payment"].message == PaymentIsDue([1, 2])
