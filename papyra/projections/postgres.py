@@ -36,9 +36,10 @@ class PostgresView(View[psycopg.Connection[tuple[Any, ...]]]):
     """A view in a PostgreSQL database; `conninfo` is a URL, or what else libpq takes.
 
     Tables are made in the first schema of the ``search_path``, which `conninfo` may set
-    (``options=-csearch_path=views``). `lease` is how many seconds after it was last heard of
-    another runner takes over from one. Raises `InvalidSetting` for what libpq can't read, and
-    `InvalidPolicy`.
+    (``options=-csearch_path=views``). It may lead to a pool that gives out connections for each
+    transaction, as PgBouncer does; set the ``search_path`` of the role then. `lease` is how many
+    seconds after it was last heard of another runner takes over from one. Raises `InvalidSetting`
+    for what libpq can't read, and `InvalidPolicy`.
     """
 
     def __init__(self, conninfo: str, *, lease: float = 10.0) -> None:
@@ -79,6 +80,8 @@ class PostgresDatabase(ViewDatabase[psycopg.Connection[tuple[Any, ...]]]):
         self._location = location
         self._connection: psycopg.Connection[tuple[Any, ...]] | None = None
         self._prepared: dict[str, bytes] = {}
+        #: whether a pool gives out another session for each transaction
+        self._is_pooled = False
 
     @property
     def connection(self) -> psycopg.Connection[tuple[Any, ...]]:
@@ -96,13 +99,24 @@ class PostgresDatabase(ViewDatabase[psycopg.Connection[tuple[Any, ...]]]):
         except psycopg.Error as error:
             raise ViewUnavailable(self._text(error)) from error
         try:
-            connection.execute(f"SET lock_timeout = '{_PATIENCE}s'".encode())
-            if to_read:
-                connection.execute("SET default_transaction_read_only = on")
+            self._set(connection, to_read=to_read)
         except psycopg.Error as error:
             connection.close()
             raise ViewUnavailable(self._text(error)) from error
         self._connection = connection
+
+    def _set(self, connection: psycopg.Connection[tuple[Any, ...]], *, to_read: bool) -> None:
+        """Set what holds for a session; behind a pool, whose sessions are others' too, nothing."""
+        found = connection.execute("SELECT pg_backend_pid()").fetchone()
+        # A pool makes one up.
+        self._is_pooled = found != (connection.info.backend_pid,)
+        connection.read_only = to_read
+        if self._is_pooled:
+            connection.prepare_threshold = None
+            return
+        connection.execute(f"SET lock_timeout = '{_PATIENCE}s'".encode())
+        if to_read:
+            connection.execute("SET default_transaction_read_only = on")
 
     def close(self) -> None:
         """Close the connection."""
@@ -125,6 +139,8 @@ class PostgresDatabase(ViewDatabase[psycopg.Connection[tuple[Any, ...]]]):
         if connection.info.transaction_status != TransactionStatus.IDLE:
             connection.rollback()
         with connection.transaction():
+            if self._is_pooled:
+                connection.execute(f"SET LOCAL lock_timeout = '{_PATIENCE}s'".encode())
             yield connection
 
     def transaction_check(self) -> Callable[[], bool]:

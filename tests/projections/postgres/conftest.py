@@ -13,9 +13,13 @@ from psycopg import sql
 
 from papyra.testing._postgres_server import URL_VARIABLE
 from tests.conftest import event_loops
+from tests.extent import CI
 from tests.postgres_server import any_installation, own_database, shared_server
 
 anyio_backend = event_loops("asyncio")
+
+#: What starts servers of its own to lose them; it runs if it is named, too.
+collect_ignore = [] if CI else ["test_servers.py"]
 
 
 @pytest.fixture(scope="session")
