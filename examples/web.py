@@ -1,6 +1,6 @@
 r"""A bank on the web: FastAPI around entities, with a read model, health, metrics and traces.
 
-Run it in this folder, with FastAPI, uvicorn and OpenTelemetry's SDK: python -m uvicorn web:app
+Run web.py in this folder, with FastAPI, uvicorn and OpenTelemetry's SDK: python -m uvicorn web:app
 
     curl -X POST localhost:8000/accounts/ann/deposits -H 'Content-Type: application/json' \
         -H 'Idempotency-Key: 7f3a' -d '{"amount": 30}'

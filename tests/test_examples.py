@@ -153,6 +153,8 @@ def test_flights() -> None:
 
 def test_every_example_is_tested() -> None:
     tested = {name.removeprefix("test_") for name in globals() if name.startswith("test_")}
+    modules = Path(__file__).parent.glob("test_*_example.py")
+    tested |= {path.stem.removeprefix("test_").removesuffix("_example") for path in modules}
     names = {path.stem for path in EXAMPLES.iterdir() if path.suffix in (".py", "")}
     assert names - {"__pycache__"} <= tested
 
