@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -19,7 +20,7 @@ from papyra.persistence.backends.json import JsonFilePersistence
 from papyra.persistence.backends.retention import RetentionPolicy
 from papyra.persistence.backends.rotating import RotatingFilePersistence
 from tests.actors import event
-from tests.extent import CI, STEP
+from tests.extent import CI, STEP, some
 from tests.persistence.backends.files.file_persistence import FilePersistence
 
 #: What a disk is asked for while it is read, and while it is written.
@@ -113,9 +114,10 @@ async def fill(writer: FilePersistence) -> None:
         await writer.append(event(number))
 
 
-@pytest.mark.parametrize("happens", [compact, append], ids=["compacts", "appends"])
-@pytest.mark.parametrize("is_open", [False, True], ids=["opening", "open"])
-@pytest.mark.parametrize("kind", ["json", "rotating"])
+@pytest.mark.parametrize(
+    ("kind", "is_open", "happens"),
+    some(itertools.product(["json", "rotating"], [False, True], [compact, append]), every=3),
+)
 async def test_a_file_reader_sees_the_store_before_or_after_a_change_made_while_it_reads(
     tmp_path: Path, kind: str, is_open: bool, happens: Callable[[FilePersistence], None]
 ) -> None:

@@ -24,10 +24,10 @@ from papyra.persistence.backends.rotating import RotatingFilePersistence
 from papyra.persistence.records import KINDS
 from papyra.testing._list_model import ListModel
 from papyra.testing.conformance._fixtures import everything, without_seq
-from tests.conftest import event_loops
+from tests.conftest import event_loops, kind_for
 from tests.extent import CI, count
 from tests.persistence.backends.files.file_persistence import FilePersistence
-from tests.persistence.conftest import MakeStore
+from tests.persistence.conftest import FILES, MakeStore
 
 pytestmark = pytest.mark.anyio
 anyio_backend = event_loops("asyncio")
@@ -183,12 +183,13 @@ class Counting(Disk):
         return data
 
 
-@pytest.fixture(params=["json", "rotating"])
+@pytest.fixture(params=FILES if CI else None)
 def make_large(request: pytest.FixtureRequest, tmp_path: Path) -> MakeStore:
     """Return a function that makes a store for so many records, in a few segments at most."""
+    kind = kind_for(request, FILES)
 
     def make_store(records: int, **options: Any) -> FilePersistence:
-        if request.param == "json":
+        if kind == "json":
             return JsonFilePersistence(tmp_path / "store", fsync="no", **options)
         return RotatingFilePersistence(
             tmp_path / "store", fsync="no", max_segment_records=records // 4, **options
