@@ -21,7 +21,7 @@ from papyra.address import ActorAddress, users_name
 from papyra.audit import AuditReport
 from papyra.class_counters import ClassCounters
 from papyra.clock import Clock
-from papyra.due_timers import DurableTimers
+from papyra.durable_timers import DurableTimers
 from papyra.entity import AwakeEntities, EntityRef
 from papyra.exceptions import InvalidActor, InvalidActorName, UnhandledMessage
 from papyra.output_gate import OutputGate
@@ -32,7 +32,7 @@ from papyra.persistence.verbs import PersistenceVerbs
 from papyra.ref import ActorRef, Values
 from papyra.supervision import Decision, OneForOne, SupervisionPolicy
 from papyra.telemetry import Telemetry
-from papyra.timers import Timers
+from papyra.volatile_timers import Timers
 
 ResultT = TypeVar("ResultT")
 

@@ -10,7 +10,7 @@ import msgspec
 
 from papyra._histogram import Distribution
 from papyra.class_counters import ClassCounters
-from papyra.due_timers import TimerFigures
+from papyra.durable_timers import TimerFigures
 from papyra.events import ActorCrashed, ActorRestarted, ActorStarted, ActorStopped
 from papyra.persistence.metrics import MetricsSnapshot
 from papyra.projections.status import ProjectionStatus

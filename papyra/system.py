@@ -44,7 +44,7 @@ from papyra.class_counters import CountersByClass
 from papyra.clock import Clock, SystemClock
 from papyra.conf import settings
 from papyra.dispatcher import Dispatcher
-from papyra.due_timers import DurableTimers
+from papyra.durable_timers import DurableTimers
 from papyra.entity import EntityRef
 from papyra.events import ActorCrashed, ActorRestarted, ActorStarted, ActorStopped
 from papyra.eventsourcing.decoding import wanted_events

@@ -29,7 +29,7 @@ from papyra.exceptions import (
 )
 from papyra.mailbox import Mailbox
 from papyra.ref import Values
-from papyra.timers import Deadlines, OwnMessage, Timers, is_own_message
+from papyra.volatile_timers import Deadlines, OwnMessage, Timers, is_own_message
 
 
 class Owner(Protocol):

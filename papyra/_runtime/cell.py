@@ -50,7 +50,7 @@ from papyra.ref import ActorRef, Ask, LastMessage, Source, Told, Values
 from papyra.ref import Feed as AnyFeed
 from papyra.supervision import Decision, SupervisionPolicy
 from papyra.telemetry import Telemetry
-from papyra.timers import Timers, is_of_one_life
+from papyra.volatile_timers import Timers, is_of_one_life
 
 #: The actor in whose task, or in a task made there, the code runs.
 current_cell: ContextVar[Cell | None] = ContextVar("papyra_current_cell", default=None)

@@ -14,7 +14,7 @@ from papyra.address import ActorAddress
 from papyra.exceptions import MailboxFull
 from papyra.mailbox import Mailbox
 from papyra.ref import Ask, Told
-from papyra.timers import is_of_one_life
+from papyra.volatile_timers import is_of_one_life
 
 #: Dead letters that are made before the event loop has its turn.
 _LETTERS_AT_ONCE = 16

@@ -26,7 +26,7 @@ from papyra.exceptions import ActorStopped, MailboxClosed
 from papyra.mailbox import Mailbox
 from papyra.ref import Feed, LastMessage, Source
 from papyra.supervision import Decision
-from papyra.timers import is_of_one_life
+from papyra.volatile_timers import is_of_one_life
 
 
 class EntityType:

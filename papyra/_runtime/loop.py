@@ -49,7 +49,7 @@ from papyra.output_gate import OutputGate
 from papyra.ref import ActorRef, Ask, Terminated, Told, Values
 from papyra.supervision import Decision
 from papyra.telemetry import Telemetry
-from papyra.timers import OwnMessage, is_own_message
+from papyra.volatile_timers import OwnMessage, is_own_message
 
 #: What an empty mailbox gives; `None` is a message like any other.
 _NOTHING = object()

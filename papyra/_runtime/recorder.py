@@ -14,7 +14,7 @@ from papyra.address import ActorAddress
 from papyra.audit import AuditReport
 from papyra.class_counters import ClassCounters, CountersByClass, name_of_class
 from papyra.clock import Clock
-from papyra.due_timers import is_of_timers
+from papyra.durable_timers import is_of_timers
 from papyra.events import (
     ActorCrashed,
     ActorRestarted,

@@ -26,7 +26,7 @@ from papyra.persistence.messages import (
     SaveSnapshot,
 )
 from papyra.persistence.records import PersistedEvent
-from papyra.persistence.timers import INDEX_NAME, TIMER_INDEX
+from papyra.persistence.timer_changes import INDEX_NAME, TIMER_INDEX
 from papyra.persistence.verbs import PersistenceVerbs
 from papyra.ref import ActorRef
 

@@ -12,7 +12,7 @@ import msgspec
 
 from papyra.persistence.bases import BASE_TYPE
 from papyra.persistence.records import PersistedEvent
-from papyra.persistence.timers import (
+from papyra.persistence.timer_changes import (
     TIMER,
     Change,
     Failed,

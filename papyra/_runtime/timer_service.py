@@ -19,7 +19,7 @@ from papyra._runtime.timer_index import IndexedTimer, TimerIndex, TimersOfActor
 from papyra._safe_repr import shown, text_of, type_and_text
 from papyra.address import unescaped
 from papyra.clock import Clock, move_on_at
-from papyra.due_timers import (
+from papyra.durable_timers import (
     ScheduledTimer,
     TimerDue,
     TimerFailed,
@@ -32,7 +32,7 @@ from papyra.exceptions import PapyraError, StoreReplaced
 from papyra.persistence.bases import BASE_TYPE
 from papyra.persistence.messages import Flush, ReadAll
 from papyra.persistence.records import PersistedEvent, Record
-from papyra.persistence.timers import (
+from papyra.persistence.timer_changes import (
     TIMER,
     TIMER_INDEX,
     Failed,

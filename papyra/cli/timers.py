@@ -25,8 +25,8 @@ from papyra.cli._units import Duration, format_duration, format_time
 from papyra.cli._writer import Outcome, carry_out
 from papyra.exceptions import InvalidRequest
 from papyra.persistence.messages import CancelTimer, FireTimer, TimerChanged
-from papyra.persistence.stored_timers import find_timer, pending_timers
-from papyra.persistence.timers import Pending
+from papyra.persistence.timer_changes import Pending
+from papyra.persistence.timer_operations import find_timer, pending_timers
 
 _ACTIONS: dict[str, type[CancelTimer | FireTimer]] = {
     "cancel": CancelTimer,

@@ -6,14 +6,15 @@ from papyra._lazy_imports import finder
 
 if TYPE_CHECKING:
     from papyra.eventsourcing.actor import EventSourced
+    from papyra.eventsourcing.occurrences import Occurrence
     from papyra.eventsourcing.schema import event, upcaster
     from papyra.eventsourcing.snapshots import SnapshotPolicy
-    from papyra.eventsourcing.timers import Occurrence, Timer
+    from papyra.eventsourcing.timer import Timer
 
 __all__ = ("EventSourced", "Occurrence", "SnapshotPolicy", "Timer", "event", "upcaster")
 
 #: Where these names are, from the ground up.
-_MODULES = ("schema", "snapshots", "timers", "actor")
+_MODULES = ("schema", "snapshots", "occurrences", "timer", "actor")
 
 if not TYPE_CHECKING:
     __getattr__ = finder(__name__, __all__, _MODULES)

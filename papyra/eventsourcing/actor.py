@@ -16,12 +16,13 @@ from papyra.eventsourcing.definition import Definition, define
 from papyra.eventsourcing.history import History
 from papyra.eventsourcing.keyed_commands import KeyedCommands, all_metadata
 from papyra.eventsourcing.observed import ObservedHistory, ObservedSnapshots
+from papyra.eventsourcing.occurrences import Occurrence
 from papyra.eventsourcing.recovery import Recovery
 from papyra.eventsourcing.snapshots import SnapshotPolicy, Snapshots
+from papyra.eventsourcing.timer import Timer
 from papyra.eventsourcing.timer_delivery import TimerDelivery, bring_timers_to
-from papyra.eventsourcing.timers import Occurrence, Timer
 from papyra.exceptions import RecoveryFailed, WrongTask
-from papyra.persistence.timers import Missed, Pending
+from papyra.persistence.timer_changes import Missed, Pending
 from papyra.retry import Retry
 
 StateT = TypeVar("StateT")

@@ -15,7 +15,7 @@ from papyra.eventsourcing.steps import Step
 from papyra.persistence import codec
 from papyra.persistence.bases import BASE_TYPE, read_base
 from papyra.persistence.records import RESERVED, PersistedEvent
-from papyra.persistence.timers import TIMER, TIMER_INDEX, Pending, change_in, move_on
+from papyra.persistence.timer_changes import TIMER, TIMER_INDEX, Pending, change_in, move_on
 
 #: The type of the note with the reply to a command that had an idempotency key.
 REPLIED: Final = RESERVED + "replied"

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple, TypeVar
 from papyra._safe_repr import shown
 from papyra.eventsourcing.schema import Schema, leading_to, upcasters_of
 from papyra.eventsourcing.snapshots import SnapshotPolicy, StateCodec, state_type_of
-from papyra.eventsourcing.timers import TimerMessages
+from papyra.eventsourcing.timer_messages import TimerMessages
 from papyra.exceptions import InvalidActor, InvalidPolicy, InvalidSchema
 from papyra.retry import Retry
 

@@ -10,7 +10,7 @@ from papyra.eventsourcing.bookkeeping import Bookkeeping, Note
 from papyra.eventsourcing.history import History
 from papyra.eventsourcing.snapshots import SnapshotPolicy, Snapshots, StateCodec
 from papyra.persistence.codec import fits_in_metadata
-from papyra.persistence.timers import TIMER, with_cause
+from papyra.persistence.timer_changes import TIMER, with_cause
 from papyra.ref import Answered
 from papyra.telemetry import Operation, Telemetry
 

@@ -9,7 +9,7 @@ from papyra.eventsourcing.actor import EventSourced
 from papyra.eventsourcing.bases import BaseReader
 from papyra.eventsourcing.definition import Definition
 from papyra.eventsourcing.schema import Schema
-from papyra.eventsourcing.timers import TimerMessages
+from papyra.eventsourcing.timer_messages import TimerMessages
 from papyra.exceptions import InvalidActor, InvalidEvent
 from papyra.persistence.records import PersistedEvent
 

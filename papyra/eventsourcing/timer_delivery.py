@@ -9,25 +9,31 @@ from typing import Any, Generic, TypeAlias, TypeVar
 
 from papyra._safe_repr import shown, type_and_text
 from papyra.actor import ActorContext, Failure
-from papyra.due_timers import TimerDue, TimerFailed, TimersChanged, is_of_timers
+from papyra.durable_timers import TimerDue, TimerFailed, TimersChanged, is_of_timers
 from papyra.eventsourcing.bookkeeping import Note
 from papyra.eventsourcing.history import History
-from papyra.eventsourcing.recovery import Recovery
-from papyra.eventsourcing.timers import (
+from papyra.eventsourcing.occurrences import (
     Occurrence,
-    Timer,
-    TimerMessages,
-    as_names,
-    as_timers,
     given_up,
     is_missed,
     next_due,
     occurrence_of,
 )
+from papyra.eventsourcing.recovery import Recovery
+from papyra.eventsourcing.timer import Timer, as_names, as_timers
+from papyra.eventsourcing.timer_messages import TimerMessages
 from papyra.exceptions import InvalidTimer, UnhandledMessage
 from papyra.persistence.messages import MAX_REASON, Append
 from papyra.persistence.records import PersistedDeadLetter
-from papyra.persistence.timers import TIMER, Change, Failed, Fired, Outcome, Pending, Unscheduled
+from papyra.persistence.timer_changes import (
+    TIMER,
+    Change,
+    Failed,
+    Fired,
+    Outcome,
+    Pending,
+    Unscheduled,
+)
 from papyra.retry import Retry
 
 StateT = TypeVar("StateT")

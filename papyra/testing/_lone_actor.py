@@ -16,7 +16,7 @@ from papyra.address import ActorAddress
 from papyra.audit import AuditReport
 from papyra.class_counters import ClassCounters, name_of_class
 from papyra.clock import Clock
-from papyra.due_timers import DurableTimers, ScheduledTimer, TimerMetrics
+from papyra.durable_timers import DurableTimers, ScheduledTimer, TimerMetrics
 from papyra.entity import EntityRef
 from papyra.eventsourcing.actor import EventSourced
 from papyra.exceptions import NotAnEntity, SystemNotRunning, UnhandledMessage, WouldDeadlock
@@ -41,7 +41,7 @@ from papyra.persistence.subscription import Selection
 from papyra.persistence.verbs import PersistenceVerbs
 from papyra.ref import ActorRef, Answered, Ask, Values
 from papyra.retry import Retry
-from papyra.timers import Timers
+from papyra.volatile_timers import Timers
 
 StateT = TypeVar("StateT")
 ReplyT = TypeVar("ReplyT")

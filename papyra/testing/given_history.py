@@ -20,7 +20,7 @@ from papyra.persistence.backends.base import PersistenceBackend
 from papyra.persistence.bases import BASE_TYPE
 from papyra.persistence.decisions import events_after
 from papyra.persistence.records import PersistedEvent
-from papyra.persistence.timers import TIMER, Scheduled, Unscheduled, change_in
+from papyra.persistence.timer_changes import TIMER, Scheduled, Unscheduled, change_in
 from papyra.ref import checked_key
 from papyra.testing._lone_actor import LoneActor, RecordList
 from papyra.testing._snapshot_check import (

@@ -16,7 +16,7 @@ from papyra._runtime.timer_service import MAX_AT_HAND
 from papyra.eventsourcing import EventSourced, Timer
 from papyra.persistence import PersistedEvent
 from papyra.persistence.backends.memory import InMemoryPersistence
-from papyra.persistence.timers import TIMER, Scheduled
+from papyra.persistence.timer_changes import TIMER, Scheduled
 from papyra.testing import ManualClock, wait_until_idle
 from tests.extent import count
 

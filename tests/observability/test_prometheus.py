@@ -18,7 +18,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from papyra import Actor, ActorSystem
 from papyra._histogram import RECORDS, SECONDS, Distribution
-from papyra.due_timers import TimerFigures
+from papyra.durable_timers import TimerFigures
 from papyra.exceptions import InvalidSetting
 from papyra.figures import ClassFigures, Figures, SubscriptionFigures
 from papyra.observability.prometheus import PapyraCollector, Scrape, scrape

@@ -15,7 +15,7 @@ from papyra import Actor, ActorRef, ActorSystem, Decision, OneForOne
 from papyra.exceptions import ActorNotRunning, InvalidPolicy, WrongLoop
 from papyra.persistence.backends.memory import InMemoryPersistence
 from papyra.testing import ManualClock, explore, wait_until_idle
-from papyra.timers import _Timer
+from papyra.volatile_timers import _Timer
 from tests.actors import letters
 from tests.extent import CI
 from tests.persistence.payloads import Hostile

@@ -108,7 +108,6 @@ from papyra.persistence.reports import (
     ScanProgress,
 )
 from papyra.persistence.retention import RetentionPolicy
-from papyra.persistence.stored_timers import change_for, change_record, find_timer
 from papyra.persistence.subscription import (
     POLL_INTERVAL,
     WRITER_POLL_INTERVAL,
@@ -116,6 +115,7 @@ from papyra.persistence.subscription import (
     Selection,
     Subscription,
 )
+from papyra.persistence.timer_operations import change_for, change_record, find_timer
 from papyra.persistence.verbs import PersistenceVerbs
 
 __all__ = (

@@ -10,7 +10,7 @@ from papyra.exceptions import InvalidRequest
 from papyra.persistence.decisions import ReadPage, events_after
 from papyra.persistence.messages import AllPage, CancelTimer, FireTimer, ReadAll
 from papyra.persistence.records import PersistedEvent
-from papyra.persistence.timers import (
+from papyra.persistence.timer_changes import (
     TIMER,
     Change,
     MadeDue,
