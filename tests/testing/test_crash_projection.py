@@ -30,7 +30,7 @@ pytestmark = pytest.mark.anyio
 anyio_backend = event_loops("asyncio")
 
 #: Every how many-th point is tried, of so many that there are at least.
-EVERY, POINTS = count("PAPYRA_PROJECTION_POINTS", 24, 9), 60
+EVERY, POINTS = count("PAPYRA_PROJECTION_POINTS", 24, 16), 60
 
 
 class InTwoBatches(Balances):

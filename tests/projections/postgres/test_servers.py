@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -18,19 +20,30 @@ from papyra.persistence import PersistedEvent
 from papyra.persistence.backends.postgres import PostgresPersistence
 from papyra.persistence.backends.redis import RedisStreamsConfig, RedisStreamsPersistence
 from papyra.projections import PostgresView, SQLiteView
+from papyra.testing import ProjectionCrashRun, crash_projection_everywhere
 from papyra.testing.conformance._fixtures import an_event
+from tests.extent import CI, count
 from tests.persistence.backends.postgres.test_failover import either, synchronous_standby
-from tests.persistence.backends.postgres.test_pgbouncer import pool
-from tests.postgres_server import PostgresServer, any_installation
+from tests.persistence.backends.postgres.test_pgbouncer import PGBOUNCER, pool
+from tests.postgres_server import PostgresServer, any_installation, query
 from tests.projections import balances as sqlite_balances
 from tests.projections.balances import Deposits, in_state, types_of
 from tests.projections.conftest import NewSystem
+from tests.projections.postgres.conftest import in_schema
 from tests.projections.postgres.test_postgres_view import Balances, balances_in
 from tests.redis_server import RedisServer, any_binary
 
 __all__ = ("pool",)
 
+#: Every how many-th point of a projection into PostgreSQL is tried.
+EVERY = count("PAPYRA_PROJECTION_POINTS", 16, 16)
+
 pytestmark = pytest.mark.timeout(300)
+
+
+@pytest.fixture
+def anyio_backend() -> str:
+    return "asyncio"
 
 
 @pytest.fixture
@@ -69,6 +82,7 @@ async def test_each_event_counts_once_when_the_server_of_a_view_fails_over(
             assert runner.status.pauses == 0
 
 
+@pytest.mark.skipif(not PGBOUNCER and not CI, reason="there is no pgbouncer here")
 async def test_a_view_works_through_a_pool_that_gives_out_transactions(
     new_system: NewSystem, pool: str, own_server: PostgresServer
 ) -> None:
@@ -93,6 +107,37 @@ async def test_a_view_works_through_a_pool_that_gives_out_transactions(
         for setting, value in {"default_transaction_read_only": "off", "lock_timeout": "0"}.items():
             for _ in range(4):
                 assert other.execute(f"SHOW {setting}".encode()).fetchone() == (value,)
+
+
+async def test_each_event_counts_once_in_a_postgres_view_wherever_it_crashes(database: str) -> None:
+    numbers = itertools.count()
+
+    def new_view() -> PostgresView:
+        schema = f"crashed_{uuid.uuid4().hex}_{next(numbers)}"
+        query(database, f"CREATE SCHEMA {schema}")
+        return PostgresView(in_schema(database, schema))
+
+    async def fill(system: ActorSystem) -> None:
+        await Deposits(system).add(1, 2, 4)
+
+    def check(run: ProjectionCrashRun) -> None:
+        view = run.view.database()
+        view.open(to_read=True)
+        try:
+            assert view.rows("SELECT amount FROM balances") == [(7,)]
+            assert view.rows("SELECT count(*) FROM seen") == [(3,)]
+        finally:
+            view.close()
+
+    points = range(4, 60, EVERY) if EVERY > 1 else None
+    await crash_projection_everywhere(
+        InTwoBatches, new_view, fill, check, points=points, system_id="bank"
+    )
+
+
+class InTwoBatches(Balances):
+    name = "balances"
+    batch_size = 2
 
 
 async def test_a_projection_pauses_when_redis_has_lost_its_last_second_and_gives_it_to_others(
@@ -143,7 +188,7 @@ async def test_subscriptions_go_on_when_the_postgres_server_was_restarted(
         writer.subscribe(types=["A", "B", "C"]) as here,
         reader.subscribe(types=["A", "B", "C"]) as elsewhere,
     ):
-        for number in range(4):
+        for number in range(3):
             with anyio.fail_after(60):
                 while True:
                     with contextlib.suppress(StoreError):
