@@ -62,7 +62,7 @@ _GROUPS = {
             "Say how far projections are, and have one paused or rebuilt.",
         ),
         "metrics": ("metrics", "Show what a store holds, and what its system has counted."),
-        "top": ("top", "Watch a store live."),
+        "top": ("top", "Watch a store, or a running process, live."),
         "timers": ("timers", "List the durable timers that are pending; cancel or fire one."),
     },
     "Check and mend": {
