@@ -329,7 +329,7 @@ async def test_a_commit_that_no_standby_has_confirmed_is_taken_back(
     own_server: PostgresServer, caplog: pytest.LogCaptureFixture
 ) -> None:
     store = PostgresPersistence(
-        own_server.url, statement_timeout=0.5, retry_for=0.5, acknowledge="on"
+        own_server.url, statement_timeout=1, retry_for=0.5, acknowledge="on"
     )
     async with store:
         await store.append(event("before"))
@@ -424,7 +424,7 @@ async def test_an_answer_is_not_waited_for_without_end(
 ) -> None:
     monkeypatch.setattr(connection, "_GRACE", 0.2)
     store = PostgresPersistence(
-        own_server.url, statement_timeout=0.3, connect_timeout=1.0, retry_for=0.2
+        own_server.url, statement_timeout=2, connect_timeout=2, retry_for=0.2
     )
     async with store:
         await store.append(event())

@@ -6,6 +6,7 @@ there on asyncio, and in CI on all event loops.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import uuid
 from collections.abc import Callable, Iterator
@@ -14,6 +15,7 @@ from typing import Any, TypeAlias
 from urllib.parse import urlsplit
 
 import anyio
+import msgspec
 import pytest
 import redis
 
@@ -35,6 +37,21 @@ async def until(condition: Callable[[], object]) -> None:
     """
     while not condition():  # noqa: ASYNC110 - no event of this process makes it true
         await anyio.sleep(0.005)
+
+
+@contextlib.contextmanager
+def impatient(store: RedisStreamsPersistence, seconds: float) -> Iterator[None]:
+    """Have a store wait no longer than this for an answer that does not come.
+
+    Answers that do come may take longer than that on a busy machine.
+    """
+    client = store.store.client
+    patient = client.config
+    client.config = msgspec.structs.replace(patient, timeout=seconds)
+    try:
+        yield
+    finally:
+        client.config = patient
 
 
 class GivenServer(RedisServer):

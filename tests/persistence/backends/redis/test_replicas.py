@@ -213,8 +213,8 @@ async def test_a_redis_store_loses_no_acknowledged_record_when_a_replica_is_prom
     await sentinels.are_ready()
     acknowledged: list[int] = []
     raised = 0
-    options = {"acknowledge": "replicas:1", "acknowledge_timeout": 1.0, "max_backoff": 0.05}
-    async with store_on(sentinels.url, timeout=1.0, **options) as store:
+    options = {"acknowledge": "replicas:1", "acknowledge_timeout": 3.0, "max_backoff": 0.05}
+    async with store_on(sentinels.url, timeout=5.0, **options) as store:
         for number in range(20):
             await store.append(an_event(number))
             acknowledged.append(number)

@@ -27,7 +27,7 @@ from papyra.persistence import Append, CircuitBreakerPolicy, PersistenceActor
 from papyra.persistence.backends._redis import scripts
 from papyra.persistence.backends.redis import RedisStreamsConfig, RedisStreamsPersistence
 from papyra.testing.conformance._fixtures import a_record, an_event, everything
-from tests.persistence.backends.redis.conftest import until
+from tests.persistence.backends.redis.conftest import impatient, until
 from tests.persistence.backends.redis.proxy import Cut, Proxy
 from tests.redis_server import RedisServer
 
@@ -353,11 +353,14 @@ async def test_an_append_waits_for_a_redis_server_that_comes_back(own_server: Re
 async def test_an_append_to_a_redis_that_stands_still_raises_and_is_not_stored(
     own_server: RedisServer,
 ) -> None:
-    async with store_on(own_server, timeout=0.1) as store:
+    async with store_on(own_server) as store:
         await store.append(a_record(0))
         own_server.pause()
         try:
-            with pytest.raises(StoreUnreachable, match=r"no answer in 0\.1 seconds"):
+            with (
+                impatient(store, 0.1),
+                pytest.raises(StoreUnreachable, match=r"no answer in 0\.1 seconds"),
+            ):
                 await store.append(a_record(100))
         finally:
             own_server.go_on()
@@ -478,7 +481,7 @@ async def test_a_reader_logs_that_a_redis_store_lost_its_records(
 async def test_a_follower_goes_on_after_the_redis_server_lost_its_records(
     own_server: RedisServer, admin: redis.Redis, caplog: pytest.LogCaptureFixture
 ) -> None:
-    async with store_on(own_server) as writer, store_on(own_server, timeout=0.2) as reader:
+    async with store_on(own_server) as writer, store_on(own_server, timeout=2.0) as reader:
         await writer.append(*map(an_event, range(3)))
         events = reader.follow()
         got = [(await anext(events)).seq for _ in range(3)]
