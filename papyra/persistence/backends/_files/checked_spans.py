@@ -38,33 +38,41 @@ class CheckedSpans:
     def __init__(self) -> None:
         self._starts, self._ends = array("Q"), array("Q")
         self._lines, self._checksums = array("Q"), array("Q")
+        #: where the last one ends, and the bytes that it still takes
+        self._end = self._room = 0
+
+    def clear(self) -> None:
+        """Forget all of them."""
+        self._room = 0
+        del self._starts[:], self._ends[:], self._lines[:], self._checksums[:]
 
     def add(self, offset: int, data: bytes) -> None:
         """Add whole lines of this version that begin at `offset`, behind all others."""
+        if offset != self._end:
+            self._room = 0
         position = 0
         while position < len(data):
-            start = offset + position
-            if not self._ends or self._ends[-1] != start or self._room() <= 0:
-                self._begin(start)
-            end = data.find(b"\n", min(position + self._room(), len(data)) - 1)
-            stop = end + 1 or len(data)
-            part = data[position:stop] if position or stop < len(data) else data
-            self._ends[-1] += len(part)
-            self._lines[-1] += part.count(b"\n")
-            self._checksums[-1] = crc32(part, self._checksums[-1])
+            if not self._room:
+                self._begin(offset + position)
+            stop = len(data)
+            if stop - position > self._room:
+                stop = data.find(b"\n", position + self._room - 1) + 1
+            self._extend(data[position:stop])
             position = stop
 
     def _begin(self, start: int) -> None:
-        for values, value in (
-            (self._starts, start),
-            (self._ends, start),
-            (self._lines, 0),
-            (self._checksums, 0),
-        ):
-            values.append(value)
+        self._starts.append(start)
+        self._ends.append(start)
+        self._lines.append(0)
+        self._checksums.append(0)
+        self._end, self._room = start, SPAN_BYTES
 
-    def _room(self) -> int:
-        return SPAN_BYTES - (self._ends[-1] - self._starts[-1])
+    def _extend(self, lines: bytes) -> None:
+        self._end += len(lines)
+        self._room = max(self._room - len(lines), 0)
+        self._ends[-1] = self._end
+        self._lines[-1] += lines.count(b"\n")
+        self._checksums[-1] = crc32(lines, self._checksums[-1])
 
     def from_on(self, offset: int) -> Span | None:
         """Return the first span that begins at `offset` or behind it."""

@@ -64,7 +64,7 @@ class FileIndex:
     def forget(self) -> None:
         """Forget the index: the file is read for it when it is needed next."""
         self._blocks = self._histories = None
-        self.spans = CheckedSpans()
+        self.spans.clear()
         self._pending.clear()
         self._pending_records = 0
 
@@ -94,7 +94,7 @@ class FileIndex:
         if self._pending and self._pending[-1].last_seq + 1 != run.first_seq:
             self._take_in(self._blocks)  # a run without a gap ends here
         self.spans.add(run.offset, run.data)
-        self._pending.append(run._replace(data=b""))
+        self._pending.append(Run(*run[:-1]))
         self._pending_records += len(run.records)
         if self._pending_records >= _PENDING:
             self._take_in(self._blocks)

@@ -40,8 +40,8 @@ class Run(NamedTuple):
     lengths: Sequence[int]
     #: bytes of each record
     sizes: Sequence[int]
-    #: the lines themselves
-    data: bytes
+    #: the lines themselves, as long as they are at hand
+    data: bytes = b""
 
     @property
     def last_seq(self) -> int:
