@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import random
 import sys
 from collections.abc import Callable
@@ -23,7 +24,10 @@ from papyra.observability.series import families_of
 from papyra.persistence.backends.memory import InMemoryPersistence
 from papyra.testing import FaultyPersistence, ManualClock, wait_until_idle
 from tests.actors import Echo, Gate
+from tests.conftest import event_loops
 from tests.extent import CI
+
+anyio_backend = event_loops("asyncio")
 
 
 class Added(msgspec.Struct, frozen=True):
@@ -189,11 +193,14 @@ def calls(function: Callable[[], object]) -> int:
         nonlocal count
         count += event in {"call", "c_call"}
 
+    gc.collect()
+    gc.disable()  # what it finds may have functions called
     sys.setprofile(note)
     try:
         function()
     finally:
         sys.setprofile(None)
+        gc.enable()
     return count
 
 

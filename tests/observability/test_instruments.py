@@ -17,7 +17,10 @@ from papyra.observability.instruments import instruments_of
 from papyra.observability.opentelemetry import OpenTelemetry
 from papyra.observability.series import described
 from tests.actors import Echo
+from tests.conftest import event_loops
 from tests.observability.test_prometheus import EVIL, Still, numbered
+
+anyio_backend = event_loops("asyncio")
 
 ECHO = {"papyra.system.id": "shop", "papyra.actor.class": "tests.actors.Echo"}
 

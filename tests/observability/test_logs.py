@@ -21,6 +21,9 @@ from papyra.persistence.backends.memory import InMemoryPersistence
 from papyra.projections import Pause, Projection
 from papyra.testing import FaultyPersistence
 from tests.actors import Echo
+from tests.conftest import event_loops
+
+anyio_backend = event_loops("asyncio")
 
 SECRET = "4111-1111-1111-1111"
 #: What ends a line, somewhere.

@@ -25,7 +25,9 @@ from papyra.observability.prometheus import PapyraCollector, Scrape, scrape
 from papyra.persistence.metrics import MetricsSnapshot
 from papyra.projections.status import ProjectionStatus
 from tests.actors import Echo
-from tests.conftest import on_event_loops
+from tests.conftest import event_loops
+
+anyio_backend = event_loops("asyncio")
 
 OPENMETRICS = "application/openmetrics-text; version=1.0.0"
 #: Quotes, a backslash, ends of lines, what ends a label or a line, controls, no character at all.
@@ -147,7 +149,6 @@ def test_systems_of_one_registry_share_a_collector() -> None:
         PapyraCollector(shop, ActorSystem("shop"))
 
 
-@on_event_loops("asyncio")
 async def test_the_clients_own_server_scrapes_from_its_thread_while_actors_come_and_go() -> None:
     class Parent(Actor):
         async def receive(self, message: int) -> None:
