@@ -41,13 +41,6 @@ class Telemetry(Protocol):
     def variables(self) -> Sequence[ContextVar[Any]]:
         """The context variables that travel with messages, as those of `propagate` do."""
 
-    @property
-    def dropped(self) -> object:
-        """A value of the first of `variables` with which nothing is recorded, if one is known.
-
-        A message with which just that has come is not observed: to find out costs nothing.
-        """
-
     def begin(self, system: Any) -> None:
         """Take note that an `ActorSystem` has started."""
 
@@ -70,7 +63,8 @@ class Telemetry(Protocol):
     ) -> Coroutine[Any, Any, ReplyT]:
         """Observe the handling of a message. Called with `variables` as they are at the sender.
 
-        It is not called for messages with which none of these has come, nor for batches.
+        It is not called for messages with which none of these has come, nor for batches; nor, where
+        it has returned `handling` itself, for messages right behind that have brought the same.
         """
 
     def persist(self, actor: ActorAddress, records: int) -> Operation | None:

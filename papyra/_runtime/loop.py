@@ -138,13 +138,13 @@ class ActorLoop:
         "_is_surrounded",
         "_lifecycle",
         "_mailbox",
+        "_observes",
         "_props",
         "_run_at_hand",
         "_run_types",
         "_settled_for",
         "_started",
         "_struck",
-        "_telemetry",
         "_throughput",
         "_token",
         "_values",
@@ -167,7 +167,6 @@ class ActorLoop:
         #: what was being handled when a cancellation struck
         self._struck: Sequence[object] = ()
         self._throughput = (cell.dispatcher or Dispatcher).throughput
-        self._telemetry = cell.telemetry
         # Where telemetry is all there is, its variable is set where the message is handled.
         is_alone = cell.telemetry is not None and len(cell.propagate) == 1 and not types
         self._is_surrounded = cell.dispatcher is not None or (bool(cell.propagate) and not is_alone)
@@ -182,7 +181,9 @@ class ActorLoop:
         self._values: Values = ()
         #: by which the variable of telemetry becomes what it was, where it is set
         self._token: Token[Any] | None = None
-        self._carried: object = _NOTHING
+        self._carried: Values = ()
+        #: whether the handling of messages that have brought this is observed, as far as is known
+        self._observes = False
         #: the message that is to be handled once something is settled
         self._settled_for: object = _NOTHING
         #: the variable that says what a message belongs to, and that of the message at hand
@@ -315,7 +316,7 @@ class ActorLoop:
                 else:
                     self._at_hand = _NOTHING  # not to keep it in memory
                     if self._token is not None:
-                        self._carry(_NOTHING)
+                        self._carry(())
                     if self._cell.dead_letters.postponed:
                         await self._cell.dead_letters.add_postponed()
                     if (wakeup := self._mailbox.wakeup()) is not None:
@@ -385,35 +386,35 @@ class ActorLoop:
                 return 1
             self._values = ()
         self._at_hand = item
-        value = values[0][1] if values else _NOTHING
-        if self._carried is not value:
-            self._carry(value)
+        if self._carried is not values:
+            self._carry(values)
         try:
             if ask is None or ask.idempotency_key is None:
                 handling = self.actor.receive(message)
             else:
                 handling = self._receive_once(message, ask.idempotency_key)
-            if value is not _NOTHING and value is not self._telemetry.dropped:  # type: ignore[union-attr]
-                handling = self._observe_at_hand(handling)
+            if self._observes:
+                observed = self._observe_at_hand(handling)
+                self._observes = observed is not handling
+                handling = observed
             reply = await handling
         except BaseException as caught:  # noqa: BLE001 - raised again unless supervision takes it
-            self._carry(_NOTHING)
+            self._carry(())
             await self._handle_failure(caught, "receive", message, [item])
         else:
             if ask is not None:
                 self._answer(ask, reply)
         return 1
 
-    def _carry(self, value: object) -> None:
-        """Set the variable of telemetry to `value`; to what it was at first for `_NOTHING`."""
-        variable = self._cell.propagate[0]
+    def _carry(self, values: Values) -> None:
+        """Set the variable of telemetry as `values` say; without any, to what it was at first."""
         if self._token is not None:
             # Whoever closes a task that was left to itself does so in another context.
             with contextlib.suppress(ValueError):
-                variable.reset(self._token)
+                self._token.var.reset(self._token)
             self._token = None
-        self._carried = value
-        if value is not _NOTHING:
+        self._carried, self._observes = values, bool(values)
+        for variable, value in values:
             self._token = variable.set(value)
 
     def _handle_or_run(self, item: object) -> Coroutine[Any, Any, int]:
@@ -464,7 +465,7 @@ class ActorLoop:
         if not is_due:
             return _pass_over()
         belongings.note_activity(item)
-        if self._telemetry is not None and not self._is_surrounded:
+        if self._cell.telemetry is not None and not self._is_surrounded:
             return self._handle_with_value(Told(item.message, item.values))
         self._values = item.values
         return self._handle_or_run(item.message)
@@ -534,7 +535,7 @@ class ActorLoop:
             handling = self._cell.dispatcher.handle(self._cell.ref, (message,), handling)
         if self._cell.propagate:
             # Outermost: instruments see the sender's variables, too.
-            observe = self._observe_at_hand if self._telemetry is not None else None
+            observe = self._observe_at_hand if self._cell.telemetry is not None else None
             values, self._values = self._values, ()  # not to keep them in memory
             if self._correlation is not None:
                 brought = (value for variable, value in values if variable is self._correlation)
@@ -544,11 +545,11 @@ class ActorLoop:
 
     def _observe_at_hand(self, handling: Coroutine[Any, Any, Any]) -> Coroutine[Any, Any, Any]:
         cell, item = self._cell, self._at_hand
-        assert self._telemetry is not None
+        assert cell.telemetry is not None
         is_asked = type(item) is Ask
         message = item.message if type(item) is Ask else item
         actor_type = self._props.actor_class.__name__
-        return self._telemetry.receive(
+        return cell.telemetry.receive(
             cell.address, actor_type, message, handling, is_asked=is_asked
         )
 
@@ -848,7 +849,7 @@ class ActorLoop:
             return None
         self._started = False
         if self._token is not None:
-            self._carry(_NOTHING)
+            self._carry(())
         try:
             try:
                 if self._lifecycle.gate is not None:

@@ -11,7 +11,7 @@ import traceback
 from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from contextvars import Context as Variables
 from contextvars import ContextVar, Token
-from typing import Any, Literal, TypeAlias, TypeVar
+from typing import Any, Literal, TypeAlias, TypeVar, cast
 
 from papyra._safe_repr import text_of
 from papyra.actor import Failure
@@ -104,8 +104,8 @@ class OpenTelemetry:
         #: the context that was looked into last, and what was found there: most messages have
         #: that of the one before
         self._seen: tuple[Context | None, _Trace] = None, None
-        #: the same, if that was a trace that is not recorded, or none
-        self.dropped: Context | None = None
+        #: the context that was made last, for a span that is recorded
+        self._made: Context | None = None
 
     def begin(self, system: Any) -> None:
         """Take note that a system has started: from now on the provider is as it stays."""
@@ -116,7 +116,7 @@ class OpenTelemetry:
 
     def end(self) -> None:
         """Take note that it has stopped. What was recorded is the provider's to export."""
-        self._seen, self.dropped = (None, None), None
+        self._seen, self._made = (None, None), None
         self._end_metrics()
         self._end_metrics = lambda: None
 
@@ -144,7 +144,7 @@ class OpenTelemetry:
             context,
             attributes={semantics.ACTOR_ADDRESS: _address(actor), semantics.MESSAGE_TYPE: kind},
         )
-        return await self._within(span, context, asking)
+        return await self._within(span, context, asking, _note_error)
 
     def receive(
         self,
@@ -283,11 +283,12 @@ class OpenTelemetry:
         """Return what is known of the trace that a context is in; `None` outside of any."""
         if context is None:
             return None
+        if context is self._made:
+            return "recorded"
         seen, found = self._seen
         if seen is not context:
             found = _looked_into(context)
             self._seen = context, found
-            self.dropped = context if found != "recorded" else None
         return found
 
     def _start_linked(
@@ -311,16 +312,19 @@ class OpenTelemetry:
         span: Span,
         context: Context | None,
         work: Coroutine[Any, Any, ReplyT],
-        note: Callable[[Span, BaseException], None] | None = None,
+        note: Callable[[Span, BaseException], None],
     ) -> ReplyT:
         """Await `work` with `span` current, which ends with it."""
-        token = self._variable.set(trace.set_span_in_context(span, context))
+        within = trace.set_span_in_context(span, context)
+        if span.is_recording():
+            self._made = within
+        token = self._variable.set(within)
         try:
             reply = await work
-            if isinstance(reply, Failure):
-                _note_error(span, reply.error)
+            if type(reply) is Failure:
+                _note_error(span, cast("Failure", reply).error)
         except BaseException as error:
-            (note or _note_error)(span, error)
+            note(span, error)
             raise
         finally:
             _reset(self._variable, token)

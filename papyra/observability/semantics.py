@@ -50,4 +50,5 @@ def named(text: str) -> str:
 
 def type_of(value: object) -> str:
     """Return the name of a value's class, as it may be shown anywhere."""
-    return named(type_name(value))
+    name = type_name(value)
+    return name if name.isidentifier() and len(name) <= MAX_NAME else named(name)

@@ -47,7 +47,6 @@ class Notebook:
     """Telemetry that notes what it is told of, each with the trace that it belongs to."""
 
     variables: Sequence[ContextVar[Any]] = (trace,)
-    dropped: object = "nothing of this"
 
     def __init__(self) -> None:
         self.notes: list[str] = []
