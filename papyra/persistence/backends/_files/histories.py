@@ -41,7 +41,8 @@ def read_encoded_history(journal: Journal, request: ReadHistory) -> EncodedHisto
     for file, offsets, first in _lines_after(journal, request.actor, request.after_revision):
         start = first
         while start < len(offsets):
-            if not wanted or size >= MAX_PAGE_BYTES:
+            is_full = not wanted or size >= MAX_PAGE_BYTES
+            if is_full or (runs and _is_longer(file, offsets, start, wanted)):
                 return EncodedHistory(tuple(runs), False, last_seq, True)
             run = _run_at(file, offsets, start, min(MAX_RUN_RECORDS, wanted), MAX_PAGE_BYTES - size)
             if run is None:
@@ -67,6 +68,22 @@ def _run_at(
             return EncodedRun(data[:-1], span.lines)
     lines = file.whole_lines_at(_up_to(span, offsets[start : start + wanted]), room)
     return None if lines is None else EncodedRun(b"\n".join(lines), len(lines))
+
+
+def _is_longer(file: JournalFile, offsets: Sequence[int], start: int, wanted: int) -> bool:
+    """Return whether a span of the actor's comes next that is longer than what is wanted.
+
+    The next page begins with it then: a part of it would be looked at line by line.
+    """
+    if wanted >= MAX_RUN_RECORDS:
+        return False
+    span = file.span_from(offsets[start])
+    return (
+        span is not None
+        and span.start == offsets[start]
+        and wanted < span.lines <= MAX_RUN_RECORDS
+        and _are_all(span, offsets, start)
+    )
 
 
 def _are_all(span: Span, offsets: Sequence[int], start: int) -> bool:
