@@ -154,9 +154,7 @@ class RedisStreamsPersistence(PersistenceBackend):
         backend is closed, and a `StoreError` for what does not pass by itself.
         """
         _check_position(after)
-        if after is None and self.is_writer:
-            after = self.last_seq  # what this process appends from now on comes later
-        return Follower(self._iterators, _check_kind(kind), after)
+        return Follower(self._iterators, _check_kind(kind), self._begin(after))
 
     def consume(
         self,
@@ -181,7 +179,8 @@ class RedisStreamsPersistence(PersistenceBackend):
         _check_names(group, consumer)
         if claim_after is not None:
             _check_seconds(claim_after, least=0.001)
-        return Consumer(self._iterators, _check_kind(kind), group, consumer, after, claim_after)
+        begin = self._begin(after)
+        return Consumer(self._iterators, _check_kind(kind), group, consumer, begin, claim_after)
 
     async def ack(self, group: str, *deliveries: Delivery) -> int:
         """Acknowledge what was handled. Returns how many of it were pending still."""
@@ -228,6 +227,10 @@ class RedisStreamsPersistence(PersistenceBackend):
         finally:
             if self.is_closed:
                 await self.store.disconnect()
+
+    def _begin(self, after: int | None) -> int | None:
+        """Return where those begin who are asked later: what this process appends comes behind."""
+        return self.last_seq if after is None and self.is_writer else after
 
     def _group(self, kind: Kind, group: str) -> ConsumerGroup:
         return ConsumerGroup(self.store.client, _check_kind(kind), group)

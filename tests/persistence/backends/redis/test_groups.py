@@ -284,6 +284,16 @@ class TestGroups:
             await store.append(an_event(6))
             assert seqs(await take(ahead, 1)) == [6]
 
+    async def test_a_group_after_none_gets_what_its_process_appends_before_it_is_asked(
+        self, make: MakeStore
+    ) -> None:
+        async with make() as store:
+            await store.append(*map(an_event, range(5)))
+            deliveries = store.consume("group", "one", after=None)
+            await store.append(an_event(6))
+            with anyio.fail_after(60):
+                assert seqs(await take(deliveries, 1)) == [6]
+
     async def test_a_delivery_that_was_not_acknowledged_comes_again(self, make: MakeStore) -> None:
         async with make() as store:
             await store.append(*map(an_event, range(5)))
