@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import anyio
 from anyio.abc import TaskGroup
@@ -15,6 +15,8 @@ from papyra._runtime.children import Children
 
 logger = logging.getLogger("papyra")
 
+#: Addresses that a line of the log names at most.
+_MOST_LISTED = 20
 #: Seconds that actors which were cancelled get to end, before the store is closed without them.
 GRACE = 5.0
 
@@ -88,14 +90,14 @@ class Shutdown:
             return
         late = _addresses(children)
         self.cancelled += late
-        logger.warning("cancelled, as they had not stopped in time: %s", ", ".join(late))
+        logger.warning("cancelled, as they had not stopped in time: %s", _listed(late))
         children.cancel()
         if not await _all_stop(children, anyio.CancelScope(shield=True), GRACE, drain=False):
             logger.error(
                 "still running %g seconds after they were cancelled: %s. Something there does not "
                 "let cancellation pass, and the system can't be left before it ends",
                 GRACE,
-                ", ".join(_addresses(children)),
+                _listed(_addresses(children)),
             )
 
 
@@ -125,6 +127,13 @@ async def _all_stop(
 
 def _addresses(children: Children[Cell]) -> list[str]:
     return [str(cell.address) for cell in descendants(children)]
+
+
+def _listed(addresses: Sequence[str]) -> str:
+    """Return addresses in words: the first of them, where there are many, and how many others."""
+    text = ", ".join(addresses[:_MOST_LISTED])
+    others = len(addresses) - _MOST_LISTED
+    return f"{text} and {others} others" if others > 0 else text
 
 
 def descendants(children: Children[Cell]) -> Iterator[Cell]:

@@ -689,3 +689,19 @@ async def test_an_invalid_system_name_of_a_str_subclass_is_refused() -> None:
     for name in ("", "a/b", "a\x1bb", "n" * 1_001):
         with pytest.raises(InvalidActorName):
             ActorSystem(Liar(name))
+
+
+async def test_a_system_that_cancels_many_actors_names_the_first_of_them_in_its_log(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    class Sleeper(Actor):
+        async def receive(self, message: Any) -> None:
+            await anyio.sleep_forever()
+
+    async with ActorSystem("s", shutdown_timeout=0.01) as system:
+        for _ in range(100):
+            await system.spawn(Sleeper).tell("sleep")
+    assert len(system.cancelled_actors) == 100
+    (line,) = (record.getMessage() for record in caplog.records if "in time" in record.msg)
+    assert line.count("s/Sleeper-") == 20
+    assert line.endswith(" and 80 others")
