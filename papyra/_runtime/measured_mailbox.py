@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 from papyra._runtime.idle_timeouts import EntityMailbox, Sleepy
 from papyra._signal import NewSignal, Signal
@@ -24,9 +24,6 @@ class _Measured(Mailbox[object]):
 
     Where a sender waits for room, its message comes in when there is some.
     """
-
-    if not TYPE_CHECKING:
-        __slots__ = ()  # those that have an instance name them: two bases can't both
 
     _counters: ClassCounters
     _waited: Callable[[float], None]
@@ -116,8 +113,6 @@ class _Measured(Mailbox[object]):
 class MeasuredMailbox(_Measured):
     """The mailbox of an actor that was spawned."""
 
-    __slots__ = ("_counters", "_now", "_times", "_waited")
-
     def __init__(
         self, capacity: int, new_signal: NewSignal, clock: Clock, counters: ClassCounters
     ) -> None:
@@ -127,8 +122,6 @@ class MeasuredMailbox(_Measured):
 
 class MeasuredEntityMailbox(_Measured, EntityMailbox):
     """The mailbox of an entity."""
-
-    __slots__ = ("_counters", "_now", "_times", "_waited")
 
     def __init__(
         self,
