@@ -36,7 +36,12 @@ class ObservedRef(ActorRef):
         idempotency_key: str | None = None,
     ) -> Coroutine[Any, Any, Any]:
         """Ask as above, observed; with `retry`, so is each attempt."""
-        asking = ActorRef.ask(self, message, timeout, retry=retry, idempotency_key=idempotency_key)
+        if retry is None and idempotency_key is None:  # as nearly all are, in less time
+            asking = ActorRef.ask(self, message, timeout)
+        else:
+            asking = ActorRef.ask(
+                self, message, timeout, retry=retry, idempotency_key=idempotency_key
+            )
         return self._telemetry.ask(self._cell.address, message, asking)
 
 
