@@ -124,6 +124,8 @@ class _Stream:
         self._reader = Reader(session.client, ActorIndex(session.client))
         #: whether what is there when it is read first is passed over
         self._begins_at_end = from_end
+        #: whether the store goes as far as what was asked for at first
+        self._reaches_start = False
         #: an id that was the last one before the end was read; `None` before that
         self._end: str | None = None
         #: when what was read last is looked at again, by the clock of the event loop
@@ -174,6 +176,11 @@ class _Stream:
         if self._begins_at_end:
             self._begins_at_end = False
             return AllPage((), last, last)
+        last_id = (state.streams[self._kind].last_id or b"0-0").decode()
+        if not self._reaches_start and last < request.after:
+            self._end = last_id
+            return AllPage((), request.after, request.after)
+        self._reaches_start = True
         now = anyio.current_time()
         if now < self._check_at:
             request = msgspec.structs.replace(request, anchor=None)
@@ -181,7 +188,7 @@ class _Stream:
             self._check_at = now + CHECK_INTERVAL
         page = await read_all(self, request, last, is_writer=False)
         is_end = page.next_after == page.head
-        self._end = (state.streams[self._kind].last_id or b"0-0").decode() if is_end else None
+        self._end = last_id if is_end else None
         self._store_id = page.store_id or self._store_id
         return page
 

@@ -116,10 +116,11 @@ async def test_a_beginning_follower_or_consumer_misses_no_record_written_meanwhi
     assert position is not None or first <= there + 3
 
 
+@pytest.mark.parametrize("commands", [(), (b"XREAD",)], ids=["each", "when-all-was-read"])
 async def test_a_follower_after_a_future_position_begins_behind_it(
-    store: RedisStreamsPersistence, rival: Rival
+    store: RedisStreamsPersistence, rival: Rival, commands: tuple[bytes, ...]
 ) -> None:
-    rival.append_each_time()
+    rival.append_each_time(*commands)
     got = []
     async for event in store.follow(after=3):
         got.append(event.seq)
