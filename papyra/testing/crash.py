@@ -96,8 +96,14 @@ class Crashes:
 class CrashPointFailed(AssertionError):
     """The invariant does not hold after a crash at one point. `__cause__` says what `check` did."""
 
-    def __init__(self, point: CrashPoint | None, facts: Sequence[Record], error: Exception) -> None:
-        again = f"\nrun it alone: points=[{point.number}]" if point else ""
+    def __init__(
+        self,
+        point: CrashPoint | None,
+        facts: Sequence[Record],
+        error: Exception,
+        function: str = "crash_everywhere",
+    ) -> None:
+        again = f"\nrun it alone: {function}(..., points=[{point.number}])" if point else ""
         stored = "\n".join(f"    {fact}" for fact in facts) or "    (nothing)"
         super().__init__(
             f"{point or 'without any crash'}: {type(error).__name__}: {error}{again}\n"

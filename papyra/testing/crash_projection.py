@@ -106,7 +106,8 @@ class _Scenario:
             with anyio.fail_after(PATIENCE):
                 await run.all()
         except Exception as error:
-            raise CrashPointFailed(run.plan.point, run.facts, error) from error
+            function = crash_projection_everywhere.__name__
+            raise CrashPointFailed(run.plan.point, run.facts, error, function) from error
         finally:
             logger.removeFilter(_nothing)
         return run.plan.point

@@ -114,6 +114,7 @@ async def test_an_effect_outside_of_the_transaction_is_found_to_come_twice(tmp_p
         )
     assert failed.value.point is not None
     assert failed.value.point.what == "view"
+    assert "run it alone: crash_projection_everywhere(..., points=[" in str(failed.value)
     assert [fact.seq for fact in failed.value.facts] == [1, 2, 3]
 
 
