@@ -37,7 +37,6 @@ class TestShelf(PersistenceConformance):
         ruin(backend.disk, seq)
 
 
-@on_event_loops("asyncio")
 class TestJsonFilePersistence(PersistenceConformance):
     @pytest.fixture
     def make_backend(self, tmp_path: Path) -> MakeBackend:
