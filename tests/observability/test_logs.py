@@ -15,7 +15,7 @@ import pytest
 import structlog
 
 from papyra import Actor, ActorSystem, EventSourced
-from papyra.exceptions import RecoveryFailed
+from papyra.exceptions import ProjectionStopped, RecoveryFailed
 from papyra.observability.logs import FIELDS, LogFields
 from papyra.persistence.backends.memory import InMemoryPersistence
 from papyra.projections import Pause, Projection
@@ -171,9 +171,8 @@ async def test_a_projection_is_logged_by_its_name(records: list[logging.LogRecor
     async with ActorSystem("shop") as system:
         runner = system.project(Totals())
         await system.entity(Order, "7").ask(Paid(SECRET))
-        with anyio.fail_after(60):
-            while runner.status.state != "paused":  # noqa: ASYNC110 - nobody tells
-                await anyio.sleep(0.01)
+        with anyio.fail_after(60), pytest.raises(ProjectionStopped, match="paused"):
+            await runner.wait_for(system.backend.last_seq)
         seq = runner.status.error_seq
     (record,) = (each for each in records if "is paused" in each.getMessage())
     assert known(record) == {"system": "shop", "projection": "totals", "seq": seq}
