@@ -72,6 +72,13 @@ class Counters:
         self._metrics.projection_handled += count
 
     @property
+    def age(self) -> float:
+        """Seconds that the last event is old that was handled; or that none has been, so far."""
+        if self.handled_at is None:
+            return self._clock.monotonic() - self._began
+        return max(0.0, self._clock.time() - self.handled_at)
+
+    @property
     def rate(self) -> float:
         """Events a second."""
         now = self._clock.monotonic()

@@ -68,10 +68,11 @@ class ProjectionRunner:
     @property
     def status(self) -> ProjectionStatus:
         """The status of the projection now."""
-        main, beside, clock = self._main.course, self._beside, self._host.clock
+        main, beside = self._main.course, self._beside
         counters = main.counters
         head, position = self._host.backend.last_seq, self._main.position
-        is_behind = head > position and counters.handled_at is not None
+        # One that stands by does not know how far the other one is.
+        is_behind = head > position and main.state != "standby"
         view = self._projection.view
         return ProjectionStatus(
             name=self.name,
@@ -83,7 +84,7 @@ class ProjectionRunner:
             position=position,
             head=head,
             handled_at=counters.handled_at,
-            lag_seconds=max(0.0, clock.time() - (counters.handled_at or 0.0)) if is_behind else 0.0,
+            lag_seconds=counters.age if is_behind else 0.0,
             rate=counters.rate,
             handled=counters.handled,
             commits=counters.commits,

@@ -32,7 +32,8 @@ class ProjectionStatus(msgspec.Struct, frozen=True):
     head: int
     #: Unix time of the last event that was handled; `None` before the first
     handled_at: float | None
-    #: seconds that the last event handled is old, while there are others behind it; else 0
+    #: while there are events to be handled, seconds that the last one handled is old, or that its
+    #: runner has handled none; else 0
     lag_seconds: float
     #: events handled a second, over the last ten seconds or so
     rate: float

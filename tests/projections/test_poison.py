@@ -242,6 +242,18 @@ async def test_it_is_tried_again_with_backoff_by_the_systems_clock_then_paused(
         assert (projection.tries, runner.status.retries) == (3, 2)
 
 
+async def test_a_projection_that_handles_nothing_is_behind_since_its_runner_began(
+    store: Any, path: Path
+) -> None:
+    clock = ManualClock()
+    async with ActorSystem("bank", persistence=store, clock=clock, audit_interval=None) as system:
+        await Deposits(system).add(BAD)
+        runner = system.project(Picky(SQLiteView(path)))
+        await in_state(runner, "paused")
+        await clock.advance(60)
+        assert runner.status.lag_seconds == 60
+
+
 async def test_an_event_that_goes_well_the_second_time_is_handled_once(
     new_system: NewSystem, path: Path
 ) -> None:
