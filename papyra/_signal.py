@@ -34,6 +34,18 @@ class Signal(Protocol):
 NewSignal: TypeAlias = Callable[[], Signal]
 
 
+def wake(signal: Signal) -> None:
+    """Let the waiting task go on, if it waits still.
+
+    A look at `done` first is not enough: asyncio handles a Ctrl-C at any bytecode, and cancels then
+    whatever the main task waits for.
+    """
+    try:
+        signal.set_result(None)
+    except asyncio.InvalidStateError:
+        return
+
+
 class Latch:
     """An event that costs next to nothing as long as nobody waits for it.
 

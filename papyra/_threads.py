@@ -10,7 +10,7 @@ from typing import Any, TypeVar, cast
 import anyio.to_thread
 
 from papyra._home_loop import HomeLoop
-from papyra._signal import Signal
+from papyra._signal import Signal, wake
 from papyra._trio import running_trio
 
 T = TypeVar("T")
@@ -77,5 +77,4 @@ class _Call:
 
     def _finish(self) -> None:
         self._release()
-        if not self.done.done():
-            self.done.set_result(None)
+        wake(self.done)

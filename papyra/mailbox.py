@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from asyncio import InvalidStateError
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterator, Sequence
 from collections.abc import Set as AbstractSet
@@ -10,7 +11,7 @@ from itertools import islice, takewhile
 from typing import Any, Generic, NamedTuple, TypeVar
 
 from papyra._safe_repr import MEANT, shown
-from papyra._signal import NewSignal, Signal, new_signal
+from papyra._signal import NewSignal, Signal, new_signal, wake
 from papyra.clock import Clock
 from papyra.exceptions import InvalidPolicy, MailboxClosed, MailboxFull
 
@@ -100,8 +101,10 @@ class Mailbox(Generic[T]):
         if (wakeup := self._wakeup) is not None:
             # As `wake` does, without the call: each ask passes here.
             self._wakeup = None
-            if not wakeup.done():
+            try:  # noqa: SIM105 - each ask passes here
                 wakeup.set_result(None)
+            except InvalidStateError:
+                pass  # the task that waits was cancelled
             if self._items is _NO_ITEMS:
                 self._items = []
         self._items.append(item)
@@ -250,8 +253,7 @@ class Mailbox(Generic[T]):
     def wake(self) -> None:
         """Make `wait` return."""
         if self._wakeup is not None:
-            if not self._wakeup.done():
-                self._wakeup.set_result(None)
+            wake(self._wakeup)
             self._wakeup = None  # once is enough, however many messages follow
             if self._items is _NO_ITEMS:
                 self._items = []
@@ -272,8 +274,7 @@ class Mailbox(Generic[T]):
         while self._senders and (everybody or len(self._items) < self._capacity):
             admitted, item = self._senders.popitem(last=False)
             self._items.append(item)
-            if not admitted.done():
-                admitted.set_result(None)
+            wake(admitted)
         self._set_limit()
 
     def _set_limit(self) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+from asyncio import InvalidStateError
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AbstractAsyncContextManager
 from contextvars import ContextVar, copy_context
@@ -15,7 +16,7 @@ import msgspec
 from papyra._durations import is_seconds, seconds
 from papyra._home_loop import HomeLoop
 from papyra._safe_repr import shown, type_name
-from papyra._signal import Latch, Signal
+from papyra._signal import Latch, Signal, wake
 from papyra.address import ActorAddress
 from papyra.clock import Clock
 from papyra.exceptions import (
@@ -141,15 +142,15 @@ class Ask(msgspec.Struct, eq=False):
     def resolve(self, reply: object) -> None:
         """Give the sender its reply."""
         self.reply = reply
-        done = self.done
-        if not done.done():
-            done.set_result(None)
+        try:
+            self.done.set_result(None)
+        except InvalidStateError:  # as `wake` does, without the call
+            return
 
     def fail(self, error: Exception) -> None:
         """Have the sender raise `error`."""
         self.error = error
-        if not self.done.done():
-            self.done.set_result(None)
+        wake(self.done)
 
 
 # gc=False: only mailboxes hold any, and those who handle them, and a mailbox is emptied at its end.

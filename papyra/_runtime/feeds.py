@@ -8,7 +8,7 @@ from typing import NoReturn
 
 import anyio
 
-from papyra._signal import NewSignal, Signal
+from papyra._signal import NewSignal, Signal, wake
 from papyra.exceptions import MailboxClosed, UnhandledMessage
 from papyra.mailbox import Mailbox
 from papyra.persistence.records import PersistedDeadLetter
@@ -82,8 +82,7 @@ class Feed:
         """Take note that an item was handled, or never will be."""
         self._waiting -= 1
         if self._room is not None and self._waiting <= MAX_WAITING // 2:
-            if not self._room.done():
-                self._room.set_result(None)
+            wake(self._room)
             self._room = None
         if type(ask.error) is UnhandledMessage and type(ask.message) is PersistedDeadLetter:
             # It is one itself by now, and would come out of the source in turn, for ever.

@@ -6,7 +6,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
-from papyra._signal import NewSignal, Signal
+from papyra._signal import NewSignal, Signal, wake
 from papyra.persistence import codec
 from papyra.persistence.records import Record
 
@@ -114,9 +114,7 @@ class RecentCommits:
         self.changes += 1
         waiting, self._waiting = self._waiting, []
         for signal in waiting:
-            # It may have been cancelled with the task that waits.
-            if not signal.done():
-                signal.set_result(None)
+            wake(signal)
 
 
 class Follower(Protocol):

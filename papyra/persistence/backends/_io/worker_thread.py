@@ -16,7 +16,7 @@ from typing import Any, Generic, TypeVar, cast
 import anyio
 import anyio.lowlevel
 
-from papyra._signal import Signal, new_signal
+from papyra._signal import Signal, new_signal, wake
 from papyra._trio import running_trio
 from papyra.exceptions import StoreForked
 from papyra.persistence.backends._io.commit_token import CommitToken
@@ -52,8 +52,8 @@ class _Call(ABC, Generic[ResultT]):
 
     def wake(self) -> None:
         """Wake the task that waits; in the event loop."""
-        if self.done is not None and not self.done.done():
-            self.done.set_result(None)
+        if self.done is not None:
+            wake(self.done)
 
     @abstractmethod
     def enter_loop(self) -> None:
