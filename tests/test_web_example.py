@@ -8,7 +8,6 @@ import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from tests.extent import CI
@@ -96,22 +95,6 @@ def test_the_bank_on_the_web_is_not_ready_while_its_store_is_away_and_loses_no_d
         assert served.wait() == -signal.SIGTERM, served.output
 
 
-@pytest.mark.skipif(not CI, reason="takes seconds")
-def test_the_bank_on_the_web_ends_though_its_store_hangs_at_shutdown(tmp_path: Path) -> None:
-    with (
-        RedisServer(any_binary()) as redis,
-        serve(f"{redis.url}?system_id=bank", tmp_path) as served,
-    ):
-        assert served.post("/accounts/ann/deposits", {"amount": 1}).status_code == 200
-        redis.pause()
-        try:
-            served.signal(signal.SIGTERM)
-            assert served.wait() == -signal.SIGTERM, served.output
-        finally:
-            redis.go_on()
-
-
-@pytest.mark.skipif(not CI, reason="takes seconds")
 def test_the_bank_on_the_web_writes_its_spans_to_the_console(tmp_path: Path) -> None:
     with serve("sqlite:bank.db", tmp_path, BANK_TRACES="console") as served:
         answer = served.post("/accounts/ann/deposits", {"amount": 1})

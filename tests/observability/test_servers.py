@@ -1,6 +1,6 @@
 """Servers that are told to end while requests are in flight: what is answered, what is stored.
 
-Only in CI, as each takes seconds; `tests.test_web_example` has one that runs everywhere.
+Only in CI, or if it is named; `tests.test_web_example` has one that runs everywhere.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ import httpx
 import pytest
 
 from papyra.persistence.backends.json import JsonFilePersistence
-from tests.extent import CI
 from tests.observability.serving import COMMANDS, Served
+from tests.redis_server import RedisServer, any_binary
+from tests.test_web_example import serve as serve_bank
 
 IN_FLIGHT = 10
-pytestmark = pytest.mark.skipif(not CI, reason="takes seconds")
 
 
 def servers(*names: str) -> pytest.MarkDecorator:
@@ -179,3 +179,17 @@ def test_a_server_whose_system_has_failed_answers_what_is_in_flight_and_ends(
         # That of the worker is another, which hypercorn does not hand on.
         assert served.wait() == (-signal.SIGTERM if server == "uvicorn" else 0), served.output
     assert stored(tmp_path) == {100}
+
+
+def test_the_bank_on_the_web_ends_though_its_store_hangs_at_shutdown(tmp_path: Path) -> None:
+    with (
+        RedisServer(any_binary()) as redis,
+        serve_bank(f"{redis.url}?system_id=bank", tmp_path) as served,
+    ):
+        assert served.post("/accounts/ann/deposits", {"amount": 1}).status_code == 200
+        redis.pause()
+        try:
+            served.signal(signal.SIGTERM)
+            assert served.wait() == -signal.SIGTERM, served.output
+        finally:
+            redis.go_on()

@@ -1,6 +1,6 @@
 """The page of the timeline in a browser, as it follows a system that a server runs.
 
-Only in CI, as it takes seconds; `tests.cli.test_html_page` has what runs everywhere.
+Only in CI, or if it is named; `tests.cli.test_html_page` has what runs everywhere.
 """
 
 from __future__ import annotations
@@ -18,9 +18,6 @@ from starlette.routing import Route
 from papyra import Actor, ActorRef, ActorSystem
 from papyra.observability import asgi
 from tests.cli.browser import Browser, chromium
-from tests.extent import CI
-
-pytestmark = pytest.mark.skipif(not CI, reason="takes seconds")
 
 HOSTILE = "<img src=x onerror=alert(1)>"
 LANES = "return [...document.querySelectorAll('[data-actor]')].map(lane => lane.dataset.actor)"
