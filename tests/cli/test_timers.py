@@ -123,11 +123,15 @@ async def test_the_system_that_writes_the_store_is_asked_and_the_actor_knows(pat
         paid, ticking = system.entity(Order, "1"), system.entity(Order, "2")
         await paid.ask(Look())
         await ticking.ask(Look())
-        fired = await call("fire", "shop/Order/1", "pay")
-        assert (fired["done"], fired["by"]) == (True, "system")
-        with anyio.fail_after(60):
-            while await paid.ask(Look()) != ("ordered", "pay"):  # noqa: ASYNC110
-                await anyio.sleep(0.01)
+        after = system.backend.last_seq
+        async with system.subscribe(after=after, types=["papyra.timer"]) as changes:
+            fired = await call("fire", "shop/Order/1", "pay")
+            assert (fired["done"], fired["by"]) == (True, "system")
+            with anyio.fail_after(60):
+                async for each in changes:
+                    if isinstance(each, PersistedEvent) and each.payload["change"] == "fired":
+                        break
+        assert await paid.ask(Look()) == ("ordered", "pay")
         assert (await call("cancel", "shop/Order/2", "tick"))["by"] == "system"
         assert await ticking.ask(()) == {}
         assert await ticking.ask(Set("new", {"after": 60})) == 3  # its history is known to it

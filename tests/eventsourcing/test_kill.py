@@ -6,22 +6,18 @@
 from __future__ import annotations
 
 import random
-import secrets
 import subprocess
 import sys
 from collections import Counter, defaultdict
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from papyra import ActorSystem
-from papyra.testing._postgres_server import own_database, shared_server
 from tests.conftest import event_loops
 from tests.eventsourcing.killed import ENTITIES, Keeper, store
 from tests.extent import count, some
-from tests.redis_server import RedisServer, any_binary
 
 pytestmark = pytest.mark.anyio
 
@@ -48,18 +44,6 @@ def killed_after(replies: int, kind: str, place: str, first: int) -> list[tuple[
 @pytest.fixture(params=some(["redis", "json", "postgres", "sqlite", "rotating"], every=5))
 def kind(request: pytest.FixtureRequest) -> Any:
     return request.param
-
-
-@pytest.fixture
-def place(kind: str, tmp_path: Path) -> Iterator[str]:
-    """Return where the store is: in files, or on a server that goes on when its writer does not."""
-    if kind == "postgres":
-        yield f"{own_database(shared_server())}?schema=bank_{secrets.token_hex(8)}"
-    elif kind != "redis":
-        yield str(tmp_path)
-    else:
-        with RedisServer(any_binary()) as server:
-            yield server.url
 
 
 @pytest.mark.timeout(300 + 20 * KILLS)

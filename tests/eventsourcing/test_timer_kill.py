@@ -6,23 +6,19 @@
 from __future__ import annotations
 
 import random
-import secrets
 import subprocess
 import sys
 from collections import Counter, defaultdict
-from collections.abc import Iterator
 from pathlib import Path
 
 import anyio
 import pytest
 
 from papyra import ActorSystem
-from papyra.testing._postgres_server import own_database, shared_server
 from tests.conftest import event_loops
 from tests.eventsourcing.killed import store
 from tests.eventsourcing.killed_timers import ENTITIES, Waiter
 from tests.extent import CI, count, some
-from tests.redis_server import RedisServer, any_binary
 
 pytestmark = pytest.mark.anyio
 
@@ -49,18 +45,6 @@ def lines_of(*arguments: str, kill_after: int | None = None) -> list[tuple[str, 
         read += process.stdout.read().splitlines(keepends=True)
     whole = [line.decode().split() for line in read if line.endswith(b"\n")]
     return [(what, int(entity), int(number)) for what, entity, number in whole]
-
-
-@pytest.fixture
-def place(kind: str, tmp_path: Path) -> Iterator[str]:
-    """Return where the store is: in files, or on a server that goes on when its writer does not."""
-    if kind == "postgres":
-        yield f"{own_database(shared_server())}?schema=bank_{secrets.token_hex(8)}"
-    elif kind != "redis":
-        yield str(tmp_path)
-    else:
-        with RedisServer(any_binary()) as server:
-            yield server.url
 
 
 @pytest.mark.timeout(300 + 20 * KILLS)
