@@ -18,10 +18,13 @@ from papyra.system import ActorSystem
 from papyra.testing.clock import ManualClock
 from papyra.testing.wait_idle import wait_until_idle
 
-#: Seconds of the machine for which nothing may happen: whoever is at work then waits for
-#: something outside, a thread or the network. Longer than an expectation waits, since that can say
-#: better what is missing.
+#: Seconds for which nothing may happen: whoever is at work then waits for something outside,
+#: a thread or the network. Longer than an expectation waits, since that can say better what is
+#: missing.
 PATIENCE = 4.0
+
+#: They are waited for in so many pieces: a machine that stands still uses up one of them, not all.
+_PIECES = 40
 
 #: How often time may pass with nobody taking a turn: whoever only sleeps gets nowhere.
 _IDLE_WAITS = 1_000
@@ -79,9 +82,11 @@ class SeededDispatcher(Dispatcher):
                 idle_waits += 1
             else:
                 self._arrived = anyio.Event()
-                with anyio.move_on_after(PATIENCE) as patience:
-                    await self._arrived.wait()
-                if patience.cancelled_caught:
+                for _ in range(_PIECES):
+                    with anyio.move_on_after(PATIENCE / _PIECES):
+                        await self._arrived.wait()
+                        break
+                else:
                     break
         raise Stuck("nobody can go on: everybody waits for somebody else")
 
