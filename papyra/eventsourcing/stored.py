@@ -10,7 +10,7 @@ from papyra.eventsourcing.bases import BaseReader
 from papyra.eventsourcing.definition import Definition
 from papyra.eventsourcing.schema import Schema
 from papyra.eventsourcing.timer_messages import TimerMessages
-from papyra.exceptions import InvalidActor, InvalidEvent
+from papyra.exceptions import InvalidActor, InvalidEvent, InvalidTimer
 from papyra.persistence.records import PersistedEvent
 
 
@@ -56,6 +56,6 @@ def base_fault(actor_class: type[EventSourced[Any]], record: PersistedEvent) -> 
 
 def fault_text(error: Exception) -> str:
     """Return what an error of a decoding says; with its type, unless it is Papyra's own."""
-    if isinstance(error, InvalidEvent):
+    if isinstance(error, InvalidEvent | InvalidTimer):
         return text_of(error)
     return type_and_text(error)

@@ -15,7 +15,7 @@ from papyra.address import ActorAddress, unescaped
 from papyra.clock import SystemClock
 from papyra.conf import backend_from_url
 from papyra.eventsourcing.actor import EventSourced
-from papyra.eventsourcing.stored import base_state, fault_text, schema_of
+from papyra.eventsourcing.stored import base_state, fault_text, schema_of, timer_messages_of
 from papyra.exceptions import InvalidPath
 from papyra.persistence.backends import registry
 from papyra.persistence.backends.base import PersistenceBackend
@@ -28,6 +28,7 @@ from papyra.persistence.decisions import (
 )
 from papyra.persistence.messages import ReadHistory
 from papyra.persistence.records import PersistedEvent
+from papyra.persistence.timer_changes import INDEX_NAME, TIMER, Pending, take_in
 from papyra.testing._lone_actor import LoneActor, RecordList
 from papyra.testing._snapshot_check import SnapshotCheck, state_codec_of, stored_snapshots
 
@@ -38,7 +39,7 @@ _SHOWN = 20
 
 
 class HistoryProblem(msgspec.Struct, frozen=True):
-    """A stored event that could not be recovered from."""
+    """A stored event that could not be recovered from, or a timer that could not be brought."""
 
     #: the actor's address
     actor: str
@@ -87,12 +88,12 @@ async def check_history(
 
     If `actor_class` has a `SnapshotPolicy`, its states are taken through the codec after each
     event, and compared with those of the replay; so is each stored snapshot that a recovery could
-    use.
+    use. The messages of durable timers that are still pending are decoded, through their upcasters.
 
     Raises `HistoryCheckFailed`, which names actor, revision, event type and reason of every event
-    that is missing, or can't be decoded or applied, or at which a snapshot and the replay differ;
-    also if there is no history to check. What an operator has decided to pass over is passed over,
-    as a recovery does.
+    that is missing, or can't be decoded or applied, or at which a snapshot and the replay differ,
+    or that has scheduled a pending timer whose message can't be decoded; also if there is no
+    history to check. What an operator has decided to pass over is passed over, as a recovery does.
     """
     problems: list[HistoryProblem] = []
     events = snapshots = 0
@@ -118,6 +119,7 @@ async def check_history(
                 request = msgspec.structs.replace(request, after_revision=page.next_after)
                 more = page.more
                 events += len(page.events)
+            replay.check_timers()
             problems += replay.problems
             snapshots += stored
     if not events:
@@ -153,7 +155,9 @@ async def _names(backend: PersistenceBackend, pattern: str) -> list[str]:
         async for event in backend.stream("event")
         if event.revision is not None
     }
-    return [name for name in names if fnmatch.fnmatchcase(name, pattern)]
+    # The index of the timers of a system has a history, too, and is no actor's.
+    actors = (name for name in names if not name.endswith(f"/{INDEX_NAME}"))
+    return [name for name in actors if fnmatch.fnmatchcase(name, pattern)]
 
 
 async def _snapshot_check(
@@ -181,6 +185,7 @@ class _Replay(Generic[StateT]):
         self._name, self._actor = name, actor
         self._snapshots = snapshots
         self._schema = schema_of(type(actor))
+        self._timers: dict[str, Pending] = {}
         self._state = actor.initial_state()
         self._allows_none = self._state is None
         self._revision = 0
@@ -194,7 +199,7 @@ class _Replay(Generic[StateT]):
         for missing in range(follows, min(revision, follows + _SHOWN)):
             self.problems.append(HistoryProblem(self._name, missing, "", "it is missing"))
         if revision <= self._revision:
-            self._note(record, "it is there twice")
+            self._note(revision, record.event_type, "it is there twice")
         self._revision = revision
         try:
             events = [] if is_base else self._schema.decode(record)
@@ -202,12 +207,22 @@ class _Replay(Generic[StateT]):
                 self._begin_with(record)
             elif not self.problems:
                 self._apply(events)
+            take_in(self._timers, record)
         except Exception as error:  # noqa: BLE001 - what users' classes raise is what is looked for
-            self._note(record, fault_text(error))
+            self._note(revision, record.event_type, fault_text(error))
         if self.problems or self._snapshots is None:
             return
         if why := self._snapshots.fault_at(revision, events, self._state):
-            self._note(record, why)
+            self._note(revision, record.event_type, why)
+
+    def check_timers(self) -> None:
+        """Decode the messages of the timers that are pending at the end of the history."""
+        messages = timer_messages_of(type(self._actor))
+        for pending in self._timers.values():
+            try:
+                messages.decode(pending.scheduled)
+            except Exception as error:  # noqa: BLE001 - also what users' upcasters raise
+                self._note(pending.generation, TIMER, fault_text(error))
 
     def _begin_with(self, base: PersistedEvent) -> None:
         self._state = base_state(type(self._actor), base)
@@ -220,7 +235,5 @@ class _Replay(Generic[StateT]):
             if self._state is None and not self._allows_none:
                 raise TypeError("apply returned None")
 
-    def _note(self, record: PersistedEvent, reason: str) -> None:
-        self.problems.append(
-            HistoryProblem(self._name, record.revision or 0, record.event_type, reason)
-        )
+    def _note(self, revision: int, event_type: str, reason: str) -> None:
+        self.problems.append(HistoryProblem(self._name, revision, event_type, reason))

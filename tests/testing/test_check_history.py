@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import msgspec
 import pytest
 
 from papyra import ActorSystem
-from papyra.eventsourcing import EventSourced, SnapshotPolicy
+from papyra.eventsourcing import EventSourced, SnapshotPolicy, event, upcaster
 from papyra.exceptions import InvalidPath
 from papyra.persistence import PersistedEvent
 from papyra.persistence.backends.base import PersistenceBackend
@@ -374,3 +374,125 @@ async def test_what_is_missing_behind_a_base_is_named(tmp_path: Path) -> None:
     assert [(each.revision, each.reason) for each in caught.value.problems] == [
         (6, "it is missing")
     ]
+
+
+# Timers that are pending
+
+
+class Ring(msgspec.Struct, frozen=True):
+    """As the older release had it."""
+
+    text: str
+
+
+class Alarm(Account):
+    timer_messages: ClassVar[tuple[type, ...]] = (Ring,)
+
+    async def receive(self, command: Any) -> Any:
+        match command:
+            case Ring():
+                await self.schedule("morning", command, after=60)
+            case "cancel":
+                await self.unschedule("morning")
+            case _:
+                return await super().receive(command)
+        return None
+
+
+@event("Ring", version=2)
+class NewRing(msgspec.Struct, frozen=True):
+    texts: list[str]
+
+
+class Deaf(Alarm):
+    """Its release has forgotten the message."""
+
+    timer_messages = ()
+
+
+class Raised(Alarm):
+    """Its message has changed, and nothing leads to it from what it was."""
+
+    timer_messages = (NewRing,)
+
+
+class Upcast(Raised):
+    @staticmethod
+    @upcaster("Ring", 1)
+    def with_texts(payload: dict[str, Any]) -> dict[str, Any]:
+        return {"texts": [payload["text"]]}
+
+
+class Broken(Raised):
+    @staticmethod
+    @upcaster("Ring", 1)
+    def with_texts(payload: dict[str, Any]) -> dict[str, Any]:
+        return {"texts": payload["text"]}
+
+
+async def alarm(store: PersistenceBackend, *commands: Any) -> None:
+    async with ActorSystem("home", persistence=store) as system:
+        hall = system.spawn(Alarm, name="hall")
+        for command in commands:
+            await hall.ask(command)
+
+
+@pytest.mark.parametrize(
+    ("alarm_class", "reason"),
+    [
+        (Deaf, "timer 'morning': Deaf has no message 'Ring'"),
+        (Raised, "timer 'morning': message 'Ring' is of version 1"),
+        (Broken, "timer 'morning': "),
+    ],
+)
+async def test_a_pending_timer_whose_message_can_not_be_read_is_named(
+    alarm_class: type[Alarm], reason: str
+) -> None:
+    store = InMemoryPersistence()
+    await alarm(store, Deposit(1), Ring("up"), Deposit(1))
+    with pytest.raises(HistoryCheckFailed) as caught:
+        await check_history(store, alarm_class)
+    (problem,) = caught.value.problems
+    assert (problem.revision, problem.event_type) == (2, "papyra.timer")
+    assert problem.reason.startswith(reason)
+
+
+async def test_a_pending_timer_is_good_whose_message_an_upcaster_leads_to() -> None:
+    store = InMemoryPersistence()
+    await alarm(store, Ring("up"))
+    assert await check_history(store, Upcast) == CheckedHistories(actors=1, events=1)
+
+
+async def test_a_message_is_not_missed_whose_timer_is_not_pending_any_more() -> None:
+    store = InMemoryPersistence()
+    await alarm(store, Ring("up"), "cancel")
+    assert await check_history(store, Deaf) == CheckedHistories(actors=1, events=2)
+
+
+async def test_a_change_of_a_timer_that_can_not_be_read_is_named() -> None:
+    store = InMemoryPersistence()
+    await alarm(store, Ring("up"))
+    async with store:
+        record = PersistedEvent("home", "home/hall", "papyra.timer", {"change": "odd"}, 1.0)
+        await store.append(msgspec.structs.replace(record, revision=2))
+    with pytest.raises(HistoryCheckFailed) as caught:
+        await check_history(store, Alarm)
+    assert [each.revision for each in caught.value.problems] == [2]
+
+
+async def test_a_timer_in_a_base_whose_message_can_not_be_read_is_named(tmp_path: Path) -> None:
+    class SavedAlarm(Alarm):
+        snapshots = SnapshotPolicy(every=2)
+
+    place = tmp_path / "events.ndjson"
+    async with ActorSystem("home", persistence=backend_at(place)) as system:
+        hall = system.spawn(SavedAlarm, name="hall")
+        for command in (Ring("up"), *[Deposit(1)] * 7):
+            await hall.ask(command)
+    async with backend_at(place) as store:
+        await store.compact(RetentionPolicy(max_records=1, trim_histories=True))
+    await check_history(place, SavedAlarm)
+    with pytest.raises(HistoryCheckFailed) as caught:
+        await check_history(place, Deaf)
+    (problem,) = caught.value.problems
+    assert (problem.revision, problem.event_type) == (1, "papyra.timer")
