@@ -244,7 +244,7 @@ class TimerService:
             begun = True
             try:
                 with contextlib.suppress(anyio.get_cancelled_exc_class()):
-                    while not self._is_closed and await self._load():
+                    while await self._load() and not self._is_closed:
                         await self._turn()
             finally:
                 unwatch()

@@ -17,7 +17,13 @@ import pytest
 from papyra import ActorSystem, Decision, OneForOne
 from papyra.eventsourcing import Timer
 from papyra.exceptions import InvalidActor, InvalidPolicy, InvalidSchema, InvalidTimer, WrongTask
-from papyra.persistence import PersistedDeadLetter, PersistedEvent, ReadAll
+from papyra.persistence import (
+    LoadSnapshot,
+    PersistedAudit,
+    PersistedDeadLetter,
+    PersistedEvent,
+    ReadAll,
+)
 from papyra.persistence.backends.base import PersistenceBackend
 from papyra.persistence.backends.json import JsonFilePersistence
 from papyra.persistence.backends.memory import InMemoryPersistence
@@ -689,6 +695,36 @@ async def test_the_index_is_made_anew_where_its_checkpoint_can_not_be_believed(
             while len(system.timers):  # noqa: ASYNC110 - a thread writes
                 await anyio.sleep(0.01)
         assert await system.entity(Order, "1").ask(Look()) == ("pay",)
+
+
+class Slow(InMemoryPersistence):
+    """Keeps back the checkpoint of the index until the last audit is stored."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.asked, self.answers = anyio.Event(), anyio.Event()
+        self.watch_commits(self.saw)
+
+    def saw(self, batch: Any) -> None:
+        if any(isinstance(record, PersistedAudit) for record in batch.records):
+            self.answers.set()
+
+    async def execute(self, request: Any) -> Any:
+        reply = await super().execute(request)
+        if isinstance(request, LoadSnapshot):
+            self.asked.set()
+            await self.answers.wait()
+        return reply
+
+
+async def test_a_system_stops_whose_index_of_timers_is_still_being_loaded(
+    clock: ManualClock,
+) -> None:
+    store = Slow()
+    with anyio.fail_after(10):
+        async with shop(store, clock):
+            await store.asked.wait()
+    assert store.answers.is_set()
 
 
 async def test_a_system_without_timers_reads_nothing_to_follow_them(clock: ManualClock) -> None:
