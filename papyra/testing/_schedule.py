@@ -5,7 +5,8 @@ from __future__ import annotations
 import contextlib
 import random
 import sys
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Coroutine, Iterator, Sequence
+from typing import Any, TypeVar
 
 import anyio
 
@@ -14,9 +15,11 @@ from papyra._trio import running_trio
 from papyra.dispatcher import Dispatcher
 from papyra.persistence.backends.base import PersistenceBackend
 from papyra.ref import ActorRef
-from papyra.system import ActorSystem
+from papyra.system import PERSISTENCE_NAME, ActorSystem
 from papyra.testing.clock import ManualClock
 from papyra.testing.wait_idle import wait_until_idle
+
+ReplyT = TypeVar("ReplyT")
 
 #: Seconds for which nothing may happen: whoever is at work then waits for something outside,
 #: a thread or the network. Longer than an expectation waits, since that can say better what is
@@ -38,7 +41,8 @@ class SeededDispatcher(Dispatcher):
     """Lets one actor at a time handle one message, chosen by a seed among all that have one.
 
     The next is chosen when every task waits: so an order of turns decides all that happens, and
-    the same seed gives the same order. Time, by `clock`, passes when nobody has a turn to take.
+    the same seed gives the same order. Everybody waits for the store while that is at work, in a
+    thread or elsewhere. Time, by `clock`, passes when nobody has a turn to take.
     """
 
     throughput = 0
@@ -49,6 +53,7 @@ class SeededDispatcher(Dispatcher):
         self._clock = clock
         self._waiting: dict[str, anyio.Event] = {}
         self._arrived = anyio.Event()
+        self._is_storing = False
         #: the addresses of the actors in the order of their turns
         self.turns: list[str] = []
         self._free = False
@@ -66,12 +71,29 @@ class SeededDispatcher(Dispatcher):
             if self._waiting.get(str(ref.address)) is turn:
                 del self._waiting[str(ref.address)]
 
+    async def handle(
+        self, ref: ActorRef, messages: Sequence[Any], handling: Coroutine[Any, Any, ReplyT]
+    ) -> ReplyT:
+        """Run `handling`; while it is the store's, nobody else gets a turn."""
+        del messages
+        if ref.address.name != PERSISTENCE_NAME:
+            return await handling
+        self._is_storing = True
+        try:
+            return await handling
+        finally:
+            self._is_storing = False
+            self._arrived.set()
+
     async def give_turns(self) -> None:
         """Give turns until cancelled. Raises `Stuck` when there are none to give."""
         idle_waits = 0
         while idle_waits < _IDLE_WAITS:
             await wait_until_idle()
-            if self._waiting:
+            if self._is_storing:
+                if not await self._somebody_arrives():
+                    self._is_storing = False  # it hangs, and is not waited for again
+            elif self._waiting:
                 # Sorted, as the order in which they came may depend on the event loop.
                 address = self._random.choice(sorted(self._waiting))
                 self.turns.append(address)
@@ -80,15 +102,18 @@ class SeededDispatcher(Dispatcher):
             elif self._clock.next_deadline is not None:
                 self._clock.pass_to_next_deadline()
                 idle_waits += 1
-            else:
-                self._arrived = anyio.Event()
-                for _ in range(_PIECES):
-                    with anyio.move_on_after(PATIENCE / _PIECES):
-                        await self._arrived.wait()
-                        break
-                else:
-                    break
+            elif not await self._somebody_arrives():
+                break
         raise Stuck("nobody can go on: everybody waits for somebody else")
+
+    async def _somebody_arrives(self) -> bool:
+        """Return whether anybody comes from outside, a thread or the network, before long."""
+        self._arrived = anyio.Event()
+        for _ in range(_PIECES):
+            with anyio.move_on_after(PATIENCE / _PIECES):
+                await self._arrived.wait()
+                return True
+        return False
 
     def free(self) -> None:
         """Let everybody go on as they like."""

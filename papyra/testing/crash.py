@@ -248,7 +248,7 @@ class _Dispatcher(SeededDispatcher):
         self, ref: ActorRef, messages: Sequence[Any], handling: Coroutine[Any, Any, ReplyT]
     ) -> ReplyT:
         if ref.address.name == PERSISTENCE_NAME:
-            return await handling  # what can fail there is the store
+            return await super().handle(ref, messages, handling)  # what can fail is the store
         about = f"{type(messages[0]).__name__} at {ref.address}"
         try:
             await self._plan.come_by("actor", "before", about)

@@ -52,9 +52,10 @@ async def explore(
 
     Each run gets a system of its own, started, on a new store and a `ManualClock`. One actor at a
     time handles one message; which one, among those that have any, the seed decides, again before
-    each message. The persistence actor takes part. Waits by the clock end, the earliest first, when
-    nobody can do anything else. The same seed gives the same schedule, on asyncio and on trio, if
-    the program depends on nothing else: no other randomness, time, threads, or network.
+    each message. The persistence actor takes part, and everybody waits while its store is at work.
+    Waits by the clock end, the earliest first, when nobody can do anything else. The same seed
+    gives the same schedule, on asyncio and on trio, if the program depends on nothing else: no
+    other randomness, time, threads, or network.
 
     `seeds` is how many (0, 1, 2, ...), or which. Raises `ScheduleFailed`, with the seed, for the
     first run in which the program, or the leaving of its system, raises; or in which nobody can go

@@ -10,8 +10,11 @@ import pytest
 import trio
 
 from papyra import Actor, ActorRef, ActorSystem
+from papyra.persistence import Append, PersistedEvent
+from papyra.persistence.backends.base import PersistenceBackend
 from papyra.persistence.backends.memory import InMemoryPersistence
 from papyra.testing import (
+    FaultyPersistence,
     PersistenceProbe,
     ScheduleFailed,
     TestProbe,
@@ -177,6 +180,59 @@ async def test_explore_lets_time_pass_when_every_task_waits() -> None:
     times: list[float] = []
     await explore(program, 3)
     assert times == [3600, 3600, 3600]
+
+
+APPEND = Append(PersistedEvent("papyra", "papyra/x", "Noted", None, 1.0))
+
+
+async def test_everybody_waits_for_a_store_that_is_at_work_in_explore() -> None:
+    def slow() -> PersistenceBackend:
+        store = FaultyPersistence(InMemoryPersistence())
+        store.delay(0.02)  # by a real clock, as a thread would
+        return store
+
+    async def program(system: ActorSystem) -> None:
+        echo = system.spawn(Echo)
+        before = system.clock.time()
+        ends: list[str] = []
+
+        async def ask(what: str, ref: ActorRef, message: object) -> None:
+            await ref.ask(message)
+            ends.append(what)
+
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(system.clock.sleep, 1.0)
+            await system.persistence.ask(APPEND)
+            assert system.clock.time() == before
+            # Its lifecycle is recorded by now, and these two are all that is to be done.
+            tasks.start_soon(ask, "store", system.persistence, APPEND)
+            tasks.start_soon(ask, "echo", echo, "hello")
+        turns.append(tuple(ends))
+
+    turns: list[tuple[str, ...]] = []
+    await explore(program, seeds=6, persistence=slow)
+    in_memory, turns = turns, []
+    await explore(program, seeds=6)
+    assert turns == in_memory
+    assert set(turns) == {("store", "echo"), ("echo", "store")}
+
+
+async def test_a_store_that_hangs_does_not_keep_others_from_their_turns_in_explore(
+    impatient: None,
+) -> None:
+    def hanging() -> PersistenceBackend:
+        stores.append(FaultyPersistence(InMemoryPersistence()))
+        return stores[-1]
+
+    async def program(system: ActorSystem) -> None:
+        stores[-1].hang()
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(system.persistence.ask, APPEND)
+            await system.clock.sleep(1.0)
+            stores[-1].release()
+
+    stores: list[FaultyPersistence] = []
+    await explore(program, seeds=2, persistence=hanging)
 
 
 async def test_each_run_of_explore_has_a_store_of_its_own() -> None:
