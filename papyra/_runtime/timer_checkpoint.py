@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 import msgspec
 from anyio.lowlevel import checkpoint
 
-from papyra._runtime.timer_index import IndexedTimer, Kept, TimerIndex
+from papyra._runtime.timer_index import IndexedTimer, TimerIndex
 from papyra._safe_repr import text_of
 from papyra.clock import Clock
 from papyra.exceptions import ActorStopped, PapyraError, SnapshotsUnsupported
@@ -26,7 +26,14 @@ from papyra.persistence.messages import (
     SaveSnapshot,
 )
 from papyra.persistence.records import PersistedEvent
-from papyra.persistence.timer_changes import INDEX_NAME, TIMER_INDEX
+from papyra.persistence.timer_changes import TIMER_INDEX
+from papyra.persistence.timer_checkpoints import (
+    CHECKPOINT_VERSION,
+    Checkpoint,
+    Kept,
+    checkpoint_in,
+    index_address,
+)
 from papyra.persistence.verbs import PersistenceVerbs
 from papyra.ref import ActorRef
 
@@ -39,16 +46,6 @@ SAVE_EVERY = 1_000
 READ_AT_MOST = 50_000
 #: How many timers are encoded before others have their turn.
 _SLICE = 500
-#: Raised whenever what is kept means something else.
-_VERSION = 1
-
-
-class Checkpoint(msgspec.Struct, frozen=True):
-    """The timers that were pending right after the event at a position."""
-
-    #: the position in the store
-    position: int
-    timers: list[Kept]
 
 
 class TimerCheckpoint:
@@ -64,7 +61,7 @@ class TimerCheckpoint:
     ) -> None:
         """Make one that calls `wake` when it has something to write."""
         self._system_id = system_id
-        self._address = f"{system_id}/{INDEX_NAME}"
+        self._address = index_address(system_id)
         self._clock = clock
         self._index = index
         self._store = store
@@ -89,7 +86,7 @@ class TimerCheckpoint:
         That is 0 if there is none. Raises `PersistenceError`.
         """
         try:
-            loaded = await backend.execute(LoadSnapshot(self._address, _VERSION))
+            loaded = await backend.execute(LoadSnapshot(self._address, CHECKPOINT_VERSION))
         except SnapshotsUnsupported:
             self._is_supported = False
             return 0
@@ -98,11 +95,12 @@ class TimerCheckpoint:
             return 0
         self._revision = loaded.snapshot.revision
         try:
-            kept = msgspec.json.decode(loaded.snapshot.state, type=Checkpoint)
+            kept = checkpoint_in(loaded.snapshot)
         except msgspec.DecodeError as error:
             logger.warning("passed over the index of timers: %s", text_of(error))
             return 0
         self._index.restore(kept.timers)
+        self._index.is_alone = kept.is_alone
         self._position = kept.position
         return kept.position
 
@@ -178,9 +176,9 @@ class TimerCheckpoint:
         if self._to_write is None:
             return
         (seq, timers), self._to_write = self._to_write, None
-        state = await encoded_checkpoint(seq, timers)
+        state = await encoded_checkpoint(seq, timers, is_alone=self._index.is_alone)
         request = SaveSnapshot(
-            *(self._address, self._revision, seq, state, self._clock.time(), _VERSION)
+            *(self._address, self._revision, seq, state, self._clock.time(), CHECKPOINT_VERSION)
         )
         self._request(request, self._saved)
 
@@ -199,12 +197,22 @@ class TimerCheckpoint:
             self._saved(None, error)
 
 
-async def encoded_checkpoint(position: int, timers: Sequence[IndexedTimer]) -> msgspec.Raw:
+async def encoded_checkpoint(
+    position: int, timers: Sequence[IndexedTimer], *, is_alone: bool
+) -> msgspec.Raw:
     """Return the checkpoint of some timers. Others have their turn between its slices."""
-    encoded = bytearray(msgspec.json.encode(Checkpoint(position, [])).removesuffix(b"]}"))
+    encoded = bytearray(msgspec.json.encode(Checkpoint(position, is_alone)).removesuffix(b"]}"))
     for begin in range(0, len(timers), _SLICE):
-        part = [Kept.of(each) for each in timers[begin : begin + _SLICE]]
+        part = [kept_of(each) for each in timers[begin : begin + _SLICE]]
         encoded += b"," if begin else b""
         encoded += msgspec.json.encode(part)[1:-1]
         await checkpoint()
     return msgspec.Raw(bytes(encoded + b"]}"))
+
+
+def kept_of(timer: IndexedTimer) -> Kept:
+    """Return what is kept of a timer."""
+    return Kept(
+        *(timer.owner.address, timer.name, timer.generation, timer.due, timer.attempts),
+        timer.comes_at if timer.comes_at > timer.due else None,
+    )

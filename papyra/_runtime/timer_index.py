@@ -6,9 +6,6 @@ import heapq
 import itertools
 from collections import deque
 from collections.abc import Iterable, Iterator
-from typing import Self
-
-import msgspec
 
 from papyra.persistence.bases import BASE_TYPE
 from papyra.persistence.records import PersistedEvent
@@ -22,6 +19,7 @@ from papyra.persistence.timer_changes import (
     change_in,
     timers_in_base,
 )
+from papyra.persistence.timer_checkpoints import Kept
 
 #: Entries of timers that are over, and may stay in the heap, however few others there are.
 _KEPT = 64
@@ -86,25 +84,6 @@ class TimersOfActor:
         self.at_hand: IndexedTimer | None = None
 
 
-class Kept(msgspec.Struct, frozen=True, array_like=True):
-    """A timer as a checkpoint holds it; what it is of does not change as long as it is pending."""
-
-    actor: str
-    name: str
-    generation: int
-    due: float
-    attempts: int = 0
-    not_before: float | None = None
-
-    @classmethod
-    def of(cls, timer: IndexedTimer) -> Self:
-        """Return what is kept of a timer."""
-        return cls(
-            *(timer.owner.address, timer.name, timer.generation, timer.due, timer.attempts),
-            timer.comes_at if timer.comes_at > timer.due else None,
-        )
-
-
 class TimerIndex:
     """Timers by their actors, and a heap of when they come."""
 
@@ -118,6 +97,8 @@ class TimerIndex:
         self._count = 0
         #: changes so far
         self.changes = 0
+        #: whether no other system has timers, in all that was taken in
+        self.is_alone = True
 
     def __len__(self) -> int:
         return self._count
@@ -158,7 +139,10 @@ class TimerIndex:
 
         Raises `InvalidTimerEvent`, `InvalidBase` or `msgspec.DecodeError` for what can't be read.
         """
-        if record.revision is None or not record.actor_address.startswith(self._prefix):
+        if record.revision is None:
+            return None
+        if not record.actor_address.startswith(self._prefix):
+            self.is_alone = self.is_alone and record.event_type not in {TIMER, BASE_TYPE}
             return None
         if record.event_type == TIMER:
             change = change_in(record.payload)
@@ -189,6 +173,7 @@ class TimerIndex:
             actor.by_name.clear()
         self._heap.clear()
         self._over = self._count = 0
+        self.is_alone = True
         self._forget_idle()
 
     def forget(self, actor: TimersOfActor) -> None:

@@ -89,7 +89,7 @@ def _list(store: str | None = None, *, as_json: bool) -> None:
 async def _pending(store: str | None) -> list[tuple[str, Pending]]:
     """Return the pending timers of a store, by when they come."""
     async with reading(store) as backend:
-        found = [each async for each in pending_timers(backend.execute)]
+        found = [each async for each in pending_timers(backend)]
     return sorted(found, key=lambda each: (each[1].comes_at, each[0], each[1].name))
 
 

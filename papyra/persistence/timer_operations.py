@@ -2,25 +2,44 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable
-from typing import NamedTuple, TypeAlias
+import contextlib
+from collections.abc import AsyncIterator
+from typing import NamedTuple
+
+import msgspec
 
 from papyra._safe_repr import shown, text_of
-from papyra.exceptions import InvalidRequest
+from papyra.exceptions import InvalidRequest, SnapshotsUnsupported
 from papyra.persistence.decisions import ReadPage, events_after
-from papyra.persistence.messages import AllPage, CancelTimer, FireTimer, ReadAll
+from papyra.persistence.messages import (
+    CancelTimer,
+    FireTimer,
+    LoadSnapshot,
+    Read,
+    ReadAll,
+    ReadHistory,
+)
 from papyra.persistence.records import PersistedEvent
 from papyra.persistence.timer_changes import (
     TIMER,
     Change,
     MadeDue,
     Pending,
+    Scheduled,
     Unscheduled,
     take_in,
 )
+from papyra.persistence.timer_checkpoints import (
+    CHECKPOINT_VERSION,
+    Checkpoint,
+    Kept,
+    checkpoint_in,
+    index_address,
+)
+from papyra.persistence.verbs import PersistenceVerbs
 
-#: Reads a page of all records.
-ReadAllPage: TypeAlias = Callable[[ReadAll], Awaitable[AllPage]]
+#: In place of a message that was not read yet.
+_NOT_READ = object()
 
 
 class FoundTimer(NamedTuple):
@@ -62,28 +81,80 @@ def change_record(found: FoundTimer, change: Change, revision: int, now: float) 
     return PersistedEvent(last.system_id, last.actor_address, TIMER, change, now, revision=revision)
 
 
-async def pending_timers(read: ReadAllPage) -> AsyncIterator[tuple[str, Pending]]:
+async def pending_timers(backend: PersistenceVerbs) -> AsyncIterator[tuple[str, Pending]]:
     """Yield the timers that are pending in a store, with the addresses of their actors.
 
-    All of the store is read. What can't be read is passed over: its actor's recovery tells.
+    Read is what was stored after the newest checkpoint, and the event that has scheduled each timer
+    in it; all of the store if there is none, or other systems have timers there. What can't be
+    read is passed over: its actor's recovery tells.
     """
+    begun = await _checkpoint(backend)
     actors: dict[str, dict[str, Pending]] = {}
-    after = head = 0
-    while after < head or not after:
-        page = await read(ReadAll(after))
+    for kept in begun.timers:
+        actors.setdefault(kept.actor, {})[kept.name] = _without_message(kept)
+    await _read_on(backend, begun.position, actors)
+    for address, timers in actors.items():
+        for pending in timers.values():
+            if pending.scheduled.message is not _NOT_READ:
+                yield address, pending
+            elif (read := await _with_message(backend, address, pending)) is not None:
+                yield address, read
+
+
+async def _checkpoint(backend: PersistenceVerbs) -> Checkpoint:
+    """Return the newest checkpoint that holds for all of the store; an empty one without any."""
+    newest = await backend.execute(Read("event", limit=1, newest=True))
+    if not newest.records:
+        return Checkpoint(0)
+    address = index_address(newest.records[0].system_id)
+    try:
+        loaded = await backend.execute(LoadSnapshot(address, CHECKPOINT_VERSION))
+        found = Checkpoint(0) if loaded.snapshot is None else checkpoint_in(loaded.snapshot)
+    except (SnapshotsUnsupported, msgspec.DecodeError):
+        return Checkpoint(0)
+    return found if found.is_alone else Checkpoint(0)
+
+
+async def _read_on(
+    backend: PersistenceVerbs, after: int, actors: dict[str, dict[str, Pending]]
+) -> None:
+    """Apply all that is stored after a position to the timers of actors."""
+    while True:
+        page = await backend.execute(ReadAll(after))
         for record in page.records:
             if isinstance(record, PersistedEvent) and record.revision is not None:
                 timers = actors.setdefault(record.actor_address, {})
-                try:
-                    take_in(timers, record)
-                except ValueError:
-                    continue
-                finally:
-                    if not timers:
-                        del actors[record.actor_address]
-        if page.next_after == after:
-            break
-        after, head = page.next_after, page.head
-    for address, timers in actors.items():
-        for pending in timers.values():
-            yield address, pending
+                _take_in_if_readable(timers, record)
+                if not timers:
+                    del actors[record.actor_address]
+        if page.next_after == after or page.next_after >= page.head:
+            return
+        after = page.next_after
+
+
+def _take_in_if_readable(timers: dict[str, Pending], record: PersistedEvent) -> None:
+    with contextlib.suppress(ValueError):
+        take_in(timers, record)
+
+
+def _without_message(kept: Kept) -> Pending:
+    """Return a timer of a checkpoint, which does not hold its message."""
+    scheduled = Scheduled(kept.name, kept.due, "", _NOT_READ)
+    return Pending(scheduled, kept.generation, kept.due, kept.attempts)
+
+
+async def _with_message(backend: PersistenceVerbs, actor: str, timer: Pending) -> Pending | None:
+    """Return a timer with what has scheduled it; `None` if that can't be read, or it is over."""
+    timers: dict[str, Pending] = {}
+    if not timer.attempts:
+        page = await backend.execute(ReadHistory(actor, timer.generation - 1, 1))
+        for record in page.events:
+            _take_in_if_readable(timers, record)
+        found = timers.get(timer.name)
+        if found is not None and found.generation == timer.generation:
+            return Pending(found.scheduled, timer.generation, timer.due)
+    # Why it has failed is told later in the history, and a base may have taken its beginning.
+    timers.clear()
+    async for record in events_after(backend.execute, actor, 0):
+        _take_in_if_readable(timers, record)
+    return timers.get(timer.name)

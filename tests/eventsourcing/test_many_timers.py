@@ -10,13 +10,14 @@ import pytest
 from anyio.lowlevel import checkpoint
 
 from papyra import ActorSystem
-from papyra._runtime.timer_checkpoint import Checkpoint, encoded_checkpoint
-from papyra._runtime.timer_index import Kept, TimerIndex
+from papyra._runtime.timer_checkpoint import encoded_checkpoint, kept_of
+from papyra._runtime.timer_index import TimerIndex
 from papyra._runtime.timer_service import MAX_AT_HAND
 from papyra.eventsourcing import EventSourced, Timer
 from papyra.persistence import PersistedEvent
 from papyra.persistence.backends.memory import InMemoryPersistence
 from papyra.persistence.timer_changes import TIMER, Scheduled
+from papyra.persistence.timer_checkpoints import Checkpoint
 from papyra.testing import ManualClock, wait_until_idle
 from tests.extent import count
 
@@ -109,8 +110,8 @@ async def test_others_have_their_turns_while_a_checkpoint_of_many_timers_is_enco
 
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(others)
-        encoded = await encoded_checkpoint(7, timers)
+        encoded = await encoded_checkpoint(7, timers, is_alone=True)
         is_encoded = True
-    kept = Checkpoint(7, [Kept.of(timer) for timer in timers])
+    kept = Checkpoint(7, True, [kept_of(timer) for timer in timers])
     assert msgspec.json.decode(encoded, type=Checkpoint) == kept
     assert turns >= 3

@@ -18,6 +18,7 @@ from papyra import ActorSystem, Decision, OneForOne
 from papyra.eventsourcing import Timer
 from papyra.exceptions import InvalidActor, InvalidPolicy, InvalidSchema, InvalidTimer, WrongTask
 from papyra.persistence import (
+    FireTimer,
     LoadSnapshot,
     PersistedAudit,
     PersistedDeadLetter,
@@ -28,6 +29,8 @@ from papyra.persistence.backends.base import PersistenceBackend
 from papyra.persistence.backends.json import JsonFilePersistence
 from papyra.persistence.backends.memory import InMemoryPersistence
 from papyra.persistence.backends.retention import RetentionPolicy
+from papyra.persistence.records import KINDS
+from papyra.persistence.timer_operations import pending_timers
 from papyra.testing import FaultyPersistence, ManualClock, wait_until_idle
 from papyra.testing.fault_rules import InjectedFault
 from tests.eventsourcing.accounts import Account, Deposit
@@ -725,6 +728,86 @@ async def test_a_system_stops_whose_index_of_timers_is_still_being_loaded(
         async with shop(store, clock):
             await store.asked.wait()
     assert store.answers.is_set()
+
+
+class Weighed(InMemoryPersistence):
+    """Counts all records that are read."""
+
+    weight = 0
+
+    async def execute(self, request: Any) -> Any:
+        reply = await super().execute(request)
+        self.weight += len(getattr(reply, "records", ())) + len(getattr(reply, "events", ()))
+        return reply
+
+
+async def found_in(store: PersistenceBackend) -> list[tuple[str, Any]]:
+    async with store:
+        return sorted([each async for each in pending_timers(store)], key=repr)
+
+
+async def as_in_the_whole(store: PersistenceBackend) -> list[tuple[str, Any]]:
+    """Return the timers of the same records without any checkpoint."""
+    whole = InMemoryPersistence()
+    async with store:
+        for kind in KINDS:
+            await whole.restore(*[record async for record in store.stream(kind)])
+    return await found_in(whole)
+
+
+async def set_all_kinds_of_timers(clock: ManualClock, system: ActorSystem, name: str) -> None:
+    order = system.entity(Order, name).ask
+    await order(Set("plain", {"after": 600}, "ordered", Remind("plain")))
+    await order(Set("replaced", {"after": 600}, None, Remind("old")))
+    await order(Set("replaced", {"after": 700}, None, Remind("new")))
+    await order(Set("again", {"every": 1}, None, Remind("again")))
+    await order(Set("bad", {"after": 1}, None, Do("raise")))
+    await order(Set("over", {"after": 1}, None, Remind("over")))
+    await order(Set("gone", {"after": 600}))
+    await order(Set("early", {"every": 5_000}))
+    await order(Cancel("gone"))
+    await clock.advance(1)
+    await system.persistence.ask(FireTimer(f"shop/Order/{name}", "early"))
+    await wait_until_idle()
+
+
+async def test_who_looks_for_pending_timers_reads_what_came_after_the_checkpoint_and_these(
+    clock: ManualClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("papyra._runtime.timer_checkpoint.READ_AT_MOST", 200)
+    store = Weighed()
+    async with shop(store, clock) as system:
+        await set_all_kinds_of_timers(clock, system, "1")
+        account = system.spawn(Account, name="ann")
+        for number in range(3_000):
+            await account.ask(Deposit(1))
+            if number % 100 == 0:
+                await wait_until_idle()
+        await set_all_kinds_of_timers(clock, system, "2")
+    store.weight = 0
+    found = await found_in(store)
+    assert store.weight < 400
+    assert found == await as_in_the_whole(store)
+    names = [(actor[-1], timer.name, timer.attempts) for actor, timer in found]
+    assert sorted(names) == [
+        (number, name, attempts)
+        for number in ("1", "2")
+        for name, attempts in (
+            *(("again", 0), ("bad", 1), ("early", 0)),
+            *(("plain", 0), ("replaced", 0)),
+        )
+    ]
+
+
+async def test_the_whole_store_is_read_for_timers_where_another_system_has_some(
+    clock: ManualClock,
+) -> None:
+    store = Weighed()
+    for name in ("bank", "shop"):
+        async with ActorSystem(name, persistence=store, clock=clock, entities=[Order]) as system:
+            await system.entity(Order, "1").ask(Set("pay", {"after": 60}))
+            await wait_until_idle()
+    assert [actor for actor, _ in await found_in(store)] == ["bank/Order/1", "shop/Order/1"]
 
 
 async def test_a_system_without_timers_reads_nothing_to_follow_them(clock: ManualClock) -> None:
