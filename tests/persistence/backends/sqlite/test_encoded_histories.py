@@ -74,6 +74,28 @@ async def test_pages_hold_what_decoded_ones_do_and_say_whether_there_is_more(
             assert page.last_seq == (plain.events[-1].seq if plain.events else 0)
 
 
+@pytest.mark.parametrize("others", [0, 1, 2, 9])
+async def test_pages_follow_each_other_however_many_events_of_others_are_between(
+    path: Path, others: int
+) -> None:
+    async with open_store(path) as store:
+        for revision in range(1, 101):
+            between = range((revision - 1) * others + 1, revision * others + 1)
+            await store.append(
+                *[a_step(number, actor="shop/b") for number in between],
+                msgspec.structs.replace(a_step(revision), revision=None),
+                a_step(revision),
+            )
+        for limit in (1, 7, 99, 100, 101):
+            found = list[int]()
+            while len(found) < 100:
+                page = await read(store, len(found), limit)
+                assert isinstance(page, EncodedHistory)
+                found += [each.revision or 0 for each in records_of(page)]
+                assert page.more == (len(found) < 100)
+            assert found == [*range(1, 101)]
+
+
 async def test_a_page_ends_with_the_record_that_fills_it(path: Path) -> None:
     size = MAX_PAGE_BYTES // 5
     payloads = ["x" * size] * 12 + ["x" * (MAX_PAGE_BYTES + 1)] * 2 + ["small"]

@@ -214,7 +214,9 @@ async def test_no_read_of_a_page_looks_at_all_rows(path: Path) -> None:
                 plan = database.execute(f"EXPLAIN QUERY PLAN {statement}").fetchall()
                 plans += [str(step[3]) for step in plan]
     assert len(plans) >= 7
-    assert [plan for plan in plans if not plan.startswith("SEARCH")] == []
+    # What a subquery finds is not looked for again.
+    steps = [plan for plan in plans if "SUBQUERY" not in plan.upper()]
+    assert [step for step in steps if not step.startswith("SEARCH")] == []
 
 
 # Writers and readers
