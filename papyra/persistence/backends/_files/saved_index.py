@@ -139,18 +139,8 @@ def write_saved_index(
 
 def read_saved_index(disk: Disk, path: Path) -> SavedIndex | None:
     """Read the totals of a segment, and not its index yet; `None` if nothing is saved."""
-    try:
-        line = read_file(disk, path, _HEAD_BYTES)
-        checksum, _, rest = line.rstrip().partition(b" ")
-        if checksum != b"%08x" % crc32(rest):
-            return None
-        head = msgspec.json.decode(rest, type=_Head)
-    except (OSError, msgspec.DecodeError, ValueError, RecursionError):
-        return None
-    totals = Totals()
-    if head.version != 1 or head.order != byteorder:
-        return None
-    if not head.counts.keys() == head.sizes.keys() == totals.counts.keys():
+    totals, head = Totals(), _read_head(disk, path)
+    if head is None or not head.counts.keys() == head.sizes.keys() == totals.counts.keys():
         return None
     totals.counts.update({content: head.counts[content] for content in totals.counts})
     totals.sizes.update({content: head.sizes[content] for content in totals.sizes})
@@ -162,3 +152,22 @@ def read_saved_index(disk: Disk, path: Path) -> SavedIndex | None:
     if head.oldest is not None and head.newest is not None:
         totals.oldest, totals.newest = head.oldest, head.newest
     return SavedIndex(path, head.size, head.modified_ns, totals, head)
+
+
+def is_without_histories(disk: Disk, path: Path) -> bool:
+    """Return whether an index is one of before there were histories, which is as good as none."""
+    head, contents = _read_head(disk, path), Totals().counts.keys() - {"history"}
+    return head is not None and head.counts.keys() == head.sizes.keys() == contents
+
+
+def _read_head(disk: Disk, path: Path) -> _Head | None:
+    """Read the first line; `None` if there is none, or not of this version and machine."""
+    try:
+        line = read_file(disk, path, _HEAD_BYTES)
+        checksum, _, rest = line.rstrip().partition(b" ")
+        if checksum != b"%08x" % crc32(rest):
+            return None
+        head = msgspec.json.decode(rest, type=_Head)
+    except (OSError, msgspec.DecodeError, ValueError, RecursionError):
+        return None
+    return head if (head.version, head.order) == (1, byteorder) else None

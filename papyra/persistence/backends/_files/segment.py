@@ -18,6 +18,7 @@ from papyra.persistence.backends._files.line_format import Line, parse_lines, to
 from papyra.persistence.backends._files.location import printable
 from papyra.persistence.backends._files.saved_index import (
     SavedIndex,
+    is_without_histories,
     read_saved_index,
     write_saved_index,
 )
@@ -132,7 +133,8 @@ class Segment(JournalFile):
             return None
         saved = read_saved_index(self.disk, self.index_path)
         if saved is None:
-            return "can't be read"
+            is_older = is_without_histories(self.disk, self.index_path)
+            return None if is_older else "can't be read"
         if not saved.matches(stat):
             return "is of a file of another size or time"
         histories = contents.histories

@@ -7,6 +7,7 @@ import json
 import os
 import random
 import shutil
+import struct
 from pathlib import Path
 from typing import Any
 from zlib import crc32
@@ -335,6 +336,40 @@ async def test_an_index_whose_words_are_another_segments_is_found_whatever_its_c
     indexes[1].write_bytes(forged(whole[1], history_bytes=None))  # as older programs write it
     async with rotating(path) as store:
         assert await scanned(store) == set()
+
+
+#: A segment and its index, as they were written before there were histories.
+OLD_MODIFIED_NS = 1795782291903783645
+OLD_SEGMENT = b"""\
+{"crc":"785fda94","v":1,"seq":1,"kind":"event","system_id":"s","actor_address":"s/a","event_type":\
+"x","payload":null,"timestamp":0.0}
+{"crc":"d98fc3ac","v":1,"seq":2,"kind":"event","system_id":"s","actor_address":"s/a","event_type":\
+"x","payload":null,"timestamp":1.0}
+"""
+OLD_HEAD = b"""\
+9d2760aa {"size":268,"modified_ns":1795782291903783645,"counts":{"event":2,"audit":0,"dead_letter":\
+0,"other":0},"sizes":{"event":204,"audit":0,"dead_letter":0,"other":0},"oldest":0.0,"newest":1.0,\
+"block_bytes":8192,"index_bytes":96,"index_crc":3802818614,"version":1,"order":"little"}"""
+#: Numbers of eight bytes: where the block begins, its first position, the oldest time, the newest.
+OLD_BLOCK = struct.pack("<QQdd64x", 0, 1, 0.0, 1.0)
+
+
+async def test_an_index_of_before_there_were_histories_is_as_good_as_none(tmp_path: Path) -> None:
+    path = tmp_path / "store"
+    async with RotatingFilePersistence(path, max_segment_records=2) as store:
+        await store.append(*(plain("a", number) for number in (1, 2, 4)))
+    segment, index = path / f"{1:020}.ndjson", path / f"{1:020}.index"
+    segment.write_bytes(OLD_SEGMENT)
+    os.utime(segment, ns=(OLD_MODIFIED_NS, OLD_MODIFIED_NS))
+    index.write_bytes(OLD_HEAD.ljust(1023) + b"\n" + OLD_BLOCK)
+    for read_only in (True, False):
+        async with RotatingFilePersistence(path, read_only=read_only) as store:
+            assert await scanned(store) == set()
+            assert [event.seq for event in await store.list_events()] == [1, 2, 3]
+    assert len(index.read_bytes()) > 1024 + len(OLD_BLOCK)  # made anew by the writer
+    index.write_bytes(OLD_HEAD.replace(b"268", b"269").ljust(1023) + b"\n" + OLD_BLOCK)
+    async with RotatingFilePersistence(path) as store:
+        assert await scanned(store) == {("index", str(index))}
 
 
 async def test_the_index_of_a_segment_that_begins_with_a_tombstone_is_right(
