@@ -291,9 +291,8 @@ class Read(Request[Page], frozen=True):
         """Return whether `record`, of this kind, is of the type and actor asked for."""
         match record:
             case PersistedEvent():
-                return self.event_type in (None, record.event_type) and self.actor in (
-                    None,
-                    record.actor_address,
+                return (self.event_type is None or record.event_type == self.event_type) and (
+                    self.actor is None or record.actor_address == self.actor
                 )
             case PersistedDeadLetter():
                 return self.actor in (None, record.target)

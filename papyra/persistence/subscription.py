@@ -188,6 +188,11 @@ class Selection(msgspec.Struct, frozen=True):
             return False
         return self.entity is None or _entity_type(address) == self.entity
 
+    def select_of_page(self, records: Iterable[Record]) -> Iterable[Record]:
+        """Return those of a page that are to be given out: the request has selected most."""
+        is_done = self.entity is None and (self.types is None or len(self.types) == 1)
+        return records if is_done else filter(self.selects, records)
+
     def select(self, records: Iterable[Record]) -> Iterable[Record]:
         """Return those of some records that are to be given out."""
         if (self.types, self.actor, self.entity) == (None, None, None) and self.kinds == KINDS:
@@ -324,7 +329,7 @@ class Subscription:
         elif records:
             self._last = records[-1]
             self._position = self._last.seq or 0
-            self._queue(records)
+            self._items += self._selection.select(records)
             is_end = False
         else:
             is_end = True
@@ -348,7 +353,7 @@ class Subscription:
         self._is_due = False
         if page.records:
             self._last, self._store_id = page.records[-1], page.store_id
-            self._queue(page.records)
+            self._items += self._selection.select_of_page(page.records)
         return page.next_after == page.head
 
     async def _attempt(self, recent: RecentCommits) -> AllPage | None:
@@ -403,6 +408,3 @@ class Subscription:
                 self._is_due = scope.cancelled_caught
         finally:
             recent.forget(signal)
-
-    def _queue(self, records: Iterable[Record]) -> None:
-        self._items += self._selection.select(records)

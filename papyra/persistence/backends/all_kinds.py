@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
+from collections.abc import Callable, Sequence
+from itertools import chain
 from operator import attrgetter
-from typing import Protocol
+from typing import Any, Protocol
 
 import msgspec
 
@@ -19,6 +22,7 @@ __all__ = ("Readable", "read_all")
 
 #: Reads with it show everything that is stored.
 _ALL = RetentionPolicy()
+_seq: Callable[[Record], Any] = attrgetter("seq")
 
 
 class Readable(Protocol):
@@ -42,7 +46,7 @@ async def read_all(store: Readable, request: ReadAll, head: int, *, is_writer: b
     store_id = None if is_writer else await _check(store, request.anchor)
     if request.after == head:
         return AllPage((), head, head, store_id)
-    records: list[Record] = []
+    parts: list[Sequence[Record]] = []
     covered = head
     for read in request.reads():
         part = await store.read(
@@ -50,10 +54,12 @@ async def read_all(store: Readable, request: ReadAll, head: int, *, is_writer: b
         )
         if part.more:
             covered = min(covered, part.next_after)
-        records += part.records
-    records.sort(key=attrgetter("seq"))
-    shown = [record for record in records if (record.seq or 0) <= covered]
-    return AllPage(tuple(shown), covered, head, store_id)
+        parts.append(part.records)
+    # Each is in order, and may go on behind what the last one covers.
+    parts = [part[: bisect_right(part, covered, key=_seq)] for part in parts]
+    filled = [part for part in parts if part]
+    records = filled[0] if len(filled) == 1 else sorted(chain.from_iterable(filled), key=_seq)
+    return AllPage(tuple(records), covered, head, store_id)
 
 
 async def _check(store: Readable, anchor: Anchor | None) -> str | None:

@@ -8,7 +8,7 @@ import uuid
 from array import array
 from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from itertools import accumulate
+from itertools import accumulate, islice, pairwise
 from pathlib import Path
 from typing import Any, cast
 
@@ -61,8 +61,10 @@ __all__ = ("InMemoryPersistence", "MemoryStore")
 
 #: How many records share one entry in the index that unordered timestamps need.
 _BLOCK = 1024
-#: How many records of a history are decoded together, at first and at most.
+#: How many records are decoded together, at first and at most.
 _DECODED, _MOST_DECODED = 16, 256
+#: Bytes from which on they are decoded one by one.
+_LARGE = 1024 * 1024
 #: How many records are put into the index by actor before others get their turn.
 _STEP = 10_000
 
@@ -205,7 +207,7 @@ class MemoryStore:
             positions = collection.of_actor(
                 request.actor, start, stop, since, until, request.newest
             )
-        return collect_page(request, map(collection.record, positions))
+        return collect_page(request, collection.records(positions))
 
     async def read_history(self, request: ReadHistory) -> HistoryPage:
         """Return a page of one actor's history."""
@@ -413,20 +415,21 @@ class _Collection:
         del self._seqs[length:], self._times[length:], self._ends[length:]
         del self._data[self._ends[-1] if self._ends else 0 :]
 
-    def record(self, position: int) -> tuple[Record, int]:
-        """Return a record, and how many bytes it takes."""
-        encoded = self._encoded(position)
-        return codec.decode(encoded, self._seqs[position]), len(encoded)
-
-    def records(self, positions: Sequence[int]) -> Iterator[tuple[Record, int]]:
-        """Yield records as `record` does: more and more at once, as they are taken."""
-        start, step = 0, _DECODED
-        while start < len(positions):
-            part = positions[start : start + step]
-            encoded = [self._encoded(position) for position in part]
+    def records(self, positions: Iterable[int]) -> Iterator[tuple[Record, int]]:
+        """Yield records, each with its bytes: more and more decoded at once, as they are taken."""
+        positions, step = iter(positions), _DECODED
+        while part := list(islice(positions, step)):
+            extents = self._extents(part)
             seqs = [self._seqs[position] for position in part]
-            yield from zip(codec.decode_many(encoded, seqs), map(len, encoded), strict=True)
-            start, step = start + step, min(4 * step, _MOST_DECODED)
+            # Of large ones a page may hold no more than the first.
+            is_large = sum([end - start for start, end in extents]) > _LARGE
+            runs = [slice(i, i + 1) for i in range(len(part))] if is_large else [slice(None)]
+            for run in runs:
+                encoded = self._cut(extents[run])
+                yield from zip(
+                    codec.decode_many(encoded, seqs[run]), map(len, encoded), strict=True
+                )
+            step = min(4 * step, _MOST_DECODED)
 
     def encoded(self, positions: Sequence[int], wanted: int) -> EncodedHistory:
         """Return the page of so many records at most, as they are."""
@@ -455,7 +458,7 @@ class _Collection:
             return b"".join([view[start:end] for start, end in extents])
 
     def all(self) -> tuple[Record, ...]:
-        return tuple(self.record(position)[0] for position in range(len(self)))
+        return tuple(record for record, _ in self.records(range(len(self))))
 
     async def put_in_index(self) -> None:
         """Put into the index by actor what was added since it was needed last."""
@@ -504,6 +507,18 @@ class _Collection:
     def _encoded(self, position: int) -> bytes:
         start = self._ends[position - 1] if position else 0
         return bytes(self._data[start : self._ends[position]])
+
+    def _extents(self, positions: Sequence[int]) -> list[tuple[int, int]]:
+        """Return where the records at some positions begin and end."""
+        ends, first, last = self._ends, positions[0], positions[-1]
+        if last - first + 1 == len(positions):
+            start = ends[first - 1] if first else 0
+            return list(pairwise((start, *ends[first : last + 1])))
+        return [(ends[position - 1] if position else 0, ends[position]) for position in positions]
+
+    def _cut(self, extents: Iterable[tuple[int, int]]) -> list[bytes]:
+        with memoryview(self._data) as view:
+            return [bytes(view[start:end]) for start, end in extents]
 
     def first_after(self, seq: int) -> int:
         """Return the first position whose record has a greater seq."""

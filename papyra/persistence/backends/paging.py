@@ -29,6 +29,7 @@ def collect_page(request: Read, candidates: Iterable[tuple[Record, int]]) -> Pag
     most one more than the page examines.
     """
     wanted = MAX_PAGE_RECORDS if request.limit is None else request.limit
+    selects = None if (request.event_type, request.actor) == (None, None) else request.selects
     records: list[Record] = []
     first = last = examined = size = 0
     more = False
@@ -40,7 +41,7 @@ def collect_page(request: Read, candidates: Iterable[tuple[Record, int]]) -> Pag
         first = first or last
         examined += 1
         size += length
-        if request.selects(record):
+        if selects is None or selects(record):
             records.append(record)
     if request.newest:
         records.reverse()
