@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Sequence
+from types import GenericAlias
 from typing import Any, TypeAlias
 
 import msgspec
@@ -13,12 +14,71 @@ from papyra.eventsourcing.actor import EventSourced
 from papyra.eventsourcing.schema import Schema
 from papyra.exceptions import InvalidRequest
 from papyra.persistence.records import RESERVED, PersistedEvent
-from papyra.persistence.subscription import Decode
 
-__all__ = ("Wanted", "wanted_events")
+__all__ = ("EventDecoder", "Wanted", "wanted_events")
+
+#: The version and the class of an event that there is no class for.
+_NONE = (0, object)
+
+
+class EventDecoder:
+    """Decodes stored events into the classes that somebody wants."""
+
+    def __init__(self, schema: Schema, classes: tuple[type, ...]) -> None:
+        self._decode_step: Callable[[PersistedEvent], list[object]] = schema.decode
+        self._classes = classes
+        # Nearly all events are of these, and take the shortest way.
+        self._newest = {
+            name: (version, event_class)
+            for (name, version), event_class in schema.newest.items()
+            if issubclass(event_class, classes)
+        }
+        self._lists = {
+            name: GenericAlias(list, (event_class,))
+            for name, (_, event_class) in self._newest.items()
+        }
+
+    def __call__(self, event: PersistedEvent) -> Iterable[Any]:
+        """Return the events of today that a stored one stands for."""
+        # The runtime writes events, too, of lives and of histories.
+        if event.revision is None:
+            return ()
+        version, event_class = self._newest.get(event.event_type, _NONE)
+        if version == event.event_version:
+            try:
+                return (msgspec.convert(event.payload, event_class, str_keys=True),)
+            except Exception:  # noqa: BLE001 - what it is comes out below
+                return self._decode_slowly(event)
+        return self._decode_slowly(event)
+
+    def decode_together(self, events: Sequence[PersistedEvent]) -> Sequence[Any] | None:
+        """Return the one event that each stored one stands for, at a third of the cost.
+
+        Returns `None` unless all are of the newest versions: then each is decoded by itself.
+        """
+        payloads: dict[str, list[Any]] = {}
+        for event in events:
+            name, (version, _) = event.event_type, self._newest.get(event.event_type, _NONE)
+            if version != event.event_version or event.revision is None:
+                return None
+            payloads.setdefault(name, []).append(event.payload)
+        try:
+            made = {
+                name: iter(msgspec.convert(found, self._lists[name], str_keys=True))
+                for name, found in payloads.items()
+            }
+        except Exception:  # noqa: BLE001 - decoded by itself, the one that is wrong says so
+            return None
+        return [next(made[event.event_type]) for event in events]
+
+    def _decode_slowly(self, event: PersistedEvent) -> Iterable[Any]:
+        if event.event_type.startswith(RESERVED):
+            return ()
+        return [each for each in self._decode_step(event) if isinstance(each, self._classes)]
+
 
 #: The names of events, `None` for all of them; and what decodes these, if anything does.
-Wanted: TypeAlias = tuple[Collection[str] | None, Decode | None]
+Wanted: TypeAlias = tuple[Collection[str] | None, EventDecoder | None]
 
 
 def wanted_events(types: Iterable[str | type] | None, entity: type[Actor] | None) -> Wanted:
@@ -31,7 +91,7 @@ def wanted_events(types: Iterable[str | type] | None, entity: type[Actor] | None
     definition = entity._definition if entity and issubclass(entity, EventSourced) else None
     schema = None if definition is None else definition.schema
     if types is None:
-        return None, None if schema is None else _decoder(schema, (object,))
+        return None, None if schema is None else EventDecoder(schema, (object,))
     if isinstance(types, (str, bytes)):
         raise InvalidRequest(f"types is several names or classes, not {shown(types)}")
     wanted = list(types)
@@ -43,36 +103,6 @@ def wanted_events(types: Iterable[str | type] | None, entity: type[Actor] | None
         raise InvalidRequest("types are names of events, or their classes, and not some of each")
     if schema is not None:
         # An upcaster may make them of events with other names.
-        return None, _decoder(schema, tuple(classes))
+        return None, EventDecoder(schema, tuple(classes))
     schema = Schema("the subscription", classes, [])
-    return frozenset(name for name, _ in schema.newest), _decoder(schema, (object,))
-
-
-def _decoder(schema: Schema, classes: tuple[type, ...]) -> Decode:
-    decode_step: Callable[[PersistedEvent], list[object]] = schema.decode
-    # Nearly all events are of these, and take the shortest way.
-    newest = {
-        name: (version, event_class)
-        for (name, version), event_class in schema.newest.items()
-        if issubclass(event_class, classes)
-    }
-    other, convert = (0, object), msgspec.convert
-
-    def decode(event: PersistedEvent) -> Iterable[Any]:
-        # The runtime writes events, too, of lives and of histories.
-        if event.revision is None:
-            return ()
-        version, event_class = newest.get(event.event_type, other)
-        if version == event.event_version:
-            try:
-                return (convert(event.payload, event_class, str_keys=True),)
-            except Exception:  # noqa: BLE001 - what it is comes out below
-                return decode_slowly(event)
-        return decode_slowly(event)
-
-    def decode_slowly(event: PersistedEvent) -> Iterable[Any]:
-        if event.event_type.startswith(RESERVED):
-            return ()
-        return [each for each in decode_step(event) if isinstance(each, classes)]
-
-    return decode
+    return frozenset(name for name, _ in schema.newest), EventDecoder(schema, (object,))

@@ -17,7 +17,7 @@ from papyra.persistence.records import PersistedEvent, Record
 from papyra.projections.builds import Build
 from papyra.projections.commands import Command
 from papyra.projections.counters import Counters
-from papyra.projections.decoding import decoder
+from papyra.projections.decoding import Decoder
 from papyra.projections.facts import FOLDER, Fact, ProjectionPaused
 from papyra.projections.host import Host
 from papyra.projections.keeper import Keeper, Taken, TakenOver
@@ -41,7 +41,7 @@ class Course:
         self.projection = projection
         self.name = projection.name
         self.wanted = wanted
-        self.decode = decoder(wanted)
+        self.decode = Decoder(wanted)
         self.policy = policy_of(projection.on_error)
         self.counters = Counters(host.clock, host.backend.metrics)
         self.state: ProjectionState = "starting"

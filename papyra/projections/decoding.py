@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Iterable, Sequence
+from typing import Any, cast
 
 from papyra.exceptions import EventsCompacted
 from papyra.persistence.bases import BASE_TYPE
@@ -12,32 +12,34 @@ from papyra.persistence.records import PersistedEvent, Record
 from papyra.persistence.subscription import Received
 from papyra.projections.projection import Wanted
 
-__all__ = ("decoder",)
+__all__ = ("Decoder",)
+
+#: As Received's own, in a call less.
+_received = functools.partial(tuple.__new__, Received)
 
 
-def decoder(wanted: Wanted) -> Callable[[Record], Sequence[Any]]:
-    """Return what returns what a projection is given for a record; it raises what decoding does."""
-    decode = wanted.decode
-    if decode is None:
-        return functools.partial(_decoded, wanted)
+class Decoder:
+    """Decodes records into what a projection is given."""
 
-    new = tuple.__new__  # as Received's own does, in a call less
+    def __init__(self, wanted: Wanted) -> None:
+        self._decode = wanted.decode
 
-    def decode_event(record: Record) -> Sequence[Any]:
-        events = decode(record)  # type: ignore[arg-type] # who has classes gets no other kind
-        if type(events) is tuple and events:  # as nearly all are
-            return (new(Received, (events[0], record)),)
-        return _decoded(wanted, record)
+    def __call__(self, record: Record) -> Sequence[Any]:
+        """Return what is given for a record; raise what decoding does, and `EventsCompacted`."""
+        if isinstance(record, PersistedEvent) and record.event_type == BASE_TYPE:
+            raise EventsCompacted(
+                f"the events of {record.actor_address} up to revision {record.revision}, which is "
+                f"at position {record.seq}, were removed from the store"
+            )
+        if self._decode is None or not isinstance(record, PersistedEvent):
+            return (record,)
+        return [Received(event, record) for event in self._decode(record)]
 
-    return decode_event
-
-
-def _decoded(wanted: Wanted, record: Record) -> Sequence[Any]:
-    if isinstance(record, PersistedEvent) and record.event_type == BASE_TYPE:
-        raise EventsCompacted(
-            f"the events of {record.actor_address} up to revision {record.revision}, which is at "
-            f"position {record.seq}, were removed from the store"
-        )
-    if wanted.decode is None or not isinstance(record, PersistedEvent):
-        return (record,)
-    return [Received(event, record) for event in wanted.decode(record)]
+    def each(self, records: Sequence[Record]) -> Iterable[Sequence[Any]]:
+        """Yield what is given for each record. What decoding one raises is raised at its turn."""
+        if self._decode is not None:
+            # Who has classes gets no other kind.
+            events = self._decode.decode_together(cast("Sequence[PersistedEvent]", records))
+            if events is not None:
+                return zip(map(_received, zip(events, records, strict=True)), strict=False)
+        return map(self, records)

@@ -14,12 +14,11 @@ import anyio
 from papyra._durations import is_seconds
 from papyra._safe_repr import shown
 from papyra.actor import Actor
-from papyra.eventsourcing.decoding import wanted_events
+from papyra.eventsourcing.decoding import EventDecoder, wanted_events
 from papyra.exceptions import ActorStopped, InvalidProjection, SystemNotRunning
 from papyra.message import Message, ReplyT
 from papyra.persistence.bases import BASE_TYPE
 from papyra.persistence.records import KINDS, Kind
-from papyra.persistence.subscription import Decode
 from papyra.projections.cause import Cause, current_cause
 from papyra.projections.host import Host
 from papyra.projections.on_error import OnError, Pause, policy_of
@@ -190,7 +189,7 @@ class Wanted(NamedTuple):
     kinds: tuple[Kind, ...]
     types: frozenset[str] | None
     entity: str | None
-    decode: Decode | None
+    decode: EventDecoder | None
 
 
 def checked(projection: object) -> Wanted:

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import anyio
 import msgspec
@@ -24,6 +23,7 @@ from papyra.persistence.positions import MAX_POSITION_BYTES
 from papyra.persistence.records import Record
 from papyra.projections.builds import Build, Parked
 from papyra.projections.cause import caused_by
+from papyra.projections.decoding import Decoder
 from papyra.projections.facts import actor_of
 from papyra.projections.keeper import HandlerFailed, Taken, TakenOver
 from papyra.projections.projection import Projection
@@ -35,8 +35,6 @@ PREFIX = "projections/"
 
 #: Characters of a reason, at most.
 _REASON = 500
-
-Decoder = Callable[[Record], Sequence[Any]]
 
 
 class Kept(msgspec.Struct, frozen=True):

@@ -6,7 +6,7 @@ import logging
 import math
 import time
 import uuid
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
@@ -28,6 +28,7 @@ from papyra.persistence.backends._io.worker_thread import WorkerThread
 from papyra.persistence.records import Record
 from papyra.projections.builds import Build, Builds, Parked
 from papyra.projections.database import ViewDatabase
+from papyra.projections.decoding import Decoder
 from papyra.projections.facts import actor_of
 from papyra.projections.keeper import HandlerFailed, Taken, TakenOver
 from papyra.projections.projection import Projection, table_name, writing
@@ -38,8 +39,6 @@ __all__ = ("ViewKeeper",)
 logger = logging.getLogger("papyra")
 
 ResultT = TypeVar("ResultT")
-
-Decoder = Callable[[Record], Sequence[Any]]
 
 
 class ViewKeeper:
@@ -261,32 +260,34 @@ class ViewKeeper:
         self, tx: Any, build: Build, records: Sequence[Record]
     ) -> tuple[int, tuple[int, ...]]:
         """Call the handler for one record after the other, until it takes long."""
-        decode, handle, parked = self._decode, self._projection.handle, self._parked_actors
+        handle, parked = self._projection.handle, self._parked_actors
         is_in_transaction, monotonic = self._database.transaction_check(), time.monotonic
         end = monotonic() + self._projection.batch_seconds
-        held: list[int] = []
-        index = -1
+        count = 0
         with self._for_user(build.build):
             try:
-                for index, record in enumerate(records):  # noqa: B007 - read below
-                    if parked and actor_of(record) in parked:
-                        held.append(record.seq or 0)
-                    else:
-                        for received in decode(record):
-                            handle(received, tx)
-                    if not is_in_transaction():
-                        break
-                    if monotonic() > end:
+                for given in self._given(records):
+                    for received in given:
+                        handle(received, tx)
+                    count += 1
+                    if not is_in_transaction() or monotonic() > end:
                         break
             except BaseException as error:
-                raise self._named(index, error) from error
+                raise self._named(count, error) from error
         if not is_in_transaction():
-            raise HandlerCommitted(self._committed(records[index].seq))
-        for seq in held:
-            record = next(each for each in records if each.seq == seq)
+            raise HandlerCommitted(self._committed(records[count - 1].seq))
+        held = [each for each in records[:count] if actor_of(each) in parked] if parked else []
+        for record in held:
             why = "held back behind a parked event"
-            self._builds.park(build.build, Parked(seq, actor_of(record), why, True))
-        return index + 1, tuple(held)
+            self._builds.park(build.build, Parked(record.seq or 0, actor_of(record), why, True))
+        return count, tuple(record.seq or 0 for record in held)
+
+    def _given(self, records: Sequence[Record]) -> Iterable[Sequence[Any]]:
+        """Yield what the handler is given for each record: nothing for those held back."""
+        parked = self._parked_actors
+        if not parked:
+            return self._decode.each(records)
+        return (() if actor_of(each) in parked else self._decode(each) for each in records)
 
     def _handle_parked(self, build: Build, record: Record) -> None:
         try:

@@ -18,7 +18,7 @@ from papyra.persistence import codec
 from papyra.persistence.records import PersistedEvent, Record
 from papyra.projections.builds import Builds
 from papyra.projections.database import ViewDatabase
-from papyra.projections.decoding import decoder
+from papyra.projections.decoding import Decoder
 from papyra.projections.projection import Projection, checked, table_name, writing
 
 __all__ = ("ProjectedView", "projected")
@@ -32,7 +32,7 @@ class ProjectedView:
     def __init__(self, projection: Projection, database: ViewDatabase[Any], tx: Any) -> None:
         self._projection = projection
         self._database = database
-        self._decode = decoder(checked(projection))
+        self._decode = Decoder(checked(projection))
         self._schema = _schema_of(projection)
         self._revisions: Counter[str] = Counter()
         self._seq = 0

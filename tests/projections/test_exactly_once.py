@@ -8,16 +8,19 @@ from pathlib import Path
 from typing import Any
 
 import anyio
+import msgspec
 import pytest
 
 from papyra import ActorSystem
 from papyra.exceptions import ProjectionBehind, ProjectionStopped
-from papyra.projections import SQLiteView
+from papyra.persistence.records import PersistedEvent
+from papyra.projections import Skip, SQLiteView
 from papyra.projections.sqlite import SQLiteDatabase
 from papyra.testing import ManualClock
 from tests.extent import some
 from tests.projections.balances import (
     Balances,
+    Deposited,
     Deposits,
     balances_in,
     in_state,
@@ -64,6 +67,49 @@ async def test_events_are_handled_in_one_transaction_up_to_the_size_of_a_batch(
         runner = system.project(Small(SQLiteView(path)))
         await runner.wait_for(last, timeout=60)
         assert (runner.status.commits, runner.status.handled) == (10, 95)
+
+
+class Withdrawn(msgspec.Struct, frozen=True):
+    amount: int
+
+
+@pytest.mark.parametrize("odd", [None, "an unknown type", "an older version", "a wrong payload"])
+async def test_events_of_several_classes_are_handled_in_the_order_of_their_positions(
+    new_system: NewSystem, path: Path, odd: str | None
+) -> None:
+    handled = []
+
+    class Both(Balances):
+        name = "balances"
+        events = (Deposited, Withdrawn)
+        on_error = Skip()
+
+        def handle(self, received: Any, tx: Any) -> None:
+            del tx
+            handled.append((received.seq, received.event, received.record.payload["amount"]))
+
+    async with new_system() as system:
+        classes = (Deposited, Deposited, Withdrawn, Deposited, Withdrawn)
+        for number, event_class in enumerate(classes, 1):
+            record = PersistedEvent(
+                *("bank", "bank/Account/ann", event_class.__name__, event_class(number), 1.0),
+                revision=number,
+            )
+            if number == 3 and odd == "an unknown type":
+                record = msgspec.structs.replace(record, event_type="Closed")
+            if number == 3 and odd == "an older version":
+                record = msgspec.structs.replace(record, event_version=2)
+            if number == 3 and odd == "a wrong payload":
+                record = msgspec.structs.replace(record, payload={"amount": "much"})
+            await system.backend.append(record)
+        first = system.backend.last_seq - len(classes)
+        runner = system.project(Both(SQLiteView(path)))
+        await runner.wait_for(system.backend.last_seq, timeout=60)
+    assert handled[-4 if odd else -5 :] == [
+        (first + number, event_class(number), number)
+        for number, event_class in enumerate(classes, 1)
+        if odd is None or number != 3
+    ]
 
 
 async def test_a_transaction_takes_no_more_events_once_it_is_old(
