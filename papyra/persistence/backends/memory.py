@@ -119,13 +119,8 @@ class MemoryStore:
 
     name = "memory"
     location = ""
-    # There is no write to share here, and what fits into the processor's cache is done sooner.
     capabilities = Capabilities(
-        durable=False,
-        recovery=False,
-        compaction=False,
-        readable_when_closed=True,
-        batch_limit=1_000,
+        durable=False, recovery=False, compaction=False, readable_when_closed=True
     )
 
     def __init__(self) -> None:
