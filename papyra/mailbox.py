@@ -20,10 +20,11 @@ __all__ = ("Mailbox", "MailboxStatistics")
 T = TypeVar("T")
 D = TypeVar("D")
 
-# While the consumer waits there are no items. What wakes it goes into a list, of 100 bytes: a deque
-# takes 760, and many consumers may be woken at once.
-_NO_ITEMS: Any = ()
 _NO_SENDERS: Any = ()
+
+#: Messages up to which they are in a list. It takes 100 bytes, and a deque 760: there may be many
+#: consumers, each with few messages at a time.
+_FEW = 16
 
 
 class MailboxStatistics(NamedTuple):
@@ -105,8 +106,6 @@ class Mailbox(Generic[T]):
                 wakeup.set_result(None)
             except InvalidStateError:
                 pass  # the task that waits was cancelled
-            if self._items is _NO_ITEMS:
-                self._items = []
         self._items.append(item)
 
     async def put(self, item: T) -> None:
@@ -158,8 +157,8 @@ class Mailbox(Generic[T]):
             return default
         if not isinstance(items, list):
             item = items.popleft()
-        elif len(items) == 1:
-            item = items.pop()
+        elif len(items) <= _FEW:
+            item = items.pop(0)
         else:
             item = self._deque().popleft()
         if self._senders and not self._items:
@@ -234,7 +233,8 @@ class Mailbox(Generic[T]):
         """Return the signal for the consumer to wait for, or `None` if it need not wait."""
         if self._items or self.closed:
             return None
-        self._items = _NO_ITEMS
+        if not isinstance(self._items, list):
+            self._items = []
         self._wakeup = self._new_signal()
         return self._wakeup
 
@@ -255,8 +255,6 @@ class Mailbox(Generic[T]):
         if self._wakeup is not None:
             wake(self._wakeup)
             self._wakeup = None  # once is enough, however many messages follow
-            if self._items is _NO_ITEMS:
-                self._items = []
 
     def close(self) -> None:
         """Take no more messages. What it holds can still be taken, waiting senders' included."""
