@@ -14,10 +14,7 @@ import anyio
 from anyio.abc import TaskGroup
 from anyio.lowlevel import checkpoint
 
-from papyra._durations import is_seconds, seconds
-from papyra._home_loop import HomeLoop
-from papyra._portal import Portal
-from papyra._runtime.cancellation import (
+from papyra._cancellation import (
     end_if_left_open,
     in_a_task,
     shield_from_interrupts,
@@ -26,6 +23,9 @@ from papyra._runtime.cancellation import (
     wait_through,
     without_cancellation,
 )
+from papyra._durations import is_seconds, seconds
+from papyra._home_loop import HomeLoop
+from papyra._portal import Portal
 from papyra._runtime.cell import Cell, spawn
 from papyra._runtime.children import Children
 from papyra._runtime.deadlines import Deadlines

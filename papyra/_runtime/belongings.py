@@ -7,8 +7,7 @@ from typing import Any, Protocol
 
 import anyio
 
-from papyra._home_loop import HomeLoop
-from papyra._runtime.cancellation import (
+from papyra._cancellation import (
     cancel_groups_left_open,
     cancelled_by_its_task,
     cancelled_within,
@@ -18,6 +17,7 @@ from papyra._runtime.cancellation import (
     wait_through,
     without_cancellation,
 )
+from papyra._home_loop import HomeLoop
 from papyra.address import ActorAddress
 from papyra.clock import Clock
 from papyra.exceptions import (

@@ -6,6 +6,7 @@ from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from contextvars import Context, ContextVar
 from typing import Any, Literal, Protocol, cast
 
+from papyra._cancellation import shield_from_interrupts
 from papyra._home_loop import HomeLoop
 from papyra._logs import watch_tasks
 from papyra._runtime.belongings import (
@@ -15,7 +16,6 @@ from papyra._runtime.belongings import (
     discard_work,
     not_running,
 )
-from papyra._runtime.cancellation import shield_from_interrupts
 from papyra._runtime.children import Children
 from papyra._runtime.context_variables import captured
 from papyra._runtime.dead_letters import DeadLetters

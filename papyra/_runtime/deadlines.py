@@ -11,7 +11,7 @@ from typing import Any, Protocol, TypeAlias
 import anyio
 from anyio.lowlevel import checkpoint
 
-from papyra._runtime.cancellation import shield_from_interrupts, take_cancellation
+from papyra._cancellation import shield_from_interrupts, take_cancellation
 from papyra._signal import Latch
 from papyra.clock import Clock
 

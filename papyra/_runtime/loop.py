@@ -10,10 +10,7 @@ from typing import Any, Protocol, TypeAlias, cast
 import anyio
 from anyio.lowlevel import checkpoint
 
-from papyra._error_copy import copy_of
-from papyra._home_loop import HomeLoop
-from papyra._runtime.belongings import Belongings
-from papyra._runtime.cancellation import (
+from papyra._cancellation import (
     cancel_groups_left_open,
     cancelled_by_its_task,
     cancelled_within,
@@ -22,6 +19,9 @@ from papyra._runtime.cancellation import (
     take_cancellation,
     without_cancellation,
 )
+from papyra._error_copy import copy_of
+from papyra._home_loop import HomeLoop
+from papyra._runtime.belongings import Belongings
 from papyra._runtime.children import Children
 from papyra._runtime.context_variables import carrying
 from papyra._runtime.dead_letters import DeadLetters

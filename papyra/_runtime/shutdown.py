@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 import anyio
 from anyio.abc import TaskGroup
 
-from papyra._runtime.cancellation import shield_from_interrupts, start_surely, take_cancellation
+from papyra._cancellation import shield_from_interrupts, start_surely, take_cancellation
 from papyra._runtime.cell import Cell
 from papyra._runtime.children import Children
 
