@@ -5,9 +5,11 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterator
 from itertools import islice
-from typing import Any
+from typing import Any, TypeGuard, TypeVar
 
 import msgspec
+
+KindT = TypeVar("KindT")
 
 #: Raised to end the program, be it in the middle of a user's object: never held up.
 MEANT = (KeyboardInterrupt, SystemExit)
@@ -88,6 +90,11 @@ def has_short_traceback(error: BaseException) -> bool:
             if isinstance(found, BaseExceptionGroup):
                 ahead += found.exceptions
     return False
+
+
+def is_really(value: object, kind: type[KindT]) -> TypeGuard[KindT]:
+    """Return ``isinstance(value, kind)``, whatever the `__class__` of a user's object does."""
+    return issubclass(type(value), kind)
 
 
 def type_name(value: object) -> str:

@@ -55,7 +55,7 @@ class Retry:
 
     def covers(self, error: BaseException) -> bool:
         """Return whether there is to be another attempt after `error`, were there no limit."""
-        return isinstance(error, self.on)
+        return issubclass(type(error), self.on)
 
     def delay(self, attempts: int) -> float:
         """Return the seconds to wait after so many attempts, 1 or more, have failed."""

@@ -283,6 +283,8 @@ class Subscription:
         Raises `StopAsyncIteration` at the end. An event that can't be decoded is raised by the next
         call, if others are before it.
         """
+        if type(limit) is not int or limit < 1:
+            raise InvalidRequest(f"limit is a whole number from 1 on, not {shown(limit)}")
         found: list[Item] = []
         while not found or (self._items and len(found) < limit):
             if self._decode is None and self._items and self._error is None:

@@ -10,7 +10,7 @@ from typing import Any
 import anyio
 
 from papyra._logs import fields
-from papyra._safe_repr import type_and_text
+from papyra._safe_repr import is_really, type_and_text
 from papyra.exceptions import PapyraError, ProjectionStopped, StoreReplaced
 from papyra.persistence.messages import Append
 from papyra.persistence.records import PersistedEvent, Record
@@ -173,6 +173,6 @@ class Course:
 
 def error_text(error: BaseException) -> str:
     """Return what is shown of an error."""
-    if isinstance(error, PapyraError):
+    if is_really(error, PapyraError):
         return f"{type(error).__name__}: {error}"
     return type_and_text(error)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple, Protocol
 
+from papyra._safe_repr import shown
 from papyra.persistence.records import Record
 from papyra.projections.builds import Build, Parked
 
@@ -15,7 +16,7 @@ class HandlerFailed(Exception):
     """A handler has raised `error`, and nothing of what it was given is committed."""
 
     def __init__(self, index: int | None, error: Exception) -> None:
-        super().__init__(f"event {index}: {error!r}")
+        super().__init__(f"event {index}: {shown(error)}")
         #: of the event in what was to be handled; `None` if it is not known which it was
         self.index = index
         self.error = error

@@ -6,7 +6,7 @@ import contextlib
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from papyra._safe_repr import shown
+from papyra._safe_repr import is_really, shown
 from papyra.exceptions import InvalidSetting, MissingExtra, ViewUnavailable
 from papyra.projections.database import ViewDatabase
 from papyra.projections.view import View, checked_lease
@@ -164,9 +164,9 @@ class PostgresDatabase(ViewDatabase[psycopg.Connection[tuple[Any, ...]]]):
 
     def outage(self, error: BaseException) -> str | None:
         """Return what PostgreSQL says of itself, of the connection, or of other transactions."""
-        if isinstance(error, ViewUnavailable):
+        if is_really(error, ViewUnavailable):
             return str(error)
-        if not isinstance(error, psycopg.Error):
+        if not is_really(error, psycopg.Error):
             return None
         is_lost = self._connection is None or self._connection.closed
         if is_lost or (error.sqlstate or "").startswith(_OUTAGES):
@@ -176,7 +176,7 @@ class PostgresDatabase(ViewDatabase[psycopg.Connection[tuple[Any, ...]]]):
     def is_refused(self, error: BaseException) -> bool:
         """Return whether psycopg has refused to end the transaction."""
         return (
-            isinstance(error, psycopg.ProgrammingError)
+            is_really(error, psycopg.ProgrammingError)
             and error.sqlstate is None
             and ("within a Transaction context" in str(error))
         )

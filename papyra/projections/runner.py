@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 import anyio
 from anyio.abc import TaskGroup
 
-from papyra._durations import is_seconds
+from papyra._durations import is_seconds, seconds
 from papyra._logs import about, fields
 from papyra._safe_repr import shown
 from papyra.exceptions import (
@@ -107,7 +107,7 @@ class ProjectionRunner:
             raise InvalidRequest(f"seq is a whole number, 0 or greater, not {shown(seq)}")
         if timeout is not None and not is_seconds(timeout):
             raise InvalidPolicy(f"timeout is seconds, 0 or more, not {shown(timeout)}")
-        with self._host.clock.move_on_after(math.inf if timeout is None else timeout):
+        with self._host.clock.move_on_after(math.inf if timeout is None else seconds(timeout)):
             while not self._has_reached(seq):
                 # What is not for this projection moves its position, too, and sets no event.
                 with anyio.move_on_after(_LOOK):

@@ -12,6 +12,7 @@ from papyra.persistence.subscription import CaughtUp, FellBehind, Received
 from papyra.projections.cause import caused_by
 from papyra.projections.course import Course
 from papyra.projections.facts import is_fact
+from papyra.projections.user_code import user_code
 
 __all__ = ("SideEffects",)
 
@@ -71,7 +72,7 @@ class SideEffects:
         attempts, name = 0, f"{self._course.projection.name}/live"
         while True:
             try:
-                with caused_by(name, record.seq, part):
+                with caused_by(name, record.seq, part), user_code("live"):
                     result = self._course.projection.live(received)
                     if inspect.isawaitable(result):
                         await result

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from papyra._durations import is_seconds
-from papyra._safe_repr import shown
+from papyra._safe_repr import is_really, shown
 from papyra.exceptions import InvalidPath, InvalidPolicy, ViewUnavailable
 from papyra.projections.database import ViewDatabase
 from papyra.projections.view import View, checked_lease
@@ -155,15 +155,17 @@ class SQLiteDatabase(ViewDatabase[sqlite3.Connection]):
 
     def outage(self, error: BaseException) -> str | None:
         """Return what SQLite says of the file, its disk and its locks."""
-        if isinstance(error, ViewUnavailable):
+        if is_really(error, ViewUnavailable):
             return str(error)
-        code = getattr(error, "sqlite_errorcode", None)
-        if not isinstance(error, sqlite3.Error) or code is None or code & 0xFF not in _OUTAGES:
+        if not is_really(error, sqlite3.Error):
             return None
-        return self._text(error)
+        code = getattr(error, "sqlite_errorcode", None)
+        return self._text(error) if code is not None and code & 0xFF in _OUTAGES else None
 
     def is_refused(self, error: BaseException) -> bool:
         """Return whether the authorizer has said no."""
+        if not is_really(error, sqlite3.Error):
+            return False
         return getattr(error, "sqlite_errorcode", None) == sqlite3.SQLITE_AUTH
 
     def _roll_back(self, connection: sqlite3.Connection) -> None:

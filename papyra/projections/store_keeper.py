@@ -10,6 +10,8 @@ import anyio
 import msgspec
 from msgspec import structs
 
+from papyra._durations import seconds
+from papyra._safe_repr import is_really
 from papyra.exceptions import (
     HandlerTimedOut,
     InvalidProjection,
@@ -27,6 +29,7 @@ from papyra.projections.decoding import Decoder
 from papyra.projections.facts import actor_of
 from papyra.projections.keeper import HandlerFailed, Taken, TakenOver
 from papyra.projections.projection import Projection
+from papyra.projections.user_code import user_code
 
 __all__ = ("PREFIX", "Kept", "StoreKeeper", "request_of")
 
@@ -112,7 +115,7 @@ class StoreKeeper:
         """Handle some of these records, one after the other, and save the position behind them."""
         actors = {each.actor for each in self._parked if each.actor}
         held: list[Parked] = []
-        end = time.monotonic() + self._projection.batch_seconds
+        end = time.monotonic() + seconds(self._projection.batch_seconds)
         count, failure = 0, self._failed.pop(records[0].seq or 0, None)
         for record in records if failure is None else ():
             if actors and actor_of(record) in actors:
@@ -127,7 +130,7 @@ class StoreKeeper:
             if time.monotonic() > end:
                 break
         if failure is not None and count == 0:
-            if isinstance(failure, HandlerTimedOut):
+            if is_really(failure, HandlerTimedOut):
                 raise failure
             raise HandlerFailed(0, failure) from failure
         if failure is not None:
@@ -195,8 +198,9 @@ class StoreKeeper:
 
     async def _call(self, record: Record) -> None:
         with (
-            anyio.move_on_after(self._projection.handle_timeout) as scope,
+            anyio.move_on_after(seconds(self._projection.handle_timeout)) as scope,
             caused_by(self._projection.name, record.seq),
+            user_code("handle"),
         ):
             for received in self._decode(record):
                 await self._projection.handle(received)

@@ -13,7 +13,8 @@ from typing import Any, TypeVar
 import anyio
 import msgspec
 
-from papyra._safe_repr import shown, type_and_text
+from papyra._durations import seconds
+from papyra._safe_repr import is_really, shown, type_and_text
 from papyra.exceptions import (
     HandlerCommitted,
     HandlerTimedOut,
@@ -110,7 +111,7 @@ class ViewKeeper:
         try:
             return await self._run(
                 *(self._handle, build, records, token),
-                timeout=self._projection.handle_timeout,
+                timeout=seconds(self._projection.handle_timeout),
                 token=token,
             )
         except TimeoutError as error:
@@ -214,7 +215,7 @@ class ViewKeeper:
                 self._projection.setup(tx)
             if is_live:
                 self._publish(number)
-        except Exception as error:
+        except BaseException as error:
             if self._database.outage(error) is not None:
                 raise
             raise SetupFailed(
@@ -262,7 +263,7 @@ class ViewKeeper:
         """Call the handler for one record after the other, until it takes long."""
         handle, parked = self._projection.handle, self._parked_actors
         is_in_transaction, monotonic = self._database.transaction_check(), time.monotonic
-        end = monotonic() + self._projection.batch_seconds
+        end = monotonic() + seconds(self._projection.batch_seconds)
         count = 0
         with self._for_user(build.build):
             try:
@@ -399,10 +400,10 @@ class ViewKeeper:
             return ViewUnavailable(text)
         if self._database.is_refused(error):
             return HandlerCommitted(f"{self._projection.name}: {shown(error)}")
-        if not isinstance(error, Exception):
-            # What ends a program in its own thread ends none here.
-            error = RuntimeError(f"handle has raised {type_and_text(error)}")
-        return HandlerFailed(index, error)
+        if is_really(error, Exception):
+            return HandlerFailed(index, error)
+        # What ends a program in its own thread ends none here.
+        return HandlerFailed(index, RuntimeError(f"handle has raised {type_and_text(error)}"))
 
     def _committed(self, seq: int | None) -> str:
         return (
