@@ -238,7 +238,7 @@ class Failure:
 
     def __post_init__(self) -> None:
         if not isinstance(self.error, Exception):
-            raise TypeError(f"a Failure is made of an exception, not {self.error!r}")
+            raise TypeError(f"a Failure is made of an exception, not {shown(self.error)}")
 
 
 class ActorContext:
@@ -506,7 +506,8 @@ class Actor(abc.ABC):
                 raise InvalidActor(f"{cls.__name__}.{name} must be 'async def'")
         if not isinstance(cls.supervision, SupervisionPolicy):
             raise InvalidActor(
-                f"{cls.__name__}.supervision is OneForOne or OneForAll, not {cls.supervision!r}"
+                f"{cls.__name__}.supervision is OneForOne or OneForAll, "
+                f"not {shown(cls.supervision)}"
             )
         _check_entity(cls)
 

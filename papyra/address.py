@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import re
-import reprlib
 
 import msgspec
 
+from papyra._safe_repr import shown
 from papyra.exceptions import InvalidActorName
 
 
@@ -100,4 +100,4 @@ def _escape(character: re.Match[str]) -> str:
 
 
 def _invalid(name: object, why: str) -> InvalidActorName:
-    return InvalidActorName(f"{reprlib.repr(name)} can't be part of an address: {why}")
+    return InvalidActorName(f"{shown(name, length=60)} can't be part of an address: {why}")

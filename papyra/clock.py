@@ -14,6 +14,7 @@ from papyra._safe_repr import shown
 from papyra.exceptions import InvalidPolicy
 
 
+@runtime_checkable
 class Clock(Protocol):
     """The time that a system reads and waits by. Tests give their own."""
 

@@ -91,5 +91,7 @@ def _types(value: Any) -> tuple[type[Exception], ...]:
     types = value if isinstance(value, tuple) else (value,)
     for each in types:
         if not (isinstance(each, type) and issubclass(each, Exception)):
-            raise InvalidPolicy(f"on is a type of exceptions, or a tuple of them, not {each!r}")
+            raise InvalidPolicy(
+                f"on is a type of exceptions, or a tuple of them, not {shown(each)}"
+            )
     return types

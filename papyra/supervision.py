@@ -53,12 +53,18 @@ class SupervisionPolicy(msgspec.Struct, frozen=True, kw_only=True, tag=True):
 
     def __post_init__(self) -> None:
         if not isinstance(self.default, Decision):
-            raise InvalidPolicy(f"default is a Decision, not {self.default!r}")
+            raise InvalidPolicy(f"default is a Decision, not {shown(self.default)}")
+        if not isinstance(self.on, Mapping):
+            raise InvalidPolicy(
+                f"on maps types of exceptions to decisions, and is not {shown(self.on)}"
+            )
         for error_type, decision in self.on.items():
             if not (isinstance(error_type, type) and issubclass(error_type, Exception)):
-                raise InvalidPolicy(f"on maps types of exceptions to decisions, not {error_type!r}")
+                raise InvalidPolicy(
+                    f"on maps types of exceptions to decisions, not {shown(error_type)}"
+                )
             if not isinstance(decision, Decision):
-                raise InvalidPolicy(f"on maps to decisions, not to {decision!r}")
+                raise InvalidPolicy(f"on maps to decisions, not to {shown(decision)}")
         if type(self.max_restarts) is not int or self.max_restarts < 0:
             raise InvalidPolicy(
                 f"max_restarts is a whole number, 0 or greater, not {shown(self.max_restarts)}"

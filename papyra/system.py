@@ -153,15 +153,23 @@ class ActorSystem:
         name = check_name(system_id)
         _check_limits(mailbox_capacity, shutdown_timeout, audit_interval)
         if supervision is not None and not isinstance(supervision, SupervisionPolicy):
-            raise InvalidPolicy(f"supervision is OneForOne or OneForAll, not {supervision!r}")
+            raise InvalidPolicy(f"supervision is OneForOne or OneForAll, not {shown(supervision)}")
         if persistence is not None and not isinstance(persistence, PersistenceBackend):
-            raise InvalidSetting(f"persistence is a PersistenceBackend, not {persistence!r}")
+            raise InvalidSetting(f"persistence is a PersistenceBackend, not {shown(persistence)}")
         if startup is not None and not isinstance(startup, PersistenceStartupConfig):
-            raise InvalidPolicy(f"startup is a PersistenceStartupConfig, not {startup!r}")
+            raise InvalidPolicy(f"startup is a PersistenceStartupConfig, not {shown(startup)}")
+        if clock is not None and not isinstance(clock, Clock):
+            raise InvalidSetting(f"clock is a Clock, not {shown(clock)}")
+        if dispatcher is not None and not isinstance(dispatcher, Dispatcher):
+            raise InvalidSetting(f"dispatcher is a Dispatcher, not {shown(dispatcher)}")
+        if telemetry is not None and not isinstance(telemetry, Telemetry):
+            raise InvalidSetting(f"telemetry is a Telemetry, not {shown(telemetry)}")
+        if not isinstance(entities, Iterable):
+            raise InvalidSetting(f"entities are classes of actors, not {shown(entities)}")
         if type(measure) is not bool:
             raise InvalidSetting(f"measure is True or False, not {shown(measure)}")
         if breaker is not None and not isinstance(breaker, CircuitBreakerPolicy):
-            raise InvalidPolicy(f"breaker is a CircuitBreakerPolicy, not {breaker!r}")
+            raise InvalidPolicy(f"breaker is a CircuitBreakerPolicy, not {shown(breaker)}")
         self._system_id = name
         self._backend = persistence
         self._startup = startup or PersistenceStartupConfig()
@@ -410,9 +418,9 @@ class ActorSystem:
             raise InvalidRequest(f"entity is a class of actors, not {shown(entity)}")
         names, decode = wanted_events(types, entity)
         address = actor.address if isinstance(actor, ActorRef) else actor
-        return Selection(
-            tuple(kinds),
-            None if names is None else frozenset(names),
+        return Selection.of(
+            kinds,
+            names,
             str(address) if isinstance(address, ActorAddress) else address,
             None if entity is None else entity.entity_name or entity.__name__,
             decode,
@@ -888,7 +896,7 @@ def _variables(
     variables = tuple(propagate) if isinstance(propagate, Iterable) else (propagate,)
     for variable in variables:
         if not isinstance(variable, ContextVar) or not isinstance(propagate, Iterable):
-            raise InvalidSetting(f"propagate is a tuple of ContextVars, not {propagate!r}")
+            raise InvalidSetting(f"propagate is a tuple of ContextVars, not {shown(propagate)}")
     own = () if telemetry is None else telemetry.variables
     return tuple(dict.fromkeys((*variables, *own)))
 

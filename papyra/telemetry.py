@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Coroutine, Iterable, Mapping, Sequence
 from contextvars import ContextVar
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 from papyra.address import ActorAddress
 
@@ -29,6 +29,7 @@ class Operation(Protocol):
         """Note that it is over, and the error, if there was one. Called once."""
 
 
+@runtime_checkable
 class Telemetry(Protocol):
     """Observes one system. All methods but `begin` and `end` are called in its event loop.
 

@@ -18,6 +18,7 @@ from papyra._cancellation import (
     without_cancellation,
 )
 from papyra._home_loop import HomeLoop
+from papyra._safe_repr import shown
 from papyra.address import ActorAddress
 from papyra.clock import Clock
 from papyra.exceptions import (
@@ -261,12 +262,12 @@ def checked_work(function: Any, args: tuple[Any, ...]) -> Awaitable[Any]:
             raise TypeError("arguments are for a function, not for a coroutine that was made")
         return function
     if not callable(function):
-        raise TypeError(f"in the background runs a function or a coroutine, not {function!r}")
+        raise TypeError(f"in the background runs a function or a coroutine, not {shown(function)}")
     work = function(*args)
     if not isinstance(work, Awaitable):
         raise TypeError(
-            f"{function!r} returned {type(work).__name__}, which can't be awaited: a function that "
-            "blocks is for run_in_background(self.context.run_in_thread, function)"
+            f"{shown(function)} returned {type(work).__name__}, which can't be awaited: a function "
+            "that blocks is for run_in_background(self.context.run_in_thread, function)"
         )
     return work
 

@@ -30,7 +30,7 @@ from papyra._runtime.measured_mailbox import new_mailbox
 from papyra._runtime.observed import ObservedContext, ObservedRef
 from papyra._runtime.props import Props
 from papyra._runtime.recorder import Recorder, Recorders
-from papyra._safe_repr import type_name
+from papyra._safe_repr import shown, type_name
 from papyra._signal import Latch, Signal
 from papyra.actor import Actor, ActorContext, System
 from papyra.address import ActorAddress
@@ -326,7 +326,7 @@ class Cell:
     async def decide(self, child: ActorRef, error: Exception) -> Decision:
         decision = await self._actor_loop.actor.on_child_failure(child, error)
         if not isinstance(decision, Decision):
-            raise TypeError(f"on_child_failure returned {decision!r}, which is no Decision")
+            raise TypeError(f"on_child_failure returned {shown(decision)}, which is no Decision")
         return decision
 
     @property
@@ -635,6 +635,8 @@ class Cell:
 
 
 def _watched(ref: ActorRef) -> Watched:
+    if not isinstance(ref, ActorRef):
+        raise TypeError(f"an actor is watched by its ActorRef, not by {shown(ref)}")
     return cast("Watched", ref._cell)
 
 

@@ -35,7 +35,7 @@ class Props(NamedTuple):
         Raises `InvalidActor` unless that is a class of actors, with types as `batch_types`.
         """
         if not (isinstance(actor_class, type) and issubclass(actor_class, Actor)):
-            raise InvalidActor(f"only subclasses of Actor can be spawned, not {actor_class!r}")
+            raise InvalidActor(f"only subclasses of Actor can be spawned, not {shown(actor_class)}")
         types = actor_class.batch_types
         if not isinstance(types, (tuple, list, set, frozenset)) or not all(
             isinstance(each, type) for each in types

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from types import ModuleType
 from typing import Any
 
+from papyra._safe_repr import shown
 from papyra.conf._store_urls import backend_from_url
 from papyra.exceptions import InvalidEnvironment, InvalidSetting, InvalidStoreURL, UnknownSetting
 from papyra.persistence.backends.base import PersistenceBackend
@@ -87,7 +88,7 @@ class Settings:
             case "persistence":
                 if value is not None and not isinstance(value, PersistenceBackend):
                     raise InvalidSetting(
-                        f"settings.persistence is a PersistenceBackend or None, not {value!r}"
+                        f"settings.persistence is a PersistenceBackend or None, not {shown(value)}"
                     )
             case _:
                 raise UnknownSetting(f"there is no setting {name!r}; there is: persistence")

@@ -92,7 +92,7 @@ def wanted_events(types: Iterable[str | type] | None, entity: type[Actor] | None
     schema = None if definition is None else definition.schema
     if types is None:
         return None, None if schema is None else EventDecoder(schema, (object,))
-    if isinstance(types, (str, bytes)):
+    if isinstance(types, (str, bytes)) or not isinstance(types, Iterable):
         raise InvalidRequest(f"types is several names or classes, not {shown(types)}")
     wanted = list(types)
     names = [each for each in wanted if isinstance(each, str)]

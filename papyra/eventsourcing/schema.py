@@ -88,6 +88,8 @@ def event(name: str, version: int = 1) -> Callable[[ClassT], ClassT]:
     _check_version("version", version)
 
     def mark(event_class: ClassT) -> ClassT:
+        if not isinstance(event_class, type):
+            raise InvalidSchema(f"an event is a class, not {shown(event_class)}")
         setattr(event_class, _EVENT, EventType(name, version))
         return event_class
 
@@ -114,6 +116,8 @@ def upcaster(
         _check_name(each)
 
     def mark(function: FunctionT) -> FunctionT:
+        if not callable(function):
+            raise InvalidSchema(f"an upcaster is a function, not {shown(function)}")
         if inspect.iscoroutinefunction(function):
             raise InvalidSchema(f"{function.__name__} is an upcaster, so not 'async def'")
         setattr(function, _UPCASTER, (name, from_version, names))

@@ -134,7 +134,7 @@ def as_timers(schedule: Timer | Iterable[Timer]) -> Sequence[Timer]:
     """Return timers, or the one that it is, as a sequence. Raises `InvalidTimer` for others."""
     if isinstance(schedule, Timer):
         return (schedule,)
-    timers = tuple(schedule)
+    timers = tuple(schedule) if isinstance(schedule, Iterable) else (schedule,)
     for each in timers:
         if not isinstance(each, Timer):
             raise InvalidTimer(f"schedule takes a Timer, or several, not {shown(each)}")
@@ -143,7 +143,8 @@ def as_timers(schedule: Timer | Iterable[Timer]) -> Sequence[Timer]:
 
 def as_names(unschedule: str | Iterable[str]) -> Sequence[str]:
     """Return the names of timers as a sequence. Raises `InvalidTimer` for what are none."""
-    names = (unschedule,) if isinstance(unschedule, str) else tuple(unschedule)
+    is_one = isinstance(unschedule, str) or not isinstance(unschedule, Iterable)
+    names: Sequence[Any] = (unschedule,) if is_one else tuple(unschedule)
     for each in names:
         check_timer_name(each)
     return names

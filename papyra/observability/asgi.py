@@ -10,7 +10,7 @@ from urllib.parse import parse_qs
 import msgspec
 
 from papyra._safe_repr import shown
-from papyra.exceptions import InvalidPolicy, StoreError, StoreReplaced
+from papyra.exceptions import InvalidPolicy, InvalidSetting, StoreError, StoreReplaced
 from papyra.observability.endpoint import Answer, Endpoint, Scope, plain
 from papyra.observability.lifecycles import MOST, read_timeline_after
 from papyra.observability.lifespan import Lifespan, end_process, lifespan
@@ -53,6 +53,7 @@ def health(source: Source) -> Endpoint:
     It should as long as its event loop answers and no failure has ended the system; before the
     start and in a shutdown, too. It asks nobody, so a store that is down is no reason to be killed.
     """
+    _check_sources(source)
 
     async def answer(scope: Scope) -> Answer:
         del scope
@@ -70,6 +71,7 @@ def ready(source: Source, *, max_lag: int | None = None, timeout: float = 2.0) -
     to fail; as long as the store answers within `timeout` seconds, and no projection is more than
     `max_lag` records behind, other than one that stands by. The body is a `Readiness` as JSON.
     """
+    _check_sources(source)
     check = ReadinessCheck(max_lag, timeout)
 
     async def answer(scope: Scope) -> Answer:
@@ -89,6 +91,8 @@ def metrics(*sources: Source) -> Endpoint:
     """
     from papyra.observability.prometheus import scrape  # noqa: PLC0415 - an extra of its own
 
+    _check_sources(*sources)
+
     async def answer(scope: Scope) -> Answer:
         accept = b",".join(value for name, value in scope["headers"] if name == b"accept")
         systems = [system for source in sources if (system := _system_of(source)) is not None]
@@ -105,8 +109,11 @@ def timeline(source: Source, *, allow: Allow, records: int = MOST) -> Endpoint:
     addresses of actors, their errors, and what is in dead letters: to those for whom `allow`, which
     may be a coroutine function, returns `True`. Others get 403. Nothing can be changed there.
 
-    Raises `InvalidPolicy` for a number of records that makes no sense.
+    Raises `InvalidSetting` and `InvalidPolicy` for what makes no sense.
     """
+    _check_sources(source)
+    if not callable(allow):
+        raise InvalidSetting(f"allow is a function that decides who may see it, not {shown(allow)}")
     if type(records) is not int or records < 0:
         raise InvalidPolicy(f"records is a whole number, 0 or more, not {shown(records)}")
 
@@ -144,6 +151,14 @@ async def _timeline(system: ActorSystem, scope: Scope, records: int) -> Answer:
 
 def _json(status: int, content: object) -> Answer:
     return Answer(status, "application/json", msgspec.json.encode(content))
+
+
+def _check_sources(*sources: object) -> None:
+    for source in sources:
+        if not isinstance(source, (ActorSystem, Lifespan)):
+            raise InvalidSetting(
+                f"it is asked of an ActorSystem, or of its lifespan, not of {shown(source)}"
+            )
 
 
 def _system_of(source: Source) -> ActorSystem | None:

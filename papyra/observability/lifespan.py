@@ -58,6 +58,10 @@ class Lifespan:
     def __init__(self, make_system: MakeSystem, setup: Setup | None, on_failure: OnFailure) -> None:
         if not callable(make_system) and not isinstance(make_system, ActorSystem):
             raise InvalidSetting(f"a lifespan is made of an ActorSystem, not {shown(make_system)}")
+        if setup is not None and not callable(setup):
+            raise InvalidSetting(f"setup is a function that gets the system, not {shown(setup)}")
+        if not callable(on_failure):
+            raise InvalidSetting(f"on_failure is a coroutine function, not {shown(on_failure)}")
         self._make_system = make_system
         self._setup = setup
         self._on_failure = on_failure

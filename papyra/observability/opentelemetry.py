@@ -13,7 +13,7 @@ from contextvars import Context as Variables
 from contextvars import ContextVar, Token
 from typing import Any, Literal, TypeAlias, TypeVar, cast
 
-from papyra._safe_repr import text_of
+from papyra._safe_repr import shown, text_of
 from papyra.actor import Failure
 from papyra.address import ActorAddress
 from papyra.exceptions import InvalidSetting, MissingExtra
@@ -89,9 +89,11 @@ class OpenTelemetry:
         Raises `InvalidSetting` where OpenTelemetry keeps its context in no context variable.
         """
         if tracer_provider is not None and not isinstance(tracer_provider, trace.TracerProvider):
-            raise InvalidSetting(f"tracer_provider is a TracerProvider, not {tracer_provider!r}")
+            raise InvalidSetting(
+                f"tracer_provider is a TracerProvider, not {shown(tracer_provider)}"
+            )
         if meter_provider is not None and not isinstance(meter_provider, MeterProvider):
-            raise InvalidSetting(f"meter_provider is a MeterProvider, not {meter_provider!r}")
+            raise InvalidSetting(f"meter_provider is a MeterProvider, not {shown(meter_provider)}")
         self._meter_provider = meter_provider
         #: what is to be done when the system has stopped
         self._end_metrics: Callable[[], None] = lambda: None

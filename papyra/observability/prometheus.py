@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Sequence
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
 
 from papyra._histogram import Distribution
-from papyra._safe_repr import one_line
+from papyra._safe_repr import one_line, shown
 from papyra.exceptions import InvalidSetting, MissingExtra
 from papyra.figures import Figures
 from papyra.observability.series import Family, families_of
@@ -25,6 +25,7 @@ except ImportError as error:
 __all__ = ("PapyraCollector", "Scrape", "expose", "scrape")
 
 
+@runtime_checkable
 class HasFigures(Protocol):
     """A system, as it is scraped."""
 
@@ -46,7 +47,13 @@ class PapyraCollector:
     """
 
     def __init__(self, *systems: HasFigures) -> None:
-        """Raise `InvalidSetting` for two systems of one name: nobody could tell them apart."""
+        """Raise `InvalidSetting` for two systems of one name: nobody could tell them apart.
+
+        And for what is no system.
+        """
+        for each in systems:
+            if not isinstance(each, HasFigures):
+                raise InvalidSetting(f"the figures are those of systems, not of {shown(each)}")
         names = [system.system_id for system in systems]
         if len(set(names)) < len(names):
             raise InvalidSetting(f"two systems of one name can't be told apart: {', '.join(names)}")

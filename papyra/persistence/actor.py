@@ -67,9 +67,11 @@ class PersistenceActor(Actor):
         self, backend: PersistenceBackend, breaker: CircuitBreakerPolicy | None = None
     ) -> None:
         if not isinstance(backend, PersistenceBackend):
-            raise InvalidActor(f"a PersistenceActor hosts a PersistenceBackend, not {backend!r}")
+            raise InvalidActor(
+                f"a PersistenceActor hosts a PersistenceBackend, not {shown(backend)}"
+            )
         if breaker is not None and not isinstance(breaker, CircuitBreakerPolicy):
-            raise InvalidPolicy(f"breaker is a CircuitBreakerPolicy, not {breaker!r}")
+            raise InvalidPolicy(f"breaker is a CircuitBreakerPolicy, not {shown(breaker)}")
         self._backend = backend
         self.batch_limit = backend.batch_limit
         default = CircuitBreakerPolicy() if backend.capabilities.durable else NO_BREAKER

@@ -7,6 +7,7 @@ from typing import Literal, TypeAlias, assert_never
 
 import msgspec
 
+from papyra._safe_repr import shown
 from papyra.exceptions import InvalidPolicy, StoreDamaged
 from papyra.persistence.backends.base import PersistenceBackend
 from papyra.persistence.messages import Recover, Scan
@@ -53,9 +54,11 @@ class PersistenceStartupConfig(msgspec.Struct, frozen=True):
 
     def __post_init__(self) -> None:
         if self.mode not in _MODES:
-            raise InvalidPolicy(f"mode is one of {', '.join(_MODES)}, not {self.mode!r}")
+            raise InvalidPolicy(f"mode is one of {', '.join(_MODES)}, not {shown(self.mode)}")
         if not isinstance(self.recovery, PersistenceRecoveryConfig):
-            raise InvalidPolicy(f"recovery is a PersistenceRecoveryConfig, not {self.recovery!r}")
+            raise InvalidPolicy(
+                f"recovery is a PersistenceRecoveryConfig, not {shown(self.recovery)}"
+            )
 
 
 async def check_store(

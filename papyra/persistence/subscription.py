@@ -157,6 +157,22 @@ class Selection(msgspec.Struct, frozen=True):
     entity: str | None = None
     decode: Decode | None = None
 
+    @classmethod
+    def of(
+        cls,
+        kinds: Iterable[Kind],
+        types: Iterable[str] | None,
+        actor: str | None,
+        entity: str | None,
+        decode: Decode | None,
+    ) -> Selection:
+        """Return what users select, who may give kinds and types as any iterable."""
+        for name, values in (("kinds", kinds), ("types", () if types is None else types)):
+            if isinstance(values, (str, bytes)) or not isinstance(values, Iterable):
+                raise InvalidRequest(f"{name} are several, as in a tuple, not {shown(values)}")
+        names = None if types is None else frozenset(types)
+        return cls(tuple(kinds), names, actor, entity, decode)
+
     def __post_init__(self) -> None:
         for name in ("actor", "entity"):
             value = getattr(self, name)

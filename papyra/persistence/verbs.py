@@ -8,6 +8,7 @@ from typing import Literal, TypedDict, TypeVar, Unpack, cast, overload
 
 import msgspec
 
+from papyra._safe_repr import shown
 from papyra.exceptions import InvalidRecord
 from papyra.persistence.messages import (
     Append,
@@ -306,4 +307,4 @@ class PersistenceVerbs(abc.ABC):
 
 def _expect(record: object, record_type: type) -> None:
     if type(record) is not record_type:
-        raise InvalidRecord(f"the record must be a {record_type.__name__}, not {record!r}")
+        raise InvalidRecord(f"the record must be a {record_type.__name__}, not {shown(record)}")

@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from papyra._safe_repr import shown
 from papyra.exceptions import MissingExtra, SettingsError
 from papyra.persistence.backends import registry
 from papyra.persistence.backends.base import PersistenceBackend
@@ -26,7 +27,9 @@ def new_store(directory: Callable[[], Path], options: Mapping[str, Any]) -> Pers
     if ":" in name:
         store = _callable(name)(**options)
         if not isinstance(store, PersistenceBackend):
-            raise UnknownStore(f"{STORE_VARIABLE} is {name!r}, which made {store!r}: no backend")
+            raise UnknownStore(
+                f"{STORE_VARIABLE} is {name!r}, which made {shown(store)}: no backend"
+            )
         return store
     try:
         registration = registry.find(name)
@@ -37,7 +40,9 @@ def new_store(directory: Callable[[], Path], options: Mapping[str, Any]) -> Pers
     if registration is not None:
         raise UnknownStore(f"{STORE_VARIABLE} is {name!r}, which does not make stores for tests")
     known = ", ".join(registry.names())
-    raise UnknownStore(f"{STORE_VARIABLE} is one of {known}, or 'module:callable', not {name!r}")
+    raise UnknownStore(
+        f"{STORE_VARIABLE} is one of {known}, or 'module:callable', not {shown(name)}"
+    )
 
 
 def forget(store: PersistenceBackend) -> None:

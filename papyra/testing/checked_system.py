@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any, Literal, TypeAlias, get_args
 
+from papyra._safe_repr import shown
 from papyra.exceptions import InvalidPolicy
 from papyra.system import ActorSystem
 
@@ -45,7 +46,7 @@ class CheckedSystem(ActorSystem):
         for leftover in leftovers:
             if leftover not in _LEFTOVERS:
                 raise InvalidPolicy(
-                    f"what can be allowed is {', '.join(_LEFTOVERS)}, not {leftover!r}"
+                    f"what can be allowed is {', '.join(_LEFTOVERS)}, not {shown(leftover)}"
                 )
             self._allowed.add(leftover)
 

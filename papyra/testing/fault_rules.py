@@ -126,12 +126,14 @@ class Rule(Generic[FaultT]):
         times: int | None = None,
     ) -> None:
         if operation is not None and operation not in _NAMES:
-            raise InvalidPolicy(f"an operation is one of {', '.join(_NAMES)}, not {operation!r}")
+            raise InvalidPolicy(
+                f"an operation is one of {', '.join(_NAMES)}, not {shown(operation)}"
+            )
         if kind is not None and kind not in KINDS:
-            raise InvalidPolicy(f"kind is one of {', '.join(KINDS)}, not {kind!r}")
+            raise InvalidPolicy(f"kind is one of {', '.join(KINDS)}, not {shown(kind)}")
         for name, number in (("every", every), ("times", times)):
             if number is not None and (type(number) is not int or number < 1):
-                raise InvalidPolicy(f"{name} is a whole number greater than 0, not {number!r}")
+                raise InvalidPolicy(f"{name} is a whole number greater than 0, not {shown(number)}")
         self.fault = fault
         self._operation = operation
         self._kind = kind

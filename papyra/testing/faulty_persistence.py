@@ -8,6 +8,7 @@ from typing import Any, Self, TypeVar, assert_never, cast
 
 import anyio
 
+from papyra._safe_repr import shown
 from papyra.clock import Clock, SystemClock
 from papyra.exceptions import InvalidRecord, InvalidSetting, PersistenceError
 from papyra.persistence.backends.base import PersistenceBackend
@@ -89,7 +90,9 @@ class FaultyPersistence(PersistenceBackend):
     def __init__(self, backend: PersistenceBackend, *, clock: Clock | None = None) -> None:
         """Wrap `backend`; `clock` is what delays go by."""
         if not isinstance(backend, PersistenceBackend):
-            raise InvalidSetting(f"a FaultyPersistence wraps a PersistenceBackend, not {backend!r}")
+            raise InvalidSetting(
+                f"a FaultyPersistence wraps a PersistenceBackend, not {shown(backend)}"
+            )
         self._wrapped = backend
         self._faults = FaultInjector(clock or SystemClock())
         self._rejections: list[Rule[Reject]] = []

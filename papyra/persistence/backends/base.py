@@ -171,7 +171,9 @@ class PersistenceBackend(PersistenceVerbs, PersistenceMetricsMixin):
         if missing := [name for name in _MEMBERS if not hasattr(store, name)]:
             raise InvalidSetting(f"{shown(store)} is no Store: it has no {', '.join(missing)}")
         if retention_policy is not None and not isinstance(retention_policy, RetentionPolicy):
-            raise InvalidPolicy(f"retention_policy is a RetentionPolicy, not {retention_policy!r}")
+            raise InvalidPolicy(
+                f"retention_policy is a RetentionPolicy, not {shown(retention_policy)}"
+            )
         #: where the records are. Only for verbs of its own kind: nobody else may use it meanwhile
         self.store: Store = store
         #: returns Unix time in seconds, to judge the age of records by
@@ -337,8 +339,7 @@ class PersistenceBackend(PersistenceVerbs, PersistenceMetricsMixin):
         `waiting` is called when the store fails, and is tried again; without it that is logged. See
         `Subscription`. Raises `InvalidRequest`.
         """
-        names = None if types is None else frozenset(types)
-        selection = Selection(tuple(kinds), names, actor, entity, decode)
+        selection = Selection.of(kinds, types, actor, entity, decode)
         return Subscription(self, selection, after, waiting=waiting)
 
     def measure_commits(self, counters: CommitCounters | None) -> None:

@@ -15,6 +15,7 @@ from typing import Any, cast
 import msgspec
 from anyio.lowlevel import checkpoint
 
+from papyra._safe_repr import shown
 from papyra.exceptions import InvalidStoreURL
 from papyra.persistence import codec
 from papyra.persistence.backends.base import PersistenceBackend
@@ -566,7 +567,7 @@ def from_url(url: str, *, read_only: bool) -> InMemoryPersistence:
     """Return a new store of one's own."""
     del read_only  # nobody else can write it
     if rest := url.partition(":")[2]:
-        raise InvalidStoreURL(f"'memory:' takes nothing after the colon, not {rest!r}")
+        raise InvalidStoreURL(f"'memory:' takes nothing after the colon, not {shown(rest)}")
     return InMemoryPersistence()
 
 

@@ -611,19 +611,19 @@ def _report(found: Findings) -> PersistenceScanReport:
 
 def _check_kind(kind: Kind) -> Kind:
     if kind not in KINDS:
-        raise InvalidRequest(f"kind is one of {', '.join(KINDS)}, not {kind!r}")
+        raise InvalidRequest(f"kind is one of {', '.join(KINDS)}, not {shown(kind)}")
     return kind
 
 
 def _check_position(after: int | None) -> None:
     if after is not None and (type(after) is not int or after < 0):
-        raise InvalidRequest(f"after is a seq, from 0 on, or None, not {after!r}")
+        raise InvalidRequest(f"after is a seq, from 0 on, or None, not {shown(after)}")
 
 
 def _check_names(*names: str) -> None:
     for name in names:
         if not isinstance(name, str) or not name:
-            raise InvalidRequest(f"groups and consumers have names, not {name!r}")
+            raise InvalidRequest(f"groups and consumers have names, not {shown(name)}")
 
 
 def _check_seconds(seconds: float, least: float = 0.0) -> None:

@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, cast
 
+from papyra._safe_repr import shown
 from papyra.exceptions import InvalidPolicy
 from papyra.persistence.backends._files.disk import Disk
 from papyra.persistence.backends._files.fsync_policy import Fsync
@@ -64,12 +65,14 @@ class RotatingFilePersistence(PersistenceBackend):
         _disk: Disk | None = None,
     ) -> None:
         if type(max_segment_bytes) is not int or max_segment_bytes < 1:
-            raise InvalidPolicy(f"max_segment_bytes is at least 1, not {max_segment_bytes!r}")
+            raise InvalidPolicy(f"max_segment_bytes is at least 1, not {shown(max_segment_bytes)}")
         records, age = max_segment_records, max_segment_age
         if records is not None and (type(records) is not int or records < 1):
-            raise InvalidPolicy(f"max_segment_records is at least 1, or None, not {records!r}")
+            raise InvalidPolicy(f"max_segment_records is at least 1, or None, not {shown(records)}")
         if age is not None and (type(age) not in (int, float) or not 0 < age < math.inf):
-            raise InvalidPolicy(f"max_segment_age is seconds, more than 0, or None, not {age!r}")
+            raise InvalidPolicy(
+                f"max_segment_age is seconds, more than 0, or None, not {shown(age)}"
+            )
         journal = SegmentedJournal(
             Place(directory),
             SegmentLimits(max_segment_bytes, records, age),

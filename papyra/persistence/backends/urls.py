@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from urllib.parse import parse_qsl, unquote
 
+from papyra._safe_repr import shown
 from papyra.exceptions import InvalidStoreURL
 
 __all__ = ("path_and_options",)
@@ -28,5 +29,5 @@ def path_and_options(
     path = unquote(path.removeprefix("//"))
     if not path or given.keys() - options.keys():
         known = f", and ?{', '.join(options)}=..." if options else ""
-        raise InvalidStoreURL(f"'{scheme}:' takes a path{known}, not {rest!r}")
+        raise InvalidStoreURL(f"'{scheme}:' takes a path{known}, not {shown(rest)}")
     return path, {name: options[name](value) for name, value in given.items()}

@@ -6,6 +6,7 @@ import threading
 from collections.abc import Callable
 from typing import Literal, TypeAlias, get_args
 
+from papyra._safe_repr import shown
 from papyra.exceptions import InvalidPolicy
 from papyra.persistence.backends.store import Batch
 
@@ -23,7 +24,7 @@ class FsyncPolicy:
 
     def __init__(self, fsync: Fsync) -> None:
         if fsync not in get_args(Fsync):
-            raise InvalidPolicy(f"fsync is one of {', '.join(get_args(Fsync))}, not {fsync!r}")
+            raise InvalidPolicy(f"fsync is one of {', '.join(get_args(Fsync))}, not {shown(fsync)}")
         self._fsync = fsync
         self._closing: threading.Event | None = None
 

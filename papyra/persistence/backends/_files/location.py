@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from papyra._safe_repr import shown
 from papyra.exceptions import InvalidPath
 
 
@@ -33,7 +34,7 @@ def _text(path: object) -> str:
     try:
         text = os.fsdecode(path)  # type: ignore[arg-type]
     except TypeError as error:
-        raise InvalidPath(f"a path is a string or a pathlib.Path, not {path!r}") from error
+        raise InvalidPath(f"a path is a string or a pathlib.Path, not {shown(path)}") from error
     if not text:
         raise InvalidPath("a store needs a path, and this one is empty")
     if "\0" in text:

@@ -100,23 +100,23 @@ class RedisStreamsConfig(msgspec.Struct, frozen=True, kw_only=True):
             ):
                 raise InvalidPolicy(
                     f"{name} is a printable string without braces, which mark what decides where "
-                    f"in a cluster a key is, not {value!r}"
+                    f"in a cluster a key is, not {shown(value)}"
                 )
         if not isinstance(self.acknowledge, str) or not _ACKNOWLEDGE.fullmatch(self.acknowledge):
             raise InvalidPolicy(
-                f"acknowledge is 'memory', 'aof' or 'replicas:N', not {self.acknowledge!r}"
+                f"acknowledge is 'memory', 'aof' or 'replicas:N', not {shown(self.acknowledge)}"
             )
         for name in ("acknowledge_timeout", "connect_timeout", "timeout", "backoff", "max_backoff"):
             self._check_seconds(name, least=0.001)
         self._check_seconds("retry_for", least=0)
         if type(self.max_connections) is not int or self.max_connections < 1:
             raise InvalidPolicy(
-                f"max_connections is a whole number above 0, not {self.max_connections!r}"
+                f"max_connections is a whole number above 0, not {shown(self.max_connections)}"
             )
         if self.trim not in ("exact", "approximate"):
-            raise InvalidPolicy(f"trim is 'exact' or 'approximate', not {self.trim!r}")
+            raise InvalidPolicy(f"trim is 'exact' or 'approximate', not {shown(self.trim)}")
         if type(self.read_only) is not bool:
-            raise InvalidPolicy(f"read_only is True or False, not {self.read_only!r}")
+            raise InvalidPolicy(f"read_only is True or False, not {shown(self.read_only)}")
         longest = self.timeout
         if self.acknowledge != "memory":
             longest += self.acknowledge_timeout
