@@ -81,21 +81,18 @@ class PostgresServer(_postgres_server.PostgresServer):
         return [pid for (pid,) in rows]
 
     def kill(self) -> None:
-        """Kill all of it at once, as a machine that stops."""
+        """Kill all of it at once, as a machine that stops, and wait until nothing of it is left."""
         if self._process is not None:
-            # A postmaster that stands still starts nobody anew, nor tells it a client.
-            self._process.send_signal(signal.SIGSTOP)
-            for pid in reversed(self.processes()):
+            children = self._halt()
+            for pid in (*children, self.pid):
                 _send(pid, signal.SIGKILL)
-            self._ended()
+            self._ended(children)
 
     def kill_postmaster(self) -> None:
-        """Kill the postmaster alone: the others see that, and end."""
-        children = _children(self.pid)
+        """Kill the postmaster alone: the others see that, and end; wait until they have."""
+        children = self._halt()
         _send(self.pid, signal.SIGKILL)
-        self._ended()
-        while any(map(_is_running, children)):
-            pass
+        self._ended(children)
 
     def kill_backend(self, pid: int) -> None:
         """Kill one process that serves a client: the postmaster ends all others, and starts anew.
@@ -133,10 +130,20 @@ class PostgresServer(_postgres_server.PostgresServer):
         except psycopg.OperationalError:
             return False
 
-    def _ended(self) -> None:
+    def _halt(self) -> Sequence[int]:
+        """Have the postmaster stand still: it starts nobody anew; return its children."""
+        _send(self.pid, signal.SIGSTOP)
+        while dict(_all_processes())[self.pid][0] not in "TZ":
+            pass
+        return _children(self.pid)
+
+    def _ended(self, children: Sequence[int] = ()) -> None:
+        """Wait until it has ended, and its children: one that is left has its shared memory."""
         process, self._process = self._process, None
         if process is not None:
             process.wait(PATIENCE)
+        while any(map(_is_running, children)):
+            pass
 
 
 def _children(parent: int) -> list[int]:

@@ -7,7 +7,9 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import uuid
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import psycopg
@@ -232,3 +234,36 @@ def test_a_killed_postgres_server_keeps_what_it_has_committed(own_server: Postgr
         kill()
         own_server.start()
     assert own_server.query("SELECT number FROM kept ORDER BY 1") == [(0,), (1,), (2,)]
+
+
+def test_no_process_is_left_of_a_killed_postgres_server_that_clients_come_to(
+    own_server: PostgresServer,
+) -> None:
+    is_over = threading.Event()
+
+    def come() -> None:
+        while not is_over.is_set():
+            with contextlib.suppress(psycopg.Error):
+                psycopg.connect(own_server.url).close()
+
+    def left() -> list[str]:
+        places = Path("/proc").glob("[0-9]*/cwd")
+        return [str(each) for each in places if leads_to(each, own_server.data)]
+
+    with ThreadPoolExecutor() as clients:
+        for _ in range(3):
+            clients.submit(come)
+        try:
+            for kill in 4 * [own_server.kill, own_server.kill_postmaster]:
+                own_server.query("SELECT 1")
+                kill()
+                assert left() == []
+                own_server.start()
+        finally:
+            is_over.set()
+
+
+def leads_to(link: Path, target: Path) -> bool:
+    with contextlib.suppress(OSError):  # it has ended meanwhile
+        return link.readlink() == target
+    return False
