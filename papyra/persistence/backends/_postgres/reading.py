@@ -28,7 +28,7 @@ __all__ = ("hidden_of", "history_rows", "visible_rows")
 
 #: How many rows may be fetched together: few numbers, so that few statements are prepared, which
 #: have them in their text. A plan for any number would sort everything first.
-_FETCHES = (16, 128, 512, 2_048, MAX_PAGE_RECORDS + 1)
+_FETCHES = (16, 128, 512, 2_048, 4_096, MAX_PAGE_RECORDS + 1)
 
 
 def hidden_of(system: System, kind: Kind, limits: Limits, now: float) -> Hidden:
