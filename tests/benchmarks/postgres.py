@@ -11,7 +11,7 @@ import functools
 import os
 import time
 import uuid
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -21,13 +21,20 @@ import psycopg
 from eventsourcing.persistence import StoredEvent
 from eventsourcing.postgres import PostgresAggregateRecorder, PostgresDatastore
 
-from papyra import ActorSystem
-from papyra.persistence import Append, PersistenceActor
 from papyra.persistence.backends.postgres import PostgresPersistence
 from papyra.testing._postgres_server import URL_VARIABLE, PostgresServer, any_installation
-from tests.benchmarks.histories import Account, Balance, Deposited, fill, wake
+from tests.benchmarks.databases import (
+    bare_replay,
+    deposits,
+    fill_orders,
+    newest_ten,
+    replay,
+    timed_asks,
+    timed_tells,
+)
+from tests.benchmarks.histories import fill, wake
 from tests.benchmarks.table import Loop, Options, Result, Row, compare, times_as_long
-from tests.benchmarks.workload import ask_from_tasks, build
+from tests.benchmarks.workload import build
 
 __all__ = ("POSTGRES_ROWS",)
 
@@ -112,42 +119,24 @@ def saves_of_eventsourcing(count: int) -> float:
     return seconds
 
 
-async def hosted(work: Callable[[Any], Awaitable[None]]) -> float:
-    async with ActorSystem(audit_interval=None) as system:
-        ref = system.spawn(PersistenceActor, new_store())
-        await ref.ask(Append(build(0)))
-        started = time.perf_counter()
-        await work(ref)
-        return time.perf_counter() - started
-
-
-async def timed_tells(count: int) -> float:
-    async def work(ref: Any) -> None:
-        for number in range(count):
-            await ref.tell(Append(build(number)))
-        await ref.ask(Append(build(count)))
-
-    return await hosted(work)
-
-
-async def timed_asks(count: int, tasks: int) -> float:
-    async def work(ref: Any) -> None:
-        await ask_from_tasks(ref, count, tasks)
-
-    return await hosted(work)
-
-
 def telling(loop: Loop, options: Options) -> Result:
     count = options.count(100_000)
     return compare(
-        options, count, lambda: bare_batches(count), lambda: loop.run(timed_tells, count)
+        options,
+        count,
+        lambda: bare_batches(count),
+        lambda: loop.run(timed_tells, new_store(), count),
     )
 
 
 def asking(loop: Loop, options: Options) -> Result:
     count = options.count(1000)
-    subject = functools.partial(loop.run, timed_asks, count, 1)
-    return compare(options, count, lambda: bare_commits(count), subject)
+    return compare(
+        options,
+        count,
+        lambda: bare_commits(count),
+        lambda: loop.run(timed_asks, new_store(), count, 1),
+    )
 
 
 def asking_from_many(loop: Loop, options: Options) -> Result:
@@ -156,8 +145,8 @@ def asking_from_many(loop: Loop, options: Options) -> Result:
     return compare(
         options,
         many,
-        lambda: loop.run(timed_asks, count, 1) * many / count,
-        lambda: loop.run(timed_asks, many, 256),
+        lambda: loop.run(timed_asks, new_store(), count, 1) * many / count,
+        lambda: loop.run(timed_asks, new_store(), many, 256),
     )
 
 
@@ -168,41 +157,28 @@ def against_eventsourcing(loop: Loop, options: Options) -> Result:
         options,
         many,
         lambda: saves_of_eventsourcing(count) * many / count,
-        lambda: loop.run(timed_asks, many, 256),
+        lambda: loop.run(timed_asks, new_store(), many, 256),
     )
 
 
 # Reading
 
 
-async def fill_orders(system_id: str, count: int) -> None:
-    async with new_store(system_id) as store:
-        for first in range(0, count, 5000):
-            await store.append(*map(build, range(first, min(first + 5000, count))))
-
-
 @functools.cache
 def filled(count: int) -> str:
     system_id = f"orders-{count}"
-    anyio.run(fill_orders, system_id, count)
+    anyio.run(fill_orders, new_store(system_id), count)
     return system_id
-
-
-async def newest_ten(system_id: str, count: int) -> float:
-    async with new_store(system_id) as store:
-        await store.list_events(limit=10)
-        started = time.perf_counter()
-        for _ in range(count):
-            await store.list_events(limit=10)
-        return time.perf_counter() - started
 
 
 def reading(loop: Loop, options: Options) -> Result:
     size, count = options.count(1_000_000), options.count(500)
-    small = functools.partial(loop.run, newest_ten, filled(1000), count)
-    large = functools.partial(loop.run, newest_ten, filled(size), count)
+
+    def newest_of(size: int) -> float:
+        return loop.run(newest_ten, new_store(filled(size)), count)
+
     # How many times as long: what took longer is the reference.
-    return compare(options, count, large, small)
+    return compare(options, count, lambda: newest_of(size), lambda: newest_of(1000))
 
 
 @functools.cache
@@ -227,38 +203,24 @@ def waking(loop: Loop, options: Options) -> Result:
     )
 
 
-def bare_replay(events: int) -> float:
-    """Select the events of an actor, decode and apply them."""
-    encode = msgspec.json.Encoder().encode
-    rows = [(number, encode(Deposited(1)).decode()) for number in range(events)]
-    decode, apply = msgspec.json.Decoder(Deposited).decode, Account.apply
-    actor, state = object.__new__(Account), Balance()
+def select_replay(events: int) -> float:
     with bare_table() as connection:
-        values = tuple(map(list, zip(*rows, strict=True)))
+        values = tuple(map(list, zip(*deposits(events), strict=True)))
         connection.execute(
             "INSERT INTO bare SELECT * FROM unnest(%b::bigint[], %b::text[])", values
         )
-        started = time.perf_counter()
-        for (record,) in connection.execute("SELECT record FROM bare ORDER BY seq", binary=True):
-            state = apply(actor, state, decode(record))
-        seconds = time.perf_counter() - started
-    assert state.amount == events
-    return seconds
-
-
-async def replay(events: int) -> float:
-    store = new_store()
-    await fill(store, events, 1)
-    async with ActorSystem("bank", persistence=store, audit_interval=None) as system:
-        await store.read_history("bank/a0", limit=1)
-        started = time.perf_counter()
-        assert await system.spawn(Account, name="a0").ask("look") == events
-        return time.perf_counter() - started
+        select = "SELECT record FROM bare ORDER BY seq"
+        return bare_replay(lambda: connection.execute(select, binary=True), events)
 
 
 def replaying(loop: Loop, options: Options) -> Result:
     events = options.count(100_000)
-    return compare(options, events, lambda: bare_replay(events), lambda: loop.run(replay, events))
+    return compare(
+        options,
+        events,
+        lambda: select_replay(events),
+        lambda: loop.run(replay, new_store(), events),
+    )
 
 
 POSTGRES_ROWS = [

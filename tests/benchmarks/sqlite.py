@@ -8,19 +8,25 @@ import sqlite3
 import tempfile
 import time
 import uuid
-from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
 import anyio
 import msgspec
 
-from papyra import ActorSystem
-from papyra.persistence import Append, Flush, PersistenceActor
 from papyra.persistence.backends.sqlite import SQLitePersistence
-from tests.benchmarks.histories import Account, Balance, Deposited, fill, wake
+from tests.benchmarks.databases import (
+    bare_replay,
+    deposits,
+    fill_orders,
+    newest_ten,
+    replay,
+    timed_asks,
+    timed_tells,
+)
+from tests.benchmarks.histories import fill, wake
 from tests.benchmarks.table import Loop, Options, Result, Row, compare, times_as_long
-from tests.benchmarks.workload import ask_from_tasks, build
+from tests.benchmarks.workload import build
 
 __all__ = ("SQLITE_ROWS",)
 
@@ -72,43 +78,24 @@ def bare_commits(count: int) -> float:
         return time.perf_counter() - started
 
 
-async def hosted(work: Callable[[Any], Awaitable[None]]) -> float:
-    backend = SQLitePersistence(new_path())
-    async with ActorSystem(audit_interval=None) as system:
-        ref = system.spawn(PersistenceActor, backend)
-        await ref.ask(Flush())
-        started = time.perf_counter()
-        await work(ref)
-        return time.perf_counter() - started
-
-
-async def timed_tells(count: int) -> float:
-    async def work(ref: Any) -> None:
-        for number in range(count):
-            await ref.tell(Append(build(number)))
-        await ref.ask(Append(build(count)))
-
-    return await hosted(work)
-
-
-async def timed_asks(count: int, tasks: int) -> float:
-    async def work(ref: Any) -> None:
-        await ask_from_tasks(ref, count, tasks)
-
-    return await hosted(work)
-
-
 def telling(loop: Loop, options: Options) -> Result:
     count = options.count(100_000)
     return compare(
-        options, count, lambda: bare_batches(count), lambda: loop.run(timed_tells, count)
+        options,
+        count,
+        lambda: bare_batches(count),
+        lambda: loop.run(timed_tells, SQLitePersistence(new_path()), count),
     )
 
 
 def asking(loop: Loop, options: Options) -> Result:
     count = options.count(1000)
-    subject = functools.partial(loop.run, timed_asks, count, 1)
-    return compare(options, count, lambda: bare_commits(count), subject)
+    return compare(
+        options,
+        count,
+        lambda: bare_commits(count),
+        lambda: loop.run(timed_asks, SQLitePersistence(new_path()), count, 1),
+    )
 
 
 def asking_from_many(loop: Loop, options: Options) -> Result:
@@ -117,75 +104,49 @@ def asking_from_many(loop: Loop, options: Options) -> Result:
     return compare(
         options,
         many,
-        lambda: loop.run(timed_asks, count, 1) * many / count,
-        lambda: loop.run(timed_asks, many, 256),
+        lambda: loop.run(timed_asks, SQLitePersistence(new_path()), count, 1) * many / count,
+        lambda: loop.run(timed_asks, SQLitePersistence(new_path()), many, 256),
     )
 
 
 # Reading
 
 
-async def fill_orders(path: Path, count: int) -> None:
-    async with SQLitePersistence(path, synchronous="off") as backend:
-        for first in range(0, count, 5000):
-            await backend.append(*map(build, range(first, min(first + 5000, count))))
-
-
 @functools.cache
 def filled(count: int) -> Path:
     path = new_path()
-    anyio.run(fill_orders, path, count)
+    anyio.run(fill_orders, SQLitePersistence(path, synchronous="off"), count)
     return path
-
-
-async def newest_ten(path: Path, count: int) -> float:
-    async with SQLitePersistence(path, synchronous="off") as backend:
-        await backend.list_events(limit=10)
-        started = time.perf_counter()
-        for _ in range(count):
-            await backend.list_events(limit=10)
-        return time.perf_counter() - started
 
 
 def reading(loop: Loop, options: Options) -> Result:
     size, count = options.count(1_000_000), options.count(500)
-    small = functools.partial(loop.run, newest_ten, filled(1000), count)
-    large = functools.partial(loop.run, newest_ten, filled(size), count)
+
+    def newest_of(size: int) -> float:
+        store = SQLitePersistence(filled(size), synchronous="off")
+        return loop.run(newest_ten, store, count)
+
     # How many times as long: what took longer is the reference.
-    return compare(options, count, large, small)
+    return compare(options, count, lambda: newest_of(size), lambda: newest_of(1000))
 
 
-def bare_replay(events: int) -> float:
-    """Select the events of an actor, decode and apply them."""
-    encode = msgspec.json.Encoder().encode
-    rows = [(number, encode(Deposited(1)).decode()) for number in range(events)]
-    decode, apply = msgspec.json.Decoder(Deposited).decode, Account.apply
-    actor, state = object.__new__(Account), Balance()
+def select_replay(events: int) -> float:
     with bare_database() as database:
         database.execute("BEGIN")
-        database.executemany("INSERT INTO events VALUES (?, ?)", rows)
+        database.executemany("INSERT INTO events VALUES (?, ?)", deposits(events))
         database.execute("COMMIT")
-        started = time.perf_counter()
-        for (record,) in database.execute("SELECT record FROM events ORDER BY seq"):
-            state = apply(actor, state, decode(record))
-        seconds = time.perf_counter() - started
-    assert state.amount == events
-    return seconds
-
-
-async def replay(events: int) -> float:
-    store = SQLitePersistence(new_path(), synchronous="off")
-    await fill(store, events, 1)
-    async with ActorSystem("bank", persistence=store, audit_interval=None) as system:
-        await store.read_history("bank/a0", limit=1)
-        started = time.perf_counter()
-        assert await system.spawn(Account, name="a0").ask("look") == events
-        return time.perf_counter() - started
+        select = "SELECT record FROM events ORDER BY seq"
+        return bare_replay(lambda: database.execute(select), events)
 
 
 def replaying(loop: Loop, options: Options) -> Result:
     events = options.count(100_000)
-    return compare(options, events, lambda: bare_replay(events), lambda: loop.run(replay, events))
+    return compare(
+        options,
+        events,
+        lambda: select_replay(events),
+        lambda: loop.run(replay, SQLitePersistence(new_path(), synchronous="off"), events),
+    )
 
 
 @functools.cache
