@@ -440,5 +440,9 @@ class EventsCompacted(ProjectionError):
     """Events that a projection has not handled were removed from the store by a compaction."""
 
 
+class ViewDamaged(ProjectionError):
+    """What Papyra keeps in the view was changed by others, so that it can't be read any more."""
+
+
 class ViewUnavailable(ProjectionError):
     """The database of a view can't be reached or used now."""

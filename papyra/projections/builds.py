@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from typing import Any, Literal, TypeAlias, cast
+from typing import Any, Literal, TypeAlias, TypeVar
 
 import msgspec
 
+from papyra.exceptions import ViewDamaged
 from papyra.persistence.messages import Anchor
-from papyra.persistence.records import Kind
 from papyra.projections.database import ViewDatabase
 
 __all__ = ("Build", "BuildState", "Builds", "Parked")
@@ -56,6 +56,10 @@ _COLUMNS = (
     "name, build, version, state, is_live, is_paused, position, store_id, record_kind, record_seq,"
     " record_checksum, live_position, error, error_seq, owner, lease_until, request, updated_at"
 )
+
+_PARKED_COLUMNS = "seq, actor, reason, is_held"
+
+RowT = TypeVar("RowT")
 
 
 class Build(msgspec.Struct, frozen=True):
@@ -206,11 +210,10 @@ class Builds:
     def parked(self, build: int) -> Sequence[Parked]:
         """Return the parked events of a build, by their positions."""
         sql = (
-            "SELECT seq, actor, reason, is_held FROM papyra_parked"
-            " WHERE name = ? AND build = ? ORDER BY seq"
+            f"SELECT {_PARKED_COLUMNS} FROM papyra_parked WHERE name = ? AND build = ? ORDER BY seq"
         )
         rows = self._database.rows(sql, self._name, build)
-        return [Parked(seq, actor, why, bool(held)) for seq, actor, why, held in rows]
+        return [_checked(_by_column(_PARKED_COLUMNS, row), Parked) for row in rows]
 
     def publish(self, name: str, table: str) -> None:
         """Have readers find a table under a name, in place of the one that they found there."""
@@ -239,9 +242,21 @@ class Builds:
 
 
 def _build(row: tuple[Any, ...]) -> Build:
-    name, build, version, state, is_live, is_paused, position, *rest = row
-    store_id, kind, seq, checksum, *rest = rest
-    anchor = None if kind is None else Anchor(cast("Kind", kind), seq, checksum, store_id)
-    return Build(
-        *(name, build, version, state, bool(is_live), bool(is_paused), position, anchor), *rest
-    )
+    values = _by_column(_COLUMNS, row)
+    if values["record_kind"] is not None:
+        names = ("kind", "seq", "checksum")
+        anchor = {name: values[f"record_{name}"] for name in names}
+        values["anchor"] = {**anchor, "store_id": values["store_id"]}
+    return _checked({"anchor": None, **values}, Build)
+
+
+def _by_column(columns: str, row: tuple[Any, ...]) -> dict[str, Any]:
+    return dict(zip(columns.split(", "), row, strict=True))
+
+
+def _checked(values: dict[str, Any], kind: type[RowT]) -> RowT:
+    """Return a row. Raises `ViewDamaged` if others have put something else there."""
+    try:
+        return msgspec.convert(values, kind, strict=False)  # 0 and 1 for a bool
+    except msgspec.ValidationError as error:
+        raise ViewDamaged(f"somebody has changed what Papyra keeps in the view: {error}") from error

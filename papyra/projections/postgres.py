@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from papyra._safe_repr import is_really, shown
@@ -152,11 +152,11 @@ class PostgresDatabase(ViewDatabase[psycopg.Connection[tuple[Any, ...]]]):
         """Return all rows of a query."""
         # Whatever users have set for theirs.
         with self.connection.cursor(row_factory=psycopg.rows.tuple_row) as cursor:
-            return cursor.execute(self._query(sql), parameters).fetchall()
+            return cursor.execute(self._query(sql), _storable(parameters)).fetchall()
 
     def change(self, sql: str, *parameters: Any) -> int:
         """Execute a statement, and return how many rows it has changed."""
-        return self.connection.execute(self._query(sql), parameters).rowcount
+        return self.connection.execute(self._query(sql), _storable(parameters)).rowcount
 
     def has_tables(self) -> bool:
         """Return whether Papyra's own tables are there."""
@@ -191,3 +191,8 @@ class PostgresDatabase(ViewDatabase[psycopg.Connection[tuple[Any, ...]]]):
         message = " ".join((error.diag.message_primary or str(error)).split())
         state = f"{error.sqlstate}: " if error.sqlstate else ""
         return f"{self._location}: PostgreSQL can't be used now ({state}{message})"
+
+
+def _storable(parameters: Sequence[Any]) -> list[Any]:
+    """Return parameters as PostgreSQL takes them: its texts hold no NUL, as an error's may."""
+    return [p.replace("\0", "\\x00") if isinstance(p, str) else p for p in parameters]

@@ -19,6 +19,7 @@ import pytest
 from papyra.exceptions import InvalidSetting
 from papyra.projections import (
     DeadLetter,
+    Pause,
     PostgresView,
     Projection,
     ProjectionRunner,
@@ -169,6 +170,23 @@ async def test_a_handler_that_ends_the_transaction_is_stopped(
         await in_state(runner, "paused")
         assert "HandlerCommitted" in runner.status.error
         assert runner.status.position < bad
+
+
+async def test_an_error_with_a_nul_in_it_is_noted_without(new_system: NewSystem, url: str) -> None:
+    class Raising(Balances):
+        name = "balances"
+        on_error = Pause()
+
+        def handle(self, received: Any, tx: Any) -> None:
+            raise ValueError("a\0b")
+
+    async with new_system() as system:
+        await Deposits(system).add(1)
+        runner = system.project(Raising(PostgresView(url)))
+        await in_state(runner, "paused")
+        await runner.pause("by \0 hand")
+    (status,) = PostgresView(url).read_status()
+    assert "\0" not in status.error
 
 
 async def test_an_error_that_a_handler_has_swallowed_is_its_own(
