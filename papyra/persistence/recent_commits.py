@@ -45,7 +45,12 @@ class RecentCommits:
         self.changes = 0
         self._commits: deque[_Recent] = deque()
         self._records = self._bytes = 0
-        self._waiting: list[Signal] = []
+        #: who wait, and who follows with each
+        self._waiting: dict[Signal, Follower] = {}
+        #: who looks at the store for all that wait
+        self._looker: Follower | None = None
+        #: the end of the store, as far as anybody has seen it
+        self._end = 0
 
     def add(self, commit: Commit) -> None:
         """Keep a commit, in place of the oldest ones."""
@@ -55,6 +60,7 @@ class RecentCommits:
             self._commits.clear()
             self._records = self._bytes = 0
         self._commits.append(recent)
+        self._end = recent.last_seq
         self._records += recent.count
         self._bytes += recent.size
         while len(self._commits) > 1 and (
@@ -70,6 +76,16 @@ class RecentCommits:
         self._commits.clear()
         self._records = self._bytes = 0
         self._wake()
+
+    def saw(self, end: int) -> None:
+        """Note where a page has found the end of the store; wake everybody if that is new."""
+        if end > self._end:
+            self.forget_commits()
+            self._end = end
+
+    def forget_end(self) -> None:
+        """Forget where the end was: the store is another one."""
+        self._end = 0
 
     def end(self) -> None:
         """Wake everybody who waits: nothing more will come."""
@@ -92,27 +108,45 @@ class RecentCommits:
                 return commit.records[position + 1 - commit.first_seq :]
         raise AssertionError(position)  # they follow each other
 
-    def next_commit(self, new_signal: NewSignal, changes: int) -> Signal:
+    def next_commit(self, new_signal: NewSignal, changes: int, follower: Follower) -> Signal:
         """Return what is set once there are more than so many `changes`. One task may wait for it.
 
-        Take their number before looking for records: by the time that a page of the store is with
-        who has asked for it, there may have been a commit that is not in it.
+        It is also set once it is up to `follower` to look at the store. Take their number before
+        looking for records: by the time that a page of the store is with who has asked for it,
+        there may have been a commit that is not in it.
         """
         signal = new_signal()
         if self.has_ended or self.changes != changes:
             signal.set_result(None)
         else:
-            self._waiting.append(signal)
+            self._waiting[signal] = follower
         return signal
 
     def forget(self, signal: Signal) -> None:
         """Let go of a signal for which nobody waits any more."""
-        if signal in self._waiting:
-            self._waiting.remove(signal)
+        self._waiting.pop(signal, None)
+
+    def is_looker(self, follower: Follower) -> bool:
+        """Return whether it is up to this one to look at the store, for all: if no other does."""
+        if self._looker is None:
+            self._looker = follower
+        return self._looker is follower
+
+    def leave(self, follower: Follower) -> None:
+        """Have another one look at the store that waits, if this one did."""
+        if self._looker is not follower:
+            return
+        self._looker = None
+        for signal, waiting in tuple(self._waiting.items()):
+            if not signal.done():
+                self._looker = waiting
+                del self._waiting[signal]
+                wake(signal)
+                return
 
     def _wake(self) -> None:
         self.changes += 1
-        waiting, self._waiting = self._waiting, []
+        waiting, self._waiting = self._waiting, {}
         for signal in waiting:
             wake(signal)
 

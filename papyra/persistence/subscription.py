@@ -234,7 +234,8 @@ class Subscription:
     tried again until it answers, at intervals of up to a second; each spell is logged. What can't
     get better by itself is raised: `StoreReplaced`, `StoreMoved`, `StoreAccessDenied`. What a
     process writes is given out once it is committed; what another one writes, up to 50 ms later, as
-    soon as it is in the store: in a file that is before it is synced.
+    soon as it is in the store: in a file that is before it is synced. Of all who wait for that with
+    one backend, one looks.
     """
 
     def __init__(
@@ -321,8 +322,8 @@ class Subscription:
             error, self._error = self._error, None
             raise error
         while True:
-            while not self._items:
-                await self._fetch()
+            if not self._items:
+                await self._fill()
             item = self._items.popleft()
             if self._decode is None or not isinstance(item, PersistedEvent):
                 return item
@@ -332,11 +333,19 @@ class Subscription:
             if events:
                 return self._items.popleft()
 
-    async def _fetch(self) -> None:
-        """Queue what comes next, if there is anything; else wait for it."""
+    async def _fill(self) -> None:
+        """Wait for something to be queued."""
         recent = self._recent
         if recent is None:
             raise RuntimeError("a subscription is used inside 'async with'")
+        try:
+            while not self._items:
+                await self._fetch(recent)
+        finally:
+            recent.leave(self)  # whoever handles items, or has ended, looks for nobody
+
+    async def _fetch(self, recent: RecentCommits) -> None:
+        """Queue what comes next, if there is anything; else wait for it."""
         self._fetched += 1
         if self._fetched % _CHECKPOINT_EVERY == 0:  # what is at hand comes without waiting
             await anyio.lowlevel.checkpoint()
@@ -364,6 +373,7 @@ class Subscription:
         page = await self._attempt(recent)
         if page is None:
             return False
+        recent.saw(page.head)
         if self._has_caught_up and page.next_after < page.head:
             self._has_caught_up = False
             self._items.append(FellBehind(self._position))
@@ -391,12 +401,15 @@ class Subscription:
             await anyio.sleep(_BUSY_INTERVAL)
             return None
         except _FINAL:
+            recent.forget_end()
             raise
         except StoreError as error:
             if recent.has_ended:
                 raise StopAsyncIteration from None
             if not self._delay:
                 self._waiting(error)
+                recent.forget_commits()  # so that all who follow find out
+            recent.leave(self)
             self._delay = min(2 * self._delay or RETRY_INTERVAL, LONGEST_RETRY_INTERVAL)
             await anyio.sleep(self._delay)
             return None
@@ -412,14 +425,21 @@ class Subscription:
         return self._anchor
 
     async def _wait(self, recent: RecentCommits, changes: int) -> None:
-        """Wait for a commit after so many changes, or until it is time to look."""
+        """Wait for a commit after so many changes, or until it is time to look.
+
+        Of all who wait, one looks: what it finds, it tells the others.
+        """
         if recent.has_ended:
             raise StopAsyncIteration
-        signal = recent.next_commit(signals_of_this_loop(), changes)
+        signal = recent.next_commit(signals_of_this_loop(), changes, self)
         interval = self._followed.poll_interval
         try:
             if interval is None:
                 await signal
+            elif not recent.is_looker(self):
+                await signal
+                # Where nothing is known to have changed, it is up to this one from now on.
+                self._is_due = recent.changes == changes and recent.is_looker(self)
             else:
                 with anyio.move_on_after(interval) as scope:
                     await signal

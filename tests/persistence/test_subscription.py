@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import shutil
+from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from pathlib import Path
 from random import Random
@@ -382,11 +383,81 @@ async def test_any_number_of_tasks_follow_one_reader(make_durable: MakeStore) ->
         async with make_durable().reader() as reader:
             with anyio.fail_after(60):
                 async with anyio.create_task_group() as tasks:
-                    for _ in range(5):
-                        tasks.start_soon(follow, reader)
                     for number in range(2, 31):
+                        tasks.start_soon(follow, reader)
                         await writer.append(event(number))
-    assert found == [list(range(1, 31))] * 5
+    assert found == [list(range(1, 31))] * 29
+
+
+class CountedReads:
+    """Reads a backend for a subscription, and counts by whom it is read."""
+
+    def __init__(self, backend: PersistenceBackend, reads: Counter[int], number: int) -> None:
+        self._backend = backend
+        self._reads = reads
+        self._number = number
+
+    @property
+    def commits(self) -> CommitFeed:
+        return self._backend.commits
+
+    @property
+    def poll_interval(self) -> float | None:
+        return self._backend.poll_interval
+
+    async def execute(self, request: Request[ReplyT]) -> ReplyT:
+        self._reads[self._number] += 1
+        return await self._backend.execute(request)
+
+
+async def until(condition: Callable[[], object]) -> None:
+    while not condition():  # noqa: ASYNC110 - nothing tells of it
+        await anyio.sleep(0.001)
+
+
+async def test_of_all_who_follow_a_reader_and_are_at_its_end_one_looks_and_tells_the_others(
+    make_durable: MakeStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(base, "POLL_INTERVAL", 0.001)
+    number_of_followers = 20
+    reads: Counter[int] = Counter()
+    found: dict[int, list[int]] = {number: [] for number in range(number_of_followers)}
+    scopes = {number: anyio.CancelScope() for number in found}
+
+    async def follow(reader: PersistenceBackend, number: int) -> None:
+        counted = CountedReads(reader, reads, number)
+        with scopes[number]:
+            async with Subscription(counted, Selection(KINDS)) as items:
+                async for item in items:
+                    found[number] += seqs([item])
+
+    def have_found_all() -> bool:
+        return all(each == list(range(1, writer.last_seq + 1)) for each in found.values())
+
+    writer = make_durable()
+    async with ActorSystem("s", persistence=writer, audit_interval=None):
+        await writer.append(event(1))
+        async with make_durable().reader() as reader, anyio.create_task_group() as tasks:
+            for number in found:
+                tasks.start_soon(follow, reader, number)
+            with anyio.fail_after(60):
+                while found:
+                    await until(have_found_all)
+                    looker = await only_one_that_reads(reads)
+                    scopes[looker].cancel()
+                    del found[looker]
+                    if len(found) % 5 == 0:
+                        await writer.append(event(writer.last_seq + 1))
+
+
+async def only_one_that_reads(reads: Counter[int]) -> int:
+    """Wait until one has read often, and meanwhile no other; return which one."""
+    while True:
+        # Those who have just reached the end may look once more.
+        reads.clear()
+        await until(lambda: reads.total() >= 20)
+        if len(reads) == 1:
+            return next(iter(reads))
 
 
 async def test_who_writes_without_a_host_is_not_kept_off_by_who_follows(
