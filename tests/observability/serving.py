@@ -22,7 +22,8 @@ _RUNNING = re.compile(r"[Rr]unning on (http://127\.0\.0\.1:\d+)")
 
 #: The commands of servers, which choose a port; each is for an application.
 COMMANDS = {
-    "uvicorn": ("uvicorn", "--port", "0", "--no-access-log"),
+    "uvicorn": ("uvicorn", "--loop", "asyncio", "--port", "0", "--no-access-log"),
+    "uvicorn-uvloop": ("uvicorn", "--loop", "uvloop", "--port", "0", "--no-access-log"),
     "hypercorn": ("hypercorn", "--bind", "127.0.0.1:0", "--graceful-timeout", "60"),
     "hypercorn-trio": (
         *("hypercorn", "--worker-class", "trio"),

@@ -26,8 +26,11 @@ from tests.test_web_example import serve as serve_bank
 IN_FLIGHT = 10
 
 
-def servers(*names: str) -> pytest.MarkDecorator:
-    return pytest.mark.parametrize("server", names)
+every_server = pytest.mark.parametrize("server", COMMANDS)
+
+
+def is_uvicorn(server: str) -> bool:
+    return server.startswith("uvicorn")
 
 
 Serve: TypeAlias = Callable[..., Served]
@@ -82,7 +85,7 @@ EVERY = {*range(IN_FLIGHT)}
 ANSWERED = [(200, str(number)) for number in range(IN_FLIGHT)]
 
 
-@servers(*COMMANDS)
+@every_server
 def test_a_server_that_gets_sigterm_answers_and_stores_what_is_in_flight(
     server: str, serve: Serve, tmp_path: Path
 ) -> None:
@@ -92,12 +95,12 @@ def test_a_server_that_gets_sigterm_answers_and_stores_what_is_in_flight(
             release(tmp_path)
             assert answers() == ANSWERED
         # uvicorn raises the signal again when it is done.
-        assert served.wait() == (-signal.SIGTERM if server == "uvicorn" else 0), served.output
+        assert served.wait() == (-signal.SIGTERM if is_uvicorn(server) else 0), served.output
         assert "Traceback" not in served.output
     assert stored(tmp_path) == EVERY
 
 
-@servers("uvicorn", "hypercorn-trio")
+@every_server
 def test_a_server_that_gets_sigterm_under_load_has_stored_all_that_it_acknowledged(
     server: str, serve: Serve, tmp_path: Path
 ) -> None:
@@ -129,7 +132,7 @@ def test_a_server_that_gets_sigterm_under_load_has_stored_all_that_it_acknowledg
     assert len(acknowledged) > 10
 
 
-@servers("uvicorn", "hypercorn")
+@every_server
 def test_a_server_that_gets_two_sigints_ends_and_has_stored_all_that_it_acknowledged(
     server: str, serve: Serve, tmp_path: Path
 ) -> None:
@@ -137,18 +140,18 @@ def test_a_server_that_gets_two_sigints_ends_and_has_stored_all_that_it_acknowle
         assert served.post("/count/100").text == "100"
         with in_flight(served) as answers:
             served.signal(signal.SIGINT)
-            if server == "uvicorn":
+            if is_uvicorn(server):
                 served.wait_for(re.compile("Waiting for connections").search)
             served.signal(signal.SIGINT)
-            if server != "uvicorn":  # which cuts them off; the others wait
+            if not is_uvicorn(server):  # which cuts them off; the others wait
                 release(tmp_path)
             answered = {int(text) for status, text in answers() if status == 200}
         assert served.wait() == 0, served.output
     assert {100, *answered} <= stored(tmp_path)
-    assert answered == (set() if server == "uvicorn" else EVERY)
+    assert answered == (set() if is_uvicorn(server) else EVERY)
 
 
-@servers("uvicorn", "hypercorn-trio")
+@every_server
 def test_a_server_whose_store_hangs_at_shutdown_answers_and_ends_all_the_same(
     server: str, serve: Serve, tmp_path: Path
 ) -> None:
@@ -157,13 +160,13 @@ def test_a_server_whose_store_hangs_at_shutdown_answers_and_ends_all_the_same(
             served.signal(signal.SIGTERM)
             release(tmp_path)
             assert answers() == ANSWERED
-        assert served.wait() == (-signal.SIGTERM if server == "uvicorn" else 0), served.output
+        assert served.wait() == (-signal.SIGTERM if is_uvicorn(server) else 0), served.output
         assert "closing" in served.output
         assert "had not stopped in time: served/$persistence" in served.output
     assert stored(tmp_path) == EVERY
 
 
-@servers("uvicorn", "hypercorn")
+@every_server
 def test_a_server_whose_system_has_failed_answers_what_is_in_flight_and_ends(
     server: str, serve: Serve, tmp_path: Path
 ) -> None:
@@ -175,9 +178,9 @@ def test_a_server_whose_system_has_failed_answers_what_is_in_flight_and_ends(
             release(tmp_path)
             # hypercorn's worker waits for some seconds only.
             late = [answer for answer in answers() if answer != (503, "ActorStopped")]
-            assert [status for status, _ in late if status or server == "uvicorn"] == []
+            assert [status for status, _ in late if status or is_uvicorn(server)] == []
         # That of the worker is another, which hypercorn does not hand on.
-        assert served.wait() == (-signal.SIGTERM if server == "uvicorn" else 0), served.output
+        assert served.wait() == (-signal.SIGTERM if is_uvicorn(server) else 0), served.output
     assert stored(tmp_path) == {100}
 
 
