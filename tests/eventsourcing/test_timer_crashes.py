@@ -1,8 +1,8 @@
 """Timers that are set, taken back, replaced and fired, under crashes and in any order.
 
-`PAPYRA_CI=1` tries this on every durable backend, with each crash, and in more orders.
-``PAPYRA_TIMER_POINTS`` says every how many-th crash is tried, and ``PAPYRA_TIMER_SEEDS`` how many
-schedules.
+`PAPYRA_CI=1` tries this on every durable backend, with more crashes, and in more orders.
+``PAPYRA_TIMER_POINTS`` says every how many-th crash is tried, 1 for each, and
+``PAPYRA_TIMER_SEEDS`` how many schedules.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from tests.extent import CI, count
 pytestmark = pytest.mark.anyio
 
 #: Every how many-th crash is tried.
-EVERY = count("PAPYRA_TIMER_POINTS", 13, 1)
+EVERY = count("PAPYRA_TIMER_POINTS", 13, 4)
 SEEDS = count("PAPYRA_TIMER_SEEDS", 3, 30)
 #: Seconds in which each timer here has its time, failures included.
 LONG = 200.0
