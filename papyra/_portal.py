@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import concurrent.futures
+import functools
 import os
 import threading
 from collections.abc import Awaitable, Callable
@@ -10,6 +11,7 @@ from contextlib import AbstractAsyncContextManager, AbstractContextManager
 from typing import Any, TypeVar, overload
 
 import anyio
+import anyio.to_thread
 from anyio.abc import TaskGroup
 from anyio.from_thread import BlockingPortal
 
@@ -62,6 +64,13 @@ class Portal:
         except BaseException:
             future.cancel()
             raise
+
+    async def call_from_any_loop(self, function: Callable[..., Awaitable[T]], *args: Any) -> T:
+        """Await ``function(*args)`` in the loop, whichever loop this is. Raises as `call` does."""
+        if threading.get_ident() == self._loop.thread:
+            return await function(*args)
+        call = functools.partial(self.call, function, *args)
+        return await anyio.to_thread.run_sync(call, abandon_on_cancel=True)
 
     @overload
     def start_task_soon(

@@ -5,17 +5,14 @@ from __future__ import annotations
 import inspect
 from collections.abc import Awaitable, Callable
 from typing import TypeAlias
-from urllib.parse import parse_qs
-
-import msgspec
 
 from papyra._safe_repr import shown
-from papyra.exceptions import InvalidPolicy, InvalidSetting, StoreError, StoreReplaced
-from papyra.observability.endpoint import Answer, Endpoint, Scope, plain
-from papyra.observability.lifecycles import MOST, read_timeline_after
+from papyra.exceptions import InvalidSetting, SystemNotRunning
+from papyra.observability import answers
+from papyra.observability.endpoint import Answer, Endpoint, Scope
+from papyra.observability.lifecycles import MOST
 from papyra.observability.lifespan import Lifespan, end_process, lifespan
 from papyra.observability.readiness import Readiness, ReadinessCheck
-from papyra.observability.timeline_page import data, page
 from papyra.system import ActorSystem
 
 __all__ = (
@@ -38,14 +35,6 @@ Source: TypeAlias = ActorSystem | Lifespan
 #: Returns whether whoever sends a request, whose ASGI scope it gets, may see the timeline.
 Allow: TypeAlias = Callable[[Scope], Awaitable[bool] | bool]
 
-#: Nobody may show the page in a frame, or learn its address.
-_PAGE_HEADERS = (
-    (b"content-security-policy", b"frame-ancestors 'none'"),
-    (b"referrer-policy", b"no-referrer"),
-)
-#: The greatest position that a store can give.
-_LAST_POSITION = 2**63 - 1
-
 
 def health(source: Source) -> Endpoint:
     """Return an application that says whether the process should go on: 200, or 503.
@@ -57,9 +46,7 @@ def health(source: Source) -> Endpoint:
 
     async def answer(scope: Scope) -> Answer:
         del scope
-        system = _system_of(source)
-        alive = system is None or system.failure is None
-        return _json(200 if alive else 503, {"alive": alive})
+        return answers.alive(_system_of(source))
 
     return Endpoint(answer)
 
@@ -76,8 +63,7 @@ def ready(source: Source, *, max_lag: int | None = None, timeout: float = 2.0) -
 
     async def answer(scope: Scope) -> Answer:
         del scope
-        readiness = await check.check(_system_of(source))
-        return _json(200 if readiness.ready else 503, readiness)
+        return answers.readiness(await check.check(_system_of(source)))
 
     return Endpoint(answer)
 
@@ -89,15 +75,13 @@ def metrics(*sources: Source) -> Endpoint:
     are classes of actors. For figures of your own beside them, register a
     `papyra.observability.prometheus.PapyraCollector`. Raises `MissingExtra` without ``prometheus``.
     """
-    from papyra.observability.prometheus import scrape  # noqa: PLC0415 - an extra of its own
+    import papyra.observability.prometheus  # noqa: F401, PLC0415 - an extra of its own
 
     _check_sources(*sources)
 
     async def answer(scope: Scope) -> Answer:
         accept = b",".join(value for name, value in scope["headers"] if name == b"accept")
-        systems = [system for source in sources if (system := _system_of(source)) is not None]
-        body, content_type = scrape(systems, accept.decode("latin-1"))
-        return Answer(200, content_type, body)
+        return answers.figures(map(_system_of, sources), accept.decode("latin-1"))
 
     return Endpoint(answer)
 
@@ -112,45 +96,22 @@ def timeline(source: Source, *, allow: Allow, records: int = MOST) -> Endpoint:
     Raises `InvalidSetting` and `InvalidPolicy` for what makes no sense.
     """
     _check_sources(source)
-    if not callable(allow):
-        raise InvalidSetting(f"allow is a function that decides who may see it, not {shown(allow)}")
-    if type(records) is not int or records < 0:
-        raise InvalidPolicy(f"records is a whole number, 0 or more, not {shown(records)}")
+    answers.check_timeline(allow, records)
 
     async def answer(scope: Scope) -> Answer:
         allowed = allow(scope)
         if (await allowed if inspect.isawaitable(allowed) else allowed) is not True:
-            return plain(403, "Forbidden")
+            return answers.forbidden()
         system = _system_of(source)
         if system is None or not system.is_running:
-            return plain(503, "The system does not run.")
+            return answers.no_timeline()
+        query = scope.get("query_string", b"").decode("latin-1")
         try:
-            return await _timeline(system, scope, records)
-        except StoreReplaced:
-            return plain(409, "The store has not come so far.")
-        except StoreError:
-            return plain(503, "The store does not answer.")
+            return await system.portal.call_from_any_loop(answers.timeline, system, query, records)
+        except SystemNotRunning:
+            return answers.no_timeline()
 
     return Endpoint(answer)
-
-
-async def _timeline(system: ActorSystem, scope: Scope, records: int) -> Answer:
-    backend = system.backend
-    name = f"{system.system_id} in {backend.location}" if backend.location else system.system_id
-    query = parse_qs(scope.get("query_string", b"").decode("latin-1"), keep_blank_values=True)
-    if "after" not in query:
-        after = max(0, backend.last_seq - records)
-        shown = page(await read_timeline_after(backend, name, after))
-        return Answer(200, "text/html; charset=utf-8", shown.encode(), _PAGE_HEADERS)
-    text = query["after"][-1]
-    if not (text.isascii() and text.isdigit() and len(text) < 20 and int(text) <= _LAST_POSITION):
-        return plain(400, "after is a position, a whole number.")
-    found = await read_timeline_after(backend, name, int(text))
-    return Answer(200, "application/json", data(found).encode())
-
-
-def _json(status: int, content: object) -> Answer:
-    return Answer(status, "application/json", msgspec.json.encode(content))
 
 
 def _check_sources(*sources: object) -> None:

@@ -1,11 +1,11 @@
-"""An ASGI application that answers one question, whatever framework it is mounted in."""
+"""An answer to one question; and the ASGI application that gives it, in whatever framework."""
 
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any, NamedTuple, TypeAlias
 
-__all__ = ("Answer", "Endpoint", "Scope")
+__all__ = ("Answer", "Endpoint", "Scope", "headers_of", "plain", "refused")
 
 #: What ASGI hands to an application: about the request, for what it receives, and what it sends.
 Scope: TypeAlias = MutableMapping[str, Any]
@@ -50,9 +50,14 @@ class Endpoint:
                 raise NotImplementedError(f"this answers requests of HTTP, and no {other}")
 
     async def _respond(self, scope: Scope) -> Answer:
-        if scope["method"] not in ("GET", "HEAD"):
-            return plain(405, "Method Not Allowed", (b"allow", b"GET, HEAD"))
-        return await self._answer(scope)
+        return refused(scope["method"]) or await self._answer(scope)
+
+
+def refused(method: str) -> Answer | None:
+    """Return the answer to a method that asks for more than to read; `None` for the others."""
+    if method in ("GET", "HEAD"):
+        return None
+    return plain(405, "Method Not Allowed", (b"allow", b"GET, HEAD"))
 
 
 def plain(status: int, text: str, *headers: tuple[bytes, bytes]) -> Answer:
@@ -60,12 +65,17 @@ def plain(status: int, text: str, *headers: tuple[bytes, bytes]) -> Answer:
     return Answer(status, "text/plain; charset=utf-8", f"{text}\n".encode(), headers)
 
 
-async def _send(send: Send, answer: Answer, *, has_body: bool) -> None:
-    headers = [
+def headers_of(answer: Answer) -> list[tuple[bytes, bytes]]:
+    """Return all headers of an answer."""
+    return [
         (b"content-type", answer.content_type.encode()),
         (b"content-length", str(len(answer.body)).encode()),
         *_HEADERS,
         *answer.headers,
     ]
+
+
+async def _send(send: Send, answer: Answer, *, has_body: bool) -> None:
+    headers = headers_of(answer)
     await send({"type": "http.response.start", "status": answer.status, "headers": headers})
     await send({"type": "http.response.body", "body": answer.body if has_body else b""})

@@ -9,7 +9,7 @@ import msgspec
 
 from papyra._durations import is_seconds
 from papyra._safe_repr import shown, type_and_text
-from papyra.exceptions import ActorStopped, InvalidPolicy
+from papyra.exceptions import ActorStopped, InvalidPolicy, SystemNotRunning
 from papyra.persistence.messages import Flush, Read
 from papyra.projections.status import ProjectionState
 from papyra.system import ActorSystem
@@ -60,6 +60,21 @@ class ReadinessCheck:
         """Return whether `system` can serve. `None` stands for one that has not started."""
         if (reason := _reason_of(system)) is not None or system is None:
             return Readiness(False, (reason or "starting",))
+        try:
+            return await system.portal.call_from_any_loop(self._ask, system)
+        except SystemNotRunning:
+            return _not_running(system)
+
+    def check_from_thread(self, system: ActorSystem) -> Readiness:
+        """Return what `check` does; in a thread that may wait, and has no event loop."""
+        if _reason_of(system) is not None:
+            return _not_running(system)
+        try:
+            return system.portal.call(self._ask, system)
+        except SystemNotRunning:
+            return _not_running(system)
+
+    async def _ask(self, system: ActorSystem) -> Readiness:
         if self._question is None or self._question.system is not system:
             self._question = _Question(system, self._timeout)
         failed = await self._question.ask()
@@ -133,6 +148,10 @@ def _reason_of(system: ActorSystem | None) -> str | None:
     if system.failure is not None:
         return "failed"
     return None if system.is_running else "not running"
+
+
+def _not_running(system: ActorSystem) -> Readiness:
+    return Readiness(False, (_reason_of(system) or "not running",))
 
 
 def _projections_of(system: ActorSystem) -> dict[str, ProjectionReadiness]:
