@@ -18,7 +18,7 @@ from papyra import (
     Retry,
 )
 from papyra.eventsourcing import event, upcaster
-from papyra.exceptions import PapyraError
+from papyra.exceptions import InvalidPath, PapyraError
 from papyra.observability.asgi import health, lifespan, ready, timeline
 from papyra.observability.opentelemetry import OpenTelemetry
 from papyra.observability.prometheus import PapyraCollector
@@ -178,3 +178,13 @@ async def test_so_it_is_within_an_actor(value: Any) -> None:
         ):
             text = await actor.ask(call)
             assert any(part in text for part in ("<int of 16610 bits>", "<Mute inst", "None")), text
+
+
+@pytest.mark.parametrize(
+    "make", [JsonFilePersistence, RotatingFilePersistence, SQLitePersistence, SQLiteView]
+)
+def test_a_path_that_no_file_can_have_is_refused_at_once(make: Callable[[str], Any]) -> None:
+    for path in ("", "a\0b", "half a \ud800 pair"):
+        with pytest.raises(InvalidPath) as caught:
+            make(path)
+        str(caught.value).encode()

@@ -256,6 +256,10 @@ def _check_numbers(kind: type[Projection]) -> None:
 
 def _check_handle(projection: Projection) -> None:
     kind = type(projection)
+    if inspect.iscoroutinefunction(kind.setup):
+        raise InvalidProjection(
+            f"{kind.name}: setup is a plain function, which runs on the view's thread"
+        )
     handle = getattr(kind, "handle", None)
     if handle is None:
         raise InvalidProjection(f"{kind.name}: it has no handle(self, received, tx)")

@@ -12,7 +12,8 @@ from typing import Any
 
 from papyra._durations import is_seconds
 from papyra._safe_repr import is_really, shown
-from papyra.exceptions import InvalidPath, InvalidPolicy, ViewUnavailable
+from papyra.exceptions import InvalidPolicy, ViewUnavailable
+from papyra.persistence.backends._files.location import Place
 from papyra.projections.database import ViewDatabase
 from papyra.projections.view import View, checked_lease
 
@@ -41,13 +42,11 @@ class SQLiteView(View[sqlite3.Connection]):
     def __init__(
         self, path: str | os.PathLike[str], *, busy_timeout: float = 5.0, lease: float = 10.0
     ) -> None:
-        if not isinstance(path, (str, os.PathLike)) or not os.fspath(path):
-            raise InvalidPath(f"the path of a view is a path, not {shown(path)}")
+        # Absolute from now on: who changes the working directory means the same file.
+        self._path = Place(path).path
         if not is_seconds(busy_timeout, finite=True):
             raise InvalidPolicy(f"busy_timeout is seconds, 0 or more, not {shown(busy_timeout)}")
         self.lease = checked_lease(lease)
-        # Made absolute now: who changes the working directory means the same file.
-        self._path = Path(path).absolute()
         self._busy_timeout = busy_timeout
 
     @property

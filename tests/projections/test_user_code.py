@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 import anyio
 import pytest
 
-from papyra.exceptions import InvalidRequest
+from papyra.exceptions import InvalidProjection, InvalidRequest
 from papyra.projections import OnError, Pause, Projection, SQLiteView
 from tests.conftest import event_loops
 from tests.projections.balances import Balances, Deposited, Deposits, in_state
@@ -161,6 +161,18 @@ async def test_seconds_that_no_float_can_hold_are_as_good_as_none(
             Patient(never) if cls is Ending else Patient(SQLiteView(path), "nowhere", never)
         )
         await runner.wait_for(system.backend.last_seq, timeout=10**400)
+
+
+async def test_a_setup_that_nobody_would_await_is_refused(
+    new_system: NewSystem, path: Path
+) -> None:
+    class Awaited(Balances):
+        async def setup(self, tx: Any) -> None:  # type: ignore[override]
+            """Make nothing."""
+
+    async with new_system() as system:
+        with pytest.raises(InvalidProjection, match="setup is a plain function"):
+            system.project(Awaited(SQLiteView(path)))
 
 
 @pytest.mark.parametrize("limit", [0, -1, True, 1.0, None])

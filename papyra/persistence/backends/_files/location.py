@@ -39,6 +39,10 @@ def _text(path: object) -> str:
         raise InvalidPath("a store needs a path, and this one is empty")
     if "\0" in text:
         raise InvalidPath(f"no path has a NUL byte in it, as {text!r} has")
+    try:
+        os.fsencode(text)
+    except UnicodeEncodeError as error:
+        raise InvalidPath(f"no file can be called {text!a}: {error.reason}") from error
     return text
 
 
