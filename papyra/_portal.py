@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import concurrent.futures
+import contextlib
 import functools
 import os
 import threading
@@ -56,21 +57,34 @@ class Portal:
         """
         future = self.start_task_soon(function, *args)
         try:
-            return future.result()
-        except concurrent.futures.CancelledError:
-            if not self.closed:
-                raise
-            raise self._not_running() from None
+            return self._result_of(future)
         except BaseException:
             future.cancel()
             raise
 
     async def call_from_any_loop(self, function: Callable[..., Awaitable[T]], *args: Any) -> T:
-        """Await ``function(*args)`` in the loop, whichever loop this is. Raises as `call` does."""
+        """Await ``function(*args)`` in the loop, whichever loop this is.
+
+        Raises as `call` does. Who is cancelled cancels the call, and does not wait for its end.
+        """
         if threading.get_ident() == self._loop.thread:
             return await function(*args)
-        call = functools.partial(self.call, function, *args)
-        return await anyio.to_thread.run_sync(call, abandon_on_cancel=True)
+        here, done = HomeLoop(self._system_id), anyio.Event()
+
+        def wake(_: object) -> None:
+            with contextlib.suppress(RuntimeError):  # the loop that has asked may have ended
+                here.call_soon(done.set)
+
+        # In a thread, as the first call waits until the portal is open.
+        start = functools.partial(self.start_task_soon, function, *args)
+        future: concurrent.futures.Future[T] = await anyio.to_thread.run_sync(start)
+        try:
+            future.add_done_callback(wake)
+            await done.wait()
+        except BaseException:
+            future.cancel()
+            raise
+        return self._result_of(future)
 
     @overload
     def start_task_soon(
@@ -109,6 +123,14 @@ class Portal:
             self._closing.set()
         if entered is not None and not entered.done():
             entered.set_exception(self._not_running())
+
+    def _result_of(self, future: concurrent.futures.Future[T]) -> T:
+        try:
+            return future.result()
+        except concurrent.futures.CancelledError:
+            if not self.closed:
+                raise
+            raise self._not_running() from None
 
     def _through(self, use: Callable[[BlockingPortal], ValueT]) -> ValueT:
         if os.getpid() != self._process:

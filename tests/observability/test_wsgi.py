@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import threading
 from collections.abc import Iterator
 from typing import Any
 from wsgiref.util import setup_testing_defaults
@@ -17,6 +18,7 @@ from papyra import Actor, ActorSystem, Decision, OneForOne
 from papyra.exceptions import (
     ActorStopped,
     EscalatedFailure,
+    InvalidPolicy,
     InvalidSetting,
     StoreUnreachable,
     SystemNotRunning,
@@ -170,7 +172,64 @@ async def test_asgi_applications_answer_in_another_loop_than_that_of_the_system(
     assert (await get(asgi.timeline(system, allow=lambda _: True))).status_code == 503
 
 
-@pytest.mark.parametrize("make", [wsgi.health, wsgi.ready, wsgi.metrics])
+@pytest.mark.anyio
+async def test_a_call_from_another_loop_that_is_cancelled_ends_in_that_of_the_system(
+    running: tuple[ActorSystem, SystemThread],
+) -> None:
+    portal = running[0].portal
+    begun, ended = threading.Event(), threading.Event()
+
+    async def hang() -> None:
+        begun.set()
+        try:
+            await anyio.sleep_forever()
+        finally:
+            ended.set()
+
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(portal.call_from_any_loop, hang)
+        assert await anyio.to_thread.run_sync(begun.wait, 60)
+        tasks.cancel_scope.cancel()
+    assert await anyio.to_thread.run_sync(ended.wait, 60)
+
+
+@pytest.mark.anyio
+async def test_a_call_from_another_loop_raises_what_it_raises_and_when_the_system_ends(
+    running: tuple[ActorSystem, SystemThread],
+) -> None:
+    system, thread = running
+
+    async def fail() -> None:
+        raise ValueError("boom")
+
+    with pytest.raises(ValueError, match="boom"):
+        await system.portal.call_from_any_loop(fail)
+    portal, begun = system.portal, threading.Event()
+
+    async def hang() -> None:
+        begun.set()
+        await anyio.sleep_forever()
+
+    async def call() -> None:
+        with pytest.raises(SystemNotRunning):
+            await portal.call_from_any_loop(hang)
+
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(call)
+        assert await anyio.to_thread.run_sync(begun.wait, 60)
+        await anyio.to_thread.run_sync(thread.stop)
+
+
+@pytest.mark.parametrize("make", [wsgi.health, wsgi.ready, wsgi.metrics, wsgi.timeline])
 def test_what_is_no_system_is_refused(make: Any) -> None:
+    options = {"allow": bool} if make is wsgi.timeline else {}
     with pytest.raises(InvalidSetting, match="an ActorSystem"):
-        make("shop")
+        make("shop", **options)
+
+
+def test_a_timeline_that_nobody_decides_about_is_refused() -> None:
+    system: Any = ActorSystem("shop", persistence=InMemoryPersistence())
+    with pytest.raises(InvalidSetting, match="allow is a function"):
+        wsgi.timeline(system, allow=True)  # type: ignore[arg-type]
+    with pytest.raises(InvalidPolicy, match="records is a whole number"):
+        wsgi.timeline(system, allow=bool, records=-1)
