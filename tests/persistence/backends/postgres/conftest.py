@@ -1,7 +1,7 @@
 """Servers to test with: one of each major version that can be started here, or the first of them.
 
-In CI, tests run on each, and on every event loop; elsewhere on asyncio, without those that start
-servers of their own to lose them. ``POSTGRES_URL`` names one that is there already.
+In CI, tests run on one after another, and on every event loop; elsewhere on asyncio, without those
+that start servers of their own to lose them. ``POSTGRES_URL`` names one that is there already.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from tests.postgres_server import (
     own_database,
     shared_server,
 )
+from tests.server_versions import leave_to_other_versions
 
 anyio_backend = event_loops("asyncio")
 
@@ -36,6 +37,12 @@ collect_ignore = [] if CI else [f"test_{name}.py" for name in _LONG]
 URL = os.environ.get(URL_VARIABLE)
 _FOUND = sorted(installations()) if CI else list(installations())[:1]
 _MAJORS: Sequence[int | None] = _FOUND or [None]
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Have a test run on one major version after another."""
+    versions = {"installation": len(_MAJORS), "database": 1 if URL else len(_MAJORS)}
+    leave_to_other_versions(config, items, Path(__file__).parent, versions)
 
 
 def _installation(major: int | None) -> Path:

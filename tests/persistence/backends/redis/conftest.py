@@ -1,4 +1,4 @@
-"""Servers to test with: those that can be started here, each in turn.
+"""Servers to test with: those that can be started here, in turn.
 
 Tests of the way to a server run on asyncio and on trio, which takes another; those of what is kept
 there on asyncio, and in CI on all event loops.
@@ -21,12 +21,19 @@ import redis
 
 from papyra.persistence.backends.redis import RedisStreamsConfig, RedisStreamsPersistence
 from tests.redis_server import RedisServer, any_binary, server_binaries
+from tests.server_versions import leave_to_other_versions
 
 MakeStore: TypeAlias = Callable[..., RedisStreamsPersistence]
 
 BINARIES = server_binaries()
 #: Where stores are that need no server of their own, if it is set.
 URL = os.environ.get("REDIS_URL")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Have a test run on one program after another."""
+    versions = {"binary": len(BINARIES) or 1, "server": 1 if URL else len(BINARIES) or 1}
+    leave_to_other_versions(config, items, Path(__file__).parent, versions)
 
 
 async def until(condition: Callable[[], object]) -> None:
