@@ -1,8 +1,8 @@
 """On which version of a server a test runs, where more than one can be started here.
 
-Elsewhere than in CI each test runs on one version, and others on others. In CI the conformance suite
-runs on every version and every event loop, and any other test on every event loop, with one version
-after another. With ``PAPYRA_EVERY_SERVER=1`` all of them run on all.
+Elsewhere than in CI each test runs on one version, and others on others. In CI the conformance
+suite runs on every version and every event loop, and any other test on every event loop, with one
+version after another. With ``PAPYRA_EVERY_SERVER=1`` all of them run on all.
 """
 
 from __future__ import annotations
@@ -31,7 +31,8 @@ def leave_to_other_versions(
     """
     if EVERY_SERVER or any("[" in argument for argument in config.args):
         return
-    left, kept = [], []
+    left: list[pytest.Item] = []
+    kept: list[pytest.Item] = []
     for item in items:
         turn = not item.path.is_relative_to(folder) or _is_its_turn(item, versions)
         (kept if turn else left).append(item)
