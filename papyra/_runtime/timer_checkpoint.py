@@ -41,7 +41,7 @@ logger = logging.getLogger("papyra")
 
 #: Changes of timers from one checkpoint to the next, at least; as many as are pending, if that is
 #: more, so that saving them costs each change the same.
-SAVE_EVERY = 1_000
+SAVE_EVERY = 5_000
 #: Records of any kind from one checkpoint to the next, at most: a start reads them all.
 READ_AT_MOST = 50_000
 #: How many timers are encoded before others have their turn.
@@ -118,7 +118,7 @@ class TimerCheckpoint:
         if self._is_saving or not self._is_supported or not (changes or self._revision):
             return False
         return (
-            changes >= max(SAVE_EVERY, len(self._index))
+            (changes >= SAVE_EVERY and changes >= len(self._index))
             or head - self._position >= READ_AT_MOST
             or not self._revision
         )

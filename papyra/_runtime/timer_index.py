@@ -1,11 +1,17 @@
-"""The index of the durable timers that are pending: what the changes in a store add up to."""
+"""The index of the durable timers that are pending: what the changes in a store add up to.
+
+Timers that are scheduled one after the other are put into it together, once somebody looks: many
+are replaced before that, and each by itself takes longer.
+"""
 
 from __future__ import annotations
 
 import heapq
 import itertools
+import math
 from collections import deque
 from collections.abc import Iterable, Iterator
+from typing import cast
 
 from papyra.persistence.bases import BASE_TYPE
 from papyra.persistence.records import PersistedEvent
@@ -23,6 +29,8 @@ from papyra.persistence.timer_checkpoints import Kept
 
 #: Entries of timers that are over, and may stay in the heap, however few others there are.
 _KEPT = 64
+#: Timers that are put in together, at most.
+_NEW = 256
 
 
 class IndexedTimer:
@@ -89,7 +97,9 @@ class TimerIndex:
 
     def __init__(self, system_id: str) -> None:
         self._prefix = f"{system_id}/"
-        self.actors: dict[str, TimersOfActor] = {}
+        self._actors: dict[str, TimersOfActor] = {}
+        #: events that schedule timers of this system, and are not in the rest yet, oldest first
+        self._new: list[PersistedEvent] = []
         self._numbers = itertools.count()
         #: Unix time in seconds, a number to keep those of one moment in order, and the timer
         self._heap: list[tuple[float, int, IndexedTimer]] = []
@@ -101,29 +111,32 @@ class TimerIndex:
         self.is_alone = True
 
     def __len__(self) -> int:
+        self._put_new()
         return self._count
 
     def __iter__(self) -> Iterator[IndexedTimer]:
-        for actor in tuple(self.actors.values()):
+        self._put_new()
+        for actor in tuple(self._actors.values()):
             yield from tuple(actor.by_name.values())
 
     def find(self, address: str, name: str) -> IndexedTimer | None:
         """Return the timer of that name of an actor, if one is pending."""
-        actor = self.actors.get(address)
+        self._put_new()
+        actor = self._actors.get(address)
         return None if actor is None else actor.by_name.get(name)
 
     @property
-    def next_at(self) -> float | None:
-        """Unix time in seconds at which the next one comes; `None` if there is none."""
+    def next_at(self) -> float:
+        """Unix time in seconds at which the next one comes; infinity if there is none."""
+        self._put_new()
         while self._heap and self._heap[0][2].is_over:
             heapq.heappop(self._heap)
             self._over -= 1
-        return self._heap[0][0] if self._heap else None
+        return self._heap[0][0] if self._heap else math.inf
 
     def pop_due(self, now: float) -> IndexedTimer | None:
         """Return the next timer that is due at Unix time `now`, which is in the heap no more."""
-        moment = self.next_at
-        if moment is None or moment > now:
+        if self.next_at > now or not self._heap:
             return None
         timer = heapq.heappop(self._heap)[2]
         timer.is_waiting = False
@@ -133,6 +146,18 @@ class TimerIndex:
         """Have a timer that was popped come again, at Unix time `moment`."""
         timer.comes_at = moment
         self._push(timer)
+
+    def schedule(self, record: PersistedEvent) -> bool:
+        """Take in an event that has a `Scheduled` for its payload, if it is of this system."""
+        is_own = record.actor_address.startswith(self._prefix)
+        if is_own:
+            self._new.append(record)
+            self.changes += 1
+            if len(self._new) >= _NEW:
+                self._put_new()
+        else:
+            self.is_alone = False
+        return is_own
 
     def take_in(self, record: PersistedEvent) -> Change | None:
         """Move on by an event, if it is about timers of this system; return the change.
@@ -146,15 +171,18 @@ class TimerIndex:
             return None
         if record.event_type == TIMER:
             change = change_in(record.payload)
+            self._put_new()
             self._change(record.actor_address, change, record.revision)
             return change
         if record.event_type == BASE_TYPE:
+            self._put_new()
             self._begin_with(record)
         return None
 
     def all(self) -> list[IndexedTimer]:
         """Return all timers that are pending now, for a checkpoint."""
-        actors = self.actors.values()
+        self._put_new()
+        actors = self._actors.values()
         return [timer for actor in actors for timer in actor.by_name.values()]
 
     def restore(self, kept: Iterable[Kept]) -> None:
@@ -167,7 +195,8 @@ class TimerIndex:
 
     def clear(self) -> None:
         """Forget all of them."""
-        for actor in self.actors.values():
+        self._new.clear()
+        for actor in self._actors.values():
             for timer in actor.by_name.values():
                 timer.is_over = True
             actor.by_name.clear()
@@ -179,12 +208,23 @@ class TimerIndex:
     def forget(self, actor: TimersOfActor) -> None:
         """Let go of an actor without timers, of which nothing is under way."""
         is_idle = not actor.by_name and actor.at_hand is None
-        if is_idle and self.actors.get(actor.address) is actor:
-            del self.actors[actor.address]
+        if is_idle and self._actors.get(actor.address) is actor:
+            del self._actors[actor.address]
 
     def _forget_idle(self) -> None:
-        for actor in tuple(self.actors.values()):
+        for actor in tuple(self._actors.values()):
             self.forget(actor)
+
+    def _put_new(self) -> None:
+        """Put in what was scheduled since the last time; of one name, the newest one."""
+        if not self._new:
+            return
+        newest: dict[tuple[str, str], PersistedEvent] = {}
+        for record in reversed(self._new):
+            newest.setdefault((record.actor_address, record.payload.name), record)
+        self._new.clear()
+        for (address, name), record in reversed(newest.items()):
+            self._put(address, name, cast("int", record.revision), record.payload.due)
 
     def _change(self, address: str, change: Change, revision: int) -> None:
         self.changes += 1
@@ -216,7 +256,7 @@ class TimerIndex:
     def _begin_with(self, record: PersistedEvent) -> None:
         """Take over what the base of a history holds, in place of all that was before."""
         timers = timers_in_base(record)
-        actor = self.actors.get(record.actor_address)
+        actor = self._actors.get(record.actor_address)
         for timer in () if actor is None else tuple(actor.by_name.values()):
             self._remove(timer)
         for each in timers.values():
@@ -234,9 +274,9 @@ class TimerIndex:
         attempts: int = 0,
         not_before: float | None = None,
     ) -> None:
-        actor = self.actors.get(address)
+        actor = self._actors.get(address)
         if actor is None:
-            actor = self.actors[address] = TimersOfActor(address)
+            actor = self._actors[address] = TimersOfActor(address)
         before = actor.by_name.get(name)
         if before is not None:
             self._end(before)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 from collections import deque
 from collections.abc import Callable, Coroutine, Iterator
 from typing import Any, Protocol
@@ -130,6 +131,8 @@ class TimerService:
         #: whether the checkpoint was looked for
         self._is_loaded = False
         self._changed = anyio.Event()
+        #: Unix time in seconds at which the task looks again, if nothing changes before
+        self._wakes_at = math.inf
         self._pause = 0.0
         #: how far the wall clock is ahead of the monotonic one
         self._offset = 0.0
@@ -297,11 +300,11 @@ class TimerService:
         if timer is not None:  # there may be more of them, and others have their turn before
             await checkpoint()
             return
-        next_at = self._index.next_at
-        if next_at is None:
+        self._wakes_at = self._index.next_at
+        if self._wakes_at == math.inf:
             await self._changed.wait()
         else:
-            with move_on_at(self._clock, next_at, LOOK_INTERVAL):
+            with move_on_at(self._clock, self._wakes_at, LOOK_INTERVAL):
                 await self._changed.wait()
 
     def _begin_anew(self) -> None:
@@ -335,6 +338,8 @@ class TimerService:
         if self._is_current and batch.first_seq == self._head + 1:
             for seq, record in enumerate(batch.records, batch.first_seq):
                 if type(record) is PersistedEvent and record.event_type in _TYPES:
+                    if type(record.payload) is Scheduled and self._schedule(record):
+                        continue
                     self._head = seq
                     self._take_in(record)
             self._head = last
@@ -343,6 +348,16 @@ class TimerService:
         else:
             self._read_on()
 
+    def _schedule(self, record: PersistedEvent) -> bool:
+        """Take in an event that schedules a timer, as actors write them; return whether it is."""
+        name, due = record.payload.name, record.payload.due
+        if record.revision is None or type(name) is not str or type(due) is not float:
+            return False
+        if self._index.schedule(record) and due < self._wakes_at:
+            self._wakes_at = due
+            self._changed.set()
+        return True
+
     def _take_in(self, record: Record) -> None:
         if type(record) is not PersistedEvent or record.revision is None:
             return
@@ -350,7 +365,6 @@ class TimerService:
             if self._is_current:
                 self._checkpoint.take(self._head)
             return
-        before = self._index.next_at
         try:
             change = self._index.take_in(record)
         except Exception as error:  # noqa: BLE001 - whatever is wrong with it, its actor says so
@@ -361,11 +375,10 @@ class TimerService:
             )
             return
         if self._is_current:
-            if type(change) is not Scheduled:
-                self._count(change)
-                if isinstance(change, Unscheduled) and change.by_operator:
-                    self._tell_of_change(record.actor_address)
-            if self._index.next_at != before:
+            self._count(change)
+            if isinstance(change, Unscheduled) and change.by_operator:
+                self._tell_of_change(record.actor_address)
+            if self._index.next_at != self._wakes_at:
                 self._changed.set()
 
     def _tell_of_change(self, address: str) -> None:
