@@ -198,7 +198,7 @@ class EventSourced(Actor, Generic[StateT]):
         ):
             return
         delivery, said = self._delivery, history.command_metadata
-        if delivery is not None:
+        if delivery is not None and delivery.unnoted is not None:
             notes = delivery.with_fired(notes)
         if metadata is not None:
             said = all_metadata(metadata, said)
@@ -235,7 +235,7 @@ class EventSourced(Actor, Generic[StateT]):
         if not (events or notes) or self._has_stored(history, events):
             return
         delivery, said = self._delivery, history.command_metadata
-        if delivery is not None:
+        if delivery is not None and delivery.unnoted is not None:
             notes = delivery.with_fired(notes)
         if metadata is not None:
             said = all_metadata(metadata, said)

@@ -31,6 +31,7 @@ from papyra.exceptions import (
     RevisionConflict,
     StoreUnavailable,
 )
+from papyra.persistence import codec
 from papyra.persistence.bases import BASE_TYPE
 from papyra.persistence.decisions import (
     Decision,
@@ -41,6 +42,7 @@ from papyra.persistence.decisions import (
 from papyra.persistence.messages import (
     MAX_REASON,
     Append,
+    AppendEncoded,
     AppendMany,
     EncodedHistory,
     HistoryPage,
@@ -48,6 +50,7 @@ from papyra.persistence.messages import (
     ReadHistory,
 )
 from papyra.persistence.records import RESERVED, PersistedEvent
+from papyra.persistence.timer_changes import TIMER
 from papyra.ref import Answered
 
 StateT = TypeVar("StateT")
@@ -153,7 +156,7 @@ class History(Generic[StateT]):
             raise copy_of(self.failure)
         before = self.total
         state, records = self._next(before, events, metadata, notes)
-        request = Append(records[0]) if len(records) == 1 else AppendMany(tuple(records))
+        request = _append_of(records) if notes or len(records) > 1 else Append(records[0])
         appended: Any
         ask = self._persistence.ask_at_once(request)
         try:
@@ -210,7 +213,7 @@ class History(Generic[StateT]):
             if save is not None and error is None:
                 save(reply.last_seq)
 
-        request = Append(records[0]) if len(records) == 1 else AppendMany(tuple(records))
+        request = _append_of(records) if notes or len(records) > 1 else Append(records[0])
         try:
             self._persistence.request(request, answered if save is None else stored)
         except BaseException as error:
@@ -513,6 +516,17 @@ class History(Generic[StateT]):
             revision=self.revision + 1,
             event_type=record.event_type,
         )
+
+
+def _append_of(records: Sequence[PersistedEvent]) -> Append | AppendMany:
+    """Return the request to store records, which are events of an actor, or notes."""
+    if len(records) > 1:
+        return AppendMany(tuple(records))
+    record = records[0]
+    # A timer was looked at when it was made, and to look at it once more takes longer than to
+    # encode it.
+    encoded = codec.encode_known(record) if record.event_type == TIMER else None
+    return Append(record) if encoded is None else AppendEncoded(record, encoded)
 
 
 def _concerns_books(record: Step) -> bool:

@@ -78,6 +78,9 @@ class Timer(_Message, frozen=True, kw_only=True):
         due = self._first(now)
         if not due < _END:
             raise self._invalid(f"there is no date for {shown(due)}")
+        if self.every is None and self.cron is None:
+            # Most come once, and are made with as little as may be.
+            return Scheduled(self.name, due, kind, message, version, missed=self.missed)
         every = None if self.every is None else float(self.every)
         start, zone_name = None if every is None else now, self._zone()
         return Scheduled(

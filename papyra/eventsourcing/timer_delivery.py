@@ -61,13 +61,15 @@ class TimerDelivery(Generic[StateT]):
         self._history = history
         self._recovery = recovery
         self._context = context
+        self._self_ref = context.self_ref
         self._address = str(context.self_ref.address)
+        self._clock, self._timers = context.clock, context.system.timers
         self._messages = messages
         self._retry = retry
         #: whose message is being handled
         self.occurrence: Occurrence | None = None
         #: the timer at hand, until the note that it has fired is stored
-        self._unnoted: Pending | None = None
+        self.unnoted: Pending | None = None
 
     def changes(
         self, schedule: Timer | Iterable[Timer], unschedule: str | Iterable[str]
@@ -76,25 +78,25 @@ class TimerDelivery(Generic[StateT]):
 
         Raises `InvalidTimer`, and `MissingExtra`.
         """
-        notes = []
+        notes: list[Note] = []
         if unschedule != ():
             pending, names = self._history.books.kept.timers, as_names(unschedule)
             notes = [Note(TIMER, Unscheduled(each)) for each in names if each in pending]
-        if timers := as_timers(schedule):
-            now = self._context.clock.time()
+        timers = (schedule,) if type(schedule) is Timer else as_timers(schedule)
+        if timers:
+            now = self._clock.time()
             notes += [Note(TIMER, each.scheduled(self._messages, now)) for each in timers]
-            self._context.system.timers.attend(self._context.self_ref)
+            self._timers.attend(self._self_ref)
         return notes
 
     def with_fired(self, notes: Sequence[Note]) -> Sequence[Note]:
-        """Return `notes` behind the one that the timer at hand has fired, if there is one."""
-        if self._unnoted is None:
-            return notes
-        return [Note(TIMER, self._fired(self._unnoted, "handled")), *notes]
+        """Return `notes` behind the one that the timer at hand has fired, which is `unnoted`."""
+        assert self.unnoted is not None
+        return [Note(TIMER, self._fired(self.unnoted, "handled")), *notes]
 
     def note_stored(self) -> None:
         """Take note that what `with_fired` has returned is stored, or on its way."""
-        self._unnoted = None
+        self.unnoted = None
 
     async def receive(
         self, timer: TimerDue | TimerFailed | TimersChanged, receive: Receive
@@ -127,29 +129,29 @@ class TimerDelivery(Generic[StateT]):
             return await self._note(self._fired(pending, "skipped"))
         (message,) = messages
         self.occurrence = occurrence_of(self._address, pending)
-        self._unnoted = pending
+        self.unnoted = pending
         try:
             handling, telemetry = receive(message), self._context.system.telemetry
             if telemetry is not None:
-                late = max(0.0, self._context.clock.time() - pending.due)
+                late = max(0.0, self._clock.time() - pending.due)
                 handling = telemetry.timer(
-                    *(self._context.self_ref.address, pending.name, late),
+                    *(self._self_ref.address, pending.name, late),
                     *(pending.scheduled.cause, handling),
                 )
             reply = await handling
             is_refused = type(reply) is Failure and not isinstance(reply.error, UnhandledMessage)
-            if self._unnoted is not None:
+            if self.unnoted is not None:
                 if is_refused:
                     return reply
-                await self._note(self._fired(self._unnoted, "handled"))
+                await self._note(self._fired(self.unnoted, "handled"))
         finally:
-            self._unnoted = self.occurrence = None
+            self.unnoted = self.occurrence = None
         return "handled"
 
     async def _pending(self, timer: TimerDue | TimerFailed) -> Pending | None:
         """Return the timer that is brought, if it is what is pending."""
         key = timer.name, timer.generation, timer.due
-        is_current = self._context.system.timers.is_current(self._address, *key)
+        is_current = self._timers.is_current(self._address, *key)
         if (self._own_pending(*key) is not None) != is_current:
             # An operator has changed it, most likely; the store knows.
             self._history.is_in_doubt = True
@@ -164,7 +166,7 @@ class TimerDelivery(Generic[StateT]):
 
     async def _note_failure(self, pending: Pending, error: Exception) -> str:
         """Note that an occurrence comes again; or, after too many failures, that it is over."""
-        attempts, now = pending.attempts + 1, self._context.clock.time()
+        attempts, now = pending.attempts + 1, self._clock.time()
         why = type_and_text(error)[:MAX_REASON]
         delay = self._retry.delay_after(attempts, error)
         if delay is not None:
@@ -185,12 +187,12 @@ class TimerDelivery(Generic[StateT]):
         """Store a change of a timer by itself."""
         await self._recovery.know_state()
         await self._recovery.append((), None, [Note(TIMER, change)])
-        self._unnoted = None
+        self.unnoted = None
         return "noted"
 
     def _fired(self, pending: Pending, outcome: Outcome) -> Fired:
         """Return the note that an occurrence is over, and which one is next as of now."""
-        following = next_due(pending.scheduled, pending.due, self._context.clock.time())
+        following = next_due(pending.scheduled, pending.due, self._clock.time())
         return Fired(pending.name, pending.due, following, outcome)
 
 

@@ -21,7 +21,7 @@ from papyra.exceptions import (
 )
 from papyra.persistence.backends.base import PersistenceBackend
 from papyra.persistence.breaker import CircuitBreaker, CircuitBreakerPolicy
-from papyra.persistence.messages import Append, AppendMany, Request
+from papyra.persistence.messages import Append, AppendEncoded, AppendMany, Request
 from papyra.persistence.subscribing import (
     Subscribe,
     Subscribed,
@@ -61,7 +61,7 @@ class PersistenceActor(Actor):
 
     # Every actor of a system sends to this one.
     mailbox_capacity: ClassVar[int | None] = 10_000
-    batch_types: ClassVar[tuple[type, ...]] = (Append, AppendMany)
+    batch_types: ClassVar[tuple[type, ...]] = (Append, AppendEncoded, AppendMany)
 
     def __init__(
         self, backend: PersistenceBackend, breaker: CircuitBreakerPolicy | None = None
@@ -176,7 +176,7 @@ class PersistenceActor(Actor):
         metrics.write_errors += len(messages)
         for message in messages:
             # Nobody has checked yet that there are records in it.
-            records = (1,) if type(message) is Append else getattr(message, "records", ())
+            records = (1,) if isinstance(message, Append) else getattr(message, "records", ())
             metrics.records_dropped += len(records) if type(records) in (tuple, list) else 0
         self._log(*[error] * len(messages))
         return [Failure(StoreUnavailable(*error.args)) for _ in messages]

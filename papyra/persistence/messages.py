@@ -233,6 +233,15 @@ class Append(Request[Appended], frozen=True, gc=False):
     record: Record
 
 
+class AppendEncoded(Append, frozen=True, gc=False):
+    """Store one event, which was encoded already: see `codec.encode_known`.
+
+    Only for those of Papyra itself who have looked at the payload: nobody looks at it again.
+    """
+
+    encoded: bytes
+
+
 class AppendMany(Request[Appended], frozen=True):
     """Store these records next to each other: all of them or, if any is bad, none."""
 

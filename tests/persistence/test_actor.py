@@ -7,6 +7,7 @@ import math
 from typing import Any
 
 import anyio
+import msgspec
 import pytest
 
 from papyra import ActorRef, ActorSystem
@@ -15,6 +16,7 @@ from papyra.exceptions import (
     InvalidRecord,
     InvalidRequest,
     MailboxFull,
+    RevisionConflict,
     StoreError,
     UnencodablePayload,
 )
@@ -33,9 +35,11 @@ from papyra.persistence import (
     ResetMetrics,
     Restore,
     Scan,
+    codec,
 )
 from papyra.persistence.backends import group_commit
 from papyra.persistence.backends.memory import InMemoryPersistence
+from papyra.persistence.messages import AppendEncoded
 from papyra.testing import FaultyPersistence, wait_until_idle
 from tests.actors import event
 from tests.persistence import payloads
@@ -63,6 +67,38 @@ def numbers(persistence: FaultyPersistence) -> list[int]:
     store = persistence.wrapped
     assert isinstance(store, InMemoryPersistence)
     return [stored.payload["order_id"] for stored in store.events]
+
+
+async def test_events_that_were_encoded_already_are_stored_with_their_neighbours() -> None:
+    def encoded(number: int) -> AppendEncoded:
+        record = msgspec.structs.replace(event(number), revision=number)
+        data = codec.encode_known(record)
+        assert data is not None
+        return AppendEncoded(record, data)
+
+    backend = InMemoryPersistence()
+    async with backend:
+        replies, errors = await backend.commit([encoded(1)])
+        assert (list(replies), list(errors)) == ([Appended(1, 1)], [])
+        replies, _ = await backend.commit([encoded(2), encoded(3)])
+        assert list(replies) == [Appended(2, 2), Appended(3, 3)]
+        unreadable = msgspec.structs.replace(encoded(5), encoded=None)  # encoded by the store, then
+        conflict = encoded(9)
+        requests: list[Append | AppendMany] = [
+            encoded(4),
+            unreadable,
+            conflict,
+            Append(event(10)),
+            AppendMany((event(11),)),
+        ]
+        replies, errors = await backend.commit(requests)
+        assert [type(reply) for reply in replies] == [
+            *(Appended, Appended, RevisionConflict, Appended, Appended)
+        ]
+        assert [type(error) for error in errors] == [RevisionConflict]
+        history = await backend.read_history("shop/order-1")
+        stored = [record.revision for record in history.events]
+    assert stored == [1, 2, 3, 4, 5]
 
 
 async def test_the_persistence_actor_answers_every_request_with_its_reply(

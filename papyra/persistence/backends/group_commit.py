@@ -15,7 +15,7 @@ from papyra.exceptions import (
 )
 from papyra.persistence import codec
 from papyra.persistence.backends.revisions import Revisions, part_of_histories
-from papyra.persistence.messages import Append, Appended, AppendMany
+from papyra.persistence.messages import Append, Appended, AppendEncoded, AppendMany
 from papyra.persistence.metrics import PersistenceMetrics
 from papyra.persistence.records import Record
 
@@ -45,7 +45,8 @@ class Writer(Protocol):
         ...
 
 
-_APPENDS = {Append}
+_APPENDS, _ENCODED = frozenset({Append, AppendEncoded}), frozenset({AppendEncoded})
+_BYTES = frozenset({bytes})
 
 
 #: What became of a run of append requests: a reply for each of them, in order; and those of the
@@ -61,7 +62,8 @@ async def commit(requests: Sequence[Append | AppendMany], writer: Writer) -> Com
     """
     try:
         records, ends = _flatten(requests)
-        encoded = codec.encode(records)
+        is_encoded = type(requests[0]) is AppendEncoded
+        encoded = _encode(records, requests) if is_encoded else codec.encode(records)
     except InvalidRecord:
         return await _commit_one_by_one(requests, writer)
     size = len(encoded[0]) if len(encoded) == 1 else sum(map(len, encoded))
@@ -152,9 +154,9 @@ def _flatten(requests: Sequence[Append | AppendMany]) -> tuple[list[Record], Seq
     Raises `InvalidRecord` for a request without them, whatever that raises itself.
     """
     try:
-        if len(requests) == 1 and type(request := requests[0]) is Append:
+        if len(requests) == 1 and isinstance(request := requests[0], Append):
             return [request.record], (1,)
-        if set(map(type, requests)) == _APPENDS:
+        if _APPENDS.issuperset(map(type, requests)):
             appends = cast("Sequence[Append]", requests)
             return [append.record for append in appends], range(1, len(requests) + 1)
         records: list[Record] = []
@@ -167,6 +169,18 @@ def _flatten(requests: Sequence[Append | AppendMany]) -> tuple[list[Record], Seq
     except BaseException as error:
         raise InvalidRecord(f"a request whose records can't be had: {text_of(error)}") from error
     return records, ends
+
+
+def _encode(records: Sequence[Record], requests: Sequence[Append | AppendMany]) -> Sequence[bytes]:
+    """Return the records of requests as they are stored; the first was encoded already."""
+    first = requests[0]
+    if len(requests) == 1 and type(first) is AppendEncoded and type(first.encoded) is bytes:
+        return (first.encoded,)
+    if _ENCODED.issuperset(map(type, requests)):
+        encoded = [each.encoded for each in cast("Sequence[AppendEncoded]", requests)]
+        if _BYTES.issuperset(map(type, encoded)):
+            return encoded
+    return codec.encode(records)
 
 
 def _records_of(request: Append | AppendMany) -> Sequence[Record]:
