@@ -11,7 +11,8 @@ import itertools
 import math
 from collections import deque
 from collections.abc import Iterable, Iterator
-from typing import cast
+
+import msgspec
 
 from papyra.persistence.bases import BASE_TYPE
 from papyra.persistence.records import PersistedEvent
@@ -30,52 +31,30 @@ from papyra.persistence.timer_checkpoints import Kept
 #: Entries of timers that are over, and may stay in the heap, however few others there are.
 _KEPT = 64
 #: Timers that are put in together, at most.
-_NEW = 256
+_NEW = 1_000
 
 
-class IndexedTimer:
+class IndexedTimer(msgspec.Struct, eq=False):
     """A timer that is pending."""
 
-    __slots__ = (
-        "attempts",
-        "comes_at",
-        "due",
-        "generation",
-        "is_over",
-        "is_waiting",
-        "name",
-        "owner",
-        "put_off",
-        "seen",
-    )
-
-    def __init__(
-        self,
-        owner: TimersOfActor,
-        name: str,
-        generation: int,
-        due: float,
-        attempts: int = 0,
-        not_before: float | None = None,
-    ) -> None:
-        self.owner = owner
-        self.name = name
-        #: the revision with which it was scheduled
-        self.generation = generation
-        #: Unix time in seconds of the occurrence that comes next
-        self.due = due
-        #: how often handling that has failed
-        self.attempts = attempts
-        #: Unix time in seconds at which it is brought
-        self.comes_at = due if not_before is None else max(due, not_before)
-        #: Unix time in seconds at which it was first seen to be due; `None` before
-        self.seen: float | None = None
-        #: how often it was put off, as its failure could not even be noted
-        self.put_off = 0
-        #: whether this occurrence is over, or another one has taken its place
-        self.is_over = False
-        #: whether it is in the heap
-        self.is_waiting = False
+    owner: TimersOfActor
+    name: str
+    #: the revision with which it was scheduled
+    generation: int
+    #: Unix time in seconds of the occurrence that comes next
+    due: float
+    #: Unix time in seconds at which it is brought
+    comes_at: float
+    #: how often handling that has failed
+    attempts: int = 0
+    #: Unix time in seconds at which it was first seen to be due; `None` before
+    seen: float | None = None
+    #: how often it was put off, as its failure could not even be noted
+    put_off: int = 0
+    #: whether this occurrence is over, or another one has taken its place
+    is_over: bool = False
+    #: whether it is in the heap
+    is_waiting: bool = False
 
 
 class TimersOfActor:
@@ -98,8 +77,9 @@ class TimerIndex:
     def __init__(self, system_id: str) -> None:
         self._prefix = f"{system_id}/"
         self._actors: dict[str, TimersOfActor] = {}
-        #: events that schedule timers of this system, and are not in the rest yet, oldest first
-        self._new: list[PersistedEvent] = []
+        #: what was scheduled last, and is not in the rest yet, oldest first: address, name,
+        #: revision, and Unix time in seconds
+        self._new: list[tuple[str, str, int, float]] = []
         self._numbers = itertools.count()
         #: Unix time in seconds, a number to keep those of one moment in order, and the timer
         self._heap: list[tuple[float, int, IndexedTimer]] = []
@@ -147,17 +127,17 @@ class TimerIndex:
         timer.comes_at = moment
         self._push(timer)
 
-    def schedule(self, record: PersistedEvent) -> bool:
-        """Take in an event that has a `Scheduled` for its payload, if it is of this system."""
-        is_own = record.actor_address.startswith(self._prefix)
-        if is_own:
-            self._new.append(record)
-            self.changes += 1
-            if len(self._new) >= _NEW:
-                self._put_new()
-        else:
+    def schedule(self, address: str, name: str, revision: int, due: float) -> bool:
+        """Take in what schedules a timer, if it is of this system; return whether it is."""
+        if not address.startswith(self._prefix):
             self.is_alone = False
-        return is_own
+            return False
+        # Without the message, which may be large.
+        self._new.append((address, name, revision, due))
+        self.changes += 1
+        if len(self._new) >= _NEW:
+            self._put_new()
+        return True
 
     def take_in(self, record: PersistedEvent) -> Change | None:
         """Move on by an event, if it is about timers of this system; return the change.
@@ -219,12 +199,12 @@ class TimerIndex:
         """Put in what was scheduled since the last time; of one name, the newest one."""
         if not self._new:
             return
-        newest: dict[tuple[str, str], PersistedEvent] = {}
-        for record in reversed(self._new):
-            newest.setdefault((record.actor_address, record.payload.name), record)
+        newest: dict[tuple[str, str], tuple[int, float]] = {}
+        for address, name, revision, due in reversed(self._new):
+            newest.setdefault((address, name), (revision, due))
         self._new.clear()
-        for (address, name), record in reversed(newest.items()):
-            self._put(address, name, cast("int", record.revision), record.payload.due)
+        for (address, name), (revision, due) in reversed(newest.items()):
+            self._put(address, name, revision, due)
 
     def _change(self, address: str, change: Change, revision: int) -> None:
         self.changes += 1
@@ -280,7 +260,8 @@ class TimerIndex:
         before = actor.by_name.get(name)
         if before is not None:
             self._end(before)
-        timer = IndexedTimer(actor, name, generation, due, attempts, not_before)
+        comes_at = due if not_before is None else max(due, not_before)
+        timer = IndexedTimer(actor, name, generation, due, comes_at, attempts)
         if before is not None and before.due == due:
             timer.seen = before.seen
         actor.by_name[name] = timer

@@ -350,10 +350,11 @@ class TimerService:
 
     def _schedule(self, record: PersistedEvent) -> bool:
         """Take in an event that schedules a timer, as actors write them; return whether it is."""
-        name, due = record.payload.name, record.payload.due
-        if record.revision is None or type(name) is not str or type(due) is not float:
+        name, due, revision = record.payload.name, record.payload.due, record.revision
+        if revision is None or type(name) is not str or type(due) is not float:
             return False
-        if self._index.schedule(record) and due < self._wakes_at:
+        is_own = self._index.schedule(record.actor_address, name, revision, due)
+        if is_own and due < self._wakes_at:
             self._wakes_at = due
             self._changed.set()
         return True

@@ -72,7 +72,7 @@ def test_timers_that_are_put_in_late_add_up_to_the_same(
     for revision, (actor, change, what) in enumerate(changes, 1):
         record = PersistedEvent(actor.split("/")[0], actor, TIMER, change, 1.0, revision=revision)
         if isinstance(change, Scheduled):
-            late.schedule(record)
+            late.schedule(actor, change.name, revision, change.due)
         else:
             late.take_in(record)
         at_once.take_in(record)
