@@ -22,7 +22,7 @@ from papyra.eventsourcing.occurrences import (
 from papyra.eventsourcing.recovery import Recovery
 from papyra.eventsourcing.timer import Timer, as_names, as_timers
 from papyra.eventsourcing.timer_messages import TimerMessages
-from papyra.exceptions import InvalidTimer, UnhandledMessage
+from papyra.exceptions import InvalidTimer, MissingExtra, UnhandledMessage
 from papyra.persistence.messages import MAX_REASON, Append
 from papyra.persistence.records import PersistedDeadLetter
 from papyra.persistence.timer_changes import (
@@ -42,6 +42,10 @@ StateT = TypeVar("StateT")
 Receive: TypeAlias = Callable[[Any], Coroutine[Any, Any, Any]]
 
 logger = logging.getLogger("papyra")
+
+#: Seconds until a timer is looked at again of which nobody can say when it comes next, once it has
+#: been tried as often as others.
+_UNKNOWN_PAUSE = 600.0
 
 #: Where a function keeps that it looks for timers that are brought.
 _BRINGS_TIMERS = "__papyra_brings_timers__"
@@ -111,6 +115,9 @@ class TimerDelivery(Generic[StateT]):
             return "stale"
         if isinstance(timer, TimerFailed):
             return await self._note_failure(pending, timer.error)
+        if (error := self._why_unknown(pending)) is not None:
+            # Nothing could be noted, and it would be handled again and again.
+            return Failure(error)
         scheduled = pending.scheduled
         if (
             scheduled.missed == "skip"
@@ -169,6 +176,12 @@ class TimerDelivery(Generic[StateT]):
         attempts, now = pending.attempts + 1, self._clock.time()
         why = type_and_text(error)[:MAX_REASON]
         delay = self._retry.delay_after(attempts, error)
+        if delay is None and self._why_unknown(pending) is not None:
+            delay = _UNKNOWN_PAUSE
+            logger.error(
+                "timer %s of %s waits, and is looked at again in %g s: %s",
+                *(shown(pending.name), self._address, delay, why),
+            )
         if delay is not None:
             return await self._note(Failed(pending.name, pending.due, attempts, now + delay, why))
         logger.error(
@@ -182,6 +195,16 @@ class TimerDelivery(Generic[StateT]):
         )
         await self._context.persistence.ask(Append(letter))
         return await self._note(self._fired(pending, "failed"))
+
+    def _why_unknown(self, pending: Pending) -> Exception | None:
+        """Return why nobody can say when a timer comes next, as its time zone is gone, say."""
+        if pending.scheduled.cron is None:
+            return None
+        try:
+            next_due(pending.scheduled, pending.due, self._clock.time())
+        except (InvalidTimer, MissingExtra) as error:
+            return error
+        return None
 
     async def _note(self, change: Change) -> str:
         """Store a change of a timer by itself."""

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import logging
 import sys
+import zoneinfo
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import anyio
 import msgspec
 import pytest
 
 from papyra import ActorSystem, Decision, OneForOne
-from papyra.eventsourcing import Timer
+from papyra.eventsourcing import Timer, occurrences
 from papyra.exceptions import InvalidActor, InvalidPolicy, InvalidSchema, InvalidTimer, WrongTask
 from papyra.persistence import (
     FireTimer,
@@ -321,6 +322,43 @@ async def test_a_recurring_timer_that_is_given_up_goes_on_with_its_next_time(
         assert [each.due - NOW for each in seen] == [60, 60, 60]
         await clock.advance(1)
         assert [each.due - NOW for each in seen] == [60, 60, 60, 120]
+
+
+@pytest.mark.parametrize("missing", ["time zone", "cronsim"])
+async def test_a_timer_whose_next_time_is_not_known_waits_until_it_is(
+    missing: str,
+    clock: ManualClock,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    store, seen = InMemoryPersistence(), list[Any]()
+    when = {"cron": "47 2 * * *", "tz": "Europe/London"}  # it is 02:46:40 there
+    async with shop(store, clock, seen) as system:
+        await system.entity(Order, "1").ask(Set("pay", when, message=Remind("pay")))
+    with monkeypatch.context() as patch:
+        occurrences.zone.cache_clear()
+        if missing == "cronsim":
+            patch.setitem(sys.modules, "cronsim", None)
+        else:
+            patch.setattr("zoneinfo.ZoneInfo", _no_such_zone)
+        async with shop(store, clock, seen) as system:
+            await clock.advance(20)
+            await clock.advance(5_000)
+            assert await system.entity(Order, "1").ask(Look()) == ()
+            assert [each.name for each in system.timers] == ["pay"]
+    occurrences.zone.cache_clear()
+    assert seen == []
+    assert [each async for each in store.stream("dead_letter")] == []
+    assert "waits, and is looked at again" in caplog.text
+    async with shop(store, clock, seen) as system:
+        await clock.advance(600)
+        assert await system.entity(Order, "1").ask(Look()) == ("pay",)
+        (timer,) = system.timers
+        assert (timer.attempts, timer.due) == (0, NOW + 20 + 86_400)
+
+
+def _no_such_zone(name: str) -> NoReturn:
+    raise zoneinfo.ZoneInfoNotFoundError(name)
 
 
 async def test_a_store_that_fails_loses_no_timer(
