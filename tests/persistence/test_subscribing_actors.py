@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import Iterator
 from typing import Any, ClassVar
@@ -375,6 +376,29 @@ async def test_it_ends_without_an_error_when_the_persistence_actor_stops(
         await log.until(CaughtUp(0))
         await other.stop()
         assert (await log.until_ended()).error is None
+
+
+@pytest.mark.parametrize("anyio_backend", ["asyncio"])
+@pytest.mark.parametrize("moment", ["at the end", "in the past"])
+async def test_an_actor_is_told_that_a_subscription_has_ended_whose_task_somebody_cancels(
+    moment: str, log: Log, store: InMemoryPersistence
+) -> None:
+    for number in range(1, 1001):
+        await store.append(stored(number))
+    async with system(store) as running:
+        listener = running.spawn(Listener, log)
+        subscribed = await running.persistence.ask(Subscribe(listener))
+        if moment == "at the end":
+            await wait_until_idle()
+        (task,) = [each for each in asyncio.all_tasks() if each.get_name().endswith("is fed")]
+        task.cancel()
+        assert await log.until_ended() == SubscriptionEnded(subscribed.subscription, None)
+        assert log.numbers == [*range(1, len(log.numbers) + 1)]
+        again = await running.persistence.ask(Subscribe(listener, after=len(log.numbers)))
+        await running.backend.append(stored(1001))
+        await wait_until_idle()
+        assert log.numbers == [*range(1, 1002)]
+        assert again.subscription != subscribed.subscription
 
 
 async def test_an_actor_with_no_use_for_dead_letters_does_not_get_one_for_each_of_them(
