@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import logging
-from collections.abc import Awaitable, Callable, Coroutine, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence
 from typing import Any, Generic, TypeAlias, TypeVar
 
 from papyra._safe_repr import shown, type_and_text
@@ -22,7 +22,7 @@ from papyra.eventsourcing.occurrences import (
 from papyra.eventsourcing.recovery import Recovery
 from papyra.eventsourcing.timer import Timer, as_names, as_timers
 from papyra.eventsourcing.timer_messages import TimerMessages
-from papyra.exceptions import InvalidTimer, MissingExtra, UnhandledMessage
+from papyra.exceptions import InvalidTimer, MissingExtra, RecordTooLarge, UnhandledMessage
 from papyra.persistence.messages import MAX_REASON, Append
 from papyra.persistence.records import PersistedDeadLetter
 from papyra.persistence.timer_changes import (
@@ -189,12 +189,20 @@ class TimerDelivery(Generic[StateT]):
             *(shown(pending.name), self._address, attempts, why),
         )
         # First, as it is better found twice than not at all.
+        payload = given_up(self._address, pending, attempts, why)
+        try:
+            await self._store_letter(pending, payload, now)
+        except RecordTooLarge:
+            # With what is said about it, the message is larger than what it was stored in.
+            await self._store_letter(pending, {**payload, "message": None}, now)
+        return await self._note(self._fired(pending, "failed"))
+
+    async def _store_letter(self, pending: Pending, payload: Mapping[str, Any], now: float) -> None:
         letter = PersistedDeadLetter(
             *(self._context.system.system_id, self._address, pending.scheduled.message_type),
-            *(given_up(self._address, pending, attempts, why), False, now),
+            *(payload, False, now),
         )
         await self._context.persistence.ask(Append(letter))
-        return await self._note(self._fired(pending, "failed"))
 
     def _why_unknown(self, pending: Pending) -> Exception | None:
         """Return why nobody can say when a timer comes next, as its time zone is gone, say."""

@@ -17,7 +17,14 @@ import pytest
 
 from papyra import ActorSystem, Decision, OneForOne
 from papyra.eventsourcing import Timer, occurrences
-from papyra.exceptions import InvalidActor, InvalidPolicy, InvalidSchema, InvalidTimer, WrongTask
+from papyra.exceptions import (
+    InvalidActor,
+    InvalidPolicy,
+    InvalidSchema,
+    InvalidTimer,
+    RecordTooLarge,
+    WrongTask,
+)
 from papyra.persistence import (
     FireTimer,
     LoadSnapshot,
@@ -299,6 +306,24 @@ async def test_what_fails_comes_again_and_then_is_a_dead_letter(
         "message": {"what": what},
     }
     assert await history(store) == ["scheduled pay", *["failed pay"] * 2, "fired pay"]
+
+
+async def test_a_message_too_large_for_a_dead_letter_is_left_out_of_it(clock: ManualClock) -> None:
+    memory = InMemoryPersistence()
+    store = FaultyPersistence(memory)
+    store.reject(
+        lambda record: isinstance(record, PersistedDeadLetter) and record.payload["message"],
+        error=RecordTooLarge("with what is said about it, it has more than 64 MiB"),
+        times=None,
+    )
+    async with shop(store, clock) as system:
+        await system.entity(Order, "1").ask(Set("pay", {"after": 60}, message=Do("raise")))
+        for _ in range(3):
+            await clock.advance(60)
+        assert len(system.timers) == 0
+    (letter,) = memory.dead_letters
+    assert letter.payload["message"] is None
+    assert (letter.message_type, letter.payload["attempts"]) == ("Do", 3)
 
 
 async def test_failures_are_counted_across_restarts(clock: ManualClock) -> None:
