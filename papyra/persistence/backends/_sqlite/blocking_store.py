@@ -218,7 +218,7 @@ class BlockingStore:
             outbox.remove(self._connection, self._system_id, handed)
             for kind, part in values.items():
                 insert(self._connection, kind, part)
-            seal(self._connection, self._system_id, self._last_seq, last_seq)
+            seal(self._connection, self._system_id, self._last_seq, batch)
             self._file.check_name()
             token.take_or_raise()
         self._last_seq = last_seq

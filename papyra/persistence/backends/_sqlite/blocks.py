@@ -8,9 +8,17 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Iterator
+from typing import cast
 
-from papyra.persistence.backends._sql.blocks import BLOCK, Totals, differences, total_of
+from papyra.persistence.backends._sql.blocks import (
+    BLOCK,
+    Totals,
+    differences,
+    total_of,
+    totals_of_batch,
+)
 from papyra.persistence.backends._sql.tables import TABLES
+from papyra.persistence.backends.store import Batch
 from papyra.persistence.records import Kind
 
 __all__ = ("blocks", "rebuild", "seal", "totals", "wrong_blocks")
@@ -26,16 +34,32 @@ def _count(kind: Kind) -> str:
     return _COUNT.format(kind=kind, block=BLOCK, table=TABLES[kind].name)
 
 
-def seal(connection: sqlite3.Connection, system_id: str, before: int, last_seq: int) -> None:
-    """Store the totals of blocks that are complete, as the last position was `before` until now."""
-    start, stop = before // BLOCK * BLOCK, last_seq // BLOCK * BLOCK
+def seal(connection: sqlite3.Connection, system_id: str, before: int, batch: Batch) -> None:
+    """Store the totals of blocks that a batch completes, as the last position was `before` it.
+
+    What was there before is counted in the database, and the batch here, as it is at hand.
+    """
+    start = before // BLOCK * BLOCK
+    stop = (batch.first_seq + len(batch.records) - 1) // BLOCK * BLOCK
     if start == stop:
         return
+    found: dict[tuple[Kind, int], Totals] = {}
     for kind in TABLES:
-        connection.execute(
-            f"INSERT OR REPLACE INTO blocks {_count(kind)}",
-            (system_id, start, stop),
-        )
+        for _, _, *numbers in connection.execute(_count(kind), (system_id, start, before + 1)):
+            _add(found, kind, Totals._make(numbers))
+    for kind, totals_of_part in totals_of_batch(batch, stop, BLOCK):
+        _add(found, kind, totals_of_part)
+    connection.executemany(
+        "INSERT OR REPLACE INTO blocks VALUES (?, ?, ?, ?, ?, ?, ?)",
+        [(system_id, kind, *each) for (kind, _), each in found.items()],
+    )
+
+
+def _add(found: dict[tuple[Kind, int], Totals], kind: Kind, more: Totals) -> None:
+    """Add totals to those of the same block."""
+    there = found.get((kind, more.block))
+    both = more if there is None else cast("Totals", total_of((there, more)))
+    found[kind, more.block] = both._replace(block=more.block)
 
 
 def rebuild(connection: sqlite3.Connection, system_id: str, kind: Kind, last_seq: int) -> None:
