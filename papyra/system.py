@@ -566,7 +566,8 @@ class ActorSystem:
         self._recorder = SystemRecorder(self._system_id, self.clock, cell.mailbox, self._counters)
         self._entities.recorders = self._recorder
         self._started_at = self.clock.time()
-        self._timers.begin(self._backend, looks=self._looks_into_inbox)
+        has_past = self._stored_before > 0
+        self._timers.begin(self._backend, looks=has_past and self._looks_into_inbox)
         if self.telemetry is not None:
             self.telemetry.begin(self)
         if self._audit_interval is not None:

@@ -701,14 +701,15 @@ async def test_what_a_timer_brings_to_an_actor_that_stops_is_no_dead_letter_and_
 
 
 class Counting(InMemoryPersistence):
-    """Counts the records that are read to follow it."""
+    """Counts the records that are read to follow it, and the looks for a snapshot."""
 
-    followed = 0
+    followed = loaded = 0
 
     async def execute(self, request: Any) -> Any:
         reply = await super().execute(request)
         if isinstance(request, ReadAll):
             self.followed += len(reply.records)
+        self.loaded += isinstance(request, LoadSnapshot)
         return reply
 
 
@@ -877,12 +878,14 @@ async def test_a_system_without_timers_reads_nothing_to_follow_them(clock: Manua
     store = Counting()
     async with ActorSystem("shop", persistence=store, clock=clock) as system:
         await system.spawn(Account, name="ann").ask(Deposit(1))
+        await wait_until_idle()
+    assert store.loaded == 0  # where nothing was stored yet, there is nothing to look for
     async with ActorSystem("shop", persistence=store, clock=clock) as system:
         await system.spawn(Account, name="ann").ask(Deposit(1))
         await wait_until_idle()
         names = [task.name for task in anyio.get_running_tasks()]
         assert "papyra timers" not in names
-    assert store.followed == 0
+    assert (store.loaded, store.followed) == (1, 0)
 
 
 async def test_the_audit_tells_of_timers(clock: ManualClock) -> None:
