@@ -524,8 +524,8 @@ async def test_timers_outlive_the_events_that_set_them(clock: ManualClock, tmp_p
     ) as system:
         await clock.advance(60)
         with anyio.fail_after(60):
-            while [each.name for each in system.timers] != ["other"]:  # noqa: ASYNC110
-                await anyio.sleep(0.01)  # the file is written in a thread
+            while [each.name for each in system.timers] != ["other"]:
+                await system.backend.flush()  # behind what the index has asked the store
         assert (await system.entity(KeptOrder, "1").ask(Look()))[-1] == "pay"
 
 
@@ -741,8 +741,8 @@ async def test_the_index_is_made_anew_where_its_checkpoint_can_not_be_believed(
     async with shop(JsonFilePersistence(path, fsync="no"), clock) as system:
         await system.entity(Order, "1").ask(Set("pay", {"after": 60}, message=Remind("pay")))
         with anyio.fail_after(60):
-            while not (await system.backend.load_snapshot("shop/$timers")).snapshot:  # noqa: ASYNC110 - a thread writes
-                await anyio.sleep(0.01)
+            while not (await system.backend.load_snapshot("shop/$timers")).snapshot:
+                await system.backend.flush()  # behind what the index has asked the store
     files = [each for each in tmp_path.rglob("*") if each.is_file() and ".snapshots" in str(each)]
     assert files
     for file in files:
@@ -755,12 +755,12 @@ async def test_the_index_is_made_anew_where_its_checkpoint_can_not_be_believed(
                 file.write_bytes(b"")
     async with shop(JsonFilePersistence(path, fsync="no"), clock, entities=()) as system:
         with anyio.fail_after(60):
-            while not len(system.timers):  # noqa: ASYNC110 - a thread writes
-                await anyio.sleep(0.01)
+            while not len(system.timers):
+                await system.backend.flush()
         await clock.advance(60)
         with anyio.fail_after(60):
-            while len(system.timers):  # noqa: ASYNC110 - a thread writes
-                await anyio.sleep(0.01)
+            while len(system.timers):
+                await system.backend.flush()
         assert await system.entity(Order, "1").ask(Look()) == ("pay",)
 
 
@@ -906,9 +906,9 @@ async def test_a_copy_of_a_store_has_its_timers(clock: ManualClock, tmp_path: Pa
     await anyio.run_process([sys.executable, "-m", "papyra.cli", "copy", original, copy])
     async with shop(JsonFilePersistence(copy, fsync="no"), clock) as system:
         with anyio.fail_after(60):
-            while not len(system.timers):  # noqa: ASYNC110 - a thread writes
-                await anyio.sleep(0.01)
+            while not len(system.timers):
+                await system.backend.flush()
             await clock.advance(60)
-            while len(system.timers):  # noqa: ASYNC110 - a thread writes
-                await anyio.sleep(0.01)
+            while len(system.timers):
+                await system.backend.flush()
         assert await system.entity(Order, "1").ask(Look()) == ("pay",)
