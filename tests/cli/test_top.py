@@ -32,6 +32,9 @@ from tests.cli.conftest import (
 )
 from tests.redis_server import RedisServer, any_binary
 
+HOME = "\x1b[H"
+"""Takes the cursor home, which begins a frame."""
+
 
 def test_papyra_top_in_a_pipe_prints_a_line_for_each_look(papyra: Command, shop: Store) -> None:
     done = papyra("top", shop.name, "--count", 3, "--interval", "10ms")
@@ -87,11 +90,16 @@ def test_papyra_top_with_an_invalid_count_or_interval_is_wrong_use(
 
 
 class Screen:
-    """A terminal with a command on it, as somebody sees it."""
+    """A terminal with a command on it, as somebody sees it.
+
+    It changes by whole frames. One is complete once the cursor goes home for the next one: until
+    then, the rest of the screen is the frame before, or nothing.
+    """
 
     def __init__(self, child: pexpect.spawn[str], columns: int, rows: int) -> None:
         self.child = child
         self.raw = ""
+        self._begun = ""  # the frame that is being printed
         self._screen = pyte.Screen(columns, rows)
         self._stream = pyte.Stream(self._screen)
 
@@ -102,20 +110,25 @@ class Screen:
     def until(self, condition: Callable[[list[str]], object]) -> None:
         """Read what is printed until the screen shows what it should."""
         while not condition(self.lines):
-            self._take(self.child.read_nonblocking(4096, timeout=PATIENCE))
+            self._take_frame()
 
     def end(self) -> int | None:
         """Read to the end; return the exit code."""
         try:
             while True:
-                self._take(self.child.read_nonblocking(4096, timeout=PATIENCE))
+                self._take_frame()
         except pexpect.EOF:
+            self._stream.feed(self._begun)
             self.child.close()
             return self.child.exitstatus
 
-    def _take(self, text: str) -> None:
-        self.raw += text
-        self._stream.feed(text)
+    def _take_frame(self) -> None:
+        while (end := self._begun.find(HOME, 1)) < 0:
+            text = self.child.read_nonblocking(4096, timeout=PATIENCE)
+            self.raw += text
+            self._begun += text
+        self._stream.feed(self._begun[:end])
+        self._begun = self._begun[end:]
 
 
 def watch(papyra: Command, store: Store, columns: int = 100, rows: int = 40) -> Screen:
