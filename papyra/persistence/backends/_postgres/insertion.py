@@ -10,7 +10,6 @@ import functools
 import secrets
 from collections.abc import Mapping, Sequence
 from typing import TypeAlias
-from zlib import crc32
 
 from papyra.persistence.backends._postgres.arrays import (
     FloatArray,
@@ -24,16 +23,18 @@ from papyra.persistence.backends._postgres.system import System
 from papyra.persistence.backends._postgres.text import column_text
 from papyra.persistence.backends._postgres.writer_row import InDoubt, WriterRow
 from papyra.persistence.backends._sql.blocks import BLOCK
-from papyra.persistence.backends._sql.tables import TABLES, RecordTable
+from papyra.persistence.backends._sql.tables import (
+    TABLES,
+    Part,
+    checksum,
+    parts_by_kind,
+    table_of,
+)
 from papyra.persistence.backends.store import Batch
 from papyra.persistence.outbox import HandedOver
-from papyra.persistence.records import Kind, Record
+from papyra.persistence.records import Kind
 
 __all__ = ("EncodedBatch",)
-
-_TABLE_OF: Mapping[type[Record], RecordTable] = {
-    table.record_type: table for table in TABLES.values()
-}
 
 
 class EncodedBatch:
@@ -47,7 +48,7 @@ class EncodedBatch:
             secrets.token_hex(16),
             self.first_seq,
             self.last_seq,
-            _TABLE_OF[type(batch.records[0])].kind,
+            table_of(batch.records[0]).kind,
             batch.restored,
             tuple(handed),
         )
@@ -81,46 +82,29 @@ class EncodedBatch:
         return bool(found)
 
 
-_Numbered: TypeAlias = list[tuple[int, Record, bytes]]
 #: Values of a statement by their names.
 _Values: TypeAlias = dict[str, object]
 
 
-def _by_kind(batch: Batch) -> Mapping[Kind, _Numbered]:
-    found: dict[Kind, _Numbered] = {}
-    for seq, record, encoded in zip(
-        range(batch.first_seq, batch.first_seq + len(batch.records)),
-        batch.records,
-        batch.encoded,
-        strict=True,
-    ):
-        found.setdefault(_TABLE_OF[type(record)].kind, []).append((seq, record, encoded))
-    return found
-
-
 def _columns(batch: Batch) -> Mapping[Kind, _Values]:
     """Return the columns of each table, each of them as one value."""
-    parts = _by_kind(batch)
-    return {kind: _columns_of(kind, parts[kind]) for kind in TABLES if kind in parts}
+    return {kind: _columns_of(kind, part) for kind, part in parts_by_kind(batch).items()}
 
 
-def _columns_of(kind: Kind, part: _Numbered) -> _Values:
-    seqs, records, encoded = zip(*part, strict=True)
+def _columns_of(kind: Kind, part: Part) -> _Values:
     columns: _Values = {
-        "seq": IntArray.of(seqs),
-        "timestamp": FloatArray.of([float(record.timestamp) for record in records]),
-        "bytes": IntArray.of(list(map(len, encoded))),
-        "crc": IntArray.of(list(map(crc32, encoded, seqs))),
-        "record": JsonArray.of(encoded),
+        "seq": IntArray.of(part.seqs),
+        "timestamp": FloatArray.of(part.timestamps()),
+        "bytes": IntArray.of(list(map(len, part.encoded))),
+        "crc": IntArray.of(part.checksums()),
+        "record": JsonArray.of(part.encoded),
     }
     table = TABLES[kind]
-    if table.own_columns:
-        own = zip(*map(table.own_values, records), strict=True)
-        for name, values in zip(table.own_columns, own, strict=True):
-            if name == "revision":
-                columns[name] = IntArray.of([each or 0 for each in values])
-            else:
-                columns[name] = TextArray.of(list(map(column_text, values)))
+    for name, values in zip(table.own_columns, part.own_columns(table), strict=True):
+        if name == "revision":
+            columns[name] = IntArray.of([each or 0 for each in values])
+        else:
+            columns[name] = TextArray.of(list(map(column_text, values)))
     return {f"{kind}_{name}": values for name, values in columns.items()}
 
 
@@ -130,10 +114,10 @@ def _row(batch: Batch) -> Mapping[Kind, _Values]:
     values: _Values = {
         "timestamp": float(record.timestamp),
         "bytes": len(encoded),
-        "crc": crc32(encoded, batch.first_seq),
+        "crc": checksum(batch.first_seq, encoded),
         "record": Json(encoded),
     }
-    table = _TABLE_OF[type(record)]
+    table = table_of(record)
     for name, value in zip(table.own_columns, table.own_values(record), strict=True):
         values[name] = (value or 0) if name == "revision" else column_text(value)
     return {table.kind: values}

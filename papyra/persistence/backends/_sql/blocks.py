@@ -6,13 +6,12 @@ summed up and compared here.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from itertools import compress
+from collections.abc import Iterable, Iterator, Mapping
 from typing import NamedTuple
 
-from papyra.persistence.backends._sql.tables import TABLES
+from papyra.persistence.backends._sql.tables import Part, parts_by_kind
 from papyra.persistence.backends.store import Batch
-from papyra.persistence.records import Kind, Record
+from papyra.persistence.records import Kind
 
 __all__ = ("BLOCK", "Totals", "differences", "total_of", "totals_of_batch")
 
@@ -55,21 +54,15 @@ def totals_of_batch(batch: Batch, stop: int, size: int) -> Iterator[tuple[Kind, 
     while first < last:
         following = min((first // size + 1) * size, last)
         part = slice(first - batch.first_seq, following - batch.first_seq)
-        records, encoded = batch.records[part], batch.encoded[part]
-        types = set(map(type, records))
-        for kind, table in TABLES.items():
-            if types == {table.record_type}:
-                yield kind, _totals(first // size, records, encoded)
-            elif table.record_type in types:
-                chosen = [type(record) is table.record_type for record in records]
-                of_kind = list(compress(records, chosen)), list(compress(encoded, chosen))
-                yield kind, _totals(first // size, *of_kind)
+        in_block = Batch(first, batch.records[part], batch.encoded[part])
+        for kind, of_kind in parts_by_kind(in_block).items():
+            yield kind, _totals(first // size, of_kind)
         first = following
 
 
-def _totals(block: int, records: Sequence[Record], encoded: Sequence[bytes]) -> Totals:
-    times = [float(record.timestamp) for record in records]
-    return Totals(block, len(records), sum(map(len, encoded)), min(times), max(times))
+def _totals(block: int, part: Part) -> Totals:
+    times = part.timestamps()
+    return Totals(block, len(times), sum(map(len, part.encoded)), min(times), max(times))
 
 
 def differences(kind: Kind, stored: Mapping[int, int], found: Mapping[int, int]) -> Iterator[str]:

@@ -6,8 +6,9 @@ columns repeat what is in it, for indexes and for people.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
-from itertools import count
+from collections.abc import Callable, Mapping, Sequence
+from itertools import compress
+from operator import attrgetter
 from typing import Any, NamedTuple, TypeAlias
 from zlib import crc32
 
@@ -22,12 +23,14 @@ from papyra.persistence.records import (
 
 __all__ = (
     "TABLES",
+    "Part",
     "RecordTable",
     "Row",
     "checksum",
     "json_text",
+    "parts_by_kind",
+    "table_of",
     "text_key",
-    "values_by_kind",
 )
 
 #: The values of a row, in the order of `RecordTable.columns`.
@@ -40,11 +43,12 @@ class RecordTable(NamedTuple):
     kind: Kind
     name: str
     record_type: type[Record]
-    #: the columns that only this kind has
-    own_columns: tuple[str, ...]
-    #: the one of them that names the actor concerned
+    #: the one of its own columns that names the actor concerned
     actor_column: str | None
-    #: returns the values of these columns
+    #: the columns that only this kind has, and the fields of a record that are in them
+    own_columns: tuple[str, ...]
+    own_fields: tuple[str, ...]
+    #: returns the values of these fields
     own_values: Callable[[Any], Row]
 
     @property
@@ -57,30 +61,52 @@ class RecordTable(NamedTuple):
         return (*self.own_values(record), float(record.timestamp))
 
 
-def _of_event(event: PersistedEvent) -> Row:
-    return event.actor_address, event.event_type, event.revision
+class Part(NamedTuple):
+    """The records of one kind in a batch, which need not be one after the other."""
+
+    seqs: Sequence[int]
+    records: Sequence[Record]
+    encoded: Sequence[bytes]
+
+    def own_columns(self, table: RecordTable) -> list[list[Any]]:
+        """Return the values of each column that only this kind has."""
+        return [list(map(attrgetter(name), self.records)) for name in table.own_fields]
+
+    def timestamps(self) -> list[float]:
+        """Return the Unix times in seconds."""
+        return [float(record.timestamp) for record in self.records]
+
+    def checksums(self) -> list[int]:
+        """Return the `checksum` of each record."""
+        return list(map(crc32, self.encoded, self.seqs))
 
 
-def _of_audit(audit: PersistedAudit) -> Row:
-    del audit
+def _table(
+    kind: Kind, name: str, record_type: type[Record], actor_column: str | None, **fields: str
+) -> RecordTable:
+    """Return the table whose own columns hold these fields."""
+    own_values = attrgetter(*fields.values()) if fields else _nothing
+    return RecordTable(
+        kind, name, record_type, actor_column, tuple(fields), tuple(fields.values()), own_values
+    )
+
+
+def _nothing(record: Record) -> Row:
+    del record
     return ()
 
 
-def _of_dead_letter(letter: PersistedDeadLetter) -> Row:
-    return letter.target, letter.message_type
-
-
-_EVENTS = RecordTable(
-    "event", "events", PersistedEvent, ("actor", "type", "revision"), "actor", _of_event
+_EVENTS = _table(
+    *("event", "events", PersistedEvent, "actor"),
+    actor="actor_address",
+    type="event_type",
+    revision="revision",
 )
-_AUDITS = RecordTable("audit", "audits", PersistedAudit, (), None, _of_audit)
-_DEAD_LETTERS = RecordTable(
-    "dead_letter",
-    "dead_letters",
-    PersistedDeadLetter,
-    ("target", "message_type"),
-    "target",
-    _of_dead_letter,
+_AUDITS = _table("audit", "audits", PersistedAudit, None)
+_DEAD_LETTERS = _table(
+    *("dead_letter", "dead_letters", PersistedDeadLetter, "target"),
+    target="target",
+    message_type="message_type",
 )
 
 TABLES: Mapping[Kind, RecordTable] = {
@@ -89,19 +115,27 @@ TABLES: Mapping[Kind, RecordTable] = {
 _TABLE_OF = {table.record_type: table for table in TABLES.values()}
 
 
-def values_by_kind(system_id: str, batch: Batch) -> Mapping[Kind, list[Any]]:
-    """Return the values of the rows of a batch, one row after the other."""
-    found: dict[Kind, list[Any]] = {}
-    numbered: Iterable[tuple[int, Record, bytes]] = zip(
-        count(batch.first_seq), batch.records, batch.encoded, strict=False
-    )
-    for seq, record, encoded in numbered:
-        table = _TABLE_OF[type(record)]
-        values = found.get(table.kind)
-        if values is None:
-            values = found[table.kind] = []
-        values += (system_id, seq, *table.own_values(record))
-        values += (float(record.timestamp), crc32(encoded, seq), json_text(encoded))
+def table_of(record: Record) -> RecordTable:
+    """Return the table that a record belongs in."""
+    return _TABLE_OF[type(record)]
+
+
+def parts_by_kind(batch: Batch) -> Mapping[Kind, Part]:
+    """Return the parts of a batch by kinds, in the order of `TABLES`."""
+    seqs = range(batch.first_seq, batch.first_seq + len(batch.records))
+    whole = Part(seqs, batch.records, batch.encoded)
+    types = set(map(type, batch.records))
+    if len(types) == 1:
+        return {table_of(batch.records[0]).kind: whole}
+    found: dict[Kind, Part] = {}
+    for kind, table in TABLES.items():
+        if table.record_type in types:
+            chosen = [type(record) is table.record_type for record in batch.records]
+            found[kind] = Part(
+                list(compress(whole.seqs, chosen)),
+                list(compress(whole.records, chosen)),
+                list(compress(whole.encoded, chosen)),
+            )
     return found
 
 

@@ -17,7 +17,7 @@ from papyra.persistence.backends._sql import compaction
 from papyra.persistence.backends._sql.decoding import decoded
 from papyra.persistence.backends._sql.encoded import encoded_history
 from papyra.persistence.backends._sql.scan_result import ScanResult
-from papyra.persistence.backends._sql.tables import TABLES, values_by_kind
+from papyra.persistence.backends._sql.tables import TABLES, parts_by_kind
 from papyra.persistence.backends._sqlite import (
     migrating,
     outbox,
@@ -212,12 +212,12 @@ class BlockingStore:
 
     def _append(self, batch: Batch, token: CommitToken, handed: Sequence[HandedOver]) -> None:
         last_seq = batch.first_seq + len(batch.records) - 1
-        values = values_by_kind(self._system_id, batch)
+        parts = parts_by_kind(batch)
         with transaction(self._connection):
             self._row.advance(self._connection, batch.first_seq, last_seq)
             outbox.remove(self._connection, self._system_id, handed)
-            for kind, part in values.items():
-                insert(self._connection, kind, part)
+            for kind, part in parts.items():
+                insert(self._connection, self._system_id, kind, part)
             seal(self._connection, self._system_id, self._last_seq, batch)
             self._file.check_name()
             token.take_or_raise()
