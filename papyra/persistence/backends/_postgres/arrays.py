@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterable, Sequence
+import sys
+from array import array
+from collections.abc import Sequence
 
 from psycopg import Connection
 from psycopg.adapt import Dumper
@@ -13,6 +15,8 @@ __all__ = ("FloatArray", "IntArray", "Json", "JsonArray", "TextArray", "register
 
 _HEADER = struct.Struct(">iiIii").pack
 _LENGTH = struct.Struct(">i").pack
+#: The length of a number, as it is on the wire, in an array of the machine's own.
+_EIGHT = array("i", _LENGTH(8))
 _INT, _FLOAT, _TEXT, _JSON = 20, 701, 25, 114
 
 
@@ -40,7 +44,7 @@ class TextArray(bytes):
     @classmethod
     def of(cls, values: Sequence[str]) -> TextArray:
         """Return the array of some strings, without NUL characters."""
-        return cls(_header(_TEXT, len(values)) + _varying(map(str.encode, values)))
+        return cls(_header(_TEXT, len(values)) + _varying(list(map(str.encode, values))))
 
 
 class JsonArray(bytes):
@@ -63,15 +67,19 @@ def _header(oid: int, length: int) -> bytes:
 
 def _fixed(code: str, values: Sequence[float]) -> bytes:
     """Return numbers of eight bytes, each after its length."""
-    flat: list[float] = [8] * (2 * len(values))
-    flat[1::2] = values
-    return struct.pack(">" + f"i{code}" * len(values), *flat)
+    numbers = array(code, values)
+    if sys.byteorder == "little":
+        numbers.byteswap()
+    halves = array("i", numbers.tobytes())
+    parts = _EIGHT * (3 * len(values))
+    parts[1::3], parts[2::3] = halves[::2], halves[1::2]
+    return parts.tobytes()
 
 
-def _varying(values: Iterable[bytes]) -> bytes:
-    parts: list[bytes] = []
-    for value in values:
-        parts += (_LENGTH(len(value)), value)
+def _varying(values: Sequence[bytes]) -> bytes:
+    """Return values of any lengths, each after its own."""
+    parts = [b""] * (2 * len(values))
+    parts[::2], parts[1::2] = map(_LENGTH, map(len, values)), values
     return b"".join(parts)
 
 

@@ -18,11 +18,10 @@ from papyra.persistence.backends._postgres.arrays import (
     JsonArray,
     TextArray,
 )
-from papyra.persistence.backends._postgres.blocks import SEAL
+from papyra.persistence.backends._postgres.blocks import SEAL, block_of, values_to_seal
 from papyra.persistence.backends._postgres.system import System
-from papyra.persistence.backends._postgres.text import column_text
+from papyra.persistence.backends._postgres.text import column_text, column_texts
 from papyra.persistence.backends._postgres.writer_row import InDoubt, WriterRow
-from papyra.persistence.backends._sql.blocks import BLOCK
 from papyra.persistence.backends._sql.tables import (
     TABLES,
     Part,
@@ -42,6 +41,7 @@ class EncodedBatch:
 
     def __init__(self, batch: Batch, handed: Sequence[HandedOver] = ()) -> None:
         self.handed = handed
+        self._batch = batch
         self.first_seq = batch.first_seq
         self.last_seq = batch.first_seq + len(batch.records) - 1
         self.in_doubt = InDoubt(
@@ -59,7 +59,7 @@ class EncodedBatch:
 
     def insert(self, system: System, row: WriterRow) -> bool:
         """Store it, and return whether it was the writer's to store."""
-        sealed = (row.last_seq + 1) // BLOCK
+        seal = block_of(self.last_seq + 1)
         values = {
             **self._values,
             "epoch": row.epoch,
@@ -67,9 +67,9 @@ class EncodedBatch:
             "batch": self.in_doubt.id,
             "first": self.first_seq,
         }
-        is_sealing = sealed > row.sealed
+        is_sealing = seal > row.sealed
         if is_sealing:
-            values |= {"sealed": row.sealed, "seal": sealed, "block": BLOCK}
+            values |= values_to_seal(self._batch, row.sealed, seal)
         pooled = system.connection.is_pooled
         if pooled:
             values["acknowledge"] = system.settings.acknowledge
@@ -78,7 +78,7 @@ class EncodedBatch:
         )
         (found,) = system.row(statement, **values)
         if found and is_sealing:
-            row.sealed = sealed
+            row.sealed = seal
         return bool(found)
 
 
@@ -104,7 +104,7 @@ def _columns_of(kind: Kind, part: Part) -> _Values:
         if name == "revision":
             columns[name] = IntArray.of([each or 0 for each in values])
         else:
-            columns[name] = TextArray.of(list(map(column_text, values)))
+            columns[name] = TextArray.of(column_texts(values))
     return {f"{kind}_{name}": values for name, values in columns.items()}
 
 

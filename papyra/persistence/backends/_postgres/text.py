@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from hashlib import blake2b
 
-__all__ = ("column_text", "text_of_column")
+__all__ = ("column_text", "column_texts", "text_of_column")
 
 #: What stands for a NUL character, and introduces itself and what was shortened.
 _MARK = "\N{SYMBOL FOR NULL}"
@@ -29,6 +30,14 @@ def column_text(text: str) -> str:
     if len(encoded) > _LONGEST:
         return f"{_escaped(text[:_KEPT])}{_MARK}:{_hash(encoded)}"
     return _escaped(text)
+
+
+def column_texts(texts: Sequence[str]) -> Sequence[str]:
+    """Return strings as columns have them. Most are themselves, as one look at all of them says."""
+    together = "".join(texts)
+    if together.isascii() and "\0" not in together and max(map(len, texts)) <= _LONGEST:
+        return texts
+    return list(map(column_text, texts))
 
 
 def text_of_column(column: str) -> str:

@@ -17,6 +17,7 @@ import uuid
 import msgspec
 
 from papyra.exceptions import StoreError, StoreFenced
+from papyra.persistence.backends._postgres.blocks import unseal
 from papyra.persistence.backends._postgres.outbox import put_back
 from papyra.persistence.backends._postgres.system import System
 from papyra.persistence.backends._sql.tables import TABLES
@@ -152,6 +153,7 @@ class WriterRow:
                 first=in_doubt.first_seq,
                 last=in_doubt.last_seq,
             )
+        unseal(system, in_doubt.first_seq)
         put_back(system, in_doubt.handed)
         if not in_doubt.restored:
             self.note_last(system, in_doubt.last_seq)

@@ -21,6 +21,7 @@ from papyra.testing.conformance._fixtures import a_record, everything, without_s
 from tests.extent import CI, STEP
 from tests.persistence.backends.postgres import proxy as proxies
 from tests.persistence.backends.postgres.proxy import Cut, Place, Proxy
+from tests.persistence.backends.postgres.small_blocks import small_blocks
 from tests.postgres_server import query
 
 PLACES: tuple[Place, ...] = proxies.PLACES if CI else ("after", "late")
@@ -31,6 +32,13 @@ EVERY = min(STEP, 8)
 @pytest.fixture
 def anyio_backend() -> str:
     return "asyncio"
+
+
+@pytest.fixture(autouse=True)
+def blocks_are_small() -> Iterator[None]:
+    """Have the batches complete blocks, whose totals are written with them."""
+    with small_blocks():
+        yield
 
 
 Make: TypeAlias = Callable[..., PostgresPersistence]
@@ -73,6 +81,7 @@ async def holds(store: PostgresPersistence, *numbers: int) -> bool:
     report = await store.scan()
     assert report.is_clean, report
     assert report.records_scanned == len(records)
+    assert sum((await store.summarize()).records.values()) == len(records)
     return found == list(map(a_record, numbers))
 
 

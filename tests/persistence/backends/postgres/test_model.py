@@ -16,12 +16,12 @@ from hypothesis import strategies as st
 from papyra.exceptions import InvalidRecord
 from papyra.persistence import Read
 from papyra.persistence.backends import paging
-from papyra.persistence.backends._postgres import blocks, insertion, reading
 from papyra.persistence.backends.postgres import PostgresPersistence
 from papyra.persistence.backends.retention import RetentionPolicy
 from papyra.persistence.records import KINDS
 from papyra.testing._list_model import ListModel, read_to_the_end
 from tests.extent import count
+from tests.persistence.backends.postgres.small_blocks import small_blocks
 from tests.persistence.backends.test_memory_model import NOW, batches, policies, reads
 
 steps = st.lists(st.one_of(batches, st.just("reopen")), max_size=10)
@@ -89,8 +89,6 @@ def test_a_postgres_database_holds_what_a_list_would_hold(
     with (
         mock.patch.object(paging, "MAX_PAGE_RECORDS", 3),
         mock.patch.object(paging, "MAX_PAGE_BYTES", 300),
-        mock.patch.object(blocks, "BLOCK", 3),
-        mock.patch.object(reading, "BLOCK", 3),
-        mock.patch.object(insertion, "BLOCK", 3),
+        small_blocks(),
     ):
         anyio.run(run, secrets.token_hex(16))

@@ -34,9 +34,11 @@ from papyra.exceptions import (
     StoreUnreachable,
     StoreWrongType,
 )
+from papyra.persistence import Restore
 from papyra.persistence.backends._postgres import connection
 from papyra.persistence.backends.postgres import PostgresPersistence
 from papyra.persistence.records import PersistedAudit, PersistedDeadLetter, PersistedEvent, Record
+from tests.persistence.backends.postgres.small_blocks import small_blocks
 from tests.postgres_server import PostgresServer
 
 Make: TypeAlias = Callable[..., PostgresPersistence]
@@ -320,6 +322,22 @@ async def test_positions_are_not_given_again_when_the_newest_records_are_gone(
         assert (await store.recover()).records_removed == 1
     async with make() as store:
         assert (await store.append(event())).first_seq == 3
+
+
+# The totals of blocks
+
+
+async def test_the_totals_of_blocks_are_those_of_the_records_whatever_gaps_there_are(
+    make: Make, query: Query
+) -> None:
+    with small_blocks():
+        async with make() as store:
+            for seqs in ((1,), (2, 3, 4), (20, 21), (22,), (30,), (31, 32, 40, 41, 42, 43, 60)):
+                await store.execute(Restore(tuple(event(seq=seq) for seq in seqs)))
+                assert (await store.scan()).is_clean
+            assert (await store.summarize()).records["event"] == 15
+    blocks = query("SELECT block, records FROM @.blocks ORDER BY block")
+    assert blocks == [(0, 2), (1, 2), (6, 1), (7, 2), (10, 3), (13, 2), (14, 2)]
 
 
 # A commit that is on the server's own disk alone
