@@ -122,19 +122,19 @@ def table_of(record: Record) -> RecordTable:
 
 def parts_by_kind(batch: Batch) -> Mapping[Kind, Part]:
     """Return the parts of a batch by kinds, in the order of `TABLES`."""
-    seqs = range(batch.first_seq, batch.first_seq + len(batch.records))
-    whole = Part(seqs, batch.records, batch.encoded)
-    types = set(map(type, batch.records))
-    if len(types) == 1:
-        return {table_of(batch.records[0]).kind: whole}
+    records = batch.records
+    seqs = range(batch.first_seq, batch.first_seq + len(records))
+    whole = Part(seqs, records, batch.encoded)
+    if len(records) == 1 or len(types := set(map(type, records))) == 1:
+        return {table_of(records[0]).kind: whole}
     found: dict[Kind, Part] = {}
     for kind, table in TABLES.items():
         if table.record_type in types:
-            chosen = [type(record) is table.record_type for record in batch.records]
+            chosen = [type(record) is table.record_type for record in records]
             found[kind] = Part(
-                list(compress(whole.seqs, chosen)),
-                list(compress(whole.records, chosen)),
-                list(compress(whole.encoded, chosen)),
+                list(compress(seqs, chosen)),
+                list(compress(records, chosen)),
+                list(compress(batch.encoded, chosen)),
             )
     return found
 

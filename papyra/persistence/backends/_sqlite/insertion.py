@@ -6,7 +6,7 @@ import functools
 import sqlite3
 from typing import Any
 
-from papyra.persistence.backends._sql.tables import TABLES, Part, json_text
+from papyra.persistence.backends._sql.tables import TABLES, Part, Row, checksum, json_text
 from papyra.persistence.records import Kind
 
 __all__ = ("insert",)
@@ -18,6 +18,9 @@ _ROWS = 128
 
 def insert(connection: sqlite3.Connection, system_id: str, kind: Kind, part: Part) -> None:
     """Insert the rows of records of a kind."""
+    if len(part.records) == 1:
+        connection.execute(_statement(kind, 1), (system_id, *_row(kind, part)))
+        return
     values, width = _values(kind, part)
     start, rows = 0, _ROWS
     while start < len(values):
@@ -28,15 +31,21 @@ def insert(connection: sqlite3.Connection, system_id: str, kind: Kind, part: Par
         start = stop
 
 
+def _row(kind: Kind, part: Part) -> Row:
+    """Return the values of the one row."""
+    seq, encoded = part.seqs[0], part.encoded[0]
+    values = TABLES[kind].values(part.records[0])
+    return (seq, *values, checksum(seq, encoded), json_text(encoded))
+
+
 def _values(kind: Kind, part: Part) -> tuple[list[Any], int]:
     """Return the values of the rows, one row after the other, and how many a row has.
 
     Column by column, they take half the time.
     """
-    table = TABLES[kind]
     columns = (
         part.seqs,
-        *part.own_columns(table),
+        *part.own_columns(TABLES[kind]),
         part.timestamps(),
         part.checksums(),
         _texts(part),
