@@ -7,6 +7,7 @@ import time
 import uuid
 from array import array
 from bisect import bisect_left, bisect_right
+from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from itertools import accumulate, islice, pairwise
 from pathlib import Path
@@ -68,6 +69,8 @@ _DECODED, _MOST_DECODED = 16, 256
 _LARGE = 1024 * 1024
 #: How many records are put into the index by actor before others get their turn.
 _STEP = 10_000
+#: And how many of those are looked at together.
+_TOGETHER = 250
 
 _FOREVER = float("inf")
 
@@ -369,9 +372,9 @@ class _Collection:
         #: the oldest and newest time in each full block; kept once timestamps are out of order
         self._spans: list[tuple[float, float]] = []
         #: the positions of each actor's records, up to the one that is next to be put in
-        self._of_actors: dict[str, array[int]] = {}
+        self._of_actors: defaultdict[str, array[int]] = defaultdict(_no_positions)
         #: those of them that have a revision, and the greatest one
-        self._histories: dict[str, array[int]] = {}
+        self._histories: defaultdict[str, array[int]] = defaultdict(_no_positions)
         self._last_revisions: dict[str, int] = {}
         self._next_in_index = 0
 
@@ -461,15 +464,27 @@ class _Collection:
         while (start := self._next_in_index) < len(self):
             if start:
                 await checkpoint()
-            for position in range(start, min(start + _STEP, len(self))):
-                actor, revision = codec.concerned(self._encoded(position))
-                if actor is not None:
-                    _add(self._of_actors, actor, position)
-                    if revision is not None:
-                        _add(self._histories, actor, position)
-                        last = self._last_revisions.get(actor, 0)
-                        self._last_revisions[actor] = max(last, revision)
-                self._next_in_index = position + 1
+            stop = min(start + _STEP, len(self))
+            for first in range(start, stop, _TOGETHER):
+                self._put_run_in_index(range(first, min(first + _TOGETHER, stop)))
+
+    def _put_run_in_index(self, positions: range) -> None:
+        extents = self._extents(positions)
+        concerned: Iterable[tuple[str | None, int | None]]
+        if sum([end - start for start, end in extents]) > _LARGE:
+            concerned = map(codec.concerned, map(self._encoded, positions))
+        else:
+            with memoryview(self._data) as view:
+                concerned = codec.concerned_many([view[start:end] for start, end in extents])
+        of_actors, histories, last = self._of_actors, self._histories, self._last_revisions
+        for position, (actor, revision) in zip(positions, concerned, strict=True):
+            if actor is not None:
+                of_actors[actor].append(position)
+                if revision is not None:
+                    histories[actor].append(position)
+                    if revision > last.get(actor, 0):
+                        last[actor] = revision
+            self._next_in_index = position + 1
 
     def of_actor(
         self,
@@ -556,11 +571,8 @@ class _Collection:
                     yield position
 
 
-def _add(positions: dict[str, array[int]], actor: str, position: int) -> None:
-    if actor in positions:
-        positions[actor].append(position)
-    else:
-        positions[actor] = array("Q", (position,))
+def _no_positions() -> array[int]:
+    return array("Q")
 
 
 def from_url(url: str, *, read_only: bool) -> InMemoryPersistence:
