@@ -20,11 +20,13 @@ from papyra.persistence.bases import event_checksum
 from papyra.persistence.messages import (
     LoadedSnapshot,
     LoadSnapshot,
+    Read,
     ReadHistory,
     SaveSnapshot,
     SnapshotSaved,
 )
 from papyra.persistence.records import PersistedEvent
+from papyra.persistence.retention import RetentionPolicy
 from papyra.persistence.snapshots import (
     InvalidSnapshot,
     Snapshot,
@@ -74,8 +76,11 @@ class SnapshotKeeper:
     async def save(self, request: SaveSnapshot) -> SnapshotSaved:
         """Save a snapshot, and remove those of its actor that it makes superfluous."""
         store = snapshots_of(self._store)
-        event = await self._event(request.actor, request.revision)
-        if event is None or event.seq != request.seq:
+        event = await self._event_at(request.seq)
+        if event is None or (event.actor_address, event.revision) != (
+            request.actor,
+            request.revision,
+        ):
             raise InvalidRequest(
                 f"no snapshot of {shown(request.actor)} was saved: its event of revision "
                 f"{request.revision} is not at position {request.seq}"
@@ -181,6 +186,15 @@ class SnapshotKeeper:
                     superfluous.append(revision)
         for revision in superfluous:
             await store.remove_snapshot(actor, revision)
+
+    async def _event_at(self, seq: int) -> PersistedEvent | None:
+        """Return the event at a position, for which no index of actors is needed."""
+        if seq > MAX_SEQ:
+            return None
+        request = Read("event", after=seq - 1, before=seq + 1)
+        page = await self._store.read(request, RetentionPolicy(), 0.0)
+        event = page.records[0] if page.records else None
+        return event if isinstance(event, PersistedEvent) and event.seq == seq else None
 
     async def _event(self, actor: str, revision: int) -> PersistedEvent | None:
         page = await snapshots_of(self._store).read_history(ReadHistory(actor, revision - 1, 1))
