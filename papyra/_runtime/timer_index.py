@@ -127,17 +127,27 @@ class TimerIndex:
         timer.comes_at = moment
         self._push(timer)
 
-    def schedule(self, address: str, name: str, revision: int, due: float) -> bool:
-        """Take in what schedules a timer, if it is of this system; return whether it is."""
-        if not address.startswith(self._prefix):
-            self.is_alone = False
-            return False
+    def schedule(self, record: PersistedEvent) -> float | None:
+        """Take in an event that schedules a timer of this system, as its actor writes it.
+
+        Return Unix time in seconds of the first occurrence; `None` for any other event, which is
+        for `take_in`.
+        """
+        scheduled, address, revision = record.payload, record.actor_address, record.revision
+        if (
+            type(scheduled) is not Scheduled
+            or type(name := scheduled.name) is not str
+            or type(due := scheduled.due) is not float
+            or revision is None
+            or not address.startswith(self._prefix)
+        ):
+            return None
         # Without the message, which may be large.
         self._new.append((address, name, revision, due))
         self.changes += 1
         if len(self._new) >= _NEW:
             self._put_new()
-        return True
+        return due
 
     def take_in(self, record: PersistedEvent) -> Change | None:
         """Move on by an event, if it is about timers of this system; return the change.

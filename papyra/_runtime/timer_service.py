@@ -38,7 +38,6 @@ from papyra.persistence.timer_changes import (
     TIMER_INDEX,
     Failed,
     Fired,
-    Scheduled,
     Unscheduled,
 )
 from papyra.persistence.verbs import PersistenceVerbs
@@ -338,26 +337,18 @@ class TimerService:
         if self._is_current and batch.first_seq == self._head + 1:
             for seq, record in enumerate(batch.records, batch.first_seq):
                 if type(record) is PersistedEvent and record.event_type in _TYPES:
-                    if type(record.payload) is Scheduled and self._schedule(record):
-                        continue
-                    self._head = seq
-                    self._take_in(record)
+                    due = self._index.schedule(record)
+                    if due is None:
+                        self._head = seq
+                        self._take_in(record)
+                    elif due < self._wakes_at:
+                        self._wakes_at = due
+                        self._changed.set()
             self._head = last
             if self._checkpoint.is_due(last):
                 self._changed.set()
         else:
             self._read_on()
-
-    def _schedule(self, record: PersistedEvent) -> bool:
-        """Take in an event that schedules a timer, as actors write them; return whether it is."""
-        name, due, revision = record.payload.name, record.payload.due, record.revision
-        if revision is None or type(name) is not str or type(due) is not float:
-            return False
-        is_own = self._index.schedule(record.actor_address, name, revision, due)
-        if is_own and due < self._wakes_at:
-            self._wakes_at = due
-            self._changed.set()
-        return True
 
     def _take_in(self, record: Record) -> None:
         if type(record) is not PersistedEvent or record.revision is None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import abc
 import contextlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Coroutine, Iterable, Mapping, Sequence
 from datetime import datetime
 from types import MappingProxyType
 from typing import Any, ClassVar, Generic, TypeVar
@@ -126,7 +126,7 @@ class EventSourced(Actor, Generic[StateT]):
         """The occurrence whose message is being handled; `None` for a message of anybody else's."""
         return None if self._delivery is None else self._delivery.occurrence
 
-    async def schedule(
+    def schedule(
         self,
         name: str,
         message: object,
@@ -137,7 +137,7 @@ class EventSourced(Actor, Generic[StateT]):
         cron: str | None = None,
         tz: str | None = None,
         missed: Missed = "once",
-    ) -> None:
+    ) -> Coroutine[Any, Any, None]:
         """Have `message`, of one of the `timer_messages`, come to this actor at a time.
 
         It comes `at` an aware datetime, or Unix time; `after` seconds; `every` so many seconds, the
@@ -154,14 +154,14 @@ class EventSourced(Actor, Generic[StateT]):
         timer = Timer(
             name, message, at=at, after=after, every=every, cron=cron, tz=tz, missed=missed
         )
-        await self.persist(schedule=timer)
+        return self.persist(schedule=timer)  # a coroutine of its own takes longer
 
-    async def unschedule(self, *names: str) -> None:
+    def unschedule(self, *names: str) -> Coroutine[Any, Any, None]:
         """Take timers back: what they would bring comes no more. It may be that there are none.
 
         Raises as `persist` does.
         """
-        await self.persist(unschedule=names)
+        return self.persist(unschedule=names)
 
     async def persist(
         self,

@@ -6,7 +6,7 @@ change no state. A snapshot holds it, and so does the base of a history whose be
 
 from __future__ import annotations
 
-from typing import Any, Final, NamedTuple, cast
+from typing import Any, Final, TypeAlias, cast
 
 import msgspec
 from msgspec import structs
@@ -15,7 +15,14 @@ from papyra.eventsourcing.steps import Step
 from papyra.persistence import codec
 from papyra.persistence.bases import BASE_TYPE, read_base
 from papyra.persistence.records import RESERVED, PersistedEvent
-from papyra.persistence.timer_changes import TIMER, TIMER_INDEX, Pending, change_in, move_on
+from papyra.persistence.timer_changes import (
+    TIMER,
+    TIMER_INDEX,
+    Pending,
+    Scheduled,
+    change_in,
+    move_on,
+)
 
 #: The type of the note with the reply to a command that had an idempotency key.
 REPLIED: Final = RESERVED + "replied"
@@ -28,11 +35,8 @@ KEY, COMMAND = RESERVED + "idempotency_key", RESERVED + "command"
 MARKS: Final = (KEY,)
 
 
-class Note(NamedTuple):
-    """A note that is to be stored, next to events."""
-
-    event_type: str
-    payload: Any
+#: A note that is to be stored, next to events: the type of its event, and the payload.
+Note: TypeAlias = tuple[str, Any]
 
 
 class KeptFailure(msgspec.Struct, frozen=True):
@@ -96,7 +100,12 @@ class Books:
 
     def take_in(self, record: Step) -> None:
         """Add one event of the history, the next one. Raises for a note that can't be read."""
-        commands, metadata = self.kept.commands, record.metadata
+        metadata = record.metadata
+        if not metadata and type(change := record.payload) is Scheduled:
+            # Most timers are scheduled by the actor itself just now.
+            move_on(self.kept.timers, change, record.revision or 0)
+            return
+        commands = self.kept.commands
         if metadata and (key := metadata.get(KEY)) is not None and key not in commands:
             commands[key] = KeyedCommand(metadata.get(COMMAND, ""), record.revision or 0)
             while len(commands) > self._window:

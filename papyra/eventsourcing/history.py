@@ -184,7 +184,8 @@ class History(Generic[StateT]):
         self.total = state
         self.revision += len(records)
         if metadata or notes:
-            self._take_in(records)
+            for record in records:
+                self.books.take_in(record)
         if self._snapshots is not None:
             self._take_snapshot(appended.last_seq)
 

@@ -7,7 +7,7 @@ from typing import Any, Generic, TypeAlias, TypeVar
 
 from papyra._safe_repr import printable, shown, type_name
 from papyra.actor import Failure
-from papyra.eventsourcing.bookkeeping import COMMAND, KEY, REPLIED, KeyedCommand, Note, Replied
+from papyra.eventsourcing.bookkeeping import COMMAND, KEY, REPLIED, KeyedCommand, Replied
 from papyra.eventsourcing.history import History
 from papyra.eventsourcing.keyed_replies import keep_reply, reply_again
 from papyra.eventsourcing.recovery import Recovery
@@ -70,7 +70,7 @@ class KeyedCommands(Generic[StateT]):
             return Failure(resumption.divergence)
         if history.failure is None and idempotency_key in history.books.kept.commands:
             replied = Replied(idempotency_key, keep_reply(message, reply))
-            self._recovery.append_nowait((), notes=[Note(REPLIED, replied)])
+            self._recovery.append_nowait((), notes=[(REPLIED, replied)])
         return reply
 
     async def _receive_resumed(self, resumption: Resumption[StateT], message: Any) -> Any:

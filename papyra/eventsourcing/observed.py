@@ -127,8 +127,8 @@ def _traced(
     """Return metadata, and notes, by which those who read them find the operation."""
     cause = operation.metadata
     marked = [
-        Note(note.event_type, with_cause(note.payload, cause)) if note.event_type == TIMER else note
-        for note in notes
+        (event_type, with_cause(payload, cause) if event_type == TIMER else payload)
+        for event_type, payload in notes
     ]
     return _merged(cause, metadata), marked
 

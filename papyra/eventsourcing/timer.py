@@ -55,7 +55,9 @@ class Timer(_Message, frozen=True, kw_only=True):
     missed: Missed = "once"
 
     def __post_init__(self) -> None:
-        check_timer_name(self.name)
+        name = self.name
+        if type(name) is not str or not 0 < len(name) <= MAX_NAME or not name.isascii():
+            check_timer_name(name)
         if (
             (self.at is None) + (self.after is None) + (self.every is None) + (self.cron is None)
         ) != _OTHERS:
@@ -75,9 +77,11 @@ class Timer(_Message, frozen=True, kw_only=True):
     def scheduled(self, messages: TimerMessages, now: float) -> Scheduled:
         """Return the change that schedules it at Unix time `now`. Raises `InvalidTimer`."""
         kind, version, message = messages.encode(self.message)
-        due = self._first(now)
-        if not due < _END:
-            raise self._invalid(f"there is no date for {shown(due)}")
+        due = self.at
+        if type(due) is not float or not -_END < due < _END:
+            due = self._first(now)
+            if not due < _END:
+                raise self._invalid(f"there is no date for {shown(due)}")
         if self.every is None and self.cron is None:
             # Most come once, and are made with as little as may be.
             return Scheduled(self.name, due, kind, message, version, missed=self.missed)
@@ -100,8 +104,6 @@ class Timer(_Message, frozen=True, kw_only=True):
         return now + float(self.every if self.after is None else self.after)  # type: ignore[arg-type]
 
     def _moment(self, at: object) -> float:
-        if type(at) is float and -_END < at < _END:
-            return at
         if isinstance(at, datetime.datetime):
             if at.utcoffset() is None:
                 raise self._invalid(

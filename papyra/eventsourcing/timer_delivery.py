@@ -85,18 +85,19 @@ class TimerDelivery(Generic[StateT]):
         notes: list[Note] = []
         if unschedule != ():
             pending, names = self._history.books.kept.timers, as_names(unschedule)
-            notes = [Note(TIMER, Unscheduled(each)) for each in names if each in pending]
+            notes = [(TIMER, Unscheduled(each)) for each in names if each in pending]
         timers = (schedule,) if type(schedule) is Timer else as_timers(schedule)
         if timers:
             now = self._clock.time()
-            notes += [Note(TIMER, each.scheduled(self._messages, now)) for each in timers]
+            for each in timers:
+                notes.append((TIMER, each.scheduled(self._messages, now)))
             self._timers.attend(self._self_ref)
         return notes
 
     def with_fired(self, notes: Sequence[Note]) -> Sequence[Note]:
         """Return `notes` behind the one that the timer at hand has fired, which is `unnoted`."""
         assert self.unnoted is not None
-        return [Note(TIMER, self._fired(self.unnoted, "handled")), *notes]
+        return [(TIMER, self._fired(self.unnoted, "handled")), *notes]
 
     def note_stored(self) -> None:
         """Take note that what `with_fired` has returned is stored, or on its way."""
@@ -217,7 +218,7 @@ class TimerDelivery(Generic[StateT]):
     async def _note(self, change: Change) -> str:
         """Store a change of a timer by itself."""
         await self._recovery.know_state()
-        await self._recovery.append((), None, [Note(TIMER, change)])
+        await self._recovery.append((), None, [(TIMER, change)])
         self.unnoted = None
         return "noted"
 

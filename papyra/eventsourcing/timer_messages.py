@@ -42,12 +42,6 @@ class TimerMessages:
 
         Raises `InvalidTimer` for one of another type, or that could not be read back.
         """
-        if type(message) not in self._classes:
-            known = ", ".join(sorted(each.__name__ for each in self._schema.classes)) or "none"
-            raise InvalidTimer(
-                f"{type_name(message)} can't be scheduled: it is not in {self._owner}."
-                f"timer_messages, which names {known}"
-            )
         try:
             kind, payload = self._schema.encode(message)
             if type(payload) is dict and _is_plain(payload.values()):
@@ -58,9 +52,12 @@ class TimerMessages:
                     return kind.name, kind.version, msgspec.json.decode(encoded)
             return kind.name, kind.version, codec.plain(payload)
         except Exception as error:
-            raise InvalidTimer(
-                f"{type_name(message)} can't be scheduled: {text_of(error)}"
-            ) from error
+            if type(message) in self._classes:
+                why = text_of(error)
+            else:
+                known = ", ".join(sorted(each.__name__ for each in self._schema.classes)) or "none"
+                why = f"it is not in {self._owner}.timer_messages, which names {known}"
+            raise InvalidTimer(f"{type_name(message)} can't be scheduled: {why}") from error
 
     def decode(self, scheduled: Scheduled) -> Sequence[object]:
         """Return the message of a timer, as it is today; none where an upcaster has said so.
