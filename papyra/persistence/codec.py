@@ -10,8 +10,9 @@ from __future__ import annotations
 import math
 import operator
 import sys
+from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from itertools import chain
+from itertools import chain, repeat
 from typing import Annotated, Any, NamedTuple, TypeVar
 
 import msgspec
@@ -215,8 +216,7 @@ def decode_many(data: Sequence[bytes], seqs: Sequence[int]) -> list[Record]:
     Raises `StoreError` when one of them is no record, or nested too deeply to be read.
     """
     records = decode_numbered(data)
-    for record, seq in zip(records, seqs, strict=True):
-        _set(record, "seq", seq)  # as in `decode`
+    deque(map(_set, records, repeat("seq"), seqs), maxlen=0)  # as in `decode`
     return records
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from itertools import islice
 
 from papyra.persistence.messages import HistoryPage, Page, Read, ReadHistory
 from papyra.persistence.records import PersistedEvent, Record
@@ -29,29 +30,32 @@ def collect_page(request: Read, candidates: Iterable[tuple[Record, int]]) -> Pag
     most one more than the page examines.
     """
     wanted = MAX_PAGE_RECORDS if request.limit is None else request.limit
-    selects = None if (request.event_type, request.actor) == (None, None) else request.selects
+    is_narrow, event_type, size = request.actor is not None, request.event_type, 0
     records: list[Record] = []
-    first = last = examined = size = 0
-    more = False
-    for record, length in candidates:
-        more = len(records) >= wanted or examined >= MAX_PAGE_RECORDS or size >= MAX_PAGE_BYTES
-        if more:
+    left = iter(candidates)
+    first: Record | None = None
+    for record, length in islice(left, MAX_PAGE_RECORDS):
+        if len(records) >= wanted or size >= MAX_PAGE_BYTES:
+            more = True
             break
-        last = record.seq or 0
-        first = first or last
-        examined += 1
+        if first is None:
+            first = record
+        last = record
         size += length
-        if selects is None or selects(record):
+        # Most reads are of a type, or of all: a call for each record would take as long again.
+        is_of_type = event_type is None or (
+            type(record) is PersistedEvent and record.event_type == event_type
+        )
+        if is_of_type and (not is_narrow or request.selects(record)):
             records.append(record)
+    else:
+        more = first is not None and next(left, None) is not None
+    if first is None:
+        return Page((), request.after, more, request.before or 0)
+    ends = first.seq or 0, last.seq or 0
     if request.newest:
         records.reverse()
-        first, last = last, first
-    return Page(
-        records=tuple(records),
-        next_after=last if examined else request.after,
-        more=more,
-        next_before=first if examined else request.before or 0,
-    )
+    return Page(tuple(records), max(ends), more, min(ends))
 
 
 def collect_history(request: ReadHistory, candidates: Iterable[tuple[Record, int]]) -> HistoryPage:
