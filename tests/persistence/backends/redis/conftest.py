@@ -20,10 +20,18 @@ import pytest
 import redis
 
 from papyra.persistence.backends.redis import RedisStreamsConfig, RedisStreamsPersistence
+from tests.extent import CI
 from tests.redis_server import RedisServer, any_binary, server_binaries
 from tests.server_versions import leave_to_other_versions
 
 MakeStore: TypeAlias = Callable[..., RedisStreamsPersistence]
+
+#: What takes longer than a newcomer likes to wait. It runs if it is named, too.
+_LONG = (
+    *("broken_numbers", "cluster", "histories_takeovers", "kill", "replicas", "server"),
+    *("server_errors", "takeovers", "torn_log", "trimmed_histories"),
+)
+collect_ignore = [] if CI else [f"test_{name}.py" for name in _LONG]
 
 BINARIES = server_binaries()
 #: Where stores are that need no server of their own, if it is set.
