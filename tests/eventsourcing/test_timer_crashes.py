@@ -30,6 +30,8 @@ pytestmark = pytest.mark.anyio
 
 #: Every how many-th crash is tried.
 EVERY = count("PAPYRA_TIMER_POINTS", 13, 4)
+#: How many there are, at least.
+POINTS = 148
 SEEDS = count("PAPYRA_TIMER_SEEDS", 3, 30)
 #: Seconds in which each timer here has its time, failures included.
 LONG = 200.0
@@ -130,9 +132,9 @@ async def test_no_timer_is_lost_or_stale_and_each_counts_once_wherever_it_crashe
     kind: str, tmp_path: Path
 ) -> None:
     stores = new_stores(kind, tmp_path)
-    points = None if EVERY == 1 else range(1, 150, EVERY)
+    points = None if EVERY == 1 else range(1, POINTS + 1, EVERY)
     crashes = await crash_everywhere(customer, COMMANDS, check, persistence=stores, points=points)
-    assert points is not None or len(crashes.points) >= 150
+    assert points is not None or len(crashes.points) >= POINTS
 
 
 #: What is done to a timer; a number lets so many seconds pass, in which it fires.

@@ -1271,7 +1271,7 @@ class BelievesWhoeverSaves(Shelf):
     async def _save_snapshot(self, request: Any) -> Any:
         keeper = snapshots.SnapshotKeeper
         event = PersistedEvent("s", request.actor, "A", 1, 1.0, request.seq, request.revision)
-        with mock.patch.object(keeper, "_event", return_value=event):
+        with mock.patch.object(keeper, "_event_at", return_value=event):
             return await super()._save_snapshot(request)
 
 
