@@ -184,8 +184,7 @@ class History(Generic[StateT]):
         self.total = state
         self.revision += len(records)
         if metadata or notes:
-            for record in records:
-                self.books.take_in(record)
+            self._take_in(records)
         if self._snapshots is not None:
             self._take_snapshot(appended.last_seq)
 

@@ -55,9 +55,7 @@ class Timer(_Message, frozen=True, kw_only=True):
     missed: Missed = "once"
 
     def __post_init__(self) -> None:
-        name = self.name
-        if type(name) is not str or not 0 < len(name) <= MAX_NAME or not name.isascii():
-            check_timer_name(name)
+        check_timer_name(self.name)
         if (
             (self.at is None) + (self.after is None) + (self.every is None) + (self.cron is None)
         ) != _OTHERS:

@@ -89,8 +89,7 @@ class TimerDelivery(Generic[StateT]):
         timers = (schedule,) if type(schedule) is Timer else as_timers(schedule)
         if timers:
             now = self._clock.time()
-            for each in timers:
-                notes.append((TIMER, each.scheduled(self._messages, now)))
+            notes += [(TIMER, each.scheduled(self._messages, now)) for each in timers]
             self._timers.attend(self._self_ref)
         return notes
 

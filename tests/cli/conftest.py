@@ -52,10 +52,13 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     """Leave out what opens a browser, but in CI, and where its file is named."""
     if CI or any("test_html_page" in argument for argument in config.args):
         return
-    left = [item for item in items if "browser" in getattr(item, "fixturenames", ())]
+    left: list[pytest.Item] = []
+    kept: list[pytest.Item] = []
+    for item in items:
+        (left if "browser" in getattr(item, "fixturenames", ()) else kept).append(item)
     if left:
         config.hook.pytest_deselected(items=left)
-        items[:] = [item for item in items if item not in left]
+        items[:] = kept
 
 
 @dataclasses.dataclass(frozen=True)
