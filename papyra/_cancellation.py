@@ -76,6 +76,13 @@ def without_cancellation(error: BaseException) -> BaseException | None:
     return None if isinstance(error, cancelled) else error
 
 
+def interrupt_in(error: BaseException) -> KeyboardInterrupt | None:
+    """Return the interrupt that `error` is, or that is in it, if it is a group."""
+    if isinstance(error, BaseExceptionGroup):
+        return next(filter(None, map(interrupt_in, error.exceptions)), None)
+    return error if isinstance(error, KeyboardInterrupt) else None
+
+
 async def wait_through(
     event: anyio.Event, struck: Callable[[], None] | None = None
 ) -> BaseException | None:

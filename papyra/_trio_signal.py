@@ -40,6 +40,7 @@ class TrioSignal:
     def __await__(self) -> Generator[Any, Any, None]:
         return self._wait().__await__()
 
+    @enable_ki_protection
     async def _wait(self) -> None:
         if self._is_done:
             await checkpoint()
@@ -47,6 +48,7 @@ class TrioSignal:
             self._task = current_task()
             await wait_task_rescheduled(self._abort)
 
+    @enable_ki_protection
     def _abort(self, _: object) -> Abort:
         self._task = None
         return Abort.SUCCEEDED

@@ -17,6 +17,7 @@ from anyio.lowlevel import checkpoint
 from papyra._cancellation import (
     end_if_left_open,
     in_a_task,
+    interrupt_in,
     shield_from_interrupts,
     start_surely,
     wait_for_groups_left_open,
@@ -35,6 +36,7 @@ from papyra._runtime.props import Props
 from papyra._runtime.recorder import LoggingRecorder, SystemRecorder
 from papyra._runtime.shutdown import GRACE, Shutdown, descendants
 from papyra._runtime.timer_service import TimerService
+from papyra._runtime.uninterrupted import shield_runtime_from_interrupts
 from papyra._safe_repr import shown, type_and_text
 from papyra._trio import running_trio
 from papyra.actor import Actor, Entities
@@ -441,7 +443,8 @@ class ActorSystem:
                 "project inside 'async with ActorSystem(...) as system:'"
             )
         runner = self._projections.add(self, projection)
-        self._runtime.start_task(f"projection {runner.name}", runner.run, lambda: runner.has_begun)
+        run = shield_from_interrupts(runner.run)
+        self._runtime.start_task(f"projection {runner.name}", run, lambda: runner.has_begun)
         return runner
 
     @property
@@ -539,9 +542,11 @@ class ActorSystem:
         `StoreDamaged` as `startup` says, `InvalidEnvironment`, and `SystemAlreadyStarted` the
         second time.
         """
-        # A Ctrl-C in the midst of these would leave a system that nobody ever stops.
-        for function in (ActorSystem.start, ActorSystem.__aenter__, ActorSystem.__aexit__):
-            shield_from_interrupts(function)
+        # A Ctrl-C in the midst of these would leave a system that nobody ever stops, or an actor.
+        shield_runtime_from_interrupts(
+            *(ActorSystem.start, ActorSystem.__aenter__, ActorSystem.__aexit__),
+            *(ActorSystem.spawn, ActorSystem.entity, ActorSystem._audit_every, ActorSystem._attend),
+        )
         if self._host_task is not None:
             raise self._started_before()
         if self._backend is None:
@@ -674,6 +679,8 @@ class ActorSystem:
                 type(seen) if seen else None, seen, seen.__traceback__ if seen else None
             )
         except BaseException as error:  # noqa: BLE001 - the caller raises it
+            if (interrupt := interrupt_in(error)) is not None:
+                return interrupt
             # The event loop's word about tasks that ended within groups of their own: the failures
             # of those actors tell it already.
             return exc if self._runtime.parked else error

@@ -13,6 +13,7 @@ from weakref import WeakValueDictionary
 import anyio
 from anyio.lowlevel import checkpoint
 
+from papyra._cancellation import shield_from_interrupts
 from papyra._logs import fields
 from papyra._runtime.entities import EntityRegistry
 from papyra._runtime.timer_checkpoint import TimerCheckpoint
@@ -252,7 +253,7 @@ class TimerService:
                 unwatch()
                 self._is_running = self._is_current = False
 
-        self._start_task("papyra timers", run, lambda: begun)
+        self._start_task("papyra timers", shield_from_interrupts(run), lambda: begun)
 
     async def _load(self) -> bool:
         """Begin with the checkpoint; return whether there is anything to look after."""

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 import msgspec
 
+from papyra._cancellation import enable_interrupts
 from papyra.persistence.records import Record
 from papyra.persistence.subscription import CaughtUp, FellBehind, Received
 from papyra.projections.cause import caused_by
@@ -73,9 +74,7 @@ class SideEffects:
         while True:
             try:
                 with caused_by(name, record.seq, part), user_code("live"):
-                    result = self._course.projection.live(received)
-                    if inspect.isawaitable(result):
-                        await result
+                    await enable_interrupts(self._call_live)(received)
             except Exception as error:  # noqa: BLE001 - users' code
                 await self._course.end_with_system()
                 attempts += 1
@@ -87,3 +86,8 @@ class SideEffects:
                 await self._course.rest(delay)
             else:
                 return True
+
+    async def _call_live(self, received: object) -> None:
+        result = self._course.projection.live(received)
+        if inspect.isawaitable(result):
+            await result

@@ -10,6 +10,7 @@ import anyio
 import msgspec
 from msgspec import structs
 
+from papyra._cancellation import enable_interrupts
 from papyra._durations import seconds
 from papyra._safe_repr import is_really
 from papyra.exceptions import (
@@ -122,7 +123,7 @@ class StoreKeeper:
                 held.append(_held(record))
             else:
                 try:
-                    await self._call(record)
+                    await enable_interrupts(self._call)(record)
                 except Exception as error:  # noqa: BLE001 - users' code
                     failure = error
                     break
@@ -153,7 +154,7 @@ class StoreKeeper:
     async def handle_parked(self, build: Build, record: Record) -> None:
         """Handle a parked event."""
         try:
-            await self._call(record)
+            await enable_interrupts(self._call)(record)
         except Exception as error:
             raise HandlerFailed(0, error) from error
         await self.unpark(build, record.seq or 0)

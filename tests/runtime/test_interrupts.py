@@ -70,7 +70,8 @@ def test_a_program_that_is_interrupted_once_ends_in_order(
     assert set(acknowledged) <= set(numbers)
     assert types.count("ActorStarted") == types.count("ActorStopped"), errors
     if not left:
-        assert errors.strip().endswith("KeyboardInterrupt"), errors
+        # Python may warn of a coroutine behind it, between whose making and running it struck.
+        assert "KeyboardInterrupt" in errors.splitlines(), errors
     assert "TrioInternalError" not in errors
 
 

@@ -27,6 +27,9 @@ from tests.extent import count
 
 SEEDS = range(count("PAPYRA_PROGRAMS", 2, 25))
 
+# Each test runs all of them, one after the other.
+pytestmark = pytest.mark.timeout(300 + len(SEEDS))
+
 
 class Crash(Exception):
     pass
