@@ -20,6 +20,7 @@ from papyra.persistence.timer_changes import (
     TIMER_INDEX,
     Pending,
     Scheduled,
+    begin,
     change_in,
     move_on,
 )
@@ -103,7 +104,7 @@ class Books:
         metadata = record.metadata
         if not metadata and type(change := record.payload) is Scheduled:
             # Most timers are scheduled by the actor itself just now.
-            move_on(self.kept.timers, change, record.revision or 0)
+            begin(self.kept.timers, change, record.revision or 0)
             return
         commands = self.kept.commands
         if metadata and (key := metadata.get(KEY)) is not None and key not in commands:

@@ -126,9 +126,10 @@ def check_timer_name(name: object) -> None:
         raise InvalidTimer(
             f"the name of a timer is a string of 1 to {MAX_NAME} characters, not {shown(name)}"
         )
+    if name.isascii():
+        return
     try:
-        if not name.isascii():
-            name.encode()
+        name.encode()
     except UnicodeEncodeError as error:
         raise InvalidTimer(f"the name of a timer is text, and {shown(name)} is none") from error
 

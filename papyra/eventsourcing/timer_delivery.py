@@ -86,11 +86,14 @@ class TimerDelivery(Generic[StateT]):
         if unschedule != ():
             pending, names = self._history.books.kept.timers, as_names(unschedule)
             notes = [(TIMER, Unscheduled(each)) for each in names if each in pending]
-        timers = (schedule,) if type(schedule) is Timer else as_timers(schedule)
-        if timers:
-            now = self._clock.time()
+        now = self._clock.time()
+        if type(schedule) is Timer:
+            notes.append((TIMER, schedule.scheduled(self._messages, now)))
+        elif timers := as_timers(schedule):
             notes += [(TIMER, each.scheduled(self._messages, now)) for each in timers]
-            self._timers.attend(self._self_ref)
+        else:
+            return notes
+        self._timers.attend(self._self_ref)
         return notes
 
     def with_fired(self, notes: Sequence[Note]) -> Sequence[Note]:

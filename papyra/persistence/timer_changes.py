@@ -154,10 +154,15 @@ class Pending(msgspec.Struct, frozen=True, omit_defaults=True):
                 return None
 
 
+def begin(timers: dict[str, Pending], scheduled: Scheduled, revision: int) -> None:
+    """Have a timer pending that the event of this revision schedules."""
+    timers[scheduled.name] = Pending(scheduled, revision, scheduled.due)
+
+
 def move_on(timers: dict[str, Pending], change: Change, revision: int) -> None:
     """Apply a change, which is the event of this revision, to the timers that are pending."""
     if type(change) is Scheduled:
-        timers[change.name] = Pending(change, revision, change.due)
+        begin(timers, change, revision)
         return
     pending = timers.get(change.name)
     if pending is None:
