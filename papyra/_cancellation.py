@@ -10,7 +10,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import math
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterable
+from types import FunctionType
 from typing import Any, Protocol, TypeVar
 from weakref import WeakKeyDictionary, WeakSet
 
@@ -28,6 +29,9 @@ class _Ends(Protocol):
     def end_left_open(self) -> None:
         """End what shields itself from the cancellation of the group that it is in."""
 
+
+#: Classes the methods of which may be interrupted.
+_interruptible: WeakSet[type] = WeakSet()
 
 #: By the task of trio's that has started them.
 _started: WeakKeyDictionary[Any, WeakSet[_Ends]] = WeakKeyDictionary()
@@ -165,6 +169,20 @@ def enable_interrupts(function: FunctionT) -> FunctionT:
     """Return `function` with `shield_from_interrupts` undone for it, and for all that it calls."""
     trio = running_trio()
     return function if trio is None else trio.lowlevel.disable_ki_protection(function)
+
+
+def enable_interrupts_in_methods(kind: type, names: Iterable[str]) -> None:
+    """Undo `shield_from_interrupts` for these methods of a class, decorated ones too."""
+    if running_trio() is None or kind in _interruptible:
+        return
+    _interruptible.add(kind)
+    for name in names:
+        function = getattr(kind, name, None)
+        while function is not None:
+            # Trio marks code, not calls.
+            if isinstance(function, FunctionType):
+                enable_interrupts(function)
+            function = getattr(function, "__wrapped__", None)
 
 
 def cancel_groups_left_open() -> None:

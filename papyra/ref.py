@@ -139,6 +139,11 @@ class Ask(msgspec.Struct, eq=False):
     #: by which a repeated message is recognized
     idempotency_key: str | None = None
 
+    @property
+    def is_open(self) -> bool:
+        """Whether the sender waits, and has neither a reply nor an error."""
+        return self.reply is _NO_REPLY and self.error is None and not self.given_up
+
     def resolve(self, reply: object) -> None:
         """Give the sender its reply."""
         self.reply = reply

@@ -98,7 +98,12 @@ class Belongings:
 
     def _start(self, task: OwnTask) -> None:
         self.tasks[task] = None
-        task.start()
+        try:
+            task.start()
+        except KeyboardInterrupt:
+            # A second one, which asyncio raises anywhere: nobody waits for what has not begun.
+            self.tasks.pop(task, None)
+            raise
 
     def note_activity(self, item: object) -> None:
         """Take note that `item` is handled next."""
@@ -176,27 +181,36 @@ class OwnTask:
         self._scope.cancel()
 
     async def _run(self) -> None:
-        self._has_begun = True
-        self._task = self._owner.loop.current_task()
-        left_open, cancelled = False, anyio.get_cancelled_exc_class()
+        left_open = False
         try:
-            with self._scope:
-                try:
-                    await enable_interrupts(self._work_and_send)()
-                except BaseException as caught:
-                    if isinstance(caught, GeneratorExit) and not self._owner.loop.is_in(self._task):
-                        raise  # the event loop is gone
-                    await self._fail(caught)
-        except cancelled:
-            pass  # asyncio's own, which the scope lets pass, and which has been dealt with
-        except Exception as error:  # noqa: BLE001 - the scope's: one within it stands open
-            left_open = True
-            await self._leave_open(error)
-        await meet_cancellation()
-        self._belongings.remove(self)
+            self._has_begun = True
+            self._task = self._owner.loop.current_task()
+            try:
+                with self._scope:
+                    await self._work_or_fail()
+            except anyio.get_cancelled_exc_class():
+                pass  # asyncio's own, which the scope lets pass, and which has been dealt with
+            except Exception as error:  # noqa: BLE001 - the scope's: one within it stands open
+                left_open = True
+                await self._leave_open(error)
+            await meet_cancellation()
+        except KeyboardInterrupt as blow:
+            # A second one, which asyncio raises anywhere.
+            self._owner.interrupt(blow)
+            raise
+        finally:
+            self._belongings.remove(self)
         if left_open:
             # A task that ended within a group of its own would end the group that it is in itself.
             await self._owner.park()
+
+    async def _work_or_fail(self) -> None:
+        try:
+            await enable_interrupts(self._work_and_send)()
+        except BaseException as caught:
+            if isinstance(caught, GeneratorExit) and not self._owner.loop.is_in(self._task):
+                raise  # the event loop is gone
+            await self._fail(caught)
 
     async def _work_and_send(self) -> None:
         result = await self._work

@@ -161,9 +161,14 @@ def spawn(
 ) -> ActorRef:
     """Make an actor, give it to `parent`, start it, and return its ref."""
     cell = Cell(parent, runtime, address, props, recorders.for_class(props.actor_class))
-    # First, as it may raise: outside of the event loop, for one.
-    runtime.launch(cell)
+    # First, as an actor that runs and is no child is stopped by nobody.
     parent.children.add(cell)
+    try:
+        runtime.launch(cell)
+    except BaseException:  # outside of the event loop, for one
+        if not cell.is_launched:
+            parent.children.remove(cell)
+        raise
     cell.counters.actors += 1
     return cell.ref
 
@@ -614,6 +619,16 @@ class Cell:
 
     def _new_ref(self) -> ActorRef:
         return ActorRef(self) if self.telemetry is None else ObservedRef(self, self.telemetry)
+
+    @property
+    def is_launched(self) -> bool:
+        """Whether there is a first incarnation, or is about to be."""
+        return self._running is not None
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether all who want to know have been told that the actor has stopped."""
+        return self.stopped.is_set()
 
     def new_variables(self) -> Context:
         """Return the context that an incarnation starts from: this actor's, and empty otherwise."""

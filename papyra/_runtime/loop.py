@@ -14,7 +14,7 @@ from papyra._cancellation import (
     cancel_groups_left_open,
     cancelled_by_its_task,
     cancelled_within,
-    enable_interrupts,
+    enable_interrupts_in_methods,
     meet_cancellation,
     take_cancellation,
     without_cancellation,
@@ -52,6 +52,9 @@ from papyra.volatile_timers import OwnMessage, is_own_message
 
 #: What an empty mailbox gives; `None` is a message like any other.
 _NOTHING = object()
+
+#: The methods of an actor that Ctrl-C may interrupt wherever it is. What is around them it may not.
+_METHODS_OF_USERS = ("__init__", "on_start", "receive", "receive_batch", "on_stop")
 
 #: The name of a context variable that says what a message belongs to, if one travels with it.
 CORRELATION = "correlation_id"
@@ -95,6 +98,10 @@ class LoopOwner(Protocol):
     @property
     def children(self) -> Children[Any]:
         """The living children."""
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether all who want to know have been told that the actor has stopped."""
 
     def new_variables(self) -> Context:
         """Return the context that an incarnation starts from."""
@@ -191,6 +198,8 @@ class ActorLoop:
         #: the context that the instance is made in; the incarnation's task starts from a copy
         self.variables = cell.new_variables()
         self.actor: Actor
+        if not cell.parent.shields_children:
+            enable_interrupts_in_methods(props.actor_class, _METHODS_OF_USERS)
         if cell.is_woken:
             return  # whoever sends a message does not call __init__
         try:
@@ -240,33 +249,48 @@ class ActorLoop:
 
     async def run(self) -> None:
         """Run one incarnation, in the task that is running; then start the next, or end."""
-        self._lifecycle.begin(self._cell.loop.current_task())
-        left_open, cancelled = False, anyio.get_cancelled_exc_class()
+        left_open = False
         try:
-            with self._lifecycle.scope:
-                # Nothing gets out of here that is not the event loop's own.
-                try:
-                    self._lifecycle.will_restart = await self._incarnation_of_users()
-                except BaseException as caught:
-                    if self._is_closed_by(caught):
-                        raise
-                    await self._end_incarnation(caught)
-                if not self._lifecycle.will_restart:
-                    await self._stop()
-        except cancelled:
-            pass  # asyncio's own, which the scope lets pass, and which has been dealt with
-        except Exception as error:  # noqa: BLE001 - the scope's: one within it stands open
-            left_open = True
-            self._leave_open(error)
-        await meet_cancellation()
-        if self._lifecycle.will_restart:
-            self.variables = self._cell.new_variables()
-            self._cell.launch_again()
-        else:
-            self._end()
+            self._lifecycle.begin(self._cell.loop.current_task())
+            try:
+                with self._lifecycle.scope:
+                    # Nothing gets out of here that is not the event loop's own.
+                    try:
+                        self._lifecycle.will_restart = await self._incarnation()
+                    except BaseException as caught:
+                        if self._is_closed_by(caught):
+                            raise
+                        await self._end_incarnation(caught)
+                    if not self._lifecycle.will_restart:
+                        await self._stop()
+            except anyio.get_cancelled_exc_class():
+                pass  # asyncio's own, which the scope lets pass, and which has been dealt with
+            except Exception as error:  # noqa: BLE001 - the scope's: one within it stands open
+                left_open = True
+                self._leave_open(error)
+            await meet_cancellation()
+            if self._lifecycle.will_restart:
+                self.variables = self._cell.new_variables()
+                self._cell.launch_again()
+            else:
+                self._end()
+        except KeyboardInterrupt as blow:
+            self._break_off(blow)
+            raise
         if left_open:
             # A task that ended within a group of its own would end the group that it is in itself.
             await self._cell.park()
+
+    def _break_off(self, blow: KeyboardInterrupt) -> None:
+        """End at once: a second Ctrl-C has struck in the runtime itself, as asyncio lets it."""
+        self._lifecycle.fail(blow)
+        self._cell.interrupt(blow)
+        self._fail_struck(None)
+        self._mailbox.close()
+        self._cell.children.cancel()
+        self._cell.dead_letters.empty_mailbox_at_once()
+        if not self._cell.has_ended:
+            self._end()
 
     async def _end_incarnation(self, caught: BaseException) -> None:
         try:
@@ -278,19 +302,6 @@ class ActorLoop:
     def _is_closed_by(self, caught: BaseException) -> bool:
         """Return whether the event loop is gone, so that nothing can be awaited any more."""
         return isinstance(caught, GeneratorExit) and not self._cell.loop.is_in(self._lifecycle.task)
-
-    def _incarnation_of_users(self) -> Coroutine[Any, Any, bool]:
-        """Return the coroutine of an incarnation, which Ctrl-C may interrupt wherever it is.
-
-        What follows it may not be interrupted, nor may what the system can't do without.
-        """
-        if self._cell.parent.shields_children or not self._cell.loop.is_opaque:
-            return self._incarnation()
-        # Trio marks code, not calls.
-        return enable_interrupts(self._interruptible_incarnation)()
-
-    async def _interruptible_incarnation(self) -> bool:
-        return await self._incarnation()
 
     async def _incarnation(self) -> bool:  # noqa: PLR0912 - in one function, as said below
         """Start, handle messages, and return whether supervision wants another incarnation."""
@@ -758,6 +769,9 @@ class ActorLoop:
         cell = self._cell
         interrupt = without_cancellation(caught)
         if interrupt is not None:
+            if not self._struck:  # it has struck beside the actor's own code
+                items = self._run_at_hand or [self._at_hand]
+                self._struck = [each for each in items if type(each) is Ask and each.is_open]
             self._lifecycle.fail(interrupt)
             cell.interrupt(interrupt)
         elif not self._lifecycle.scope.cancel_called:

@@ -42,7 +42,7 @@ class Shutdown:
         self._drain = True
         self._cause: BaseException | None = None
         self._actors_time: anyio.CancelScope | None = None
-        self._is_running = False
+        self._is_started = self._is_running = False
 
     def begin(
         self, tasks: TaskGroup, before_store: Callable[[], None], cause: BaseException | None
@@ -52,19 +52,22 @@ class Shutdown:
         If there is a `cause`, actors finish the message at hand only. `before_store` is called
         before the store stops, and after everybody else has.
         """
-        if not self.begun.is_set():
-            self.begun.set()
-            self._drain, self._cause = cause is None, cause
-            self._actors_time = time = anyio.CancelScope(shield=True)
-            if not self._drain:
-                # At once: by the time the task runs, they may have taken the next message.
-                self._actors.finish_at_hand(cause)
-            run = shield_from_interrupts(self._run)
-            start_surely(
-                lambda begin: tasks.start_soon(begin, name="papyra shutdown"),
-                lambda: run(time, before_store),
-                lambda: self._is_running,
-            )
+        if self._is_started:
+            return
+        self.begun.set()
+        self._drain, self._cause = cause is None, cause
+        self._actors_time = time = anyio.CancelScope(shield=True)
+        if not self._drain:
+            # At once: by the time the task runs, they may have taken the next message.
+            self._actors.finish_at_hand(cause)
+        run = shield_from_interrupts(self._run)
+        start_surely(
+            lambda begin: tasks.start_soon(begin, name="papyra shutdown"),
+            lambda: run(time, before_store),
+            lambda: self._is_running,
+        )
+        # Last: if a second Ctrl-C has struck before that, somebody else has to begin it.
+        self._is_started = True
 
     def hurry(self) -> None:
         """Let actors finish the message at hand only; if they do that already, cancel them."""
@@ -74,12 +77,18 @@ class Shutdown:
         self._actors.finish_at_hand(self._cause)
 
     async def _run(self, time: anyio.CancelScope, before_store: Callable[[], None]) -> None:
-        self._is_running = True
         try:
+            self._is_running = True
             await self._stop_all(self._actors, time, drain=self._drain)
             before_store()
             # What was told is still written, however much of a hurry somebody is in.
             await self._stop_all(self._store, anyio.CancelScope(shield=True), drain=True)
+        except KeyboardInterrupt:
+            # A second one, which asyncio raises anywhere. Nobody stops them in order any more.
+            self._actors.cancel()
+            before_store()
+            self._store.cancel()
+            raise
         finally:
             self.ended.set()
 
