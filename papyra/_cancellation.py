@@ -9,13 +9,17 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import inspect
 import math
+import signal
+import weakref
 from collections.abc import Callable, Coroutine, Iterable
 from types import FunctionType
 from typing import Any, Protocol, TypeVar
 from weakref import WeakKeyDictionary, WeakSet
 
 import anyio
+import anyio.lowlevel
 
 from papyra._trio import running_trio
 
@@ -30,8 +34,12 @@ class _Ends(Protocol):
         """End what shields itself from the cancellation of the group that it is in."""
 
 
-#: Classes the methods of which may be interrupted.
+#: The task of trio's in which an interrupt is to strike once more.
+_interrupted: weakref.ref[Any] | None = None
+
+#: Classes the methods of which may be interrupted, or may not.
 _interruptible: WeakSet[type] = WeakSet()
+_shielded: WeakSet[type] = WeakSet()
 
 #: By the task of trio's that has started them.
 _started: WeakKeyDictionary[Any, WeakSet[_Ends]] = WeakKeyDictionary()
@@ -78,6 +86,35 @@ def without_cancellation(error: BaseException) -> BaseException | None:
     if isinstance(error, BaseExceptionGroup):
         return error.split(cancelled)[1]
     return None if isinstance(error, cancelled) else error
+
+
+def interrupt_later() -> None:
+    """Have trio's ``KeyboardInterrupt``, which has been waited through, strike once more.
+
+    As a cancellation does, it strikes at what the main task awaits next.
+    """
+    global _interrupted  # noqa: PLW0603 - there is one main task
+    trio = running_trio()
+    assert trio is not None
+    _interrupted = weakref.ref(trio.lowlevel.current_task())
+    signal.raise_signal(signal.SIGINT)
+
+
+async def raise_if_cancelled() -> None:
+    """Let strike what came while something was waited for to its end.
+
+    Whoever waits so time and again would never notice it.
+    """
+    global _interrupted  # noqa: PLW0603
+    if cancelled_within():
+        await anyio.lowlevel.checkpoint_if_cancelled()
+    trio = running_trio()
+    if trio is None:
+        if cancelled_by_its_task():
+            await asyncio.sleep(0)  # by asyncio itself, of which anyio does not know
+    elif _interrupted is not None and _interrupted() is trio.lowlevel.current_task():
+        _interrupted = None
+        await trio.lowlevel.checkpoint()
 
 
 def interrupt_in(error: BaseException) -> KeyboardInterrupt | None:
@@ -175,7 +212,6 @@ def enable_interrupts_in_methods(kind: type, names: Iterable[str]) -> None:
     """Undo `shield_from_interrupts` for these methods of a class, decorated ones too."""
     if running_trio() is None or kind in _interruptible:
         return
-    _interruptible.add(kind)
     for name in names:
         function = getattr(kind, name, None)
         while function is not None:
@@ -183,6 +219,22 @@ def enable_interrupts_in_methods(kind: type, names: Iterable[str]) -> None:
             if isinstance(function, FunctionType):
                 enable_interrupts(function)
             function = getattr(function, "__wrapped__", None)
+    _interruptible.add(kind)
+
+
+def shield_methods_from_interrupts(*kinds: type) -> None:
+    """Shield the methods of these classes, and of their bases, that are Papyra's own."""
+    if running_trio() is None:
+        return
+    for base in {base: None for kind in kinds for base in kind.__mro__}:
+        if base in _shielded or not base.__module__.startswith("papyra."):
+            continue
+        for attribute in vars(base).values():
+            # Trio marks code, and what decorates others is not theirs alone.
+            function = inspect.unwrap(getattr(attribute, "fget", attribute))
+            if isinstance(function, FunctionType):
+                shield_from_interrupts(function)
+        _shielded.add(base)  # last: it may be interrupted itself
 
 
 def cancel_groups_left_open() -> None:

@@ -7,16 +7,9 @@ So it strikes where the main task waits next. Code of users that actors run is n
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable
-from types import FunctionType
-from typing import Any
 
-from papyra._cancellation import (
-    shield_from_interrupts,
-    wait_for_groups_left_open,
-    wait_through,
-)
+from papyra._cancellation import shield_from_interrupts, shield_methods_from_interrupts
 from papyra._runtime.belongings import Belongings
 from papyra._runtime.cell import Cell, spawn
 from papyra._runtime.children import Children
@@ -28,7 +21,6 @@ from papyra._runtime.entities import EntityRegistry, TopLevel
 from papyra._runtime.entity import Entity
 from papyra._runtime.idle_timeouts import EntityMailbox
 from papyra._runtime.lifecycle import Lifecycle
-from papyra._runtime.loop import ActorLoop
 from papyra._runtime.measured_mailbox import MeasuredEntityMailbox, MeasuredMailbox
 from papyra._signal import Latch
 from papyra.entity import EntityRef
@@ -42,23 +34,10 @@ _CLASSES: tuple[type, ...] = (
     *(Entity, EntityRegistry, Mailbox, EntityMailbox, MeasuredMailbox, MeasuredEntityMailbox),
     *(DeadLetters, Deadlines, Timers, Waits, OutputGate, Latch),
 )
-#: What users' code calls, or interrupts could cut short, of what else there is.
-_FUNCTIONS: tuple[Any, ...] = (
-    *(spawn, wait_through, wait_for_groups_left_open),
-    *(ActorLoop._stop_children, ActorLoop._back_off),
-)
 
 
 def shield_runtime_from_interrupts(*others: Callable[..., object]) -> None:
     """Shield all of these, and `others`, from now on, if the running event loop is trio's."""
-    for function in (*_functions(), *others):
+    shield_methods_from_interrupts(*_CLASSES)
+    for function in (spawn, *others):
         shield_from_interrupts(function)
-
-
-@functools.cache
-def _functions() -> tuple[Callable[..., object], ...]:
-    bases = {base: None for each in _CLASSES for base in each.__mro__}
-    own = [base for base in bases if base.__module__.startswith("papyra.")]
-    attributes = [attribute for each in own for attribute in vars(each).values()]
-    found = [getattr(attribute, "fget", attribute) for attribute in attributes]
-    return (*_FUNCTIONS, *(each for each in found if isinstance(each, FunctionType)))

@@ -5,22 +5,15 @@ More lines: ``PAPYRA_INTERRUPTS=1 python -m pytest tests/runtime/test_interrupte
 
 from __future__ import annotations
 
-import gc
 import itertools
-import os
 import shutil
-import signal
-import sys
-from collections.abc import Iterator
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import anyio
 import msgspec
 import pytest
 
-import papyra
 from papyra import Actor, ActorRef, ActorSystem
 from papyra.eventsourcing import EventSourced
 from papyra.persistence import Received
@@ -30,17 +23,13 @@ from papyra.persistence.backends.memory import InMemoryPersistence
 from papyra.projections import Projection
 from tests.conftest import LOOPS
 from tests.extent import CI
+from tests.interrupts import SHARES, STRIDE, InterruptAtLine, collect, run
 
-#: Every how many-th line is tried.
-STRIDE = 40 if "PAPYRA_INTERRUPTS" in os.environ else 1000 if CI else 2000
-#: How many tests share these lines.
-SHARES = 2 if CI or "PAPYRA_INTERRUPTS" in os.environ else 1
 CASES = (
     [*itertools.product(LOOPS, ["memory", "json"])]
     if CI
     else [("trio", "memory"), ("asyncio", "json")]
 )
-ROOT = str(Path(papyra.__file__).parent)
 
 
 class Counted(msgspec.Struct, frozen=True):
@@ -161,54 +150,6 @@ class World:
         assert len({*stored}) == len(stored)
 
 
-class InterruptAtLine:
-    """Presses Ctrl-C before certain lines of Papyra's code, counted as this thread runs them."""
-
-    def __init__(self, *numbers: int) -> None:
-        self._numbers = [*reversed(numbers)]
-        self._count = 0
-        #: where that was
-        self.where: list[str] = []
-
-    def __call__(self, frame: FrameType, event: str, _: object) -> Any:
-        if not self._numbers or not frame.f_code.co_filename.startswith(ROOT):
-            return None
-        return self._trace
-
-    def _trace(self, frame: FrameType, event: str, _: object) -> Any:
-        if not self._numbers:
-            return None
-        if event == "line":
-            if self._count == self._numbers[-1]:
-                self._numbers.pop()
-                self.where.append(f"{frame.f_code.co_filename}:{frame.f_lineno}")
-                signal.raise_signal(signal.SIGINT)
-            self._count += 1
-        return self._trace
-
-
-@pytest.fixture
-def ctrl_c() -> Iterator[None]:
-    """Let SIGINT interrupt this process, which a shell may have started in the background."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, before)
-
-
-def live(loop: str, world: World, interrupt: InterruptAtLine) -> None:
-    """Run a world, and raise ``KeyboardInterrupt`` unless one has struck and got lost."""
-    backend, options = LOOPS[loop]
-    before = sys.gettrace()
-    sys.settrace(interrupt)
-    try:
-        anyio.run(world.live, backend=backend, backend_options=options)
-        assert not interrupt.where, f"Ctrl-C at {interrupt.where} was lost"
-    finally:
-        sys.settrace(before)
-    raise KeyboardInterrupt
-
-
-@pytest.mark.usefixtures("ctrl_c")
 @pytest.mark.filterwarnings("ignore:coroutine .* was never awaited")
 @pytest.mark.parametrize(("loop", "kind"), CASES)
 @pytest.mark.parametrize("share", range(SHARES))
@@ -221,15 +162,14 @@ def test_ctrl_c_at_any_line_stops_a_system_in_order(
             store = JsonFilePersistence(tmp_path / f"{number}.ndjson", fsync="no")
         world, interrupt = World(store), InterruptAtLine(number)
         with pytest.raises(KeyboardInterrupt):
-            live(loop, world, interrupt)
+            run(loop, world.live, interrupt)
         anyio.run(world.check)
         if not interrupt.where:
             break
     assert number > STRIDE
-    gc.collect()  # what was cut short says so here, and in no other test
+    collect()
 
 
-@pytest.mark.usefixtures("ctrl_c")
 @pytest.mark.filterwarnings(
     "ignore:coroutine .* was never awaited", "ignore::pytest.PytestUnraisableExceptionWarning"
 )
@@ -244,7 +184,7 @@ def test_a_second_ctrl_c_at_any_line_ends_a_system_and_keeps_what_was_acknowledg
         interrupt = InterruptAtLine(number, number + 1 + number % 97)
         # asyncio raises the second one anywhere, and what it says then is its own.
         with pytest.raises((KeyboardInterrupt, BaseExceptionGroup, RuntimeError)):
-            live(loop, world, interrupt)
+            run(loop, world.live, interrupt)
         if path.exists():
             # It may be open still: a clean close is not promised.
             shutil.copy(path, copy)
@@ -253,4 +193,4 @@ def test_a_second_ctrl_c_at_any_line_ends_a_system_and_keeps_what_was_acknowledg
         if not interrupt.where:
             break
     assert number > STRIDE
-    gc.collect()  # what was cut short says so here, and in no other test
+    collect()

@@ -14,6 +14,7 @@ import anyio
 import msgspec
 
 import papyra._logs  # noqa: F401 - has what stores log be a line each
+from papyra._cancellation import raise_if_cancelled, shield_methods_from_interrupts
 from papyra._safe_repr import shown
 from papyra.exceptions import (
     BackendBusy,
@@ -408,8 +409,10 @@ class PersistenceBackend(PersistenceVerbs, PersistenceMetricsMixin):
                 await self._session.shut()
             finally:
                 self.commits.end()
+        await raise_if_cancelled()  # whatever has struck meanwhile
 
     async def __aenter__(self) -> Self:
+        shield_methods_from_interrupts(type(self))
         self._session.reopen()
         await self.flush()
         return self
@@ -424,6 +427,8 @@ class PersistenceBackend(PersistenceVerbs, PersistenceMetricsMixin):
 
     @contextlib.contextmanager
     def _alone(self) -> Iterator[None]:
+        # A Ctrl-C of trio's must not leave it open, or in somebody's hands.
+        shield_methods_from_interrupts(type(self))
         try:
             with self._guard:
                 yield

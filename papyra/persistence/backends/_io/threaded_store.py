@@ -6,10 +6,11 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import TypeVar
 
+from papyra._cancellation import raise_if_cancelled
 from papyra.exceptions import PersistenceError, StoreReadOnly
 from papyra.persistence.backends._io.blocking_operations import BlockingOperations
 from papyra.persistence.backends._io.commit_token import CommitToken
-from papyra.persistence.backends._io.worker_thread import WorkerThread, raise_if_cancelled
+from papyra.persistence.backends._io.worker_thread import WorkerThread
 from papyra.persistence.backends.store import Batch, Capabilities, StoredSnapshot
 from papyra.persistence.messages import HistoryPage, Page, Read, ReadHistory
 from papyra.persistence.reports import (

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import math
 import os
 import sys
 import threading
@@ -16,6 +15,7 @@ from typing import Any, Generic, TypeVar, cast
 import anyio
 import anyio.lowlevel
 
+from papyra._cancellation import cancelled_within, interrupt_later
 from papyra._signal import Signal, new_signal, wake
 from papyra._trio import running_trio
 from papyra.exceptions import StoreForked
@@ -78,9 +78,18 @@ class _TrioCall(_Call[ResultT]):
         self._token.run_sync_soon(self.wake)
 
     async def wait(self, timeout: float | None) -> None:
-        self.done = new_signal()
+        was_interrupted = False
         with anyio.move_on_after(timeout, shield=True) as self._time:
-            await self.done
+            is_waiting = True
+            while is_waiting:
+                self.done = new_signal()
+                try:
+                    await self.done
+                    is_waiting = False
+                except KeyboardInterrupt:
+                    was_interrupted, is_waiting = True, not self.finished
+        if was_interrupted:
+            interrupt_later()
 
     def hurry(self, seconds: float) -> None:
         if self._time is not None:
@@ -122,7 +131,7 @@ class _AsyncioCall(_Call[ResultT]):
         strike again by themselves, and are counted among asyncio's own, once. What strikes without
         them is asyncio's, be it counted `before`: a signal may have come right before the wait.
         """
-        was_cancelled = not _is_in_cancelled_scope() or task.cancelling() > before + 1
+        was_cancelled = not cancelled_within() or task.cancelling() > before + 1
         with anyio.CancelScope(shield=True):
             while not self.finished and not self.is_overdue:
                 self.done = self.loop.create_future()
@@ -184,10 +193,6 @@ class _Watchdog:
             self._set(self._loop, min(self._deadlines.values()))
 
 
-def _is_in_cancelled_scope() -> bool:
-    return anyio.current_effective_deadline() == -math.inf
-
-
 def _strike_later(task: asyncio.Task[Any]) -> None:
     """Have the cancellation that `task` has waited through strike at what it awaits next.
 
@@ -203,19 +208,6 @@ def _strike_later(task: asyncio.Task[Any]) -> None:
 
     _to_be_struck.add(task)
     asyncio.get_running_loop().call_soon(strike)
-
-
-async def raise_if_cancelled() -> None:
-    """Let a cancellation strike that came while a call was waited for.
-
-    A call is waited for to its end, so whoever makes one after the other would never notice it.
-    """
-    if _is_in_cancelled_scope():
-        await anyio.lowlevel.checkpoint_if_cancelled()
-    if running_trio() is None:
-        task = asyncio.current_task()
-        if task is not None and task.cancelling():
-            await asyncio.sleep(0)  # by asyncio itself, of which anyio does not know
 
 
 class _Calls:
