@@ -443,8 +443,7 @@ class ActorSystem:
                 "project inside 'async with ActorSystem(...) as system:'"
             )
         runner = self._projections.add(self, projection)
-        run = shield_from_interrupts(runner.run)
-        self._runtime.start_task(f"projection {runner.name}", run, lambda: runner.has_begun)
+        self._runtime.start_task(f"projection {runner.name}", runner.run, lambda: runner.has_begun)
         return runner
 
     @property

@@ -17,6 +17,7 @@ import anyio
 import anyio.lowlevel
 import msgspec
 
+from papyra._cancellation import shield_methods_from_interrupts
 from papyra._safe_repr import shown
 from papyra._signal import signals_of_this_loop
 from papyra.exceptions import (
@@ -278,6 +279,7 @@ class Subscription:
         return self._position
 
     async def __aenter__(self) -> Self:
+        shield_methods_from_interrupts(type(self))
         self._recent = self._followed.commits.follow(self)
         return self
 

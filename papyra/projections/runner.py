@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 import anyio
 from anyio.abc import TaskGroup
 
-from papyra._cancellation import shield_from_interrupts
+from papyra._cancellation import shield_methods_from_interrupts
 from papyra._durations import is_seconds, seconds
 from papyra._logs import about, fields
 from papyra._safe_repr import shown
@@ -44,6 +44,7 @@ class ProjectionRunner:
     """
 
     def __init__(self, host: Host, projection: Projection) -> None:
+        shield_methods_from_interrupts(type(self))
         self._wanted: Wanted = checked(projection)
         self._host = host
         self._projection = projection
@@ -206,8 +207,7 @@ class ProjectionRunner:
         if self._group is None:
             raise ProjectionStopped(f"{self.name} has stopped")
         self._scopes[follower] = anyio.CancelScope()
-        run = shield_from_interrupts(self._run)
-        self._group.start_soon(run, follower, name=f"projection {self.name}")
+        self._group.start_soon(self._run, follower, name=f"projection {self.name}")
 
     async def _run(self, follower: Follower) -> None:
         with self._scopes[follower]:
