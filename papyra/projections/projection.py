@@ -41,7 +41,8 @@ class Projection:
 
     ``Balances(SQLiteView("views.db"))`` is made of a view, which `handle` writes: a plain function,
     ``handle(self, received, tx)``, that gets the view's open transaction, on the view's own thread;
-    each event has its effect exactly once. Without a view, it is a coroutine function, ``async def
+    each event has its effect exactly once. ``handle_batch(self, batch, tx)`` in its place gets all
+    events of a transaction at a time. Without a view, it is a coroutine function, ``async def
     handle(self, received)``, called at least once for each event.
 
     What is handed over is a `Received` for classes of events, and else the record. The guide of
@@ -73,6 +74,9 @@ class Projection:
 
     #: of users: ``handle(self, received, tx)``, or ``async def handle(self, received)``
     handle: Callable[..., Any]
+
+    #: of users, in place of `handle`: ``handle_batch(self, batch, tx)``
+    handle_batch: Callable[..., Any] | None = None
 
     #: the system that runs it
     _host: Host | None = None
@@ -211,6 +215,15 @@ def attach(projection: Projection, host: Host) -> None:
     projection._host = host
 
 
+def hand_over(projection: Projection, batch: Sequence[Any], tx: Any) -> None:
+    """Call the handler of a projection with events, one after the other unless it takes batches."""
+    if projection.handle_batch is not None:
+        projection.handle_batch(batch, tx)
+        return
+    for received in batch:
+        projection.handle(received, tx)
+
+
 def table_name(name: str, build: int) -> str:
     """Return what a table is called in a build."""
     return f"{name}_{build}"
@@ -260,11 +273,18 @@ def _check_handle(projection: Projection) -> None:
         raise InvalidProjection(
             f"{kind.name}: setup is a plain function, which runs on the view's thread"
         )
-    handle = getattr(kind, "handle", None)
+    handle = kind.handle_batch or getattr(kind, "handle", None)
     if handle is None:
-        raise InvalidProjection(f"{kind.name}: it has no handle(self, received, tx)")
+        raise InvalidProjection(
+            f"{kind.name}: it has no handle(self, received, tx), nor handle_batch(self, batch, tx)"
+        )
     view: object = projection.view
     is_async = inspect.iscoroutinefunction(handle)
+    if view is None and kind.handle_batch is not None:
+        raise InvalidProjection(
+            f"{kind.name}: handle_batch writes a view; without one, handle is a coroutine "
+            "function, called with one event after the other"
+        )
     if view is None and not is_async:
         raise InvalidProjection(
             f"{kind.name}: without a view, handle is a coroutine function, 'async def'; with one, "
@@ -276,7 +296,8 @@ def _check_handle(projection: Projection) -> None:
         )
     if view is not None and is_async:
         raise InvalidProjection(
-            f"{kind.name}: into a view, handle is a plain function, which runs on the view's thread"
+            f"{kind.name}: into a view, {handle.__name__} is a plain function, which runs on the "
+            "view's thread"
         )
 
 

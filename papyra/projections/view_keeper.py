@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import math
 import time
@@ -32,7 +33,7 @@ from papyra.projections.database import ViewDatabase
 from papyra.projections.decoding import Decoder
 from papyra.projections.facts import actor_of
 from papyra.projections.keeper import HandlerFailed, Taken, TakenOver
-from papyra.projections.projection import Projection, table_name, writing
+from papyra.projections.projection import Projection, hand_over, table_name, writing
 from papyra.projections.view import View
 
 __all__ = ("ViewKeeper",)
@@ -260,28 +261,46 @@ class ViewKeeper:
     def _call(
         self, tx: Any, build: Build, records: Sequence[Record]
     ) -> tuple[int, tuple[int, ...]]:
-        """Call the handler for one record after the other, until it takes long."""
-        handle, parked = self._projection.handle, self._parked_actors
-        is_in_transaction, monotonic = self._database.transaction_check(), time.monotonic
-        end = monotonic() + seconds(self._projection.batch_seconds)
-        count = 0
+        """Call the handler; return how many records it has handled, and which are held back."""
+        parked = self._parked_actors
         with self._for_user(build.build):
-            try:
-                for given in self._given(records):
-                    for received in given:
-                        handle(received, tx)
-                    count += 1
-                    if not is_in_transaction() or monotonic() > end:
-                        break
-            except BaseException as error:
-                raise self._named(count, error) from error
-        if not is_in_transaction():
+            if self._projection.handle_batch is None:
+                count = self._call_for_each(tx, records)
+            else:
+                count = self._call_for_all(tx, records)
+        if not self._database.transaction_check()():
             raise HandlerCommitted(self._committed(records[count - 1].seq))
         held = [each for each in records[:count] if actor_of(each) in parked] if parked else []
         for record in held:
             why = "held back behind a parked event"
             self._builds.park(build.build, Parked(record.seq or 0, actor_of(record), why, True))
         return count, tuple(record.seq or 0 for record in held)
+
+    def _call_for_each(self, tx: Any, records: Sequence[Record]) -> int:
+        """Call the handler for one record after the other, until it takes long."""
+        handle, is_in_transaction = self._projection.handle, self._database.transaction_check()
+        monotonic, count = time.monotonic, 0
+        end = monotonic() + seconds(self._projection.batch_seconds)
+        try:
+            for given in self._given(records):
+                for received in given:
+                    handle(received, tx)
+                count += 1
+                if not is_in_transaction() or monotonic() > end:
+                    break
+        except BaseException as error:
+            raise self._named(count, error) from error
+        return count
+
+    def _call_for_all(self, tx: Any, records: Sequence[Record]) -> int:
+        """Call the handler once. If it fails, nobody knows for which of them."""
+        try:
+            given = [*itertools.chain.from_iterable(self._given(records))]
+            if given:
+                hand_over(self._projection, given, tx)
+        except BaseException as error:
+            raise self._named(None if len(records) > 1 else 0, error) from error
+        return len(records)
 
     def _given(self, records: Sequence[Record]) -> Iterable[Sequence[Any]]:
         """Yield what the handler is given for each record: nothing for those held back."""
@@ -296,8 +315,7 @@ class ViewKeeper:
                 self._require(build)
                 with self._for_user(build.build):
                     try:
-                        for received in self._decode(record):
-                            self._projection.handle(received, tx)
+                        hand_over(self._projection, self._decode(record), tx)
                     except BaseException as error:
                         raise self._named(0, error) from error
                 if not self._database.transaction_check()():
@@ -394,7 +412,7 @@ class ViewKeeper:
     def _read_parked(self, number: int) -> None:
         self._parked_actors = {each.actor for each in self._builds.parked(number) if each.actor}
 
-    def _named(self, index: int, error: BaseException) -> Exception:
+    def _named(self, index: int | None, error: BaseException) -> Exception:
         text = self._database.outage(error)
         if text is not None:
             return ViewUnavailable(text)

@@ -19,7 +19,13 @@ from papyra.persistence.records import PersistedEvent, Record
 from papyra.projections.builds import Builds
 from papyra.projections.database import ViewDatabase
 from papyra.projections.decoding import Decoder
-from papyra.projections.projection import Projection, checked, table_name, writing
+from papyra.projections.projection import (
+    Projection,
+    checked,
+    hand_over,
+    table_name,
+    writing,
+)
 
 __all__ = ("ProjectedView", "projected")
 
@@ -57,8 +63,7 @@ class ProjectedView:
         is_open = self._database.transaction_check()
         self._database.in_handler = True
         try:
-            for received in self._decode(record):
-                self._projection.handle(received, self.tx)
+            hand_over(self._projection, self._decode(record), self.tx)
         finally:
             self._database.in_handler = False
         if not is_open():

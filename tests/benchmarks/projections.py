@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import sqlite3
 import tempfile
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import Any, ClassVar
@@ -56,6 +57,13 @@ class Balances(Projection):
         tx.execute(UPSERT, (received.actor, received.event.amount))
 
 
+class BatchedBalances(Balances):
+    """As `bare` does: one call a batch."""
+
+    def handle_batch(self, batch: Sequence[Received], tx: sqlite3.Connection) -> None:
+        tx.executemany(UPSERT, [(each.actor, each.event.amount) for each in batch])
+
+
 def deposits(count: int) -> Iterable[tuple[str, int]]:
     """Yield the address of an account, and an amount."""
     return ((f"bank/Account/{number % ACCOUNTS}", number) for number in range(count))
@@ -97,23 +105,27 @@ async def filled(count: int) -> InMemoryPersistence:
     return store
 
 
-async def project(store: InMemoryPersistence, count: int) -> float:
+async def project(
+    store: InMemoryPersistence, count: int, kind: type[Balances] = BatchedBalances
+) -> float:
     """Build the view of a store from the first event on."""
     with tempfile.TemporaryDirectory() as directory:
         async with ActorSystem("bank", persistence=store, audit_interval=None) as system:
             last = system.backend.last_seq
             started = time.perf_counter()
-            runner = system.project(Balances(SQLiteView(Path(directory, "view.db"))))
+            runner = system.project(kind(SQLiteView(Path(directory, "view.db"))))
             await runner.wait_for(last)
             seconds = time.perf_counter() - started
             assert runner.status.handled == count
             return seconds
 
 
-def against_bare(loop: Loop, options: Options) -> Result:
+def against_bare(kind: type[Balances], loop: Loop, options: Options) -> Result:
     count = options.count(200_000)
     store = anyio.run(filled, count)
-    return compare(options, count, lambda: bare(count), lambda: loop.run(project, store, count))
+    return compare(
+        options, count, lambda: bare(count), lambda: loop.run(project, store, count, kind)
+    )
 
 
 # The same with `eventsourcing`: an application in memory, whose events are there already
@@ -195,11 +207,18 @@ def against_eventsourcing(loop: Loop, options: Options) -> Result:
         options,
         count,
         lambda: their_projection() * count / (fewer + ACCOUNTS),
-        lambda: loop.run(project, store, count),
+        lambda: loop.run(project, store, count, Balances),
     )
 
 
 PROJECTION_ROWS = [
-    Row("projection into SQLite", "the same upserts, executemany", 0.3, False, against_bare),
+    Row(
+        *("projection into SQLite, of batches", "the same upserts, executemany", 0.3, False),
+        functools.partial(against_bare, BatchedBalances),
+    ),
+    Row(
+        *("projection into SQLite, event by event", "the same upserts, executemany", 0.2, False),
+        functools.partial(against_bare, Balances),
+    ),
     Row("the same", "eventsourcing, SQLite", 5, False, against_eventsourcing),
 ]

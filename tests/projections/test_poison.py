@@ -113,6 +113,42 @@ async def test_an_event_in_a_batch_of_a_thousand_is_the_only_one_that_is_parked(
         assert runner.status.commits <= 4
 
 
+async def test_a_handler_of_batches_gets_what_a_transaction_holds_and_the_bad_one_is_found(
+    new_system: NewSystem, path: Path
+) -> None:
+    class Batched(Balances):
+        """Takes events in batches, and can't take one amount."""
+
+        name = "balances"
+        on_error = DeadLetter()
+        batch_size = 400
+        sizes: ClassVar[list[int]] = []
+
+        def handle_batch(self, batch: list[Any], tx: sqlite3.Connection) -> None:
+            self.sizes.append(len(batch))
+            for received in batch:
+                super().handle(received, tx)
+            if any(received.event.amount == BAD for received in batch):
+                raise ValueError("666 is no amount")
+
+    async with new_system() as system:
+        deposits = Deposits(system)
+        accounts = [f"account-{number}" for number in range(1_000)]
+        for number, account in enumerate(accounts):
+            await deposits.add(BAD if number == 617 else 1, account=account)
+        last = await deposits.add(5, account="account-617")
+        runner = system.project(Batched(SQLiteView(path)))
+        await runner.wait_for(last, timeout=60)
+        assert (runner.status.handled, runner.status.parked) == (999, 2)
+        assert set(balances_in(path)) == set(accounts) - {"account-617"}
+        assert Batched.sizes[:2] == [400, 400]
+        # 400, 200, 100, ..., 1, and the parts beside them.
+        assert len(Batched.sizes) <= 2 + 2 * 9 + 2
+        with looking(path) as view:
+            seen = view.execute("SELECT seq FROM seen ORDER BY seq").fetchall()
+        assert len(seen) == 999
+
+
 async def test_a_commit_that_fails_for_one_event_is_halved_until_that_is_found(
     new_system: NewSystem, path: Path
 ) -> None:

@@ -292,11 +292,23 @@ async def test_a_handler_and_its_view_have_to_fit(new_system: NewSystem, path: P
         async def handle(self, received: Any, tx: Any = None) -> None:  # type: ignore[override]
             """Does nothing."""
 
+    class Batched(Balances):
+        def handle_batch(self, batch: Any, tx: Any) -> None:
+            """Does nothing."""
+
+    class AsyncBatched(Balances):
+        async def handle_batch(self, batch: Any, tx: Any) -> None:
+            """Does nothing."""
+
     async with new_system() as system:
         with pytest.raises(InvalidProjection, match="into a view, handle is a plain function"):
             system.project(Asynchronous(SQLiteView(path)))
         with pytest.raises(InvalidProjection, match="without a view, handle is a coroutine"):
             system.project(Balances())
+        with pytest.raises(InvalidProjection, match="handle_batch writes a view"):
+            system.project(Batched())
+        with pytest.raises(InvalidProjection, match="handle_batch is a plain function"):
+            system.project(AsyncBatched(SQLiteView(path)))
         with pytest.raises(InvalidProjection, match="a view is a SQLiteView or a PostgresView"):
             system.project(Balances(path))  # type: ignore[arg-type]
         with pytest.raises(InvalidProjection, match="an instance of Projection"):
