@@ -209,14 +209,14 @@ def enable_interrupts(function: FunctionT) -> FunctionT:
 
 
 def enable_interrupts_in_methods(kind: type, names: Iterable[str]) -> None:
-    """Undo `shield_from_interrupts` for these methods of a class, decorated ones too."""
+    """Undo `shield_from_interrupts` for methods of a class, decorated ones too, of users'."""
     if running_trio() is None or kind in _interruptible:
         return
     for name in names:
         function = getattr(kind, name, None)
         while function is not None:
-            # Trio marks code, not calls.
-            if isinstance(function, FunctionType):
+            # Trio marks code, not calls: what is Papyra's own runs elsewhere, too.
+            if isinstance(function, FunctionType) and not _is_own(function):
                 enable_interrupts(function)
             function = getattr(function, "__wrapped__", None)
     _interruptible.add(kind)
@@ -227,7 +227,7 @@ def shield_methods_from_interrupts(*kinds: type) -> None:
     if running_trio() is None:
         return
     for base in {base: None for kind in kinds for base in kind.__mro__}:
-        if base in _shielded or not base.__module__.startswith("papyra."):
+        if base in _shielded or not _is_own(base):
             continue
         for attribute in vars(base).values():
             # Trio marks code, and what decorates others is not theirs alone.
@@ -235,6 +235,10 @@ def shield_methods_from_interrupts(*kinds: type) -> None:
             if isinstance(function, FunctionType):
                 shield_from_interrupts(function)
         _shielded.add(base)  # last: it may be interrupted itself
+
+
+def _is_own(defined: type | FunctionType) -> bool:
+    return (defined.__module__ or "").startswith("papyra.")
 
 
 def cancel_groups_left_open() -> None:
