@@ -2,8 +2,7 @@
 
 Without that variable, tests run on fewer event loops, commands are carried out by the tests or by
 forks of them, and what is tried at random or step by step is tried less often. The variables of
-single files, which their docstrings name, count before it. With ``PAPYRA_FORKS=1`` commands are
-forks in any case.
+single files, which their docstrings name, count before it.
 """
 
 from __future__ import annotations
@@ -12,15 +11,11 @@ import os
 from collections.abc import Iterable
 from typing import TypeVar
 
-__all__ = ("CALLS", "CI", "FORKS", "STEP", "count", "some")
+__all__ = ("CI", "STEP", "count", "some")
 
 T = TypeVar("T")
 
 CI = bool(os.environ.get("PAPYRA_CI"))
-#: Whether commands are forks of the tests, which start no Python.
-FORKS = not CI or bool(os.environ.get("PAPYRA_FORKS"))
-#: Whether the process of the tests carries out those commands that need no process of their own.
-CALLS = not CI and not os.environ.get("PAPYRA_FORKS")
 #: Every how many-th step is tried where in CI each is.
 STEP = 1 if CI else 13
 

@@ -28,7 +28,7 @@ from papyra.persistence import PersistedAudit, PersistedDeadLetter, PersistedEve
 from papyra.persistence.backends.base import PersistenceBackend
 from tests.cli import calls, forks, halting, many
 from tests.conftest import kind_for
-from tests.extent import CALLS, CI, FORKS
+from tests.extent import CI
 from tests.redis_server import RedisServer, any_binary
 
 #: Of stores. In CI, each test runs on all of them; elsewhere on one, and others on another.
@@ -125,7 +125,7 @@ class Command:
         self, *arguments: object, env: Mapping[str, str] | None = None, **options: Any
     ) -> Done:
         """Call it with its output piped, as another program does."""
-        if CALLS and self.program == PROGRAM and not (env or options) and calls.can_call():
+        if not CI and self.program == PROGRAM and not (env or options) and calls.can_call():
             words = [str(argument) for argument in arguments]
             return Done(*calls.call(words, directory=self.home, env=self.environment({})))
         return self._run(
@@ -164,7 +164,7 @@ class Command:
         program: Callable[[], None] | None = None,
     ) -> Callable[[], None] | None:
         """Return what has a fork become the command, unless that needs a Python of its own."""
-        if not FORKS or not (self.program == PROGRAM or self.told) or _is_of_python(env):
+        if CI or not (self.program == PROGRAM or self.told) or _is_of_python(env):
             return None
         words = [*self.told, *(str(argument) for argument in arguments)]
         main = halting.main if self.told else papyra_cli.main
@@ -254,7 +254,7 @@ def _is_of_python(env: Mapping[str, str]) -> bool:
 
 @pytest.fixture(scope="session")
 def imported() -> None:
-    if FORKS:
+    if not CI:
         forks.import_everything()
 
 
