@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dis
 import gc
 import os
 import signal
@@ -43,7 +44,8 @@ class InterruptAtLine:
     def _trace(self, frame: FrameType, event: str, _: object) -> Any:
         if not self._numbers:
             return None
-        if event == "line":
+        # Python looks for signals at no such instruction, and no `try` holds its own.
+        if event == "line" and frame.f_code.co_code[frame.f_lasti] != dis.opmap["NOP"]:
             if self._count == self._numbers[-1]:
                 self._numbers.pop()
                 self.where.append(f"{frame.f_code.co_filename}:{frame.f_lineno}")
