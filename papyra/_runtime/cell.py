@@ -165,8 +165,9 @@ def spawn(
     parent.children.add(cell)
     try:
         runtime.launch(cell)
-    except BaseException:  # outside of the event loop, for one
-        if not cell.is_launched:
+    except BaseException as error:  # outside of the event loop, for one
+        # A second Ctrl-C, which asyncio raises anywhere, may have struck behind the launch.
+        if not (isinstance(error, KeyboardInterrupt) and cell.is_launched):
             parent.children.remove(cell)
         raise
     cell.counters.actors += 1

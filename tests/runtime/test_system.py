@@ -705,3 +705,18 @@ async def test_a_system_that_cancels_many_actors_names_the_first_of_them_in_its_
     (line,) = (record.getMessage() for record in caplog.records if "in time" in record.msg)
     assert line.count("s/Sleeper-") == 20
     assert line.endswith(" and 80 others")
+
+
+async def test_a_name_is_free_again_where_its_actor_could_not_be_launched(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def launch(cell: Any) -> None:
+        cell.run().close()
+        raise RuntimeError("no room for a task")
+
+    async with ActorSystem("world") as system:
+        with monkeypatch.context() as patched:
+            patched.setattr(system._runtime, "launch", launch)
+            with pytest.raises(RuntimeError, match="no room"):
+                system.spawn(Echo, name="echo")
+        assert await system.spawn(Echo, name="echo").ask("hello") == "hello"
