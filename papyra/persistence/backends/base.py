@@ -412,7 +412,6 @@ class PersistenceBackend(PersistenceVerbs, PersistenceMetricsMixin):
         await raise_if_cancelled()  # whatever has struck meanwhile
 
     async def __aenter__(self) -> Self:
-        shield_methods_from_interrupts(type(self))
         self._session.reopen()
         await self.flush()
         return self
