@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import dis
 import gc
+import itertools
 import os
 import signal
 import sys
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -18,7 +19,7 @@ import papyra
 from tests.conftest import LOOPS
 from tests.extent import CI
 
-__all__ = ("SHARES", "STRIDE", "InterruptAtLine", "collect", "run")
+__all__ = ("SHARES", "STRIDE", "at_lines", "run")
 
 #: Every how many-th line is tried, a part of them in each of so many tests.
 STRIDE = 40 if "PAPYRA_INTERRUPTS" in os.environ else 1000 if CI else 2000
@@ -69,6 +70,18 @@ def run(loop: str, function: Callable[[], Awaitable[object]], interrupt: Interru
     raise KeyboardInterrupt
 
 
-def collect() -> None:
-    """Have what was cut short say so now, and in no other test."""
-    gc.collect()
+def at_lines(
+    share: int, stride: int = STRIDE, *, again: Callable[[int], int] | None = None
+) -> Iterator[InterruptAtLine]:
+    """Yield a Ctrl-C at each `stride`-th line, or a share of them, up to one that never strikes.
+
+    `again` says behind how many more lines the second one of each follows.
+    """
+    for number in itertools.count(share * stride // SHARES, stride):
+        numbers = (number,) if again is None else (number, number + again(number))
+        interrupt = InterruptAtLine(*numbers)
+        yield interrupt
+        if not interrupt.where:
+            break
+    assert number > stride
+    gc.collect()  # what was cut short says so now, and in no other test

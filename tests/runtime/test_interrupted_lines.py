@@ -23,7 +23,7 @@ from papyra.persistence.backends.memory import InMemoryPersistence
 from papyra.projections import Projection
 from tests.conftest import LOOPS
 from tests.extent import CI
-from tests.interrupts import SHARES, STRIDE, InterruptAtLine, collect, run
+from tests.interrupts import SHARES, at_lines, run
 
 CASES = (
     [*itertools.product(LOOPS, ["memory", "json"])]
@@ -156,18 +156,14 @@ class World:
 def test_ctrl_c_at_any_line_stops_a_system_in_order(
     loop: str, kind: str, share: int, tmp_path: Path
 ) -> None:
-    for number in itertools.count(share * STRIDE // SHARES, STRIDE):
+    for number, interrupt in enumerate(at_lines(share)):
         store: PersistenceBackend = InMemoryPersistence()
         if kind == "json":
             store = JsonFilePersistence(tmp_path / f"{number}.ndjson", fsync="no")
-        world, interrupt = World(store), InterruptAtLine(number)
+        world = World(store)
         with pytest.raises(KeyboardInterrupt):
             run(loop, world.live, interrupt)
         anyio.run(world.check)
-        if not interrupt.where:
-            break
-    assert number > STRIDE
-    collect()
 
 
 @pytest.mark.filterwarnings(
@@ -178,10 +174,10 @@ def test_ctrl_c_at_any_line_stops_a_system_in_order(
 def test_a_second_ctrl_c_at_any_line_ends_a_system_and_keeps_what_was_acknowledged(
     loop: str, share: int, tmp_path: Path
 ) -> None:
-    for number in itertools.count(share * STRIDE // SHARES, STRIDE):
+    interrupts = at_lines(share, again=lambda number: 1 + number % 97)
+    for number, interrupt in enumerate(interrupts):
         path, copy = tmp_path / f"{number}.ndjson", tmp_path / f"{number}.copy"
         world = World(JsonFilePersistence(path, fsync="no"))
-        interrupt = InterruptAtLine(number, number + 1 + number % 97)
         # asyncio raises the second one anywhere, and what it says then is its own.
         with pytest.raises((KeyboardInterrupt, BaseExceptionGroup, RuntimeError)):
             run(loop, world.live, interrupt)
@@ -190,7 +186,3 @@ def test_a_second_ctrl_c_at_any_line_ends_a_system_and_keeps_what_was_acknowledg
             shutil.copy(path, copy)
             world.store = JsonFilePersistence(copy)
             anyio.run(world.check_kept)
-        if not interrupt.where:
-            break
-    assert number > STRIDE
-    collect()

@@ -20,7 +20,7 @@ from papyra.persistence.backends.rotating import RotatingFilePersistence
 from papyra.persistence.backends.sqlite import SQLitePersistence
 from tests.conftest import LOOPS
 from tests.extent import CI
-from tests.interrupts import SHARES, STRIDE, InterruptAtLine, collect, run
+from tests.interrupts import SHARES, STRIDE, at_lines, run
 
 KINDS: dict[str, Callable[[Path], PersistenceBackend]] = {
     "memory": lambda path: InMemoryPersistence(),
@@ -28,8 +28,6 @@ KINDS: dict[str, Callable[[Path], PersistenceBackend]] = {
     "rotating": lambda path: RotatingFilePersistence(path, fsync="no"),
     "sqlite": SQLitePersistence,
 }
-#: A tenth of the lines of a system.
-STEP = STRIDE // 10
 CASES = (
     [*itertools.product(LOOPS, KINDS)]
     if CI
@@ -74,12 +72,9 @@ class Use:
 def test_ctrl_c_at_any_line_leaves_a_store_closed_and_what_was_acknowledged_in_it(
     loop: str, kind: str, share: int, tmp_path: Path
 ) -> None:
-    for number in itertools.count(share * STEP // SHARES, STEP):
-        use, interrupt = Use(KINDS[kind](tmp_path / str(number))), InterruptAtLine(number)
+    # A store takes a tenth of the lines of a system.
+    for number, interrupt in enumerate(at_lines(share, STRIDE // 10)):
+        use = Use(KINDS[kind](tmp_path / str(number)))
         with pytest.raises(KeyboardInterrupt):
             run(loop, use.do, interrupt)
         anyio.run(use.check)
-        if not interrupt.where:
-            break
-    assert number > STEP
-    collect()
